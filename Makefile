@@ -1,0 +1,60 @@
+# Coview: embed images once with frozen foundation models, then co-train probes on the cache.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo extract train test test-all lint lock check-gpu clean
+SHELL := /bin/bash
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.ready
+
+NAMES := VIEW VIEWS DATA WEIGHTS LABELS METHOD SEEDS DEVICE GPUS CACHE RUN ARGS
+# Only what stands on the command line counts: a DATA or RUN that happens to be in the shell's environment does not.
+given = $(filter command,$(origin $1))
+flag = $(if $(call given,$1),--$2 "$$$1")
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(call given,$(name)),$(name)))
+check = $(PYTHON) -m cache_specs.make $@ $(GIVEN)
+SHARED = $(call flag,DATA,data) $(call flag,DEVICE,device) $(call flag,GPUS,gpus) $(call flag,CACHE,cache)
+
+help:  ## show this help
+	@echo "Coview. The two commands:  make demo   make test"; echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/' | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+	@echo; echo "  names: $(NAMES)"
+	@echo "  all settings: $(PYTHON) -m extract --help,  $(PYTHON) -m train --help; pass them on with ARGS='--batch 256'"
+
+setup: $(STAMP)  ## make .venv with everything in it (done by itself where it is needed)
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -x $(PYTHON) || $${PYTHON3:-python3} -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(f"Coview needs Python 3.11 or newer, this is {sys.version.split()[0]}; type: PYTHON3=python3.12 make setup" * (sys.version_info < (3, 11)))'
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check uv
+	$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --requirements requirements.lock
+	$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --no-deps --editable .
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## the whole pipeline on bundled images: extract two views, train, print a table
+	@$(PYTHON) -m extract --view tiny-clip --data digits
+	@$(PYTHON) -m extract --view tiny-dinov2 --data digits
+	@$(PYTHON) -m train --views tiny-clip,tiny-dinov2 --data digits --labels 3 --seeds 0..4 --run demo
+
+extract: $(STAMP)  ## embed images:  make extract VIEW=clip DATA=photos/  [WEIGHTS= DEVICE= GPUS= CACHE= ARGS=]
+	@$(check) && $(PYTHON) -m extract $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(SHARED) $(ARGS)
+
+train: $(STAMP)  ## train probes:  make train VIEWS=clip,dinov2 DATA=photos/  [LABELS= METHOD= SEEDS= DEVICE= GPUS= CACHE= RUN= ARGS=]
+	@$(check) && $(PYTHON) -m train $(call flag,VIEWS,views) $(call flag,LABELS,labels) $(call flag,METHOD,method) $(call flag,SEEDS,seeds) \
+		$(call flag,RUN,run) $(SHARED) $(ARGS)
+
+test: $(STAMP)  ## lint and test, in minutes
+	@$(VENV)/bin/ruff check --quiet . && $(PYTHON) -m pytest -m "not many" -q $(ARGS)
+
+test-all: $(STAMP)  ## everything, with many trials of the fault injection
+	@$(VENV)/bin/ruff check --quiet . && $(PYTHON) -m pytest -q $(ARGS)
+
+check-gpu: $(STAMP)  ## the checks that need a CUDA GPU, in one call
+	@$(PYTHON) tools/check_gpu.py
+
+lock: $(STAMP)  ## renew requirements.lock from pyproject.toml
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --all-extras pyproject.toml -o requirements.lock
+
+clean:  ## remove .venv and caches of tools; embeddings and runs stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,111 @@
+"""Writing that survives a kill and a power cut: temp file, fsync, rename, fsync of the folder.
+
+Every I/O step passes `fault(point)`. Tests set COVIEW_FAULT in the environment of a child process:
+
+    COVIEW_FAULT=kill:17                 SIGKILL at the 17th point passed, counted from 1
+    COVIEW_FAULT=ENOSPC:3                raise OSError(ENOSPC) at the 3rd
+    COVIEW_FAULT=kill:1:commit.rename    ... at the 1st whose name ends so
+    COVIEW_FAULT=log:/tmp/points         append each name to a file (to enumerate them)
+"""
+
+import contextlib
+import errno
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from cache_specs.errors import StorageError
+
+_passed = 0
+
+
+def fault(point: str) -> None:
+    """A named step of I/O. Does nothing unless COVIEW_FAULT asks for a failure here."""
+    plan = os.environ.get("COVIEW_FAULT")
+    if not plan:
+        return
+    global _passed
+    action, where, *suffix = plan.split(":")
+    if action == "log":
+        with open(where, "a") as file:
+            file.write(point + "\n")
+        return
+    if suffix and not point.endswith(suffix[0]):
+        return
+    _passed += 1
+    if _passed == int(where):
+        if action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(getattr(errno, action), f"injected {action} at {point}")
+
+
+def fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> Path:
+    """Create `folder` and its parents, each recorded durably in its own parent."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        fsync_folder(folder.parent)
+    return folder
+
+
+def write(path: Path, data: bytes | memoryview, point: str) -> None:
+    """Write `data` to `path` so that a reader sees either nothing (or the old file) or all of it, also after a power cut.
+
+    The temp file is `.NAME.tmp` beside it; one writer owns a path, so a leftover is simply overwritten or swept.
+    Raises StorageError with the path and the cause when the disk is full, read-only or failing.
+    """
+    temp = path.with_name(f".{path.name}.tmp")
+    data = memoryview(data)
+    try:
+        fault(f"{point}.open")
+        handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            half = len(data) // 2
+            _write_all(handle, data[:half])
+            fault(f"{point}.half")
+            _write_all(handle, data[half:])
+            fault(f"{point}.fsync")
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        fault(f"{point}.rename")
+        os.rename(temp, path)
+        fault(f"{point}.folder")
+        fsync_folder(path.parent)
+        fault(f"{point}.done")
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temp.unlink()
+        raise StorageError(f"cannot write {path}: {error.strerror or error}. What is committed is safe; make room or mend the disk, "
+                           "then run the same command again: it goes on from here.") from error
+
+
+def _write_all(handle: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(handle, data):]
+
+
+def write_json(path: Path, value: Any, point: str) -> None:
+    """`write` for JSON: sorted keys, NaN refused, a newline at the end."""
+    write(path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode(), point)
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte string of a value that is hashed: sorted keys, no blanks, UTF-8, NaN refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+
+
+def sweep(folder: Path) -> None:
+    """Remove temp files that a killed writer left below `folder`. Only the holder of the folder's lock may call this."""
+    for leftover in folder.rglob(".*.tmp"):
+        leftover.unlink(missing_ok=True)

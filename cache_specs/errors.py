@@ -1,0 +1,62 @@
+"""What can go wrong, as types. Each error carries the exit code of the process and says what to type next.
+
+    0 ok, 2 usage, 3 data quality, 4 storage, 5 integrity, 6 stale or mismatched, 7 a rank died, 75 pre-empted (resume me)
+"""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class CoviewError(Exception):
+    """What was found, what was expected, and what to type next; `exit_code` is the process's exit status."""
+
+    exit_code = 1
+
+
+class UsageError(CoviewError):
+    exit_code = 2
+
+
+class DataQualityError(CoviewError):
+    exit_code = 3
+
+
+class StorageError(CoviewError):
+    exit_code = 4
+
+
+class IntegrityError(CoviewError):
+    exit_code = 5
+
+
+class StaleError(CoviewError):
+    exit_code = 6
+
+
+class RankDiedError(CoviewError):
+    exit_code = 7
+
+
+class PreemptedError(CoviewError):
+    exit_code = 75
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """`; did you mean 'clip'` for a near miss, otherwise `; there is: …`, to be appended to what was not found."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}" if near else f"; there is: {', '.join(choices) or 'nothing yet'}"
+
+
+def run_cli(main: Callable[[], None]) -> int:
+    """Run a command; an expected error becomes one message on stderr and its exit code, without a traceback."""
+    try:
+        main()
+    except CoviewError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: what is finished is kept; the same command goes on from there", file=sys.stderr, flush=True)
+        return 130
+    return 0

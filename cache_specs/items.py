@@ -1,0 +1,164 @@
+"""A dataset's item list: which images, in which order, with which labels. Written once per dataset as Parquet.
+
+    cache/<dataset>-<fp8>/items.parquet     row, key, label, label_name, split, bytes, sha256      rows in byte order of the key
+    cache/<dataset>-<fp8>/dataset.json      name, adapter, classes, rows, fingerprint
+
+The fingerprint covers the ordered keys and the content hashes, and is stamped into every view. Labels live here only:
+they may change (label -1 is "unknown") without making any embedding stale.
+"""
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache_specs import durable
+from cache_specs.errors import IntegrityError, StaleError, UsageError, did_you_mean
+
+SPLITS = ("", "train", "val", "test", "unlabelled")
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """N items. keys: N str, byte order; label: (N,) int32, -1 unknown; split: N of SPLITS; size: (N,) int64 bytes, 0 if unreadable;
+    sha256: N hex strings, empty if unreadable; classes: C label names, class c = classes[c]."""
+
+    name: str
+    adapter: str
+    keys: list[str]
+    label: np.ndarray
+    split: list[str]
+    size: np.ndarray
+    sha256: list[str]
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over `key NUL content-hash newline` in row order."""
+        digest = hashlib.sha256()
+        for key, sha in zip(self.keys, self.sha256, strict=True):
+            digest.update(f"{key}\0{sha}\n".encode())
+        return digest.hexdigest()
+
+    @property
+    def folder_name(self) -> str:
+        return f"{self.name}-{self.fingerprint[:8]}"
+
+
+def class_index(names: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Label names (empty: unknown) -> ((N,) int32 labels, sorted class names). Names that are all integers sort as numbers."""
+    distinct = {name for name in names if name}
+    numeric = all(name.isascii() and name.isdigit() for name in distinct)
+    classes = sorted(distinct, key=(lambda name: (int(name), name)) if numeric else str.encode)
+    index = {name: number for number, name in enumerate(classes)} | {"": -1}
+    return np.array([index[name] for name in names], np.int32), classes
+
+
+def write_items(cache: Path, items: Items) -> Path:
+    """Write the item list under `cache` and return the dataset's folder. Byte-identical input gives byte-identical files.
+
+    A folder of the same name with other images is refused (StaleError), naming the first differing row. New labels or splits
+    for the same images replace the old ones.
+    """
+    folder = cache / items.folder_name
+    for other in dataset_folders(cache, items.name):
+        if other != folder:
+            _refuse_changed(read_items(other), items, other)
+    table = _parquet(items)
+    record = {"format": FORMAT, "name": items.name, "adapter": items.adapter, "rows": len(items), "classes": items.classes,
+              "fingerprint": items.fingerprint, "items_sha256": hashlib.sha256(table).hexdigest()}
+    durable.make_folder(folder)
+    if not _is_written(folder, record, table):
+        durable.write(folder / "items.parquet", table, "items")
+        durable.write_json(folder / "dataset.json", record, "dataset")
+    return folder
+
+
+def read_items(folder: Path) -> Items:
+    """Read and check an item list: its fingerprint must be the one recorded beside it. Raises IntegrityError."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        record = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        data = (folder / "items.parquet").read_bytes()
+        table = pq.read_table(io.BytesIO(data))
+        items = Items(record["name"], record["adapter"], table["key"].to_pylist(), table["label"].to_numpy(), table["split"].to_pylist(),
+                      table["bytes"].to_numpy(), table["sha256"].to_pylist(), record["classes"])
+        found, version = hashlib.sha256(data).hexdigest(), record["format"]
+        expected, fingerprint, rows = record["items_sha256"], record["fingerprint"], record["rows"]
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise IntegrityError(f"the item list in {folder} cannot be read ({error}); run `make extract` on the dataset again") from error
+    if version != FORMAT:
+        raise StaleError(f"{folder} has format {version}, this version reads {FORMAT}; run `make extract` into another CACHE")
+    if found != expected or items.fingerprint != fingerprint or folder.name != items.folder_name or len(items) != rows:
+        raise IntegrityError(f"{folder / 'items.parquet'} is damaged: sha256 {found[:12]}, expected {expected[:12]}; "
+                             "run `make extract` on the dataset again")
+    return items
+
+
+def dataset_folders(cache: Path, name: str) -> list[Path]:
+    """The item lists of the dataset called `name` (one, unless somebody copied folders about)."""
+    return sorted(path.parent for path in cache.glob("*/dataset.json") if path.parent.name.rpartition("-")[0] == name)
+
+
+def find_dataset(cache: Path, data: str) -> Path:
+    """The cached dataset that `DATA=data` names: a folder's or file's base name, a bundled name, or the cache folder's own name."""
+    name = dataset_name(data)
+    found = dataset_folders(cache, name) or [path.parent for path in cache.glob("*/dataset.json") if path.parent.name == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise StaleError(f"{cache} holds {len(found)} item lists called {name!r}: {', '.join(path.name for path in found)}. "
+                         f"Name one: DATA={found[0].name}")
+    known = sorted({path.parent.name.rpartition("-")[0] for path in cache.glob("*/dataset.json")})
+    raise UsageError(f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}. Embed it first: make extract VIEW=… DATA={data}")
+
+
+def dataset_name(data: str) -> str:
+    """photos/ -> photos; /data/list.csv -> list; torchvision:MNIST -> MNIST. Characters that do not suit a folder name become '-'."""
+    base = data.split(":", 1)[1] if data.startswith("torchvision:") else Path(data).resolve().name if "/" in data or data == "." else data
+    base = base.rsplit(".", 1)[0] if base.endswith((".csv", ".parquet")) else base
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in base).lstrip(".-") or "data"
+
+
+def _is_written(folder: Path, record: dict[str, Any], table: bytes) -> bool:
+    try:
+        return json.loads((folder / "dataset.json").read_text()) == record and (folder / "items.parquet").read_bytes() == table
+    except (OSError, ValueError):
+        return False
+
+
+def _refuse_changed(old: Items, new: Items, folder: Path) -> None:
+    pairs = enumerate(zip(zip(old.keys, old.sha256, strict=True), zip(new.keys, new.sha256, strict=True), strict=False))
+    row = next((row for row, (a, b) in pairs if a != b), min(len(old), len(new)))
+    was = old.keys[row] if row < len(old) else "(nothing)"
+    now = new.keys[row] if row < len(new) else "(nothing)"
+    change = f"content of {was}" if was == now else f"{was} -> {now}"
+    raise StaleError(f"the images of {new.name!r} changed since they were embedded ({len(old)} -> {len(new)} items): first difference "
+                     f"in row {row}: {change}. To keep both, embed the new ones under another name: ARGS='--name {new.name}-2'. "
+                     f"To forget the old ones, delete {folder}")
+
+
+def _parquet(items: Items) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = [items.classes[label] if label >= 0 else "" for label in items.label]
+    table = pa.table({
+        "row": pa.array(np.arange(len(items)), pa.int64()), "key": pa.array(items.keys, pa.string()),
+        "label": pa.array(items.label, pa.int32()), "label_name": pa.array(names, pa.string()),
+        "split": pa.array(items.split, pa.string()), "bytes": pa.array(items.size, pa.int64()),
+        "sha256": pa.array(items.sha256, pa.string()),
+    })
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()

@@ -1,0 +1,21 @@
+"""What `make` was given on its command line, checked before anything starts: `python -m cache_specs.make extract VIEW DATA`."""
+
+import sys
+
+from cache_specs.errors import UsageError, did_you_mean, run_cli
+
+COMMON = ("DATA", "DEVICE", "GPUS", "CACHE", "ARGS")
+TARGETS = {"extract": (("VIEW", "WEIGHTS", *COMMON), "make extract VIEW=clip DATA=photos/"),
+           "train": (("VIEWS", "LABELS", "METHOD", "SEEDS", "RUN", *COMMON), "make train VIEWS=clip,dinov2 DATA=photos/")}
+
+
+def check(target: str, given: list[str]) -> None:
+    """Raise UsageError for a name that the target does not take, with the nearest one and the right command."""
+    names, example = TARGETS[target]
+    for name in given:
+        if name not in names:
+            raise UsageError(f"make {target} takes no {name}{did_you_mean(name, names)}. Type: {example}   (names: {', '.join(names)})")
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(lambda: check(sys.argv[1], sys.argv[2:])))

@@ -1,0 +1,31 @@
+"""The command line of `python -m extract`: one flat frozen dataclass. None of these can change an embedding's meaning (see spec.py)."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """Embed every image of a data set once with one frozen foundation model, into a Zarr cache. A finished view is not computed again."""
+
+    view: str = ""
+    """name of a view (cache_specs/*.toml), or the path of a TOML file of your own"""
+    data: str = ""
+    """a folder of images, a .csv or .parquet table, torchvision:NAME, or digits"""
+    weights: str | None = None
+    """local weights instead of the hub's: a folder, or one .safetensors file"""
+    cache: str = "cache"
+    """where the embeddings go"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    gpus: int = 1
+    """this many processes, each on its own GPU (on the CPU without one), share the shards"""
+    batch: int = 64
+    """images per forward pass; recorded, and kept when an unfinished view is resumed"""
+    workers: int = -1
+    """decode processes for each GPU; -1 chooses, 0 decodes in the main process"""
+    shard_rows: int = 0
+    """rows per shard; 0 chooses 4096 (512 for tiny sets); a killed run loses at most one shard"""
+    name: str | None = None
+    """the data set's name in the cache; default: the folder's or file's"""
+    root: str = "data"
+    """where torchvision data sets lie"""

@@ -1,0 +1,230 @@
+"""Dataset adapters: DATA=… -> keys, labels, splits and the bytes of each image.
+
+    DATA=digits                 scikit-learn's 1,797 scanned digits (bundled, no download)
+    DATA=photos/                class/img.jpg, or train|val|test|unlabelled/class/img.jpg, or just images
+    DATA=list.csv               a table (CSV or Parquet) with the columns path[, label][, split]; paths are relative to the table
+    DATA=torchvision:MNIST      a torchvision classification data set by its class name, already downloaded below ROOT
+
+A new kind of data set is one more function in ADAPTERS. `read(i)` gives item i's encoded bytes or raises OSError; it is picklable.
+"""
+
+import csv
+import hashlib
+import io
+import itertools
+import os
+import stat
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache_specs.errors import UsageError, did_you_mean
+from cache_specs.items import SPLITS, Items, class_index, dataset_name
+
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+                 "unlabelled": "unlabelled", "unlabeled": "unlabelled"}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """N images: keys (unique), label names ('' = unknown), splits ('' = not given), and `read(i) -> bytes`."""
+
+    name: str
+    adapter: str
+    keys: Sequence[str]
+    labels: Sequence[str]
+    splits: Sequence[str]
+    read: Callable[[int], bytes]
+
+
+def open_dataset(data: str, root: Path, name: str | None = None) -> Dataset:
+    """The data set that `DATA=data` names. Raises UsageError when there is none, or nothing in it."""
+    if data.startswith("torchvision:"):
+        adapter = "torchvision"
+    elif data == "digits":
+        adapter = "digits"
+    elif Path(data).is_dir():
+        adapter = "folder"
+    elif data.endswith((".csv", ".parquet")):
+        adapter = "table"
+    else:
+        raise UsageError(f"DATA={data}: there is no such folder{did_you_mean(data, ['digits'])}. "
+                         "DATA may be a folder of images, a .csv or .parquet table, torchvision:NAME, or digits")
+    keys, labels, splits, read = ADAPTERS[adapter](data, root)
+    order = sorted(range(len(keys)), key=lambda i: keys[i].encode("utf-8", "surrogateescape"))
+    doubles = [keys[a] for a, b in itertools.pairwise(order) if keys[a] == keys[b]]
+    if doubles:
+        raise UsageError(f"DATA={data}: the key {doubles[0]!r} stands there twice; each image may be listed once")
+    return Dataset(name or dataset_name(data), adapter, [keys[i] for i in order], [labels[i] for i in order],
+                   [splits[i] for i in order], Reordered(read, np.array(order)))
+
+
+def build_items(dataset: Dataset, tick: Callable[[int], None] = lambda n: None) -> Items:
+    """Read every image once and hash it. An unreadable one gets size 0 and an empty hash. `tick(1)` is called per image."""
+
+    def digest(i: int) -> tuple[int, str]:
+        try:
+            data = dataset.read(i)
+        except OSError:
+            return 0, ""
+        finally:
+            tick(1)
+        return len(data), hashlib.sha256(data).hexdigest()
+
+    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
+        found = list(pool.map(digest, range(len(dataset.keys))))
+    label, classes = class_index(list(dataset.labels))
+    return Items(dataset.name, dataset.adapter, list(dataset.keys), label, list(dataset.splits), np.array([size for size, _ in found], np.int64),
+                 [sha for _, sha in found], classes)
+
+
+@dataclass(frozen=True)
+class Reordered:
+    read: Callable[[int], bytes]
+    order: np.ndarray
+
+    def __call__(self, i: int) -> bytes:
+        return self.read(int(self.order[i]))
+
+
+@dataclass(frozen=True)
+class ReadFiles:
+    paths: list[str]
+
+    def __call__(self, i: int) -> bytes:
+        handle = os.open(self.paths[i], os.O_RDONLY | os.O_NONBLOCK)       # never hang on a FIFO
+        with os.fdopen(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise OSError(f"{self.paths[i]} is not a regular file")
+            return file.read()
+
+
+@dataclass(frozen=True)
+class ReadArrays:
+    """Grey images (N, H, W) uint8 as binary PGM: a lossless file whose bytes depend on the pixels alone."""
+
+    images: np.ndarray
+
+    def __call__(self, i: int) -> bytes:
+        height, width = self.images[i].shape
+        return b"P5\n%d %d\n255\n" % (width, height) + self.images[i].tobytes()
+
+
+@dataclass(frozen=True)
+class ReadTorchvision:
+    """Images of torchvision data sets as binary PPM/PGM, whatever they are stored as."""
+
+    parts: list[Any]
+    where: list[tuple[int, int]]
+
+    def __call__(self, i: int) -> bytes:
+        part, index = self.where[i]
+        image, sink = self.parts[part][index][0], io.BytesIO()
+        (image if image.mode in ("L", "RGB") else image.convert("RGB")).save(sink, "PPM")
+        return sink.getvalue()
+
+
+def _digits(data: str, root: Path) -> tuple:
+    """Fixed splits: of each class 20 % test, 20 % val, the rest train, by a permutation with seed 0."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)          # published as 0..16
+    split = np.full(len(images), "train", object)
+    for digit in range(10):
+        rows = np.random.Generator(np.random.Philox(key=digit)).permutation(np.flatnonzero(bunch.target == digit))
+        fifth = len(rows) // 5
+        split[rows[:fifth]], split[rows[fifth:2 * fifth]] = "test", "val"
+    return [f"{i:04d}" for i in range(len(images))], [str(digit) for digit in bunch.target], split.tolist(), ReadArrays(images)
+
+
+def _folder(data: str, root: Path) -> tuple:
+    base, found = Path(data), []
+    for folder, folders, files in os.walk(base):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(folder, name).relative_to(base) for name in files if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+    if not found:
+        raise UsageError(f"DATA={data}: no image in this folder (looked for {', '.join(EXTENSIONS)}, at any depth)")
+    has_splits = all(path.parts[0].lower() in SPLIT_FOLDERS and len(path.parts) > 1 for path in found)
+    splits = [SPLIT_FOLDERS[path.parts[0].lower()] if has_splits else "" for path in found]
+    depth = 1 if has_splits else 0
+    labels = [path.parts[depth] if len(path.parts) > depth + 1 and split != "unlabelled" else ""
+              for path, split in zip(found, splits, strict=True)]
+    return [_text(path.as_posix()) for path in found], [_text(label) for label in labels], splits, ReadFiles([str(base / path) for path in found])
+
+
+def _table(data: str, root: Path) -> tuple:
+    path = Path(data)
+    if not path.is_file():
+        raise UsageError(f"DATA={data}: there is no such file")
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows, columns = list(reader), list(reader.fieldnames or [])
+    else:
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(path)
+        rows, columns = table.to_pylist(), table.column_names
+    for column in columns:
+        if column not in ("path", "label", "split"):
+            raise UsageError(f"{path}: unknown column {column!r}{did_you_mean(column, ['path', 'label', 'split'])}")
+    if "path" not in columns or not rows:
+        raise UsageError(f"{path}: a table needs a column 'path' and at least one row; found the columns {columns} and {len(rows)} rows")
+    keys = [str(row["path"]) for row in rows]
+    splits = [SPLIT_FOLDERS.get(str(row.get("split") or "").lower(), str(row.get("split") or "")) for row in rows]
+    for line, (key, split) in enumerate(zip(keys, splits, strict=True), 2):
+        if split not in SPLITS:
+            raise UsageError(f"{path}, row {line}: split {split!r}{did_you_mean(split, SPLITS[1:])}")
+        if ".." in Path(key).parts or Path(key).is_absolute():
+            raise UsageError(f"{path}, row {line}: the path {key!r} leaves the table's folder; paths are relative to it")
+    labels = ["" if split == "unlabelled" or row.get("label") in (None, "", -1, "-1") else str(row["label"])
+              for row, split in zip(rows, splits, strict=True)]
+    return keys, labels, splits, ReadFiles([str(path.parent / key) for key in keys])
+
+
+def _torchvision(data: str, root: Path) -> tuple:
+    import inspect
+
+    import torchvision.datasets as sets
+
+    name = data.split(":", 1)[1]
+    kinds = {key: kind for key, kind in vars(sets).items() if inspect.isclass(kind) and issubclass(kind, sets.VisionDataset)}
+    if name not in kinds:
+        raise UsageError(f"torchvision has no data set {name!r}{did_you_mean(name, kinds)}")
+    parameters = inspect.signature(kinds[name]).parameters
+    choices = [{"train": flag} for flag in (True, False)] if "train" in parameters else \
+        [{"split": split} for split in ("train", "val", "test")] if "split" in parameters else [{}]
+    parts, splits, failures = [], [], []
+    for choice in choices:
+        try:
+            parts.append(kinds[name](str(root), **choice))
+        except (RuntimeError, ValueError, OSError) as error:           # a split that this data set does not have, or no files
+            failures.append(error)
+        else:
+            splits.append(choice.get("split", "") if "train" not in choice else "train" if choice["train"] else "test")
+    if not parts:
+        raise UsageError(f"torchvision's {name} is not in {root}: {failures[0]} Download it once with:\n"
+                         f"  python -c \"import torchvision.datasets as d; d.{name}('{root}', download=True)\"")
+    where = [(part, i) for part, images in enumerate(parts) for i in range(len(images))]
+    labels = []
+    for images in parts:
+        targets = next((getattr(images, field) for field in ("targets", "_labels", "labels") if hasattr(images, field)), None)
+        numbers = [int(label) for label in targets] if targets is not None else [int(images[i][1]) for i in range(len(images))]
+        names = getattr(images, "classes", None)
+        labels += [str(names[number]) if names else str(number) for number in numbers]
+    keys = [f"{splits[part] or 'all'}/{i:08d}" for part, i in where]
+    return keys, labels, [splits[part] for part, _ in where], ReadTorchvision(parts, where)
+
+
+def _text(name: str) -> str:
+    """A file name as valid UTF-8; bytes that are not are shown as \\xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+ADAPTERS: dict[str, Callable[[str, Path], tuple]] = {"digits": _digits, "folder": _folder, "table": _table, "torchvision": _torchvision}

@@ -1,0 +1,69 @@
+"""The embed loop: images of the pending shards -> decode workers -> frozen model -> one whole shard at a time, committed.
+
+Batches never cross a shard's edge and the last one is padded, so a row's bytes depend on nothing but its shard. A killed run
+loses at most the shard it was computing; the next run goes on with the first uncommitted one and ends with the same bytes.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from cache_specs import store
+from cache_specs.spec import Preprocess
+from extract.backbones import Backbone
+from extract.images import NON_FINITE, OK, Batches
+from extract.progress import Progress
+
+
+def embed(view: store.View, backbone: Backbone, prep: Preprocess, read: Any, sha256: Sequence[str], shards: list[int], batch: int,
+          workers: int, device: str, progress: Progress) -> None:
+    """Embed `shards` of `view`, in order. `read(row) -> bytes` and `sha256[row]` describe the images; see extract/datasets.py."""
+    plan = [(shard, rows) for shard in shards for rows in batch_rows(*view.bounds(shard), batch)]
+    batches = Batches(read, sha256, prep, [rows for _, rows in plan], batch)
+    loader = DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=device.startswith("cuda"),
+                        multiprocessing_context="forkserver" if workers else None)
+    begun = time.monotonic()
+    for (shard, rows), (emb_BD, status_B) in zip(plan, embedded(loader, backbone, device), strict=True):
+        first, last = view.bounds(shard)
+        if rows.start == first:
+            emb_RD = np.full((view.rows, view.width), np.nan, np.float16)
+            status_R = np.zeros(view.rows, np.uint8)
+        place = slice(rows.start - first, rows.stop - first)
+        emb_RD[place], status_R[place] = emb_BD[:len(rows)], status_B[:len(rows)]
+        if rows.stop == last:
+            store.write_shard(view, shard, emb_RD, status_R, time.monotonic() - begun)
+            begun = time.monotonic()
+        progress.advance(len(rows))
+
+
+@torch.inference_mode()
+def embedded(loader: DataLoader, backbone: Backbone, device: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(B, D) float16 embeddings and (B,) uint8 status of each batch; the next batch is under way while one is handed out."""
+    ahead: tuple | None = None
+    for pixels, status in loader:
+        pixels = pixels.to(device, non_blocking=True)
+        launched = (backbone(pixels), pixels, status)
+        if ahead is not None:
+            yield finish(backbone, *ahead)
+        ahead = launched
+    if ahead is not None:
+        yield finish(backbone, *ahead)
+
+
+def finish(backbone: Backbone, emb_BD: torch.Tensor, pixels_BCHW: torch.Tensor, status_B: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Guard the storage type: a row that is not finite as float16 is computed again in float32; if it still is not, it gets a status."""
+    half, status = emb_BD.half().cpu().numpy(), status_B.numpy()
+    lost = ~np.isfinite(half).all(1) & (status == OK)
+    if lost.any():
+        half = np.where(lost[:, None], backbone(pixels_BCHW, exact=True).half().cpu().numpy(), half)
+        status = np.where(lost & ~np.isfinite(half).all(1), NON_FINITE, status).astype(np.uint8)
+    return np.where((status == OK)[:, None], half, np.float16(np.nan)), status
+
+
+def batch_rows(first: int, last: int, batch: int) -> list[range]:
+    """The rows [first, last) cut into ranges of at most `batch`."""
+    return [range(start, min(start + batch, last)) for start in range(first, last, batch)]

@@ -1,0 +1,94 @@
+"""Encoded bytes -> the pixels a model was trained to see, or a status that says why not.
+
+The pipeline is torchvision's v2 transforms, built from the five values of the spec; pixels stay uint8 until they are on the device.
+"""
+
+import functools
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import Dataset as TorchDataset
+from torchvision.transforms import v2
+
+from cache_specs.spec import Preprocess
+from cache_specs.store import STATUS
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MAX_PIXELS = 2**27              # of the file: 134 megapixels, 400 MB as RGB
+MAX_RESIZED = 2**25             # of the scaled image: a 1 x 20,000 strip would become 224 x 4,480,000
+OK, UNDECODABLE, TRUNCATED, MISSING, NON_FINITE, TOO_LARGE = range(len(STATUS))
+
+Image.init()                    # all of Pillow's plugins; FORMATS says which may be used
+Image.MAX_IMAGE_PIXELS = None   # Pillow only warns up to twice its limit; ours is checked before any pixel is decoded
+
+
+def decode(data: bytes, prep: Preprocess) -> tuple[torch.Tensor | None, int]:
+    """(3, crop, crop) uint8 and OK, or None and the status."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        scale = prep.resize / max(1, min(width, height))
+        resized = prep.resize**2 if prep.resize_rule == "squash" else width * height * scale**2
+        if width * height > MAX_PIXELS or resized > MAX_RESIZED:
+            return None, TOO_LARGE
+        rgb = _rgb(ImageOps.exif_transpose(image))
+    except Exception as error:      # Pillow raises nearly anything on a hostile file: OSError, SyntaxError, struct.error, ValueError …
+        return None, TRUNCATED if "truncated" in str(error).lower() else UNDECODABLE
+    return pipeline(prep)(rgb), OK
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """To 8-bit RGB as Pillow does it, except that 16- and 32-bit grey is scaled to 8 bits (Pillow would clip it to white)."""
+    if image.mode.startswith(("I", "F")):
+        grey = np.asarray(image, np.float32)
+        image = Image.fromarray((grey / (257 if grey.max(initial=0) > 255 else 1)).round().clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+@functools.cache
+def pipeline(prep: Preprocess) -> Callable[[Image.Image], torch.Tensor]:
+    """PIL image -> (3, crop, crop) uint8. Without antialias the scaling is done on the tensor: Pillow's always antialiases."""
+    size = [prep.resize, prep.resize] if prep.resize_rule == "squash" else prep.resize
+    resize = v2.Resize(size, interpolation=v2.InterpolationMode(prep.interpolation), antialias=prep.antialias)
+    steps = [resize, v2.PILToTensor()] if prep.antialias else [v2.PILToTensor(), resize]
+    return v2.Compose([*steps, v2.CenterCrop(prep.crop)])
+
+
+@dataclass(frozen=True)
+class Batches(TorchDataset):
+    """Map-style data set of whole batches: element b decodes the rows `rows[b]` into ((B, 3, S, S) uint8, (B,) uint8 status).
+
+    A batch shorter than B is padded with black images, so that every batch has one shape. The content hash of each file is
+    compared with the item list: a file that changed since it was listed is `missing`, never embedded under an old name.
+    """
+
+    read: Callable[[int], bytes]
+    sha256: Sequence[str]
+    prep: Preprocess
+    rows: list[range]
+    batch: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, b: int) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels_BCHW = torch.zeros(self.batch, 3, self.prep.crop, self.prep.crop, dtype=torch.uint8)
+        status_B = torch.zeros(self.batch, dtype=torch.uint8)
+        for place, row in enumerate(self.rows[b]):
+            try:
+                data = self.read(row)
+            except OSError:
+                data = None
+            if data is None or hashlib.sha256(data).hexdigest() != self.sha256[row]:
+                status_B[place] = MISSING
+                continue
+            pixels, status = decode(data, self.prep)
+            status_B[place] = status
+            if pixels is not None:
+                pixels_BCHW[place] = pixels
+        return pixels_BCHW, status_B

@@ -1,0 +1,99 @@
+"""What tests share: small real caches, and running the commands as a user would."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache_specs import store
+from cache_specs.items import Items, class_index, write_items
+from cache_specs.spec import load_spec
+
+ROOT = Path(__file__).parent.parent
+VIEW_TOML = """
+backend = "transformers"
+architecture = "Dinov2Model"
+output = "cls"
+width = {width}
+storage_dtype = "float16"
+compute_dtype = "float32"
+[weights]
+path = "none"
+files = ["config.json", "model.safetensors"]
+[preprocess]
+resize = 8
+resize_rule = "squash"
+crop = 8
+interpolation = "bicubic"
+antialias = true
+mean = [0.5, 0.5, 0.5]
+std = [0.5, 0.5, 0.5]
+"""
+
+
+def write_view(dataset: Path, toml: Path, emb_ND: np.ndarray, items_fingerprint: str, rows: int = 512, status: np.ndarray | None = None) -> store.View:
+    """A sealed view of given embeddings, through the production writer."""
+    spec = load_spec(str(toml))
+    view = store.create_view(dataset, spec.name, spec.declared(), "0" * 64, items_fingerprint, len(emb_ND), rows, {"batch": 1})
+    with store.writer_lock(view):
+        for shard in view.pending():
+            first, last = view.bounds(shard)
+            emb = np.full((rows, view.width), np.nan, np.float16)
+            state = np.zeros(rows, np.uint8)
+            emb[:last - first] = emb_ND[first:last]
+            if status is not None:
+                state[:last - first] = status[first:last]
+            store.write_shard(view, shard, emb, state, 0.0)
+        store.seal(view)
+    return view
+
+
+class Made:
+    """A cache of digits with cheap views: `pixels`, `edges` (oriented gradients) and, on request, `thirds` (block means)."""
+
+    def __init__(self, folder: Path, labels: list[str] | None = None, bad: list[int] | None = None) -> None:
+        from sklearn.datasets import load_digits
+
+        from extract.datasets import _digits
+
+        images = load_digits().images.astype(np.float32)
+        keys, names, splits, _ = _digits("digits", folder)
+        label, classes = class_index(labels or names)
+        self.items = Items("digits", "digits", keys, label, splits, np.ones(len(keys), np.int64), [f"{i:064x}" for i in range(len(keys))], classes)
+        self.cache = folder / "cache"
+        self.dataset = write_items(self.cache, self.items)
+        padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
+        edges = np.concatenate([padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]], 1).reshape(len(images), -1)
+        self.emb = {"pixels": images.reshape(len(images), -1), "edges": edges, "thirds": images.reshape(-1, 4, 2, 4, 2).mean((2, 4)).reshape(len(images), -1)}
+        self.tomls: dict[str, Path] = {}
+        for name, emb in self.emb.items():
+            self.tomls[name] = folder / f"{name}.toml"
+            self.tomls[name].write_text(VIEW_TOML.format(width=emb.shape[1]))
+            status = np.zeros(len(emb), np.uint8)
+            if bad and name == "edges":
+                status[bad] = 1
+                emb[bad] = np.nan
+            write_view(self.dataset, self.tomls[name], emb, self.items.fingerprint, status=status)
+
+    def views(self, *names: str) -> str:
+        return ",".join(str(self.tomls[name]) for name in names)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., subprocess.CompletedProcess]:
+    """command("train", "--views", …): run `python -m train …` in a fresh process; .returncode, .stdout, .stderr."""
+
+    def run(module: str, *args: object, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
+        return subprocess.run([sys.executable, "-m", module, *map(str, args)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+
+    return run

@@ -1,0 +1,117 @@
+"""make train VIEWS=clip,dinov2 DATA=photos/     (python -m train --views clip,dinov2 --data photos/)
+
+Trains the probes on the cache, prints a table with spreads, writes runs/<id>/. The same command with the same RUN resumes or shows it.
+"""
+
+import dataclasses
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import nullcontext
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cache_specs.errors import CoviewError, UsageError, run_cli
+from train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from train.reader import Cache
+    from train.splits import Split
+
+
+def main() -> None:
+    import tyro
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # idle torch threads give way instead of spinning on a shared machine
+    config = tyro.cli(TrainConfig, prog="python -m train", description=TrainConfig.__doc__)
+    config.check()
+    if not config.run:
+        config = dataclasses.replace(config, run=datetime.now().strftime("%Y%m%d-%H%M%S"))
+        sys.argv += ["--run", config.run]                   # every rank writes into one folder
+    if config.gpus > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        from train.launch import launch
+
+        read(config)                                        # what is wrong with the data is said once, before any rank starts
+        launch(config.gpus, config.view_list())
+    else:
+        run(config)
+
+
+def read(config: TrainConfig) -> tuple["Cache", list["Split"]]:
+    """The views and a split for each seed, checked. Raises CoviewError."""
+    from train.reader import open_cache
+    from train.splits import make_split
+
+    cache = open_cache(Path(config.cache), os.path.expanduser(config.data), config.view_list())
+    if len(cache.items.classes) < 2:
+        raise UsageError(f"{cache.items.name!r} has {len(cache.items.classes)} class(es); training needs at least two. Put the images into class "
+                         "folders, or give a table with the columns path,label,split")
+    return cache, [make_split(cache.items, cache.ok, config.labels, seed) for seed in config.seed_list()]
+
+
+def run(config: TrainConfig) -> dict[str, Any]:
+    """Train, evaluate, print the table; return the summary (on rank 0). Raises CoviewError."""
+    import torch
+
+    from train.checkpoint import metrics_bytes
+    from train.launch import BOARD, FAILED, Board
+    from train.log import Console, Ignore, Jsonl, Listeners, Wandb
+    from train.loop import fit, make_task
+    from train.peers import choose_device, make_peers, my_rank
+    from train.report import describe, read_summary, summarise, table, write_probe
+    from train.rundir import is_finished, open_run, write_splits
+
+    begun, rank = time.monotonic(), my_rank()
+    board = Board(os.environ[BOARD], rank) if BOARD in os.environ else Ignore()
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    code = FAILED
+    try:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        device = choose_device(config.device, config.gpus)
+        cache, splits = read(config)
+        folder = open_run(config, cache.fingerprints, device.type, leader=rank == 0)
+        if is_finished(folder):
+            code, summary = 0, read_summary(folder)
+            print(f"the run {folder} is finished; another RUN= makes a new one\n\n{table(summary)}")
+            return summary
+        peers = make_peers(len(cache.names), device)
+        listeners = [board]
+        if rank == 0:
+            write_splits(folder, cache.items, splits, config.seed_list())
+            listeners += [Jsonl(folder / "metrics.jsonl", metrics_bytes(folder / "checkpoints")), Console(config.log_every_s)]
+            listeners += [Wandb(config.wandb, folder, dataclasses.asdict(config))] if config.wandb != "off" else []
+        listener = Listeners(*listeners)
+        dtype = torch.float64 if config.precision == "float64" else torch.float32
+        precision = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" and config.precision == "auto" else nullcontext()
+        task = make_task(cache.names, cache.emb, cache.items.label, len(cache.items.classes), splits, config.seed_list(), peers.mine, device, dtype)
+        for method in config.method_list():
+            if not all((folder / "probes" / method / f"{name}.safetensors").is_file() for name in cache.names):
+                done = fit(method, config, task, peers, listener, folder / "checkpoints", folder / "metrics.jsonl", device, precision, stop)
+                for view, best, source in zip(peers.mine, done.best, task.inputs, strict=True):
+                    write_probe(folder, method, cache.names[view], best, source)
+            peers.any(False)                                # every rank has looked, and every probe is on the disk
+        summary = {}
+        if rank == 0:
+            head = describe(config, cache.items, cache.names, splits, cache.fingerprints)
+            rows = {"val": splits[0].val, "test": splits[0].test}
+            summary = summarise(folder, head, config.method_list(), cache.names, cache.emb, cache.items.label, cache.items.keys, rows, device,
+                                time.monotonic() - begun)
+            print(f"\n{table(summary)}\n{folder / 'summary.json'}", flush=True)
+        listener.close()
+        peers.close()
+        code = 0
+        return summary
+    except CoviewError as error:
+        code = error.exit_code
+        raise
+    finally:
+        board.ended(code)
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

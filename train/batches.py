@@ -1,0 +1,31 @@
+"""Position is arithmetic: which rows a step sees is a pure function of (seed, step), the same in every view, rank and restart."""
+
+import functools
+
+import numpy as np
+
+LABELLED, UNLABELLED = 0, 1
+
+
+def rows(pool: np.ndarray, seed: int, step: int, batch: int, role: int) -> np.ndarray:
+    """(batch,) row numbers of `pool` for one step. Each pass over the pool is a fresh permutation; a batch may cross into the next.
+
+    role: LABELLED or UNLABELLED, so that the two streams of one seed differ.
+    """
+    position = np.arange(step * batch, (step + 1) * batch)
+    epochs = position // len(pool)
+    places = np.empty(batch, np.int64)
+    for epoch in range(epochs[0], epochs[-1] + 1):
+        here = epochs == epoch
+        places[here] = _permutation(len(pool), seed, epoch, role)[position[here] - epoch * len(pool)]
+    return pool[places]
+
+
+@functools.lru_cache(maxsize=64)
+def _permutation(n: int, seed: int, epoch: int, role: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=[seed, epoch * 2 + role])).permutation(n)
+
+
+def uniforms(seed: int, step: int, stream: int, count: int) -> np.ndarray:
+    """(count,) float64 in [0, 1) for the draws of one step; `stream` tells apart the views and purposes."""
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, step])).random(count)

@@ -1,0 +1,116 @@
+"""The settings of a run: one flat frozen dataclass, from which the command line is made. All but PLACES can change the numbers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cache_specs.errors import UsageError, did_you_mean
+
+METHODS = ("supervised", "mct")
+PLACES = ("run", "runs", "cache", "wandb", "log_every_s")      # not compared when a run is resumed
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train one probe per view on cached embeddings, with few labels, by each METHOD, for each seed, and print a table."""
+
+    views: str = ""
+    """names of extracted views, comma-separated (at least two for mct)"""
+    data: str = ""
+    """the data set, as it was given to extract"""
+    labels: str = "all"
+    """labelled training images: 4 (a class), 10% (of each class), all, or a file of keys"""
+    method: str = ""
+    """supervised (each view by itself; joint = late fusion), mct (meta co-training); default: both, with one view supervised"""
+    seeds: str = "0"
+    """seeds of label choice, initial weights and draws: 0, 0..4 or 0,3,7; they train at once"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    gpus: int = 1
+    """this many processes (one GPU each; on the CPU without one); the views are dealt out to them"""
+    cache: str = "cache"
+    """where extract put the embeddings"""
+    runs: str = "runs"
+    """where runs go"""
+    run: str = ""
+    """the run's name; the same name again resumes it; default: date and time"""
+    lr: float = 1e-3
+    """learning rate of Adam"""
+    hidden: int = 256
+    """width of the hidden layers"""
+    layers: int = 2
+    """number of hidden layers; 0 is a linear probe"""
+    dropout: float = 0.2
+    """dropout rate after each hidden layer"""
+    clip: float = 1.0
+    """largest norm of a gradient"""
+    batch_labelled: int = 64
+    """labelled rows a step (at most as many as there are)"""
+    batch_unlabelled: int = 64
+    """unlabelled rows a step"""
+    warmup: int = 200
+    """supervised steps before co-training"""
+    cotrain: int = 400
+    """co-training steps; supervised trains warmup + cotrain steps"""
+    feedback: Literal["exact", "difference", "none"] = "exact"
+    """how the student's progress is measured; none switches the teachers' learning off"""
+    pseudo: Literal["sample", "argmax"] = "sample"
+    """labels drawn from the teacher's distribution, or its first choice"""
+    temperature: float = 1.0
+    """of the teacher's distribution from which labels are drawn"""
+    precision: Literal["auto", "float32", "float64"] = "auto"
+    """auto: bfloat16 autocast on CUDA, float32 on the CPU"""
+    eval_every: int = 20
+    """steps between looks at the validation split (model selection, stop signals, metrics)"""
+    checkpoint_every: int = 200
+    """steps between checkpoints; a killed run loses at most these"""
+    threads: int = 0
+    """CPU threads a process; 0 leaves it to torch"""
+    log_every_s: float = 10.0
+    """seconds between progress lines where there is no terminal"""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """also report to Weights & Biases; it can never stop a run"""
+
+    def view_list(self) -> list[str]:
+        return [name.strip() for name in self.views.split(",") if name.strip()]
+
+    def method_list(self) -> list[str]:
+        default = METHODS if len(self.view_list()) > 1 else METHODS[:1]
+        return [name.strip() for name in self.method.split(",") if name.strip()] or list(default)
+
+    def seed_list(self) -> list[int]:
+        """0..4 -> 0, 1, 2, 3, 4. Raises UsageError."""
+        try:
+            seeds = []
+            for part in self.seeds.split(","):
+                first, _, last = part.partition("..")
+                seeds += range(int(first), int(last or first) + 1)
+        except ValueError:
+            seeds = []
+        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+            raise UsageError(f"SEEDS={self.seeds}: neither a number (SEEDS=0), nor a range (SEEDS=0..4), nor a list (SEEDS=0,3,7) of different seeds")
+        return seeds
+
+    def check(self) -> None:
+        """Raise UsageError for what can be seen without reading any data, with the command to type."""
+        views, methods = self.view_list(), self.method_list()
+        example = f"make train VIEWS={','.join(views) or 'clip,dinov2'} DATA={self.data or 'photos/'}"
+        if not views or not self.data:
+            raise UsageError(f"{'DATA' if views else 'VIEWS'} is missing. Type: {example}")
+        for method in methods:
+            if method not in METHODS:
+                raise UsageError(f"METHOD={self.method}: there is no method {method!r}{did_you_mean(method, METHODS)}. "
+                                 f"Type: {example} METHOD={','.join(METHODS)}")
+        if len(set(views)) < len(views) or len(set(methods)) < len(methods):
+            raise UsageError(f"VIEWS={self.views} METHOD={self.method}: name at least one method, and each view and method once")
+        if "mct" in methods and len(views) < 2:
+            raise UsageError(f"METHOD=mct needs at least two views to teach each other, found {self.views}. Type: make train VIEWS={views[0]},dinov2 "
+                             f"DATA={self.data}   or, for one view: {example} METHOD=supervised")
+        if not 1 <= self.gpus <= len(views):
+            raise UsageError(f"GPUS={self.gpus}, but there are {len(views)} views and each lives on one GPU; use GPUS={max(1, min(self.gpus, len(views)))}")
+        for name, low in (("hidden", 1), ("layers", 0), ("batch_labelled", 1), ("batch_unlabelled", 1), ("warmup", 0), ("cotrain", 0),
+                          ("eval_every", 1), ("checkpoint_every", 1)):
+            if getattr(self, name) < low:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least {low}, found {getattr(self, name)}")
+        if self.warmup + self.cotrain < 1 or not 0 <= self.dropout < 1 or min(self.lr, self.clip, self.temperature) <= 0:
+            raise UsageError("--warmup plus --cotrain, --lr, --clip and --temperature must be positive and --dropout in [0, 1)")
+        self.seed_list()

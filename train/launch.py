@@ -1,0 +1,128 @@
+"""make train GPUS=2: one process a GPU by torchrun. When one dies, all end within seconds, with one message and exit code 7.
+
+torchrun starts the processes and joins them; this parent watches them through `ranks.bin`, a file in which each rank keeps its
+process id, step and exit code, so that it can say who died, where, and can end a torchrun that hangs.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from cache_specs.errors import CoviewError, RankDiedError
+from train.log import Ignore
+
+PID, STEP, CODE = range(3)          # columns of the board; a code of RUNNING means that the rank has not ended by itself
+RUNNING, FAILED = -1, 1
+GRACE_S = 5.0
+BOARD = "COVIEW_RANK_BOARD"
+
+
+class Board(Ignore):
+    """A small shared table, (ranks, 3) int64 in a mapped file: what a killed process wrote stays readable."""
+
+    def __init__(self, path: str, rank: int | None = None) -> None:
+        self.rows, self.rank = np.memmap(path, np.int64, "r+").reshape(-1, 3), rank
+        if rank is not None:
+            self.rows[rank] = (os.getpid(), 0, RUNNING)
+
+    def step(self, step: int) -> None:
+        self.rows[self.rank, STEP] = step
+
+    def ended(self, code: int) -> None:
+        self.rows[self.rank, CODE] = code
+
+
+def launch(gpus: int, views: list[str]) -> None:
+    """Run this same command line in `gpus` processes. Raises CoviewError: RankDiedError, or one with the exit code that a rank chose."""
+    with tempfile.TemporaryDirectory(prefix="coview-") as folder:
+        path = Path(folder) / "ranks.bin"
+        path.write_bytes(np.array([[0, 0, RUNNING]] * gpus, np.int64).tobytes())
+        board = Board(str(path))
+        threads = max(1, (os.cpu_count() or 1) // gpus)
+        environment = {"OMP_NUM_THREADS": str(threads), "LOGLEVEL": "CRITICAL", **os.environ, BOARD: str(path)}
+        torchrun = subprocess.Popen([sys.executable, "-m", "train.launch", "--standalone", "--nproc-per-node", str(gpus), "-m", "train",
+                                     *sys.argv[1:]], env=environment, start_new_session=True)
+        signal.signal(signal.SIGTERM, lambda *_: _signal_ranks(board, signal.SIGTERM))
+        try:
+            culprit, seconds = _watch(torchrun, board)
+        finally:
+            _kill_group(torchrun)
+        if culprit is None and torchrun.returncode == 0:
+            return
+        rank = culprit or 0
+        code, step = int(board.rows[rank, CODE]), int(board.rows[rank, STEP])
+        if code > FAILED:
+            error = CoviewError(f"rank {rank} ended the run with exit code {code}; its message stands above")
+            error.exit_code = code
+            raise error
+        how = "raised an error (above)" if code == FAILED else "died"
+        raise RankDiedError(f"rank {rank} ({', '.join(views[rank::gpus])}) {how} at step {step}; all ranks were ended within {seconds:.0f} s. "
+                            "The same command goes on from the last checkpoint")
+
+
+def _watch(torchrun: subprocess.Popen, board: Board) -> tuple[int | None, float]:
+    """Wait for the end. -> (the rank that failed first, seconds from then to the end), or (None, 0) if none did."""
+    culprit, since = None, 0.0
+    while torchrun.poll() is None:
+        time.sleep(0.1)
+        if culprit is None:
+            culprit, since = _first_failed(board), time.monotonic()
+        elif time.monotonic() - since > GRACE_S:
+            _kill_group(torchrun)
+    culprit = _first_failed(board) if culprit is None else culprit
+    return culprit, time.monotonic() - since if culprit is not None and since else 0.0
+
+
+def _first_failed(board: Board) -> int | None:
+    """Codes are read before life signs: a survivor that fails does so after the one that it waits for has vanished."""
+    codes = board.rows[:, CODE].copy()
+    vanished = (codes == RUNNING) & (board.rows[:, PID] > 0) & ~np.array([_alive(int(pid)) for pid in board.rows[:, PID]])
+    for found in (codes > FAILED, vanished, codes == FAILED):
+        if found.any():
+            return int(found.argmax())
+    return None
+
+
+def _alive(pid: int) -> bool:
+    """False also for a zombie, which torchrun may not have reaped yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def _signal_ranks(board: Board, number: int) -> None:
+    for pid in board.rows[:, PID]:
+        if pid and _alive(int(pid)):
+            os.kill(int(pid), number)
+
+
+def _kill_group(torchrun: subprocess.Popen) -> None:
+    """torchrun leads its own session. It starts each rank in a session of its own? No: they are in its process group."""
+    try:
+        os.killpg(torchrun.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    torchrun.wait()
+
+
+def _torchrun() -> int:
+    """torchrun's own main, without its traceback: the parent says what happened in one line."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    try:
+        main(sys.argv[1:])
+    except ChildFailedError:
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_torchrun())

@@ -1,0 +1,82 @@
+"""Finished views -> one (N, D) array each, mapped from the cache's files without copying anything.
+
+All shards of a view are mapped end to end into one reserved range of addresses (mmap with MAP_FIXED), so that a random batch is a
+plain gather. That needs shards of whole pages; otherwise the rows are gathered from one map a shard.
+"""
+
+import ctypes
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cache_specs import store
+from cache_specs.errors import DataQualityError, StaleError
+from cache_specs.items import Items, find_dataset, read_items
+from cache_specs.spec import load_spec
+
+_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
+
+
+@dataclass(frozen=True)
+class Cache:
+    """V views of one data set. emb[v]: (N, D_v) float16, read-only in effect (copy-on-write); ok: (N,) bool, usable in every view."""
+
+    items: Items
+    names: list[str]
+    emb: list[np.ndarray]
+    ok: np.ndarray
+    fingerprints: dict[str, str]
+
+
+def open_cache(cache: Path, data: str, views: list[str]) -> Cache:
+    """Check and map the views. Raises CoviewError when one is unfinished, damaged, stale or of other images than the item list."""
+    folder = find_dataset(cache, data)
+    items = read_items(folder)
+    names, emb, ok, fingerprints = [], [], np.ones(len(items), bool), {"items": items.fingerprint}
+    for name in views:
+        spec = load_spec(name, f"make train VIEWS={','.join(views).replace(name, '{view}')} DATA={data}")
+        view = store.find_view(folder, spec.name, f"make extract VIEW={name} DATA={data}")
+        store.refuse_changed(view, spec.declared(), None)
+        if view.attributes["items_fingerprint"] != items.fingerprint or view.n != len(items):
+            raise StaleError(f"{view.folder} was made of other images than {folder / 'items.parquet'} (item list "
+                             f"{view.attributes['items_fingerprint'][:12]} -> {items.fingerprint[:12]}); delete it and type: "
+                             f"make extract VIEW={name} DATA={data}")
+        ok &= store.check(view) == 0
+        names.append(spec.name)
+        emb.append(map_view(view))
+        fingerprints[spec.name] = store.root_hash(view)
+    if not ok.any():
+        raise DataQualityError(f"no image of {items.name!r} could be embedded in all of the views {', '.join(names)}")
+    return Cache(items, names, emb, ok, fingerprints)
+
+
+def map_view(view: store.View) -> np.ndarray:
+    """(N, D) float16 over all shards of a checked view. Sizes must have been checked: a mapped file must not be short."""
+    shard_bytes = view.rows * view.width * 2
+    if shard_bytes % mmap.PAGESIZE or view.shards == 1:
+        maps = [np.memmap(view.embeddings_file(shard), np.float16, "c", shape=(view.rows, view.width)) for shard in range(view.shards)]
+        return maps[0][:view.n] if view.shards == 1 else np.concatenate(maps)[:view.n]
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    total = shard_bytes * view.shards
+    base = _checked(libc.mmap(None, total, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1, 0))
+    for shard in range(view.shards):
+        with view.embeddings_file(shard).open("rb") as file:
+            _checked(libc.mmap(base + shard * shard_bytes, shard_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _MAP_FIXED,
+                               file.fileno(), 0))
+    rows = np.frombuffer((ctypes.c_char * total).from_address(base), np.float16).reshape(-1, view.width)
+    return rows[:view.n]            # mapped until the process ends
+
+
+def _checked(address: int | None) -> int:
+    if address is None or address == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), "mmap failed")
+    return address
+
+
+def gather(emb_ND: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The given rows, (..., ) int -> (..., D) float16, as a new array."""
+    return np.take(emb_ND, rows, axis=0, mode="clip")

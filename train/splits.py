@@ -1,0 +1,98 @@
+"""Which rows are labelled, unlabelled, for validation and for test. A pure function of the item list, LABELS and the seed.
+
+    LABELS=all       every labelled training row            LABELS=4        4 a class
+    LABELS=10%       that share of each class, at least 1   LABELS=my.txt   the keys in a file, one a line
+
+For one seed the choices are nested: the rows of LABELS=3 are among those of LABELS=4. A data set without a test (or validation)
+split gives a fifth of its labelled rows to each, the same for every seed.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cache_specs.errors import DataQualityError, UsageError, did_you_mean
+from cache_specs.items import Items
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Row numbers, ascending and disjoint. `unlabelled` are the training rows whose labels are hidden or unknown."""
+
+    labelled: np.ndarray
+    unlabelled: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+
+
+def make_split(items: Items, ok: np.ndarray, labels: str, seed: int) -> Split:
+    """The split of one experiment. ok: (N,) bool, the rows usable in every view. Raises UsageError or DataQualityError."""
+    role = assign(items)
+    known = items.label >= 0
+    val, test = (np.flatnonzero((role == name) & known & ok) for name in ("val", "test"))
+    pool = np.flatnonzero((role == "train") & known & ok)
+    labelled = _choose(items, pool, labels, seed)
+    unlabelled = np.setdiff1d(np.flatnonzero(((role == "train") | (role == "unlabelled")) & ok), labelled)
+    for name, rows in (("labelled training", labelled), ("validation", val), ("test", test)):
+        if len(rows) == 0:
+            raise DataQualityError(f"{items.name!r} has no usable {name} image: {int(known.sum())} of {len(items)} have a label, "
+                                   f"{int(ok.sum())} are usable in every view. Put images into class folders, or give a table with the "
+                                   "columns path,label,split")
+    return Split(labelled, unlabelled, val, test)
+
+
+def assign(items: Items) -> np.ndarray:
+    """(N,) str: train, val, test or unlabelled for each row. What the data set says stands; what it leaves open is filled in."""
+    role = np.array(items.split, object)
+    open_rows, labelled = role == "", items.label >= 0
+    role[open_rows & ~labelled] = "unlabelled"
+    role[open_rows & labelled] = "train"
+    for name, key in (("test", 1), ("val", 2)):
+        if (role == name).any():
+            continue
+        source = "train" if (role == "train").any() else "test"
+        for label in range(len(items.classes)):
+            rows = np.flatnonzero((role == source) & (items.label == label))
+            rows = np.random.Generator(np.random.Philox(key=[label, key])).permutation(rows)
+            share = len(rows) // 5 if len(rows) >= 5 else int(len(rows) > 2)
+            role[rows[:share]] = name
+    return role
+
+
+def _choose(items: Items, pool: np.ndarray, labels: str, seed: int) -> np.ndarray:
+    if labels == "all":
+        return pool
+    if Path(labels).is_file():
+        return _from_file(items, pool, Path(labels))
+    try:
+        percent = float(labels[:-1]) if labels.endswith("%") else None
+        count = None if percent is not None else int(labels)
+        if (percent is None and count < 1) or (percent is not None and not 0 < percent <= 100):
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"LABELS={labels}: neither a number a class (LABELS=4), nor a share (LABELS=10%), nor 'all', nor a file of keys") from None
+    chosen = []
+    for label in np.unique(items.label[pool]):
+        rows = pool[items.label[pool] == label]
+        rows = np.random.Generator(np.random.Philox(key=[seed, int(label)])).permutation(rows)
+        take = count if percent is None else max(1, round(len(rows) * percent / 100))
+        if take > len(rows):
+            raise UsageError(f"LABELS={labels}, but class {items.classes[label]!r} has only {len(rows)} labelled training images; "
+                             f"the most is LABELS={min(np.bincount(items.label[pool])[np.unique(items.label[pool])])}")
+        chosen.append(rows[:take])
+    return np.sort(np.concatenate(chosen)) if chosen else pool
+
+
+def _from_file(items: Items, pool: np.ndarray, path: Path) -> np.ndarray:
+    index, allowed = {key: row for row, key in enumerate(items.keys)}, set(pool.tolist())
+    rows = []
+    for line, key in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not key:
+            continue
+        if key not in index:
+            raise UsageError(f"{path}, line {line}: {items.name!r} has no image {key!r}{did_you_mean(key, items.keys[:10_000])}")
+        if index[key] not in allowed:
+            raise UsageError(f"{path}, line {line}: {key!r} is not a labelled training image that could be embedded")
+        rows.append(index[key])
+    return np.unique(np.array(rows, np.int64))
