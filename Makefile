@@ -11,7 +11,7 @@ NAMES := VIEW VIEWS DATA WEIGHTS LABELS METHOD SEEDS DEVICE GPUS CACHE RUN ARGS
 # Only what stands on the command line counts: a DATA or RUN that happens to be in the shell's environment does not.
 given = $(filter command,$(origin $1))
 flag = $(if $(call given,$1),--$2 "$$$1")
-GIVEN := $(foreach name,$(.VARIABLES),$(if $(call given,$(name)),$(name)))
+GIVEN := $(filter-out VENV PYTHON3,$(foreach name,$(.VARIABLES),$(if $(call given,$(name)),$(name))))
 check = $(PYTHON) -m cache_specs.make $@ $(GIVEN)
 SHARED = $(call flag,DATA,data) $(call flag,DEVICE,device) $(call flag,GPUS,gpus) $(call flag,CACHE,cache)
 

@@ -50,11 +50,16 @@ def fsync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> Path:
-    """Create `folder` and its parents, each recorded durably in its own parent."""
+    """Create `folder` and its parents, each recorded durably in its own parent. Raises StorageError as `write` does."""
     if not folder.is_dir():
         make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        fsync_folder(folder.parent)
+        try:
+            fault("folder.make")
+            folder.mkdir(exist_ok=True)
+            fault("folder.parent")
+            fsync_folder(folder.parent)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
     return folder
 
 
@@ -86,8 +91,12 @@ def write(path: Path, data: bytes | memoryview, point: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temp.unlink()
-        raise StorageError(f"cannot write {path}: {error.strerror or error}. What is committed is safe; make room or mend the disk, "
-                           "then run the same command again: it goes on from here.") from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"cannot write {path}: {error.strerror or error}. What is committed is safe; make room or mend the disk, "
+                        "then run the same command again: it goes on from here.")
 
 
 def _write_all(handle: int, data: memoryview) -> None:

@@ -149,7 +149,12 @@ def refuse_changed(view: View, declared: dict[str, Any], weights_sha256: str | N
 @contextmanager
 def writer_lock(view: View) -> Iterator[None]:
     """Hold the view's writer lock (flock: a dead holder's lock is free). Raises StorageError naming the holder's process."""
-    handle = os.open(view.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    lock = view.folder / ".lock"
+    try:
+        durable.fault("lock.open")
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise durable.cannot_write(lock, error) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -210,7 +215,10 @@ def read_commit(view: View, shard: int) -> dict[str, Any]:
         sizes = {name: (view.folder / name).stat().st_size for name in record["files"]}
         for path, expected in ((view.embeddings_file(shard), view.embeddings_bytes), (view.status_file(shard), view.rows + CRC_BYTES)):
             name = str(path.relative_to(view.folder))
-            if not sizes[name] == expected == record["files"][name]["bytes"]:
+            digests = record["files"][name]
+            if not isinstance(digests["sha256"], str) or not isinstance(digests["xxh3"], str):
+                raise ValueError(f"the digests of {name} are not text")
+            if not sizes[name] == expected == digests["bytes"]:
                 raise ValueError(f"{name} has {sizes[name]} bytes, expected {expected}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(view, shard, str(error)) from error
@@ -229,16 +237,16 @@ def check(view: View) -> np.ndarray:
                          f"finish it with make extract VIEW={view.name} DATA=…")
     try:
         complete = json.loads((view.folder / "complete.json").read_text(encoding="utf-8"))
-        expected = complete["root"]
+        expected, count = complete["root"], (complete["n"], complete["shards"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"{view.folder / 'complete.json'} cannot be read ({error}); delete it and extract the view again: "
                              "finished shards are kept") from error
-    if root_hash(view) != expected or (complete["n"], complete["shards"]) != (view.n, view.shards):
+    if root_hash(view) != expected or count != (view.n, view.shards):
         raise IntegrityError(f"{view.folder}: the commit records are not those that complete.json sealed; delete the folder and extract again")
     memory = view.folder / "verified.json"
     try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = dict(json.loads(memory.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         known = {}
     stamps, status = {}, np.empty(view.n, np.uint8)
     for shard in range(view.shards):

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +68,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     board = Board(os.environ[BOARD], rank) if BOARD in os.environ else Ignore()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    code = FAILED
+    code, cleanup = FAILED, ExitStack()
     try:
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -86,6 +86,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             listeners += [Jsonl(folder / "metrics.jsonl", metrics_bytes(folder / "checkpoints")), Console(config.log_every_s)]
             listeners += [Wandb(config.wandb, folder, dataclasses.asdict(config))] if config.wandb != "off" else []
         listener = Listeners(*listeners)
+        cleanup.callback(listener.close)
         dtype = torch.float64 if config.precision == "float64" else torch.float32
         precision = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" and config.precision == "auto" else nullcontext()
         task = make_task(cache.names, cache.emb, cache.items.label, len(cache.items.classes), splits, config.seed_list(), peers.mine, device, dtype)
@@ -102,7 +103,6 @@ def run(config: TrainConfig) -> dict[str, Any]:
             summary = summarise(folder, head, config.method_list(), cache.names, cache.emb, cache.items.label, cache.items.keys, rows, device,
                                 time.monotonic() - begun)
             print(f"\n{table(summary)}\n{folder / 'summary.json'}", flush=True)
-        listener.close()
         peers.close()
         code = 0
         return summary
@@ -110,6 +110,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         code = error.exit_code
         raise
     finally:
+        cleanup.close()
         board.ended(code)
 
 

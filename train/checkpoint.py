@@ -85,11 +85,13 @@ def load_checkpoint(folder: Path, rank: int, device: torch.device) -> Progress |
             raise ValueError("its sha256 is not the recorded one")
     except (OSError, ValueError, KeyError) as error:
         raise IntegrityError(f"the checkpoint {where} is damaged ({error}); delete {folder} to train this run from the start") from error
-    tensors = {key: value.to(device) for key, value in load(data).items()}
+    # clone: what safetensors loads is not aligned as torch aligns its own memory, and alignment can change the last bit of a sum
+    tensors = {key: value.clone().to(device) for key, value in load(data).items()}
     views = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("params."))
     states, best = [], []
     for view in range(views):
-        pick = {kind: {key.split(".", 2)[2]: value for key, value in tensors.items() if key.startswith(f"{kind}.{view}.")}
+        # in the order of names, as probe.init gives them: the sum over parameters in the gradient's norm depends on it in the last bit
+        pick = {kind: {key.split(".", 2)[2]: tensors[key] for key in sorted(tensors) if key.startswith(f"{kind}.{view}.")}
                 for kind in ("params", "mean", "square", "best")}
         states.append(State(pick["params"], pick["mean"], pick["square"], record["adam_steps"]))
         best.append(pick["best"])

@@ -33,7 +33,7 @@ class TrainConfig:
     """where runs go"""
     run: str = ""
     """the run's name; the same name again resumes it; default: date and time"""
-    lr: float = 1e-3
+    lr: float = 3e-4
     """learning rate of Adam"""
     hidden: int = 256
     """width of the hidden layers"""
@@ -45,18 +45,18 @@ class TrainConfig:
     """largest norm of a gradient"""
     batch_labelled: int = 64
     """labelled rows a step (at most as many as there are)"""
-    batch_unlabelled: int = 64
+    batch_unlabelled: int = 128
     """unlabelled rows a step"""
-    warmup: int = 200
+    warmup: int = 100
     """supervised steps before co-training"""
-    cotrain: int = 400
+    cotrain: int = 500
     """co-training steps; supervised trains warmup + cotrain steps"""
     feedback: Literal["exact", "difference", "none"] = "exact"
     """how the student's progress is measured; none switches the teachers' learning off"""
     pseudo: Literal["sample", "argmax"] = "sample"
     """labels drawn from the teacher's distribution, or its first choice"""
-    temperature: float = 1.0
-    """of the teacher's distribution from which labels are drawn"""
+    temperature: float = 0.5
+    """of the teacher's distribution from which labels are drawn; below 1 sharpens it (the paper: 1)"""
     precision: Literal["auto", "float32", "float64"] = "auto"
     """auto: bfloat16 autocast on CUDA, float32 on the CPU"""
     eval_every: int = 20

@@ -46,7 +46,7 @@ def launch(gpus: int, views: list[str]) -> None:
         board = Board(str(path))
         threads = max(1, (os.cpu_count() or 1) // gpus)
         environment = {"OMP_NUM_THREADS": str(threads), "LOGLEVEL": "CRITICAL", **os.environ, BOARD: str(path)}
-        torchrun = subprocess.Popen([sys.executable, "-m", "train.launch", "--standalone", "--nproc-per-node", str(gpus), "-m", "train",
+        torchrun = subprocess.Popen([sys.executable, "-m", "train.launch", "--standalone", "--nproc-per-node", str(gpus), "-m", "--", "train",
                                      *sys.argv[1:]], env=environment, start_new_session=True)
         signal.signal(signal.SIGTERM, lambda *_: _signal_ranks(board, signal.SIGTERM))
         try:

@@ -30,7 +30,7 @@ def init(seeds: Sequence[int], stream: int, width: int, hidden: int, layers: int
             if i < layers:
                 params.setdefault(f"gain{i}", []).append(torch.ones(1, fan_out, dtype=dtype))
                 params.setdefault(f"shift{i}", []).append(torch.zeros(1, fan_out, dtype=dtype))
-    return {name: torch.stack(values) for name, values in params.items()}
+    return {name: torch.stack(params[name]) for name in sorted(params)}
 
 
 def forward(params: Params, x_EBD: Tensor, keep: Sequence[Tensor] = ()) -> Tensor:

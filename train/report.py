@@ -38,7 +38,7 @@ def read_probe(folder: Path, method: str, view: str, emb_ND: np.ndarray, device:
     path = folder / "probes" / method / f"{view}.safetensors"
     try:
         data = path.read_bytes()
-        tensors = {name: value.to(device) for name, value in load(data).items()}
+        tensors = {name: value.clone().to(device) for name, value in load(data).items()}
         source = Input(emb_ND, tensors.pop("input_mean"), tensors.pop("input_std"))
     except (OSError, KeyError, ValueError) as error:
         raise IntegrityError(f"the probe {path} cannot be read ({error}); delete {folder} and train again") from error

@@ -48,15 +48,16 @@ def assign(items: Items) -> np.ndarray:
     open_rows, labelled = role == "", items.label >= 0
     role[open_rows & ~labelled] = "unlabelled"
     role[open_rows & labelled] = "train"
+    given = role.copy()
     for name, key in (("test", 1), ("val", 2)):
-        if (role == name).any():
+        if (given == name).any():
             continue
         source = "train" if (role == "train").any() else "test"
         for label in range(len(items.classes)):
             rows = np.flatnonzero((role == source) & (items.label == label))
             rows = np.random.Generator(np.random.Philox(key=[label, key])).permutation(rows)
-            share = len(rows) // 5 if len(rows) >= 5 else int(len(rows) > 2)
-            role[rows[:share]] = name
+            whole = int(((given == source) & (items.label == label)).sum())
+            role[rows[:whole // 5 if whole >= 5 else int(len(rows) > 2)]] = name
     return role
 
 

@@ -1,0 +1,77 @@
+"""The Makefile as a user types it. `make -n` where only the command matters, the real thing where the answer does."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+@pytest.fixture(scope="module")
+def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stand-in for .venv that runs this Python, newer than its prerequisites, so that make has nothing to set up."""
+    folder = tmp_path_factory.mktemp("venv")
+    (folder / "bin").mkdir()
+    python = folder / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (folder / ".ready").touch()
+    return folder
+
+
+def make(venv: Path, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    clean = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")}
+    return subprocess.run(["make", f"VENV={venv}", *args], cwd=ROOT, env={**clean, **(env or {})}, capture_output=True, text=True, timeout=120)
+
+
+def test_help_is_the_default_and_lists_every_target() -> None:
+    shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("demo", "extract", "train", "test", "test-all", "setup", "lock", "clean", "check-gpu"):
+        assert f"make {target} " in shown
+    assert "VIEWS" in shown
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (("train", "VIEW=clip", "DATA=photos/"), "make train takes no VIEW; did you mean 'VIEWS'. Type: make train VIEWS=clip,dinov2 DATA=photos/"),
+    (("extract", "VIEWS=clip", "DATA=digits"), "make extract takes no VIEWS; did you mean 'VIEW'. Type: make extract VIEW=clip DATA=photos/"),
+    (("extract", "VEIW=clip", "DATA=digits"), "make extract takes no VEIW; did you mean 'VIEW'"),
+    (("extract", "VIEW=clp", "DATA=digits"), "no view 'clp'; did you mean 'clip'. Type: make extract VIEW=clip DATA=…"),
+    (("extract", "VIEW=clip"), "DATA is missing. Type: make extract VIEW=clip DATA=photos/"),
+    (("extract", "DATA=digits"), "VIEW is missing. Type: make extract VIEW=clip DATA=digits"),
+    (("train", "DATA=digits"), "VIEWS is missing. Type: make train VIEWS=clip,dinov2 DATA=digits"),
+    (("train", "VIEWS=clip,dinov2", "DATA=x", "METHOD=mtc"), "no method 'mtc'; did you mean 'mct'"),
+])
+def test_a_mistyped_command_shows_the_right_one(venv: Path, args: tuple[str, ...], message: str) -> None:
+    found = make(venv, *args)
+    assert found.returncode == 2 and message in found.stderr and "Traceback" not in found.stderr
+
+
+def test_values_reach_the_command_whatever_they_contain(venv: Path) -> None:
+    """Blanks, quotes, dollars and semicolons are one word; nothing is run."""
+    nasty = "it's a \"$$(touch pwned)\"; x"
+    found = make(venv, "extract", "VIEW=tiny-clip", f"DATA={nasty}")
+    assert "DATA=it's a \"$(touch pwned)\"; x: there is no such folder" in found.stderr and not (ROOT / "pwned").exists()
+
+
+def test_only_the_command_line_counts_not_the_environment(venv: Path) -> None:
+    found = make(venv, "train", "VIEWS=clip,dinov2", env={"DATA": "digits", "RUN": "x", "METHOD": "mct"})
+    assert "DATA is missing" in found.stderr
+
+
+def test_the_exit_code_is_shown(venv: Path) -> None:
+    """GNU make itself always exits with 2; it says the command's own code."""
+    found = make(venv, "extract", "VIEW=clip", "DATA=digits", "ARGS=--batch 0")
+    assert found.returncode == 2 and "Error 2" in found.stderr
+
+
+def test_names_are_passed_on(venv: Path) -> None:
+    shown = make(venv, "-n", "train", "VIEWS=a,b", "DATA=d", "LABELS=3", "METHOD=mct", "SEEDS=0..4", "DEVICE=cpu", "GPUS=2", "CACHE=c", "RUN=r", "ARGS=--lr 1").stdout
+    for flag in ("views", "data", "labels", "method", "seeds", "device", "gpus", "cache", "run"):
+        assert f'--{flag} "${flag.upper()}"' in shown
+    assert "--lr 1" in shown
+    assert '--weights "$WEIGHTS"' in make(venv, "-n", "extract", "VIEW=a", "DATA=d", "WEIGHTS=w").stdout

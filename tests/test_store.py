@@ -1,0 +1,439 @@
+"""A view's cache: what is written is read, and whatever is missing, damaged, stale or in use is refused with a name and a command."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, VIEW_TOML
+
+from cache_specs import store
+from cache_specs.errors import CoviewError, IntegrityError, StaleError, StorageError, UsageError
+from cache_specs.spec import load_spec
+from cache_specs.store import View
+from train.reader import map_view
+
+ROWS, ALIGNED, UNALIGNED = 64, 32, 12       # 64 x 32 x 2 bytes is one page: the shards are stitched; 64 x 12 x 2 is not
+ITEMS = "1" * 64
+
+
+def embeddings(n: int, width: int) -> np.ndarray:
+    return np.random.default_rng(n * 1000 + width).normal(size=(n, width)).astype(np.float16)
+
+
+def declared(folder: Path, width: int) -> dict:
+    toml = folder / "v.toml"
+    toml.write_text(VIEW_TOML.format(width=width))
+    return load_spec(str(toml)).declared()
+
+
+def create(folder: Path, n: int, width: int, rows: int = ROWS) -> View:
+    return store.create_view(folder / "data-00000000", "v", declared(folder, width), "0" * 64, ITEMS, n, rows, {"batch": 1})
+
+
+def fill(view: View, emb_ND: np.ndarray, shards: list[int] | None = None, status: np.ndarray | None = None) -> None:
+    for shard in view.pending() if shards is None else shards:
+        first, last = view.bounds(shard)
+        emb_RD = np.full((view.rows, view.width), np.nan, np.float16)
+        status_R = np.zeros(view.rows, np.uint8)
+        emb_RD[:last - first] = emb_ND[first:last]
+        if status is not None:
+            status_R[:last - first] = status[first:last]
+        store.write_shard(view, shard, emb_RD, status_R, 0.0)
+
+
+def finished(folder: Path, n: int = 3 * ROWS - 5, width: int = ALIGNED) -> View:
+    view = create(folder, n, width)
+    with store.writer_lock(view):
+        fill(view, embeddings(n, width))
+        store.seal(view)
+    return view
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> View:
+    """A sealed and once checked view of three shards, never changed by a test."""
+    view = finished(tmp_path_factory.mktemp("sealed"))
+    store.check(view)
+    return view
+
+
+@pytest.fixture
+def view(sealed: View, tmp_path: Path) -> View:
+    """A copy of it that a test may damage. The copy's inodes are new, so nothing in it counts as verified."""
+    folder = tmp_path / sealed.folder.parent.name / sealed.folder.name
+    shutil.copytree(sealed.folder, folder)
+    return store.open_view(folder)
+
+
+# --- what is written is read
+
+@pytest.mark.parametrize("width", [ALIGNED, UNALIGNED], ids=["stitched", "unaligned"])
+@pytest.mark.parametrize("n", [ROWS - 1, ROWS, ROWS + 1, 2 * ROWS - 1, 2 * ROWS, 2 * ROWS + 1])
+def test_at_every_shard_edge_zarr_and_the_memory_map_give_the_rows_that_were_written(tmp_path, n, width):
+    import zarr
+
+    view, emb_ND = finished(tmp_path, n, width), embeddings(n, width)
+    assert view.shards == -(-n // ROWS) and store.check(view).tolist() == [0] * n
+    group = zarr.open_group(view.folder, mode="r")
+    mapped = map_view(view)
+    assert mapped.shape == group["embeddings"].shape == (n, width) and mapped.dtype == group["embeddings"].dtype == np.float16
+    np.testing.assert_array_equal(group["embeddings"][:], emb_ND)
+    np.testing.assert_array_equal(mapped, emb_ND)
+    np.testing.assert_array_equal(group["status"][:], np.zeros(n, np.uint8))
+    assert dict(group.attrs)["spec"]["width"] == width and dict(group.attrs)["items_fingerprint"] == ITEMS
+
+
+def test_a_row_stands_at_its_arithmetic_place_in_its_file(sealed):
+    emb_ND = embeddings(sealed.n, sealed.width)
+    for row in (0, ROWS - 1, ROWS, sealed.n - 1):
+        data = sealed.embeddings_file(row // ROWS).read_bytes()
+        place = row % ROWS * sealed.width * 2
+        assert data[place:place + sealed.width * 2] == emb_ND[row].tobytes()
+
+
+def test_the_last_shard_is_padded_with_nan(sealed):
+    last = np.fromfile(sealed.embeddings_file(2), np.float16, ROWS * ALIGNED).reshape(ROWS, ALIGNED)
+    assert np.isnan(last[ROWS - 5:]).all() and np.isfinite(last[:ROWS - 5]).all()
+
+
+def test_a_row_that_is_not_finite_needs_a_status_and_padding_needs_nan(tmp_path):
+    view = create(tmp_path, ROWS - 1, ALIGNED)
+    emb_RD, status_R = np.zeros((ROWS, ALIGNED), np.float16), np.zeros(ROWS, np.uint8)
+    with pytest.raises(AssertionError):
+        store.write_shard(view, 0, emb_RD, status_R, 0.0)              # zeros in the padding
+    emb_RD[-1], emb_RD[3, 1] = np.nan, np.inf
+    with pytest.raises(AssertionError):
+        store.write_shard(view, 0, emb_RD, status_R, 0.0)              # Inf with status ok
+    status_R[3] = store.STATUS.index("non-finite")
+    store.write_shard(view, 0, emb_RD, status_R, 0.0)
+    assert json.loads(view.commit_file(0).read_text())["status"] == {"ok": ROWS - 2, "non-finite": 1}
+
+
+def test_check_returns_the_status_column(tmp_path):
+    n = 2 * ROWS + 1
+    view, status = create(tmp_path, n, ALIGNED), np.arange(n, dtype=np.uint8) % 6
+    fill(view, embeddings(n, ALIGNED), status=status)
+    store.seal(view)
+    np.testing.assert_array_equal(store.check(view), status)
+
+
+def test_the_root_hash_does_not_depend_on_the_order_of_writing(tmp_path):
+    roots = set()
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+        folder = tmp_path / "".join(map(str, order))
+        folder.mkdir()
+        view = create(folder, 3 * ROWS - 5, ALIGNED)
+        fill(view, embeddings(view.n, ALIGNED), order)
+        store.seal(view)
+        roots.add(json.loads((view.folder / "complete.json").read_text())["root"])
+    assert len(roots) == 1
+
+
+def test_the_root_hash_changes_with_one_value_and_with_the_images(tmp_path, sealed):
+    (tmp_path / "a").mkdir()
+    view, emb_ND = create(tmp_path / "a", sealed.n, ALIGNED), embeddings(sealed.n, ALIGNED)
+    emb_ND[ROWS, 0] += 1
+    fill(view, emb_ND)
+    assert store.root_hash(view) != store.root_hash(sealed)
+    others = dataclasses.replace(sealed, attributes={**sealed.attributes, "items_fingerprint": "2" * 64})
+    assert store.root_hash(others) != store.root_hash(sealed)
+
+
+# --- opening
+
+def test_creating_a_view_twice_opens_it_with_the_rows_it_was_made_with(tmp_path):
+    first = create(tmp_path, 100, ALIGNED)
+    fill(first, embeddings(100, ALIGNED), [0])
+    before = (first.folder / "zarr.json").read_bytes()
+    again = create(tmp_path, 100, ALIGNED, rows=4 * ROWS)
+    assert again == first and again.pending() == [1] and (first.folder / "zarr.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("field", "value", "line"), [
+    ("output", "pooled", "output: cls -> pooled"),
+    ("compute_dtype", "bfloat16", "compute_dtype: float32 -> bfloat16"),
+    ("width", 64, "width: 32 -> 64"),
+    ("preprocess", {"resize": 9}, "preprocess.resize: 8 -> 9"),
+    ("weights", {"path": "elsewhere"}, "weights.path: none -> elsewhere"),
+])
+def test_a_changed_spec_is_refused_as_old_and_new(tmp_path, field, value, line):
+    view = create(tmp_path, 100, ALIGNED)
+    changed = dict(view.attributes["spec"])
+    changed[field] = {**changed[field], **value} if isinstance(value, dict) else value
+    with pytest.raises(StaleError) as caught:
+        store.create_view(view.folder.parent, "v", changed, "0" * 64, ITEMS, 100, ROWS, {"batch": 1})
+    assert f"\n  {line}\n" in str(caught.value) and str(view.folder) in str(caught.value) and "VIEW=path/to/v-2.toml" in str(caught.value)
+    with pytest.raises(StaleError, match="made with another spec"):
+        store.refuse_changed(view, changed, None)
+
+
+def test_other_weights_are_refused_as_old_and_new(tmp_path):
+    view = create(tmp_path, 100, ALIGNED)
+    with pytest.raises(StaleError) as caught:
+        store.create_view(view.folder.parent, "v", view.attributes["spec"], "f" * 64, ITEMS, 100, ROWS, {"batch": 1})
+    assert f"weights.sha256: {'0' * 64} -> {'f' * 64}" in str(caught.value)
+
+
+def test_another_view_beside_it_is_not_in_the_way(tmp_path):
+    view = create(tmp_path, 100, ALIGNED)
+    other = store.create_view(view.folder.parent, "v-2", view.attributes["spec"], "f" * 64, ITEMS, 100, ROWS, {"batch": 1})
+    assert store.find_view(view.folder.parent, "v", "…") == view and store.find_view(view.folder.parent, "v-2", "…") == other
+
+
+def test_a_view_that_is_not_there_names_the_nearest_and_the_command(tmp_path):
+    view = create(tmp_path, 100, ALIGNED)
+    with pytest.raises(UsageError, match=r"no view 'vv' in .*did you mean 'v'.*make extract VIEW=vv"):
+        store.find_view(view.folder.parent, "vv", "make extract VIEW=vv DATA=d")
+
+
+def test_two_versions_of_a_view_are_refused(view):
+    twin = view.folder.with_name("v-" + "a" * 12)
+    shutil.copytree(view.folder, twin)
+    with pytest.raises(StaleError, match=r"holds 2 versions of 'v'.*delete all but one"):
+        store.find_view(view.folder.parent, "v", "…")
+
+
+def test_another_format_version_is_refused(view):
+    attributes = json.loads((view.folder / "zarr.json").read_text())
+    attributes["attributes"]["format"] = 2
+    (view.folder / "zarr.json").write_text(json.dumps(attributes))
+    with pytest.raises(StaleError, match="has format 2, this version reads 1"):
+        store.open_view(view.folder)
+
+
+def test_a_renamed_folder_and_an_edited_spec_are_refused(view):
+    attributes = json.loads((view.folder / "zarr.json").read_text())
+    attributes["attributes"]["spec"]["output"] = "mean"
+    (view.folder / "zarr.json").write_text(json.dumps(attributes))
+    with pytest.raises(IntegrityError, match="does not belong to its folder"):
+        store.open_view(view.folder)
+
+
+# --- damage
+
+def _truncated(file: Path, other: Path) -> None:
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def _appended(file: Path, other: Path) -> None:
+    with file.open("ab") as handle:
+        handle.write(b"\0")
+
+
+def _flipped(file: Path, other: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def _swapped(file: Path, other: Path) -> None:
+    mine, theirs = file.read_bytes(), other.read_bytes()
+    file.write_bytes(theirs)
+    other.write_bytes(mine)
+
+
+def _zeroed(file: Path, other: Path) -> None:
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def _missing(file: Path, other: Path) -> None:
+    file.unlink()
+
+
+@pytest.mark.parametrize("verified", [False, True], ids=["first check", "after a check"])
+@pytest.mark.parametrize("harm", [_missing, _truncated, _appended, _flipped, _swapped, _zeroed])
+def test_a_harmed_shard_is_found_and_named_with_its_rows_and_the_command(view, harm, verified):
+    if verified:
+        store.check(view)
+    harm(view.embeddings_file(1), view.embeddings_file(2))
+    with pytest.raises(IntegrityError) as caught:
+        store.check(view)
+    message = str(caught.value)
+    assert f"shard 1 (rows {ROWS} to {2 * ROWS - 1}) is damaged" in message and "embeddings/c/1/0" in message
+    assert f"Delete {view.commit_file(1)}" in message and "make extract VIEW=v DATA=" in message
+
+
+@pytest.mark.parametrize("harm", [_missing, _truncated, _appended, _flipped, _zeroed])
+def test_a_harmed_status_file_is_found(view, harm):
+    if harm is _zeroed:                             # this view's status is all zeros: the checksum behind it is what changes
+        assert view.status_file(2).read_bytes() != bytes(view.status_file(2).stat().st_size)
+    harm(view.status_file(2), view.status_file(0))
+    with pytest.raises(IntegrityError, match=rf"shard 2 \(rows {2 * ROWS} to {view.n - 1}\) is damaged.*status/c/2"):
+        store.check(view)
+
+
+def test_every_single_flip_is_found_in_a_sample_of_places(view):
+    chance = random.Random(0)
+    for file in (view.embeddings_file(0), view.embeddings_file(2), view.status_file(1)):
+        intact = file.read_bytes()
+        for place in [0, len(intact) - 1, *chance.sample(range(len(intact)), 20)]:
+            data = bytearray(intact)
+            data[place] ^= 1 << chance.randrange(8)
+            file.write_bytes(data)
+            with pytest.raises(IntegrityError, match="is damaged"):
+                store.check(view)
+        file.write_bytes(intact)
+    store.check(view)
+
+
+def test_a_flip_in_any_small_file_is_an_error_of_ours_or_harmless(view):
+    """Never a traceback, never other rows. What zarr.json says beside our reader's own values may change nothing."""
+    expected, chance = store.check(view), random.Random(1)
+    for name in ("zarr.json", "embeddings/zarr.json", "commits/00001.json", "complete.json", "verified.json"):
+        file = view.folder / name
+        intact, unseen = file.read_bytes(), 0
+        for place in chance.sample(range(len(intact)), min(len(intact), 200)):
+            data = bytearray(intact)
+            data[place] ^= 1 << chance.randrange(8)
+            file.write_bytes(data)
+            try:
+                np.testing.assert_array_equal(store.check(store.open_view(view.folder)), expected)
+                unseen += 1
+            except CoviewError as error:
+                assert isinstance(error, IntegrityError | StaleError | UsageError) and str(view.folder) in str(error)
+        file.write_bytes(intact)
+        if name == "complete.json":
+            assert unseen <= 5, "only the blanks of complete.json may change unseen"
+    store.check(store.open_view(view.folder))
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "null", "7", "", '{"files": 1}'])
+def test_a_small_file_with_other_content_is_an_error_of_ours(view, content):
+    for name in ("zarr.json", "embeddings/zarr.json", "commits/00001.json", "complete.json"):
+        intact = (view.folder / name).read_bytes()
+        (view.folder / name).write_text(content)
+        with pytest.raises(IntegrityError):
+            store.check(store.open_view(view.folder))
+        (view.folder / name).write_bytes(intact)
+    (view.folder / "verified.json").write_text(content)
+    assert not store.check(view).any()
+
+
+@pytest.mark.parametrize("name", ["commits/00001.json", "commits/00002.json"])
+def test_a_missing_or_exchanged_commit_is_found(view, name):
+    file = view.folder / name
+    file.write_bytes((view.folder / "commits/00000.json").read_bytes())
+    with pytest.raises(IntegrityError, match="it is the record of shard 0"):
+        store.check(view)
+    file.unlink()
+    with pytest.raises(IntegrityError, match=f"shard {int(file.stem)} "):
+        store.check(view)
+
+
+def test_a_shard_and_its_commit_replaced_together_do_not_fit_the_seal(view, tmp_path):
+    emb_ND = embeddings(view.n, view.width)
+    emb_ND[ROWS] = 7
+    view.commit_file(1).unlink()
+    fill(view, emb_ND)
+    with pytest.raises(IntegrityError, match=r"not those that complete\.json sealed"):
+        store.check(view)
+
+
+def test_the_repair_that_the_message_tells_works(view):
+    _flipped(view.embeddings_file(1), view.embeddings_file(2))
+    view.commit_file(1).unlink()
+    (view.folder / "complete.json").unlink()
+    assert view.pending() == [1]
+    fill(view, embeddings(view.n, view.width))
+    store.seal(view)
+    assert not store.check(view).any()
+    np.testing.assert_array_equal(map_view(view), embeddings(view.n, view.width))
+
+
+def test_an_unfinished_view_is_refused_with_the_command(tmp_path):
+    view = create(tmp_path, 3 * ROWS, ALIGNED)
+    fill(view, embeddings(view.n, ALIGNED), [0, 2])
+    with pytest.raises(UsageError, match=r"not finished \(2 of 3 shards in .*make extract VIEW=v DATA="):
+        store.check(view)
+    with pytest.raises(IntegrityError, match="shard 1 "):
+        store.seal(view)
+    assert not view.is_complete
+
+
+def test_a_file_without_its_commit_does_not_count(tmp_path):
+    view = create(tmp_path, 2 * ROWS, ALIGNED)
+    fill(view, embeddings(view.n, ALIGNED))
+    view.commit_file(0).unlink()
+    assert view.pending() == [0]
+
+
+# --- verified.json
+
+def test_the_second_check_hashes_nothing_and_a_new_mtime_hashes_again(view, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(store, "_xxh3", lambda data, real=store._xxh3: hashed.append(len(data)) or real(data))
+    store.check(view)
+    assert len(hashed) == 2 * view.shards
+    hashed.clear()
+    store.check(view)
+    assert hashed == []
+    file = view.embeddings_file(1)
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+    store.check(view)
+    assert hashed == [file.stat().st_size]
+    hashed.clear()
+    (view.folder / "verified.json").unlink()
+    store.check(view)
+    assert len(hashed) == 2 * view.shards
+
+
+def test_a_failed_check_is_not_remembered(view):
+    store.check(view)
+    _flipped(view.embeddings_file(1), view.embeddings_file(2))
+    for _ in range(2):
+        with pytest.raises(IntegrityError):
+            store.check(view)
+
+
+def test_a_cache_that_cannot_be_written_is_still_checked(view, monkeypatch):
+    (view.folder / "verified.json").unlink()
+    monkeypatch.setenv("COVIEW_FAULT", "EROFS:1:verified.open")
+    monkeypatch.setattr("cache_specs.durable._passed", 0)
+    assert not store.check(view).any() and not (view.folder / "verified.json").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StorageError, match=r"cannot write .*/file: File exists"):
+        store.create_view(tmp_path / "file" / "cache", "v", declared(tmp_path, ALIGNED), "0" * 64, ITEMS, 10, ROWS, {})
+
+
+# --- the writer's lock
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from cache_specs import store
+with store.writer_lock(store.open_view(Path(sys.argv[1]))):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_held_by_another_process_names_it_and_a_dead_holder_frees_it(view):
+    leftover = view.folder / "embeddings" / "c" / "0" / ".0.tmp"
+    leftover.write_bytes(b"half")
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(view.folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        assert not leftover.exists(), "the holder sweeps what a killed writer left"
+        leftover.write_bytes(b"half")
+        with pytest.raises(StorageError, match=f"is being written by process {holder.pid} on"), store.writer_lock(view):
+            pass
+        assert leftover.exists(), "only the holder may sweep"
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        with store.writer_lock(view):
+            assert not leftover.exists()
+            with pytest.raises(StorageError, match=f"is being written by process {os.getpid()} on"), store.writer_lock(view):
+                pass
+    with store.writer_lock(view):
+        pass

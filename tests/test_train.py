@@ -1,0 +1,420 @@
+"""Training as a user runs it: splits, streams of rows, layouts, resume, label leaks, errors."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import ROOT, Made
+from safetensors.numpy import load_file
+
+from cache_specs.errors import DataQualityError, IntegrityError, StaleError, UsageError
+from train.__main__ import run
+from train.batches import LABELLED, UNLABELLED, rows, uniforms
+from train.config import TrainConfig
+from train.evaluate import ece, joint, metrics
+from train.splits import assign, make_split
+
+QUICK = {"labels": "3", "lr": 5e-3, "hidden": 16, "batch_unlabelled": 16, "warmup": 20, "cotrain": 20, "eval_every": 10, "checkpoint_every": 10, "threads": 1}
+
+
+def config(made: Made, folder: Path, *views: str, **changes: object) -> TrainConfig:
+    return TrainConfig(views=made.views(*(views or ("pixels", "edges"))), data="digits", cache=str(made.cache), runs=str(folder),
+                       **{"run": "a", "seeds": "0..1", **QUICK, **changes})
+
+
+def flags(settings: TrainConfig) -> list[str]:
+    values = dataclasses.asdict(settings)
+    return [text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def outcome(folder: Path) -> dict[str, object]:
+    """Everything a run leaves that must not depend on how often it was interrupted."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for pattern in ("probes/*/*", "splits/*", "metrics.jsonl", "predictions.parquet")
+             for path in sorted(folder.glob(pattern))}
+    summary = json.loads((folder / "summary.json").read_text())
+    del summary["seconds"]
+    return {**files, "summary": summary}
+
+
+# ---------------------------------------------------------------- which rows
+
+
+def test_labelled_rows_are_stratified_nested_and_seeded(made: Made) -> None:
+    ok = np.ones(len(made.items), bool)
+    splits = {n: make_split(made.items, ok, str(n), 0) for n in (1, 3, 4)}
+    assert (np.bincount(made.items.label[splits[3].labelled]) == 3).all()
+    assert set(splits[1].labelled) < set(splits[3].labelled) < set(splits[4].labelled)
+    assert not np.array_equal(splits[3].labelled, make_split(made.items, ok, "3", 1).labelled)
+    assert np.array_equal(splits[3].val, make_split(made.items, ok, "3", 1).val)
+    parts = [splits[3].labelled, splits[3].unlabelled, splits[3].val, splits[3].test]
+    assert sorted(np.concatenate(parts)) == list(range(len(made.items)))
+
+
+def test_a_percentage_is_taken_of_each_class(made: Made) -> None:
+    split = make_split(made.items, np.ones(len(made.items), bool), "10%", 0)
+    train = np.bincount(made.items.label[(np.array(made.items.split) == "train")])
+    assert (np.bincount(made.items.label[split.labelled]) == np.round(train * 0.1)).all()
+
+
+def test_labels_from_a_file(made: Made, tmp_path: Path) -> None:
+    ok = np.ones(len(made.items), bool)
+    chosen = make_split(made.items, ok, "2", 5)
+    path = tmp_path / "keys.txt"
+    path.write_text("".join(f"{made.items.keys[row]}\n" for row in chosen.labelled))
+    assert np.array_equal(make_split(made.items, ok, str(path), 0).labelled, chosen.labelled)
+    path.write_text("0000x\n")
+    with pytest.raises(UsageError, match="line 1: 'digits' has no image '0000x'; did you mean '0000'"):
+        make_split(made.items, ok, str(path), 0)
+    path.write_text(made.items.keys[chosen.test[0]] + "\n")
+    with pytest.raises(UsageError, match="not a labelled training image"):
+        make_split(made.items, ok, str(path), 0)
+
+
+@pytest.mark.parametrize("labels", ["0", "-3", "three", "0%", "101%", "x%"])
+def test_nonsense_labels_are_refused(made: Made, labels: str) -> None:
+    with pytest.raises(UsageError, match="LABELS="):
+        make_split(made.items, np.ones(len(made.items), bool), labels, 0)
+
+
+def test_more_labels_than_there_are(made: Made) -> None:
+    with pytest.raises(UsageError, match=r"class '.' has only \d+ labelled training images; the most is LABELS=\d+"):
+        make_split(made.items, np.ones(len(made.items), bool), "500", 0)
+
+
+def test_missing_splits_are_filled_in_and_given_ones_stand(made: Made) -> None:
+    bare = dataclasses.replace(made.items, split=[""] * len(made.items))
+    role = assign(bare)
+    for name, share in (("train", 0.6), ("val", 0.2), ("test", 0.2)):
+        assert abs((role == name).mean() - share) < 0.02
+    half = dataclasses.replace(made.items, split=["test" if i % 2 else "train" for i in range(len(made.items))])
+    assert ((assign(half) == "test") == (np.arange(len(made.items)) % 2 == 1)).all() and (assign(half) == "val").any()
+    none = dataclasses.replace(made.items, label=np.full(len(made.items), -1, np.int32), split=[""] * len(made.items))
+    with pytest.raises(DataQualityError, match="no usable labelled training image: 0 of 1797 have a label"):
+        make_split(none, np.ones(len(none), bool), "all", 0)
+
+
+def test_bad_rows_leave_every_split(made: Made) -> None:
+    ok = np.arange(len(made.items)) % 3 > 0
+    split = make_split(made.items, ok, "3", 0)
+    assert ok[np.concatenate([split.labelled, split.unlabelled, split.val, split.test])].all()
+
+
+@pytest.mark.parametrize("n", [1, 7, 16, 33])
+def test_rows_are_epochs_of_permutations(n: int) -> None:
+    pool = np.arange(n) * 10
+    stream = np.concatenate([rows(pool, 3, step, 16, UNLABELLED) for step in range(max(n, 6))])
+    for epoch in range(16):
+        assert sorted(stream[epoch * n:(epoch + 1) * n]) == list(pool)
+    assert np.array_equal(rows(pool, 3, 5, 16, UNLABELLED), stream[80:96])
+    if n > 7:
+        assert not np.array_equal(rows(pool, 3, 0, 16, LABELLED), stream[:16]) and not np.array_equal(rows(pool, 4, 0, 16, UNLABELLED), stream[:16])
+
+
+def test_draws_differ_between_steps_streams_and_seeds() -> None:
+    draws = {uniforms(*key, 1)[0] for key in [(0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 2, 0)]}
+    assert len(draws) == 5 and uniforms(0, 1, 2, 4)[0] == uniforms(0, 1, 2, 1)[0]
+
+
+# ---------------------------------------------------------------- scores
+
+
+def test_metrics_against_scikit_learn() -> None:
+    from sklearn.metrics import accuracy_score, log_loss
+
+    generator = torch.Generator().manual_seed(0)
+    logits, y = torch.randn(2, 300, 5, generator=generator, dtype=torch.float64) * 2, torch.randint(5, (300,), generator=generator)
+    found = metrics(logits, y)
+    for e in range(2):
+        p = torch.softmax(logits[e], -1).numpy()
+        assert found["top1"][e] == pytest.approx(accuracy_score(y, p.argmax(1)))
+        assert found["nll"][e] == pytest.approx(log_loss(y, p))
+        confidence, correct = p.max(1), p.argmax(1) == y.numpy()
+        edges = np.linspace(0, 1, 16)
+        want = sum(abs(correct[m].mean() - confidence[m].mean()) * m.mean() for a, b in zip(edges, edges[1:], strict=False)
+                   if (m := (confidence > a) & (confidence <= b)).any())
+        assert found["ece"][e] == pytest.approx(want)
+    assert torch.equal(joint([logits, logits]), 2 * logits)
+    assert float(ece(torch.tensor([[[50.0, 0.0]]]), torch.tensor([0]))[0]) == pytest.approx(0)
+
+
+# ---------------------------------------------------------------- runs
+
+
+def test_a_run_leaves_what_it_promises(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    summary = run(config(made, tmp_path))
+    folder = tmp_path / "a"
+    assert summary == json.loads((folder / "summary.json").read_text())
+    assert summary["dataset"] == "digits" and summary["views"] == ["pixels", "edges"] and summary["labels"] == "3" and summary["seeds"] == [0, 1]
+    for method in ("supervised", "mct"):
+        found = summary["methods"][method]
+        for scores in (*found["views"].values(), found["joint"]):
+            assert set(scores["test_top1"]) >= {"mean", "std", "n"} and scores["test_top1"]["n"] == 2 and 0.3 < scores["test_top1"]["mean"] <= 1
+            assert scores["test_top1"]["std"] == pytest.approx(np.std(scores["test_top1"]["values"], ddof=1))
+    out = capsys.readouterr().out
+    for line in ("pixels, supervised", "edges, meta co-training", "late fusion", "joint co-training", "selected on 355 labelled validation images"):
+        assert line in out
+    for seed in (0, 1):
+        assert len((folder / "splits" / f"seed-{seed}.labelled.txt").read_text().split()) == 30
+    settings = json.loads((folder / "config.json").read_text())
+    assert settings["settings"]["lr"] == 5e-3 and set(settings["fingerprints"]) == {"items", "pixels", "edges"}
+    assert json.loads((folder / "environment.json").read_text())["versions"]["torch"] == torch.__version__.split("+")[0]
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["method"], r["step"]) for r in records] == [(m, s) for m in ("supervised", "mct") for s in (10, 20, 30, 40)]
+    assert "feedback" in records[-1] and not [path for path in folder.rglob("*.tmp")]
+
+
+def test_predictions_agree_with_the_summary_and_the_probes(made: Made, tmp_path: Path) -> None:
+    """Accuracy counted from the rows of predictions.parquet, and again from the safetensors by plain NumPy."""
+    summary = run(config(made, tmp_path))
+    table = pq.read_table(tmp_path / "a" / "predictions.parquet")
+    columns = {name: np.array(table[name].to_pylist()) for name in ("method", "seed", "split", "label", "pred", "id", "confidence", "margin", "agreement")}
+    test = make_split(made.items, np.ones(len(made.items), bool), "3", 0).test
+    for method in ("supervised", "mct"):
+        for e, seed in enumerate((0, 1)):
+            here = (columns["method"] == method) & (columns["seed"] == seed) & (columns["split"] == "test")
+            accuracy = (columns["pred"] == columns["label"])[here].mean()
+            assert accuracy == pytest.approx(summary["methods"][method]["joint"]["test_top1"]["values"][e])
+            assert list(columns["id"][here]) == [made.items.keys[row] for row in test]
+            total = 0
+            for view in ("pixels", "edges"):
+                p = {name: value if name.startswith("input") else value[e] for name, value in
+                     load_file(tmp_path / "a" / "probes" / method / f"{view}.safetensors").items()}
+                h = (made.emb[view][test].astype(np.float16).astype(np.float32) - p["input_mean"]) / p["input_std"]
+                for i in range(2):
+                    h = h @ p[f"w{i}"] + p[f"b{i}"]
+                    h = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-5) * p[f"gain{i}"] + p[f"shift{i}"]
+                    h = np.maximum(h, 0)
+                logits = h @ p["w2"] + p["b2"]
+                stored = np.stack(table[f"prob_{view}"].to_pylist())[here].astype(np.float32)
+                softmax = np.exp(logits - logits.max(1, keepdims=True))
+                np.testing.assert_allclose(stored, softmax / softmax.sum(1, keepdims=True), atol=2e-3)
+                total = total + logits
+            assert (total.argmax(1) == columns["pred"][here]).mean() > 0.995
+    assert ((columns["margin"] >= 0) & (columns["confidence"] <= 1) & np.isin(columns["agreement"], (0, 0.5, 1))).all()
+
+
+def test_a_finished_run_is_shown_not_repeated(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    first = run(config(made, tmp_path))
+    stamp = (tmp_path / "a" / "summary.json").stat().st_mtime_ns
+    assert run(config(made, tmp_path)) == first and (tmp_path / "a" / "summary.json").stat().st_mtime_ns == stamp
+    assert "is finished; another RUN=" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("change", "field"), [({"lr": 1e-2}, "settings.lr: 0.005 -> 0.01"), ({"seeds": "0..2"}, "settings.seeds"),
+                                               ({"labels": "4"}, "settings.labels: 3 -> 4")])
+def test_a_run_is_not_resumed_with_other_settings(made: Made, tmp_path: Path, change: dict, field: str) -> None:
+    run(config(made, tmp_path, warmup=2, cotrain=0, method="supervised"))
+    with pytest.raises(StaleError, match="made with other settings or data") as caught:
+        run(config(made, tmp_path, warmup=2, cotrain=0, method="supervised", **change))
+    assert field in str(caught.value) and "RUN=a-2" in str(caught.value)
+
+
+def test_three_views_and_one(made: Made, tmp_path: Path) -> None:
+    summary = run(config(made, tmp_path, "pixels", "edges", "thirds"))
+    assert set(summary["methods"]["mct"]["views"]) == {"pixels", "edges", "thirds"}
+    assert list(run(config(made, tmp_path, "pixels", run="one"))["methods"]) == ["supervised"]
+
+
+def test_hidden_labels_do_not_matter(made: Made, tmp_path: Path) -> None:
+    """All hidden training labels and all test labels drawn anew: the trained bytes are the same."""
+    chosen = make_split(made.items, np.ones(len(made.items), bool), "3", 0)
+    keys = tmp_path / "keys.txt"
+    keys.write_text("".join(f"{made.items.keys[row]}\n" for row in chosen.labelled))
+    shown = np.zeros(len(made.items), bool)
+    shown[np.concatenate([chosen.labelled, chosen.val])] = True
+    noise = np.random.default_rng(0).integers(10, size=len(shown))
+    (tmp_path / "other").mkdir()
+    other = Made(tmp_path / "other", [str(label if keep else n) for label, keep, n in zip(made.items.label, shown, noise, strict=True)])
+    assert (other.items.label != made.items.label).mean() > 0.5
+    one = run(config(made, tmp_path, labels=str(keys)))
+    two = run(config(other, tmp_path, labels=str(keys), run="b"))
+    for method in ("supervised", "mct"):
+        assert one["methods"][method]["probes"] == two["methods"][method]["probes"]
+        assert two["methods"][method]["joint"]["test_top1"]["mean"] < 0.3
+
+
+def test_bad_rows_are_masked_in_all_views(tmp_path: Path) -> None:
+    bad = list(range(0, 1797, 7))
+    made = Made(tmp_path, bad=bad)
+    summary = run(config(made, tmp_path))
+    assert sum(summary["rows"].values()) == 1797 - len(bad)
+    assert np.isfinite(summary["methods"]["mct"]["joint"]["test_nll"]["mean"])
+
+
+# ---------------------------------------------------------------- layouts, in float64
+
+
+@pytest.mark.parametrize("views", [("pixels", "edges"), ("pixels", "edges", "thirds")])
+def test_two_gloo_processes_equal_one_process_to_the_last_bit(made: Made, tmp_path: Path, command: Callable, views: tuple[str, ...]) -> None:
+    one = config(made, tmp_path, *views, precision="float64")
+    run(one)
+    two = dataclasses.replace(one, run="b", gpus=2)
+    done = command("train", *flags(two))
+    assert done.returncode == 0, done.stderr
+    first, second = outcome(tmp_path / "a"), outcome(tmp_path / "b")
+    assert first.keys() == second.keys() and [name for name in first if first[name] != second[name]] == []
+
+
+# ---------------------------------------------------------------- interruptions
+
+
+POINTS = ["checkpoint.tensors.half", "checkpoint.state.rename", "checkpoint.rename", "checkpoint.latest.rename", "probe.rename", "predictions.half",
+          "summary.rename", "run.config.rename", "run.split.half"]
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(made: Made, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    folder = tmp_path_factory.mktemp("whole")
+    run(config(made, folder))
+    return outcome(folder / "a")
+
+
+def interrupt_and_resume(made: Made, folder: Path, command: Callable, plan: str, whole: dict[str, object]) -> None:
+    settings = config(made, folder)
+    died = command("train", *flags(settings), env={"COVIEW_FAULT": plan})
+    assert died.returncode == -signal.SIGKILL, (plan, died.returncode, died.stderr)
+    run(settings)
+    found = outcome(folder / "a")
+    assert found.keys() == whole.keys() and [name for name in whole if found[name] != whole[name]] == [], plan
+    assert not list((folder / "a").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("point", [POINTS[2], POINTS[3], POINTS[4]])
+def test_killed_training_resumes_to_the_same_bytes(made: Made, tmp_path: Path, command: Callable, uninterrupted: dict, point: str) -> None:
+    interrupt_and_resume(made, tmp_path, command, f"kill:3:{point}", uninterrupted) if point.startswith("checkpoint") else \
+        interrupt_and_resume(made, tmp_path, command, f"kill:2:{point}", uninterrupted)
+
+
+@pytest.mark.many
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_training_resumes_to_the_same_bytes_at_every_point(made: Made, tmp_path: Path, command: Callable, uninterrupted: dict, point: str,
+                                                                  number: int) -> None:
+    once = point.split(".")[0] in ("predictions", "summary", "run") and "split" not in point
+    interrupt_and_resume(made, tmp_path, command, f"kill:{1 if once else number}:{point}", uninterrupted)
+
+
+def test_a_full_disk_is_a_storage_error_and_the_run_resumes(made: Made, tmp_path: Path, command: Callable, uninterrupted: dict) -> None:
+    settings = config(made, tmp_path)
+    full = command("train", *flags(settings), env={"COVIEW_FAULT": "ENOSPC:2:checkpoint.tensors.half"})
+    assert full.returncode == 4 and "cannot write" in full.stderr and "run the same command again" in full.stderr
+    run(settings)
+    assert outcome(tmp_path / "a") == uninterrupted
+
+
+def test_a_damaged_checkpoint_is_refused(made: Made, tmp_path: Path, command: Callable) -> None:
+    settings = config(made, tmp_path)
+    command("train", *flags(settings), env={"COVIEW_FAULT": "kill:3:checkpoint.rename"})
+    latest = tmp_path / "a" / "checkpoints" / (tmp_path / "a" / "checkpoints" / "LATEST").read_text().strip() / "rank0.safetensors"
+    data = bytearray(latest.read_bytes())
+    data[len(data) // 2] ^= 1
+    latest.write_bytes(data)
+    with pytest.raises(IntegrityError, match="is damaged"):
+        run(settings)
+
+
+def start(settings: TrainConfig) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "train", *flags(settings)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not (path.is_file() and path.stat().st_size):
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.05)
+
+
+def test_sigterm_saves_says_so_and_resumes_to_the_same_bytes(made: Made, tmp_path: Path) -> None:
+    settings = config(made, tmp_path, cotrain=600)
+    process = start(settings)
+    wait_for(tmp_path / "a" / "metrics.jsonl", process)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75 and "the same command goes on from here" in errors
+    run(settings)
+    run(dataclasses.replace(settings, run="whole"))
+    assert outcome(tmp_path / "a") == outcome(tmp_path / "whole")
+
+
+def test_a_killed_rank_ends_the_job_in_ten_seconds_with_code_7(made: Made, tmp_path: Path) -> None:
+    settings = config(made, tmp_path, gpus=2, cotrain=100_000)
+    process = start(settings)
+    wait_for(tmp_path / "a" / "metrics.jsonl", process)
+    victim = next(int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ") if _is_rank(path, 1, tmp_path))
+    os.kill(victim, signal.SIGKILL)
+    begun = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - begun < 10 and process.returncode == 7, errors
+    message = errors[errors.index("error:"):]
+    assert "rank 1" in message and "edges" in message and "died at step" in message and "goes on from the last checkpoint" in message
+    assert not [path for path in Path("/proc").glob("[0-9]*/environ") if _is_rank(path, 0, tmp_path)]
+
+
+def _is_rank(environ: Path, rank: int, folder: Path) -> bool:
+    try:
+        return f"\0RANK={rank}\0".encode() in b"\0" + environ.read_bytes() and str(folder).encode() in (environ.parent / "cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+# ---------------------------------------------------------------- errors
+
+
+def test_every_mistake_on_the_command_line_names_the_right_command(made: Made, tmp_path: Path) -> None:
+    good = config(made, tmp_path)
+    cases = [({"views": ""}, "VIEWS is missing. Type: make train VIEWS=clip,dinov2 DATA=digits"), ({"data": ""}, "DATA is missing. Type: make train"),
+             ({"method": "mtc"}, "no method 'mtc'; did you mean 'mct'. Type: make train"), ({"views": "clip", "method": "mct"}, "at least two views"),
+             ({"views": "clip,clip"}, "each view and method once"), ({"gpus": 3}, "use GPUS=2"), ({"gpus": 0}, "use GPUS=1"),
+             ({"hidden": 0}, "--hidden must be at least 1"), ({"lr": 0.0}, "must be positive"), ({"dropout": 1.0}, r"in \[0, 1\)"),
+             ({"seeds": "a"}, "SEEDS=a: neither"), ({"seeds": "3..1"}, "SEEDS=3..1"), ({"seeds": "1,1"}, "different seeds"),
+             ({"warmup": 0, "cotrain": 0}, "must be positive")]
+    for change, message in cases:
+        with pytest.raises(UsageError, match=message):
+            dataclasses.replace(good, **change).check()
+
+
+def test_what_the_cache_lacks_is_named_with_the_command(made: Made, tmp_path: Path) -> None:
+    good = config(made, tmp_path)
+    cases = [({"data": "digts"}, UsageError, "no dataset 'digts'.*did you mean 'digits'.*make extract"),
+             ({"views": "tiny-clip,tiny-dinov2"}, UsageError, "no view 'tiny-clip'.*make extract VIEW=tiny-clip DATA=digits"),
+             ({"views": "tiny-clp,tiny-dinov2"}, UsageError, "did you mean 'tiny-clip'. Type: make train VIEWS=tiny-clip,tiny-dinov2 DATA=digits"),
+             ({"device": "cuda"}, UsageError, "torch sees no CUDA GPU here; use DEVICE=cpu")]
+    for change, kind, message in cases:
+        if "device" in change and torch.cuda.is_available():
+            continue
+        with pytest.raises(kind, match=message):
+            run(dataclasses.replace(good, **change))
+    toml = tmp_path / "pixels.toml"
+    toml.write_text(made.tomls["pixels"].read_text().replace("bicubic", "bilinear"))
+    with pytest.raises(StaleError, match="preprocess.interpolation: bicubic -> bilinear"):
+        run(dataclasses.replace(good, views=f"{toml},{made.tomls['edges']}"))
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_view(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(DataQualityError, match="the validation loss of view 'pixels' is not finite at step 10 of supervised"):
+        run(config(made, tmp_path, lr=1e38))
+
+
+def test_a_tracker_that_fails_cannot_stop_a_run(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    class Broken:
+        Settings = dict
+
+        @staticmethod
+        def init(**_: object) -> None:
+            raise RuntimeError("no server")
+
+    plain = run(config(made, tmp_path, run="plain"))
+    monkeypatch.setitem(sys.modules, "wandb", Broken)
+    tracked = run(config(made, tmp_path, wandb="online"))
+    assert tracked["methods"] == plain["methods"] and capsys.readouterr().err.count("the run goes on without it") == 1
