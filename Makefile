@@ -25,7 +25,7 @@ setup: $(STAMP)  ## make .venv with everything in it (done by itself where it is
 
 $(STAMP): requirements.lock pyproject.toml
 	@test -x $(PYTHON) || $${PYTHON3:-python3} -m venv $(VENV)
-	@$(PYTHON) -c 'import sys; sys.exit(f"Coview needs Python 3.11 or newer, this is {sys.version.split()[0]}; type: PYTHON3=python3.12 make setup" * (sys.version_info < (3, 11)))'
+	@$(PYTHON) -c 'import sys; sys.exit(f"Coview needs Python 3.11 or newer, this is {sys.version.split()[0]}; type: PYTHON3=python3.12 make setup" if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check uv
 	$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --requirements requirements.lock
 	$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --no-deps --editable .
@@ -53,7 +53,7 @@ check-gpu: $(STAMP)  ## the checks that need a CUDA GPU, in one call
 	@$(PYTHON) tools/check_gpu.py
 
 lock: $(STAMP)  ## renew requirements.lock from pyproject.toml
-	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --all-extras pyproject.toml -o requirements.lock
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra dev --extra wandb pyproject.toml -o requirements.lock
 
 clean:  ## remove .venv and caches of tools; embeddings and runs stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info

@@ -6,7 +6,7 @@ misshapen key is an error, never a warning, since a silently random backbone loo
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -44,7 +44,13 @@ class Backbone(nn.Module):
 
 def load_backbone(spec: ViewSpec, files: dict[str, Path], device: str) -> Backbone:
     """Build the model, load `files` (see extract/weights.py) and freeze it on `device`. Raises UsageError naming what does not fit."""
-    model, features = BACKENDS[spec.backend](spec, files)
+    from safetensors import SafetensorError
+
+    _safetensors(spec, files)
+    try:
+        model, features = BACKENDS[spec.backend](spec, files)
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise UsageError(f"the weights of {spec.name!r} cannot be read ({', '.join(map(str, files.values()))}): {error}") from error
     return Backbone(model, features, spec).to(device)
 
 
@@ -63,7 +69,7 @@ def _open_clip(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Featu
     model = open_clip.create_model(name, load_weights=False, pretrained_image=False, pretrained_text=False)
     logging.getLogger().removeFilter(_not_about_weights)
     state = load_file(_safetensors(spec, files))
-    _require_all(spec, model.state_dict(), state)
+    _require_fit(spec, model.state_dict(), state)
     model.load_state_dict(state, strict=True)
     visual = model.visual
     if spec.output == "pooled":
@@ -81,10 +87,10 @@ def _transformers(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Fe
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         names = [name for name in dir(transformers) if name.endswith("Model")]
         raise UsageError(f"transformers has no model class {spec.architecture!r}{did_you_mean(spec.architecture, names)}")
-    _safetensors(spec, files)
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()             # what it would warn of is an error of ours, below
     model, info = kind.from_pretrained(files["config.json"].parent, dtype=torch.float32, output_loading_info=True, local_files_only=True,
-                                       use_safetensors=True)
+                                       use_safetensors=True, ignore_mismatched_sizes=True)
     wrong = {what: sorted(map(str, info[what])) for what in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[what]}
     if wrong:
         raise UsageError(f"the weights of {spec.name!r} do not fit {spec.architecture}: {json.dumps(wrong)[:2000]}")
@@ -109,11 +115,13 @@ def _not_about_weights(record: logging.LogRecord) -> bool:
     return "weights" not in record.getMessage()
 
 
-def _require_all(spec: ViewSpec, model: Iterable[str], state: Iterable[str]) -> None:
-    missing, unexpected = sorted(set(model) - set(state)), sorted(set(state) - set(model))
-    if missing or unexpected:
+def _require_fit(spec: ViewSpec, model: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:
+    missing, unexpected = sorted(model.keys() - state.keys()), sorted(state.keys() - model.keys())
+    misshapen = [f"{name} {tuple(state[name].shape)}, expected {tuple(model[name].shape)}"
+                 for name in sorted(model.keys() & state.keys()) if model[name].shape != state[name].shape]
+    if missing or unexpected or misshapen:
         raise UsageError(f"the weights of {spec.name!r} do not fit {spec.architecture}: {len(missing)} tensors missing {missing[:5]}, "
-                         f"{len(unexpected)} unknown {unexpected[:5]}")
+                         f"{len(unexpected)} unknown {unexpected[:5]}, {len(misshapen)} of another shape {misshapen[:5]}")
 
 
 BACKENDS: dict[str, Callable[[ViewSpec, dict[str, Path]], tuple[nn.Module, Features]]] = {

@@ -83,13 +83,13 @@ def table(summary: dict[str, Any]) -> str:
     """The result as text: one line a view and method, mean ± standard deviation over the seeds, in percent."""
     seeds = summary["seeds"]
     lines = [f"{summary['dataset']}, {summary['labels_text']}, {len(seeds)} seed{'s' * (len(seeds) > 1)}; test top-1 in %, mean ± std over seeds",
-             f"{'':44}{'test top-1':>13}{'NLL':>8}{'ECE':>8}"]
+             f"{'':50}{'test top-1':>13}{'NLL':>8}{'ECE':>8}"]
     for method, result in summary["methods"].items():
         title, fused = TITLES[method]
         for name, scores in [*((f"{view}, {title}", found) for view, found in result["views"].items()), (f"{title}: {fused}", result["joint"])]:
             top1 = scores["test_top1"]
             text = f"{100 * top1['mean']:.1f} ± {100 * top1['std']:.1f}" if top1["n"] > 1 else f"{100 * top1['mean']:.1f}"
-            lines.append(f"{name:44}{text:>13}{scores['test_nll']['mean']:8.3f}{scores['test_ece']['mean']:8.3f}")
+            lines.append(f"{name:50}{text:>13}{scores['test_nll']['mean']:8.3f}{scores['test_ece']['mean']:8.3f}")
     if {"supervised", "mct"} <= summary["methods"].keys() and len(seeds) > 1:
         lines.append(comparison(summary))
     lines.append(f"selected on {summary['rows']['val']} labelled validation images, tested once on {summary['rows']['test']}; {summary['seconds']:.0f} s")
