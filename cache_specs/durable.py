@@ -10,9 +10,11 @@ Every I/O step passes `fault(point)`. Tests set COVIEW_FAULT in the environment 
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,23 @@ def write_json(path: Path, value: Any, point: str) -> None:
 def canonical_json(value: Any) -> bytes:
     """The one byte string of a value that is hashed: sorted keys, no blanks, UTF-8, NaN refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Be the only writer of `folder` (flock: a dead holder's lock is free). Raises StorageError naming the holder's process."""
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(handle, 100, 0).decode(errors="replace").strip()
+            raise StorageError(f"{folder} is being written by process {holder}; wait for it, or stop it and run this again") from None
+        os.truncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
 
 
 def sweep(folder: Path) -> None:

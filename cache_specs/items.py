@@ -75,6 +75,7 @@ def write_items(cache: Path, items: Items) -> Path:
     table = _parquet(items)
     record = {"format": FORMAT, "name": items.name, "adapter": items.adapter, "rows": len(items), "classes": items.classes,
               "fingerprint": items.fingerprint, "items_sha256": hashlib.sha256(table).hexdigest()}
+    record["sha256"] = _record_sha256(record)
     durable.make_folder(folder)
     if not _is_written(folder, record, table):
         durable.write(folder / "items.parquet", table, "items")
@@ -89,19 +90,22 @@ def read_items(folder: Path) -> Items:
 
     try:
         record = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        version, expected, fingerprint, rows = record["format"], record["items_sha256"], record["fingerprint"], record["rows"]
+        if version == FORMAT and record["sha256"] != _record_sha256(record):
+            raise ValueError("dataset.json has changed since it was written")
         data = (folder / "items.parquet").read_bytes()
+        found = hashlib.sha256(data).hexdigest()
+        if version == FORMAT and found != expected:
+            raise ValueError(f"items.parquet is damaged: sha256 {found[:12]}, expected {expected[:12]}")
         table = pq.read_table(io.BytesIO(data))
         items = Items(record["name"], record["adapter"], table["key"].to_pylist(), table["label"].to_numpy(), table["split"].to_pylist(),
                       table["bytes"].to_numpy(), table["sha256"].to_pylist(), record["classes"])
-        found, version = hashlib.sha256(data).hexdigest(), record["format"]
-        expected, fingerprint, rows = record["items_sha256"], record["fingerprint"], record["rows"]
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise IntegrityError(f"the item list in {folder} cannot be read ({error}); run `make extract` on the dataset again") from error
     if version != FORMAT:
         raise StaleError(f"{folder} has format {version}, this version reads {FORMAT}; run `make extract` into another CACHE")
-    if found != expected or items.fingerprint != fingerprint or folder.name != items.folder_name or len(items) != rows:
-        raise IntegrityError(f"{folder / 'items.parquet'} is damaged: sha256 {found[:12]}, expected {expected[:12]}; "
-                             "run `make extract` on the dataset again")
+    if items.fingerprint != fingerprint or folder.name != items.folder_name or len(items) != rows:
+        raise IntegrityError(f"{folder / 'items.parquet'} does not belong to its folder; run `make extract` on the dataset again")
     return items
 
 
@@ -128,6 +132,10 @@ def dataset_name(data: str) -> str:
     base = data.split(":", 1)[1] if data.startswith("torchvision:") else Path(data).resolve().name if "/" in data or data == "." else data
     base = base.rsplit(".", 1)[0] if base.endswith((".csv", ".parquet")) else base
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in base).lstrip(".-") or "data"
+
+
+def _record_sha256(record: dict[str, Any]) -> str:
+    return hashlib.sha256(durable.canonical_json({key: value for key, value in record.items() if key != "sha256"})).hexdigest()
 
 
 def _is_written(folder: Path, record: dict[str, Any], table: bytes) -> bool:

@@ -9,6 +9,7 @@ the speed (batch size, workers, device, paths) is a flag of the command line and
 import dataclasses
 import difflib
 import hashlib
+import math
 import tomllib
 import types
 import typing
@@ -104,6 +105,9 @@ def load_spec(view: str, command: str = "make extract VIEW={view} DATA=…") -> 
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
+    for key in ("name", "source"):          # of the file itself, and not hashed
+        if key in values:
+            raise UsageError(f"{path}: unknown key {key!r}; a view is named after its file")
     spec = _build(ViewSpec, {"name": path.stem, "source": path.resolve(), **values}, str(path))
     _check(spec, str(path))
     return spec
@@ -168,13 +172,16 @@ def _check(spec: ViewSpec, where: str) -> None:
     unsafe = [name for name in weights.files if not name.endswith((".safetensors", ".json"))]
     if unsafe:
         raise UsageError(f"{where}: weights.files may be .safetensors and .json only (no pickles), found {unsafe[0]!r}")
+    outside = [name for name in weights.files if Path(name).is_absolute() or ".." in Path(name).parts]
+    if outside:
+        raise UsageError(f"{where}: weights.files are relative to the repository or folder and stay inside it, found {outside[0]!r}")
     if spec.width < 1 or prep.crop < 1 or prep.resize < prep.crop:
         raise UsageError(f"{where}: width and crop must be positive and resize at least crop, "
                          f"found width {spec.width}, resize {prep.resize}, crop {prep.crop}")
     if prep.resize_rule == "squash" and prep.crop != prep.resize:
         raise UsageError(f"{where}: with resize_rule 'squash' crop must equal resize, found {prep.crop} and {prep.resize}")
-    if min(prep.std) <= 0:
-        raise UsageError(f"{where}: preprocess.std must be positive, found {list(prep.std)}")
+    if not all(map(math.isfinite, (*prep.mean, *prep.std))) or min(prep.std) <= 0:
+        raise UsageError(f"{where}: preprocess.std must be positive, found {list(prep.std)}, and mean finite, found {list(prep.mean)}")
 
 
 def _lists(value: Any) -> Any:

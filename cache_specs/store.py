@@ -10,11 +10,9 @@ One writer writes one whole shard. Every file is written by `durable.write` (tem
 Any Zarr reader opens the group; ours maps the files (train/reader.py), so this module alone knows zarr.
 """
 
-import fcntl
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,25 +146,10 @@ def refuse_changed(view: View, declared: dict[str, Any], weights_sha256: str | N
 
 @contextmanager
 def writer_lock(view: View) -> Iterator[None]:
-    """Hold the view's writer lock (flock: a dead holder's lock is free). Raises StorageError naming the holder's process."""
-    lock = view.folder / ".lock"
-    try:
-        durable.fault("lock.open")
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise durable.cannot_write(lock, error) from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(handle, 100, 0).decode(errors="replace").strip()
-            raise StorageError(f"{view.folder} is being written by process {holder}; wait for it, or stop it and run this again") from None
-        os.truncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+    """Be the view's only writer; what a killed one left is swept. Raises StorageError naming the process that holds the lock."""
+    with durable.lock(view.folder):
         durable.sweep(view.folder)
         yield
-    finally:
-        os.close(handle)
 
 
 def write_shard(view: View, shard: int, emb_RD: np.ndarray, status_R: np.ndarray, seconds: float) -> None:

@@ -162,30 +162,40 @@ def _table(data: str, root: Path) -> tuple:
     path = Path(data)
     if not path.is_file():
         raise UsageError(f"DATA={data}: there is no such file")
-    if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), list(reader.fieldnames or [])
-    else:
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(path)
-        rows, columns = table.to_pylist(), table.column_names
+    try:
+        rows, columns = _read_csv(path) if path.suffix == ".csv" else _read_parquet(path)
+    except (OSError, ValueError, csv.Error) as error:           # Arrow's errors are OSError or ValueError
+        raise UsageError(f"{path} cannot be read: {error}; a table is a UTF-8 CSV or a Parquet file") from error
     for column in columns:
         if column not in ("path", "label", "split"):
             raise UsageError(f"{path}: unknown column {column!r}{did_you_mean(column, ['path', 'label', 'split'])}")
     if "path" not in columns or not rows:
         raise UsageError(f"{path}: a table needs a column 'path' and at least one row; found the columns {columns} and {len(rows)} rows")
-    keys = [str(row["path"]) for row in rows]
+    keys = [str(row["path"] or "") for row in rows]
     splits = [SPLIT_FOLDERS.get(str(row.get("split") or "").lower(), str(row.get("split") or "")) for row in rows]
     for line, (key, split) in enumerate(zip(keys, splits, strict=True), 2):
         if split not in SPLITS:
             raise UsageError(f"{path}, row {line}: split {split!r}{did_you_mean(split, SPLITS[1:])}")
+        if not key:
+            raise UsageError(f"{path}, row {line}: the path is empty")
         if ".." in Path(key).parts or Path(key).is_absolute():
             raise UsageError(f"{path}, row {line}: the path {key!r} leaves the table's folder; paths are relative to it")
     labels = ["" if split == "unlabelled" or row.get("label") in (None, "", -1, "-1") else str(row["label"])
               for row, split in zip(rows, splits, strict=True)]
     return keys, labels, splits, ReadFiles([str(path.parent / key) for key in keys])
+
+
+def _read_csv(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        return list(reader), list(reader.fieldnames or [])
+
+
+def _read_parquet(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    return table.to_pylist(), table.column_names
 
 
 def _torchvision(data: str, root: Path) -> tuple:

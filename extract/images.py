@@ -6,6 +6,7 @@ The pipeline is torchvision's v2 transforms, built from the five values of the s
 import functools
 import hashlib
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,13 +31,15 @@ Image.MAX_IMAGE_PIXELS = None   # Pillow only warns up to twice its limit; ours 
 def decode(data: bytes, prep: Preprocess) -> tuple[torch.Tensor | None, int]:
     """(3, crop, crop) uint8 and OK, or None and the status."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        width, height = image.size
-        scale = prep.resize / max(1, min(width, height))
-        resized = prep.resize**2 if prep.resize_rule == "squash" else width * height * scale**2
-        if width * height > MAX_PIXELS or resized > MAX_RESIZED:
-            return None, TOO_LARGE
-        rgb = _rgb(ImageOps.exif_transpose(image))
+        with warnings.catch_warnings():         # of odd palettes and EXIF, for each of a million images
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            width, height = image.size
+            scale = prep.resize / max(1, min(width, height))
+            resized = prep.resize**2 if prep.resize_rule == "squash" else width * height * scale**2
+            if width * height > MAX_PIXELS or resized > MAX_RESIZED:
+                return None, TOO_LARGE
+            rgb = _rgb(ImageOps.exif_transpose(image))
     except Exception as error:      # Pillow raises nearly anything on a hostile file: OSError, SyntaxError, struct.error, ValueError …
         return None, TRUNCATED if "truncated" in str(error).lower() else UNDECODABLE
     return pipeline(prep)(rgb), OK

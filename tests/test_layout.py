@@ -74,8 +74,8 @@ def test_help_answers_at_once_and_imports_nothing_heavy(package: str) -> None:
     assert "usage" in shown.stdout and "--data" in shown.stdout
     if min(seconds) >= 0.5:
         raise AssertionError(seconds)
-    heavy = "import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_module(%r, run_name='__main__')\nexcept SystemExit: pass\n" \
-        "print({'torch', 'numpy', 'pyarrow', 'zarr', 'transformers', 'open_clip', 'sklearn'} & set(sys.modules))" % package
+    heavy = f"import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_module('{package}', run_name='__main__')\nexcept SystemExit: pass\n" \
+        "print({'torch', 'numpy', 'pyarrow', 'zarr', 'transformers', 'open_clip', 'sklearn'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", heavy], cwd=ROOT, capture_output=True, text=True).stdout.strip().endswith("set()")
 
 

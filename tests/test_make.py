@@ -70,7 +70,8 @@ def test_the_exit_code_is_shown(venv: Path) -> None:
 
 
 def test_names_are_passed_on(venv: Path) -> None:
-    shown = make(venv, "-n", "train", "VIEWS=a,b", "DATA=d", "LABELS=3", "METHOD=mct", "SEEDS=0..4", "DEVICE=cpu", "GPUS=2", "CACHE=c", "RUN=r", "ARGS=--lr 1").stdout
+    given = ("VIEWS=a,b", "DATA=d", "LABELS=3", "METHOD=mct", "SEEDS=0..4", "DEVICE=cpu", "GPUS=2", "CACHE=c", "RUN=r", "ARGS=--lr 1")
+    shown = make(venv, "-n", "train", *given).stdout
     for flag in ("views", "data", "labels", "method", "seeds", "device", "gpus", "cache", "run"):
         assert f'--{flag} "${flag.upper()}"' in shown
     assert "--lr 1" in shown

@@ -1,6 +1,7 @@
 """Training as a user runs it: splits, streams of rows, layouts, resume, label leaks, errors."""
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -17,7 +18,8 @@ import torch
 from conftest import ROOT, Made
 from safetensors.numpy import load_file
 
-from cache_specs.errors import DataQualityError, IntegrityError, StaleError, UsageError
+from cache_specs import durable
+from cache_specs.errors import DataQualityError, IntegrityError, StaleError, StorageError, UsageError
 from train.__main__ import run
 from train.batches import LABELLED, UNLABELLED, rows, uniforms
 from train.config import TrainConfig
@@ -140,7 +142,7 @@ def test_metrics_against_scikit_learn() -> None:
         assert found["nll"][e] == pytest.approx(log_loss(y, p))
         confidence, correct = p.max(1), p.argmax(1) == y.numpy()
         edges = np.linspace(0, 1, 16)
-        want = sum(abs(correct[m].mean() - confidence[m].mean()) * m.mean() for a, b in zip(edges, edges[1:], strict=False)
+        want = sum(abs(correct[m].mean() - confidence[m].mean()) * m.mean() for a, b in itertools.pairwise(edges)
                    if (m := (confidence > a) & (confidence <= b)).any())
         assert found["ece"][e] == pytest.approx(want)
     assert torch.equal(joint([logits, logits]), 2 * logits)
@@ -169,8 +171,8 @@ def test_a_run_leaves_what_it_promises(made: Made, tmp_path: Path, capsys: pytes
     assert settings["settings"]["lr"] == 5e-3 and set(settings["fingerprints"]) == {"items", "pixels", "edges"}
     assert json.loads((folder / "environment.json").read_text())["versions"]["torch"] == torch.__version__.split("+")[0]
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [(r["method"], r["step"]) for r in records] == [(m, s) for m in ("supervised", "mct") for s in (10, 20, 30, 40)]
-    assert "feedback" in records[-1] and not [path for path in folder.rglob("*.tmp")]
+    assert [(r["method"], r["step"]) for r in records] == list(itertools.product(("supervised", "mct"), (10, 20, 30, 40)))
+    assert "feedback" in records[-1] and not list(folder.rglob("*.tmp"))
 
 
 def test_predictions_agree_with_the_summary_and_the_probes(made: Made, tmp_path: Path) -> None:
@@ -347,6 +349,13 @@ def test_sigterm_saves_says_so_and_resumes_to_the_same_bytes(made: Made, tmp_pat
     assert outcome(tmp_path / "a") == outcome(tmp_path / "whole")
 
 
+def test_a_run_has_one_writer(made: Made, tmp_path: Path) -> None:
+    run(config(made, tmp_path, warmup=2, cotrain=0, method="supervised", run="b"))
+    (tmp_path / "b" / "summary.json").unlink()
+    with durable.lock(tmp_path / "b"), pytest.raises(StorageError, match=rf"is being written by process {os.getpid()} on"):
+        run(config(made, tmp_path, warmup=2, cotrain=0, method="supervised", run="b"))
+
+
 def test_a_killed_rank_ends_the_job_in_ten_seconds_with_code_7(made: Made, tmp_path: Path) -> None:
     settings = config(made, tmp_path, gpus=2, cotrain=100_000)
     process = start(settings)
@@ -397,12 +406,12 @@ def test_what_the_cache_lacks_is_named_with_the_command(made: Made, tmp_path: Pa
             run(dataclasses.replace(good, **change))
     toml = tmp_path / "pixels.toml"
     toml.write_text(made.tomls["pixels"].read_text().replace("bicubic", "bilinear"))
-    with pytest.raises(StaleError, match="preprocess.interpolation: bicubic -> bilinear"):
+    with pytest.raises(StaleError, match=r"preprocess.interpolation: bicubic -> bilinear"):
         run(dataclasses.replace(good, views=f"{toml},{made.tomls['edges']}"))
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_view(made: Made, tmp_path: Path) -> None:
-    with pytest.raises(DataQualityError, match="the validation loss of view 'pixels' is not finite at step 10 of supervised"):
+    with pytest.raises(DataQualityError, match=r"the validation loss of view 'pixels' is not finite at step 10 of supervised"):
         run(config(made, tmp_path, lr=1e38))
 
 

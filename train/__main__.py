@@ -56,6 +56,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """Train, evaluate, print the table; return the summary (on rank 0). Raises CoviewError."""
     import torch
 
+    from cache_specs import durable
     from train.checkpoint import metrics_bytes
     from train.launch import BOARD, FAILED, Board
     from train.log import Console, Ignore, Jsonl, Listeners, Wandb
@@ -77,11 +78,13 @@ def run(config: TrainConfig) -> dict[str, Any]:
         folder = open_run(config, cache.fingerprints, device.type, leader=rank == 0)
         if is_finished(folder):
             code, summary = 0, read_summary(folder)
-            print(f"the run {folder} is finished; another RUN= makes a new one\n\n{table(summary)}")
+            if rank == 0:
+                print(f"the run {folder} is finished; another RUN= makes a new one\n\n{table(summary)}")
             return summary
         peers = make_peers(len(cache.names), device)
         listeners = [board]
         if rank == 0:
+            cleanup.enter_context(durable.lock(folder))
             write_splits(folder, cache.items, splits, config.seed_list())
             listeners += [Jsonl(folder / "metrics.jsonl", metrics_bytes(folder / "checkpoints")), Console(config.log_every_s)]
             listeners += [Wandb(config.wandb, folder, dataclasses.asdict(config))] if config.wandb != "off" else []

@@ -52,7 +52,7 @@ def launch(gpus: int, views: list[str]) -> None:
         try:
             culprit, seconds = _watch(torchrun, board)
         finally:
-            _kill_group(torchrun)
+            _kill(torchrun, board)
         if culprit is None and torchrun.returncode == 0:
             return
         rank = culprit or 0
@@ -74,7 +74,7 @@ def _watch(torchrun: subprocess.Popen, board: Board) -> tuple[int | None, float]
         if culprit is None:
             culprit, since = _first_failed(board), time.monotonic()
         elif time.monotonic() - since > GRACE_S:
-            _kill_group(torchrun)
+            _kill(torchrun, board)
     culprit = _first_failed(board) if culprit is None else culprit
     return culprit, time.monotonic() - since if culprit is not None and since else 0.0
 
@@ -103,8 +103,9 @@ def _signal_ranks(board: Board, number: int) -> None:
             os.kill(int(pid), number)
 
 
-def _kill_group(torchrun: subprocess.Popen) -> None:
-    """torchrun leads its own session. It starts each rank in a session of its own? No: they are in its process group."""
+def _kill(torchrun: subprocess.Popen, board: Board) -> None:
+    """torchrun leads a session of its own, and each rank another."""
+    _signal_ranks(board, signal.SIGKILL)
     try:
         os.killpg(torchrun.pid, signal.SIGKILL)
     except ProcessLookupError:

@@ -7,6 +7,7 @@ For one seed the choices are nested: the rows of LABELS=3 are among those of LAB
 split gives a fifth of its labelled rows to each, the same for every seed.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import numpy as np
 
 from cache_specs.errors import DataQualityError, UsageError, did_you_mean
 from cache_specs.items import Items
+
+NUMBER = re.compile(r"all|\d+|[\d.]+%")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +67,7 @@ def assign(items: Items) -> np.ndarray:
 def _choose(items: Items, pool: np.ndarray, labels: str, seed: int) -> np.ndarray:
     if labels == "all":
         return pool
-    if Path(labels).is_file():
+    if not NUMBER.fullmatch(labels) and Path(labels).is_file():
         return _from_file(items, pool, Path(labels))
     try:
         percent = float(labels[:-1]) if labels.endswith("%") else None

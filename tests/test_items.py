@@ -1,0 +1,185 @@
+"""The item list: one order, one fingerprint of the images alone, and no damage that goes unseen."""
+
+import dataclasses
+import hashlib
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache_specs.errors import CoviewError, IntegrityError, StaleError, UsageError
+from cache_specs.items import Items, class_index, dataset_name, find_dataset, read_items, write_items
+from extract.datasets import build_items, open_dataset
+
+KEYS = ["A.jpg", "Z/1.jpg", "a.jpg", "a/10.jpg", "a/2.jpg", "ä.jpg"]         # byte order: capitals first, / after ., ä last
+
+
+def make(keys: list[str] = KEYS, name: str = "d", labels: str = "xyxy x".replace(" ", "?"), **changes: object) -> Items:
+    label, classes = class_index([letter.strip("?") for letter in labels[:len(keys)]])
+    items = Items(name, "folder", keys, label, ["train"] * len(keys), np.arange(len(keys)), [hashlib.sha256(key.encode()).hexdigest() for key in keys], classes)
+    return dataclasses.replace(items, **changes)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def photos(folder: Path) -> Path:
+    for key in KEYS:
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        (folder / key).write_bytes(f"content of {key}".encode())
+    return folder
+
+
+def test_the_keys_stand_in_byte_order_wherever_the_folder_lies_and_however_it_was_filled(tmp_path):
+    one = build_items(open_dataset(str(photos(tmp_path / "one" / "d")), Path()))
+    shutil.copytree(tmp_path / "one" / "d", tmp_path / "two" / "deep" / "d")
+    two = build_items(open_dataset(str(tmp_path / "two" / "deep" / "d") + "/", Path()))
+    assert one.keys == two.keys == KEYS == sorted(KEYS, key=str.encode)
+    assert one.fingerprint == two.fingerprint and one.folder_name == two.folder_name == f"d-{one.fingerprint[:8]}"
+    assert one.sha256 == [hashlib.sha256(f"content of {key}".encode()).hexdigest() for key in KEYS]
+
+
+def test_the_fingerprint_covers_keys_and_contents_and_nothing_else():
+    items = make()
+    assert items.fingerprint == make(labels="yyyyyy", split=["test"] * 6, adapter="table", name="other", size=np.zeros(6, np.int64)).fingerprint
+    others = [make(KEYS[:-1]), make(["B.jpg", *KEYS[1:]], sha256=items.sha256), make(sha256=items.sha256[1:] + items.sha256[:1])]
+    assert len({items.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+def test_writing_twice_gives_the_same_bytes_and_reads_back(tmp_path):
+    one, two = write_items(tmp_path / "one", make()), write_items(tmp_path / "two", make())
+    assert files(one) == files(two) and set(files(one)) == {"items.parquet", "dataset.json"}
+    stamps = [path.stat().st_mtime_ns for path in sorted(one.iterdir())]
+    assert write_items(tmp_path / "one", make()) == one and stamps == [path.stat().st_mtime_ns for path in sorted(one.iterdir())]
+    items = read_items(one)
+    for field in dataclasses.fields(Items):
+        np.testing.assert_array_equal(getattr(items, field.name), getattr(make(), field.name))
+
+
+def test_a_parquet_reader_sees_the_seven_columns(tmp_path):
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(write_items(tmp_path, make()) / "items.parquet")
+    assert table.column_names == ["row", "key", "label", "label_name", "split", "bytes", "sha256"]
+    assert table["label_name"].to_pylist() == ["x", "y", "x", "y", "", "x"] and table["label"].to_pylist() == [0, 1, 0, 1, -1, 0]
+
+
+@pytest.mark.parametrize(("changed", "message"), [
+    (make(sha256=[*make().sha256[:3], "f" * 64, *make().sha256[4:]]), r"\(6 -> 6 items\): first difference in row 3: content of a/10\.jpg\."),
+    (make([*KEYS[:2], "b.jpg", *KEYS[3:]]), r"row 2: a\.jpg -> b\.jpg\."),
+    (make([*KEYS, "ö.jpg"], labels="xxxxxxx"), r"\(6 -> 7 items\).*row 6: \(nothing\) -> ö\.jpg"),
+    (make(KEYS[:-1]), r"\(6 -> 5 items\).*row 5: ä\.jpg -> \(nothing\)"),
+], ids=["content", "name", "one more", "one less"])
+def test_changed_images_are_refused_naming_row_and_key(tmp_path, changed, message):
+    folder = write_items(tmp_path, make())
+    before = files(folder)
+    with pytest.raises(StaleError, match=message) as caught:
+        write_items(tmp_path, changed)
+    assert "ARGS='--name d-2'" in str(caught.value) and f"delete {folder}" in str(caught.value)
+    assert list(tmp_path.iterdir()) == [folder] and files(folder) == before
+    write_items(tmp_path, dataclasses.replace(changed, name="d-2"))
+    assert find_dataset(tmp_path, "d") == folder
+
+
+def test_new_labels_and_splits_replace_the_old_ones_in_place(tmp_path):
+    folder = write_items(tmp_path, make())
+    again = write_items(tmp_path, make(labels="zzyyxx", split=["test"] * 6))
+    assert again == folder
+    items = read_items(folder)
+    assert items.classes == ["x", "y", "z"] and items.label.tolist() == [2, 2, 1, 1, 0, 0] and items.split == ["test"] * 6
+
+
+def test_a_damaged_list_is_written_anew_by_the_next_extraction(tmp_path):
+    folder = write_items(tmp_path, make())
+    before = files(folder)
+    (folder / "items.parquet").write_bytes(b"damaged")
+    assert write_items(tmp_path, make()) == folder and files(folder) == before
+
+
+@pytest.mark.parametrize("name", ["items.parquet", "dataset.json"])
+def test_every_flip_is_found_in_a_sample_of_places(tmp_path, name):
+    folder, chance = write_items(tmp_path, make()), random.Random(0)
+    file = folder / name
+    intact, unseen = file.read_bytes(), []
+    places = range(len(intact)) if name == "dataset.json" else chance.sample(range(len(intact)), 250)
+    for place in places:
+        data = bytearray(intact)
+        data[place] ^= 1 << chance.randrange(8)
+        file.write_bytes(data)
+        try:
+            read_items(folder)
+            unseen.append(bytes(intact[place:place + 1]))
+        except CoviewError as error:
+            assert isinstance(error, IntegrityError | StaleError) and str(folder) in str(error) and "make extract" in str(error)
+    assert not unseen, f"flips of these bytes of {name} went unseen: {unseen}"
+    file.write_bytes(intact)
+    read_items(folder)
+
+
+@pytest.mark.parametrize("harm", [lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:-2]), lambda file: file.write_text("[]"),
+                                  lambda file: file.write_text("null")], ids=["missing", "truncated", "a list", "null"])
+def test_a_missing_or_truncated_list_is_named_with_the_command(tmp_path, harm):
+    for name in ("items.parquet", "dataset.json"):
+        folder = write_items(tmp_path / name, make())
+        harm(folder / name)
+        with pytest.raises(IntegrityError, match=r"run `make extract` on the dataset again") as caught:
+            read_items(folder)
+        assert str(folder) in str(caught.value)
+
+
+def test_a_renamed_folder_and_another_format_are_refused(tmp_path):
+    folder = write_items(tmp_path, make())
+    shutil.copytree(folder, tmp_path / "d-00000000")
+    with pytest.raises(IntegrityError):
+        read_items(tmp_path / "d-00000000")
+    record = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**record, "format": 2}))
+    with pytest.raises(StaleError, match="has format 2, this version reads 1"):
+        read_items(folder)
+
+
+def test_a_dataset_is_found_by_name_path_or_its_folder(tmp_path):
+    folder = write_items(tmp_path, make(name="photos"))
+    for data in ("photos", "photos/", "/data/photos", "list/../photos/", "photos.csv", "/data/photos.parquet", "torchvision:photos", folder.name):
+        assert find_dataset(tmp_path, data) == folder, data
+
+
+def test_a_dataset_that_is_not_there_names_the_nearest_and_the_command(tmp_path):
+    with pytest.raises(UsageError, match=r"no dataset 'photo' in .*there is: nothing yet.*make extract VIEW=… DATA=photo"):
+        find_dataset(tmp_path, "photo")
+    write_items(tmp_path, make(name="photos"))
+    with pytest.raises(UsageError, match=r"did you mean 'photos'"):
+        find_dataset(tmp_path, "photo")
+
+
+def test_two_lists_of_one_name_must_be_told_apart(tmp_path):
+    one = write_items(tmp_path / "a", make())
+    two = write_items(tmp_path / "b", make(KEYS[:-1]))
+    shutil.copytree(two, tmp_path / "a" / two.name)
+    with pytest.raises(StaleError, match=r"holds 2 item lists called 'd': d-.*Name one: DATA=d-"):
+        find_dataset(tmp_path / "a", "d")
+    assert find_dataset(tmp_path / "a", one.name) == one and find_dataset(tmp_path / "a", two.name).name == two.name
+
+
+@pytest.mark.parametrize(("data", "name"), [("photos/", "photos"), ("/a/my photos", "my-photos"), ("list.csv", "list"), ("a/b.parquet", "b"),
+                                            ("torchvision:MNIST", "MNIST"), ("digits", "digits"), ("/a/.hidden", "hidden"), ("/", "data")])
+def test_a_dataset_is_named_after_its_folder_or_file(data, name):
+    assert dataset_name(data) == name
+
+
+@pytest.mark.parametrize(("names", "labels", "classes"), [
+    (["b", "a", "", "b"], [1, 0, -1, 1], ["a", "b"]),
+    (["10", "9", "", "1"], [2, 1, -1, 0], ["1", "9", "10"]),
+    (["10", "9", "x"], [0, 1, 2], ["10", "9", "x"]),
+    (["01", "1"], [0, 1], ["01", "1"]),
+    (["²", "1"], [1, 0], ["1", "²"]),
+    (["", ""], [-1, -1], []),
+    ([], [], []),
+])
+def test_class_names_that_are_numbers_sort_as_numbers_and_others_by_bytes(names, labels, classes):
+    found, sorted_names = class_index(names)
+    assert found.tolist() == labels and found.dtype == np.int32 and sorted_names == classes

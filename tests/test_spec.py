@@ -1,0 +1,163 @@
+"""View specs: everything declared is hashed, nothing else is, and every mistake in a TOML file is named with what to type."""
+
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import VIEW_TOML
+
+from cache_specs.errors import UsageError
+from cache_specs.spec import SPECS, ViewSpec, differences, fingerprint, load_spec, view_names
+
+TOML = VIEW_TOML.format(width=16)
+
+
+def load(folder: Path, text: str, name: str = "v.toml") -> ViewSpec:
+    (folder / name).write_text(text)
+    return load_spec(str(folder / name))
+
+
+@pytest.mark.parametrize("name", view_names())
+def test_every_bundled_view_loads_and_holds_together(name):
+    spec = load_spec(name)
+    assert spec.name == name and spec.source == (SPECS / f"{name}.toml").resolve()
+    assert spec.declared() == tomllib.loads(spec.source.read_text()) | {
+        "weights": {"hub": None, "revision": None, "path": None, **tomllib.loads(spec.source.read_text())["weights"]}}
+    if spec.weights.path is not None:
+        assert all((SPECS / spec.weights.path / file).is_file() for file in spec.weights.files)
+
+
+def test_the_bundled_views_are_these():
+    assert {"clip", "dinov2", "tiny-clip", "tiny-dinov2"} <= set(view_names())
+
+
+# One changed line for each declared field (crop and resize of a squashed image go together).
+CHANGES = {
+    "backend": ('backend = "transformers"', 'backend = "open_clip"'),
+    "architecture": ('"Dinov2Model"', '"ViTModel"'),
+    "output": ('output = "cls"', 'output = "pooled"'),
+    "width": ("width = 16", "width = 17"),
+    "compute_dtype": ('compute_dtype = "float32"', 'compute_dtype = "bfloat16"'),
+    "weights.files": ('"config.json", ', ""),
+    "weights.path": ('path = "none"', 'path = "other"'),
+    "weights.hub": ('path = "none"', 'hub = "a/b"\nrevision = "main"'),
+    "preprocess.crop": ("resize = 8\nresize_rule = \"squash\"\ncrop = 8", "resize = 9\nresize_rule = \"squash\"\ncrop = 9"),
+    "preprocess.resize_rule": ('"squash"', '"shortest"'),
+    "preprocess.interpolation": ('"bicubic"', '"bilinear"'),
+    "preprocess.antialias": ("antialias = true", "antialias = false"),
+    "preprocess.mean": ("mean = [0.5, 0.5, 0.5]", "mean = [0.5, 0.5, 0.25]"),
+    "preprocess.std": ("std = [0.5, 0.5, 0.5]", "std = [0.5, 0.5, 0.25]"),
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_the_fingerprint_changes_with_each_declared_field(tmp_path, field):
+    old, new = CHANGES[field]
+    assert TOML.count(old) == 1
+    before, after = load(tmp_path, TOML), load(tmp_path, TOML.replace(old, new))
+    assert before.fingerprint("0" * 64) != after.fingerprint("0" * 64)
+    assert any(line.startswith(f"{field}: ") for line in differences(before.declared(), after.declared()))
+
+
+def test_no_declared_field_is_left_out_of_the_fingerprint(tmp_path):
+    """Also those that have one legal value today (storage_dtype), or are changed above together with another."""
+    spec = load(tmp_path, TOML)
+    seen = {spec.fingerprint("0" * 64)}
+
+    def leaves(value: object, path: tuple = ()) -> list[tuple]:
+        return [leaf for key, item in value.items() for leaf in leaves(item, (*path, key))] if isinstance(value, dict) else [path]
+
+    fields = leaves(spec.declared())
+    assert len(fields) == len(dataclasses.fields(ViewSpec)) - 4 + 4 + 7         # name, source, weights, preprocess -> 4 + 7 inner fields
+    for path in fields:
+        declared = spec.declared()
+        inner = declared
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = "changed"
+        seen.add(fingerprint(declared, "0" * 64))
+    assert len(seen) == 1 + len(fields)
+
+
+def test_the_fingerprint_changes_with_the_weights_and_not_with_the_file_its_place_or_its_comments(tmp_path):
+    spec = load(tmp_path, TOML)
+    (tmp_path / "deep").mkdir()
+    same = load(tmp_path / "deep", "# a comment\n" + TOML.replace("0.5, 0.5, 0.5", "0.50,0.5 , 0.5"), "other.toml")
+    assert same.name == "other" and same.fingerprint("0" * 64) == spec.fingerprint("0" * 64)
+    assert spec.fingerprint("0" * 64) != spec.fingerprint("1" * 64)
+    assert re.fullmatch("[0-9a-f]{64}", spec.fingerprint("0" * 64))
+
+
+def test_a_whole_number_and_its_float_are_one_value(tmp_path):
+    assert load(tmp_path, TOML.replace("mean = [0.5, 0.5, 0.5]", "mean = [0, 0, 0]")).fingerprint("") == \
+        load(tmp_path, TOML.replace("mean = [0.5, 0.5, 0.5]", "mean = [0.0, 0.0, 0.0]")).fingerprint("")
+
+
+MISTAKES = {
+    "unknown key": ('output = "cls"', 'outptu = "cls"', r"unknown key 'outptu'; did you mean 'output'"),
+    "unknown key, nothing near": ('output = "cls"', 'zzzz = 1\noutput = "cls"', r"unknown key 'zzzz'; there is: architecture, backend"),
+    "unknown inner key": ("antialias = true", "antialis = true", r"unknown key 'antialis'; did you mean 'antialias'"),
+    "wrong type": ("width = 16", 'width = "16"', r"width = '16' is not of the type int"),
+    "a bool for a number": ("width = 16", "width = true", r"width = True is not of the type int"),
+    "a number for a bool": ("antialias = true", "antialias = 1", r"antialias = 1 is not of the type bool"),
+    "a float for an int": ("width = 16", "width = 16.0", r"width = 16.0 is not of the type int"),
+    "two of three": ("mean = [0.5, 0.5, 0.5]", "mean = [0.5, 0.5]", r"mean = \[0.5, 0.5\] is not of the type tuple\[float, float, float\]"),
+    "text among numbers": ("mean = [0.5, 0.5, 0.5]", 'mean = [0.5, 0.5, "x"]', r"mean = 'x' is not of the type float"),
+    "no files": ('files = ["config.json", "model.safetensors"]', "files = []", r"files = \[\] is not of the type tuple"),
+    "a table for a value": ("width = 16", "width = {a = 1}", r"width = \{'a': 1\} is not of the type int"),
+    "missing key": ("width = 16\n", "", r"the key 'width' is missing"),
+    "missing inner key": ("crop = 8\n", "", r"preprocess: the key 'crop' is missing|the key 'crop' is missing"),
+    "bad literal": ('output = "cls"', 'output = "clss"', r"output = 'clss'; did you mean 'cls'"),
+    "another storage": ('"float16"', '"bfloat16"', r"storage_dtype = 'bfloat16'; did you mean 'float16'"),
+    "a backend that is not here": ('"transformers"', '"jax"', r"backend = 'jax'; there is: open_clip, transformers"),
+    "hub without revision": ('path = "none"', 'hub = "a/b"', r"weights\.hub needs weights\.revision, a tag or commit of a/b"),
+    "hub and path": ('path = "none"', 'path = "none"\nhub = "a/b"\nrevision = "main"', r"weights needs either 'hub' \(with 'revision'\) or 'path'"),
+    "neither": ('path = "none"\n', "", r"weights needs either 'hub'"),
+    "pickle": ('"model.safetensors"', '"pytorch_model.bin"', r"\.safetensors and \.json only \(no pickles\), found 'pytorch_model\.bin'"),
+    "crop above resize": ('"squash"\ncrop = 8', '"shortest"\ncrop = 9', r"resize at least crop, found width 16, resize 8, crop 9"),
+    "no width": ("width = 16", "width = 0", r"width and crop must be positive.*found width 0"),
+    "squash with a crop": ("crop = 8", "crop = 7", r"with resize_rule 'squash' crop must equal resize, found 7 and 8"),
+    "std of 0": ("std = [0.5, 0.5, 0.5]", "std = [0.5, 0.0, 0.5]", r"preprocess\.std must be positive, found \[0\.5, 0\.0, 0\.5\]"),
+    "std that is no number": ("std = [0.5, 0.5, 0.5]", "std = [0.5, nan, 0.5]", r"preprocess\.\w+ must be"),
+    "mean that is no number": ("mean = [0.5, 0.5, 0.5]", "mean = [0.5, inf, 0.5]", r"preprocess\.\w+ must be"),
+    "no TOML": ("width = 16", "width: 16", r"is not valid TOML: .*line 5"),
+    "files that leave the folder": ('"model.safetensors"', '"../model.safetensors"', r"weights\.files.*'\.\./model\.safetensors'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_with_its_file(tmp_path, mistake):
+    old, new, message = MISTAKES[mistake]
+    assert TOML.count(old) == 1
+    with pytest.raises(UsageError, match=message) as caught:
+        load(tmp_path, TOML.replace(old, new))
+    assert str(tmp_path / "v.toml") in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "v.toml").write_bytes(b"\xff\xfe" + TOML.encode())
+    with pytest.raises(UsageError, match="is not valid TOML"):
+        load_spec(str(tmp_path / "v.toml"))
+
+
+def test_the_name_and_the_place_cannot_be_declared(tmp_path):
+    for key in ("name", "source"):
+        with pytest.raises(UsageError, match=f"unknown key '{key}'"):
+            load(tmp_path, f'{key} = "x"\n' + TOML)
+
+
+def test_a_misspelt_view_names_the_nearest_and_the_whole_command():
+    with pytest.raises(UsageError, match=r"no view 'dinov'; did you mean 'dinov2'\. Type: make extract VIEW=dinov2 DATA=…"):
+        load_spec("dinov")
+    with pytest.raises(UsageError, match=r"no view 'clib'; did you mean 'clip'\. Type: make train VIEWS=clip,dinov2 DATA=photos"):
+        load_spec("clib", "make train VIEWS={view},dinov2 DATA=photos")
+    with pytest.raises(UsageError, match=r"no view 'qqqq'; there is: clip, dinov2, .*a view of your own is a TOML file"):
+        load_spec("qqqq")
+    with pytest.raises(UsageError, match=r"there is no view file /nowhere/v\.toml"):
+        load_spec("/nowhere/v.toml")
+
+
+def test_differences_name_nested_fields_in_order():
+    assert differences({"a": 1, "b": {"c": [1], "d": 2}}, {"b": {"c": [1, 2], "d": 2}, "e": 3}) == ["a: 1 -> None", "b.c: [1] -> [1, 2]", "e: None -> 3"]
