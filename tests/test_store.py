@@ -348,6 +348,25 @@ def test_the_repair_that_the_message_tells_works(view):
     np.testing.assert_array_equal(map_view(view), embeddings(view.n, view.width))
 
 
+@pytest.mark.parametrize(("harm", "change"), [(_truncated, -1), (_appended, 1)])
+def test_a_wrong_size_is_told_without_reading_the_file_and_is_never_sealed(view, harm, change):
+    """A mapped file that is short kills the process, so the sizes are compared at every opening, before any digest."""
+    harm(view.embeddings_file(1), view.embeddings_file(2))
+    size = ROWS * ALIGNED * 2 + 4
+    for refuse in (store.check, store.root_hash, store.seal):
+        with pytest.raises(IntegrityError, match=f"embeddings/c/1/0 has {size + change} bytes, expected {size}"):
+            refuse(view)
+
+
+def test_a_shard_that_is_not_there_reads_as_nan_and_255_in_zarr_never_as_zeros(tmp_path):
+    import zarr
+
+    view = create(tmp_path, 2 * ROWS, ALIGNED)
+    fill(view, embeddings(view.n, ALIGNED), [0])
+    group = zarr.open_group(view.folder, mode="r")
+    assert np.isnan(group["embeddings"][ROWS:]).all() and (group["status"][ROWS:] == 255).all() and not group["status"][:ROWS].any()
+
+
 def test_an_unfinished_view_is_refused_with_the_command(tmp_path):
     view = create(tmp_path, 3 * ROWS, ALIGNED)
     fill(view, embeddings(view.n, ALIGNED), [0, 2])
@@ -423,17 +442,20 @@ def test_a_lock_held_by_another_process_names_it_and_a_dead_holder_frees_it(view
     leftover.write_bytes(b"half")
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(view.folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     with holder:
-        assert holder.stdout.readline() == "held\n"
-        assert not leftover.exists(), "the holder sweeps what a killed writer left"
-        leftover.write_bytes(b"half")
-        with pytest.raises(StorageError, match=f"is being written by process {holder.pid} on"), store.writer_lock(view):
-            pass
-        assert leftover.exists(), "only the holder may sweep"
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
-        with store.writer_lock(view):
-            assert not leftover.exists()
-            with pytest.raises(StorageError, match=f"is being written by process {os.getpid()} on"), store.writer_lock(view):
+        try:
+            assert holder.stdout.readline() == "held\n"
+            assert not leftover.exists(), "the holder sweeps what a killed writer left"
+            leftover.write_bytes(b"half")
+            with pytest.raises(StorageError, match=f"is being written by process {holder.pid} on"), store.writer_lock(view):
                 pass
+            assert leftover.exists(), "only the holder may sweep"
+            holder.send_signal(signal.SIGKILL)
+            holder.wait()
+            with store.writer_lock(view):
+                assert not leftover.exists()
+                with pytest.raises(StorageError, match=f"is being written by process {os.getpid()} on"), store.writer_lock(view):
+                    pass
+        finally:
+            holder.kill()
     with store.writer_lock(view):
         pass
