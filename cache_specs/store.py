@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from cache_specs import durable
-from cache_specs.errors import IntegrityError, StaleError, StorageError, UsageError, did_you_mean
+from cache_specs.errors import IntegrityError, StaleError, UsageError, did_you_mean
 from cache_specs.spec import differences, fingerprint
 
 FORMAT = 1
@@ -167,92 +167,10 @@ def write_shard(view: View, shard: int, emb_RD: np.ndarray, status_R: np.ndarray
         data = _chunk(array)
         durable.make_folder(path.parent)
         durable.write(path, data, point)
-        files[str(path.relative_to(view.folder))] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "xxh3": _xxh3(data)}
+        files[str(path.relative_to(view.folder))] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "xxh3": xxh3(data)}
     counts = {STATUS[code]: int(number) for code, number in enumerate(np.bincount(status_R[:count])) if number}
     record = {"shard": shard, "rows": [first, last], "files": files, "status": counts, "seconds": round(seconds, 3)}
     durable.write_json(view.commit_file(shard), record, "commit")
-
-
-def seal(view: View) -> None:
-    """Declare the view finished. Raises IntegrityError if a shard is missing or has not the committed size."""
-    root = root_hash(view)
-    durable.write_json(view.folder / "complete.json", {"n": view.n, "shards": view.shards, "root": root}, "complete")
-
-
-def root_hash(view: View) -> str:
-    """sha256 over the identity of the view and every shard's digests; sizes on disk are compared on the way."""
-    digest = hashlib.sha256(durable.canonical_json({key: value for key, value in view.attributes.items() if key != "provenance"}))
-    for shard in range(view.shards):
-        for name, record in sorted(read_commit(view, shard)["files"].items()):
-            digest.update(f"{name}\0{record['sha256']}\n".encode())
-    return digest.hexdigest()
-
-
-def read_commit(view: View, shard: int) -> dict[str, Any]:
-    """The commit record of a shard whose files have the committed sizes. Raises IntegrityError naming file, rows and command."""
-    first, last = view.bounds(shard)
-    try:
-        record = json.loads(view.commit_file(shard).read_text(encoding="utf-8"))
-        if record["shard"] != shard or record["rows"] != [first, last] or len(record["files"]) != 2:
-            raise ValueError(f"it is the record of shard {record['shard']}")
-        sizes = {name: (view.folder / name).stat().st_size for name in record["files"]}
-        for path, expected in ((view.embeddings_file(shard), view.embeddings_bytes), (view.status_file(shard), view.rows + CRC_BYTES)):
-            name = str(path.relative_to(view.folder))
-            digests = record["files"][name]
-            if not isinstance(digests["sha256"], str) or not isinstance(digests["xxh3"], str):
-                raise ValueError(f"the digests of {name} are not text")
-            if not sizes[name] == expected == digests["bytes"]:
-                raise ValueError(f"{name} has {sizes[name]} bytes, expected {expected}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise damaged(view, shard, str(error)) from error
-    return record
-
-
-def check(view: View) -> np.ndarray:
-    """Check that a view is finished and undamaged; return its status column, (N,) uint8.
-
-    Sizes and the root hash are checked at every call; the digests of the shards once per (inode, size, mtime) of each file,
-    remembered in `verified.json`. Raises UsageError (not finished) or IntegrityError (file, rows and command named).
-    """
-    if not view.is_complete:
-        done = view.shards - len(view.pending())
-        raise UsageError(f"the view {view.name!r} is not finished ({done} of {view.shards} shards in {view.folder}); "
-                         f"finish it with make extract VIEW={view.name} DATA=…")
-    try:
-        complete = json.loads((view.folder / "complete.json").read_text(encoding="utf-8"))
-        expected, count = complete["root"], (complete["n"], complete["shards"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{view.folder / 'complete.json'} cannot be read ({error}); delete it and extract the view again: "
-                             "finished shards are kept") from error
-    if root_hash(view) != expected or count != (view.n, view.shards):
-        raise IntegrityError(f"{view.folder}: the commit records are not those that complete.json sealed; delete the folder and extract again")
-    memory = view.folder / "verified.json"
-    try:
-        known = dict(json.loads(memory.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        known = {}
-    stamps, status = {}, np.empty(view.n, np.uint8)
-    for shard in range(view.shards):
-        first, last = view.bounds(shard)
-        for name, record in read_commit(view, shard)["files"].items():
-            path = view.folder / name
-            stat = path.stat()
-            stamps[name] = [stat.st_ino, stat.st_size, stat.st_mtime_ns, record["xxh3"]]
-            if known.get(name) != stamps[name] and _xxh3(path.read_bytes()) != record["xxh3"]:
-                raise damaged(view, shard, f"{name} has changed since it was written")
-        status[first:last] = np.fromfile(view.status_file(shard), np.uint8, last - first)
-    if stamps != known:
-        try:
-            durable.write_json(memory, stamps, "verified")
-        except StorageError:
-            pass                                                    # a read-only cache is checked anew at every start
-    return status
-
-
-def damaged(view: View, shard: int, what: str) -> IntegrityError:
-    first, last = view.bounds(shard)
-    return IntegrityError(f"{view.folder}: shard {shard} (rows {first} to {last - 1}) is damaged: {what}. Delete {view.commit_file(shard)} "
-                          f"and complete.json beside it, then make extract VIEW={view.name} DATA=… computes just this shard again")
 
 
 def _chunk(array: np.ndarray) -> bytes:
@@ -263,7 +181,7 @@ def _chunk(array: np.ndarray) -> bytes:
     return data + google_crc32c.value(data).to_bytes(CRC_BYTES, "little")
 
 
-def _xxh3(data: bytes) -> str:
+def xxh3(data: bytes) -> str:
     import xxhash
 
     return xxhash.xxh3_128_hexdigest(data)

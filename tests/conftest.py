@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache_specs import store
+from cache_specs import integrity, store
 from cache_specs.items import Items, class_index, write_items
 from cache_specs.spec import load_spec
 
@@ -48,7 +48,7 @@ def write_view(dataset: Path, toml: Path, emb_ND: np.ndarray, items_fingerprint:
             if status is not None:
                 state[:last - first] = status[first:last]
             store.write_shard(view, shard, emb, state, 0.0)
-        store.seal(view)
+        integrity.seal(view)
     return view
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,15 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from cache_specs import store
+from cache_specs import integrity
 from cache_specs.errors import DataQualityError, UsageError
 from cache_specs.spec import SPECS, load_spec
 from cache_specs.store import STATUS, View
-from extract.__main__ import run
 from extract.backbones import Backbone, load_backbone
 from extract.config import ExtractConfig
 from extract.embed import batch_rows, finish
 from extract.images import NON_FINITE, OK, UNDECODABLE, pipeline
+from extract.run import run
 from extract.weights import find_weights
 
 N, BATCH, ROWS, BAD = 45, 8, 16, 20           # 3 shards, the last batch of the last one is padded; row 20 is a truncated file
@@ -89,7 +90,7 @@ def test_a_folder_with_a_bad_file_becomes_a_finished_view_and_a_list(photos, tmp
     view = run(config(photos, tmp_path))
     out = capsys.readouterr().out
     assert view.is_complete and (view.n, view.width, view.shards) == (N, 128, 3)
-    status = store.check(view)
+    status = integrity.check(view)
     assert status.nonzero()[0].tolist() == [BAD] and STATUS[status[BAD]] == "truncated"
     emb_ND = values(view)
     assert np.isnan(emb_ND[BAD]).all() and np.isfinite(np.delete(emb_ND, BAD, 0)).all() and np.delete(emb_ND, BAD, 0).std(0).min() > 0
@@ -156,7 +157,7 @@ def test_a_file_that_changes_between_hashing_and_embedding_is_missing_not_embedd
     shutil.copytree(photos, tmp_path / "photos")
     monkeypatch.setattr(extract.datasets, "build_items", build_then_change)
     view = run(config(tmp_path / "photos", tmp_path / "cache"))
-    assert [STATUS[code] for code in store.check(view)[[3, 4, 5, BAD]]] == ["missing", "missing", "ok", "truncated"]
+    assert [STATUS[code] for code in integrity.check(view)[[3, 4, 5, BAD]]] == ["missing", "missing", "ok", "truncated"]
 
 
 # --- the same bytes, whatever only changes the speed
@@ -184,7 +185,7 @@ RUNNER = """
 import json, os, random, signal, sys, time
 import open_clip, torch                                     # imported once, before the forks
 import cache_specs.store, extract.backbones, extract.datasets, extract.embed, zarr.storage
-from extract.__main__ import run
+from extract.run import run
 from extract.config import ExtractConfig
 torch.set_num_threads(1)
 for settings, fault, seconds in json.load(sys.stdin):
@@ -398,3 +399,10 @@ def test_what_is_missing_or_wrong_is_named_with_the_command(photos, tmp_path, ch
 def test_a_gpu_that_is_not_there_is_a_usage_error(photos, tmp_path):
     with pytest.raises(UsageError, match="torch sees no CUDA GPU here; use DEVICE=cpu"):
         run(config(photos, tmp_path, device="cuda"))
+
+
+@pytest.mark.parametrize(("plan", "code", "message"), [("ENOSPC:1:embeddings.half", 4, "cannot write"), ("kill:1:embeddings.half", 7, "died")])
+def test_what_happens_to_one_of_two_processes_is_the_exit_code(tmp_path: Path, command: Callable, plan: str, code: int, message: str) -> None:
+    args = ("extract", "--view", "tiny-clip", "--data", "digits", "--cache", tmp_path, "--gpus", 2)
+    failed = command(*args, env={"COVIEW_FAULT": plan})
+    assert failed.returncode == code and message in failed.stderr and "Traceback" not in failed.stderr, failed.stderr

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, VIEW_TOML
 
-from cache_specs import durable, store
+from cache_specs import durable, integrity, store
 from cache_specs.errors import StorageError
 
 SHARDS, ROWS, WIDTH = 3, 16, 8
@@ -23,7 +23,7 @@ import json, os, sys, time
 from pathlib import Path
 import numpy as np
 import google_crc32c, numpy.ma, numpy.random, pyarrow.parquet, xxhash, zarr.codecs, zarr.storage
-from cache_specs import store
+from cache_specs import integrity, store
 from cache_specs.errors import CoviewError
 from cache_specs.items import Items, write_items
 from cache_specs.spec import load_spec
@@ -47,8 +47,8 @@ def job(folder):
                 emb_RD, status_R = np.full((ROWS, WIDTH), np.nan, np.float16), np.zeros(ROWS, np.uint8)
                 emb_RD[:last - first] = emb[first:last]
                 store.write_shard(view, shard, emb_RD, status_R, time.monotonic())
-            store.seal(view)
-    assert not store.check(view).any()
+            integrity.seal(view)
+    assert not integrity.check(view).any()
 
 for folder, fault in json.load(sys.stdin):
     child = os.fork()
@@ -221,7 +221,7 @@ def test_what_a_power_cut_could_lose_is_on_the_disk_before_the_commit_is_begun(t
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "rename", rename)
     store.write_shard(view, 0, np.zeros((ROWS, WIDTH), np.float16), np.zeros(ROWS, np.uint8), 0.0)
-    store.seal(view)
+    integrity.seal(view)
     written = [("embeddings/c/0/.0.tmp", "embeddings/c/0/0"), ("status/c/.0.tmp", "status/c/0"), ("commits/.00000.json.tmp", "commits/00000.json"),
                (".complete.json.tmp", "complete.json")]
     expected = [call for temp, name in written for call in (("fsync", temp), ("rename", name), ("fsync", Path(name).parent.as_posix()))]

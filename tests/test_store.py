@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, VIEW_TOML
 
-from cache_specs import store
+from cache_specs import integrity, store
 from cache_specs.errors import CoviewError, IntegrityError, StaleError, StorageError, UsageError
 from cache_specs.spec import load_spec
 from cache_specs.store import View
@@ -53,7 +53,7 @@ def finished(folder: Path, n: int = 3 * ROWS - 5, width: int = ALIGNED) -> View:
     view = create(folder, n, width)
     with store.writer_lock(view):
         fill(view, embeddings(n, width))
-        store.seal(view)
+        integrity.seal(view)
     return view
 
 
@@ -61,7 +61,7 @@ def finished(folder: Path, n: int = 3 * ROWS - 5, width: int = ALIGNED) -> View:
 def sealed(tmp_path_factory: pytest.TempPathFactory) -> View:
     """A sealed and once checked view of three shards, never changed by a test."""
     view = finished(tmp_path_factory.mktemp("sealed"))
-    store.check(view)
+    integrity.check(view)
     return view
 
 
@@ -81,7 +81,7 @@ def test_at_every_shard_edge_zarr_and_the_memory_map_give_the_rows_that_were_wri
     import zarr
 
     view, emb_ND = finished(tmp_path, n, width), embeddings(n, width)
-    assert view.shards == -(-n // ROWS) and store.check(view).tolist() == [0] * n
+    assert view.shards == -(-n // ROWS) and integrity.check(view).tolist() == [0] * n
     group = zarr.open_group(view.folder, mode="r")
     mapped = map_view(view)
     assert mapped.shape == group["embeddings"].shape == (n, width) and mapped.dtype == group["embeddings"].dtype == np.float16
@@ -121,8 +121,8 @@ def test_check_returns_the_status_column(tmp_path):
     n = 2 * ROWS + 1
     view, status = create(tmp_path, n, ALIGNED), np.arange(n, dtype=np.uint8) % 6
     fill(view, embeddings(n, ALIGNED), status=status)
-    store.seal(view)
-    np.testing.assert_array_equal(store.check(view), status)
+    integrity.seal(view)
+    np.testing.assert_array_equal(integrity.check(view), status)
 
 
 def test_the_root_hash_does_not_depend_on_the_order_of_writing(tmp_path):
@@ -132,7 +132,7 @@ def test_the_root_hash_does_not_depend_on_the_order_of_writing(tmp_path):
         folder.mkdir()
         view = create(folder, 3 * ROWS - 5, ALIGNED)
         fill(view, embeddings(view.n, ALIGNED), order)
-        store.seal(view)
+        integrity.seal(view)
         roots.add(json.loads((view.folder / "complete.json").read_text())["root"])
     assert len(roots) == 1
 
@@ -142,9 +142,9 @@ def test_the_root_hash_changes_with_one_value_and_with_the_images(tmp_path, seal
     view, emb_ND = create(tmp_path / "a", sealed.n, ALIGNED), embeddings(sealed.n, ALIGNED)
     emb_ND[ROWS, 0] += 1
     fill(view, emb_ND)
-    assert store.root_hash(view) != store.root_hash(sealed)
+    assert integrity.root_hash(view) != integrity.root_hash(sealed)
     others = dataclasses.replace(sealed, attributes={**sealed.attributes, "items_fingerprint": "2" * 64})
-    assert store.root_hash(others) != store.root_hash(sealed)
+    assert integrity.root_hash(others) != integrity.root_hash(sealed)
 
 
 # --- opening
@@ -252,10 +252,10 @@ def _missing(file: Path, other: Path) -> None:
 @pytest.mark.parametrize("harm", [_missing, _truncated, _appended, _flipped, _swapped, _zeroed])
 def test_a_harmed_shard_is_found_and_named_with_its_rows_and_the_command(view, harm, verified):
     if verified:
-        store.check(view)
+        integrity.check(view)
     harm(view.embeddings_file(1), view.embeddings_file(2))
     with pytest.raises(IntegrityError) as caught:
-        store.check(view)
+        integrity.check(view)
     message = str(caught.value)
     assert f"shard 1 (rows {ROWS} to {2 * ROWS - 1}) is damaged" in message and "embeddings/c/1/0" in message
     assert f"Delete {view.commit_file(1)}" in message and "make extract VIEW=v DATA=" in message
@@ -267,7 +267,7 @@ def test_a_harmed_status_file_is_found(view, harm):
         assert view.status_file(2).read_bytes() != bytes(view.status_file(2).stat().st_size)
     harm(view.status_file(2), view.status_file(0))
     with pytest.raises(IntegrityError, match=rf"shard 2 \(rows {2 * ROWS} to {view.n - 1}\) is damaged.*status/c/2"):
-        store.check(view)
+        integrity.check(view)
 
 
 def test_every_single_flip_is_found_in_a_sample_of_places(view):
@@ -279,14 +279,14 @@ def test_every_single_flip_is_found_in_a_sample_of_places(view):
             data[place] ^= 1 << chance.randrange(8)
             file.write_bytes(data)
             with pytest.raises(IntegrityError, match="is damaged"):
-                store.check(view)
+                integrity.check(view)
         file.write_bytes(intact)
-    store.check(view)
+    integrity.check(view)
 
 
 def test_a_flip_in_any_small_file_is_an_error_of_ours_or_harmless(view):
     """Never a traceback, never other rows. What zarr.json says beside our reader's own values may change nothing."""
-    expected, chance = store.check(view), random.Random(1)
+    expected, chance = integrity.check(view), random.Random(1)
     for name in ("zarr.json", "embeddings/zarr.json", "commits/00001.json", "complete.json", "verified.json"):
         file = view.folder / name
         intact, unseen = file.read_bytes(), 0
@@ -295,14 +295,14 @@ def test_a_flip_in_any_small_file_is_an_error_of_ours_or_harmless(view):
             data[place] ^= 1 << chance.randrange(8)
             file.write_bytes(data)
             try:
-                np.testing.assert_array_equal(store.check(store.open_view(view.folder)), expected)
+                np.testing.assert_array_equal(integrity.check(store.open_view(view.folder)), expected)
                 unseen += 1
             except CoviewError as error:
                 assert isinstance(error, IntegrityError | StaleError | UsageError) and str(view.folder) in str(error)
         file.write_bytes(intact)
         if name == "complete.json":
             assert unseen <= 5, "only the blanks of complete.json may change unseen"
-    store.check(store.open_view(view.folder))
+    integrity.check(store.open_view(view.folder))
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "null", "7", "", '{"files": 1}'])
@@ -311,10 +311,10 @@ def test_a_small_file_with_other_content_is_an_error_of_ours(view, content):
         intact = (view.folder / name).read_bytes()
         (view.folder / name).write_text(content)
         with pytest.raises(IntegrityError):
-            store.check(store.open_view(view.folder))
+            integrity.check(store.open_view(view.folder))
         (view.folder / name).write_bytes(intact)
     (view.folder / "verified.json").write_text(content)
-    assert not store.check(view).any()
+    assert not integrity.check(view).any()
 
 
 @pytest.mark.parametrize("name", ["commits/00001.json", "commits/00002.json"])
@@ -322,10 +322,10 @@ def test_a_missing_or_exchanged_commit_is_found(view, name):
     file = view.folder / name
     file.write_bytes((view.folder / "commits/00000.json").read_bytes())
     with pytest.raises(IntegrityError, match="it is the record of shard 0"):
-        store.check(view)
+        integrity.check(view)
     file.unlink()
     with pytest.raises(IntegrityError, match=f"shard {int(file.stem)} "):
-        store.check(view)
+        integrity.check(view)
 
 
 def test_a_shard_and_its_commit_replaced_together_do_not_fit_the_seal(view, tmp_path):
@@ -334,7 +334,7 @@ def test_a_shard_and_its_commit_replaced_together_do_not_fit_the_seal(view, tmp_
     view.commit_file(1).unlink()
     fill(view, emb_ND)
     with pytest.raises(IntegrityError, match=r"not those that complete\.json sealed"):
-        store.check(view)
+        integrity.check(view)
 
 
 def test_the_repair_that_the_message_tells_works(view):
@@ -343,8 +343,8 @@ def test_the_repair_that_the_message_tells_works(view):
     (view.folder / "complete.json").unlink()
     assert view.pending() == [1]
     fill(view, embeddings(view.n, view.width))
-    store.seal(view)
-    assert not store.check(view).any()
+    integrity.seal(view)
+    assert not integrity.check(view).any()
     np.testing.assert_array_equal(map_view(view), embeddings(view.n, view.width))
 
 
@@ -353,7 +353,7 @@ def test_a_wrong_size_is_told_without_reading_the_file_and_is_never_sealed(view,
     """A mapped file that is short kills the process, so the sizes are compared at every opening, before any digest."""
     harm(view.embeddings_file(1), view.embeddings_file(2))
     size = ROWS * ALIGNED * 2 + 4
-    for refuse in (store.check, store.root_hash, store.seal):
+    for refuse in (integrity.check, integrity.root_hash, integrity.seal):
         with pytest.raises(IntegrityError, match=f"embeddings/c/1/0 has {size + change} bytes, expected {size}"):
             refuse(view)
 
@@ -371,9 +371,9 @@ def test_an_unfinished_view_is_refused_with_the_command(tmp_path):
     view = create(tmp_path, 3 * ROWS, ALIGNED)
     fill(view, embeddings(view.n, ALIGNED), [0, 2])
     with pytest.raises(UsageError, match=r"not finished \(2 of 3 shards in .*make extract VIEW=v DATA="):
-        store.check(view)
+        integrity.check(view)
     with pytest.raises(IntegrityError, match="shard 1 "):
-        store.seal(view)
+        integrity.seal(view)
     assert not view.is_complete
 
 
@@ -388,35 +388,35 @@ def test_a_file_without_its_commit_does_not_count(tmp_path):
 
 def test_the_second_check_hashes_nothing_and_a_new_mtime_hashes_again(view, monkeypatch):
     hashed = []
-    monkeypatch.setattr(store, "_xxh3", lambda data, real=store._xxh3: hashed.append(len(data)) or real(data))
-    store.check(view)
+    monkeypatch.setattr(integrity, "xxh3", lambda data, real=integrity.xxh3: hashed.append(len(data)) or real(data))
+    integrity.check(view)
     assert len(hashed) == 2 * view.shards
     hashed.clear()
-    store.check(view)
+    integrity.check(view)
     assert hashed == []
     file = view.embeddings_file(1)
     os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
-    store.check(view)
+    integrity.check(view)
     assert hashed == [file.stat().st_size]
     hashed.clear()
     (view.folder / "verified.json").unlink()
-    store.check(view)
+    integrity.check(view)
     assert len(hashed) == 2 * view.shards
 
 
 def test_a_failed_check_is_not_remembered(view):
-    store.check(view)
+    integrity.check(view)
     _flipped(view.embeddings_file(1), view.embeddings_file(2))
     for _ in range(2):
         with pytest.raises(IntegrityError):
-            store.check(view)
+            integrity.check(view)
 
 
 def test_a_cache_that_cannot_be_written_is_still_checked(view, monkeypatch):
     (view.folder / "verified.json").unlink()
     monkeypatch.setenv("COVIEW_FAULT", "EROFS:1:verified.open")
     monkeypatch.setattr("cache_specs.durable._passed", 0)
-    assert not store.check(view).any() and not (view.folder / "verified.json").exists()
+    assert not integrity.check(view).any() and not (view.folder / "verified.json").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
@@ -430,7 +430,7 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from cache_specs import store
+from cache_specs import integrity, store
 with store.writer_lock(store.open_view(Path(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(60)

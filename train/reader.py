@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_specs import store
+from cache_specs import integrity, store
 from cache_specs.errors import DataQualityError, StaleError
 from cache_specs.items import Items, find_dataset, read_items
 from cache_specs.spec import load_spec
@@ -43,10 +43,10 @@ def open_cache(cache: Path, data: str, views: list[str]) -> Cache:
             raise StaleError(f"{view.folder} was made of other images than {folder / 'items.parquet'} (item list "
                              f"{view.attributes['items_fingerprint'][:12]} -> {items.fingerprint[:12]}); delete it and type: "
                              f"make extract VIEW={name} DATA={data}")
-        ok &= store.check(view) == 0
+        ok &= integrity.check(view) == 0
         names.append(spec.name)
         emb.append(map_view(view))
-        fingerprints[spec.name] = store.root_hash(view)
+        fingerprints[spec.name] = integrity.root_hash(view)
     if not ok.any():
         raise DataQualityError(f"no image of {items.name!r} could be embedded in all of the views {', '.join(names)}")
     return Cache(items, names, emb, ok, fingerprints)
