@@ -207,9 +207,11 @@ def test_predictions_agree_with_the_summary_and_the_probes(made: Made, tmp_path:
 
 def test_a_finished_run_is_shown_not_repeated(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     first = run(config(made, tmp_path))
+    shown = [line for line in capsys.readouterr().out.splitlines() if "±" in line]
     stamp = (tmp_path / "a" / "summary.json").stat().st_mtime_ns
     assert run(config(made, tmp_path)) == first and (tmp_path / "a" / "summary.json").stat().st_mtime_ns == stamp
-    assert "is finished; another RUN=" in capsys.readouterr().out
+    again = capsys.readouterr().out
+    assert "is finished; another RUN=" in again and len(shown) == 8 and [line for line in again.splitlines() if "±" in line] == shown
 
 
 @pytest.mark.parametrize(("change", "field"), [({"lr": 1e-2}, "settings.lr: 0.005 -> 0.01"), ({"seeds": "0..2"}, "settings.seeds"),
