@@ -57,6 +57,6 @@ def run_cli(main: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted: what is finished is kept; the same command goes on from there", file=sys.stderr, flush=True)
+        print("interrupted; what is committed is kept, and the same command goes on from there", file=sys.stderr, flush=True)
         return 130
     return 0

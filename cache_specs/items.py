@@ -10,6 +10,7 @@ they may change (label -1 is "unknown") without making any embedding stale.
 import hashlib
 import io
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,11 @@ def class_index(names: list[str]) -> tuple[np.ndarray, list[str]]:
     return np.array([index[name] for name in names], np.int32), classes
 
 
-def write_items(cache: Path, items: Items) -> Path:
+def write_items(cache: Path, items: Items, source: str = "") -> Path:
     """Write the item list under `cache` and return the dataset's folder. Byte-identical input gives byte-identical files.
 
     A folder of the same name with other images is refused (StaleError), naming the first differing row. New labels or splits
-    for the same images replace the old ones.
+    for the same images replace the old ones. `source` is the path that the data came from, if any: recorded, no part of the fingerprint.
     """
     folder = cache / items.folder_name
     for other in dataset_folders(cache, items.name):
@@ -74,7 +75,7 @@ def write_items(cache: Path, items: Items) -> Path:
             _refuse_changed(read_items(other), items, other)
     table = _parquet(items)
     record = {"format": FORMAT, "name": items.name, "adapter": items.adapter, "rows": len(items), "classes": items.classes,
-              "fingerprint": items.fingerprint, "items_sha256": hashlib.sha256(table).hexdigest()}
+              "fingerprint": items.fingerprint, "items_sha256": hashlib.sha256(table).hexdigest(), "source": source}
     record["sha256"] = _record_sha256(record)
     durable.make_folder(folder)
     if not _is_written(folder, record, table):
@@ -119,12 +120,13 @@ def find_dataset(cache: Path, data: str) -> Path:
     name = dataset_name(data)
     found = dataset_folders(cache, name) or [path.parent for path in cache.glob("*/dataset.json") if path.parent.name == name]
     if len(found) == 1:
+        _refuse_other_source(found[0], data)
         return found[0]
     if found:
         raise StaleError(f"{cache} holds {len(found)} item lists called {name!r}: {', '.join(path.name for path in found)}. "
                          f"Name one: DATA={found[0].name}")
     known = sorted({path.parent.name.rpartition("-")[0] for path in cache.glob("*/dataset.json")})
-    raise UsageError(f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}. Embed it first: make extract VIEW=… DATA={data}")
+    raise UsageError(f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}. Embed it first: make extract VIEW=… DATA={shlex.quote(data)}")
 
 
 def dataset_name(data: str) -> str:
@@ -145,13 +147,31 @@ def _is_written(folder: Path, record: dict[str, Any], table: bytes) -> bool:
         return False
 
 
+def source_path(data: str) -> str:
+    """The absolute path that DATA names, or '' for bundled and torchvision data."""
+    path = Path(data).expanduser()
+    return str(path.resolve()) if path.exists() else ""
+
+
+def _refuse_other_source(folder: Path, data: str) -> None:
+    """Two folders may share a base name; the cache of one is not that of the other."""
+    try:
+        source = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return                                              # read_items says what is wrong with it
+    if source and source_path(data) and source_path(data) != source:
+        raise StaleError(f"{folder} was embedded from {source}, not from {source_path(data)}. If that is another data set, give it a name: "
+                         f"make extract VIEW=… DATA={shlex.quote(data)} ARGS='--name …' and train on DATA=that name. If the folder was moved, "
+                         "run make extract on it once more: nothing is embedded again")
+
+
 def _refuse_changed(old: Items, new: Items, folder: Path) -> None:
     pairs = enumerate(zip(zip(old.keys, old.sha256, strict=True), zip(new.keys, new.sha256, strict=True), strict=False))
     row = next((row for row, (a, b) in pairs if a != b), min(len(old), len(new)))
     was = old.keys[row] if row < len(old) else "(nothing)"
     now = new.keys[row] if row < len(new) else "(nothing)"
     change = f"content of {was}" if was == now else f"{was} -> {now}"
-    raise StaleError(f"the images of {new.name!r} changed since they were embedded ({len(old)} -> {len(new)} items): first difference "
+    raise StaleError(f"the images of {new.name!r} are not those that were embedded under this name ({len(old)} -> {len(new)} items): first difference "
                      f"in row {row}: {change}. To keep both, embed the new ones under another name: ARGS='--name {new.name}-2'. "
                      f"To forget the old ones, delete {folder}")
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from cache_specs import durable
-from cache_specs.errors import IntegrityError, StaleError, UsageError, did_you_mean
+from cache_specs.errors import IntegrityError, StaleError, UsageError
 from cache_specs.spec import differences, fingerprint
 
 FORMAT = 1
@@ -126,8 +126,8 @@ def find_view(dataset: Path, name: str, hint: str) -> View:
     """The finished or unfinished view `name` of a dataset. Raises UsageError with the command that makes it."""
     found = view_folders(dataset, name)
     if not found:
-        known = {path.parent.name.rpartition("-")[0] for path in dataset.glob("*/zarr.json")}
-        raise UsageError(f"no view {name!r} in {dataset}{did_you_mean(name, known)}. Extract it first: {hint}")
+        known = sorted({path.parent.name.rpartition("-")[0] for path in dataset.glob("*/zarr.json")})
+        raise UsageError(f"no view {name!r} in {dataset} (there is: {', '.join(known) or 'nothing yet'}). Extract it first: {hint}")
     if len(found) > 1:
         raise StaleError(f"{dataset} holds {len(found)} versions of {name!r}: {', '.join(path.name for path in found)}; delete all but one")
     return open_view(found[0])

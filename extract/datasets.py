@@ -219,8 +219,8 @@ def _torchvision(data: str, root: Path) -> tuple:
         else:
             splits.append(choice.get("split", "") if "train" not in choice else "train" if choice["train"] else "test")
     if not parts:
-        raise UsageError(f"torchvision's {name} is not in {root}: {failures[0]} Download it once with:\n"
-                         f"  python -c \"import torchvision.datasets as d; d.{name}('{root}', download=True)\"")
+        raise UsageError(f"torchvision's {name} is not in {root} ({failures[0]}). Download it once with:\n"
+                         f"  .venv/bin/python -c \"import torchvision.datasets as d; d.{name}('{root}', download=True)\"")
     where = [(part, i) for part, images in enumerate(parts) for i in range(len(images))]
     labels = []
     for images in parts:

@@ -1,6 +1,8 @@
 """One extraction from its settings to a sealed view: hash the images, embed what the cache lacks, say what could not be read."""
 
+import contextlib
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -15,13 +17,14 @@ if TYPE_CHECKING:
     from cache_specs.items import Items
     from cache_specs.spec import ViewSpec
     from cache_specs.store import View
+    from extract.backbones import Backbone
     from extract.datasets import Dataset
 
 
 def run(config: ExtractConfig) -> "View":
     """Extract one view; return it, finished. Raises CoviewError."""
     from cache_specs import integrity, store
-    from cache_specs.items import write_items
+    from cache_specs.items import source_path, write_items
     from cache_specs.spec import load_spec, view_names
     from extract.datasets import build_items, open_dataset
     from extract.progress import Progress
@@ -29,7 +32,7 @@ def run(config: ExtractConfig) -> "View":
 
     if not config.view or not config.data:
         what = "VIEW" if not config.view else "DATA"
-        raise UsageError(f"{what} is missing. Type: make extract VIEW={config.view or 'clip'} DATA={config.data or 'photos/'}   "
+        raise UsageError(f"{what} is missing. Type: make extract VIEW={config.view or 'clip'} DATA={shlex.quote(config.data or 'photos/')}   "
                          f"(views: {', '.join(view_names())})")
     if config.batch < 1 or config.gpus < 1 or config.shard_rows < 0:
         raise UsageError(f"--batch and --gpus must be at least 1 and --shard-rows at least 0, found {config.batch}, {config.gpus}, {config.shard_rows}")
@@ -38,7 +41,9 @@ def run(config: ExtractConfig) -> "View":
     dataset = open_dataset(os.path.expanduser(config.data), Path(config.root), config.name)
     with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
         items = build_items(dataset, progress.advance)
-    folder = write_items(Path(config.cache), items)
+    folder = write_items(Path(config.cache), items, source_path(config.data))
+    finished = any(store.open_view(path).is_complete for path in store.view_folders(folder, spec.name))
+    backbone = None if finished or config.gpus > 1 else load_on(config, spec, files)      # weights that do not fit leave no empty view behind
     rows = config.shard_rows or store.default_rows(len(items))
     view = store.create_view(folder, spec.name, spec.declared(), weights_sha256, items.fingerprint, len(items), rows, _provenance(config, files))
     if view.is_complete:
@@ -49,7 +54,7 @@ def run(config: ExtractConfig) -> "View":
           f"{view.shards} shards ({view.shards - len(view.pending())} done) in {view.folder}", flush=True)
     begun, todo = time.monotonic(), sum(last - first for first, last in map(view.bounds, view.pending()))
     with store.writer_lock(view):
-        _embed_all(config, spec, files, dataset, items, view)
+        _embed_all(config, spec, files, dataset, items, view, backbone)
         integrity.seal(view)
     status = integrity.check(view)
     seconds = time.monotonic() - begun
@@ -57,12 +62,13 @@ def run(config: ExtractConfig) -> "View":
     return _report(items, view, status)
 
 
-def _embed_all(config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], dataset: "Dataset", items: "Items", view: "View") -> None:
+def _embed_all(config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], dataset: "Dataset", items: "Items", view: "View",
+               backbone: "Backbone | None") -> None:
     import torch
 
     devices = _devices(config)
     if len(devices) == 1:
-        return embed_part(0, devices, config, spec, files, dataset, items, view)
+        return embed_part(0, devices, config, spec, files, dataset, items, view, backbone)
     spawn = torch.multiprocessing
     try:        # one process a device; shard i belongs to process i % gpus, so no two ever write the same file
         spawn.spawn(_child, (devices, config, spec, files, dataset, items, view), nprocs=len(devices))
@@ -79,13 +85,13 @@ def _embed_all(config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], 
 
 def _child(part: int, *arguments: Any) -> None:
     """embed_part in a process of its own, with the exit codes of a command."""
-    code = run_cli(lambda: embed_part(part, *arguments))
-    if code:
-        sys.exit(code)
+    with contextlib.suppress(KeyboardInterrupt):            # the parent says it
+        if code := run_cli(lambda: embed_part(part, *arguments)):
+            sys.exit(code)
 
 
 def embed_part(part: int, devices: list[str], config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], dataset: "Dataset",
-               items: "Items", view: "View") -> None:
+               items: "Items", view: "View", backbone: "Backbone | None" = None) -> None:
     """Embed the pending shards that belong to process `part`, on its device."""
     import torch
 
@@ -99,11 +105,17 @@ def embed_part(part: int, devices: list[str], config: ExtractConfig, spec: "View
     total = sum(last - first for first, last in map(view.bounds, range(part, view.shards, len(devices))))
     todo = sum(last - first for first, last in map(view.bounds, mine))
     workers = config.workers if config.workers >= 0 else min(8, os.cpu_count() or 1) if todo > 20_000 or devices[part] != "cpu" else 0
-    backbone = load_backbone(spec, files, devices[part])
+    backbone = backbone or load_backbone(spec, files, devices[part])
     title = spec.name if len(devices) == 1 else f"{spec.name} on {devices[part]} ({part + 1} of {len(devices)})"
     with Progress(title, total, total - todo) as progress:
         embed(view, backbone, spec.preprocess, dataset.read, items.sha256, mine, view.attributes["provenance"]["batch"], workers,
               devices[part], progress)
+
+
+def load_on(config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path]) -> "Backbone":
+    from extract.backbones import load_backbone
+
+    return load_backbone(spec, files, _devices(config)[0])
 
 
 def _devices(config: ExtractConfig) -> list[str]:

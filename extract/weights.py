@@ -31,7 +31,8 @@ def find_weights(spec: ViewSpec, override: str | None) -> tuple[dict[str, Path],
         files = _download(spec)
     lost = [path for path in files.values() if not path.is_file()]
     if lost:
-        raise UsageError(f"the view {spec.name!r} needs the file {lost[0]}, which is not there")
+        raise UsageError(f"the view {spec.name!r} needs the file {lost[0]}, which is not there (weights.path is relative "
+                         f"to {spec.source}); put it there, or add WEIGHTS=FOLDER")
     digests = []
     for name, path in sorted(files.items()):
         with path.open("rb") as file:

@@ -31,7 +31,20 @@ def main() -> None:
     if not config.run:
         config = dataclasses.replace(config, run=datetime.now().strftime("%Y%m%d-%H%M%S"))
         sys.argv += ["--run", config.run]                   # every rank writes into one folder
-    if config.gpus > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+    try:
+        _start(config)
+    except KeyboardInterrupt:
+        error = CoviewError(f"interrupted; add RUN={config.run} to the same command to go on from the last checkpoint")
+        error.exit_code = 130
+        raise error from None
+
+
+def _start(config: TrainConfig) -> None:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        run(config)
+        return
+    print(f"run {Path(config.runs) / config.run}", file=sys.stderr, flush=True)
+    if config.gpus > 1:
         from train.launch import launch
 
         read(config)                                        # what is wrong with the data is said once, before any rank starts

@@ -1,5 +1,7 @@
 """The settings of a run: one flat frozen dataclass, from which the command line is made. All but PLACES can change the numbers."""
 
+import re
+import shlex
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,7 +95,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raise UsageError for what can be seen without reading any data, with the command to type."""
         views, methods = self.view_list(), self.method_list()
-        example = f"make train VIEWS={','.join(views) or 'clip,dinov2'} DATA={self.data or 'photos/'}"
+        example = f"make train VIEWS={','.join(views) or 'clip,dinov2'} DATA={shlex.quote(self.data or 'photos/')}"
         if not views or not self.data:
             raise UsageError(f"{'DATA' if views else 'VIEWS'} is missing. Type: {example}")
         for method in methods:
@@ -104,7 +106,7 @@ class TrainConfig:
             raise UsageError(f"VIEWS={self.views} METHOD={self.method}: name at least one method, and each view and method once")
         if "mct" in methods and len(views) < 2:
             raise UsageError(f"METHOD=mct needs at least two views to teach each other, found {self.views}. Type: make train VIEWS={views[0]},dinov2 "
-                             f"DATA={self.data}   or, for one view: {example} METHOD=supervised")
+                             f"DATA={shlex.quote(self.data)}   or, for one view: {example} METHOD=supervised")
         if not 1 <= self.gpus <= len(views):
             raise UsageError(f"GPUS={self.gpus}, but there are {len(views)} views and each lives on one GPU; use GPUS={max(1, min(self.gpus, len(views)))}")
         for name, low in (("hidden", 1), ("layers", 0), ("batch_labelled", 1), ("batch_unlabelled", 1), ("warmup", 0), ("cotrain", 0),
@@ -113,4 +115,6 @@ class TrainConfig:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {low}, found {getattr(self, name)}")
         if self.warmup + self.cotrain < 1 or not 0 <= self.dropout < 1 or min(self.lr, self.clip, self.temperature) <= 0:
             raise UsageError("--warmup plus --cotrain, --lr, --clip and --temperature must be positive and --dropout in [0, 1)")
+        if not re.fullmatch(r"[\w-][\w.-]*|", self.run):
+            raise UsageError(f"RUN={self.run}: a run's name is a folder's name below {self.runs}/: letters, digits, '-', '_' and '.'")
         self.seed_list()

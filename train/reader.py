@@ -6,6 +6,7 @@ plain gather. That needs shards of whole pages; otherwise the rows are gathered 
 
 import ctypes
 import mmap
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,17 +33,17 @@ class Cache:
 
 def open_cache(cache: Path, data: str, views: list[str]) -> Cache:
     """Check and map the views. Raises CoviewError when one is unfinished, damaged, stale or of other images than the item list."""
-    folder = find_dataset(cache, data)
+    folder, where = find_dataset(cache, data), shlex.quote(data)
     items = read_items(folder)
     names, emb, ok, fingerprints = [], [], np.ones(len(items), bool), {"items": items.fingerprint}
     for name in views:
-        spec = load_spec(name, f"make train VIEWS={','.join(views).replace(name, '{view}')} DATA={data}")
-        view = store.find_view(folder, spec.name, f"make extract VIEW={name} DATA={data}")
+        spec = load_spec(name, f"make train VIEWS={','.join(views).replace(name, '{view}')} DATA={where}")
+        view = store.find_view(folder, spec.name, f"make extract VIEW={shlex.quote(name)} DATA={where}")
         store.refuse_changed(view, spec.declared(), None)
         if view.attributes["items_fingerprint"] != items.fingerprint or view.n != len(items):
             raise StaleError(f"{view.folder} was made of other images than {folder / 'items.parquet'} (item list "
                              f"{view.attributes['items_fingerprint'][:12]} -> {items.fingerprint[:12]}); delete it and type: "
-                             f"make extract VIEW={name} DATA={data}")
+                             f"make extract VIEW={name} DATA={where}")
         ok &= integrity.check(view) == 0
         names.append(spec.name)
         emb.append(map_view(view))

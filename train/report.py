@@ -47,7 +47,8 @@ def read_probe(folder: Path, method: str, view: str, emb_ND: np.ndarray, device:
 
 def describe(config: TrainConfig, items: Items, views: Sequence[str], splits: Sequence[Split], fingerprints: dict[str, str]) -> dict[str, Any]:
     """The head of summary.json: what was trained on."""
-    text = {"all": "all labels"}.get(config.labels, f"{config.labels} labels a class" if config.labels.isdigit() else f"labels: {config.labels}")
+    count = f"{config.labels} label{'s' * (config.labels != '1')} a class" if config.labels.isdigit() else f"labels: {config.labels}"
+    text = "all labels" if config.labels == "all" else count
     split = splits[0]
     return {"dataset": items.name, "views": list(views), "labels": config.labels, "labels_text": text, "seeds": config.seed_list(),
             "classes": len(items.classes), "fingerprints": fingerprints,
@@ -101,7 +102,7 @@ def comparison(summary: dict[str, Any]) -> str:
     a, b = (np.array(summary["methods"][method]["joint"]["test_top1"]["values"]) for method in ("mct", "supervised"))
     gain = 100 * (a - b)
     error = gain.std(ddof=1) / np.sqrt(len(gain))
-    verdict = "beats" if gain.mean() > 2 * error else "does not clearly beat" if gain.mean() > -2 * error else "loses to"
+    verdict = "beats" if gain.mean() > 2 * error else "loses to" if gain.mean() < -2 * error else "is not clearly different from"
     return (f"joint co-training {verdict} late fusion here: {gain.mean():+.1f} ± {error:.1f} points (mean ± standard error of the difference, "
             f"better in {int((gain > 0).sum())} of {len(gain)} seeds)")
 

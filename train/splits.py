@@ -82,8 +82,10 @@ def _choose(items: Items, pool: np.ndarray, labels: str, seed: int) -> np.ndarra
         rows = np.random.Generator(np.random.Philox(key=[seed, int(label)])).permutation(rows)
         take = count if percent is None else max(1, round(len(rows) * percent / 100))
         if take > len(rows):
-            raise UsageError(f"LABELS={labels}, but class {items.classes[label]!r} has only {len(rows)} labelled training images; "
-                             f"the most is LABELS={min(np.bincount(items.label[pool])[np.unique(items.label[pool])])}")
+            counts = np.bincount(items.label[pool])
+            counts[counts == 0] = len(pool) + 1
+            raise UsageError(f"LABELS={labels}, but class {items.classes[counts.argmin()]!r} has only {counts.min()} labelled training images; "
+                             f"the most is LABELS={counts.min()}")
         chosen.append(rows[:take])
     return np.sort(np.concatenate(chosen)) if chosen else pool
 
