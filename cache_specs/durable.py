@@ -117,12 +117,12 @@ def canonical_json(value: Any) -> bytes:
 
 
 @contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, wait: bool = False) -> Iterator[None]:
     """Be the only writer of `folder` (flock: a dead holder's lock is free). Raises StorageError naming the holder's process."""
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             holder = os.pread(handle, 100, 0).decode(errors="replace").strip()
             raise StorageError(f"{folder} is being written by process {holder}; wait for it, or stop it and run this again") from None

@@ -50,6 +50,11 @@ class Items:
         return digest.hexdigest()
 
     @property
+    def labels_fingerprint(self) -> str:
+        """sha256 over what `fingerprint` leaves out: classes, labels and splits. A run that is resumed must find them unchanged."""
+        return hashlib.sha256(durable.canonical_json([self.classes, self.label.tolist(), self.split])).hexdigest()
+
+    @property
     def folder_name(self) -> str:
         return f"{self.name}-{self.fingerprint[:8]}"
 
@@ -78,9 +83,10 @@ def write_items(cache: Path, items: Items, source: str = "") -> Path:
               "fingerprint": items.fingerprint, "items_sha256": hashlib.sha256(table).hexdigest(), "source": source}
     record["sha256"] = _record_sha256(record)
     durable.make_folder(folder)
-    if not _is_written(folder, record, table):
-        durable.write(folder / "items.parquet", table, "items")
-        durable.write_json(folder / "dataset.json", record, "dataset")
+    with durable.lock(folder, wait=True):                   # two views of one new data set may be started at once
+        if not _is_written(folder, record, table):
+            durable.write(folder / "items.parquet", table, "items")
+            durable.write_json(folder / "dataset.json", record, "dataset")
     return folder
 
 
@@ -159,7 +165,9 @@ def _refuse_other_source(folder: Path, data: str) -> None:
         source = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["source"]
     except (OSError, ValueError, KeyError, TypeError):
         return                                              # read_items says what is wrong with it
-    if source and source_path(data) and source_path(data) != source:
+    if "/" in data and not source_path(data):
+        raise UsageError(f"DATA={data}: there is no such file or folder. To train on the cache alone, type its name: DATA={folder.name}")
+    if source_path(data) != source and ((source and source_path(data)) or "/" in data):
         raise StaleError(f"{folder} was embedded from {source}, not from {source_path(data)}. If that is another data set, give it a name: "
                          f"make extract VIEW=… DATA={shlex.quote(data)} ARGS='--name …' and train on DATA=that name. If the folder was moved, "
                          "run make extract on it once more: nothing is embedded again")

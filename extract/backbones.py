@@ -47,6 +47,7 @@ def load_backbone(spec: ViewSpec, files: dict[str, Path], device: str) -> Backbo
     from safetensors import SafetensorError
 
     _safetensors(spec, files)
+    torch.backends.cudnn.allow_tf32 = False                 # float32 means float32, also in the convolution of the patches
     try:
         model, features = BACKENDS[spec.backend](spec, files)
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
@@ -87,6 +88,8 @@ def _transformers(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Fe
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         names = [name for name in dir(transformers) if name.endswith("Model")]
         raise UsageError(f"transformers has no model class {spec.architecture!r}{did_you_mean(spec.architecture, names)}")
+    if set(files) != {"config.json", "model.safetensors"}:
+        raise UsageError(f"{spec.source}: transformers reads config.json and model.safetensors, so weights.files must be these two, found {sorted(files)}")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()             # what it would warn of is an error of ours, below
     model, info = kind.from_pretrained(files["config.json"].parent, dtype=torch.float32, output_loading_info=True, local_files_only=True,

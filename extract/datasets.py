@@ -13,6 +13,7 @@ import hashlib
 import io
 import itertools
 import os
+import posixpath
 import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -171,7 +172,7 @@ def _table(data: str, root: Path) -> tuple:
             raise UsageError(f"{path}: unknown column {column!r}{did_you_mean(column, ['path', 'label', 'split'])}")
     if "path" not in columns or not rows:
         raise UsageError(f"{path}: a table needs a column 'path' and at least one row; found the columns {columns} and {len(rows)} rows")
-    keys = [str(row["path"] or "") for row in rows]
+    keys = [posixpath.normpath(str(row["path"])) if row["path"] else "" for row in rows]
     splits = [SPLIT_FOLDERS.get(str(row.get("split") or "").lower(), str(row.get("split") or "")) for row in rows]
     for line, (key, split) in enumerate(zip(keys, splits, strict=True), 2):
         if split not in SPLITS:
@@ -214,13 +215,14 @@ def _torchvision(data: str, root: Path) -> tuple:
     for choice in choices:
         try:
             parts.append(kinds[name](str(root), **choice))
-        except (RuntimeError, ValueError, OSError) as error:           # a split that this data set does not have, or no files
+        except ValueError as error:                                    # a split that this data set does not have
             failures.append(error)
+        except (RuntimeError, OSError) as error:
+            raise UsageError(_to_download(name, root, choice, error)) from error
         else:
             splits.append(choice.get("split", "") if "train" not in choice else "train" if choice["train"] else "test")
     if not parts:
-        raise UsageError(f"torchvision's {name} is not in {root} ({failures[0]}). Download it once with:\n"
-                         f"  .venv/bin/python -c \"import torchvision.datasets as d; d.{name}('{root}', download=True)\"")
+        raise UsageError(f"torchvision's {name} cannot be opened in {root}: {failures[0]}")
     where = [(part, i) for part, images in enumerate(parts) for i in range(len(images))]
     labels = []
     for images in parts:
@@ -230,6 +232,12 @@ def _torchvision(data: str, root: Path) -> tuple:
         labels += [str(names[number]) if names else str(number) for number in numbers]
     keys = [f"{splits[part] or 'all'}/{i:08d}" for part, i in where]
     return keys, labels, [splits[part] for part, _ in where], ReadTorchvision(parts, where)
+
+
+def _to_download(name: str, root: Path, choice: dict[str, Any], error: Exception) -> str:
+    which = "".join(f", {key}={value!r}" for key, value in choice.items())
+    return (f"torchvision's {name}{which} is not in {root} ({error}). Download it once with:\n"
+            f"  .venv/bin/python -c \"import torchvision.datasets as d; d.{name}('{root}'{which}, download=True)\"")
 
 
 def _text(name: str) -> str:

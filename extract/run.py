@@ -45,7 +45,7 @@ def run(config: ExtractConfig) -> "View":
     finished = any(store.open_view(path).is_complete for path in store.view_folders(folder, spec.name))
     backbone = None if finished or config.gpus > 1 else load_on(config, spec, files)      # weights that do not fit leave no empty view behind
     rows = config.shard_rows or store.default_rows(len(items))
-    view = store.create_view(folder, spec.name, spec.declared(), weights_sha256, items.fingerprint, len(items), rows, _provenance(config, files))
+    view = store.create_view(folder, spec.name, spec.declared(), weights_sha256, items.fingerprint, len(items), rows, _provenance(config, finished))
     if view.is_complete:
         status = integrity.check(view)
         print(f"{spec.name}: already in the cache, nothing to do: {view.n:,} rows x {view.width} in {view.folder}")
@@ -132,13 +132,18 @@ def _devices(config: ExtractConfig) -> list[str]:
     return [device] * config.gpus
 
 
-def _provenance(config: ExtractConfig, files: dict[str, Path]) -> dict[str, object]:
+def _provenance(config: ExtractConfig, finished: bool) -> dict[str, object]:
     """Recorded, not hashed: what made the numbers, in case they must be made again."""
     import platform
     from importlib.metadata import version
 
     packages = ("torch", "torchvision", "open_clip_torch", "transformers", "pillow", "numpy", "zarr")
-    return {"batch": config.batch, "device": config.device, "python": platform.python_version(),
+    device = "" if finished else _devices(config)[0]       # of a finished view the provenance stands in its zarr.json already
+    if device.startswith("cuda"):
+        import torch
+
+        device = torch.cuda.get_device_name(device)
+    return {"batch": config.batch, "device": device, "python": platform.python_version(),
             "versions": {name: version(name) for name in packages}}
 
 

@@ -284,8 +284,8 @@ def test_two_gloo_processes_equal_one_process_to_the_last_bit(made: Made, tmp_pa
 # ---------------------------------------------------------------- interruptions
 
 
-POINTS = ["checkpoint.tensors.half", "checkpoint.state.rename", "checkpoint.rename", "checkpoint.latest.rename", "checkpoint.latest.done", "probe.rename", "predictions.half",
-          "summary.rename", "run.config.rename", "run.split.half"]
+POINTS = ["checkpoint.tensors.half", "checkpoint.state.rename", "checkpoint.rename", "checkpoint.latest.rename", "checkpoint.latest.done",
+          "probe.rename", "predictions.half", "summary.rename", "run.config.rename", "run.split.half"]
 
 
 @pytest.fixture(scope="session")
@@ -431,7 +431,7 @@ def test_two_folders_of_one_base_name_are_not_mixed_up(made: Made, tmp_path: Pat
     other.mkdir(parents=True)
     write_items(tmp_path / "cache", dataclasses.replace(made.items, name="pets"), source_path(str(mine)))
     assert find_dataset(tmp_path / "cache", str(mine)) == find_dataset(tmp_path / "cache", "pets")
-    with pytest.raises(StaleError, match="was embedded from .*/a/pets, not from .*/b/pets"):
+    with pytest.raises(StaleError, match=r"was embedded from .*/a/pets, not from .*/b/pets"):
         find_dataset(tmp_path / "cache", str(other))
 
 

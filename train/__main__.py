@@ -29,7 +29,7 @@ def main() -> None:
     config = tyro.cli(TrainConfig, prog="python -m train", description=TrainConfig.__doc__)
     config.check()
     if not config.run:
-        config = dataclasses.replace(config, run=datetime.now().strftime("%Y%m%d-%H%M%S"))
+        config = dataclasses.replace(config, run=datetime.now().strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
         sys.argv += ["--run", config.run]                   # every rank writes into one folder
     try:
         _start(config)
@@ -62,7 +62,21 @@ def read(config: TrainConfig) -> tuple["Cache", list["Split"]]:
     if len(cache.items.classes) < 2:
         raise UsageError(f"{cache.items.name!r} has {len(cache.items.classes)} class(es); training needs at least two. Put the images into class "
                          "folders, or give a table with the columns path,label,split")
-    return cache, [make_split(cache.items, cache.ok, config.labels, seed) for seed in config.seed_list()]
+    splits = [make_split(cache.items, cache.ok, config.labels, seed) for seed in config.seed_list()]
+    if "mct" in config.method_list() and not all(len(split.unlabelled) for split in splits):
+        raise UsageError(f"LABELS={config.labels} leaves no unlabelled image to co-train on; give fewer (LABELS=4, LABELS=10%), add images without a "
+                         "label, or type METHOD=supervised")
+    return cache, splits
+
+
+def warn_of_copies(cache: "Cache", split: "Split") -> None:
+    """Say how many validation and test images are byte for byte among the training images."""
+    sha256 = cache.items.sha256
+    train = {sha256[row] for rows in (split.labelled, split.unlabelled) for row in rows}
+    for name, rows in (("validation", split.val), ("test", split.test)):
+        if copies := sum(sha256[row] in train for row in rows):
+            print(f"warning: {copies} of {len(rows)} {name} images are byte for byte also training images; their scores are too good",
+                  file=sys.stderr, flush=True)
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -79,15 +93,18 @@ def run(config: TrainConfig) -> dict[str, Any]:
     from train.rundir import is_finished, open_run, write_splits
 
     begun, rank = time.monotonic(), my_rank()
-    board = Board(os.environ[BOARD], rank) if BOARD in os.environ else Ignore()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    board = Board(os.environ[BOARD], rank) if BOARD in os.environ else Ignore()
     code, cleanup = FAILED, ExitStack()
     try:
         if config.threads:
             torch.set_num_threads(config.threads)
         device = choose_device(config.device, config.gpus)
         cache, splits = read(config)
+        if rank == 0:
+            warn_of_copies(cache, splits[0])
+            cleanup.enter_context(durable.lock(durable.make_folder(Path(config.runs) / config.run)))
         folder = open_run(config, cache.fingerprints, device.type, leader=rank == 0)
         if is_finished(folder):
             code, summary = 0, read_summary(folder)
@@ -97,7 +114,6 @@ def run(config: TrainConfig) -> dict[str, Any]:
         peers = make_peers(len(cache.names), device)
         listeners = [board]
         if rank == 0:
-            cleanup.enter_context(durable.lock(folder))
             write_splits(folder, cache.items, splits, config.seed_list())
             listeners += [Jsonl(folder / "metrics.jsonl", metrics_bytes(folder / "checkpoints")), Console(config.log_every_s)]
             listeners += [Wandb(config.wandb, folder, dataclasses.asdict(config))] if config.wandb != "off" else []
@@ -109,8 +125,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
         for method in config.method_list():
             if not all((folder / "probes" / method / f"{name}.safetensors").is_file() for name in cache.names):
                 done = fit(method, config, task, peers, listener, folder / "checkpoints", folder / "metrics.jsonl", device, precision, stop)
-                for view, best, source in zip(peers.mine, done.best, task.inputs, strict=True):
-                    write_probe(folder, method, cache.names[view], best, source)
+                for view, best, fused, source in zip(peers.mine, done.best, done.fused, task.inputs, strict=True):
+                    write_probe(folder, method, cache.names[view], best, fused, source)
             peers.any(False)                                # every rank has looked, and every probe is on the disk
         summary = {}
         if rank == 0:

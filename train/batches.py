@@ -5,6 +5,7 @@ import functools
 import numpy as np
 
 LABELLED, UNLABELLED = 0, 1
+ROWS, DRAWS = 1 << 40, 2 << 40        # so that no two purposes ever share a stream
 
 
 def rows(pool: np.ndarray, seed: int, step: int, batch: int, role: int) -> np.ndarray:
@@ -23,9 +24,9 @@ def rows(pool: np.ndarray, seed: int, step: int, batch: int, role: int) -> np.nd
 
 @functools.lru_cache(maxsize=64)
 def _permutation(n: int, seed: int, epoch: int, role: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(key=[seed, epoch * 2 + role])).permutation(n)
+    return np.random.Generator(np.random.Philox(key=[seed, ROWS + epoch * 2 + role])).permutation(n)
 
 
 def uniforms(seed: int, step: int, stream: int, count: int) -> np.ndarray:
     """(count,) float64 in [0, 1) for the draws of one step; `stream` tells apart the views and purposes."""
-    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, step])).random(count)
+    return np.random.Generator(np.random.Philox(key=[seed, DRAWS + stream], counter=[0, 0, 0, step])).random(count)

@@ -12,13 +12,14 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from cache_specs import durable
-from cache_specs.errors import IntegrityError
+from cache_specs.errors import IntegrityError, StaleError
 from train.cotrain import State
 from train.peers import Peers
 from train.probe import Params
@@ -28,15 +29,17 @@ KEEP = 2
 
 @dataclass
 class Progress:
-    """Where a method's training stands. Per view of this process: its state and the best copy of its parameters so far.
+    """Where a method's training stands. Per view of this process: its state, and two copies of its parameters: `best`, taken where
+    the method's score for this view was best on validation, and `fused`, taken where the joint score was.
 
-    best_top1, best_nll: (V, E) the validation scores at which the copies were taken, best_step: (V, E); joint selection repeats a row.
+    best_top1, best_nll: (V + 1, E) the validation scores at which the copies were taken, the joint's in the last row; best_step likewise.
     """
 
     method: str
     step: int
     states: list[State]
     best: list[Params]
+    fused: list[Params]
     best_top1: Tensor
     best_nll: Tensor
     best_step: Tensor
@@ -49,8 +52,8 @@ def save_checkpoint(folder: Path, progress: Progress, peers: Peers) -> None:
     temp = folder / f".{name}.tmp"
     durable.make_folder(temp)
     tensors = {f"{kind}.{view}.{key}": value.contiguous().cpu()
-               for view, (state, best) in enumerate(zip(progress.states, progress.best, strict=True))
-               for kind, params in (("params", state.params), ("mean", state.mean), ("square", state.square), ("best", best))
+               for view, (state, best, fused) in enumerate(zip(progress.states, progress.best, progress.fused, strict=True))
+               for kind, params in (("params", state.params), ("mean", state.mean), ("square", state.square), ("best", best), ("fused", fused))
                for key, value in params.items()}
     tensors |= {"best_top1": progress.best_top1.cpu(), "best_nll": progress.best_nll.cpu(), "best_step": progress.best_step.cpu()}
     data = save({key: value.detach().clone() for key, value in tensors.items()})
@@ -70,15 +73,17 @@ def save_checkpoint(folder: Path, progress: Progress, peers: Peers) -> None:
     peers.any(False)                                        # published, before anybody goes on
 
 
-def load_checkpoint(folder: Path, rank: int, device: torch.device) -> Progress | None:
+def load_checkpoint(folder: Path, rank: int, ranks: int, device: torch.device) -> Progress | None:
     """The checkpoint that LATEST names, or None. Raises IntegrityError, naming the file, when it is damaged."""
     try:
         name = (folder / "LATEST").read_text().strip()
     except FileNotFoundError:
         return None
     where = folder / name
+    record = _read_state(where)
+    if record["ranks"] != ranks:
+        raise StaleError(f"the checkpoint {where} was written with GPUS={record['ranks']}; resume it so, or give this run another name")
     try:
-        record = json.loads((where / "state.json").read_text())
         path = where / f"rank{rank}.safetensors"
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != record["files"][path.name]:
@@ -88,14 +93,15 @@ def load_checkpoint(folder: Path, rank: int, device: torch.device) -> Progress |
     # clone: what safetensors loads is not aligned as torch aligns its own memory, and alignment can change the last bit of a sum
     tensors = {key: value.clone().to(device) for key, value in load(data).items()}
     views = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("params."))
-    states, best = [], []
+    states, best, fused = [], [], []
     for view in range(views):
         # in the order of names, as probe.init gives them: the sum over parameters in the gradient's norm depends on it in the last bit
         pick = {kind: {key.split(".", 2)[2]: tensors[key] for key in sorted(tensors) if key.startswith(f"{kind}.{view}.")}
-                for kind in ("params", "mean", "square", "best")}
+                for kind in ("params", "mean", "square", "best", "fused")}
         states.append(State(pick["params"], pick["mean"], pick["square"], record["adam_steps"]))
         best.append(pick["best"])
-    return Progress(record["method"], record["step"], states, best, tensors["best_top1"], tensors["best_nll"], tensors["best_step"],
+        fused.append(pick["fused"])
+    return Progress(record["method"], record["step"], states, best, fused, tensors["best_top1"], tensors["best_nll"], tensors["best_step"],
                     record["metrics_bytes"])
 
 
@@ -103,9 +109,21 @@ def metrics_bytes(folder: Path) -> int:
     """How much of metrics.jsonl the newest checkpoint knows; what stands behind it was written by steps that will be taken again."""
     try:
         name = (folder / "LATEST").read_text().strip()
-        return int(json.loads((folder / name / "state.json").read_text())["metrics_bytes"])
-    except (OSError, ValueError, KeyError):
+    except FileNotFoundError:
         return 0
+    return int(_read_state(folder / name)["metrics_bytes"])
+
+
+def _read_state(where: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((where / "state.json").read_text())
+        return {key: record[key] for key in ("method", "step", "ranks", "adam_steps", "metrics_bytes", "files")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(where, error) from error
+
+
+def _damaged(where: Path, error: object) -> IntegrityError:
+    return IntegrityError(f"the checkpoint {where} is damaged ({error}); delete {where.parent.parent} to train this run from the start")
 
 
 def _forget_old(folder: Path, latest: str) -> None:

@@ -85,10 +85,10 @@ class TrainConfig:
             seeds = []
             for part in self.seeds.split(","):
                 first, _, last = part.partition("..")
-                seeds += range(int(first), int(last or first) + 1)
+                seeds += range(int(first), min(int(last or first) + 1, int(first) + 10_000))
         except ValueError:
             seeds = []
-        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        if not seeds or min(seeds) < 0 or max(seeds) >= 2**31 or len(set(seeds)) < len(seeds):
             raise UsageError(f"SEEDS={self.seeds}: neither a number (SEEDS=0), nor a range (SEEDS=0..4), nor a list (SEEDS=0,3,7) of different seeds")
         return seeds
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -48,9 +49,10 @@ def launch(gpus: int, views: list[str]) -> None:
         environment = {"OMP_NUM_THREADS": str(threads), "LOGLEVEL": "CRITICAL", **os.environ, BOARD: str(path)}
         torchrun = subprocess.Popen([sys.executable, "-m", "train.launch", "--standalone", "--nproc-per-node", str(gpus), "-m", "--", "train",
                                      *sys.argv[1:]], env=environment, start_new_session=True)
-        signal.signal(signal.SIGTERM, lambda *_: _signal_ranks(board, signal.SIGTERM))
+        asked = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: asked.set())
         try:
-            culprit, seconds = _watch(torchrun, board)
+            culprit, seconds = _watch(torchrun, board, asked)
         finally:
             _kill(torchrun, board)
         if culprit is None and torchrun.returncode == 0:
@@ -66,11 +68,13 @@ def launch(gpus: int, views: list[str]) -> None:
                             "The same command goes on from the last checkpoint")
 
 
-def _watch(torchrun: subprocess.Popen, board: Board) -> tuple[int | None, float]:
+def _watch(torchrun: subprocess.Popen, board: Board, asked: threading.Event) -> tuple[int | None, float]:
     """Wait for the end. -> (the rank that failed first, seconds from then to the end), or (None, 0) if none did."""
     culprit, since = None, 0.0
     while torchrun.poll() is None:
         time.sleep(0.1)
+        if asked.is_set():
+            _signal_ranks(board, signal.SIGTERM)            # again and again: a rank may not have been there yet
         if culprit is None:
             culprit, since = _first_failed(board), time.monotonic()
         elif time.monotonic() - since > GRACE_S:
@@ -83,6 +87,7 @@ def _first_failed(board: Board) -> int | None:
     """Codes are read before life signs: a survivor that fails does so after the one that it waits for has vanished."""
     codes = board.rows[:, CODE].copy()
     vanished = (codes == RUNNING) & (board.rows[:, PID] > 0) & ~np.array([_alive(int(pid)) for pid in board.rows[:, PID]])
+    vanished &= board.rows[:, CODE] == RUNNING              # it may have ended well between the two looks
     for found in (codes > FAILED, vanished, codes == FAILED):
         if found.any():
             return int(found.argmax())

@@ -1,10 +1,13 @@
 """Listeners: who is told of a run's progress. The loop calls `tell`; nobody who listens can change or stop a run."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any, Protocol
+
+from cache_specs.errors import IntegrityError
 
 
 class Listener(Protocol):
@@ -38,11 +41,15 @@ class Jsonl(Ignore):
 
     def __init__(self, path: Path, keep_bytes: int) -> None:
         self.file = path.open("ab")
+        if (size := path.stat().st_size) < keep_bytes:
+            self.file.close()
+            raise IntegrityError(f"{path} has {size} bytes, but the checkpoint knows {keep_bytes}; delete {path.parent} to train this run anew")
         self.file.truncate(keep_bytes)              # lines after the checkpoint that is resumed are written again
 
     def tell(self, record: dict[str, Any]) -> None:
         self.file.write((json.dumps(record, sort_keys=True) + "\n").encode())
         self.file.flush()
+        os.fsync(self.file.fileno())                # a checkpoint may be about to record its length
 
     def close(self) -> None:
         self.file.close()

@@ -21,6 +21,7 @@ from train.cotrain import Batch, Method, fresh, mct_step, supervised_step
 from train.evaluate import joint, predict, top1_nll
 from train.log import Listener
 from train.peers import Peers
+from train.probe import Params
 from train.reader import gather
 from train.splits import Split
 
@@ -73,13 +74,14 @@ def fit(method: str, config: TrainConfig, task: Task, peers: Peers, listener: Li
         precision: AbstractContextManager, stop: threading.Event) -> Progress:
     """Train one method to its end, from the last checkpoint in `folder` if it is this method's. Returns the best copies.
 
-    Selection is on validation alone: `supervised` keeps each view's own best, `mct` the step with the best joint score.
+    Selection is on validation alone. A joint prediction always comes from the step with the best joint score; a single view's from that
+    step too for `mct`, and from the view's own best for `supervised`, whose views know nothing of each other.
     Raises PreemptedError after a stop signal (everything saved), DataQualityError when a loss is not finite.
     """
     settings = Method(config.lr, config.clip, config.feedback, config.pseudo, config.temperature)
     warmup = config.warmup + (config.cotrain if method == "supervised" else 0)
     steps = config.warmup + config.cotrain
-    progress = load_checkpoint(folder, peers.rank, device)
+    progress = load_checkpoint(folder, peers.rank, peers.ranks, device)
     if progress is None or progress.method != method:
         progress = _begin(method, config, task, peers, metrics)
     y_val = torch.from_numpy(task.label[task.splits[0].val]).long().to(device)
@@ -116,8 +118,9 @@ def _begin(method: str, config: TrainConfig, task: Task, peers: Peers, metrics: 
         dtype, device = source.mean_D.dtype, source.mean_D.device
         params = probe.init(task.seeds, view * PURPOSES + INIT, source.emb_ND.shape[1], config.hidden, config.layers, task.classes, dtype)
         states.append(fresh({name: value.to(device) for name, value in params.items()}))
-    shape = (peers.count, len(task.seeds))
-    return Progress(method, 0, states, [dict(state.params) for state in states], torch.full(shape, -1.0, dtype=torch.float64),
+    shape = (peers.count + 1, len(task.seeds))
+    best, fused = ([dict(state.params) for state in states] for _ in range(2))
+    return Progress(method, 0, states, best, fused, torch.full(shape, -1.0, dtype=torch.float64),
                     torch.full(shape, torch.inf, dtype=torch.float64), torch.zeros(shape, dtype=torch.int64),
                     metrics.stat().st_size if metrics.exists() else 0)
 
@@ -159,14 +162,19 @@ def _select(progress: Progress, task: Task, y_val: Tensor, peers: Peers, per_vie
         if not torch.isfinite(nll).all():
             raise DataQualityError(f"the validation loss of view {name!r} is not finite at step {progress.step} of {progress.method}; "
                                    "try a smaller --lr, or look at the view's embeddings")
-    for view, name in enumerate(task.names):
-        top1, nll = (value.cpu() for value in (scores[name] if per_view else whole))
-        better = (top1 > progress.best_top1[view]) | ((top1 == progress.best_top1[view]) & (nll < progress.best_nll[view]))
-        progress.best_top1[view] = torch.where(better, top1, progress.best_top1[view])
-        progress.best_nll[view] = torch.where(better, nll, progress.best_nll[view])
-        progress.best_step[view] = torch.where(better, progress.step, progress.best_step[view])
-        if view in peers.mine:
-            here = peers.mine.index(view)
-            progress.best[here] = {key: torch.where(better.to(old.device).view(-1, *[1] * (old.dim() - 1)), progress.states[here].params[key].detach(), old)
-                                   for key, old in progress.best[here].items()}
+    for row, score in enumerate([*((scores[name] if per_view else whole) for name in task.names), whole]):
+        top1, nll = (value.cpu() for value in score)
+        better = (top1 > progress.best_top1[row]) | ((top1 == progress.best_top1[row]) & (nll < progress.best_nll[row]))
+        progress.best_top1[row] = torch.where(better, top1, progress.best_top1[row])
+        progress.best_nll[row] = torch.where(better, nll, progress.best_nll[row])
+        progress.best_step[row] = torch.where(better, progress.step, progress.best_step[row])
+        copies = progress.fused if row == peers.count else progress.best
+        for here, view in enumerate(peers.mine):
+            if row in (view, peers.count):
+                copies[here] = _replace(copies[here], progress.states[here].params, better)
     return {"val": {name: {"top1": float(top1.mean()), "nll": float(nll.mean())} for name, (top1, nll) in [*scores.items(), ("joint", whole)]}}
+
+
+def _replace(old: Params, new: Params, better_E: Tensor) -> Params:
+    """A copy of `old` with the experiments in which `better_E` is true taken from `new`."""
+    return {name: torch.where(better_E.to(p.device).view(-1, *[1] * (p.dim() - 1)), new[name].detach(), p) for name, p in old.items()}

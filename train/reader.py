@@ -35,7 +35,7 @@ def open_cache(cache: Path, data: str, views: list[str]) -> Cache:
     """Check and map the views. Raises CoviewError when one is unfinished, damaged, stale or of other images than the item list."""
     folder, where = find_dataset(cache, data), shlex.quote(data)
     items = read_items(folder)
-    names, emb, ok, fingerprints = [], [], np.ones(len(items), bool), {"items": items.fingerprint}
+    names, emb, ok, fingerprints = [], [], np.ones(len(items), bool), {"items": items.fingerprint, "labels": items.labels_fingerprint}
     for name in views:
         spec = load_spec(name, f"make train VIEWS={','.join(views).replace(name, '{view}')} DATA={where}")
         view = store.find_view(folder, spec.name, f"make extract VIEW={shlex.quote(name)} DATA={where}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -25,24 +26,25 @@ TITLES = {"supervised": ("supervised", "late fusion of the supervised probes"), 
 KEYS = ("test_top1", "test_nll", "test_ece", "val_top1")
 
 
-def write_probe(folder: Path, method: str, view: str, best: Params, source: Input) -> None:
-    """probes/METHOD/VIEW.safetensors: the (E, ...) parameters and the input's mean and std, all that a prediction needs."""
+def write_probe(folder: Path, method: str, view: str, best: Params, fused: Params, source: Input) -> None:
+    """probes/METHOD/VIEW.safetensors: the view's own (E, ...) parameters, those for the joint prediction, the input's mean and std."""
     durable.make_folder(folder / "probes" / method)
-    tensors = {**best, "input_mean": source.mean_D, "input_std": source.std_D}
+    tensors = {**best, **{f"joint.{name}": value for name, value in fused.items()}, "input_mean": source.mean_D, "input_std": source.std_D}
     data = save({name: value.detach().contiguous().cpu().clone() for name, value in tensors.items()})
     durable.write(folder / "probes" / method / f"{view}.safetensors", data, "probe")
 
 
-def read_probe(folder: Path, method: str, view: str, emb_ND: np.ndarray, device: torch.device) -> tuple[Params, Input, str]:
-    """(parameters, input, sha256 of the file)"""
+def read_probe(folder: Path, method: str, view: str, emb_ND: np.ndarray, device: torch.device) -> tuple[Params, Params, Input, str]:
+    """(the view's own parameters, those for the joint prediction, input, sha256 of the file)"""
     path = folder / "probes" / method / f"{view}.safetensors"
     try:
         data = path.read_bytes()
         tensors = {name: value.clone().to(device) for name, value in load(data).items()}
         source = Input(emb_ND, tensors.pop("input_mean"), tensors.pop("input_std"))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise IntegrityError(f"the probe {path} cannot be read ({error}); delete {folder} and train again") from error
-    return tensors, source, hashlib.sha256(data).hexdigest()
+    fused = {name.removeprefix("joint."): value for name, value in tensors.items() if name.startswith("joint.")}
+    return {name: tensors[name] for name in fused}, fused, source, hashlib.sha256(data).hexdigest()
 
 
 def describe(config: TrainConfig, items: Items, views: Sequence[str], splits: Sequence[Split], fingerprints: dict[str, str]) -> dict[str, Any]:
@@ -65,15 +67,15 @@ def summarise(folder: Path, head: dict[str, Any], methods: Sequence[str], views:
         scores: dict[str, dict[str, list[float]]] = {view: {} for view in [*views, "joint"]}
         for split in ("val", "test"):
             y = torch.from_numpy(label[rows[split]]).long().to(device)
-            logits_V = [predict(params, source, rows[split]) for params, source, _ in probes]
-            both = [*logits_V, joint(logits_V)]
+            own = [predict(params, source, rows[split]) for params, _, source, _ in probes]
+            both = [*own, joint([predict(fused, source, rows[split]) for _, fused, source, _ in probes])]
             for name, logits in zip(scores, both, strict=True):
                 scores[name] |= {f"{split}_{key}": values for key, values in metrics(logits, y).items()}
             tables.append(_predictions(method, split, views, [logits.cpu() for logits in both], [keys[row] for row in rows[split]],
                                        label[rows[split]], head["seeds"]))
         found = {name: {key: _spread(values[key]) for key in KEYS} for name, values in scores.items()}
         summary["methods"][method] = {"views": {view: found[view] for view in views}, "joint": found["joint"],
-                                      "probes": {view: sha for view, (_, _, sha) in zip(views, probes, strict=True)}}
+                                      "probes": {view: sha for view, (*_, sha) in zip(views, probes, strict=True)}}
     _write_parquet(folder / "predictions.parquet", tables)
     summary["seconds"] = round(seconds, 1)
     durable.write_json(folder / "summary.json", summary, "summary")
@@ -102,7 +104,8 @@ def comparison(summary: dict[str, Any]) -> str:
     a, b = (np.array(summary["methods"][method]["joint"]["test_top1"]["values"]) for method in ("mct", "supervised"))
     gain = 100 * (a - b)
     error = gain.std(ddof=1) / np.sqrt(len(gain))
-    verdict = "beats" if gain.mean() > 2 * error else "loses to" if gain.mean() < -2 * error else "is not clearly different from"
+    verdict = "against" if len(gain) < 5 else "beats" if gain.mean() > 2 * error else "loses to" if gain.mean() < -2 * error else \
+        "is not clearly different from"
     return (f"joint co-training {verdict} late fusion here: {gain.mean():+.1f} ± {error:.1f} points (mean ± standard error of the difference, "
             f"better in {int((gain > 0).sum())} of {len(gain)} seeds)")
 

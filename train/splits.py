@@ -16,6 +16,7 @@ import numpy as np
 from cache_specs.errors import DataQualityError, UsageError, did_you_mean
 from cache_specs.items import Items
 
+CHOICE, FILL = 3 << 40, 4 << 40       # second words of the keys of draws; train/batches.py has 1 and 2 << 40
 NUMBER = re.compile(r"all|\d+|[\d.]+%")
 
 
@@ -34,8 +35,7 @@ def make_split(items: Items, ok: np.ndarray, labels: str, seed: int) -> Split:
     role = assign(items)
     known = items.label >= 0
     val, test = (np.flatnonzero((role == name) & known & ok) for name in ("val", "test"))
-    pool = np.flatnonzero((role == "train") & known & ok)
-    labelled = _choose(items, pool, labels, seed)
+    labelled = _choose(items, np.flatnonzero((role == "train") & known), ok, labels, seed)
     unlabelled = np.setdiff1d(np.flatnonzero(((role == "train") | (role == "unlabelled")) & ok), labelled)
     for name, rows in (("labelled training", labelled), ("validation", val), ("test", test)):
         if len(rows) == 0:
@@ -58,13 +58,15 @@ def assign(items: Items) -> np.ndarray:
         source = "train" if (role == "train").any() else "test"
         for label in range(len(items.classes)):
             rows = np.flatnonzero((role == source) & (items.label == label))
-            rows = np.random.Generator(np.random.Philox(key=[label, key])).permutation(rows)
+            rows = np.random.Generator(np.random.Philox(key=[label, FILL + key])).permutation(rows)
             whole = int(((given == source) & (items.label == label)).sum())
             role[rows[:whole // 5 if whole >= 5 else int(len(rows) > 2)]] = name
     return role
 
 
-def _choose(items: Items, pool: np.ndarray, labels: str, seed: int) -> np.ndarray:
+def _choose(items: Items, known: np.ndarray, ok: np.ndarray, labels: str, seed: int) -> np.ndarray:
+    """`known` are permuted before the unusable ones are dropped, so that a bad image of one view changes no other draw."""
+    pool = known[ok[known]]
     if labels == "all":
         return pool
     if not NUMBER.fullmatch(labels) and Path(labels).is_file():
@@ -78,8 +80,8 @@ def _choose(items: Items, pool: np.ndarray, labels: str, seed: int) -> np.ndarra
         raise UsageError(f"LABELS={labels}: neither a number a class (LABELS=4), nor a share (LABELS=10%), nor 'all', nor a file of keys") from None
     chosen = []
     for label in np.unique(items.label[pool]):
-        rows = pool[items.label[pool] == label]
-        rows = np.random.Generator(np.random.Philox(key=[seed, int(label)])).permutation(rows)
+        rows = np.random.Generator(np.random.Philox(key=[seed, CHOICE + int(label)])).permutation(known[items.label[known] == label])
+        rows = rows[ok[rows]]
         take = count if percent is None else max(1, round(len(rows) * percent / 100))
         if take > len(rows):
             counts = np.bincount(items.label[pool])
