@@ -83,7 +83,7 @@ def write_items(cache: Path, items: Items, source: str = "") -> Path:
               "fingerprint": items.fingerprint, "items_sha256": hashlib.sha256(table).hexdigest(), "source": source}
     record["sha256"] = _record_sha256(record)
     durable.make_folder(folder)
-    with durable.lock(folder, wait=True):                   # two views of one new data set may be started at once
+    with durable.lock(cache, wait=True):                   # two views of one new data set may be started at once
         if not _is_written(folder, record, table):
             durable.write(folder / "items.parquet", table, "items")
             durable.write_json(folder / "dataset.json", record, "dataset")
@@ -168,7 +168,7 @@ def _refuse_other_source(folder: Path, data: str) -> None:
     if "/" in data and not source_path(data):
         raise UsageError(f"DATA={data}: there is no such file or folder. To train on the cache alone, type its name: DATA={folder.name}")
     if source_path(data) != source and ((source and source_path(data)) or "/" in data):
-        raise StaleError(f"{folder} was embedded from {source}, not from {source_path(data)}. If that is another data set, give it a name: "
+        raise StaleError(f"{folder} was embedded from {source or 'bundled data'}, not from {source_path(data)}. If that is another data set, give it a name: "
                          f"make extract VIEW=… DATA={shlex.quote(data)} ARGS='--name …' and train on DATA=that name. If the folder was moved, "
                          "run make extract on it once more: nothing is embedded again")
 

@@ -206,7 +206,8 @@ def test_torchvision_mnist_is_read_from_its_files(tmp_path):
 def test_a_torchvision_set_that_is_not_there_is_named_with_the_command(tmp_path):
     with pytest.raises(UsageError, match=r"torchvision has no data set 'MNITS'; did you mean 'MNIST'"):
         open_dataset("torchvision:MNITS", tmp_path)
-    with pytest.raises(UsageError, match=rf"torchvision's MNIST is not in {tmp_path}: .*\n  python -c .*d\.MNIST\('{tmp_path}', download=True\)"):
+    command = rf"python -c .*d\.MNIST\('{tmp_path}', train=True, download=True\)"
+    with pytest.raises(UsageError, match=rf"torchvision's MNIST, train=True is not in {tmp_path} \(.*\)\. Download it once with:\n  .*{command}"):
         open_dataset("torchvision:MNIST", tmp_path)
 
 

@@ -21,10 +21,11 @@ from safetensors.numpy import load_file
 from cache_specs import durable
 from cache_specs.errors import DataQualityError, IntegrityError, StaleError, StorageError, UsageError
 from cache_specs.items import find_dataset, source_path, write_items
-from train.__main__ import run
+from train.__main__ import run, warn_of_copies
 from train.batches import LABELLED, UNLABELLED, rows, uniforms
 from train.config import TrainConfig
 from train.evaluate import ece, joint, metrics
+from train.reader import Cache
 from train.splits import assign, make_split
 
 QUICK = {"labels": "3", "lr": 5e-3, "hidden": 16, "batch_unlabelled": 16, "warmup": 20, "cotrain": 20, "eval_every": 10, "checkpoint_every": 10, "threads": 1}
@@ -169,11 +170,20 @@ def test_a_run_leaves_what_it_promises(made: Made, tmp_path: Path, capsys: pytes
     for seed in (0, 1):
         assert len((folder / "splits" / f"seed-{seed}.labelled.txt").read_text().split()) == 30
     settings = json.loads((folder / "config.json").read_text())
-    assert settings["settings"]["lr"] == 5e-3 and set(settings["fingerprints"]) == {"items", "pixels", "edges"}
+    assert settings["settings"]["lr"] == 5e-3 and set(settings["fingerprints"]) == {"items", "labels", "pixels", "edges"}
     assert json.loads((folder / "environment.json").read_text())["versions"]["torch"] == torch.__version__.split("+")[0]
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [(r["method"], r["step"]) for r in records] == list(itertools.product(("supervised", "mct"), (10, 20, 30, 40)))
     assert "feedback" in records[-1] and not list(folder.rglob("*.tmp"))
+
+
+def plain_forward(p: dict[str, np.ndarray], prefix: str, h: np.ndarray) -> np.ndarray:
+    """The probe again, in NumPy."""
+    for i in range(2):
+        h = h @ p[f"{prefix}w{i}"] + p[f"{prefix}b{i}"]
+        h = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-5) * p[f"{prefix}gain{i}"] + p[f"{prefix}shift{i}"]
+        h = np.maximum(h, 0)
+    return h @ p[f"{prefix}w2"] + p[f"{prefix}b2"]
 
 
 def test_predictions_agree_with_the_summary_and_the_probes(made: Made, tmp_path: Path) -> None:
@@ -192,16 +202,12 @@ def test_predictions_agree_with_the_summary_and_the_probes(made: Made, tmp_path:
             for view in ("pixels", "edges"):
                 p = {name: value if name.startswith("input") else value[e] for name, value in
                      load_file(tmp_path / "a" / "probes" / method / f"{view}.safetensors").items()}
-                h = (made.emb[view][test].astype(np.float16).astype(np.float32) - p["input_mean"]) / p["input_std"]
-                for i in range(2):
-                    h = h @ p[f"w{i}"] + p[f"b{i}"]
-                    h = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-5) * p[f"gain{i}"] + p[f"shift{i}"]
-                    h = np.maximum(h, 0)
-                logits = h @ p["w2"] + p["b2"]
+                x = (made.emb[view][test].astype(np.float16).astype(np.float32) - p["input_mean"]) / p["input_std"]
+                logits = plain_forward(p, "", x)
                 stored = np.stack(table[f"prob_{view}"].to_pylist())[here].astype(np.float32)
                 softmax = np.exp(logits - logits.max(1, keepdims=True))
                 np.testing.assert_allclose(stored, softmax / softmax.sum(1, keepdims=True), atol=2e-3)
-                total = total + logits
+                total = total + plain_forward(p, "joint.", x)
             assert (total.argmax(1) == columns["pred"][here]).mean() > 0.995
     assert ((columns["margin"] >= 0) & (columns["confidence"] <= 1) & np.isin(columns["agreement"], (0, 0.5, 1))).all()
 
@@ -233,6 +239,59 @@ def test_the_best_copy_on_validation_is_kept(made: Made, tmp_path: Path, method:
     for name, scores in found["views"].items() if method == "supervised" else [("joint", found["joint"])]:
         curve = [record["val"][name]["top1"] for record in records]
         assert scores["val_top1"]["mean"] == pytest.approx(max(curve)) and curve[-1] < max(curve), curve
+
+
+def test_the_joint_of_supervised_comes_from_the_best_joint_step(made: Made, tmp_path: Path) -> None:
+    """Late fusion is selected as the joint of mct is: its validation accuracy is the best of the joint curve."""
+    summary = run(config(made, tmp_path, seeds="0", method="supervised", lr=0.1))
+    records = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert summary["methods"]["supervised"]["joint"]["val_top1"]["mean"] == pytest.approx(max(record["val"]["joint"]["top1"] for record in records))
+
+
+def test_a_run_is_not_resumed_on_other_labels_or_splits(made: Made, tmp_path: Path) -> None:
+    """Labels may change without making an embedding stale; a run that saw the old ones is refused, finished or not."""
+    run(config(made, tmp_path, warmup=2, cotrain=0, method="supervised"))
+    (tmp_path / "other").mkdir()
+    other = Made(tmp_path / "other", [str((label + 1) % 10) for label in made.items.label])
+    with pytest.raises(StaleError, match=r"fingerprints\.labels: "):
+        run(config(other, tmp_path, warmup=2, cotrain=0, method="supervised"))
+
+
+def test_mct_needs_unlabelled_images(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="LABELS=all leaves no unlabelled image to co-train on; give fewer"):
+        run(config(made, tmp_path, labels="all"))
+
+
+def test_copies_of_test_images_among_the_training_images_are_said(made: Made, capsys: pytest.CaptureFixture) -> None:
+    ok = np.ones(len(made.items), bool)
+    split = make_split(made.items, ok, "3", 0)
+    sha = list(made.items.sha256)
+    sha[split.test[0]] = sha[split.unlabelled[0]]
+    warn_of_copies(Cache(dataclasses.replace(made.items, sha256=sha), [], [], ok, {}), split)
+    assert "warning: 1 of 355 test images are byte for byte also training images" in capsys.readouterr().err
+
+
+def test_a_bad_image_changes_no_other_draw(made: Made) -> None:
+    ok = np.ones(len(made.items), bool)
+    split = make_split(made.items, ok, "3", 0)
+    ok[split.unlabelled[::2]] = False
+    assert np.array_equal(make_split(made.items, ok, "3", 0).labelled, split.labelled)
+
+
+def test_metrics_are_not_cut_before_the_checkpoint_is_known_to_be_good(made: Made, tmp_path: Path, command: Callable) -> None:
+    settings = config(made, tmp_path)
+    command("train", *flags(settings), env={"COVIEW_FAULT": "kill:2:checkpoint.latest.done"})
+    folder = tmp_path / "a" / "checkpoints"
+    state, metrics_file = folder / (folder / "LATEST").read_text().strip() / "state.json", tmp_path / "a" / "metrics.jsonl"
+    good, lines = state.read_bytes(), metrics_file.read_bytes()
+    state.write_bytes(good[:50])
+    with pytest.raises(IntegrityError, match="is damaged"):
+        run(settings)
+    assert metrics_file.read_bytes() == lines
+    state.write_bytes(good)
+    metrics_file.write_bytes(lines[:10])
+    with pytest.raises(IntegrityError, match="has 10 bytes, but the checkpoint knows"):
+        run(settings)
 
 
 def test_three_views_and_one(made: Made, tmp_path: Path) -> None:
