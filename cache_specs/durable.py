@@ -5,7 +5,7 @@ Every I/O step passes `fault(point)`. Tests set COVIEW_FAULT in the environment 
     COVIEW_FAULT=kill:17                 SIGKILL at the 17th point passed, counted from 1
     COVIEW_FAULT=ENOSPC:3                raise OSError(ENOSPC) at the 3rd
     COVIEW_FAULT=kill:1:commit.rename    ... at the 1st whose name ends so
-    COVIEW_FAULT=log:/tmp/points         append each name to a file (to enumerate them)
+    COVIEW_FAULT=log:points.txt         append each name to a file (to enumerate them)
 """
 
 import contextlib
