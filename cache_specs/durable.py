@@ -1,4 +1,4 @@
-"""Writing that survives a kill and a power cut: temp file, fsync, rename, fsync of the folder.
+"""Writing that survives a kill and a power cut: temp file, fsync, rename, fsync of the folder. And JSON that knows its own digest.
 
 Every I/O step passes `fault(point)`. Tests set COVIEW_FAULT in the environment of a child process:
 
@@ -11,9 +11,11 @@ Every I/O step passes `fault(point)`. Tests set COVIEW_FAULT in the environment 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,9 +108,24 @@ def _write_all(handle: int, data: memoryview) -> None:
         data = data[os.write(handle, data):]
 
 
+def remove(path: Path, point: str) -> None:
+    """Delete a file, if it is there, so that it stays deleted after a power cut. Raises StorageError as `write` does."""
+    try:
+        fault(f"{point}.unlink")
+        path.unlink(missing_ok=True)
+        fault(f"{point}.folder")
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def write_json(path: Path, value: Any, point: str) -> None:
     """`write` for JSON: sorted keys, NaN refused, a newline at the end."""
-    write(path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode(), point)
+    write(path, _json(value), point)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
 def canonical_json(value: Any) -> bytes:
@@ -116,24 +133,89 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
 
 
-@contextlib.contextmanager
-def lock(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Be the only writer of `folder` (flock: a dead holder's lock is free). Raises StorageError naming the holder's process."""
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+def sealed(document: dict[str, Any]) -> bytes:
+    """A JSON file's bytes with the sha256 of all the rest in the key `sha256` (of `attributes`, in Zarr's own files)."""
+    place = "attributes" if "zarr_format" in document else None
+    body = dict(document[place] if place else document)
+    body.pop("sha256", None)
+    whole = {**document, place: body} if place else body
+    body["sha256"] = hashlib.sha256(canonical_json(whole)).hexdigest()
+    return _json(whole)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The document that `sealed` made. Raises OSError, or ValueError when a single byte of the file is another one."""
+    data = path.read_bytes()
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            holder = os.pread(handle, 100, 0).decode(errors="replace").strip()
-            raise StorageError(f"{folder} is being written by process {holder}; wait for it, or stop it and run this again") from None
+        document = json.loads(data)
+        intact = isinstance(document, dict) and sealed(document) == data
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path.name} has changed since it was written: {error}") from error
+    if not intact:
+        raise ValueError(f"{path.name} has changed since it was written")
+    return document
+
+
+@contextlib.contextmanager
+def lock(folder: Path, wait: bool = False, name: str = ".lock") -> Iterator[None]:
+    """Be the only writer of `folder` (flock: a dead holder's lock is free). Raises StorageError naming the holder's process."""
+    handle = _open_lock(folder / name)
+    try:
+        if not _flock(handle, fcntl.LOCK_EX, wait):
+            raise StorageError(f"{folder} is being written by process {_holder(handle)}; wait for it, or stop it and run this again")
         os.truncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+        os.pwrite(handle, f"{os.getpid()} on {os.uname().nodename} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(), 0)
         yield
     finally:
         os.close(handle)
 
 
-def sweep(folder: Path) -> None:
+@contextlib.contextmanager
+def shared_lock(folder: Path, name: str) -> Iterator[None]:
+    """Be one of several at work in `folder`; `lock` on the same name waits for all of them."""
+    handle = _open_lock(folder / name)
+    try:
+        _flock(handle, fcntl.LOCK_SH, wait=True)
+        yield
+    finally:
+        os.close(handle)
+
+
+def lock_holder(folder: Path) -> str | None:
+    """`PID on HOST since TIME` of the process that holds the lock of `folder`, or None."""
+    try:
+        handle = os.open(folder / ".lock", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return None if _flock(handle, fcntl.LOCK_SH, wait=False) else _holder(handle)
+    finally:
+        os.close(handle)
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _flock(handle: int, kind: int, wait: bool) -> bool:
+    for last in (False, False, False, False, True):         # `lock_holder` may hold it for a moment
+        try:
+            fcntl.flock(handle, kind | (0 if wait else fcntl.LOCK_NB))
+            return True
+        except BlockingIOError:
+            if not last:
+                time.sleep(0.02)
+    return False
+
+
+def _holder(handle: int) -> str:
+    return os.pread(handle, 200, 0).decode(errors="replace").strip()
+
+
+def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
     """Remove temp files that a killed writer left below `folder`. Only the holder of the folder's lock may call this."""
-    for leftover in folder.rglob(".*.tmp"):
+    for leftover in folder.rglob(pattern):
         leftover.unlink(missing_ok=True)

@@ -1,97 +1,195 @@
 """Is a view whole and unharmed? The seal over all commits, and the check that every reader makes before it trusts a row.
 
-    seal(view)      after the last shard: complete.json with the root hash of everything
-    check(view)     before any use: raises IntegrityError naming file, rows and command, or returns the status of every row
+    seal(view)       after the last shard: complete.json, all commit records and the root hash over everything
+    check(view)      before any use: raises IntegrityError naming file, rows and command, or returns the status of every row
 """
 
 import hashlib
-import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cache_specs import durable
+from cache_specs import durable, store
 from cache_specs.errors import IntegrityError, StorageError, UsageError
-from cache_specs.store import CRC_BYTES, View, xxh3
+from cache_specs.view import STATUS, View
+
+RACY_NS = 100_000_000       # a file written within this time of its check may be written again under the same stamp: not remembered
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: in which file, and in which shard where it is a shard's."""
+
+    file: Path
+    what: str
+    shard: int | None = None
 
 
 def seal(view: View) -> None:
     """Declare the view finished. Raises IntegrityError if a shard is missing or has not the committed size."""
-    root = root_hash(view)
-    durable.write_json(view.folder / "complete.json", {"n": view.n, "shards": view.shards, "root": root}, "complete")
-
-
-def root_hash(view: View) -> str:
-    """sha256 over the identity of the view and every shard's digests; sizes on disk are compared on the way."""
-    digest = hashlib.sha256(durable.canonical_json({key: value for key, value in view.attributes.items() if key != "provenance"}))
+    records = []
     for shard in range(view.shards):
-        for name, record in sorted(read_commit(view, shard)["files"].items()):
-            digest.update(f"{name}\0{record['sha256']}\n".encode())
+        records.append(read_commit(view, shard))
+        for name, recorded in records[-1]["files"].items():
+            _size(view, shard, name, recorded["bytes"])
+    document = {"view": view.identity, "n": view.n, "shards": records, "root": root_hash(view, records)}
+    durable.write(view.folder / "complete.json", durable.sealed(document), "complete")
+
+
+def root_hash(view: View, records: list[dict[str, Any]]) -> str:
+    """sha256 over what the view is (not how it came to be) and every shard's digests: the same embeddings have the same root."""
+    digest = hashlib.sha256(durable.canonical_json({key: value for key, value in view.attributes.items() if key != "provenance"}))
+    for record in records:
+        for name, file in sorted(record["files"].items()):
+            digest.update(f"{name}\0{file['sha256']}\n".encode())
     return digest.hexdigest()
 
 
 def read_commit(view: View, shard: int) -> dict[str, Any]:
-    """The commit record of a shard whose files have the committed sizes. Raises IntegrityError naming file, rows and command."""
-    first, last = view.bounds(shard)
+    """The commit record of a shard. Raises IntegrityError naming file, rows and command."""
     try:
-        record = json.loads(view.commit_file(shard).read_text(encoding="utf-8"))
-        if record["shard"] != shard or record["rows"] != [first, last] or len(record["files"]) != 2:
-            raise ValueError(f"it is the record of shard {record['shard']}")
-        sizes = {name: (view.folder / name).stat().st_size for name in record["files"]}
-        for path, expected in ((view.embeddings_file(shard), view.embeddings_bytes), (view.status_file(shard), view.rows + CRC_BYTES)):
-            name = str(path.relative_to(view.folder))
-            digests = record["files"][name]
-            if not isinstance(digests["sha256"], str) or not isinstance(digests["xxh3"], str):
-                raise ValueError(f"the digests of {name} are not text")
-            if not sizes[name] == expected == digests["bytes"]:
-                raise ValueError(f"{name} has {sizes[name]} bytes, expected {expected}")
+        record = durable.read_sealed(view.commit_file(shard))
+        _check_record(view, shard, record)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise damaged(view, shard, str(error)) from error
+        raise damaged(view, shard, f"commits/{shard:05d}.json: {getattr(error, 'strerror', None) or error}") from error
     return record
 
 
-def check(view: View) -> np.ndarray:
-    """Check that a view is finished and undamaged; return its status column, (N,) uint8.
+def _check_record(view: View, shard: int, record: dict[str, Any]) -> None:
+    if record["view"] != view.identity or record["shard"] != shard or record["rows"] != list(view.bounds(shard)):
+        raise ValueError(f"it is the record of shard {record['shard']}" + ("" if record["view"] == view.identity else " of another view"))
+    expected = {embeddings_name(shard): view.embeddings_bytes, status_name(shard): view.status_bytes}
+    if {name: file["bytes"] for name, file in record["files"].items()} != expected:
+        raise ValueError("it does not list the shard's two files with their sizes")
 
-    Sizes and the root hash are checked at every call; the digests of the shards once per (inode, size, mtime) of each file,
-    remembered in `verified.json`. Raises UsageError (not finished) or IntegrityError (file, rows and command named).
-    """
+
+def read_seal(view: View) -> dict[str, Any]:
+    """complete.json, its records checked. Raises UsageError (not finished) or IntegrityError (damaged, or not this view's)."""
     if not view.is_complete:
         done = view.shards - len(view.pending())
         raise UsageError(f"the view {view.name!r} is not finished ({done} of {view.shards} shards in {view.folder}); "
                          f"finish it with make extract VIEW={view.name} DATA=…")
     try:
-        complete = json.loads((view.folder / "complete.json").read_text(encoding="utf-8"))
-        expected, count = complete["root"], (complete["n"], complete["shards"])
+        document = durable.read_sealed(view.folder / "complete.json")
+        if (document["view"], document["n"], len(document["shards"])) != (view.identity, view.n, view.shards):
+            raise ValueError("it is the seal of another view")
+        for shard, record in enumerate(document["shards"]):
+            _check_record(view, shard, record)
+        if root_hash(view, document["shards"]) != document["root"]:
+            raise ValueError("the root hash is another one")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{view.folder / 'complete.json'} cannot be read ({error}); delete it and extract the view again: "
-                             "finished shards are kept") from error
-    if root_hash(view) != expected or count != (view.n, view.shards):
-        raise IntegrityError(f"{view.folder}: the commit records are not those that complete.json sealed; delete the folder and extract again")
-    memory = view.folder / "verified.json"
-    try:
-        known = dict(json.loads(memory.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        known = {}
-    stamps, status = {}, np.empty(view.n, np.uint8)
-    for shard in range(view.shards):
-        first, last = view.bounds(shard)
-        for name, record in read_commit(view, shard)["files"].items():
-            path = view.folder / name
-            stat = path.stat()
-            stamps[name] = [stat.st_ino, stat.st_size, stat.st_mtime_ns, record["xxh3"]]
-            if known.get(name) != stamps[name] and xxh3(path.read_bytes()) != record["xxh3"]:
-                raise damaged(view, shard, f"{name} has changed since it was written")
-        status[first:last] = np.fromfile(view.status_file(shard), np.uint8, last - first)
+        raise IntegrityError(f"{view.folder / 'complete.json'} is damaged ({error}). Type: {store.command(view.folder)}") from error
+    return document
+
+
+def root(view: View) -> str:
+    """The root hash of a finished view, as complete.json has it."""
+    return read_seal(view)["root"]
+
+
+def check(view: View) -> np.ndarray:
+    """Check that a view is finished and undamaged; return its status column, (N,) uint8.
+
+    Every file's stamp (inode, size, times of change) is compared at every call, its digest once per stamp: `verified.json` remembers.
+    The kernel sets the time of change (ctime) of a file at every write, whatever anybody does to its mtime.
+    Raises UsageError (not finished) or IntegrityError (file, rows and command named).
+    """
+    records = read_seal(view)["shards"]
+    known, stamps, due, begun = _remembered(view), {}, [], time.time_ns()
+    base = str(view.folder)
+    for shard, record in enumerate(records):
+        for name, recorded in (*record["files"].items(), (f"commits/{shard:05d}.json", None)):
+            stat = _size(view, shard, name, recorded["bytes"] if recorded else None, base)
+            stamp = [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, recorded["xxh3"] if recorded else ""]
+            if known.get(name) != stamp:
+                due.append((shard, name, recorded))
+            if begun - stat.st_ctime_ns > RACY_NS:
+                stamps[name] = stamp
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for problem in pool.map(lambda job: _same(view, records, *job), due):
+            if problem:
+                raise damaged(view, problem.shard, problem.what)
+    for problem in strays(view):
+        raise IntegrityError(f"{problem.file} {problem.what}. Type: {store.command(view.folder)}")
     if stamps != known:
-        try:
-            durable.write_json(memory, stamps, "verified")
-        except StorageError:
-            pass                                                    # a read-only cache is checked anew at every start
+        with suppress(StorageError):                                # a read-only cache is checked anew at every start
+            durable.write(view.folder / "verified.json", durable.sealed({"files": stamps}), "verified")
+    status = np.zeros(view.n, np.uint8)
+    for shard, record in enumerate(records):
+        if set(record["status"]) != {STATUS[0]}:
+            first, last = view.bounds(shard)
+            status[first:last] = np.fromfile(view.status_file(shard), np.uint8, last - first)
     return status
+
+
+def _remembered(view: View) -> dict[str, Any]:
+    try:
+        return durable.read_sealed(view.folder / "verified.json")["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _size(view: View, shard: int, name: str, expected: int | None, base: str = "") -> os.stat_result:
+    try:
+        stat = os.stat(f"{base or view.folder}/{name}")
+    except OSError as error:
+        raise damaged(view, shard, f"{name}: {error.strerror}") from error
+    if expected not in (None, stat.st_size):
+        raise damaged(view, shard, f"{name} has {stat.st_size} bytes, expected {expected}")
+    return stat
+
+
+def _same(view: View, records: list[dict[str, Any]], shard: int, name: str, recorded: dict[str, Any] | None) -> Problem | None:
+    """Compare one file with its record: a shard's by its digest, a commit by its contents."""
+    path = view.folder / name
+    try:
+        if recorded:
+            fine, what = xxh3(path) == recorded["xxh3"], f"{name} has changed since it was written"
+        else:
+            fine, what = durable.read_sealed(path) == records[shard], f"{name} is not the record that complete.json sealed"
+    except (OSError, ValueError) as error:
+        fine, what = False, f"{name}: {error}"
+    return None if fine else Problem(path, what, shard)
+
+
+def xxh3(path: Path) -> str:
+    """The xxh3-128 digest of a file, by a buffer that stays in the processor's cache."""
+    import xxhash
+
+    digest, buffer = xxhash.xxh3_128(), bytearray(1 << 18)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+    return digest.hexdigest()
+
+
+def strays(view: View) -> Iterator[Problem]:
+    """Files where shards and commits stand that are none: a foreign or left-over shard."""
+    for folder, names in (("embeddings/c", {str(shard) for shard in range(view.shards)}), ("status/c", {str(shard) for shard in range(view.shards)}),
+                          ("commits", {f"{shard:05d}.json" for shard in range(view.shards)})):
+        with suppress(FileNotFoundError):
+            for name in sorted(set(os.listdir(view.folder / folder)) - names):
+                if not name.startswith("."):
+                    yield Problem(view.folder / folder / name, "does not belong to this view")
+
+
+def embeddings_name(shard: int) -> str:
+    return f"embeddings/c/{shard}/0"
+
+
+def status_name(shard: int) -> str:
+    return f"status/c/{shard}"
 
 
 def damaged(view: View, shard: int, what: str) -> IntegrityError:
     first, last = view.bounds(shard)
-    return IntegrityError(f"{view.folder}: shard {shard} (rows {first} to {last - 1}) is damaged: {what}. Delete {view.commit_file(shard)} "
-                          f"and {view.folder / 'complete.json'}, then make extract VIEW={view.name} DATA=… computes just this shard again")
+    return IntegrityError(f"{view.folder}: shard {shard} (rows {first} to {last - 1}) is damaged: {what}. "
+                          f"Type: {store.command(view.folder)}   (it recomputes only what is damaged)")

@@ -7,13 +7,13 @@ The fingerprint covers the ordered keys and the content hashes, and is stamped i
 they may change (label -1 is "unknown") without making any embedding stale.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -72,22 +72,35 @@ def write_items(cache: Path, items: Items, source: str = "") -> Path:
     """Write the item list under `cache` and return the dataset's folder. Byte-identical input gives byte-identical files.
 
     A folder of the same name with other images is refused (StaleError), naming the first differing row. New labels or splits
-    for the same images replace the old ones. `source` is the path that the data came from, if any: recorded, no part of the fingerprint.
+    for the same images replace the old ones. `source` is what DATA named (see `source_path`): recorded, no part of the fingerprint.
+    Where the same images are known from a folder that is gone, that folder was renamed: its embeddings are kept, under their old name.
     """
+    items = _moved(cache, items)
     folder = cache / items.folder_name
     for other in dataset_folders(cache, items.name):
         if other != folder:
             _refuse_changed(read_items(other), items, other)
     table = _parquet(items)
-    record = {"format": FORMAT, "name": items.name, "adapter": items.adapter, "rows": len(items), "classes": items.classes,
-              "fingerprint": items.fingerprint, "items_sha256": hashlib.sha256(table).hexdigest(), "source": source}
-    record["sha256"] = _record_sha256(record)
+    record = durable.sealed({"format": FORMAT, "name": items.name, "adapter": items.adapter, "rows": len(items), "classes": items.classes,
+                             "fingerprint": items.fingerprint, "items_sha256": hashlib.sha256(table).hexdigest(), "source": source})
     durable.make_folder(folder)
     with durable.lock(cache, wait=True):                   # two views of one new data set may be started at once
         if not _is_written(folder, record, table):
             durable.write(folder / "items.parquet", table, "items")
-            durable.write_json(folder / "dataset.json", record, "dataset")
+            durable.write(folder / "dataset.json", record, "dataset")
     return folder
+
+
+def _moved(cache: Path, items: Items) -> Items:
+    for folder in sorted(cache.glob(f"*-{items.fingerprint[:8]}")):
+        try:
+            record = durable.read_sealed(folder / "dataset.json")
+            gone = Path(record["source"]).is_absolute() and not Path(record["source"]).exists()
+            if record["fingerprint"] == items.fingerprint and gone and not dataset_folders(cache, items.name):
+                return dataclasses.replace(items, name=record["name"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return items
 
 
 def read_items(folder: Path) -> Items:
@@ -96,24 +109,28 @@ def read_items(folder: Path) -> Items:
     import pyarrow.parquet as pq
 
     try:
-        record = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        version, expected, fingerprint, rows = record["format"], record["items_sha256"], record["fingerprint"], record["rows"]
-        if version == FORMAT and record["sha256"] != _record_sha256(record):
-            raise ValueError("dataset.json has changed since it was written")
+        record = json.loads((folder / "dataset.json").read_bytes())
+        version = record["format"]
+        if version != FORMAT:
+            raise StaleError(f"{folder} has format {version}, this version reads {FORMAT}; run `make extract` into another CACHE")
+        record = durable.read_sealed(folder / "dataset.json")
+        expected, fingerprint, rows = record["items_sha256"], record["fingerprint"], record["rows"]
         data = (folder / "items.parquet").read_bytes()
         found = hashlib.sha256(data).hexdigest()
-        if version == FORMAT and found != expected:
+        if found != expected:
             raise ValueError(f"items.parquet is damaged: sha256 {found[:12]}, expected {expected[:12]}")
         table = pq.read_table(io.BytesIO(data))
         items = Items(record["name"], record["adapter"], table["key"].to_pylist(), table["label"].to_numpy(), table["split"].to_pylist(),
                       table["bytes"].to_numpy(), table["sha256"].to_pylist(), record["classes"])
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise IntegrityError(f"the item list in {folder} cannot be read ({error}); run `make extract` on the dataset again") from error
-    if version != FORMAT:
-        raise StaleError(f"{folder} has format {version}, this version reads {FORMAT}; run `make extract` into another CACHE")
+        raise IntegrityError(f"the item list in {folder} cannot be read ({error}). {_again(folder)}") from error
     if items.fingerprint != fingerprint or folder.name != items.folder_name or len(items) != rows:
-        raise IntegrityError(f"{folder / 'items.parquet'} does not belong to its folder; run `make extract` on the dataset again")
+        raise IntegrityError(f"{folder / 'items.parquet'} does not belong to its folder. {_again(folder)}")
     return items
+
+
+def _again(folder: Path) -> str:
+    return f"Type: make extract VIEW=… DATA=… with the images of {folder.name}: it is written again, and nothing embedded again"
 
 
 def dataset_folders(cache: Path, name: str) -> list[Path]:
@@ -124,7 +141,9 @@ def dataset_folders(cache: Path, name: str) -> list[Path]:
 def find_dataset(cache: Path, data: str) -> Path:
     """The cached dataset that `DATA=data` names: a folder's or file's base name, a bundled name, or the cache folder's own name."""
     name = dataset_name(data)
-    found = dataset_folders(cache, name) or [path.parent for path in cache.glob("*/dataset.json") if path.parent.name == name]
+    everything = [path.parent for path in sorted(cache.glob("*/dataset.json"))]
+    found = dataset_folders(cache, name) or [folder for folder in everything if folder.name == name] or \
+        [folder for folder in everything if Path(data).expanduser().exists() and read_source(folder) == source_path(data)]      # it was renamed
     if len(found) == 1:
         _refuse_other_source(found[0], data)
         return found[0]
@@ -142,33 +161,36 @@ def dataset_name(data: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in base).lstrip(".-") or "data"
 
 
-def _record_sha256(record: dict[str, Any]) -> str:
-    return hashlib.sha256(durable.canonical_json({key: value for key, value in record.items() if key != "sha256"})).hexdigest()
-
-
-def _is_written(folder: Path, record: dict[str, Any], table: bytes) -> bool:
+def _is_written(folder: Path, record: bytes, table: bytes) -> bool:
     try:
-        return json.loads((folder / "dataset.json").read_text()) == record and (folder / "items.parquet").read_bytes() == table
-    except (OSError, ValueError):
+        return (folder / "dataset.json").read_bytes() == record and (folder / "items.parquet").read_bytes() == table
+    except OSError:
         return False
 
 
 def source_path(data: str) -> str:
-    """The absolute path that DATA names, or '' for bundled and torchvision data."""
+    """What DATA names, for good: an absolute path, or the very word (digits, torchvision:MNIST)."""
     path = Path(data).expanduser()
-    return str(path.resolve()) if path.exists() else ""
+    return str(path.resolve()) if path.exists() and data != "digits" else data
+
+
+def read_source(folder: Path) -> str:
+    """The DATA that a dataset was made of, as `source_path` gave it; '' where its record cannot be read (read_items says why)."""
+    try:
+        return durable.read_sealed(folder / "dataset.json")["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _refuse_other_source(folder: Path, data: str) -> None:
     """Two folders may share a base name; the cache of one is not that of the other."""
-    try:
-        source = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["source"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return                                              # read_items says what is wrong with it
-    if "/" in data and not source_path(data):
+    source, here = read_source(folder), source_path(data)
+    if not source or data == folder.name:
+        return
+    if "/" in data and not Path(here).exists():
         raise UsageError(f"DATA={data}: there is no such file or folder. To train on the cache alone, type its name: DATA={folder.name}")
-    if source_path(data) != source and ((source and source_path(data)) or "/" in data):
-        raise StaleError(f"{folder} was embedded from {source or 'bundled data'}, not from {source_path(data)}. If that is another data set, give it a name: "
+    if here != source and (Path(here).is_absolute() or ":" in data):
+        raise StaleError(f"{folder} was embedded from {source}, not from {here}. If that is another data set, give it a name: "
                          f"make extract VIEW=… DATA={shlex.quote(data)} ARGS='--name …' and train on DATA=that name. If the folder was moved, "
                          "run make extract on it once more: nothing is embedded again")
 

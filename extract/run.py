@@ -53,7 +53,7 @@ def run(config: ExtractConfig) -> "View":
     print(f"{spec.name}: {view.n:,} images -> {view.n} x {view.width} {spec.storage_dtype}, {view.n * view.width * 2 / 1e6:,.1f} MB in "
           f"{view.shards} shards ({view.shards - len(view.pending())} done) in {view.folder}", flush=True)
     begun, todo = time.monotonic(), sum(last - first for first, last in map(view.bounds, view.pending()))
-    with store.writer_lock(view):
+    with store.writer_lock(view.folder):
         _embed_all(config, spec, files, dataset, items, view, backbone)
         integrity.seal(view)
     status = integrity.check(view)

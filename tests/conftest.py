@@ -39,7 +39,7 @@ def write_view(dataset: Path, toml: Path, emb_ND: np.ndarray, items_fingerprint:
     """A sealed view of given embeddings, through the production writer."""
     spec = load_spec(str(toml))
     view = store.create_view(dataset, spec.name, spec.declared(), "0" * 64, items_fingerprint, len(emb_ND), rows, {"batch": 1})
-    with store.writer_lock(view):
+    with store.writer_lock(view.folder):
         for shard in view.pending():
             first, last = view.bounds(shard)
             emb = np.full((rows, view.width), np.nan, np.float16)

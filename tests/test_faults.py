@@ -39,7 +39,7 @@ def job(folder):
     dataset = write_items(folder / "cache", items)
     view = store.create_view(dataset, "v", spec.declared(), "0" * 64, items.fingerprint, N, ROWS, {{"batch": 1}})
     if not view.is_complete:
-        with store.writer_lock(view):
+        with store.writer_lock(view.folder):
             for shard in view.pending():
                 with open(folder / "computed", "a") as log:
                     log.write(f"{{shard}}\\n")

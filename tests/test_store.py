@@ -51,7 +51,7 @@ def fill(view: View, emb_ND: np.ndarray, shards: list[int] | None = None, status
 
 def finished(folder: Path, n: int = 3 * ROWS - 5, width: int = ALIGNED) -> View:
     view = create(folder, n, width)
-    with store.writer_lock(view):
+    with store.writer_lock(view.folder):
         fill(view, embeddings(n, width))
         integrity.seal(view)
     return view
@@ -431,7 +431,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from cache_specs import integrity, store
-with store.writer_lock(store.open_view(Path(sys.argv[1]))):
+with store.writer_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -446,16 +446,16 @@ def test_a_lock_held_by_another_process_names_it_and_a_dead_holder_frees_it(view
             assert holder.stdout.readline() == "held\n"
             assert not leftover.exists(), "the holder sweeps what a killed writer left"
             leftover.write_bytes(b"half")
-            with pytest.raises(StorageError, match=f"is being written by process {holder.pid} on"), store.writer_lock(view):
+            with pytest.raises(StorageError, match=f"is being written by process {holder.pid} on"), store.writer_lock(view.folder):
                 pass
             assert leftover.exists(), "only the holder may sweep"
             holder.send_signal(signal.SIGKILL)
             holder.wait()
-            with store.writer_lock(view):
+            with store.writer_lock(view.folder):
                 assert not leftover.exists()
-                with pytest.raises(StorageError, match=f"is being written by process {os.getpid()} on"), store.writer_lock(view):
+                with pytest.raises(StorageError, match=f"is being written by process {os.getpid()} on"), store.writer_lock(view.folder):
                     pass
         finally:
             holder.kill()
-    with store.writer_lock(view):
+    with store.writer_lock(view.folder):
         pass

@@ -1,0 +1,133 @@
+"""Everything that is wrong with a view's folder, and the mending of what needs no images (make verify, make repair).
+
+    problems(view)    reads every byte and names each wrong file
+    mend(folder)      rebuilds descriptions, commits and the seal from one another; says which shards must be computed again
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache_specs import durable, store
+from cache_specs.errors import IntegrityError
+from cache_specs.integrity import Problem, damaged, embeddings_name, read_commit, read_seal, seal, status_name, strays, xxh3
+from cache_specs.view import STATUS, View
+
+
+def problems(view: View) -> Iterator[Problem]:
+    """Everything that is wrong with the files of an openable view, finished or not. Reads all of them; remembers nothing."""
+    sealed: list[dict[str, Any]] | None = None
+    if view.is_complete:
+        try:
+            sealed = read_seal(view)["shards"]
+        except IntegrityError as error:
+            yield Problem(view.folder / "complete.json", str(error.__cause__))
+    yield from strays(view)
+    for shard in range(view.shards):
+        if not view.is_complete and not view.commit_file(shard).exists():
+            continue
+        try:
+            record = read_commit(view, shard)
+            if sealed and record != sealed[shard]:
+                raise damaged(view, shard, f"commits/{shard:05d}.json is not the record that complete.json sealed")
+        except IntegrityError as error:
+            yield Problem(view.commit_file(shard), str(error.__cause__ or "is not the record that complete.json sealed"), shard)
+            if not sealed:
+                continue
+            record = sealed[shard]
+        yield from shard_problems(view, shard, record)
+
+
+def shard_problems(view: View, shard: int, record: dict[str, Any]) -> Iterator[Problem]:
+    """Compare a shard's two files with a record: sizes, both digests, the counts, and that every row is what its status says."""
+    data = {}
+    for name, recorded in record["files"].items():
+        path = view.folder / name
+        try:
+            data[name] = path.read_bytes()
+        except OSError as error:
+            yield Problem(path, error.strerror or str(error), shard)
+            continue
+        if len(data[name]) != recorded["bytes"]:
+            yield Problem(path, f"has {len(data[name])} bytes, expected {recorded['bytes']}", shard)
+        elif hashlib.sha256(data[name]).hexdigest() != recorded["sha256"] or xxh3(path) != recorded["xxh3"]:
+            yield Problem(path, "has changed since it was written", shard)
+        else:
+            continue
+        del data[name]
+    if len(data) == 2:
+        count = view.bounds(shard)[1] - view.bounds(shard)[0]
+        emb_RD = np.frombuffer(data[embeddings_name(shard)], "<f2", view.rows * view.width).reshape(view.rows, view.width)
+        status_R = np.frombuffer(data[status_name(shard)], np.uint8, view.rows)
+        finite_R = np.isfinite(emb_RD).all(1)
+        if record["status"] != status_counts(status_R[:count]):
+            yield Problem(view.status_file(shard), f"has {status_counts(status_R[:count])}, its record {record['status']}", shard)
+        if (finite_R[:count] != (status_R[:count] == 0)).any() or finite_R[count:].any() or status_R[count:].any():
+            yield Problem(view.embeddings_file(shard), "has rows that are not what their status says", shard)
+
+
+def status_counts(status: np.ndarray) -> dict[str, int]:
+    return {STATUS[code]: int(number) for code, number in enumerate(np.bincount(status, minlength=len(STATUS))) if number}
+
+
+def mend(folder: Path) -> tuple[View, list[str], list[int]]:
+    """Mend what can be mended without the images. The caller holds the writer's lock.
+
+    Returns the view, a line for everything done, and the shards that must be computed again: their commits are removed. Order matters:
+    the seal goes first, so that nobody trusts the view meanwhile. Raises IntegrityError when no zarr.json is left to go by.
+    """
+    lines = _mend_documents(folder)
+    view = store.open_view(folder)
+    was_complete, found = view.is_complete, list(problems(view))
+    lines += [f"{problem.file.relative_to(folder)}: {problem.what}" for problem in found]
+    try:
+        sealed = read_seal(view)["shards"] if was_complete else None
+    except IntegrityError:
+        sealed = None
+    bad_files = {problem.shard for problem in found if problem.shard is not None and problem.file != view.commit_file(problem.shard)}
+    bad_commits = {problem.shard for problem in found if problem.shard is not None} - bad_files
+    lost = sorted(bad_files if sealed else bad_files | bad_commits)
+    for problem in strays(view):
+        _remove_stray(problem.file)
+    durable.remove(folder / "verified.json", "verified")
+    if lost or (was_complete and not sealed):
+        durable.remove(folder / "complete.json", "complete")
+    for shard in lost:
+        durable.remove(view.commit_file(shard), "commit")
+    for shard in sorted(bad_commits) if sealed else ():
+        durable.write(view.commit_file(shard), durable.sealed(sealed[shard]), "commit")     # its files are those that were sealed
+    if was_complete and not lost and not sealed:
+        seal(view)
+    return view, lines, lost
+
+
+def _mend_documents(folder: Path) -> list[str]:
+    """Rebuild the three zarr.json from any that is intact and belongs to the folder."""
+    with suppress(IntegrityError):
+        store.open_view(folder)
+        return []
+    for name in reversed(store.DOCUMENTS):
+        try:
+            attributes = {key: value for key, value in durable.read_sealed(folder / name)["attributes"].items() if key != "sha256"}
+            if store.view_folder(folder.parent, attributes["view"], attributes["spec"], attributes["weights_sha256"]) != folder:
+                continue
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        store.write_documents(folder, attributes)
+        return [f"zarr.json: written again, from {name}"]
+    raise IntegrityError(f"{folder}: all three zarr.json are damaged, so nothing says what the rows are. Delete {folder} and type: "
+                         f"{store.command(folder, 'extract')}")
+
+
+def _remove_stray(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        for inner in path.iterdir():
+            _remove_stray(inner)
+        path.rmdir()
+    else:
+        path.unlink()
+    durable.fsync_folder(path.parent)
