@@ -1,19 +1,20 @@
 # Coview: embed images once with frozen foundation models, then co-train probes on the cache.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo extract train test test-all lint lock check-gpu clean
+.PHONY: help setup demo extract train verify repair import export status gc test test-all check-gpu bench-cache lock clean
 SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 
-NAMES := VIEW VIEWS DATA WEIGHTS LABELS METHOD SEEDS DEVICE GPUS CACHE RUN ARGS
+NAMES := VIEW VIEWS DATA WEIGHTS LABELS METHOD SEEDS DEVICE GPUS CACHE RUN FROM TO ARGS
 # Only what stands on the command line counts: a DATA or RUN that happens to be in the shell's environment does not.
 given = $(filter command,$(origin $1))
 flag = $(if $(call given,$1),--$2 "$$$1")
 GIVEN := $(filter-out VENV PYTHON3,$(foreach name,$(.VARIABLES),$(if $(call given,$(name)),$(name))))
 check = $(PYTHON) -m cache_specs.make $@ $(GIVEN)
-SHARED = $(call flag,DATA,data) $(call flag,DEVICE,device) $(call flag,GPUS,gpus) $(call flag,CACHE,cache)
+CACHED = $(call flag,DATA,data) $(call flag,CACHE,cache)
+SHARED = $(CACHED) $(call flag,DEVICE,device) $(call flag,GPUS,gpus)
 
 help:  ## show this help
 	@echo "Coview. The two commands:  make demo   make test"; echo
@@ -44,6 +45,24 @@ train: $(STAMP)  ## train probes:  make train VIEWS=clip,dinov2 DATA=photos/  [L
 	@$(check) && $(PYTHON) -m train $(call flag,VIEWS,views) $(call flag,LABELS,labels) $(call flag,METHOD,method) $(call flag,SEEDS,seeds) \
 		$(call flag,RUN,run) $(SHARED) $(ARGS)
 
+status: $(STAMP)  ## what the cache holds, and how far running extractions are  [CACHE=]
+	@$(check) && $(PYTHON) -m cache_specs.status $(call flag,CACHE,cache) $(ARGS)
+
+verify: $(STAMP)  ## read every byte of the cache and compare:  make verify  [VIEW= DATA= CACHE= ARGS='--recompute 4']
+	@$(check) && $(PYTHON) -m extract.verify $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(CACHED) $(call flag,DEVICE,device) $(ARGS)
+
+repair: $(STAMP)  ## compute again what is damaged, and only that:  make repair VIEW=clip  [DATA= CACHE= ARGS=]
+	@$(check) && $(PYTHON) -m extract.repair $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(SHARED) $(ARGS)
+
+import: $(STAMP)  ## embeddings from elsewhere:  make import VIEW=mine FROM=x.npz|x.npy|x.h5|zarr-folder/  [DATA=photos/ CACHE= ARGS=]
+	@$(check) && $(PYTHON) -m extract.importer $(call flag,VIEW,view) $(call flag,FROM,source) $(CACHED) $(ARGS)
+
+export: $(STAMP)  ## embeddings to elsewhere:  make export VIEW=clip TO=clip.h5|.npz|.parquet  [DATA= CACHE= ARGS=]
+	@$(check) && $(PYTHON) -m cache_specs.export $(call flag,VIEW,view) $(call flag,TO,to) $(CACHED) $(ARGS)
+
+gc: $(STAMP)  ## remove what no finished view needs, after asking  [CACHE=]
+	@$(check) && $(PYTHON) -m cache_specs.gc $(call flag,CACHE,cache) $(ARGS)
+
 test: $(STAMP)  ## lint and test, in minutes
 	@$(VENV)/bin/ruff check --quiet . && $(PYTHON) -m pytest -m "not many" -q $(ARGS)
 
@@ -52,6 +71,9 @@ test-all: $(STAMP)  ## everything, with many trials of the fault injection
 
 check-gpu: $(STAMP)  ## the checks that need a CUDA GPU, in one call
 	@$(PYTHON) tools/check_gpu.py
+
+bench-cache: $(STAMP)  ## reading speed of the cache against other readers and the machine's limits, in minutes
+	@$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --editable '.[bench]' && $(PYTHON) bench/bench_cache.py $(ARGS)
 
 lock: $(STAMP)  ## renew requirements.lock from pyproject.toml
 	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra dev --extra wandb pyproject.toml -o requirements.lock

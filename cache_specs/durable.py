@@ -16,7 +16,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +109,10 @@ def _write_all(handle: int, data: memoryview) -> None:
 
 
 def remove(path: Path, point: str) -> None:
-    """Delete a file, if it is there, so that it stays deleted after a power cut. Raises StorageError as `write` does."""
+    """Delete a file or empty folder, if it is there, so that it stays deleted after a power cut. Raises StorageError as `write` does."""
     try:
         fault(f"{point}.unlink")
-        path.unlink(missing_ok=True)
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         fault(f"{point}.folder")
         fsync_folder(path.parent)
     except OSError as error:
@@ -134,13 +134,12 @@ def canonical_json(value: Any) -> bytes:
 
 
 def sealed(document: dict[str, Any]) -> bytes:
-    """A JSON file's bytes with the sha256 of all the rest in the key `sha256` (of `attributes`, in Zarr's own files)."""
-    place = "attributes" if "zarr_format" in document else None
-    body = dict(document[place] if place else document)
-    body.pop("sha256", None)
-    whole = {**document, place: body} if place else body
-    body["sha256"] = hashlib.sha256(canonical_json(whole)).hexdigest()
-    return _json(whole)
+    """A JSON file's bytes with, in the key `sha256` (of `attributes`, in Zarr's own files), the sha256 of the file without it."""
+    document = {**document, "attributes": dict(document["attributes"])} if "zarr_format" in document else dict(document)
+    place = _place(document)
+    place["sha256"] = ""
+    place["sha256"] = hashlib.sha256(_json(document)).hexdigest()
+    return _json(document)
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -148,12 +147,17 @@ def read_sealed(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     try:
         document = json.loads(data)
-        intact = isinstance(document, dict) and sealed(document) == data
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path.name} has changed since it was written: {error}") from error
+        digest = _place(document)["sha256"]
+        intact = len(digest) == 64 and hashlib.sha256(data.replace(digest.encode(), b"", 1)).hexdigest() == digest
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path.parent.name}/{path.name} has changed since it was written: {error}") from error
     if not intact:
-        raise ValueError(f"{path.name} has changed since it was written")
+        raise ValueError(f"{path.parent.name}/{path.name} has changed since it was written")
     return document
+
+
+def _place(document: dict[str, Any]) -> dict[str, Any]:
+    return document["attributes"] if "zarr_format" in document else document
 
 
 @contextlib.contextmanager
@@ -163,8 +167,10 @@ def lock(folder: Path, wait: bool = False, name: str = ".lock") -> Iterator[None
     try:
         if not _flock(handle, fcntl.LOCK_EX, wait):
             raise StorageError(f"{folder} is being written by process {_holder(handle)}; wait for it, or stop it and run this again")
-        os.truncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()} on {os.uname().nodename} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(), 0)
+        with contextlib.suppress(OSError):                      # a full disk: the lock holds without the note
+            note = f"{os.getpid()} on {os.uname().nodename} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode()
+            os.pwrite(handle, note, 0)
+            os.truncate(handle, len(note))
         yield
     finally:
         os.close(handle)
@@ -212,7 +218,23 @@ def _flock(handle: int, kind: int, wait: bool) -> bool:
 
 
 def _holder(handle: int) -> str:
-    return os.pread(handle, 200, 0).decode(errors="replace").strip()
+    for _ in range(5):
+        if note := os.pread(handle, 200, 0).decode(errors="replace").strip():
+            return note
+        time.sleep(0.02)                                    # it has the lock and is about to write its name
+    return "(unknown)"
+
+
+def settle(folders: Iterable[Path]) -> None:
+    """Put the names in these folders on the disk: a killed writer may have left some in the kernel's memory alone, and the next one builds on them.
+    Raises StorageError as `write` does."""
+    for folder in folders:
+        try:
+            fault("settle.folder")
+            with contextlib.suppress(FileNotFoundError, PermissionError):          # a parent that is not ours was not made by us
+                fsync_folder(folder)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
 
 
 def sweep(folder: Path, pattern: str = ".*.tmp") -> None:

@@ -43,6 +43,14 @@ def seal(view: View) -> None:
     durable.write(view.folder / "complete.json", durable.sealed(document), "complete")
 
 
+def check_commits(view: View) -> None:
+    """Before an unfinished view goes on: every commit is intact and its files have their sizes. Raises IntegrityError."""
+    for shard in range(view.shards):
+        if view.commit_file(shard).exists():
+            for name, recorded in read_commit(view, shard)["files"].items():
+                _size(view, shard, name, recorded["bytes"])
+
+
 def root_hash(view: View, records: list[dict[str, Any]]) -> str:
     """sha256 over what the view is (not how it came to be) and every shard's digests: the same embeddings have the same root."""
     digest = hashlib.sha256(durable.canonical_json({key: value for key, value in view.attributes.items() if key != "provenance"}))
@@ -75,7 +83,7 @@ def read_seal(view: View) -> dict[str, Any]:
     if not view.is_complete:
         done = view.shards - len(view.pending())
         raise UsageError(f"the view {view.name!r} is not finished ({done} of {view.shards} shards in {view.folder}); "
-                         f"finish it with make extract VIEW={view.name} DATA=…")
+                         f"finish it: {store.command(view.folder, 'extract')}")
     try:
         document = durable.read_sealed(view.folder / "complete.json")
         if (document["view"], document["n"], len(document["shards"])) != (view.identity, view.n, view.shards):

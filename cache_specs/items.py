@@ -10,7 +10,6 @@ they may change (label -1 is "unknown") without making any embedding stale.
 import dataclasses
 import hashlib
 import io
-import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +74,7 @@ def write_items(cache: Path, items: Items, source: str = "") -> Path:
     for the same images replace the old ones. `source` is what DATA named (see `source_path`): recorded, no part of the fingerprint.
     Where the same images are known from a folder that is gone, that folder was renamed: its embeddings are kept, under their old name.
     """
-    items = _moved(cache, items)
+    items = _moved(cache, items, source)
     folder = cache / items.folder_name
     for other in dataset_folders(cache, items.name):
         if other != folder:
@@ -91,12 +90,14 @@ def write_items(cache: Path, items: Items, source: str = "") -> Path:
     return folder
 
 
-def _moved(cache: Path, items: Items) -> Items:
+def _moved(cache: Path, items: Items, source: str) -> Items:
+    """The items under the name that their embeddings have: that of a folder that is gone, or under which this very folder was taken over."""
     for folder in sorted(cache.glob(f"*-{items.fingerprint[:8]}")):
         try:
             record = durable.read_sealed(folder / "dataset.json")
-            gone = Path(record["source"]).is_absolute() and not Path(record["source"]).exists()
-            if record["fingerprint"] == items.fingerprint and gone and not dataset_folders(cache, items.name):
+            known = Path(record["source"])
+            same = not known.exists() or (record["source"] == source and items.name == dataset_name(source))
+            if record["fingerprint"] == items.fingerprint and known.is_absolute() and same and not dataset_folders(cache, items.name):
                 return dataclasses.replace(items, name=record["name"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
@@ -109,11 +110,10 @@ def read_items(folder: Path) -> Items:
     import pyarrow.parquet as pq
 
     try:
-        record = json.loads((folder / "dataset.json").read_bytes())
+        record = durable.read_sealed(folder / "dataset.json")
         version = record["format"]
         if version != FORMAT:
             raise StaleError(f"{folder} has format {version}, this version reads {FORMAT}; run `make extract` into another CACHE")
-        record = durable.read_sealed(folder / "dataset.json")
         expected, fingerprint, rows = record["items_sha256"], record["fingerprint"], record["rows"]
         data = (folder / "items.parquet").read_bytes()
         found = hashlib.sha256(data).hexdigest()

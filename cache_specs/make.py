@@ -5,8 +5,15 @@ import sys
 from cache_specs.errors import UsageError, did_you_mean, run_cli
 
 COMMON = ("DATA", "DEVICE", "GPUS", "CACHE", "ARGS")
+CACHED = ("VIEW", "DATA", "CACHE", "ARGS")
 TARGETS = {"extract": (("VIEW", "WEIGHTS", *COMMON), "make extract VIEW=clip DATA=photos/"),
-           "train": (("VIEWS", "LABELS", "METHOD", "SEEDS", "RUN", *COMMON), "make train VIEWS=clip,dinov2 DATA=photos/")}
+           "train": (("VIEWS", "LABELS", "METHOD", "SEEDS", "RUN", *COMMON), "make train VIEWS=clip,dinov2 DATA=photos/"),
+           "verify": ((*CACHED, "WEIGHTS", "DEVICE"), "make verify   or   make verify VIEW=clip DATA=photos/"),
+           "repair": ((*CACHED, "WEIGHTS", "DEVICE", "GPUS"), "make repair VIEW=clip DATA=photos/"),
+           "import": ((*CACHED, "FROM"), "make import VIEW=mine FROM=embeddings.npz DATA=photos/"),
+           "export": ((*CACHED, "TO"), "make export VIEW=clip DATA=photos/ TO=clip.h5"),
+           "status": (("CACHE", "ARGS"), "make status"),
+           "gc": (("CACHE", "ARGS"), "make gc")}
 
 
 def check(target: str, given: list[str]) -> None:

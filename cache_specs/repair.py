@@ -5,7 +5,7 @@
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,13 @@ def problems(view: View) -> Iterator[Problem]:
         try:
             sealed = read_seal(view)["shards"]
         except IntegrityError as error:
-            yield Problem(view.folder / "complete.json", str(error.__cause__))
+            yield Problem(view.folder / "complete.json", _why(error))
+    canary = view.folder / "canary.json"
+    try:
+        if canary.exists() and durable.read_sealed(canary)["view"] != view.identity:
+            yield Problem(canary, "is that of another view")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield Problem(canary, str(error))
     yield from strays(view)
     for shard in range(view.shards):
         if not view.is_complete and not view.commit_file(shard).exists():
@@ -35,11 +41,16 @@ def problems(view: View) -> Iterator[Problem]:
             if sealed and record != sealed[shard]:
                 raise damaged(view, shard, f"commits/{shard:05d}.json is not the record that complete.json sealed")
         except IntegrityError as error:
-            yield Problem(view.commit_file(shard), str(error.__cause__ or "is not the record that complete.json sealed"), shard)
+            yield Problem(view.commit_file(shard), _why(error) or "is not the record that complete.json sealed", shard)
             if not sealed:
                 continue
             record = sealed[shard]
         yield from shard_problems(view, shard, record)
+
+
+def _why(error: IntegrityError) -> str:
+    cause = error.__cause__
+    return getattr(cause, "strerror", None) or str(cause or "")
 
 
 def shard_problems(view: View, shard: int, record: dict[str, Any]) -> Iterator[Problem]:
@@ -74,13 +85,14 @@ def status_counts(status: np.ndarray) -> dict[str, int]:
     return {STATUS[code]: int(number) for code, number in enumerate(np.bincount(status, minlength=len(STATUS))) if number}
 
 
-def mend(folder: Path) -> tuple[View, list[str], list[int]]:
-    """Mend what can be mended without the images. The caller holds the writer's lock.
+def mend(folder: Path, condemned: Sequence[int] = ()) -> tuple[View, list[str], list[int]]:
+    """Mend what can be mended without the images; `condemned` shards count as damaged. The caller holds the writer's lock.
 
     Returns the view, a line for everything done, and the shards that must be computed again: their commits are removed. Order matters:
-    the seal goes first, so that nobody trusts the view meanwhile. Raises IntegrityError when no zarr.json is left to go by.
+    what only the seal still knows is written from it, then it goes before any commit, so that nobody trusts the view meanwhile.
+    Raises IntegrityError when no zarr.json is left to go by.
     """
-    lines = _mend_documents(folder)
+    lines = mend_documents(folder)
     view = store.open_view(folder)
     was_complete, found = view.is_complete, list(problems(view))
     lines += [f"{problem.file.relative_to(folder)}: {problem.what}" for problem in found]
@@ -90,26 +102,29 @@ def mend(folder: Path) -> tuple[View, list[str], list[int]]:
         sealed = None
     bad_files = {problem.shard for problem in found if problem.shard is not None and problem.file != view.commit_file(problem.shard)}
     bad_commits = {problem.shard for problem in found if problem.shard is not None} - bad_files
-    lost = sorted(bad_files if sealed else bad_files | bad_commits)
+    lost = sorted({*condemned, *bad_files} if sealed else {*condemned, *bad_files, *bad_commits})
     for problem in strays(view):
         _remove_stray(problem.file)
+    if any(problem.file == folder / "canary.json" for problem in found):
+        durable.remove(folder / "canary.json", "canary")                    # the next extraction writes it again, after a comparison
     durable.remove(folder / "verified.json", "verified")
+    for shard in sorted(bad_commits - {*lost}) if sealed else ():
+        durable.write(view.commit_file(shard), durable.sealed(sealed[shard]), "commit")     # its files are those that were sealed
     if lost or (was_complete and not sealed):
         durable.remove(folder / "complete.json", "complete")
     for shard in lost:
         durable.remove(view.commit_file(shard), "commit")
-    for shard in sorted(bad_commits) if sealed else ():
-        durable.write(view.commit_file(shard), durable.sealed(sealed[shard]), "commit")     # its files are those that were sealed
     if was_complete and not lost and not sealed:
         seal(view)
     return view, lines, lost
 
 
-def _mend_documents(folder: Path) -> list[str]:
-    """Rebuild the three zarr.json from any that is intact and belongs to the folder."""
+def mend_documents(folder: Path) -> list[str]:
+    """Rebuild the three zarr.json from any that is intact and belongs to the folder; where such differ, from those that agree."""
     with suppress(IntegrityError):
         store.open_view(folder)
         return []
+    intact: dict[str, dict[str, Any]] = {}
     for name in reversed(store.DOCUMENTS):
         try:
             attributes = {key: value for key, value in durable.read_sealed(folder / name)["attributes"].items() if key != "sha256"}
@@ -117,7 +132,10 @@ def _mend_documents(folder: Path) -> list[str]:
                 continue
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        store.write_documents(folder, attributes)
+        intact[name] = attributes
+    if intact:
+        name = max(intact, key=lambda name: list(intact.values()).count(intact[name]))
+        store.write_documents(folder, intact[name])
         return [f"zarr.json: written again, from {name}"]
     raise IntegrityError(f"{folder}: all three zarr.json are damaged, so nothing says what the rows are. Delete {folder} and type: "
                          f"{store.command(folder, 'extract')}")
@@ -127,7 +145,4 @@ def _remove_stray(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         for inner in path.iterdir():
             _remove_stray(inner)
-        path.rmdir()
-    else:
-        path.unlink()
-    durable.fsync_folder(path.parent)
+    durable.remove(path, "stray")

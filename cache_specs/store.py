@@ -8,27 +8,28 @@
     <view>-<key12>/complete.json        all commit records and the root hash; the only proof that the view is finished
 
 One writer writes one whole shard. Every file is written by `durable.write` (temp, fsync, rename, fsync of the folder), every JSON file
-holds its own sha256. Any Zarr reader opens the group; ours maps the files (train/reader.py), so this module alone knows zarr.
+holds its own sha256. Any Zarr reader opens the group; ours maps the files (train/reader.py), so this module alone knows zarr
+(and exchange.py, which reads other people's).
 """
 
 import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cache_specs import durable
+from cache_specs.documents import DOCUMENTS, FORMAT, check_documents, write_documents
 from cache_specs.errors import IntegrityError, StaleError, UsageError
-from cache_specs.spec import differences, fingerprint
+from cache_specs.items import read_source
+from cache_specs.spec import SPECS, differences, fingerprint
 from cache_specs.view import CRC_BYTES, STATUS, View, view_name
 
-FORMAT = 1
-DOCUMENTS = ("embeddings/zarr.json", "status/zarr.json", "zarr.json")               # the group's own last: it says "created"
 PARTS = ".lock-parts"                                                               # held, shared, by the processes of one extraction
 IMPORTED = "imported"                                                               # spec.backend of embeddings that were computed elsewhere
 
@@ -50,7 +51,7 @@ def create_view(dataset: Path, name: str, declared: dict[str, Any], weights_sha2
         for other in view_folders(dataset, name):
             if other != folder:
                 refuse_changed(open_view(other), declared, weights_sha256)
-        if not _is_created(folder):
+        if not is_created(folder):
             attributes = {"format": FORMAT, "view": name, "n": n, "rows": rows, "spec": declared, "weights_sha256": weights_sha256,
                           "items_fingerprint": items_fingerprint, "provenance": provenance}
             for sub in ("embeddings", "status", "commits"):
@@ -61,25 +62,13 @@ def create_view(dataset: Path, name: str, declared: dict[str, Any], weights_sha2
     return view
 
 
-def _is_created(folder: Path) -> bool:
-    """A folder that holds commits was created, whatever has become of its zarr.json: open_view then says what is wrong."""
-    return (folder / "zarr.json").is_file() or any((folder / "commits").glob("*.json"))
-
-
-def write_documents(folder: Path, attributes: dict[str, Any]) -> None:
-    """The three zarr.json files of a view."""
-    documents = _zarr_documents(attributes)
-    for name in DOCUMENTS:
-        durable.write(folder / name, durable.sealed(documents[name]), "metadata")
-
-
 def open_view(folder: Path) -> View:
     """Read a view's description, finished or not. Raises StaleError (other format version) or IntegrityError (damaged)."""
     try:
-        group = json.loads((folder / "zarr.json").read_bytes())
+        group = durable.read_sealed(folder / "zarr.json")           # first of all: a flipped version is damage, not another format
         version = group["attributes"]["format"]
         if version == FORMAT:
-            embeddings, status, group = (durable.read_sealed(folder / name) for name in DOCUMENTS)
+            embeddings, status = (_document(folder, name) for name in DOCUMENTS[:2])
             check_documents(folder, embeddings, status, group)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"the description of the view in {folder} is damaged ({error}). Type: {command(folder)}") from error
@@ -89,21 +78,26 @@ def open_view(folder: Path) -> View:
     return View(folder, attributes["n"], attributes["spec"]["width"], attributes["rows"], attributes.pop("sha256"), attributes)
 
 
-def check_documents(folder: Path, embeddings: dict[str, Any], status: dict[str, Any], group: dict[str, Any]) -> None:
-    """Raise ValueError or KeyError unless the three documents, each intact, belong together and to the folder."""
-    own = [{key: value for key, value in document["attributes"].items() if key != "sha256"} for document in (embeddings, status, group)]
-    n, rows, width = own[2]["n"], own[2]["rows"], own[2]["spec"]["width"]
-    grid = [document["chunk_grid"]["configuration"]["chunk_shape"] for document in (embeddings, status)]
-    if not own[0] == own[1] == own[2] or [embeddings["shape"], status["shape"], *grid] != [[n, width], [n], [rows, width], [rows]]:
-        raise ValueError("embeddings/zarr.json or status/zarr.json is that of another view")
-    if fingerprint(own[2]["spec"], own[2]["weights_sha256"])[:12] != folder.name.rpartition("-")[2]:
-        raise ValueError("zarr.json does not belong to this folder")
+def _document(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        return durable.read_sealed(folder / name)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def view_folders(dataset: Path, name: str = "") -> list[Path]:
     """The folders of the views called `name` (or of all), known by their own names: a damaged view is still a view."""
-    return sorted(path for path in dataset.glob("*") if re.fullmatch(r".+-[0-9a-f]{12}", path.name) and path.is_dir()
-                  and name in ("", view_name(path)))
+    return [folder for folder in named_folders(dataset) if is_created(folder) and name in ("", view_name(folder))]
+
+
+def named_folders(dataset: Path) -> list[Path]:
+    """The folders that are named as views are; a killed run may have made one and no more."""
+    return sorted(path for path in dataset.glob("*") if re.fullmatch(r".+-[0-9a-f]{12}", path.name) and path.is_dir())
+
+
+def is_created(folder: Path) -> bool:
+    """Was the view's creation finished? What holds a commit or a seal was created, whatever has become of its zarr.json: open_view says."""
+    return (folder / "zarr.json").is_file() or (folder / "complete.json").is_file() or any((folder / "commits").glob("*.json"))
 
 
 def find_view(dataset: Path, name: str, hint: str) -> View:
@@ -124,10 +118,21 @@ def is_imported(dataset: Path, name: str) -> bool:
 
 
 def command(folder: Path, target: str = "repair") -> str:
-    """The command that mends the view in `folder`, to be copied out of a message."""
+    """The command `make target` for the view in `folder`, to be copied out of a message. `extract` becomes `import` for an imported view."""
     dataset, cache = folder.parent, folder.parent.parent
-    where = "" if str(cache) == "cache" else f" CACHE={shlex.quote(str(cache))}"
-    return f"make {target} VIEW={shlex.quote(view_name(folder))} DATA={shlex.quote(dataset.name)}{where}"
+    words, data = {"VIEW": view_name(folder), "DATA": dataset.name}, read_source(dataset)
+    if target == "extract":
+        made: dict[str, Any] = {}
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            made = json.loads((folder / "zarr.json").read_bytes())["attributes"]["provenance"]
+        if "imported" in made:
+            target, words = "import", {"VIEW": words["VIEW"], "FROM": made.get("source", "…"), "DATA": dataset.name}
+        else:
+            toml = Path(made.get("spec_file", SPECS / "x.toml"))
+            words = {"VIEW": words["VIEW"] if toml.parent == SPECS else str(toml), "DATA": data or "…"}
+    if str(cache) != "cache":
+        words["CACHE"] = str(cache)
+    return f"make {target} " + " ".join(f"{name}={shlex.quote(value)}" for name, value in words.items())
 
 
 def refuse_other_images(view: View, items_fingerprint: str, n: int) -> None:
@@ -140,22 +145,27 @@ def refuse_other_images(view: View, items_fingerprint: str, n: int) -> None:
 
 
 def refuse_changed(view: View, declared: dict[str, Any], weights_sha256: str | None) -> None:
-    """Raise StaleError when the view was made from another spec (or other weights, where they are given)."""
-    changed = differences(view.attributes["spec"], declared)
-    if weights_sha256 is not None:
-        changed += differences({"weights.sha256": view.attributes["weights_sha256"]}, {"weights.sha256": weights_sha256})
+    """Raise StaleError when the view was made from another spec (or other weights, where they are given), or of other imported rows."""
+    old, new = view.attributes["spec"].get("backend"), declared.get("backend")
+    same = (old == IMPORTED) == (new == IMPORTED)           # else every field differs: the first says it all
+    changed = differences(view.attributes["spec"], declared) if same else [f"backend: {old} -> {new}"]
+    if weights_sha256 is not None and same:
+        key = "embeddings.sha256" if new == IMPORTED else "weights.sha256"
+        changed += differences({key: view.attributes["weights_sha256"]}, {key: weights_sha256})
     if changed:
-        raise StaleError(f"the view {view.name!r} in {view.folder} was made with another spec:\n  " + "\n  ".join(changed) +
-                         f"\nTo keep both, copy the spec to another name and extract that: VIEW=path/to/{view.name}-2.toml. "
-                         f"To make it anew, delete {view.folder}")
+        keep = f"import these under another name: VIEW={view.name}-2" if new == IMPORTED else \
+            f"copy the spec to another name and extract that: VIEW=path/to/{view.name}-2.toml"
+        raise StaleError(f"the view {view.name!r} in {view.folder} was made {'of other embeddings' if old == new == IMPORTED else 'with another spec'}:\n  "
+                         + "\n  ".join(changed) + f"\nTo keep both, {keep}. To make it anew, delete {view.folder}")
 
 
 @contextmanager
 def writer_lock(folder: Path) -> Iterator[None]:
-    """Be a view's only writer; what a killed one left is swept. Raises StorageError naming the process that holds the lock."""
+    """Be a view's only writer; what a killed one left is swept or made durable. Raises StorageError naming the process that holds the lock."""
     with durable.lock(folder):
         with durable.lock(folder, wait=True, name=PARTS):   # children of a killed writer die with it; wait until they have
             durable.sweep(folder)
+        durable.settle((*folder.parents[:3], folder, *(folder / name for name in ("embeddings", "embeddings/c", "status", "status/c", "commits"))))
         try:
             yield
         finally:
@@ -180,8 +190,18 @@ def write_shard(view: View, shard: int, emb_RD: np.ndarray, status_R: np.ndarray
         durable.write(path, data, point)
         files[str(path.relative_to(view.folder))] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "xxh3": xxh3(data)}
     counts = {STATUS[code]: int(number) for code, number in enumerate(np.bincount(status_R[:count])) if number}
-    record = {"view": view.identity, "shard": shard, "rows": [first, last], "files": files, "status": counts, "seconds": round(seconds, 3)}
+    record = {"view": view.identity, "shard": shard, "rows": [first, last], "files": files, "status": counts}
     durable.write(view.commit_file(shard), durable.sealed(record), "commit")
+
+
+def read_rows(view: View, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """(K, D) float16 and (K,) uint8 of single committed rows. Their digests are not checked here."""
+    emb_KD, status_K = np.empty((len(rows), view.width), np.float16), np.empty(len(rows), np.uint8)
+    for place, row in enumerate(rows):
+        shard, offset = divmod(row, view.rows)
+        emb_KD[place] = np.fromfile(view.embeddings_file(shard), "<f2", view.width, offset=offset * view.width * 2)
+        status_K[place] = np.fromfile(view.status_file(shard), np.uint8, 1, offset=offset)[0]
+    return emb_KD, status_K
 
 
 def _chunk(array: np.ndarray) -> bytes:
@@ -196,19 +216,3 @@ def xxh3(data: bytes) -> str:
     import xxhash
 
     return xxhash.xxh3_128_hexdigest(data)
-
-
-def _zarr_documents(attributes: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The three zarr.json documents, made by zarr itself in memory, so that we can seal and write them durably."""
-    import zarr
-    from zarr.codecs import BytesCodec, Crc32cCodec
-    from zarr.storage import MemoryStore
-
-    n, rows, width = attributes["n"], attributes["rows"], attributes["spec"]["width"]
-    memory: dict[str, Any] = {}
-    group = zarr.create_group(MemoryStore(memory), zarr_format=3, attributes=attributes)
-    common: dict[str, Any] = {"serializer": BytesCodec(endian="little"), "compressors": [Crc32cCodec()], "filters": None, "attributes": attributes}
-    group.create_array("embeddings", shape=(n, width), chunks=(rows, width), dtype="float16", fill_value=float("nan"), **common)
-    group.create_array("status", shape=(n,), chunks=(rows,), dtype="uint8", fill_value=255,
-                       **{**common, "serializer": BytesCodec(endian=None)})
-    return {name: json.loads(memory[name].to_bytes()) for name in DOCUMENTS}

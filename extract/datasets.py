@@ -5,16 +5,14 @@
     DATA=list.csv               a table (CSV or Parquet) with the columns path[, label][, split]; paths are relative to the table
     DATA=torchvision:MNIST      a torchvision classification data set by its class name, already downloaded below ROOT
 
-A new kind of data set is one more function in ADAPTERS. `read(i)` gives item i's encoded bytes or raises OSError; it is picklable.
+A new kind of data set is one more function in ADAPTERS. `read(i)` gives item i's encoded bytes or raises OSError, `read.digest(i)` their
+number and sha256; it is picklable.
 """
 
 import csv
-import hashlib
-import io
 import itertools
 import os
 import posixpath
-import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ import numpy as np
 
 from cache_specs.errors import UsageError, did_you_mean
 from cache_specs.items import SPLITS, Items, class_index, dataset_name
+from extract.readers import ReadArrays, Reader, ReadFiles, ReadTorchvision, Reordered
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
@@ -40,7 +39,7 @@ class Dataset:
     keys: Sequence[str]
     labels: Sequence[str]
     splits: Sequence[str]
-    read: Callable[[int], bytes]
+    read: Reader
 
 
 def open_dataset(data: str, root: Path, name: str | None = None) -> Dataset:
@@ -70,64 +69,17 @@ def build_items(dataset: Dataset, tick: Callable[[int], None] = lambda n: None) 
 
     def digest(i: int) -> tuple[int, str]:
         try:
-            data = dataset.read(i)
+            return dataset.read.digest(i)
         except OSError:
             return 0, ""
         finally:
             tick(1)
-        return len(data), hashlib.sha256(data).hexdigest()
 
     with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
         found = list(pool.map(digest, range(len(dataset.keys))))
     label, classes = class_index(list(dataset.labels))
     return Items(dataset.name, dataset.adapter, list(dataset.keys), label, list(dataset.splits), np.array([size for size, _ in found], np.int64),
                  [sha for _, sha in found], classes)
-
-
-@dataclass(frozen=True)
-class Reordered:
-    read: Callable[[int], bytes]
-    order: np.ndarray
-
-    def __call__(self, i: int) -> bytes:
-        return self.read(int(self.order[i]))
-
-
-@dataclass(frozen=True)
-class ReadFiles:
-    paths: list[str]
-
-    def __call__(self, i: int) -> bytes:
-        handle = os.open(self.paths[i], os.O_RDONLY | os.O_NONBLOCK)       # never hang on a FIFO
-        with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise OSError(f"{self.paths[i]} is not a regular file")
-            return file.read()
-
-
-@dataclass(frozen=True)
-class ReadArrays:
-    """Grey images (N, H, W) uint8 as binary PGM: a lossless file whose bytes depend on the pixels alone."""
-
-    images: np.ndarray
-
-    def __call__(self, i: int) -> bytes:
-        height, width = self.images[i].shape
-        return b"P5\n%d %d\n255\n" % (width, height) + self.images[i].tobytes()
-
-
-@dataclass(frozen=True)
-class ReadTorchvision:
-    """Images of torchvision data sets as binary PPM/PGM, whatever they are stored as."""
-
-    parts: list[Any]
-    where: list[tuple[int, int]]
-
-    def __call__(self, i: int) -> bytes:
-        part, index = self.where[i]
-        image, sink = self.parts[part][index][0], io.BytesIO()
-        (image if image.mode in ("L", "RGB") else image.convert("RGB")).save(sink, "PPM")
-        return sink.getvalue()
 
 
 def _digits(data: str, root: Path) -> tuple:

@@ -5,7 +5,7 @@ loses at most the shard it was computing; the next run goes on with the first un
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,18 +16,21 @@ from cache_specs import store
 from cache_specs.spec import Preprocess
 from extract.backbones import Backbone
 from extract.images import NON_FINITE, OK, Batches
-from extract.progress import Progress
+from extract.progress import Clock, Progress
 
 
 def embed(view: store.View, backbone: Backbone, prep: Preprocess, read: Any, sha256: Sequence[str], shards: list[int], batch: int,
-          workers: int, device: str, progress: Progress) -> None:
-    """Embed `shards` of `view`, in order. `read(row) -> bytes` and `sha256[row]` describe the images; see extract/datasets.py."""
+          workers: int, device: str, progress: Progress, look: Callable[[], None]) -> None:
+    """Embed `shards` of `view`, in order. `read(row) -> bytes` and `sha256[row]` describe the images; see extract/datasets.py.
+
+    `look()` is called after each commit of a shard with bad rows; it may raise.
+    """
     plan = [(shard, rows) for shard in shards for rows in batch_rows(*view.bounds(shard), batch)]
     batches = Batches(read, sha256, prep, [rows for _, rows in plan], batch)
     loader = DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=device.startswith("cuda"),
                         multiprocessing_context="forkserver" if workers else None)
     begun = time.monotonic()
-    for (shard, rows), (emb_BD, status_B) in zip(plan, embedded(loader, backbone, device), strict=True):
+    for (shard, rows), (emb_BD, status_B) in zip(plan, embedded(loader, backbone, device, progress.clock), strict=True):
         first, last = view.bounds(shard)
         if rows.start == first:
             emb_RD = np.full((view.rows, view.width), np.nan, np.float16)
@@ -35,23 +38,38 @@ def embed(view: store.View, backbone: Backbone, prep: Preprocess, read: Any, sha
         place = slice(rows.start - first, rows.stop - first)
         emb_RD[place], status_R[place] = emb_BD[:len(rows)], status_B[:len(rows)]
         if rows.stop == last:
-            store.write_shard(view, shard, emb_RD, status_R, time.monotonic() - begun)
+            with progress.clock("write"):
+                store.write_shard(view, shard, emb_RD, status_R, time.monotonic() - begun)
             begun = time.monotonic()
+            if status_R.any():
+                look()
         progress.advance(len(rows))
 
 
 @torch.inference_mode()
-def embedded(loader: DataLoader, backbone: Backbone, device: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(B, D) float16 embeddings and (B,) uint8 status of each batch; the next batch is under way while one is handed out."""
+def embedded(loader: DataLoader, backbone: Backbone, device: str, clock: Clock) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(B, D) float16 embeddings and (B,) uint8 status of each batch; the next batch is under way while one is handed out.
+
+    The clock sees what this process waits for: on a GPU the copy and the model run behind its back, and count where they are waited for.
+    """
     ahead: tuple | None = None
-    for pixels, status in loader:
-        pixels = pixels.to(device, non_blocking=True)
-        launched = (backbone(pixels), pixels, status)
+    batches = iter(loader)
+    while True:
+        with clock("decode"):
+            batch = next(batches, None)
+        launched = None
+        if batch is not None:
+            with clock("host to device"):
+                pixels = batch[0].to(device, non_blocking=True)
+            with clock("model"):
+                launched = (backbone(pixels), pixels, batch[1])
         if ahead is not None:
-            yield finish(backbone, *ahead)
+            with clock("model"):
+                finished = finish(backbone, *ahead)
+            yield finished
+        if launched is None:
+            return
         ahead = launched
-    if ahead is not None:
-        yield finish(backbone, *ahead)
 
 
 def finish(backbone: Backbone, emb_BD: torch.Tensor, pixels_BCHW: torch.Tensor, status_B: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,8 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
 from cache_specs.spec import Preprocess
-from cache_specs.store import STATUS
+from cache_specs.view import STATUS
+from extract.readers import FileTooLargeError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 2**27              # of the file: 134 megapixels, 400 MB as RGB
@@ -39,7 +40,9 @@ def decode(data: bytes, prep: Preprocess) -> tuple[torch.Tensor | None, int]:
             resized = prep.resize**2 if prep.resize_rule == "squash" else width * height * scale**2
             if width * height > MAX_PIXELS or resized > MAX_RESIZED:
                 return None, TOO_LARGE
-            rgb = _rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            image.load()
+            rgb = _rgb(image)
     except Exception as error:      # Pillow raises nearly anything on a hostile file: OSError, SyntaxError, struct.error, ValueError …
         return None, TRUNCATED if "truncated" in str(error).lower() else UNDECODABLE
     return pipeline(prep)(rgb), OK
@@ -48,9 +51,14 @@ def decode(data: bytes, prep: Preprocess) -> tuple[torch.Tensor | None, int]:
 def _rgb(image: Image.Image) -> Image.Image:
     """To 8-bit RGB as Pillow does it, except that 16- and 32-bit grey is scaled to 8 bits (Pillow would clip it to white)."""
     if image.mode.startswith(("I", "F")):
-        grey = np.asarray(image, np.float32)
-        image = Image.fromarray((grey / (257 if grey.max(initial=0) > 255 else 1)).round().clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
+        width, height = image.size                  # in strips: a large scan fills memory as it is
+        strips = [(0, top, width, min(top + 256, height)) for top in range(0, height, 256)]
+        scale = 257 if max(np.asarray(image.crop(strip)).max() for strip in strips) > 255 else 1
+        levels = np.empty((height, width), np.uint8)
+        for strip in strips:
+            levels[strip[1]:strip[3]] = (np.asarray(image.crop(strip), np.float32) / scale).round().clip(0, 255)
+        image = Image.fromarray(levels)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @functools.cache
@@ -73,7 +81,7 @@ class Batches(TorchDataset):
     read: Callable[[int], bytes]
     sha256: Sequence[str]
     prep: Preprocess
-    rows: list[range]
+    rows: Sequence[Sequence[int]]
     batch: int
 
     def __len__(self) -> int:
@@ -85,6 +93,9 @@ class Batches(TorchDataset):
         for place, row in enumerate(self.rows[b]):
             try:
                 data = self.read(row)
+            except FileTooLargeError:
+                status_B[place] = TOO_LARGE
+                continue
             except OSError:
                 data = None
             if data is None or hashlib.sha256(data).hexdigest() != self.sha256[row]:

@@ -1,17 +1,41 @@
-"""Progress of long work: a bar in a terminal, otherwise a plain line every 10 seconds."""
+"""Progress of long work: a bar in a terminal, otherwise a plain line every 10 seconds; and a file for `make status`."""
 
+import contextlib
+import json
+import os
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 
 LINE_EVERY_S = 10.0
+FILE_EVERY_S = 1.0
+
+
+class Clock:
+    """Where the time goes: `with clock("decode"): …` adds to `clock.seconds["decode"]`."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        self.seconds[step] += time.monotonic() - begun
 
 
 class Progress:
-    """`with Progress("clip", total) as p: p.advance(n)`; shows done, total, rate and time left. `done` may start above 0."""
+    """`with Progress("clip", total) as p: p.advance(n)`; shows done, total, rate and time left. `done` may start above 0.
 
-    def __init__(self, title: str, total: int, done: int = 0, unit: str = "images") -> None:
+    With `live`, a file that tells other processes the same, and the seconds of `clock`.
+    """
+
+    def __init__(self, title: str, total: int, done: int = 0, unit: str = "images", live: Path | None = None) -> None:
         self.title, self.total, self.done, self.unit = title, total, done, unit
+        self.live, self.clock, self.last_file = live, Clock(), 0.0
         self.first = done
         self.start = self.last_line = time.monotonic()
         self.bar = _bar(title, total, done, unit) if sys.stderr.isatty() else None
@@ -26,6 +50,13 @@ class Progress:
             left = (self.total - self.done) / max(self.rate(now), 1e-9)
             print(f"{self.title}: {self.done:,}/{self.total:,} {self.unit}, {self.rate(now):,.0f} {self.unit}/s, "
                   f"{_clock(left)} left", file=sys.stderr, flush=True)
+
+        if self.live and now - self.last_file >= FILE_EVERY_S:
+            self.last_file = now
+            temp = self.live.with_name(f".{self.live.name}.tmp")
+            with contextlib.suppress(OSError):          # a full disk is the writer's to report
+                temp.write_text(json.dumps({"done": self.done, "total": self.total, "rate": self.rate(now), "seconds": self.clock.seconds}))
+                os.rename(temp, self.live)
 
     def rate(self, now: float) -> float:
         return (self.done - self.first) / max(now - self.start, 1e-9)

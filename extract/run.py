@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_specs.errors import CoviewError, DataQualityError, RankDiedError, UsageError, run_cli
+from cache_specs.errors import CoviewError, RankDiedError, StorageError, UsageError, run_cli
 from extract.config import ExtractConfig
 
-if TYPE_CHECKING:
-    import numpy as np
+RESERVE = 2**20             # bytes for descriptions, canary, seal
 
+if TYPE_CHECKING:
     from cache_specs.items import Items
     from cache_specs.spec import ViewSpec
     from cache_specs.store import View
@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 
 def run(config: ExtractConfig) -> "View":
     """Extract one view; return it, finished. Raises CoviewError."""
+    import numpy as np
+
     from cache_specs import integrity, store
     from cache_specs.items import source_path, write_items
     from cache_specs.spec import load_spec, view_names
+    from cache_specs.view import STATUS, default_rows
+    from extract import canary, quality
+    from extract.backbones import load_backbone
     from extract.datasets import build_items, open_dataset
     from extract.progress import Progress
     from extract.weights import find_weights
@@ -36,42 +41,73 @@ def run(config: ExtractConfig) -> "View":
                          f"(views: {', '.join(view_names())})")
     if config.batch < 1 or config.gpus < 1 or config.shard_rows < 0:
         raise UsageError(f"--batch and --gpus must be at least 1 and --shard-rows at least 0, found {config.batch}, {config.gpus}, {config.shard_rows}")
-    spec = load_spec(config.view)
+    spec, where = load_spec(config.view), devices(config.device, config.gpus)
     files, weights_sha256 = find_weights(spec, config.weights)
     dataset = open_dataset(os.path.expanduser(config.data), Path(config.root), config.name)
     with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
         items = build_items(dataset, progress.advance)
+    quality.refuse(np.where(np.array(items.sha256) == "", STATUS.index("missing"), 0), items, config.max_bad)
     folder = write_items(Path(config.cache), items, source_path(config.data))
-    finished = any(store.open_view(path).is_complete for path in store.view_folders(folder, spec.name))
-    backbone = None if finished or config.gpus > 1 else load_on(config, spec, files)      # weights that do not fit leave no empty view behind
-    rows = config.shard_rows or store.default_rows(len(items))
-    view = store.create_view(folder, spec.name, spec.declared(), weights_sha256, items.fingerprint, len(items), rows, _provenance(config, finished))
+    for other in store.view_folders(folder, spec.name):             # told before a model is loaded
+        store.refuse_changed(store.open_view(other), spec.declared(), weights_sha256)
+    backbone = load_backbone(spec, files, where[0])                # weights that do not fit leave no empty view behind
+    provenance = _provenance(config, spec, where[0])
+    rows = config.shard_rows or default_rows(len(items))
+    _announce(config, spec, store.view_folder(folder, spec.name, spec.declared(), weights_sha256), len(items), rows)
+    view = store.create_view(folder, spec.name, spec.declared(), weights_sha256, items.fingerprint, len(items), rows, provenance)
+    now = canary.take(items, dataset.read, spec.preprocess, backbone, where[0])
     if view.is_complete:
         status = integrity.check(view)
+        with contextlib.nullcontext() if (view.folder / "canary.json").exists() else store.writer_lock(view.folder):
+            canary.keep_or_compare(view, now, items, provenance)
         print(f"{spec.name}: already in the cache, nothing to do: {view.n:,} rows x {view.width} in {view.folder}")
-        return _report(items, view, status)
-    print(f"{spec.name}: {view.n:,} images -> {view.n} x {view.width} {spec.storage_dtype}, {view.n * view.width * 2 / 1e6:,.1f} MB in "
-          f"{view.shards} shards ({view.shards - len(view.pending())} done) in {view.folder}", flush=True)
+        quality.report(status, items, view)
+        return view
     begun, todo = time.monotonic(), sum(last - first for first, last in map(view.bounds, view.pending()))
     with store.writer_lock(view.folder):
-        _embed_all(config, spec, files, dataset, items, view, backbone)
+        integrity.check_commits(view)
+        canary.keep_or_compare(view, now, items, provenance)
+        _embed_all(where, config, spec, files, dataset, items, view, backbone)
+        quality.enforce(view, items, config.max_bad)
         integrity.seal(view)
     status = integrity.check(view)
     seconds = time.monotonic() - begun
     print(f"{spec.name}: finished, {todo:,} images in {seconds:.1f} s ({todo / seconds:,.0f} images/s), sealed in {view.folder}")
-    return _report(items, view, status)
+    quality.report(status, items, view)
+    return view
 
 
-def _embed_all(config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], dataset: "Dataset", items: "Items", view: "View",
-               backbone: "Backbone | None") -> None:
+def _announce(config: ExtractConfig, spec: "ViewSpec", folder: Path, n: int, rows: int) -> None:
+    """Say how large the view gets, and refuse to begin what the disk cannot hold. Raises StorageError."""
+    import shutil
+
+    from cache_specs import store
+    from cache_specs.view import shard_bytes
+
+    shards, pending = -(-n // rows), -(-n // rows)
+    if (folder / "zarr.json").is_file():
+        view = store.open_view(folder)
+        rows, shards, pending = view.rows, view.shards, 0 if view.is_complete else len(view.pending())
+    need, free = pending * (shard_bytes(rows, spec.width) + 2048), shutil.disk_usage(config.cache).free
+    if not pending:
+        return
+    print(f"{spec.name}: {n:,} images -> {n} x {spec.width} {spec.storage_dtype} in {shards} shards ({shards - pending} done), "
+          f"{need / 1e6:,.1f} MB to write of {free / 1e6:,.1f} MB free, in {folder}", flush=True)
+    if need + RESERVE > free:
+        raise StorageError(f"{folder} needs {need / 1e6:,.1f} MB more, but {config.cache} has {free / 1e6:,.1f} MB free. Nothing is lost: make room, "
+                           "or name a larger disk with CACHE=…, and type the same command")
+
+
+def _embed_all(devices: list[str], config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], dataset: "Dataset", items: "Items",
+               view: "View", backbone: "Backbone | None") -> None:
     import torch
 
-    devices = _devices(config)
     if len(devices) == 1:
         return embed_part(0, devices, config, spec, files, dataset, items, view, backbone)
+    del backbone                                            # each process loads its own
     spawn = torch.multiprocessing
     try:        # one process a device; shard i belongs to process i % gpus, so no two ever write the same file
-        spawn.spawn(_child, (devices, config, spec, files, dataset, items, view), nprocs=len(devices))
+        spawn.spawn(_child, (os.getpid(), devices, config, spec, files, dataset, items, view), nprocs=len(devices))
     except spawn.ProcessExitedException as error:
         if error.exit_code > 1:
             failed = CoviewError(f"process {error.error_index} on {devices[error.error_index]} ended the extraction; its message stands above")
@@ -83,10 +119,19 @@ def _embed_all(config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], 
         raise RankDiedError(f"process {error.error_index} on {devices[error.error_index]} failed. What is committed is kept:\n{error}") from error
 
 
-def _child(part: int, *arguments: Any) -> None:
-    """embed_part in a process of its own, with the exit codes of a command."""
-    with contextlib.suppress(KeyboardInterrupt):            # the parent says it
-        if code := run_cli(lambda: embed_part(part, *arguments)):
+def _child(part: int, parent: int, devices: list[str], config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], dataset: "Dataset",
+           items: "Items", view: "View") -> None:
+    """embed_part in a process of its own, with the exit codes of a command. It dies with its parent, which holds the view's lock."""
+    import ctypes
+    import signal
+
+    from cache_specs import durable, store
+
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)              # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        sys.exit(1)
+    with contextlib.suppress(KeyboardInterrupt), durable.shared_lock(view.folder, store.PARTS):         # the parent says it
+        if code := run_cli(lambda: embed_part(part, devices, config, spec, files, dataset, items, view)):
             sys.exit(code)
 
 
@@ -95,6 +140,7 @@ def embed_part(part: int, devices: list[str], config: ExtractConfig, spec: "View
     """Embed the pending shards that belong to process `part`, on its device."""
     import torch
 
+    from extract import quality
     from extract.backbones import load_backbone
     from extract.embed import embed
     from extract.progress import Progress
@@ -107,57 +153,34 @@ def embed_part(part: int, devices: list[str], config: ExtractConfig, spec: "View
     workers = config.workers if config.workers >= 0 else min(8, os.cpu_count() or 1) if todo > 20_000 or devices[part] != "cpu" else 0
     backbone = backbone or load_backbone(spec, files, devices[part])
     title = spec.name if len(devices) == 1 else f"{spec.name} on {devices[part]} ({part + 1} of {len(devices)})"
-    with Progress(title, total, total - todo) as progress:
+    with Progress(title, total, total - todo, live=view.folder / f"progress-{part}.json") as progress:
         embed(view, backbone, spec.preprocess, dataset.read, items.sha256, mine, view.attributes["provenance"]["batch"], workers,
-              devices[part], progress)
+              devices[part], progress, lambda: quality.enforce(view, items, config.max_bad))
 
 
-def load_on(config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path]) -> "Backbone":
-    from extract.backbones import load_backbone
-
-    return load_backbone(spec, files, _devices(config)[0])
-
-
-def _devices(config: ExtractConfig) -> list[str]:
+def devices(device: str, gpus: int) -> list[str]:
+    """The torch device of each of `gpus` processes. Raises UsageError when there are not so many."""
     import torch
 
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"DEVICE={config.device}, but torch sees no CUDA GPU here; use DEVICE=cpu or leave it out")
-    count = torch.cuda.device_count() if config.device in ("auto", "cuda") else 0
-    if config.gpus > 1 and config.device in ("auto", "cuda") and count:
-        if config.gpus > count:
-            raise UsageError(f"GPUS={config.gpus}, but this machine has {count}; use GPUS={count}")
-        return [f"cuda:{i}" for i in range(config.gpus)]
-    device = ("cuda:0" if count else "cpu") if config.device in ("auto", "cuda") else config.device
-    return [device] * config.gpus
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"DEVICE={device}, but torch sees no CUDA GPU here; use DEVICE=cpu or leave it out")
+    count = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    if gpus > 1 and device in ("auto", "cuda") and count:
+        if gpus > count:
+            raise UsageError(f"GPUS={gpus}, but this machine has {count}; use GPUS={count}")
+        return [f"cuda:{i}" for i in range(gpus)]
+    return [("cuda:0" if count else "cpu") if device in ("auto", "cuda") else device] * gpus
 
 
-def _provenance(config: ExtractConfig, finished: bool) -> dict[str, object]:
+def _provenance(config: ExtractConfig, spec: "ViewSpec", device: str) -> dict[str, Any]:
     """Recorded, not hashed: what made the numbers, in case they must be made again."""
     import platform
     from importlib.metadata import version
 
     packages = ("torch", "torchvision", "open_clip_torch", "transformers", "pillow", "numpy", "zarr")
-    device = "" if finished else _devices(config)[0]       # of a finished view the provenance stands in its zarr.json already
     if device.startswith("cuda"):
         import torch
 
         device = torch.cuda.get_device_name(device)
-    return {"batch": config.batch, "device": device, "python": platform.python_version(),
+    return {"batch": config.batch, "device": device, "python": platform.python_version(), "spec_file": str(spec.source),
             "versions": {name: version(name) for name in packages}}
-
-
-def _report(items: "Items", view: "View", status: "np.ndarray") -> "View":
-    from cache_specs.store import STATUS
-
-    bad = status.nonzero()[0]
-    if len(bad):
-        counts = ", ".join(f"{int((status == code).sum())} {STATUS[code]}" for code in sorted(set(status[bad].tolist())))
-        print(f"{view.name}: {len(bad)} of {view.n:,} images could not be embedded ({counts}); they are left out of training:")
-        for row in bad[:20]:
-            print(f"  row {row}: {items.keys[row]}: {STATUS[status[row]]}")
-        if len(bad) > 20:
-            print(f"  … and {len(bad) - 20:,} more: the array `status` of {view.folder}")
-    if len(bad) == view.n:
-        raise DataQualityError(f"not one of the {view.n:,} images could be embedded; are they images? Mend them, delete {view.folder} and try again")
-    return view

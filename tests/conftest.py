@@ -1,5 +1,6 @@
 """What tests share: small real caches, and running the commands as a user would."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cache_specs import integrity, store
 from cache_specs.items import Items, class_index, write_items
 from cache_specs.spec import load_spec
+from extract.config import ExtractConfig
 
 ROOT = Path(__file__).parent.parent
 VIEW_TOML = """
@@ -97,3 +100,28 @@ def command() -> Callable[..., subprocess.CompletedProcess]:
         return subprocess.run([sys.executable, "-m", module, *map(str, args)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
 
     return run
+
+
+N, BATCH, ROWS, BAD = 45, 8, 16, 20           # 3 shards, the last batch of the last one is padded; row 20 is a truncated file
+
+
+def make_images(folder: Path) -> Path:
+    chance = np.random.default_rng(0)
+    for i in range(N):
+        path = folder / "photos" / f"{'ab'[i % 2]}" / f"{i:03d}.{'jpg' if i % 3 else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(chance.integers(0, 256, (6, 5 + i % 4, 3), np.uint8)).resize((40 + i, 60 - i), Image.Resampling.BICUBIC)
+        image.save(path, quality=90)
+    bad = sorted((folder / "photos").rglob("*.*"))[BAD]
+    bad.write_bytes(bad.read_bytes()[:-200])
+    return folder / "photos"
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("images"))
+
+
+def config(photos: Path, cache: Path, **changes: object) -> ExtractConfig:
+    base = ExtractConfig(view="tiny-clip", data=str(photos), cache=str(cache), device="cpu", batch=BATCH, shard_rows=ROWS, workers=0, max_bad="10%")
+    return dataclasses.replace(base, **changes)

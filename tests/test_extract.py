@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import BAD, BATCH, ROOT, ROWS, N, config
 from PIL import Image
 
 from cache_specs import integrity
@@ -22,35 +22,10 @@ from cache_specs.errors import DataQualityError, UsageError
 from cache_specs.spec import SPECS, load_spec
 from cache_specs.store import STATUS, View
 from extract.backbones import Backbone, load_backbone
-from extract.config import ExtractConfig
 from extract.embed import batch_rows, finish
 from extract.images import NON_FINITE, OK, UNDECODABLE, pipeline
 from extract.run import run
 from extract.weights import find_weights
-
-N, BATCH, ROWS, BAD = 45, 8, 16, 20           # 3 shards, the last batch of the last one is padded; row 20 is a truncated file
-
-
-def make_images(folder: Path) -> Path:
-    chance = np.random.default_rng(0)
-    for i in range(N):
-        path = folder / "photos" / f"{'ab'[i % 2]}" / f"{i:03d}.{'jpg' if i % 3 else 'png'}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray(chance.integers(0, 256, (6, 5 + i % 4, 3), np.uint8)).resize((40 + i, 60 - i), Image.Resampling.BICUBIC)
-        image.save(path, quality=90)
-    bad = sorted((folder / "photos").rglob("*.*"))[BAD]
-    bad.write_bytes(bad.read_bytes()[:-200])
-    return folder / "photos"
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_images(tmp_path_factory.mktemp("images"))
-
-
-def config(photos: Path, cache: Path, **changes: object) -> ExtractConfig:
-    return dataclasses.replace(ExtractConfig(view="tiny-clip", data=str(photos), cache=str(cache), device="cpu", batch=BATCH, shard_rows=ROWS, workers=0),
-                               **changes)
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +37,10 @@ def values(view: View) -> np.ndarray:
     return np.concatenate([np.fromfile(view.embeddings_file(s), np.float16, ROWS * view.width).reshape(ROWS, -1) for s in range(view.shards)])[:view.n]
 
 
-def files(view: View) -> dict[str, object]:
-    """What a view's folder holds, less what may differ: seconds, batch and workers' provenance stays, inodes and the lock go."""
-    found: dict[str, object] = {}
-    for path in sorted(view.folder.rglob("*")):
-        if path.parent.name == "commits":
-            found[path.name] = {**json.loads(path.read_text()), "seconds": None}
-        elif path.is_file() and path.name not in ("verified.json", ".lock"):
-            found[str(path.relative_to(view.folder))] = path.read_bytes()
-    return found
+def files(view: View) -> dict[str, bytes]:
+    """What a view's folder holds, but for the memory of the last check (inodes, times) and the locks (process numbers)."""
+    return {str(path.relative_to(view.folder)): path.read_bytes() for path in sorted(view.folder.rglob("*"))
+            if path.is_file() and path.name not in ("verified.json", ".lock", ".lock-parts")}
 
 
 def pixels(photos: Path, keys: list[str], view: str) -> torch.Tensor:

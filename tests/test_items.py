@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cache_specs import durable
 from cache_specs.errors import CoviewError, IntegrityError, StaleError, UsageError
 from cache_specs.items import Items, class_index, dataset_name, find_dataset, read_items, write_items
 from extract.datasets import build_items, open_dataset
@@ -126,7 +127,7 @@ def test_a_missing_or_truncated_list_is_named_with_the_command(tmp_path, harm):
     for name in ("items.parquet", "dataset.json"):
         folder = write_items(tmp_path / name, make())
         harm(folder / name)
-        with pytest.raises(IntegrityError, match=r"run `make extract` on the dataset again") as caught:
+        with pytest.raises(IntegrityError, match=r"Type: make extract VIEW=… DATA=… with the images of d-.*nothing embedded again") as caught:
             read_items(folder)
         assert str(folder) in str(caught.value)
 
@@ -137,17 +138,62 @@ def test_a_renamed_folder_and_another_format_are_refused(tmp_path):
     with pytest.raises(IntegrityError):
         read_items(tmp_path / "d-00000000")
     record = json.loads((folder / "dataset.json").read_text())
-    (folder / "dataset.json").write_text(json.dumps({**record, "format": 2}))
+    (folder / "dataset.json").write_bytes(durable.sealed({**record, "format": 2}))
     with pytest.raises(StaleError, match="has format 2, this version reads 1"):
         read_items(folder)
 
 
 def test_a_dataset_is_found_by_name_path_or_its_folder(tmp_path):
-    folder = write_items(tmp_path, make(name="photos"))
+    folder = write_items(tmp_path / "unknown", make(name="photos"))
     for data in ("photos", "photos.csv", "torchvision:photos", folder.name):
+        assert find_dataset(tmp_path / "unknown", data) == folder, data
+    folder = write_items(tmp_path, make(name="photos"), "/data/photos")
+    for data in ("photos", "photos.csv", folder.name):
         assert find_dataset(tmp_path, data) == folder, data
     with pytest.raises(UsageError, match=rf"DATA=/data/photos: there is no such file or folder.*DATA={folder.name}"):
         find_dataset(tmp_path, "/data/photos")
+
+
+def test_the_same_images_in_a_renamed_folder_keep_their_embeddings_and_their_name(tmp_path):
+    cache, old, new = tmp_path / "cache", tmp_path / "old", tmp_path / "new"
+    folder = write_items(cache, make(name="old"), str(old))
+    table = (folder / "items.parquet").read_bytes()
+    new.mkdir()
+    assert write_items(cache, make(name="new"), str(new)) == folder and list(cache.glob("*/")) == [folder]
+    assert read_items(folder).name == "old" and (folder / "items.parquet").read_bytes() == table
+    assert find_dataset(cache, str(new)) == find_dataset(cache, "old") == folder
+    assert write_items(cache, make(name="new", labels="yyyyyy"), str(new)) == folder and read_items(folder).classes == ["y"]
+
+
+def test_a_second_folder_with_the_same_images_is_a_data_set_of_its_own(tmp_path):
+    cache, old, new = tmp_path / "cache", tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    new.mkdir()
+    folder = write_items(cache, make(name="old"), str(old))
+    other = write_items(cache, make(name="new"), str(new))                    # the first is still there
+    assert other != folder and read_items(folder).name == "old" and read_items(other).name == "new"
+
+
+@pytest.mark.parametrize("source", ["", "digits", "torchvision:MNIST"])
+def test_what_is_no_folder_was_not_renamed(tmp_path, source):
+    folder = write_items(tmp_path, make(name="old"), source)
+    assert write_items(tmp_path, make(name="new"), str(tmp_path)) != folder
+
+
+def test_a_name_that_has_a_list_of_its_own_is_not_taken_for_a_renamed_folder(tmp_path):
+    cache = tmp_path / "cache"
+    gone = write_items(cache, make(name="old"), str(tmp_path / "old"))
+    taken = write_items(cache, make(KEYS[:-1], name="new"), str(tmp_path / "new"))
+    before = files(gone), files(taken)
+    with pytest.raises(StaleError, match="not those that were embedded under this name"):
+        write_items(cache, make(name="new"), str(tmp_path / "new"))
+    assert (files(gone), files(taken)) == before
+
+
+def test_other_images_from_a_renamed_folder_are_a_data_set_of_their_own(tmp_path):
+    cache = tmp_path / "cache"
+    folder = write_items(cache, make(name="old"), str(tmp_path / "old"))
+    assert write_items(cache, make(KEYS[:-1], name="new"), str(tmp_path / "new")) != folder
 
 
 def test_a_dataset_that_is_not_there_names_the_nearest_and_the_command(tmp_path):

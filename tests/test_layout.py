@@ -15,9 +15,10 @@ PACKAGES = ("cache_specs", "extract", "train")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py"))
 MAY_IMPORT = {"cache_specs": {"cache_specs"}, "extract": {"cache_specs", "extract"}, "train": {"cache_specs", "train"}}
 DOORS = {
-    "zarr": {"cache_specs/store.py"}, "wandb": {"train/log.py"}, "torch.distributed": {"train/peers.py", "train/launch.py"},
+    "zarr": {"cache_specs/documents.py", "cache_specs/exchange.py"}, "wandb": {"train/log.py"}, "torch.distributed": {"train/peers.py", "train/launch.py"},
     "open_clip": {"extract/backbones.py"}, "transformers": {"extract/backbones.py"}, "torchvision": {"extract/images.py", "extract/datasets.py"},
-    "huggingface_hub": {"extract/weights.py"}, "sklearn": {"extract/datasets.py"}, "PIL": {"extract/images.py"}, "h5py": set(), "timm": set(),
+    "huggingface_hub": {"extract/weights.py"}, "sklearn": {"extract/datasets.py"}, "PIL": {"extract/images.py"},
+    "h5py": {"cache_specs/exchange.py"}, "timm": set(),
 }
 
 

@@ -1,0 +1,110 @@
+"""Thirty-two fixed images whose pixels and embeddings are kept at the first extraction and made again at every start.
+
+A new version of a library may decode, resize or compute otherwise than the one that began the view. Then the run stops (StaleError) and
+says which of the two changed, instead of mixing two kinds of rows in one view. Embeddings are compared in float32, whatever the spec
+computes in, so that another GPU or batch size passes and another formula does not.
+"""
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache_specs import durable, store
+from cache_specs.errors import IntegrityError, StaleError
+from cache_specs.items import Items
+from cache_specs.spec import Preprocess
+from cache_specs.view import STATUS, View
+from extract.backbones import Backbone
+from extract.images import OK, Batches
+from extract.readers import Reader
+
+ROWS = 32
+TOLERANCE = 1e-3                                        # largest relative L2 distance of two float32 rows, whatever the device
+STORED = {"float32": 2e-3, "bfloat16": 3e-2}            # ... of a stored float16 row and one computed again, by compute dtype
+
+
+@dataclass(frozen=True)
+class Canary:
+    """K rows: their pixels' sha256 (or status) and their embeddings, (K, D) float32."""
+
+    rows: list[int]
+    pixels: list[str]
+    emb_KD: np.ndarray
+
+
+@torch.inference_mode()
+def take(items: Items, read: Reader, prep: Preprocess, backbone: Backbone, device: str) -> Canary:
+    """The canary as this machine makes it now."""
+    rows = np.unique(np.linspace(0, len(items) - 1, ROWS).astype(np.int64)).tolist()
+    pixels_BCHW, status_B = Batches(read, items.sha256, prep, [rows], ROWS)[0]
+    pixels = [hashlib.sha256(image.numpy().tobytes()).hexdigest() if code == OK else STATUS[code]
+              for image, code in zip(pixels_BCHW, status_B.tolist(), strict=True)][:len(rows)]
+    return Canary(rows, pixels, backbone(pixels_BCHW.to(device), exact=True).cpu().numpy()[:len(rows)])
+
+
+def keep_or_compare(view: View, canary: Canary, items: Items, provenance: dict[str, Any]) -> None:
+    """Write the view's canary if it has none, else compare. The caller holds the writer's lock unless the file is there.
+
+    Raises StaleError naming pixels or outputs, the rows and the packages that changed; IntegrityError when the file is damaged.
+    A lost canary is written again only if the stored rows agree with what is computed now.
+    """
+    path = view.folder / "canary.json"
+    if not path.exists():
+        compare_stored(view, canary)
+        value = {"view": view.identity, "rows": canary.rows, "pixels": canary.pixels, "versions": provenance["versions"],
+                 "embeddings": base64.b64encode(canary.emb_KD.astype("<f4").tobytes()).decode()}
+        durable.write(path, durable.sealed(value), "canary")
+        return
+    old, versions = _read(path, view)
+    changed = [f"  {name}: {was} -> {provenance['versions'].get(name)}" for name, was in versions.items() if was != provenance["versions"].get(name)]
+    packages = "\n".join(changed or ["  (no package that is recorded changed its version)"])
+    pixels = [row for row, a, b in zip(old.rows, old.pixels, canary.pixels, strict=False) if a != b]
+    if old.rows != canary.rows or pixels:
+        raise StaleError(f"the pixels of {len(pixels)} of {len(old.rows)} fixed images are not those that {view.folder} was begun with, first row "
+                         f"{pixels[0]} ({items.keys[pixels[0]]}): images are decoded or resized otherwise now.\n{packages}\n{_what_to_do(view)}")
+    far = distance(old.emb_KD, canary.emb_KD)
+    far[[pixel in STATUS for pixel in old.pixels]] = 0
+    if not far.max() <= TOLERANCE:
+        raise StaleError(f"the pixels of {len(old.rows)} fixed images are those that {view.folder} was begun with, but the model's outputs changed: "
+                         f"relative distance {far.max():.2g} in row {old.rows[int(far.argmax())]}, allowed {TOLERANCE:g}.\n{packages}\n{_what_to_do(view)}")
+
+
+def compare_stored(view: View, canary: Canary) -> None:
+    """Raise StaleError when rows that the view holds already are not those that are computed now."""
+    there = [place for place, row in enumerate(canary.rows) if view.commit_file(row // view.rows).is_file() and canary.pixels[place] not in STATUS]
+    if not there:
+        return
+    stored, status = store.read_rows(view, [canary.rows[place] for place in there])
+    far = np.where(status == OK, distance(stored.astype(np.float32), canary.emb_KD[there]), 0)
+    if not far.max() <= STORED[view.attributes["spec"]["compute_dtype"]]:
+        raise StaleError(f"{view.folder} has no canary.json, and its row {canary.rows[there[int(far.argmax())]]} is not what is computed now "
+                         f"(relative distance {far.max():.2g}): the pixels or the model changed.\n{_what_to_do(view)}")
+
+
+def distance(a_KD: np.ndarray, b_KD: np.ndarray) -> np.ndarray:
+    """(K,) relative L2 distance of rows; not-a-number counts as infinitely far, unless it stands in both."""
+    both = np.isnan(a_KD) & np.isnan(b_KD)
+    a, b = np.where(both, 0, a_KD).astype(np.float64), np.where(both, 0, b_KD).astype(np.float64)
+    far = np.linalg.norm(a - b, axis=1) / np.maximum(np.linalg.norm(a, axis=1), 1e-12)
+    return np.where(np.isfinite(far), far, np.inf)
+
+
+def _read(path: Path, view: View) -> tuple[Canary, dict[str, str]]:
+    try:
+        value = durable.read_sealed(path)
+        if value["view"] != view.identity:
+            raise ValueError("it is that of another view")
+        emb_KD = np.frombuffer(base64.b64decode(value["embeddings"]), "<f4").reshape(len(value["rows"]), view.width)
+        return Canary(value["rows"], value["pixels"], emb_KD), value["versions"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{path} is damaged ({error}). Type: {store.command(view.folder)}") from error
+
+
+def _what_to_do(view: View) -> str:
+    return (f"The finished rows are good, and train may use a finished view; but rows computed now would not match them. Go back to the versions "
+            f"of then, or embed everything anew under another name: copy the spec, and VIEW=path/to/{view.name}-2.toml")

@@ -1,0 +1,184 @@
+"""Which row of a file of embeddings is whose, and the rows in the items' order (for extract/importer.py).
+
+    match(...)        rows -> the items of a data set that is there, by their keys or in row order
+    own_items(...)    a data set made of the file's own keys, labels and splits
+    staged(...)       (N, D) float16 and (N,) status in the items' order
+"""
+
+import contextlib
+import hashlib
+import mmap
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from cache_specs import durable
+from cache_specs.errors import DataQualityError, StaleError, UsageError, did_you_mean
+from cache_specs.exchange import KEYS, LABELS, Array, Source, statuses, texts
+from cache_specs.items import SPLITS, Items, class_index, dataset_folders, dataset_name, find_dataset, read_items, read_source, source_path
+from cache_specs.view import STATUS
+from extract.datasets import SPLIT_FOLDERS, build_items, open_dataset
+from extract.progress import Progress
+
+EXAMPLE = "make import VIEW=… FROM=… DATA=…"
+ADAPTER = "imported"        # of a data set that a file of embeddings made
+MISSING, NON_FINITE = STATUS.index("missing"), STATUS.index("non-finite")
+
+
+def match(source: Source, n: int, cache: Path, data: str, root: Path, name: str | None, by_row_order: bool,
+          partial: bool) -> tuple[Items, np.ndarray, Path | None]:
+    """The items of DATA, (n,) int64: each row's item or -1, and the data set's folder if it is in the cache. Raises UsageError."""
+    keys = None if by_row_order else _keys(source, n)
+    items, folder = _items(cache, data, root, name)
+    if source.arrays.keys() & {*LABELS, "split"}:
+        print(f"labels and splits are those of {items.name!r}; the file's own are not used")
+    if by_row_order:
+        if n != len(items):
+            raise UsageError(f"{source.path} has {n:,} rows, {items.name!r} has {len(items):,} items; in row order both must have as many. "
+                             f"Otherwise match by keys: {EXAMPLE}, with an array 'keys' in the file")
+        return items, np.arange(n), folder
+    if keys is None:
+        raise UsageError(f"{source.path} does not say which row is whose. Either put an array 'keys' into it (the items' keys, such as "
+                         f"{items.keys[0]!r}; all are in {items.folder_name}/items.parquet), or, if its rows are the items in exactly that order, "
+                         "say so: ARGS='--by-row-order'")
+    index = {key: row for row, key in enumerate(items.keys)}
+    place = np.array([index.get(key, -1) for key in keys], np.int64)
+    unknown, missing = np.flatnonzero(place < 0), np.setdiff1d(np.arange(len(items)), place)
+    if len(unknown) == n:
+        raise UsageError(f"not one key of {source.path} is in {items.name!r}: {keys[0]!r} in the file, {items.keys[0]!r} in the data set")
+    for rows, names, what in ((unknown, keys, f"{source.path} has {len(unknown):,} rows whose keys are not in {items.name!r}"),
+                              (missing, items.keys, f"{source.path} has no row for {len(missing):,} of the {len(items):,} items of {items.name!r}")):
+        if len(rows) and not partial:
+            raise UsageError(f"{what}; the first is {names[rows[0]]!r}. To import the others all the same: ARGS='--partial'")
+        if len(rows):
+            print(f"{what}; the first is {names[rows[0]]!r}")
+    return items, place, folder
+
+
+def _keys(source: Source, n: int) -> list[str] | None:
+    keys = source.keys if source.keys is not None else texts(source, KEYS, n)
+    first: dict[str, int] = {}
+    for row, key in enumerate(keys or ()):
+        if not key:
+            raise UsageError(f"{source.path}: the key of row {row} is empty")
+        if first.setdefault(key, row) != row:
+            raise UsageError(f"{source.path}: the key {key!r} stands in the rows {first[key]} and {row}; each item has one row")
+    return keys
+
+
+def _items(cache: Path, data: str, root: Path, name: str | None) -> tuple[Items, Path | None]:
+    """The item list that the cache has, or else one made of DATA as `extract` makes it, to be written later."""
+    try:
+        folder = find_dataset(cache, name or data)
+        if name and read_source(folder) not in ("", source_path(data)):
+            raise StaleError(f"the data set {name!r} in {folder} was made of {read_source(folder)}, not of {data}. To import for it: DATA={shlex.quote(name)} "
+                             "without --name. For another data set take another name")
+        return read_items(folder), folder
+    except UsageError:
+        if data != "digits" and not data.startswith("torchvision:") and not Path(data).expanduser().exists():
+            raise
+    dataset = open_dataset(os.path.expanduser(data), root, name)
+    with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
+        return build_items(dataset, progress.advance), None
+
+
+def own_items(source: Source, n: int, name: str | None) -> tuple[Items, np.ndarray]:
+    """A data set of the file's own keys (or row numbers), labels and splits, and (n,) int64: each row's item. Raises UsageError.
+
+    There are no images whose bytes could be hashed. An item's hash is that of the data set's name and its key, so that a second view of the
+    same rows meets the same item list, and two files that both merely number their rows are not taken for one data set.
+    """
+    labels = _labels(source, n)
+    splits = [SPLIT_FOLDERS.get(split.lower(), split) for split in texts(source, ("split",), n) or [""] * n]
+    for row, split in enumerate(splits):
+        if split not in SPLITS:
+            raise UsageError(f"{source.path}: row {row} has the split {split!r}{did_you_mean(split, SPLITS[1:])}")
+        labels[row] = "" if split == "unlabelled" else labels[row]
+    keys = _keys(source, n) or [f"{row:0{len(str(n - 1))}d}" for row in range(n)]
+    order = sorted(range(n), key=lambda row: keys[row].encode())
+    place, called = np.empty(n, np.int64), name or dataset_name(source.path.resolve().stem)
+    place[order] = np.arange(n)
+    label, classes = class_index([labels[row] for row in order])
+    ordered = [keys[row] for row in order]
+    print(f"data set {called!r}: {n:,} items, {len(classes)} classes, {int((label >= 0).sum()):,} labelled. Further views of the same rows, and training: "
+          f"DATA={shlex.quote(called)}")
+    return Items(called, ADAPTER, ordered, label, [splits[row] for row in order], np.array([len(key.encode()) for key in ordered], np.int64),
+                 [hashlib.sha256(f"{called}\0{key}".encode()).hexdigest() for key in ordered], classes), place
+
+
+def _labels(source: Source, n: int) -> list[str]:
+    """Label names, '' for unknown: strings as they are; integers as written, or as `classes` of the file names them."""
+    labels = texts(source, LABELS, n)
+    if labels is None:
+        raise UsageError(f"{source.path} has no labels (an array 'y' or 'labels' of integers, -1 for unknown, or strings), so there is nothing to train "
+                         f"on. Either add them, or name the data set whose items the rows are: {EXAMPLE}")
+    kind = next(source.arrays[name].dtype.kind for name in LABELS if name in source.arrays)
+    shape = source.arrays["classes"].shape if "classes" in source.arrays else ()
+    classes = texts(source, ("classes",), shape[0]) if len(shape) == 1 else None
+    if kind not in "iu":
+        return labels
+    top = len(classes) - 1 if classes else float("inf")
+    wrong = next((row for row, label in enumerate(labels) if not -1 <= int(label) <= top), None)
+    if wrong is not None:
+        raise UsageError(f"{source.path}: row {wrong} has the label {labels[wrong]}; labels are 0 to {top if classes else 'C - 1'}, or -1 for unknown")
+    return ["" if label == "-1" else classes[int(label)] if classes else label for label in labels]
+
+
+def refuse_other_file(cache: Path, items: Items, path: Path) -> None:
+    """Two files of one name are not one data set because both number their rows."""
+    for folder in dataset_folders(cache, items.name):
+        old, source = read_items(folder), read_source(folder)
+        if source != source_path(str(path)) and old.fingerprint == items.fingerprint and old.labels_fingerprint != items.labels_fingerprint:
+            raise StaleError(f"the data set {items.name!r} in {folder} was made of {source}, with other labels than {path}. For one more view of the "
+                             f"same rows: make import VIEW=… FROM=… DATA={shlex.quote(items.name)}. For another data set: ARGS='--name …'")
+
+
+@contextlib.contextmanager
+def staged(cache: Path, source: Source, array: Array, place: np.ndarray, items: Items) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(N, D) float16 in the items' order, NaN where a row has no embedding, and (N,) uint8 status. Says what was rounded and what looks wrong.
+
+    The file is read once, front to back: in the items' order its compressed chunks would be opened again and again. The rows lie in a
+    nameless temp file, gone whatever ends the process; its space is claimed first, so that a full disk is an error and not a SIGBUS.
+    """
+    n, width = len(items), array.shape[1]
+    status_N, given, row = np.full(n, MISSING, np.uint8), statuses(source, array.shape[0]), 0
+    worst, overflow, zero, first_zero = 0.0, 0, 0, ""
+    durable.make_folder(cache)
+    with tempfile.TemporaryFile(dir=cache) as file:
+        try:
+            durable.fault("staging.allocate")
+            os.posix_fallocate(file.fileno(), 0, n * width * 2)
+        except OSError as error:
+            raise durable.cannot_write(cache, error) from error
+        emb_ND = np.frombuffer(mmap.mmap(file.fileno(), n * width * 2), "<f2").reshape(n, width)
+        with Progress(f"reading {source.path.name}", array.shape[0], unit="rows") as progress, np.errstate(all="ignore"):
+            for block in array.blocks():
+                item, told = place[row:row + len(block)], given[row:row + len(block)]
+                row += len(block)
+                block_KD, item, told = block[item >= 0], item[item >= 0], told[item >= 0]
+                half_KD = block_KD.astype("<f2")
+                fine, peak = np.isfinite(half_KD).all(1), np.abs(block_KD).max(1)
+                error = np.abs(half_KD.astype(block_KD.dtype) - block_KD).max(1) / peak
+                worst = max(worst, float(np.max(error, where=fine & (peak > 0), initial=0)))
+                overflow += int((np.isfinite(block_KD).all(1) & ~fine).sum())
+                zero += int((peak == 0).sum())
+                first_zero = first_zero or next((items.keys[i] for i in item[peak == 0]), "")
+                state = np.where(told > 0, told, np.where(fine, 0, NON_FINITE)).astype(np.uint8)
+                half_KD[state > 0] = np.nan
+                emb_ND[item], status_N[item] = half_KD, state
+                progress.advance(len(block))
+        emb_ND[status_N == MISSING] = np.nan
+        if overflow:
+            print(f"{overflow:,} rows are finite in the file but overflow float16, whose largest value is 65,504: divide the embeddings by a constant")
+        if worst:
+            print(f"rounded to float16: by at most {worst:.1e} of a row's largest value" +
+                  (", which is much: multiply the embeddings by a constant" if worst > 1e-3 else ""))
+        if zero:
+            print(f"{zero:,} rows are all zeros, the first is {first_zero!r}: were they ever written?")
+        if status_N.all():
+            raise DataQualityError(f"not one row of {array.where} is finite in float16 (its largest value is 65,504)")
+        yield emb_ND, status_N

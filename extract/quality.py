@@ -1,0 +1,65 @@
+"""How many images may be bad (--max-bad), and the list of those that are."""
+
+import numpy as np
+
+from cache_specs.errors import DataQualityError, UsageError
+from cache_specs.integrity import read_commit
+from cache_specs.items import Items
+from cache_specs.view import STATUS, View
+
+SHOWN = 20
+
+
+def allowed(text: str, n: int) -> int:
+    """`0.1%` of n images, but never less than 1; `5` is just that number. Raises UsageError."""
+    try:
+        share = float(text.removesuffix("%"))
+        if not 0 <= share <= (100 if text.endswith("%") else n) or (not text.endswith("%") and share != int(share)):
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"--max-bad {text}: neither a share (--max-bad 0.1%) nor a number of images up to {n} (--max-bad 5)") from None
+    return max(1, int(n * share / 100)) if text.endswith("%") else int(share)
+
+
+def enforce(view: View, items: Items, max_bad: str) -> None:
+    """Raise DataQualityError, with the list, when the committed shards hold more bad rows than are allowed."""
+    status = np.zeros(view.n, np.uint8)
+    for shard in range(view.shards):
+        if view.commit_file(shard).is_file() and set(read_commit(view, shard)["status"]) != {STATUS[0]}:
+            first, last = view.bounds(shard)
+            status[first:last] = np.fromfile(view.status_file(shard), np.uint8, last - first)
+    refuse(status, items, max_bad)
+
+
+def refuse(status: np.ndarray, items: Items, max_bad: str) -> None:
+    """Raise DataQualityError when `status`, (N,), names more bad images than are allowed."""
+    bad, most = int((status > 0).sum()), allowed(max_bad, len(items))
+    if bad > most:
+        raise DataQualityError(f"{bad} images so far could not be embedded ({counts(status)}); of {len(items):,} images --max-bad {max_bad} allows {most}:\n"
+                               f"{listed(status, items)}\nMend the files (a changed file makes another data set), or allow them: ARGS='--max-bad {bad}'. "
+                               "What is committed is kept, and the same command goes on from there")
+
+
+def report(status: np.ndarray, items: Items, view: View) -> None:
+    """Print the images that are left out. Raises DataQualityError when not one is left."""
+    bad = int((status > 0).sum())
+    if bad:
+        print(f"{view.name}: {bad} of {view.n:,} images could not be embedded ({counts(status)}); they are left out of training:\n{listed(status, items)}")
+        if bad > SHOWN:
+            print(f"  all of them: the array `status` of {view.folder}")
+    if bad == view.n:
+        raise DataQualityError(f"not one of the {view.n:,} images could be embedded; are they images? Mend them, delete {view.folder} and try again")
+
+
+def counts(status: np.ndarray) -> str:
+    return ", ".join(f"{int((status == code).sum())} {STATUS[code]}" for code in np.unique(status[status > 0]))
+
+
+def listed(status: np.ndarray, items: Items) -> str:
+    bad = np.flatnonzero(status)
+    lines = [f"  row {row}: {_shown(items.keys[row])}: {STATUS[status[row]]}" for row in bad[:SHOWN]]
+    return "\n".join(lines + ([f"  … and {len(bad) - SHOWN:,} more"] if len(bad) > SHOWN else []))
+
+
+def _shown(key: str) -> str:
+    return key if key.isprintable() else repr(key)

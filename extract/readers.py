@@ -1,0 +1,87 @@
+"""The encoded bytes of image i of a data set, from files, arrays or torchvision. Picklable, so that decode workers can have them."""
+
+import hashlib
+import io
+import os
+import stat
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+MAX_BYTES = 2**29               # of an encoded image: 134 megapixels uncompressed
+
+
+class Reader:
+    """`read(i)`: the bytes of image i; `read.digest(i)`: their number and their sha256. Both raise OSError when it cannot be read."""
+
+    def __call__(self, i: int) -> bytes:
+        raise NotImplementedError
+
+    def digest(self, i: int) -> tuple[int, str]:
+        data = self(i)
+        return len(data), hashlib.sha256(data).hexdigest()
+
+
+class FileTooLargeError(OSError):
+    """An encoded image of more than MAX_BYTES, which is never read into memory."""
+
+
+@dataclass(frozen=True)
+class Reordered(Reader):
+    read: Reader
+    order: np.ndarray
+
+    def __call__(self, i: int) -> bytes:
+        return self.read(int(self.order[i]))
+
+    def digest(self, i: int) -> tuple[int, str]:
+        return self.read.digest(int(self.order[i]))
+
+
+@dataclass(frozen=True)
+class ReadFiles(Reader):
+    paths: list[str]
+
+    def __call__(self, i: int) -> bytes:
+        with self._open(i) as file:
+            return file.read()
+
+    def digest(self, i: int) -> tuple[int, str]:
+        with self._open(i) as file:                 # in pieces: many large files are hashed at once
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return file.tell(), digest
+
+    def _open(self, i: int) -> BinaryIO:
+        handle = os.open(self.paths[i], os.O_RDONLY | os.O_NONBLOCK)       # never hang on a FIFO
+        file, status = os.fdopen(handle, "rb"), os.fstat(handle)
+        if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
+            return file
+        file.close()
+        raise FileTooLargeError(f"{self.paths[i]} has {status.st_size} bytes") if stat.S_ISREG(status.st_mode) else \
+            OSError(f"{self.paths[i]} is not a regular file")
+
+
+@dataclass(frozen=True)
+class ReadArrays(Reader):
+    """Grey images (N, H, W) uint8 as binary PGM: a lossless file whose bytes depend on the pixels alone."""
+
+    images: np.ndarray
+
+    def __call__(self, i: int) -> bytes:
+        height, width = self.images[i].shape
+        return b"P5\n%d %d\n255\n" % (width, height) + self.images[i].tobytes()
+
+
+@dataclass(frozen=True)
+class ReadTorchvision(Reader):
+    """Images of torchvision data sets as binary PPM/PGM, whatever they are stored as."""
+
+    parts: list[Any]
+    where: list[tuple[int, int]]
+
+    def __call__(self, i: int) -> bytes:
+        part, index = self.where[i]
+        image, sink = self.parts[part][index][0], io.BytesIO()
+        (image if image.mode in ("L", "RGB") else image.convert("RGB")).save(sink, "PPM")
+        return sink.getvalue()

@@ -1,0 +1,163 @@
+"""make verify [VIEW=clip] [DATA=photos/] [ARGS='--recompute 4']     (python -m extract.verify --view clip)
+
+Reads every byte of the views (without VIEW, of all): descriptions, item list, sizes, both digests, counts, and that each row is what its
+status says. `--recompute K` also embeds K random rows of each shard again, from the images, and compares. Prints a line a view; exits
+with 5 and the list of what is wrong, and the command that mends it.
+"""
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cache_specs.errors import CoviewError, IntegrityError, StaleError, UsageError, run_cli
+
+if TYPE_CHECKING:
+    from cache_specs.spec import ViewSpec
+    from cache_specs.view import View
+    from extract.datasets import Dataset
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Search the cache for damage, reading every byte. Changes nothing."""
+
+    view: str = ""
+    """name of a view; default: all"""
+    data: str = ""
+    """the data set, as it was given to extract; default: all"""
+    recompute: int = 0
+    """embed this many random rows of each shard again, from the images, and compare"""
+    seed: int = 0
+    """which rows those are"""
+    weights: str | None = None
+    """local weights, as they were given to extract"""
+    cache: str = "cache"
+    """where the embeddings are"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    root: str = "data"
+    """where torchvision data sets lie"""
+
+
+def verify(config: VerifyConfig) -> None:
+    """Print a line for every view. Raises CoviewError (IntegrityError where anything is damaged) after the last one."""
+    from cache_specs.lookup import find_views
+
+    failures: list[tuple[Path, CoviewError]] = []
+    folders = find_views(Path(config.cache), config.view, config.data)
+    for folder in folders:
+        try:
+            print(f"{folder}: {_verify_one(folder, config)}", flush=True)
+        except CoviewError as error:
+            print(f"{folder}: NOT OK", flush=True)
+            failures.append((folder, error))
+    if failures:
+        failed = CoviewError("\n".join(str(error) for _, error in failures) + f"\n{len(failures)} of {len(folders)} views are not ok")
+        failed.exit_code = max(error.exit_code for _, error in failures)
+        raise failed
+
+
+def _verify_one(folder: Path, config: VerifyConfig) -> str:
+    from cache_specs import integrity, repair, store
+    from cache_specs.items import read_items
+
+    items = read_items(folder.parent)
+    view = store.open_view(folder)
+    store.refuse_other_images(view, items.fingerprint, len(items))
+    begun = time.monotonic()
+    found = list(repair.problems(view))
+    seconds = time.monotonic() - begun
+    if found:
+        lines = [f"  {problem.file.relative_to(folder)}{_rows(view, problem.shard)}: {problem.what}" for problem in found]
+        raise IntegrityError(f"{folder} is damaged:\n" + "\n".join(lines) + f"\nType: {store.command(folder)}   (it recomputes only what is damaged)")
+    done = view.shards - len(view.pending())
+    size = done * (view.embeddings_bytes + view.status_bytes)
+    read = f"{view.n:,} rows x {view.width}, {done} of {view.shards} shards, {size / 1e6:,.1f} MB read in {seconds:.1f} s ({size / 1e9 / seconds:.2f} GB/s)"
+    if not view.is_complete:
+        return f"unfinished, undamaged: {read}; to go on: {store.command(folder, 'extract')}"
+    bad = int((integrity.check(view) > 0).sum())
+    if (folder / "verified.json").exists():
+        os.utime(folder / "verified.json")              # `make status` shows when
+    line = f"ok: {read}, {bad} bad rows"
+    return line + (", " + _recompute(view, config) if config.recompute else "")
+
+
+def _rows(view: "View", shard: int | None) -> str:
+    return "" if shard is None else f" (shard {shard}, rows {view.bounds(shard)[0]} to {view.bounds(shard)[1] - 1})"
+
+
+def images_of(view: "View", asked: str, weights: str | None, root: str) -> tuple["ViewSpec", dict[str, Path], "Dataset"]:
+    """The spec, the weights and the images that a view was made of, found again. Raises CoviewError naming what is gone or changed."""
+    from cache_specs import store
+    from cache_specs.items import read_source
+    from cache_specs.spec import load_spec, view_names
+    from extract.datasets import open_dataset
+    from extract.weights import find_weights
+
+    if view.attributes["spec"]["backend"] == store.IMPORTED:
+        raise UsageError(f"{view.folder} was imported, not computed from images: there is nothing to compute its rows from")
+    toml = asked if asked.endswith(".toml") else view.name if view.name in view_names() else view.attributes["provenance"]["spec_file"]
+    spec = load_spec(toml)
+    files, weights_sha256 = find_weights(spec, weights)
+    store.refuse_changed(view, spec.declared(), weights_sha256)
+    source = read_source(view.folder.parent)
+    if not source:
+        raise IntegrityError(f"{view.folder.parent / 'dataset.json'} does not say where the images are; type: make extract VIEW={toml} DATA=… with them")
+    if Path(source).is_absolute() and not Path(source).exists():
+        raise UsageError(f"the images of {view.folder.parent.name} were in {source}, which is gone. If they were moved, type first: "
+                         f"make extract VIEW={toml} DATA=(where they are now); it notes the place and embeds nothing")
+    return spec, files, open_dataset(source, Path(root), view.folder.parent.name.rpartition("-")[0])
+
+
+def _recompute(view: "View", config: VerifyConfig) -> str:
+    import numpy as np
+    import torch
+
+    from cache_specs import store
+    from cache_specs.items import read_items
+    from extract import canary
+    from extract.backbones import load_backbone
+    from extract.embed import finish
+    from extract.images import OK, Batches
+    from extract.run import devices
+
+    spec, files, dataset = images_of(view, config.view, config.weights, config.root)
+    items, device = read_items(view.folder.parent), devices(config.device, 1)[0]
+    backbone, chance = load_backbone(spec, files, device), np.random.default_rng(config.seed)
+    if dataset.keys != items.keys:
+        raise StaleError(f"the images of {dataset.name} are not those of the item list any more; this names the first difference: "
+                         f"{store.command(view.folder, 'extract')}")
+    batch = view.attributes["provenance"]["batch"]
+    rows = np.concatenate([np.sort(chance.choice(np.arange(*view.bounds(shard)), min(config.recompute, len(range(*view.bounds(shard)))), replace=False))
+                           for shard in range(view.shards)]).tolist()
+    tolerance, farthest, wrong = canary.STORED[spec.compute_dtype], 0.0, []
+    for first in range(0, len(rows), batch):
+        part = rows[first:first + batch]
+        pixels, status = Batches(dataset.read, items.sha256, spec.preprocess, [part], batch)[0]
+        with torch.inference_mode():
+            pixels = pixels.to(device)
+            emb, status = finish(backbone, backbone(pixels), pixels, status)
+        stored, stored_status = store.read_rows(view, part)
+        far = np.where(stored_status == OK, canary.distance(stored.astype(np.float32), emb[:len(part)].astype(np.float32)), 0)
+        differ = (far > tolerance) | (status[:len(part)] != stored_status)
+        farthest = max(farthest, float(far.max()))
+        wrong += [f"  row {row} ({items.keys[row]}): status {store.STATUS[stored_status[i]]} -> {store.STATUS[status[i]]}, relative distance {far[i]:.2g}"
+                  for i, row in enumerate(part) if differ[i]]
+    if wrong:
+        shards = ",".join(map(str, sorted({int(line.split()[1]) // view.rows for line in wrong})))
+        raise IntegrityError(f"{view.folder}: {len(wrong)} of {len(rows)} rows are not what is computed from the images now (allowed distance {tolerance}):\n"
+                             + "\n".join(wrong[:20]) + f"\nTo compute their shards again: {store.command(view.folder)} ARGS='--shards {shards}'")
+    return f"{len(rows)} rows computed again: largest relative distance {farthest:.2g}, allowed {tolerance}"
+
+
+def main() -> None:
+    import tyro
+
+    verify(tyro.cli(VerifyConfig, prog="python -m extract.verify", description=VerifyConfig.__doc__))
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

@@ -1,0 +1,245 @@
+"""One small extraction and its trials: in this process, or in forked children that are killed, refused or in each other's way.
+
+    python tests/faults.py       reads lines of steps, writes a line for each: a list of [exit status, message, pid, seconds]; -9 for a killed child
+"""
+
+import ctypes
+import functools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from conftest import VIEW_TOML
+
+from cache_specs import durable, integrity, repair, store
+from cache_specs.errors import CoviewError, RankDiedError
+from cache_specs.items import Items, write_items
+from cache_specs.spec import load_spec
+from cache_specs.store import View
+
+SHARDS, ROWS, WIDTH, BAD = 3, 16, 8, 5             # row BAD has the status "non-finite"
+UNEQUAL = ("verified.json", ".lock", ".lock-parts")         # inodes, process ids: never the same in two runs
+_servers: dict[tuple[str, ...], subprocess.Popen[str]] = {}
+Steps = list[dict[str, Any] | list[dict[str, Any]]]
+
+
+# --- the extraction
+
+def rows(shards: int = SHARDS) -> tuple[np.ndarray, np.ndarray]:
+    """The (N, D) embeddings and (N,) status of every trial."""
+    n = shards * ROWS - 5
+    emb_ND = np.random.Generator(np.random.Philox(key=1)).normal(size=(n, WIDTH)).astype(np.float16)
+    status_N = np.zeros(n, np.uint8)
+    emb_ND[BAD], status_N[BAD] = np.nan, store.STATUS.index("non-finite")
+    return emb_ND, status_N
+
+
+@functools.cache
+def declared() -> dict[str, Any]:
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+        file.write(VIEW_TOML.format(width=WIDTH))
+        file.flush()
+        return load_spec(file.name).declared()
+
+
+def create(folder: Path, shards: int = SHARDS) -> View:
+    n = shards * ROWS - 5
+    keys = [f"{i:03d}.png" for i in range(n)]
+    items = Items("d", "folder", keys, np.arange(n, dtype=np.int32) % 2, [""] * n, np.ones(n, np.int64), [key * 9 for key in keys], ["a", "b"])
+    dataset = write_items(folder / "cache", items)
+    return store.create_view(dataset, "v", declared(), "0" * 64, items.fingerprint, n, ROWS, {"batch": 1})
+
+
+def extract(folder: Path, shards: int = SHARDS, parts: int = 1, log: Path | None = None, slow: float = 0, part_faults: dict[str, str] | None = None) -> View:
+    """What `make extract` does to a cache below `folder`, with `parts` processes; every shard computed is a line of `log`."""
+    view = create(folder, shards)
+    if not view.is_complete:
+        with store.writer_lock(view.folder):
+            integrity.check_commits(view)
+            if parts == 1:
+                write_part(view, 0, 1, log, slow)
+            else:
+                fork_parts(view, parts, log, slow, part_faults or {})
+            integrity.seal(view)
+    status = integrity.check(view)
+    assert status.tolist() == rows(shards)[1].tolist()
+    return view
+
+
+def write_part(view: View, part: int, parts: int, log: Path | None = None, slow: float = 0) -> None:
+    emb_ND, status_N = rows(view.shards)
+    for shard in view.pending():
+        if shard % parts != part:
+            continue
+        if log:
+            with log.open("a") as file:
+                file.write(f"{shard}\n")
+        time.sleep(slow)
+        first, last = view.bounds(shard)
+        emb_RD, status_R = np.full((ROWS, WIDTH), np.nan, np.float16), np.zeros(ROWS, np.uint8)
+        emb_RD[:last - first], status_R[:last - first] = emb_ND[first:last], status_N[first:last]
+        store.write_shard(view, shard, emb_RD, status_R, 0.0)
+
+
+def fork_parts(view: View, parts: int, log: Path | None, slow: float, part_faults: dict[str, str]) -> None:
+    parent, children = os.getpid(), []
+    for part in range(parts):
+        child = os.fork()
+        if not child:
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)              # PR_SET_PDEATHSIG: as the processes of an extraction
+            if os.getppid() != parent:
+                os._exit(1)
+            for handle in os.listdir("/proc/self/fd"):              # a spawned process has none of its parent's files, so not its lock
+                if os.path.basename(os.path.realpath(f"/proc/self/fd/{handle}")) in (".lock", ".lock-parts"):
+                    os.close(int(handle))
+            os.environ["COVIEW_FAULT"] = part_faults.get(str(part), "")
+            durable._passed = 0
+            try:
+                with durable.shared_lock(view.folder, store.PARTS):
+                    write_part(view, part, parts, log, slow)
+                os._exit(0)
+            except CoviewError as error:
+                os._exit(error.exit_code)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    if any(codes):
+        raise RankDiedError(f"processes ended with {codes}")
+
+
+def mend(folder: Path) -> list[int]:
+    """What `make repair` does before it extracts; the shards that are lost."""
+    view_folder, = (folder / "cache").glob("d-*/v-*")
+    with store.writer_lock(view_folder):
+        return repair.mend(view_folder)[2]
+
+
+def refused(folder: Path) -> str:
+    """Why the check does not accept the view; '' where it does, and then every row must be the right one."""
+    found = list((folder / "cache").glob("d-*/v-*"))
+    if not found:
+        return "no view"
+    try:
+        view = store.open_view(found[0])
+        status_N = integrity.check(view)
+    except CoviewError as error:
+        return f"{type(error).__name__}: {error}"
+    emb_ND = np.concatenate([np.fromfile(view.embeddings_file(shard), np.float16, ROWS * WIDTH).reshape(ROWS, WIDTH) for shard in range(view.shards)])
+    right_ND, right_N = rows(view.shards)
+    assert emb_ND[:view.n].tobytes() == right_ND.tobytes() and status_N.tolist() == right_N.tolist(), "the check accepted a wrong row"
+    return ""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below the cache but what differs between any two runs."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted((folder / "cache").rglob("*"))
+            if path.is_file() and path.name not in UNEQUAL}
+
+
+# --- trials in children
+
+def trial(folder: Path, do: str = "extract", fault: str = "", kill_after: float = 0, **options: Any) -> dict[str, Any]:
+    """One child: `do` in extract, mend, refused; with COVIEW_FAULT, or killed after so many seconds. See `extract` for the options."""
+    if do == "extract":
+        options["log"] = f"{folder}.log"
+    return {"folder": str(folder), "do": do, "fault": fault, "kill_after": kill_after, "options": options}
+
+
+def run(steps: Steps, prefix: tuple[str, ...] = ()) -> list[list[Any]]:
+    """Take the steps one after the other: a trial, a list of trials at once, or {"sh": a command}. Their results in a list for each step."""
+    if prefix not in _servers:                  # its imports take longer than a hundred trials
+        root = str(Path(__file__).parents[1])
+        _servers[prefix] = subprocess.Popen([*prefix, sys.executable, "-W", "ignore::DeprecationWarning", __file__], cwd=root, text=True,
+                                            env={**os.environ, "PYTHONPATH": root}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    server = _servers[prefix]
+    print(json.dumps(steps), file=server.stdin, flush=True)
+    return [json.loads(server.stdout.readline()) for _ in steps]
+
+
+def close() -> None:
+    """End the processes that took the steps."""
+    while _servers:
+        with _servers.popitem()[1] as server:
+            server.stdin.close()
+            assert server.wait(10) == 0
+
+
+def computed(folder: Path) -> list[int]:
+    log = Path(f"{folder}.log")
+    return [int(line) for line in log.read_text().split()] if log.exists() else []
+
+
+def _child(job: dict[str, Any], pipe: int) -> int:
+    os.environ.pop("COVIEW_FAULT", None)
+    if job["fault"]:
+        os.environ["COVIEW_FAULT"] = job["fault"]
+    folder, options, message, code = Path(job["folder"]), job["options"], "", 0
+    try:
+        if job["do"] == "extract":
+            folder.mkdir(exist_ok=True)
+            extract(folder, **{**options, "log": Path(options["log"])})
+        else:
+            message = json.dumps({"mend": mend, "refused": refused}[job["do"]](folder, **options))
+    except CoviewError as error:
+        message, code = str(error), error.exit_code
+    except BaseException:
+        import traceback
+        message, code = traceback.format_exc(), 99
+    os.write(pipe, message.encode()[:60_000])
+    return code
+
+
+def _serve() -> None:
+    import google_crc32c
+    import pandas
+    import pyarrow.parquet
+    import xxhash
+    import zarr.codecs
+    import zarr.storage
+
+    assert all((google_crc32c, pandas, pyarrow, xxhash, zarr, declared()))         # imported once, for all the children
+    for step in (step for line in sys.stdin for step in json.loads(line)):
+        results = []
+        if "sh" in step:
+            done = subprocess.run(step["sh"], shell=True, capture_output=True, text=True)
+            results.append([done.returncode, done.stderr, 0, 0])
+        else:
+            running = []
+            for job in step if isinstance(step, list) else [step]:
+                reader, writer = os.pipe()
+                begun, child = time.monotonic(), os.fork()
+                if not child:
+                    code = 98
+                    try:
+                        code = _child(job, writer)
+                    finally:
+                        os._exit(code)
+                os.close(writer)
+                running.append((job, child, reader, begun))
+            for job, child, _, begun in sorted(running, key=lambda entry: entry[0]["kill_after"]):
+                if job["kill_after"]:
+                    time.sleep(max(0, begun + job["kill_after"] - time.monotonic()))
+                    os.kill(child, signal.SIGKILL)
+            for _, child, reader, begun in running:
+                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                seconds = time.monotonic() - begun
+                with os.fdopen(reader, "rb") as file:
+                    results.append([code, file.read().decode(), child, seconds])
+        print(json.dumps(results), flush=True)
+
+
+def holder(message: str) -> int:
+    """The process that a refused writer names."""
+    found = re.search(r"is being written by process (\d+) on ", message)
+    return int(found[1]) if found else 0
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,298 @@
+"""make verify, repair, status and gc on a real small view: what is damaged is named, mended and nothing else is touched."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import BAD, ROOT, ROWS, Made, N, config
+
+from cache_specs import durable, gc, integrity, lookup, repair, store
+from cache_specs.errors import CoviewError, IntegrityError, StorageError, UsageError
+from cache_specs.gc import GcConfig
+from cache_specs.status import status
+from cache_specs.view import View
+from extract.repair import RepairConfig, mend_view
+from extract.run import run
+from extract.verify import VerifyConfig, verify
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> View:
+    return run(config(photos, tmp_path_factory.mktemp("original") / "cache"))
+
+
+@pytest.fixture
+def view(original: View, tmp_path: Path) -> View:
+    shutil.copytree(original.folder.parent.parent, tmp_path / "cache")
+    return store.open_view(tmp_path / "cache" / original.folder.parent.name / original.folder.name)
+
+
+def contents(view: View) -> dict[str, bytes]:
+    return {str(path.relative_to(view.folder.parent)): path.read_bytes() for path in view.folder.parent.rglob("*")
+            if path.is_file() and path.name not in ("verified.json", ".lock", ".lock-parts")}
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(bytes(data))
+
+
+def cache_of(view: View) -> str:
+    return str(view.folder.parent.parent)
+
+
+def damage(view: View, name: str) -> None:
+    path = view.folder / name
+    if name == "swap":
+        a, b = view.embeddings_file(0), view.embeddings_file(1)
+        kept = a.read_bytes()
+        a.write_bytes(b.read_bytes())
+        b.write_bytes(kept)
+    elif name == "stray":
+        shutil.copytree(view.embeddings_file(0).parent, view.embeddings_file(9).parent)
+    elif name.startswith("lost "):
+        (view.folder / name.removeprefix("lost ")).unlink()
+    else:
+        flip(path)
+
+
+HARMS = {      # harm -> shards to compute again
+    "embeddings/c/1/0": {1}, "status/c/2": {2}, "commits/00001.json": set(), "complete.json": set(), "zarr.json": set(), "embeddings/zarr.json": set(),
+    "status/zarr.json": set(), "canary.json": set(), "swap": {0, 1}, "stray": set(), "lost embeddings/c/0/0": {0}, "lost commits/00002.json": set(),
+    "lost zarr.json": set(), "../items.parquet": set(), "../dataset.json": set(),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_verify_names_it_and_repair_computes_again_only_what_is_damaged(view, original, photos, capsys, monkeypatch, harm):
+    damage(view, harm)
+    with pytest.raises(CoviewError) as caught:
+        verify(VerifyConfig(cache=cache_of(view)))
+    message, out = str(caught.value), capsys.readouterr().out
+    assert caught.value.exit_code == 5 and "make " in message and "NOT OK" in out
+    named = {"swap": "embeddings/c/0/0 (shard 0, rows 0 to 15)", "stray": "embeddings/c/9"}.get(harm, harm.removeprefix("lost ").removeprefix("../"))
+    assert named in message
+    computed = []
+    monkeypatch.setattr(store, "write_shard", lambda view, shard, *args, real=store.write_shard: computed.append(shard) or real(view, shard, *args))
+    if harm == "../dataset.json":           # what says where the images are is lost: the message asks for them
+        with pytest.raises(IntegrityError, match=r"does not say where the images are; type: make extract VIEW=.* DATA=… with them"):
+            mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view)))
+        run(config(photos, Path(cache_of(view))))
+    else:
+        mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view), workers=0))
+    assert set(computed) == HARMS[harm] and contents(view) == contents(original)
+    verify(VerifyConfig(cache=cache_of(view)))
+    assert f": ok: {N} rows x 128, 3 of 3 shards, " in capsys.readouterr().out
+
+
+def test_a_whole_view_is_left_alone(view, original, capsys):
+    mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view)))
+    assert capsys.readouterr().out == "tiny-clip: nothing is damaged\n" and contents(view) == contents(original)
+
+
+def test_an_unfinished_view_is_mended_and_stays_unfinished(view, capsys):
+    (view.folder / "complete.json").unlink()
+    view.commit_file(2).unlink()
+    flip(view.embeddings_file(0))
+    with pytest.raises(CoviewError, match=r"embeddings/c/0/0 \(shard 0, rows 0 to 15\): has changed since it was written"):
+        verify(VerifyConfig(cache=cache_of(view)))
+    mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view)))
+    assert "unfinished, as it was; to go on: make extract VIEW=tiny-clip DATA=" in capsys.readouterr().out and view.pending() == [0, 2]
+    verify(VerifyConfig(cache=cache_of(view)))
+    assert "unfinished, undamaged: 45 rows x 128, 1 of 3 shards" in capsys.readouterr().out
+
+
+def test_nothing_is_removed_before_the_images_are_found(view, photos, tmp_path):
+    moved = tmp_path / "photos"
+    shutil.copytree(photos, moved)
+    run(config(moved, Path(cache_of(view))))                            # the item list now names the copy
+    shutil.rmtree(moved)
+    flip(view.embeddings_file(1))
+    before = contents(view)
+    with pytest.raises(UsageError, match=r"which is gone\. If they were moved, type first: make extract VIEW="):
+        mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view)))
+    assert contents(view) == before
+
+
+def test_without_any_intact_description_the_view_must_go(view):
+    for name in store.DOCUMENTS:
+        flip(view.folder / name)
+    with pytest.raises(IntegrityError, match=r"all three zarr\.json are damaged.* Delete .*make extract VIEW=tiny-clip"):
+        mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view)))
+
+
+def test_chosen_shards_are_computed_again(view, original, capsys):
+    mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view), shards="0,2", workers=0))
+    assert "2 of 3 shards are to be computed again: 0, 2" in capsys.readouterr().out and contents(view) == contents(original)
+    for wrong in ("3", "-1", "x"):
+        with pytest.raises(UsageError, match="numbers of shards from 0 to 2"):
+            mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view), shards=wrong))
+    with pytest.raises(UsageError, match="VIEW is missing"):
+        mend_view(RepairConfig(cache=cache_of(view)))
+
+
+# --- recomputing
+
+def test_recomputed_rows_agree_and_a_wrong_row_with_a_right_digest_is_found(view, photos, capsys):
+    verify(VerifyConfig(cache=cache_of(view), recompute=100))
+    assert f"{N} rows computed again: largest relative distance 0, allowed 0.002" in capsys.readouterr().out
+    emb, state = store.read_rows(view, list(range(ROWS)))
+    emb[[3, 7]] = emb[[7, 3]]                                           # two images' rows exchanged, and properly committed
+    for path in (view.folder / "complete.json", view.commit_file(0)):
+        path.unlink()
+    with store.writer_lock(view.folder):
+        store.write_shard(view, 0, emb, state, 0.0)
+        integrity.seal(view)
+    verify(VerifyConfig(cache=cache_of(view)))                          # no digest can see that
+    with pytest.raises(CoviewError, match=r"2 of 45 rows are not what is computed") as caught:
+        verify(VerifyConfig(cache=cache_of(view), recompute=100))
+    assert "row 3 (a/006.png): status ok -> ok, relative distance" in str(caught.value) and "--shards 0'" in str(caught.value)
+    mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view), shards="0", workers=0))
+    verify(VerifyConfig(cache=cache_of(view), recompute=100))
+
+
+def test_a_bad_row_is_recomputed_as_bad(view, capsys):
+    verify(VerifyConfig(cache=cache_of(view), recompute=ROWS, seed=5))
+    assert "1 bad rows" in capsys.readouterr().out and store.read_rows(view, [BAD])[1][0] == 2
+
+
+# --- status
+
+def test_status_shows_every_view(view, original):
+    assert f"{view.folder.parent.name}: {N} images of " in status(Path(cache_of(view)))
+    line = status(Path(cache_of(view)))
+    assert f"{N} x 128, 0.0 MB: finished " in line and "verified " in line and "1 bad rows (1 truncated)" in line
+    (view.folder / "complete.json").unlink()
+    assert "unfinished, 3 of 3 shards; to go on: make extract VIEW=tiny-clip DATA=/" in status(Path(cache_of(view)))
+    flip(view.folder / "zarr.json")
+    assert "NOT OK: the description of the view in" in status(Path(cache_of(view)))
+    with pytest.raises(UsageError, match="there is no cache"):
+        status(Path(cache_of(view)) / "nowhere")
+
+
+SLOW = """
+import sys, time
+from extract import embed, progress
+from extract.config import ExtractConfig
+from extract.run import run
+progress.FILE_EVERY_S = 0.0
+real = embed.finish
+embed.finish = lambda *args: (time.sleep(0.3), real(*args))[1]
+run(ExtractConfig(view="tiny-clip", data=sys.argv[1], cache=sys.argv[2], device="cpu", batch=8, shard_rows=16, workers=0, max_bad="10%"))
+"""
+
+
+def test_status_shows_a_running_extraction_and_its_bottleneck_and_a_second_one_is_sent_away(photos, tmp_path):
+    running = subprocess.Popen([sys.executable, "-c", SLOW, str(photos), str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            line = status(tmp_path)
+            if "bottleneck" in line:
+                break
+            time.sleep(0.05)
+        assert f"being written by process {running.pid} on" in line and " of 45 images, " in line and "h left; bottleneck: model (model " in line
+        assert "decode" in line and not list(gc.waste(tmp_path))
+        with pytest.raises(StorageError, match=f"is being written by process {running.pid} on .* since 20"):
+            run(config(photos, tmp_path))
+        with pytest.raises(UsageError, match="is not finished"):
+            integrity.check(store.open_view(store.view_folders(next(tmp_path.glob("photos-*")))[0]))
+        assert running.wait(60) == 0
+    finally:
+        running.kill()
+    assert "finished" in status(tmp_path) and not list(tmp_path.rglob("progress-*"))
+
+
+# --- gc
+
+def test_gc_removes_only_what_no_finished_view_needs(view, original, tmp_path, capsys):
+    cache = Path(cache_of(view))
+    (view.folder / "embeddings" / "c" / "1" / ".0.tmp").write_bytes(b"half")
+    damage(view, "stray")
+    foreign = cache / "mine"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("not ours")
+    made = Made(tmp_path / "made")
+    begun = made.cache / made.dataset.name
+    shutil.copytree(begun, cache / begun.name)
+    for folder in store.view_folders(cache / begun.name):
+        (folder / "complete.json").unlink()
+    with pytest.raises(UsageError, match="nothing is removed: there is no terminal to ask"):
+        gc.collect(GcConfig(cache=str(cache)))
+    out = capsys.readouterr().out
+    assert "a temp file" in out and "no shard of its view" in out and out.count("an unfinished view (") == 3 and "item list without a finished view" in out
+    assert (cache / begun.name).is_dir()
+    gc.collect(GcConfig(cache=str(cache), yes=True))
+    assert not (cache / begun.name).exists() and (foreign / "notes.txt").exists() and contents(view) == contents(original)
+    gc.collect(GcConfig(cache=str(cache), yes=True))
+    assert "nothing to remove; finished views are kept" in capsys.readouterr().out
+
+
+def test_gc_keeps_a_damaged_finished_view_and_what_somebody_holds(view, tmp_path):
+    flip(view.folder / "complete.json")
+    flip(view.folder / "zarr.json")
+    assert not list(gc.waste(Path(cache_of(view))))
+    (view.folder / "complete.json").unlink()
+    with durable.lock(view.folder):
+        assert not list(gc.waste(Path(cache_of(view))))
+        with pytest.raises(StorageError, match="is being written by process"):
+            gc.remove(gc.Waste(view.folder, "", 0))
+    assert [one.path for one in gc.waste(Path(cache_of(view)))] == [view.folder, view.folder.parent]
+
+
+def test_gc_spares_what_was_finished_meanwhile(view):
+    gc.remove(gc.Waste(view.folder, "", 0))
+    gc.remove(gc.Waste(view.folder.parent, "", 0))
+    assert not integrity.check(view)[:BAD].any()
+
+
+# --- naming views
+
+def test_views_are_found_by_name_and_data_set(view, original, tmp_path):
+    cache = Path(cache_of(view))
+    assert lookup.find_views(cache) == lookup.find_views(cache, "tiny-clip", "photos") == lookup.find_views(cache, "x/tiny-clip.toml") == [view.folder]
+    with pytest.raises(UsageError, match=r"no view 'tiny-clop'.* did you mean 'tiny-clip'"):
+        lookup.find_views(cache, "tiny-clop")
+    with pytest.raises(UsageError, match="there is no cache"):
+        lookup.find_views(tmp_path / "nowhere")
+
+
+def test_the_commands_exit_with_their_codes(view, command: Callable):
+    flip(view.embeddings_file(1))
+    done = command("extract.verify", "--cache", cache_of(view))
+    assert done.returncode == 5 and "Traceback" not in done.stderr
+    line = next(line for line in done.stderr.splitlines() if line.startswith("Type: make repair"))
+    words = dict(word.split("=", 1) for word in line.split("   ")[0].split()[3:])
+    done = command("extract.repair", "--view", words["VIEW"], "--data", words["DATA"], "--cache", words["CACHE"])
+    assert done.returncode == 0 and "1 of 3 shards are to be computed again: 1" in done.stdout, done.stderr
+    assert command("extract.verify", "--cache", cache_of(view)).returncode == 0
+    shown = command("cache_specs.status", "--cache", cache_of(view))
+    assert shown.returncode == 0 and "finished" in shown.stdout
+    assert command("cache_specs.gc", "--cache", cache_of(view)).returncode == 0
+    assert json.loads((view.folder / "complete.json").read_text())["n"] == N and not list(repair.problems(view))
+
+
+def test_an_imported_view_is_filled_in_by_importing_again(tmp_path):
+    from extract.importer import ImportConfig
+    from extract.importer import run as import_view
+
+    emb = np.random.default_rng(0).normal(size=(N, 8)).astype(np.float16)
+    np.savez(tmp_path / "x.npz", embeddings=emb, y=np.arange(N) % 3)
+    settings = ImportConfig(view="v", source=str(tmp_path / "x.npz"), cache=str(tmp_path / "cache"), shard_rows=ROWS)
+    import_view(settings)
+    folder = next((tmp_path / "cache").glob("x-*/v-*"))
+    before = contents(store.open_view(folder))
+    flip(store.open_view(folder).embeddings_file(1))
+    with pytest.raises(IntegrityError, match=r"To fill in just these shards: make import VIEW=v FROM=.*x\.npz DATA=x-") as caught:
+        mend_view(RepairConfig(view="v", cache=str(tmp_path / "cache")))
+    with pytest.raises(UsageError, match=r"is not finished .*finish it: make import VIEW=v"):
+        integrity.check(store.open_view(folder))
+    words = dict(word.split("=", 1) for word in str(caught.value).split("make import ")[1].split())
+    import_view(ImportConfig(view=words["VIEW"], source=words["FROM"], data=words["DATA"], cache=words["CACHE"], by_row_order=True))
+    assert contents(store.open_view(folder)) == before
