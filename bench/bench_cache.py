@@ -59,7 +59,7 @@ def write_view(folder: Folder, n: int, width: int, rows: Callable[[int, int], np
     sync, os.fsync = os.fsync, lambda handle: None
     try:
         view = store.create_view(folder, "bench", {**load_spec("dinov2").declared(), "width": width}, "0" * 64, "1" * 64, n, SHARD, {})
-        with store.writer_lock(view):
+        with store.writer_lock(view.folder):
             for shard in view.pending():
                 first, last = view.bounds(shard)
                 emb_RD = np.full((SHARD, width), np.nan, np.float16)
@@ -427,7 +427,7 @@ def cold(folder: Folder, size: dict[str, Any], name: str) -> dict[str, float]:
 
 
 def sparse_view(folder: Folder, n: int) -> store.View:
-    return store.View(folder / "sparse-000000000000", n, 768, SHARD, {})
+    return store.View(folder / "sparse-000000000000", n, 768, SHARD, "", {})
 
 
 def make_sparse(folder: Folder, n: int) -> None:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,9 +49,12 @@ def create_view(dataset: Path, name: str, declared: dict[str, Any], weights_sha2
     folder = view_folder(dataset, name, declared, weights_sha256)
     durable.make_folder(dataset)
     with durable.lock(dataset, wait=True):                  # two starts at once must not mix their shard sizes
-        for other in view_folders(dataset, name):
-            if other != folder:
-                refuse_changed(open_view(other), declared, weights_sha256)
+        for other in named_folders(dataset):
+            if other != folder and view_name(other) == name:
+                if is_created(other):
+                    refuse_changed(open_view(other), declared, weights_sha256)
+                else:
+                    shutil.rmtree(other)                    # a killed run began to make it, and no more
         if not is_created(folder):
             attributes = {"format": FORMAT, "view": name, "n": n, "rows": rows, "spec": declared, "weights_sha256": weights_sha256,
                           "items_fingerprint": items_fingerprint, "provenance": provenance}

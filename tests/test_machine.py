@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import VIEW_TOML
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from PIL import Image
 
 from cache_specs import durable, gc, store
@@ -112,10 +112,10 @@ class Walk(RuleBasedStateMachine):
             self.believed()
             assert not list((self.folder / "cache").rglob(".*.tmp"))
 
-    @precondition(lambda self: self.inside is not None and self.views())
     @rule(which=st.integers(0, 10**6), how=st.sampled_from(["flip", "cut", "grow", "zero", "delete", "swap"]), place=st.integers(0, 10**6))
     def corrupt(self, which: int, how: str, place: int) -> None:
-        files = sorted(path for path in self.views()[0].rglob("*") if path.is_file() and not path.name.startswith(".lock"))
+        files = sorted(path for folder in self.views() for path in folder.rglob("*")
+                       if path.is_file() and not path.name.startswith((".lock", "verified", "progress")))       # those two depend on the clock
         if not files:
             return
         path, other = files[which % len(files)], files[place % len(files)]
@@ -143,9 +143,10 @@ class Walk(RuleBasedStateMachine):
             if self.views() and (self.views()[0] / "complete.json").exists() and self.inside == self.spec:
                 self.believed()
 
-    @precondition(lambda self: bool(self.views()))
     @rule(kill=st.one_of(st.none(), st.integers(1, 60)))
     def repair(self, kill: int | None) -> None:
+        if not self.views():
+            return
         try:
             with killing(kill):
                 mend_view(RepairConfig(view=str(self.folder / "v.toml"), cache=str(self.folder / "cache"), workers=0))
@@ -200,9 +201,10 @@ class Walk(RuleBasedStateMachine):
         self.spec = spec
         write_spec(self.folder, spec)
 
-    @precondition(lambda self: self.finished and not self.harmed and self.inside == self.spec)
     @rule()
     def what_is_finished_and_not_harmed_opens(self) -> None:
+        if not self.finished or self.harmed or self.inside != self.spec:
+            return
         run(settings_of(self.folder))           # a hit, which also notes where the images lie now
         self.believed()
 
@@ -217,7 +219,7 @@ class killing:  # noqa: N801  used as a verb
         durable.fault = self.fault
 
     def fault(self, point: str) -> None:
-        self.passed += 1
+        self.passed += not point.startswith("verified")        # what is remembered of a check depends on the clock
         if self.passed == self.place:
             raise Killed(point)
 

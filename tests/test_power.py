@@ -132,8 +132,8 @@ class Recorder:
             yield
 
 
-def after_a_cut(operations: list[Operation], chance: random.Random) -> tuple[dict[tuple[int, str], int | None], dict[int, bytes]]:
-    """One legal state of the disk after these operations: the target of every name, the bytes of every file."""
+def after_a_cut(operations: list[Operation], chance: random.Random | None) -> tuple[dict[tuple[int, str], int | None], dict[int, bytes]]:
+    """One legal state of the disk after these operations: the target of every name, the bytes of every file. Without chance, only what was synced."""
     names: dict[tuple[int, str], list[int | None]] = {}           # the durable state first, then what may have come after it
     data: dict[int, list[bytes]] = {}
     for operation in operations:
@@ -148,6 +148,8 @@ def after_a_cut(operations: list[Operation], chance: random.Random) -> tuple[dic
                 for key in names:
                     if key[0] == number:
                         names[key] = names[key][-1:]
+    if chance is None:
+        return {key: states[0] for key, states in names.items()}, {file: states[0] for file, states in data.items()}
     survival = chance.choice((0.0, 0.2, 0.5, 0.8, 1.0))
     return ({key: states[-1] if chance.random() < survival else chance.choice(states) for key, states in names.items()},
             {file: _some_bytes(states, survival, chance) for file, states in data.items()})
@@ -329,6 +331,24 @@ def test_after_a_kill_and_then_a_power_cut_it_does(run, tmp_path, number):
         assert try_states(operations, 5, trial, tmp_path, run[1], start=resumed) == [], f"killed after {operations[resumed - 1]}"
 
 
+def test_what_a_killed_run_left_in_memory_is_on_the_disk_before_the_next_one_builds_on_it(run, tmp_path, monkeypatch):
+    """Killed before each sync of a folder, resumed to the end; then all that was never synced is gone."""
+    points: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "fault", points.append)
+        (tmp_path / "points").mkdir()
+        faults.extract(tmp_path / "points")
+    places = [place for place, point in enumerate(points, 1)
+              if point.endswith((".folder", "folder.parent")) and point not in ("settle.folder", "verified.folder")]
+    assert len(places) > 20
+    for place in places:
+        operations = recorded_with_a_kill(tmp_path / "recorded", place)
+        lay_down(tmp_path / "state", *after_a_cut(operations, None))
+        assert not wrong(tmp_path / "state", run[1]), f"killed at {points[place - 1]}"
+        shutil.rmtree(tmp_path / "recorded")
+        shutil.rmtree(tmp_path / "state")
+
+
 # --- the model bites
 
 def _no_sync_of_files(recorder: Recorder, patch: pytest.MonkeyPatch) -> None:
@@ -375,5 +395,5 @@ def _commit_in_place(recorder: Recorder, patch: pytest.MonkeyPatch) -> None:
 def test_a_writer_that_leaves_a_step_out_is_caught(run, tmp_path, broken):
     operations = recorded(tmp_path / "broken", broken)
     assert contents(tmp_path / "broken") == run[1], "without a power cut nobody sees it"
-    failures = try_states(operations, 200, 7, tmp_path, run[1], until_first=True)
+    failures = try_states(operations, 1000, 3, tmp_path, run[1], until_first=True)
     assert failures

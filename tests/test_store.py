@@ -436,6 +436,15 @@ def test_the_memory_of_another_copy_is_not_believed(view, hashed, sealed):
         integrity.check(view)
 
 
+@pytest.mark.parametrize(("change", "why"), [({"root": "0" * 64}, "the root hash is another one"), ({"view": "0" * 64}, "it is the seal of another view"),
+                                             ({"n": 7}, "it is the seal of another view")])
+def test_a_seal_that_is_intact_but_says_something_else_is_refused(view, change, why):
+    file = view.folder / "complete.json"
+    file.write_bytes(durable.sealed({**json.loads(file.read_text()), **change}))
+    with pytest.raises(IntegrityError, match=rf"complete\.json is damaged \({why}\)\. Type: make repair"):
+        integrity.check(view)
+
+
 def test_a_failed_check_is_not_remembered(view):
     integrity.check(view)
     _flipped(view.embeddings_file(1), view.embeddings_file(2))

@@ -179,7 +179,7 @@ from train.stream import stream
 def memory():
     return {line.split(":")[0]: int(line.split()[1]) / 1000 for line in open("/proc/self/status") if line[:3] in ("VmR", "VmH", "Rss")}
 
-view, order, most = View(Path(sys.argv[1]), int(sys.argv[2]), 768, 4096, {}), sys.argv[3], int(sys.argv[4])
+view, order, most = View(Path(sys.argv[1]), int(sys.argv[2]), 768, 4096, "", {}), sys.argv[3], int(sys.argv[4])
 seen, half, before, begun = 0, None, memory(), time.perf_counter()
 for rows, emb in stream(view, 1024, order):
     seen += len(rows)
@@ -193,7 +193,7 @@ print(json.dumps({"rows": seen, "seconds": time.perf_counter() - begun, "before"
 
 def flat(folder: Path, n: int, order: str, most: int) -> dict:
     """Stream a view of n x 768 whose files are all hole, in a process of its own."""
-    view = View(folder / "v-000000000000", n, 768, 4096, {})
+    view = View(folder / "v-000000000000", n, 768, 4096, "", {})
     for shard in range(view.shards):
         view.embeddings_file(shard).parent.mkdir(parents=True)
         view.embeddings_file(shard).touch()

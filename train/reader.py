@@ -1,7 +1,7 @@
 """Finished views -> one (N, D) array each, mapped from the cache's files without copying anything.
 
 All shards of a view are mapped end to end into one reserved range of addresses (mmap with MAP_FIXED), so that a random batch is a
-plain gather. That needs shards of whole pages; otherwise the rows are gathered from one map a shard.
+plain gather. That needs shards of whole pages, which all but tiny data sets have (4,096 rows of any width); those are read into memory.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cache_specs import integrity, store
-from cache_specs.errors import DataQualityError
+from cache_specs.errors import DataQualityError, StorageError
 from cache_specs.items import Items, find_dataset, read_items
 from cache_specs.spec import load_spec
 
@@ -82,7 +82,8 @@ def map_view(view: store.View) -> np.ndarray:
 
 def _checked(address: int | None) -> int:
     if address is None or address == ctypes.c_void_p(-1).value:
-        raise OSError(ctypes.get_errno(), "mmap failed")
+        raise StorageError(f"mapping the cache failed: {os.strerror(ctypes.get_errno())}. If it has tens of thousands of shards, allow more maps: "
+                           "sudo sysctl vm.max_map_count=1000000, or extract with a larger --shard-rows")
     return address
 
 
