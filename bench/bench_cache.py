@@ -64,7 +64,7 @@ def write_view(folder: Folder, n: int, width: int, rows: Callable[[int, int], np
                 first, last = view.bounds(shard)
                 emb_RD = np.full((SHARD, width), np.nan, np.float16)
                 emb_RD[:last - first] = rows(first, last)
-                store.write_shard(view, shard, emb_RD, np.zeros(SHARD, np.uint8), 0.0)
+                store.write_shard(view, shard, emb_RD, np.zeros(SHARD, np.uint8))
             integrity.seal(view)
     finally:
         os.fsync = sync

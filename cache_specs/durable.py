@@ -239,5 +239,8 @@ def settle(folders: Iterable[Path]) -> None:
 
 def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
     """Remove temp files that a killed writer left below `folder`. Only the holder of the folder's lock may call this."""
-    for leftover in folder.rglob(pattern):
-        leftover.unlink(missing_ok=True)
+    try:
+        for leftover in folder.rglob(pattern):
+            leftover.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error

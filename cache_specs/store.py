@@ -176,7 +176,7 @@ def writer_lock(folder: Path) -> Iterator[None]:
             durable.sweep(folder, "progress-*.json")
 
 
-def write_shard(view: View, shard: int, emb_RD: np.ndarray, status_R: np.ndarray, seconds: float) -> None:
+def write_shard(view: View, shard: int, emb_RD: np.ndarray, status_R: np.ndarray) -> None:
     """Write one whole shard and its commit. emb_RD: (R, D) float16, status_R: (R,) uint8; rows past N must be NaN and 0.
 
     Raises StorageError (disk full, read-only, failing); then the shard is simply not committed.

@@ -4,7 +4,6 @@ Batches never cross a shard's edge and the last one is padded, so a row's bytes 
 loses at most the shard it was computing; the next run goes on with the first uncommitted one and ends with the same bytes.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,7 +28,6 @@ def embed(view: store.View, backbone: Backbone, prep: Preprocess, read: Any, sha
     batches = Batches(read, sha256, prep, [rows for _, rows in plan], batch)
     loader = DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=device.startswith("cuda"),
                         multiprocessing_context="forkserver" if workers else None)
-    begun = time.monotonic()
     for (shard, rows), (emb_BD, status_B) in zip(plan, embedded(loader, backbone, device, progress.clock), strict=True):
         first, last = view.bounds(shard)
         if rows.start == first:
@@ -39,8 +37,7 @@ def embed(view: store.View, backbone: Backbone, prep: Preprocess, read: Any, sha
         emb_RD[place], status_R[place] = emb_BD[:len(rows)], status_B[:len(rows)]
         if rows.stop == last:
             with progress.clock("write"):
-                store.write_shard(view, shard, emb_RD, status_R, time.monotonic() - begun)
-            begun = time.monotonic()
+                store.write_shard(view, shard, emb_RD, status_R)
             if status_R.any():
                 look()
         progress.advance(len(rows))

@@ -6,7 +6,6 @@ the file; without it the file itself makes a data set, by its keys and labels. E
 
 import re
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,10 +108,10 @@ def _write(config: ImportConfig, folder: Path, items: "Items", emb_ND: "np.ndarr
         integrity.check_commits(view)
         with store.writer_lock(view.folder):
             for shard in view.pending():
-                begun, (first, last) = time.monotonic(), view.bounds(shard)
+                first, last = view.bounds(shard)
                 emb_RD, status_R = np.full((view.rows, width), np.nan, np.float16), np.zeros(view.rows, np.uint8)
                 emb_RD[:last - first], status_R[:last - first] = emb_ND[first:last], status_N[first:last]
-                store.write_shard(view, shard, emb_RD, status_R, time.monotonic() - begun)
+                store.write_shard(view, shard, emb_RD, status_R)
             integrity.seal(view)
     status = integrity.check(view)
     print(f"{view.name}: {'already in the cache, nothing to do' if done else 'finished'}: {n:,} rows x {width} in {view.folder}")

@@ -50,7 +50,7 @@ def write_view(dataset: Path, toml: Path, emb_ND: np.ndarray, items_fingerprint:
             emb[:last - first] = emb_ND[first:last]
             if status is not None:
                 state[:last - first] = status[first:last]
-            store.write_shard(view, shard, emb, state, 0.0)
+            store.write_shard(view, shard, emb, state)
         integrity.seal(view)
     return view
 

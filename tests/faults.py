@@ -86,7 +86,7 @@ def write_part(view: View, part: int, parts: int, log: Path | None = None, slow:
         first, last = view.bounds(shard)
         emb_RD, status_R = np.full((ROWS, WIDTH), np.nan, np.float16), np.zeros(ROWS, np.uint8)
         emb_RD[:last - first], status_R[:last - first] = emb_ND[first:last], status_N[first:last]
-        store.write_shard(view, shard, emb_RD, status_R, 0.0)
+        store.write_shard(view, shard, emb_RD, status_R)
 
 
 def fork_parts(view: View, parts: int, log: Path | None, slow: float, part_faults: dict[str, str]) -> None:

@@ -49,7 +49,7 @@ def foreign(tmp_path: Path) -> View:
     emb_ND, status_N = faults.rows()
     for shard in range(SHARDS - 1):
         first, last = view.bounds(shard)
-        store.write_shard(view, shard, emb_ND[first:last] + 1, status_N[first:last], 0.0)
+        store.write_shard(view, shard, emb_ND[first:last] + 1, status_N[first:last])
     return view
 
 

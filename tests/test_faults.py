@@ -447,7 +447,7 @@ def test_what_a_power_cut_could_lose_is_on_the_disk_before_the_commit_is_begun(t
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "rename", rename)
-    store.write_shard(view, 0, np.zeros((ROWS, view.width), np.float16), np.zeros(ROWS, np.uint8), 0.0)
+    store.write_shard(view, 0, np.zeros((ROWS, view.width), np.float16), np.zeros(ROWS, np.uint8))
     with pytest.raises(IntegrityError, match="shard 1 "):
         integrity.seal(view)
     written = [("embeddings/c/0/.0.tmp", "embeddings/c/0/0"), ("status/c/.0.tmp", "status/c/0"), ("commits/.00000.json.tmp", "commits/00000.json")]

@@ -148,7 +148,7 @@ def test_recomputed_rows_agree_and_a_wrong_row_with_a_right_digest_is_found(view
     for path in (view.folder / "complete.json", view.commit_file(0)):
         path.unlink()
     with store.writer_lock(view.folder):
-        store.write_shard(view, 0, emb, state, 0.0)
+        store.write_shard(view, 0, emb, state)
         integrity.seal(view)
     verify(VerifyConfig(cache=cache_of(view)))                          # no digest can see that
     with pytest.raises(CoviewError, match=r"2 of 45 rows are not what is computed") as caught:

@@ -49,7 +49,7 @@ def fill(view: View, emb_ND: np.ndarray, shards: list[int] | None = None, status
         emb_RD[:last - first] = emb_ND[first:last]
         if status is not None:
             status_R[:last - first] = status[first:last]
-        store.write_shard(view, shard, emb_RD, status_R, 0.0)
+        store.write_shard(view, shard, emb_RD, status_R)
 
 
 def finished(folder: Path, n: int = 3 * ROWS - 5, width: int = ALIGNED) -> View:
@@ -111,12 +111,12 @@ def test_a_row_that_is_not_finite_needs_a_status_and_padding_needs_nan(tmp_path)
     view = create(tmp_path, ROWS - 1, ALIGNED)
     emb_RD, status_R = np.zeros((ROWS, ALIGNED), np.float16), np.zeros(ROWS, np.uint8)
     with pytest.raises(AssertionError):
-        store.write_shard(view, 0, emb_RD, status_R, 0.0)              # zeros in the padding
+        store.write_shard(view, 0, emb_RD, status_R)              # zeros in the padding
     emb_RD[-1], emb_RD[3, 1] = np.nan, np.inf
     with pytest.raises(AssertionError):
-        store.write_shard(view, 0, emb_RD, status_R, 0.0)              # Inf with status ok
+        store.write_shard(view, 0, emb_RD, status_R)              # Inf with status ok
     status_R[3] = store.STATUS.index("non-finite")
-    store.write_shard(view, 0, emb_RD, status_R, 0.0)
+    store.write_shard(view, 0, emb_RD, status_R)
     assert json.loads(view.commit_file(0).read_text())["status"] == {"ok": ROWS - 2, "non-finite": 1}
 
 
