@@ -18,9 +18,10 @@ from conftest import BAD, BATCH, ROOT, ROWS, N, config
 from PIL import Image
 
 from cache_specs import integrity
-from cache_specs.errors import DataQualityError, UsageError
+from cache_specs.errors import DataQualityError, StorageError, UsageError
 from cache_specs.spec import SPECS, load_spec
 from cache_specs.store import STATUS, View
+from cache_specs.view import shard_bytes
 from extract.backbones import Backbone, load_backbone
 from extract.embed import batch_rows, finish
 from extract.images import NON_FINITE, OK, UNDECODABLE, pipeline
@@ -68,6 +69,23 @@ def test_a_folder_with_a_bad_file_becomes_a_finished_view_and_a_list(photos, tmp
     assert f"finished, {N} images in" in out and f"sealed in {view.folder}" in out
     assert "1 of 45 images could not be embedded (1 truncated); they are left out of training:" in out
     assert f"  row {BAD}: {keys(view)[BAD]}: truncated\n" in out
+
+
+def test_a_view_that_the_disk_cannot_hold_is_not_begun_and_the_size_is_said(photos, extracted, tmp_path, monkeypatch, capsys):
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    need = 3 * (shard_bytes(ROWS, 128) + 2048)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need + 2**20 - 1))
+    with pytest.raises(StorageError, match=r"needs 0\.0 MB more, but .* has 1\.1 MB free\. Nothing is lost: make room, or name a larger disk with CACHE="):
+        run(config(photos, tmp_path / "cache"))
+    assert "0.0 MB to write of 1.1 MB free" in capsys.readouterr().out and not list((tmp_path / "cache").glob("*/tiny-clip-*"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need + 2**20))
+    view = run(config(photos, tmp_path / "cache"))
+    (view.folder / "complete.json").unlink()
+    view.commit_file(1).unlink()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need // 3 + 2**20))      # only what is not there yet must fit
+    assert files(run(config(photos, tmp_path / "cache"))) == files(extracted)
 
 
 def test_the_second_run_is_a_hit_and_says_so_in_one_line(photos, extracted, capsys):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, VIEW_TOML
+from conftest import ROOT, VIEW_TOML, write_view
 
 from cache_specs import durable, integrity, store
 from cache_specs.errors import IntegrityError, StaleError, StorageError, UsageError
@@ -531,3 +531,22 @@ def test_sealing_twice_is_sealing_once_and_a_nan_is_refused():
     assert durable.sealed(json.loads(once)) == once == durable.sealed({**DOCUMENT, "sha256": "old"})
     with pytest.raises(ValueError, match="not JSON compliant"):
         durable.sealed({"x": float("nan")})
+
+
+def test_a_view_copied_to_other_images_is_refused_by_training(tmp_path):
+    """Of the same number, with the same keys: only the contents differ."""
+    from cache_specs.items import Items, write_items
+    from train.reader import open_cache
+
+    n, folders = 2 * ROWS, []
+    (tmp_path / "v.toml").write_text(VIEW_TOML.format(width=ALIGNED))
+    for name in ("a", "b"):
+        items = Items(name, "folder", [f"{i:03d}.png" for i in range(n)], np.zeros(n, np.int32), [""] * n, np.ones(n, np.int64),
+                      [f"{name}{i:063x}" for i in range(n)], ["x"])
+        folders.append((write_items(tmp_path / "cache", items), items.fingerprint))
+    view = write_view(folders[0][0], tmp_path / "v.toml", embeddings(n, ALIGNED), folders[0][1], ROWS)
+    shutil.copytree(view.folder, folders[1][0] / view.folder.name)
+    assert open_cache(tmp_path / "cache", "a", [str(tmp_path / "v.toml")]).ok.all()
+    with pytest.raises(StaleError, match=r"was made of other images than .*items\.parquet:\n  items: .* -> ") as caught:
+        open_cache(tmp_path / "cache", "b", [str(tmp_path / "v.toml")])
+    assert caught.value.exit_code == 6
