@@ -10,13 +10,11 @@ Every I/O step passes `fault(point)`. Tests set COVIEW_FAULT in the environment 
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import signal
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +52,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> Path:
-    """Create `folder` and its parents, each recorded durably in its own parent. Raises StorageError as `write` does."""
+    """Create `folder` and its parents, each on the disk. Raises StorageError as `write` does."""
     if not folder.is_dir():
         make_folder(folder.parent)
         try:
@@ -101,6 +99,13 @@ def write(path: Path, data: bytes | memoryview, point: str) -> None:
 def cannot_write(path: Path, error: OSError) -> StorageError:
     return StorageError(f"cannot write {path}: {error.strerror or error}. What is committed is safe; make room or mend the disk, "
                         "then run the same command again: it goes on from here.")
+
+
+def reraise_unless_gone(path: Path, error: Exception) -> None:
+    """A file that is gone is damage; one that cannot be read (permission, a failing disk) is a StorageError, and nothing is touched."""
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        raise StorageError(f"cannot read {error.filename or path}: {error.strerror or error}. Nothing is changed; mend the disk or the permissions, "
+                           "then type the same command") from error
 
 
 def _write_all(handle: int, data: memoryview) -> None:
@@ -158,71 +163,6 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 def _place(document: dict[str, Any]) -> dict[str, Any]:
     return document["attributes"] if "zarr_format" in document else document
-
-
-@contextlib.contextmanager
-def lock(folder: Path, wait: bool = False, name: str = ".lock") -> Iterator[None]:
-    """Be the only writer of `folder` (flock: a dead holder's lock is free). Raises StorageError naming the holder's process."""
-    handle = _open_lock(folder / name)
-    try:
-        if not _flock(handle, fcntl.LOCK_EX, wait):
-            raise StorageError(f"{folder} is being written by process {_holder(handle)}; wait for it, or stop it and run this again")
-        with contextlib.suppress(OSError):                      # a full disk: the lock holds without the note
-            note = f"{os.getpid()} on {os.uname().nodename} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode()
-            os.pwrite(handle, note, 0)
-            os.truncate(handle, len(note))
-        yield
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def shared_lock(folder: Path, name: str) -> Iterator[None]:
-    """Be one of several at work in `folder`; `lock` on the same name waits for all of them."""
-    handle = _open_lock(folder / name)
-    try:
-        _flock(handle, fcntl.LOCK_SH, wait=True)
-        yield
-    finally:
-        os.close(handle)
-
-
-def lock_holder(folder: Path) -> str | None:
-    """`PID on HOST since TIME` of the process that holds the lock of `folder`, or None."""
-    try:
-        handle = os.open(folder / ".lock", os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        return None if _flock(handle, fcntl.LOCK_SH, wait=False) else _holder(handle)
-    finally:
-        os.close(handle)
-
-
-def _open_lock(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def _flock(handle: int, kind: int, wait: bool) -> bool:
-    for last in (False, False, False, False, True):         # `lock_holder` may hold it for a moment
-        try:
-            fcntl.flock(handle, kind | (0 if wait else fcntl.LOCK_NB))
-            return True
-        except BlockingIOError:
-            if not last:
-                time.sleep(0.02)
-    return False
-
-
-def _holder(handle: int) -> str:
-    for _ in range(5):
-        if note := os.pread(handle, 200, 0).decode(errors="replace").strip():
-            return note
-        time.sleep(0.02)                                    # it has the lock and is about to write its name
-    return "(unknown)"
 
 
 def settle(folders: Iterable[Path]) -> None:

@@ -56,6 +56,11 @@ def run_cli(main: Callable[[], None]) -> int:
     except CoviewError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except OSError as error:                    # a disk that fails, a folder that may not be read: not foreseen where it happened, but no bug
+        if error.errno is None or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+        return StorageError.exit_code
     except KeyboardInterrupt:
         print("interrupted; what is committed is kept, and the same command goes on from there", file=sys.stderr, flush=True)
         return 130

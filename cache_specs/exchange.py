@@ -143,7 +143,7 @@ def texts(source: Source, names: tuple[str, ...], n: int) -> list[str] | None:
 
 def statuses(source: Source, n: int) -> np.ndarray:
     """(N,) uint8: the status that an export of ours gives each row, 0 where the source says nothing."""
-    if source.status is not None:
+    if source.status is not None and len(source.status) == n:
         return source.status
     if not {"status", "status_names"} <= source.arrays.keys():
         return np.zeros(n, np.uint8)
@@ -187,8 +187,7 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> Array:
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(file)
-    return (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+    return (np.lib.format.read_array_header_1_0 if np.lib.format.read_magic(file) == (1, 0) else np.lib.format.read_array_header_2_0)(file)
 
 
 def _npy(path: Path, stack: contextlib.ExitStack) -> dict[str, Array]:
@@ -215,8 +214,7 @@ def _h5(path: Path, stack: contextlib.ExitStack) -> dict[str, Array]:
 def _zarr(path: Path, stack: contextlib.ExitStack) -> dict[str, Array]:
     import zarr
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                     # of data types that another Zarr library may not know
+    with warnings.catch_warnings(action="ignore"):          # of data types that another Zarr library may not know
         node = zarr.open(path, mode="r")
         nodes = node.members(max_depth=None) if isinstance(node, zarr.Group) else [(path.name, node)]
         arrays = {name: array for name, array in nodes if isinstance(array, zarr.Array)}
@@ -234,16 +232,18 @@ def _step(array: Any) -> int:
 
 
 def _slices(array: Any, n: int, step: int) -> Iterator[np.ndarray]:
-    for first in range(0, n, step):
-        yield np.asarray(array[first:first + step])
+    yield from (np.asarray(array[first:first + step]) for first in range(0, n, step))
 
 
 def _of_view(path: Path, arrays: dict[str, Array]) -> tuple[list[str] | None, np.ndarray | None]:
     """A view of a cache is checked like any other use of it: a missing shard would read as NaN. Its keys lie in the item list above it."""
     if not (path / "commits").is_dir():
         return None, None
-    status = integrity.check(store.open_view(path))
-    return read_items(path.resolve().parent).keys if (path.resolve().parent / "dataset.json").is_file() else None, status
+    view, above = store.open_view(path), path.resolve().parent
+    status, items = integrity.check(view), read_items(above) if (above / "dataset.json").is_file() else None
+    if items is not None:
+        store.refuse_other_images(view, items.fingerprint, len(items))
+    return None if items is None else items.keys, status
 
 
 READERS: dict[str, Callable[[Path, contextlib.ExitStack], dict[str, Array]]] = {".npz": _npz, ".npy": _npy, ".h5": _h5, ".hdf5": _h5}

@@ -1,9 +1,11 @@
 """make gc [CACHE=…] [ARGS=--yes]     (python -m cache_specs.gc)
 
-Lists what no finished view needs: left-over temp files, stray shards, unfinished views, item lists without a view. Asks, and removes it on "yes".
-A finished view is never removed, damaged or not, nor anything that a running process holds, nor a file that is not ours.
+Lists what no finished view needs: left-over temp files, stray shards, views hardly begun (with --unfinished also those with finished shards),
+item lists without a view. Asks, and removes it on "yes". A finished view is never removed, damaged or not, nor anything that a process holds,
+nor what is not ours.
 """
 
+import contextlib
 import os
 import shutil
 import sys
@@ -22,6 +24,8 @@ class GcConfig:
     """where the embeddings are"""
     yes: bool = False
     """remove without asking"""
+    unfinished: bool = False
+    """also unfinished views of which shards are done"""
 
 
 @dataclass(frozen=True)
@@ -31,32 +35,28 @@ class Waste:
     size: int
 
 
-def waste(cache: Path) -> Iterator[Waste]:
-    """What could go, in order of removal. What a process holds is left out."""
-    from cache_specs import durable, integrity, store
+def waste(cache: Path, unfinished: bool = False) -> Iterator[Waste]:
+    """What could go, in order of removal; views with finished shards only if `unfinished`. What a process holds is left out."""
+    from cache_specs import integrity, locks, store
 
-    if durable.lock_holder(cache):
-        return
     yield from (_of(path, "a temp file") for path in cache.glob(".*.tmp"))
-    for dataset in sorted(path for path in cache.iterdir() if path.is_dir() and not path.is_symlink()):
-        folders = store.named_folders(dataset)
-        kept = [folder for folder in folders if (folder / "complete.json").is_file() or durable.lock_holder(folder) or folder.is_symlink()]
-        if durable.lock_holder(dataset) or not (folders or (dataset / "dataset.json").is_file()):
-            continue
+    for dataset in sorted(path for path in cache.iterdir() if (path / "dataset.json").is_file() and not path.is_symlink()):
         yield from (_of(path, "a temp file") for path in dataset.glob(".*.tmp"))
-        for folder in sorted(set(folders) - set(kept)):
-            done = len(list((folder / "commits").glob("*.json")))
-            yield _of(folder, f"an unfinished view ({done} shards are done; {store.command(folder, 'extract')} would go on)")
-        for folder in kept:
-            if durable.lock_holder(folder):
-                continue
-            yield from (_of(path, "a temp file") for path in sorted(folder.rglob(".*.tmp")))
-            try:
-                yield from (_of(stray.file, "a file that is no shard of its view") for stray in integrity.strays(store.open_view(folder)))
-            except CoviewError:
-                continue                                    # damaged: make repair comes first
-        if not kept and _is_ours(dataset, folders):
-            yield _of(dataset, "an item list without a finished view")
+        folders, going = store.named_folders(dataset), []
+        for folder in folders:
+            done, held = len(list((folder / "commits").glob("*.json"))), locks.lock_holder(folder) or folder.is_symlink()
+            if not held and store.is_leftover(folder):
+                going.append(_of(folder, "a view that was hardly begun"))
+            elif not held and store.is_created(folder) and not (folder / "complete.json").is_file() and (unfinished or not done):
+                going.append(_of(folder, f"an unfinished view ({done} shards are done; {store.command(folder, 'extract')} would go on)"))
+            elif not held:
+                yield from (_of(path, "a temp file") for path in sorted(folder.rglob(".*.tmp")))
+                yield from (_of(path, "put aside by make repair, no shard of its view") for path in sorted(folder.glob("strays/*")))
+                with contextlib.suppress(CoviewError):      # damaged: make repair comes first
+                    yield from (_of(stray.file, "a file that is no shard of its view") for stray in integrity.strays(store.open_view(folder)))
+        yield from going
+        if len(going) == len(folders) and not locks.lock_holder(dataset) and _is_ours(dataset, folders):
+            yield _of(dataset, "an item list without a view")
 
 
 def _is_ours(dataset: Path, folders: list[Path]) -> bool:
@@ -70,16 +70,18 @@ def _of(path: Path, why: str) -> Waste:
 
 
 def remove(one: Waste) -> None:
-    """Remove one thing, holding the lock of the view or dataset that it is or lies in. Raises StorageError when somebody is at work there."""
-    from cache_specs import durable, store
+    """Remove one thing, holding the lock of the view or data set that it is or lies in. Raises StorageError when somebody is at work there."""
+    from cache_specs import durable, locks, store
 
     if not one.path.exists() and not one.path.is_symlink():
         return
+    inside = next((parent for parent in (one.path, *one.path.parents) if (parent / "zarr.json").is_file() and (parent / "commits").is_dir()),
+                  one.path if one.path.is_dir() else one.path.parent)
     try:
-        if not one.path.is_dir():
-            one.path.unlink()
-            return
-        with durable.lock(one.path):
+        with locks.lock(inside):
+            if inside != one.path:
+                shutil.rmtree(one.path) if one.path.is_dir() else one.path.unlink()
+                return
             if (one.path / "complete.json").is_file() or store.named_folders(one.path):
                 return                                      # finished, or begun, meanwhile
             for name in ("zarr.json", "dataset.json"):      # first what says that it is one
@@ -91,13 +93,14 @@ def remove(one: Waste) -> None:
 
 
 def collect(config: GcConfig) -> None:
-    """List, ask, remove. Raises UsageError without a cache, or where nobody can be asked."""
+    """List, ask, remove. Raises UsageError without a cache, or where nobody can be asked; StorageError while anybody writes to the cache."""
     cache = Path(config.cache)
     if not cache.is_dir():
         raise UsageError(f"there is no cache {cache}; name it with CACHE=…")
-    found = list(waste(cache))
+    with _alone(cache):
+        found = list(waste(cache, config.unfinished))
     if not found:
-        print(f"{cache}: nothing to remove; finished views are kept")
+        print(f"{cache}: nothing to remove; finished views are kept" + ("" if config.unfinished else ", and those with finished shards (see --unfinished)"))
         return
     for one in found:
         print(f"  {one.size / 1e6:10,.1f} MB  {one.path}: {one.why}")
@@ -107,9 +110,24 @@ def collect(config: GcConfig) -> None:
         if input(f"Remove these {len(found)}? Type yes: ").strip().lower() != "yes":
             print("nothing is removed")
             return
-    for one in found:
-        remove(one)
+    with _alone(cache):
+        still = {one.path for one in waste(cache, config.unfinished)}       # nobody was kept waiting for the answer
+        for one in found:
+            if one.path in still:
+                remove(one)
     print(f"{len(found)} removed")
+
+
+@contextlib.contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    """While no extraction, import or repair runs: between its item list and its first shard it holds nothing else."""
+    from cache_specs import locks
+
+    try:
+        with locks.lock(cache, name=locks.USERS):
+            yield
+    except StorageError as error:
+        raise StorageError(f"nothing is removed: an extraction, import or repair is at work in {cache}, or it cannot be written ({error})") from error
 
 
 def main() -> None:

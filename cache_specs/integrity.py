@@ -66,6 +66,7 @@ def read_commit(view: View, shard: int) -> dict[str, Any]:
         record = durable.read_sealed(view.commit_file(shard))
         _check_record(view, shard, record)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        durable.reraise_unless_gone(view.commit_file(shard), error)
         raise damaged(view, shard, f"commits/{shard:05d}.json: {getattr(error, 'strerror', None) or error}") from error
     return record
 
@@ -93,6 +94,7 @@ def read_seal(view: View) -> dict[str, Any]:
         if root_hash(view, document["shards"]) != document["root"]:
             raise ValueError("the root hash is another one")
     except (OSError, ValueError, KeyError, TypeError) as error:
+        durable.reraise_unless_gone(view.folder / "complete.json", error)
         raise IntegrityError(f"{view.folder / 'complete.json'} is damaged ({error}). Type: {store.command(view.folder)}") from error
     return document
 
@@ -102,33 +104,27 @@ def root(view: View) -> str:
     return read_seal(view)["root"]
 
 
-def check(view: View) -> np.ndarray:
-    """Check that a view is finished and undamaged; return its status column, (N,) uint8.
+def check(view: View, verified: str | None = None) -> np.ndarray:
+    """Check that a view is finished and undamaged; return its status column, (N,) uint8. `verified`: when every byte was read, to be noted.
 
     Every file's stamp (inode, size, times of change) is compared at every call, its digest once per stamp: `verified.json` remembers.
-    The kernel sets the time of change (ctime) of a file at every write, whatever anybody does to its mtime.
+    The kernel sets the time of change (ctime) of a file at every write, and at the first store into a clean mapped page.
     Raises UsageError (not finished) or IntegrityError (file, rows and command named).
     """
     records = read_seal(view)["shards"]
-    known, stamps, due, begun = _remembered(view), {}, [], time.time_ns()
-    base = str(view.folder)
-    for shard, record in enumerate(records):
-        for name, recorded in (*record["files"].items(), (f"commits/{shard:05d}.json", None)):
-            stat = _size(view, shard, name, recorded["bytes"] if recorded else None, base)
-            stamp = [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, recorded["xxh3"] if recorded else ""]
-            if known.get(name) != stamp:
-                due.append((shard, name, recorded))
-            if begun - stat.st_ctime_ns > RACY_NS:
-                stamps[name] = stamp
+    (known, when), begun = _remembered(view), time.time_ns()
+    now = stamps(view, records)
+    due = [(shard, name, recorded) for shard, record in enumerate(records) for name, recorded in _files(shard, record) if known.get(name) != now[name]]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for problem in pool.map(lambda job: _same(view, records, *job), due):
             if problem:
                 raise damaged(view, problem.shard, problem.what)
     for problem in strays(view):
         raise IntegrityError(f"{problem.file} {problem.what}. Type: {store.command(view.folder)}")
-    if stamps != known:
+    sure = {name: stamp for name, stamp in now.items() if begun - stamp[3] > RACY_NS}
+    if sure != known or verified:
         with suppress(StorageError):                                # a read-only cache is checked anew at every start
-            durable.write(view.folder / "verified.json", durable.sealed({"files": stamps}), "verified")
+            durable.write(view.folder / "verified.json", durable.sealed({"files": sure, "verified": verified or when}), "verified")
     status = np.zeros(view.n, np.uint8)
     for shard, record in enumerate(records):
         if set(record["status"]) != {STATUS[0]}:
@@ -137,17 +133,39 @@ def check(view: View) -> np.ndarray:
     return status
 
 
-def _remembered(view: View) -> dict[str, Any]:
+def stamps(view: View, records: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """name: [inode, size, mtime, ctime, digest as committed] of every file of the shards. Raises IntegrityError for a missing or short one."""
+    found, base = {}, str(view.folder)
+    for shard, record in enumerate(records):
+        for name, recorded in _files(shard, record):
+            stat = _size(view, shard, name, recorded["bytes"] if recorded else None, base)
+            found[name] = [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, recorded["xxh3"] if recorded else ""]
+    return found
+
+
+def _files(shard: int, record: dict[str, Any]) -> tuple[tuple[str, dict[str, Any] | None], ...]:
+    return (*record["files"].items(), (f"commits/{shard:05d}.json", None))
+
+
+def verified_when(view: View) -> str | None:
+    """When `make verify` last read every byte of a finished view, if no file has changed since."""
+    known, when = _remembered(view)
+    return when if known == stamps(view, read_seal(view)["shards"]) else None
+
+
+def _remembered(view: View) -> tuple[dict[str, Any], str | None]:
     try:
-        return durable.read_sealed(view.folder / "verified.json")["files"]
+        document = durable.read_sealed(view.folder / "verified.json")
+        return document["files"], document["verified"]
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        return {}, None
 
 
 def _size(view: View, shard: int, name: str, expected: int | None, base: str = "") -> os.stat_result:
     try:
         stat = os.stat(f"{base or view.folder}/{name}")
     except OSError as error:
+        durable.reraise_unless_gone(view.folder / name, error)
         raise damaged(view, shard, f"{name}: {error.strerror}") from error
     if expected not in (None, stat.st_size):
         raise damaged(view, shard, f"{name} has {stat.st_size} bytes, expected {expected}")
@@ -163,6 +181,7 @@ def _same(view: View, records: list[dict[str, Any]], shard: int, name: str, reco
         else:
             fine, what = durable.read_sealed(path) == records[shard], f"{name} is not the record that complete.json sealed"
     except (OSError, ValueError) as error:
+        durable.reraise_unless_gone(path, error)
         fine, what = False, f"{name}: {error}"
     return None if fine else Problem(path, what, shard)
 
@@ -174,6 +193,8 @@ def xxh3(path: Path) -> str:
     digest, buffer = xxhash.xxh3_128(), bytearray(1 << 18)
     view = memoryview(buffer)
     with path.open("rb", buffering=0) as file:
+        with suppress(OSError):
+            os.fsync(file.fileno())             # pages that a writable map holds dirty are cleaned, so that its next store changes the ctime again
         while count := file.readinto(buffer):
             digest.update(view[:count])
     return digest.hexdigest()
@@ -183,10 +204,14 @@ def strays(view: View) -> Iterator[Problem]:
     """Files where shards and commits stand that are none: a foreign or left-over shard."""
     for folder, names in (("embeddings/c", {str(shard) for shard in range(view.shards)}), ("status/c", {str(shard) for shard in range(view.shards)}),
                           ("commits", {f"{shard:05d}.json" for shard in range(view.shards)})):
-        with suppress(FileNotFoundError):
-            for name in sorted(set(os.listdir(view.folder / folder)) - names):
-                if not name.startswith("."):
-                    yield Problem(view.folder / folder / name, "does not belong to this view")
+        try:
+            found = os.listdir(view.folder / folder)
+        except OSError as error:
+            durable.reraise_unless_gone(view.folder / folder, error)
+            continue                                    # its files are missed by name
+        for name in sorted(set(found) - names):
+            if not name.startswith("."):
+                yield Problem(view.folder / folder / name, "does not belong to this view")
 
 
 def embeddings_name(shard: int) -> str:

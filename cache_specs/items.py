@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_specs import durable
+from cache_specs import durable, locks
 from cache_specs.errors import IntegrityError, StaleError, UsageError, did_you_mean
 
 SPLITS = ("", "train", "val", "test", "unlabelled")
@@ -83,7 +83,8 @@ def write_items(cache: Path, items: Items, source: str = "") -> Path:
     record = durable.sealed({"format": FORMAT, "name": items.name, "adapter": items.adapter, "rows": len(items), "classes": items.classes,
                              "fingerprint": items.fingerprint, "items_sha256": hashlib.sha256(table).hexdigest(), "source": source})
     durable.make_folder(folder)
-    with durable.lock(cache, wait=True):                   # two views of one new data set may be started at once
+    _relabel(folder, items, source)
+    with locks.lock(cache, wait=True):                   # two views of one new data set may be started at once
         if not _is_written(folder, record, table):
             durable.write(folder / "items.parquet", table, "items")
             durable.write(folder / "dataset.json", record, "dataset")
@@ -96,12 +97,30 @@ def _moved(cache: Path, items: Items, source: str) -> Items:
         try:
             record = durable.read_sealed(folder / "dataset.json")
             known = Path(record["source"])
-            same = not known.exists() or (record["source"] == source and items.name == dataset_name(source))
-            if record["fingerprint"] == items.fingerprint and known.is_absolute() and same and not dataset_folders(cache, items.name):
+            taken_over = record["source"] == source and items.name == dataset_name(source)
+            if record["fingerprint"] != items.fingerprint or not known.is_absolute() or dataset_folders(cache, items.name):
+                continue
+            if taken_over or (not known.exists() and read_items(folder).labels_fingerprint == items.labels_fingerprint):
                 return dataclasses.replace(items, name=record["name"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, IntegrityError):
             continue
     return items
+
+
+def _relabel(folder: Path, items: Items, source: str) -> None:
+    """Say that labels change. Raises StaleError where they are another file's or folder's, and would replace those of the first."""
+    try:
+        old, known = read_items(folder), read_source(folder)
+    except IntegrityError:
+        return                                              # lost or not there yet
+    was = [(old.classes[label] if label >= 0 else "", split) for label, split in zip(old.label, old.split, strict=True)]
+    now = [(items.classes[label] if label >= 0 else "", split) for label, split in zip(items.label, items.split, strict=True)]
+    if changed := sum(a != b for a, b in zip(was, now, strict=True)):
+        if known != source:
+            raise StaleError(f"{folder} has these very images with the labels of {known}; {changed} of {len(items)} labels or splits of {source} are "
+                             f"others. To keep both, give this one a name: ARGS='--name {items.name}-2'. To replace them, first delete "
+                             f"{folder / 'dataset.json'}")
+        print(f"{items.name}: labels or splits of {changed} of {len(items)} images have changed, and replace the old ones")
 
 
 def read_items(folder: Path) -> Items:
@@ -130,7 +149,10 @@ def read_items(folder: Path) -> Items:
 
 
 def _again(folder: Path) -> str:
-    return f"Type: make extract VIEW=… DATA=… with the images of {folder.name}: it is written again, and nothing embedded again"
+    source = read_source(folder)
+    imported = source.endswith((".npz", ".npy", ".h5", ".hdf5"))
+    how = ("import VIEW=… FROM=" if imported else "extract VIEW=… DATA=") + (shlex.quote(source) if source else "…")
+    return f"Type: make {how}   with what {folder.name} was made of: it is written again, and no embedding is made again"
 
 
 def dataset_folders(cache: Path, name: str) -> list[Path]:

@@ -5,7 +5,6 @@
     find_view(cache, "clip", "", "export")  exactly one, or an error that lists the commands to choose from
 """
 
-import shlex
 from pathlib import Path
 
 from cache_specs import store
@@ -34,12 +33,6 @@ def find_view(cache: Path, view: str, data: str, target: str) -> Path:
     """The one view folder that is meant. Raises UsageError listing the ways to name one, as commands `make target …`."""
     found = find_views(cache, view, data)
     if len(found) > 1:
-        choices = "\n".join(f"  {_command(folder, target)}" for folder in found)
+        choices = "\n".join(f"  {store.command(folder, target)}" for folder in found)
         raise UsageError(f"{len(found)} views are meant, make {target} takes one. Type one of:\n{choices}")
     return found[0]
-
-
-def _command(folder: Path, target: str) -> str:
-    name = view_name(folder)
-    twin = len(store.view_folders(folder.parent, name)) > 1         # two versions of one view: only the folder's own name tells them apart
-    return store.command(folder, target).replace(f"VIEW={shlex.quote(name)}", f"VIEW={shlex.quote(folder.name if twin else name)}", 1)

@@ -7,6 +7,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def problems(view: View) -> Iterator[Problem]:
         if canary.exists() and durable.read_sealed(canary)["view"] != view.identity:
             yield Problem(canary, "is that of another view")
     except (OSError, ValueError, KeyError, TypeError) as error:
+        durable.reraise_unless_gone(canary, error)
         yield Problem(canary, str(error))
     yield from strays(view)
     for shard in range(view.shards):
@@ -61,6 +63,7 @@ def shard_problems(view: View, shard: int, record: dict[str, Any]) -> Iterator[P
         try:
             data[name] = path.read_bytes()
         except OSError as error:
+            durable.reraise_unless_gone(path, error)
             yield Problem(path, error.strerror or str(error), shard)
             continue
         if len(data[name]) != recorded["bytes"]:
@@ -85,42 +88,60 @@ def status_counts(status: np.ndarray) -> dict[str, int]:
     return {STATUS[code]: int(number) for code, number in enumerate(np.bincount(status, minlength=len(STATUS))) if number}
 
 
-def mend(folder: Path, condemned: Sequence[int] = ()) -> tuple[View, list[str], list[int]]:
-    """Mend what can be mended without the images; `condemned` shards count as damaged. The caller holds the writer's lock.
+@dataclass(frozen=True)
+class Plan:
+    """What is wrong with a view, and what follows: `lost` shards must be computed again, `commits` can be written from the seal."""
 
-    Returns the view, a line for everything done, and the shards that must be computed again: their commits are removed. Order matters:
-    what only the seal still knows is written from it, then it goes before any commit, so that nobody trusts the view meanwhile.
-    Raises IntegrityError when no zarr.json is left to go by.
-    """
-    lines = mend_documents(folder)
-    view = store.open_view(folder)
-    was_complete, found = view.is_complete, list(problems(view))
-    lines += [f"{problem.file.relative_to(folder)}: {problem.what}" for problem in found]
+    found: list[Problem]
+    sealed: list[dict[str, Any]] | None
+    lost: list[int]
+    commits: list[int]
+
+
+def plan(view: View, condemned: Sequence[int] = ()) -> Plan:
+    """Search the view; changes nothing. `condemned` shards count as damaged."""
+    found = list(problems(view))
     try:
-        sealed = read_seal(view)["shards"] if was_complete else None
+        sealed = read_seal(view)["shards"] if view.is_complete else None
     except IntegrityError:
         sealed = None
     bad_files = {problem.shard for problem in found if problem.shard is not None and problem.file != view.commit_file(problem.shard)}
     bad_commits = {problem.shard for problem in found if problem.shard is not None} - bad_files
-    lost = sorted({*condemned, *bad_files} if sealed else {*condemned, *bad_files, *bad_commits})
+    lost = {*condemned, *bad_files} if sealed else {*condemned, *bad_files, *bad_commits}
+    return Plan(found, sealed, sorted(lost), sorted(bad_commits - lost) if sealed else [])
+
+
+def mend(folder: Path, condemned: Sequence[int] = ()) -> tuple[View, list[str], list[int]]:
+    """Mend what can be mended without the images. The caller holds the writer's lock and knows that what is lost can be computed again.
+
+    Returns the view, a line for everything done, and the lost shards: their commits are removed. Order matters: what only the seal still
+    knows is written from it, then it goes before any commit, so that nobody trusts the view meanwhile.
+    Raises IntegrityError when no zarr.json is left to go by.
+    """
+    lines = mend_documents(folder)
+    view = store.open_view(folder)
+    was_complete, todo = view.is_complete, plan(view, condemned)
+    lines += [f"{problem.file.relative_to(folder)}: {problem.what}" for problem in todo.found]
     for problem in strays(view):
-        _remove_stray(problem.file)
-    if any(problem.file == folder / "canary.json" for problem in found):
-        durable.remove(folder / "canary.json", "canary")                    # the next extraction writes it again, after a comparison
+        _put_aside(view, problem.file)
+    if any(problem.file == folder / "canary.json" for problem in todo.found):
+        durable.remove(folder / "canary.json", "canary")                    # it is written again after a comparison
     durable.remove(folder / "verified.json", "verified")
-    for shard in sorted(bad_commits - {*lost}) if sealed else ():
-        durable.write(view.commit_file(shard), durable.sealed(sealed[shard]), "commit")     # its files are those that were sealed
-    if lost or (was_complete and not sealed):
+    for shard in todo.commits:
+        durable.write(view.commit_file(shard), durable.sealed(todo.sealed[shard]), "commit")     # its files are those that were sealed
+    if todo.lost or (was_complete and not todo.sealed):
         durable.remove(folder / "complete.json", "complete")
-    for shard in lost:
+    for shard in todo.lost:
         durable.remove(view.commit_file(shard), "commit")
-    if was_complete and not lost and not sealed:
+    if was_complete and not todo.lost and not todo.sealed:
         seal(view)
-    return view, lines, lost
+    return view, lines, todo.lost
 
 
 def mend_documents(folder: Path) -> list[str]:
     """Rebuild the three zarr.json from any that is intact and belongs to the folder; where such differ, from those that agree."""
+    for sub in ("embeddings", "status", "commits"):
+        durable.make_folder(folder / sub)
     with suppress(IntegrityError):
         store.open_view(folder)
         return []
@@ -141,8 +162,16 @@ def mend_documents(folder: Path) -> list[str]:
                          f"{store.command(folder, 'extract')}")
 
 
-def _remove_stray(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        for inner in path.iterdir():
-            _remove_stray(inner)
-    durable.remove(path, "stray")
+def _put_aside(view: View, path: Path) -> None:
+    """Move what is no shard of the view out of the way, into `strays/`: it may be somebody's copy. `make gc` offers to remove it."""
+    aside = durable.make_folder(view.folder / "strays")
+    name, number = str(path.relative_to(view.folder)).replace("/", "-"), 0
+    while (target := aside / f"{name}.{number}").exists():
+        number += 1
+    try:
+        durable.fault("stray.rename")
+        path.rename(target)
+        durable.fsync_folder(path.parent)
+        durable.fsync_folder(aside)
+    except OSError as error:
+        raise durable.cannot_write(target, error) from error

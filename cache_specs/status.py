@@ -44,21 +44,21 @@ def status(cache: Path) -> str:
 
 
 def _view(folder: Path) -> str:
-    from cache_specs import durable, integrity, store
+    from cache_specs import integrity, locks, store
 
     try:
         view = store.open_view(folder)
         size = view.shards * (view.embeddings_bytes + view.status_bytes)
         head = f"{view.n:,} x {view.width}, {size / 1e6:,.1f} MB"
-        if (holder := durable.lock_holder(folder)) is not None:
+        if (holder := locks.lock_holder(folder)) is not None:
             return f"{head}: being written by process {holder}{_running(view)}"
         if not view.is_complete:
             return f"{head}: unfinished, {view.shards - len(view.pending())} of {view.shards} shards; to go on: {store.command(folder, 'extract')}"
         bad: Counter[str] = Counter()
         for record in integrity.read_seal(view)["shards"]:
             bad.update({name: count for name, count in record["status"].items() if name != store.STATUS[0]})
-        verified = folder / "verified.json"
-        return (f"{head}: finished {_when(folder / 'complete.json')}, verified {_when(verified) if verified.exists() else 'never'}, {bad.total()} bad rows"
+        when = integrity.verified_when(view)
+        return (f"{head}: finished {_when(folder / 'complete.json')}, {f'verified {when}' if when else 'not verified since'}, {bad.total()} bad rows"
                 + (f" ({', '.join(f'{count} {name}' for name, count in bad.items())})" if bad else ""))
     except CoviewError as error:
         return f"NOT OK: {error}"
@@ -69,8 +69,9 @@ def _running(view: "View") -> str:
     parts = []
     for path in view.folder.glob("progress-*.json"):
         try:
-            parts.append(json.loads(path.read_text()))
-        except (OSError, ValueError):
+            part = json.loads(path.read_text())
+            parts.append({"done": int(part["done"]), "total": int(part["total"]), "rate": float(part["rate"]), "seconds": dict(part["seconds"])})
+        except (OSError, ValueError, KeyError, TypeError):
             continue                                        # it is just ending
     if not parts:
         return ""
@@ -78,10 +79,10 @@ def _running(view: "View") -> str:
     seconds = Counter()
     for part in parts:
         seconds.update(part["seconds"])
-    left = max((part["total"] - part["done"]) / max(part["rate"], 1e-9) for part in parts)
+    left = max((part["total"] - part["done"]) / part["rate"] if part["rate"] > 0 else float("inf") for part in parts)
     shares = ", ".join(f"{step} {100 * used / max(seconds.total(), 1e-9):.0f} %" for step, used in seconds.most_common())
-    bottleneck = seconds.most_common(1)[0][0] if seconds else "?"
-    return f"\n{'':31}{done:,} of {total:,} images, {rate:,.0f} images/s, {left / 3600:.2f} h left; bottleneck: {bottleneck} ({shares})"
+    bottleneck, ahead = seconds.most_common(1)[0][0] if seconds else "?", f"{left / 3600:.2f} h" if left < float("inf") else "?"
+    return f"\n{'':31}{done:,} of {total:,} images, {rate:,.0f} images/s, {ahead} left; bottleneck: {bottleneck} ({shares})"
 
 
 def _when(path: Path) -> str:

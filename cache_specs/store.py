@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from cache_specs import durable
+from cache_specs import durable, locks
 from cache_specs.documents import DOCUMENTS, FORMAT, check_documents, write_documents
 from cache_specs.errors import IntegrityError, StaleError, UsageError
-from cache_specs.items import read_source
+from cache_specs.items import dataset_name, read_source
 from cache_specs.spec import SPECS, differences, fingerprint
 from cache_specs.view import CRC_BYTES, STATUS, View, view_name
 
@@ -48,12 +48,12 @@ def create_view(dataset: Path, name: str, declared: dict[str, Any], weights_sha2
     """
     folder = view_folder(dataset, name, declared, weights_sha256)
     durable.make_folder(dataset)
-    with durable.lock(dataset, wait=True):                  # two starts at once must not mix their shard sizes
+    with locks.lock(dataset, wait=True):                  # two starts at once must not mix their shard sizes
         for other in named_folders(dataset):
             if other != folder and view_name(other) == name:
                 if is_created(other):
                     refuse_changed(open_view(other), declared, weights_sha256)
-                else:
+                elif is_leftover(other):
                     shutil.rmtree(other)                    # a killed run began to make it, and no more
         if not is_created(folder):
             attributes = {"format": FORMAT, "view": name, "n": n, "rows": rows, "spec": declared, "weights_sha256": weights_sha256,
@@ -104,6 +104,14 @@ def is_created(folder: Path) -> bool:
     return (folder / "zarr.json").is_file() or (folder / "complete.json").is_file() or any((folder / "commits").glob("*.json"))
 
 
+def is_leftover(folder: Path) -> bool:
+    """Does the folder hold nothing but what a killed creation leaves behind?"""
+    inside = {str(path.relative_to(folder)): path for path in folder.rglob("*")}
+    return not folder.is_symlink() and not is_created(folder) and all(
+        name in ("embeddings", "status", "commits") if path.is_dir() else path.name in ("zarr.json", ".zarr.json.tmp", ".lock", PARTS)
+        for name, path in inside.items())
+
+
 def find_view(dataset: Path, name: str, hint: str) -> View:
     """The finished or unfinished view `name` of a dataset. Raises UsageError with the command that makes it."""
     found = view_folders(dataset, name)
@@ -124,16 +132,21 @@ def is_imported(dataset: Path, name: str) -> bool:
 def command(folder: Path, target: str = "repair") -> str:
     """The command `make target` for the view in `folder`, to be copied out of a message. `extract` becomes `import` for an imported view."""
     dataset, cache = folder.parent, folder.parent.parent
-    words, data = {"VIEW": view_name(folder), "DATA": dataset.name}, read_source(dataset)
+    twin = len(view_folders(dataset, view_name(folder))) > 1            # two versions of one view: only the folder's own name tells them apart
+    words, data = {"VIEW": folder.name if twin else view_name(folder), "DATA": dataset.name}, read_source(dataset)
     if target == "extract":
         made: dict[str, Any] = {}
         with suppress(OSError, ValueError, KeyError, TypeError):
             made = json.loads((folder / "zarr.json").read_bytes())["attributes"]["provenance"]
         if "imported" in made:
-            target, words = "import", {"VIEW": words["VIEW"], "FROM": made.get("source", "…"), "DATA": dataset.name}
+            flags = [flag for name, flag in (("by_row_order", "--by-row-order"), ("partial", "--partial")) if made.get(name)]
+            flags += [f"--array {made['array']}"] if made.get("array") else []
+            target, words = "import", {**words, "FROM": made.get("source", "…"), **({"ARGS": " ".join(flags)} if flags else {})}
         else:
             toml = Path(made.get("spec_file", SPECS / "x.toml"))
             words = {"VIEW": words["VIEW"] if toml.parent == SPECS else str(toml), "DATA": data or "…"}
+            if data and dataset_name(data) != view_name(dataset):
+                words["ARGS"] = f"--name {view_name(dataset)}"
     if str(cache) != "cache":
         words["CACHE"] = str(cache)
     return f"make {target} " + " ".join(f"{name}={shlex.quote(value)}" for name, value in words.items())
@@ -166,9 +179,10 @@ def refuse_changed(view: View, declared: dict[str, Any], weights_sha256: str | N
 @contextmanager
 def writer_lock(folder: Path) -> Iterator[None]:
     """Be a view's only writer; what a killed one left is swept or made durable. Raises StorageError naming the process that holds the lock."""
-    with durable.lock(folder):
-        with durable.lock(folder, wait=True, name=PARTS):   # children of a killed writer die with it; wait until they have
+    with locks.lock(folder):
+        with locks.lock(folder, wait=True, name=PARTS):   # children of a killed writer die with it; wait until they have
             durable.sweep(folder)
+            durable.sweep(folder, "progress-*.json")
         durable.settle((*folder.parents[:3], folder, *(folder / name for name in ("embeddings", "embeddings/c", "status", "status/c", "commits"))))
         try:
             yield

@@ -7,6 +7,7 @@ computes in, so that another GPU or batch size passes and another formula does n
 
 import base64
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,29 +38,36 @@ class Canary:
     emb_KD: np.ndarray
 
 
+def rows_of(n: int) -> list[int]:
+    return np.unique(np.linspace(0, n - 1, ROWS).astype(np.int64)).tolist()
+
+
 @torch.inference_mode()
-def take(items: Items, read: Reader, prep: Preprocess, backbone: Backbone, device: str) -> Canary:
-    """The canary as this machine makes it now."""
-    rows = np.unique(np.linspace(0, len(items) - 1, ROWS).astype(np.int64)).tolist()
+def take(items: Items, read: Reader, prep: Preprocess, backbone: Backbone, device: str, rows: list[int]) -> Canary:
+    """Up to 32 rows as this machine makes them now."""
     pixels_BCHW, status_B = Batches(read, items.sha256, prep, [rows], ROWS)[0]
     pixels = [hashlib.sha256(image.numpy().tobytes()).hexdigest() if code == OK else STATUS[code]
               for image, code in zip(pixels_BCHW, status_B.tolist(), strict=True)][:len(rows)]
     return Canary(rows, pixels, backbone(pixels_BCHW.to(device), exact=True).cpu().numpy()[:len(rows)])
 
 
-def keep_or_compare(view: View, canary: Canary, items: Items, provenance: dict[str, Any]) -> None:
-    """Write the view's canary if it has none, else compare. The caller holds the writer's lock unless the file is there.
+def keep_or_compare(view: View, make: Callable[[list[int]], Canary], items: Items, provenance: dict[str, Any], trusted: Sequence[int] | None = None,
+                    write: bool = True) -> None:
+    """Write the view's canary if it has none, else compare. `make` computes rows. The caller holds the writer's lock unless the file is there.
 
     Raises StaleError naming pixels or outputs, the rows and the packages that changed; IntegrityError when the file is damaged.
-    A lost canary is written again only if the stored rows agree with what is computed now.
+    A lost canary is written again (if `write`) only if rows of the `trusted` shards (default: all committed) are what is computed now.
     """
     path = view.folder / "canary.json"
     if not path.exists():
-        compare_stored(view, canary)
-        value = {"view": view.identity, "rows": canary.rows, "pixels": canary.pixels, "versions": provenance["versions"],
-                 "embeddings": base64.b64encode(canary.emb_KD.astype("<f4").tobytes()).decode()}
-        durable.write(path, durable.sealed(value), "canary")
+        compare_stored(view, make, [shard for shard in range(view.shards) if view.commit_file(shard).is_file()] if trusted is None else trusted)
+        if write:
+            canary = make(rows_of(view.n))
+            value = {"view": view.identity, "rows": canary.rows, "pixels": canary.pixels, "versions": provenance["versions"],
+                     "embeddings": base64.b64encode(canary.emb_KD.astype("<f4").tobytes()).decode()}
+            durable.write(path, durable.sealed(value), "canary")
         return
+    canary = make(rows_of(view.n))
     old, versions = _read(path, view)
     changed = [f"  {name}: {was} -> {provenance['versions'].get(name)}" for name, was in versions.items() if was != provenance["versions"].get(name)]
     packages = "\n".join(changed or ["  (no package that is recorded changed its version)"])
@@ -74,16 +82,16 @@ def keep_or_compare(view: View, canary: Canary, items: Items, provenance: dict[s
                          f"relative distance {far.max():.2g} in row {old.rows[int(far.argmax())]}, allowed {TOLERANCE:g}.\n{packages}\n{_what_to_do(view)}")
 
 
-def compare_stored(view: View, canary: Canary) -> None:
-    """Raise StaleError when rows that the view holds already are not those that are computed now."""
-    there = [place for place, row in enumerate(canary.rows) if view.commit_file(row // view.rows).is_file() and canary.pixels[place] not in STATUS]
-    if not there:
-        return
-    stored, status = store.read_rows(view, [canary.rows[place] for place in there])
-    far = np.where(status == OK, distance(stored.astype(np.float32), canary.emb_KD[there]), 0)
-    if not far.max() <= STORED[view.attributes["spec"]["compute_dtype"]]:
-        raise StaleError(f"{view.folder} has no canary.json, and its row {canary.rows[there[int(far.argmax())]]} is not what is computed now "
-                         f"(relative distance {far.max():.2g}): the pixels or the model changed.\n{_what_to_do(view)}")
+def compare_stored(view: View, make: Callable[[list[int]], Canary], shards: Sequence[int]) -> None:
+    """Raise StaleError when rows that these shards hold, a few of each, are not those that are computed now."""
+    rows = sorted({int(row) for shard in shards for row in np.linspace(view.bounds(shard)[0], view.bounds(shard)[1] - 1, max(1, ROWS // len(shards)))})
+    for first in range(0, len(rows), ROWS):
+        canary = make(rows[first:first + ROWS])
+        stored, status = store.read_rows(view, canary.rows)
+        far = np.where((status == OK) & [pixel not in STATUS for pixel in canary.pixels], distance(stored.astype(np.float32), canary.emb_KD), 0)
+        if not far.max() <= STORED[view.attributes["spec"]["compute_dtype"]]:
+            raise StaleError(f"{view.folder} has no canary.json, and its row {canary.rows[int(far.argmax())]} is not what is computed now "
+                             f"(relative distance {far.max():.2g}): the pixels or the model changed.\n{_what_to_do(view)}")
 
 
 def distance(a_KD: np.ndarray, b_KD: np.ndarray) -> np.ndarray:

@@ -70,7 +70,7 @@ def run(config: ImportConfig) -> "View":
             items, place, folder = match(source, array.shape[0], cache, config.data, Path(config.root), config.name, config.by_row_order, config.partial)
         else:
             items, place = own_items(source, array.shape[0], config.name)
-            refuse_other_file(cache, items, path)
+            refuse_other_file(cache, items, source)
         with staged(cache, source, array, place, items) as (emb_ND, status_N):
             folder = folder or write_items(cache, items, source_path(config.data or str(path)))
             return _write(config, folder, items, emb_ND, status_N, array)
@@ -89,12 +89,17 @@ def _check(config: ImportConfig) -> None:
 
 
 def _write(config: ImportConfig, folder: Path, items: "Items", emb_ND: "np.ndarray", status_N: "np.ndarray", array: "Array") -> "View":
-    """Write what the cache lacks of the view, seal it and say what is in it. The rows' own digest stands where an extracted view has its weights'."""
+    """Write what the cache lacks of the view, seal it and say what is in it. The rows' own digest stands where an extracted view has its weights'.
+
+    A shard that is damaged is lacking too: these rows are those that it held. A seal stays meanwhile, and nobody trusts shards that differ from it.
+    """
+    import contextlib
     import hashlib
 
     import numpy as np
 
-    from cache_specs import integrity, store
+    from cache_specs import integrity, repair, store
+    from cache_specs.errors import IntegrityError
     from cache_specs.view import STATUS, default_rows
 
     n, width = emb_ND.shape
@@ -103,17 +108,23 @@ def _write(config: ImportConfig, folder: Path, items: "Items", emb_ND: "np.ndarr
     declared = {"backend": store.IMPORTED, "width": width, "storage_dtype": "float16"}
     view = store.create_view(folder, config.view, declared, digest.hexdigest(), items.fingerprint, n, config.shard_rows or default_rows(n),
                              _provenance(config, array))
-    done = view.is_complete
+    status = None
+    if view.is_complete:
+        with contextlib.suppress(IntegrityError):
+            status = integrity.check(view)
+    done = status is not None
     if not done:
-        integrity.check_commits(view)
         with store.writer_lock(view.folder):
-            for shard in view.pending():
+            lost = sorted({problem.shard for problem in repair.problems(view) if problem.shard is not None})
+            if lost:
+                print(f"{view.name}: damaged, so written again: {len(lost)} of {view.shards} shards: {', '.join(map(str, lost))}")
+            for shard in sorted({*view.pending(), *lost}):
                 first, last = view.bounds(shard)
                 emb_RD, status_R = np.full((view.rows, width), np.nan, np.float16), np.zeros(view.rows, np.uint8)
                 emb_RD[:last - first], status_R[:last - first] = emb_ND[first:last], status_N[first:last]
                 store.write_shard(view, shard, emb_RD, status_R)
             integrity.seal(view)
-    status = integrity.check(view)
+        status = integrity.check(view)
     print(f"{view.name}: {'already in the cache, nothing to do' if done else 'finished'}: {n:,} rows x {width} in {view.folder}")
     bad = status.nonzero()[0]
     if len(bad):

@@ -11,13 +11,14 @@ import mmap
 import os
 import shlex
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from cache_specs import durable
-from cache_specs.errors import DataQualityError, StaleError, UsageError, did_you_mean
+from cache_specs import durable, store
+from cache_specs.errors import DataQualityError, IntegrityError, StaleError, UsageError, did_you_mean
 from cache_specs.exchange import KEYS, LABELS, Array, Source, statuses, texts
 from cache_specs.items import SPLITS, Items, class_index, dataset_folders, dataset_name, find_dataset, read_items, read_source, source_path
 from cache_specs.view import STATUS
@@ -61,6 +62,8 @@ def match(source: Source, n: int, cache: Path, data: str, root: Path, name: str 
 
 def _keys(source: Source, n: int) -> list[str] | None:
     keys = source.keys if source.keys is not None else texts(source, KEYS, n)
+    if keys is not None and len(keys) != n:
+        raise UsageError(f"{source.path} has {len(keys):,} keys for {n:,} rows of embeddings, expected one for each row")
     first: dict[str, int] = {}
     for row, key in enumerate(keys or ()):
         if not key:
@@ -125,16 +128,48 @@ def _labels(source: Source, n: int) -> list[str]:
     wrong = next((row for row, label in enumerate(labels) if not -1 <= int(label) <= top), None)
     if wrong is not None:
         raise UsageError(f"{source.path}: row {wrong} has the label {labels[wrong]}; labels are 0 to {top if classes else 'C - 1'}, or -1 for unknown")
+    twice = next((name for name, count in Counter(classes or ()).items() if count > 1 or not name), None)
+    if twice is not None:
+        raise UsageError(f"{source.path}: the array 'classes' has {f'the name {twice!r} more than once' if twice else 'an empty name'}; "
+                         "each class has a name of its own, and unknown is the label -1")
     return ["" if label == "-1" else classes[int(label)] if classes else label for label in labels]
 
 
-def refuse_other_file(cache: Path, items: Items, path: Path) -> None:
-    """Two files of one name are not one data set because both number their rows."""
-    for folder in dataset_folders(cache, items.name):
-        old, source = read_items(folder), read_source(folder)
-        if source != source_path(str(path)) and old.fingerprint == items.fingerprint and old.labels_fingerprint != items.labels_fingerprint:
-            raise StaleError(f"the data set {items.name!r} in {folder} was made of {source}, with other labels than {path}. For one more view of the "
-                             f"same rows: make import VIEW=… FROM=… DATA={shlex.quote(items.name)}. For another data set: ARGS='--name …'")
+def refuse_other_file(cache: Path, items: Items, source: Source) -> None:
+    """Two files of one name are not one data set because both number their rows. Raises StaleError, or IntegrityError for a damaged item list:
+    but not where it is the very one that this file made, since `write_items` writes that again."""
+    here, keyed = source_path(str(source.path)), source.keys is not None or any(name in source.arrays for name in KEYS)
+    for folder in sorted({*dataset_folders(cache, items.name), *cache.glob(items.folder_name)}):
+        made_of, other = _made_of(folder), ""
+        try:
+            old = read_items(folder)
+            if not keyed:
+                other = "; without an array of keys nothing says that their rows are the same"
+            elif old.fingerprint == items.fingerprint and old.labels_fingerprint != items.labels_fingerprint:
+                other = ", with other labels"
+        except IntegrityError:
+            if folder.name != items.folder_name:
+                raise
+            other = ". Its item list is damaged, and the import of the very file that it was made of writes it again" if made_of else ""
+        if other and here not in made_of:
+            raise StaleError(f"the data set {items.name!r} in {folder} was made of {' or '.join(sorted(made_of)) or 'another file'}, not of {here}{other}. "
+                             f"For one more view of the same rows: make import VIEW=… FROM=… DATA={shlex.quote(items.name)}"
+                             + ("" if keyed else " ARGS='--by-row-order'") + ". For another data set: ARGS='--name …'")
+
+
+def _made_of(folder: Path) -> set[str]:
+    """What the data set was made of: as recorded or, where that is damaged, by its views, all but those that took its order; nothing if it has none."""
+    if recorded := read_source(folder):
+        return {recorded}
+    found = set()
+    for view in store.view_folders(folder):
+        try:
+            made = store.open_view(view).attributes["provenance"]
+        except (IntegrityError, StaleError):
+            made = {}
+        if not made.get("by_row_order"):
+            found.add(made.get("source", "a file that nothing names any more"))
+    return found
 
 
 @contextlib.contextmanager
@@ -146,7 +181,7 @@ def staged(cache: Path, source: Source, array: Array, place: np.ndarray, items: 
     """
     n, width = len(items), array.shape[1]
     status_N, given, row = np.full(n, MISSING, np.uint8), statuses(source, array.shape[0]), 0
-    worst, overflow, zero, first_zero = 0.0, 0, 0, ""
+    worst, overflow, zero, first_zero, lost, first_lost = 0.0, 0, 0, "", 0, ""
     durable.make_folder(cache)
     with tempfile.TemporaryFile(dir=cache) as file:
         try:
@@ -167,10 +202,16 @@ def staged(cache: Path, source: Source, array: Array, place: np.ndarray, items: 
                 overflow += int((np.isfinite(block_KD).all(1) & ~fine).sum())
                 zero += int((peak == 0).sum())
                 first_zero = first_zero or next((items.keys[i] for i in item[peak == 0]), "")
+                under = (peak > 0) & ~half_KD.any(1) & (told == 0)
+                lost += int(under.sum())
+                first_lost = first_lost or next((items.keys[i] for i in item[under]), "")
                 state = np.where(told > 0, told, np.where(fine, 0, NON_FINITE)).astype(np.uint8)
                 half_KD[state > 0] = np.nan
                 emb_ND[item], status_N[item] = half_KD, state
                 progress.advance(len(block))
+        if lost:
+            raise DataQualityError(f"{lost:,} rows of {array.where} are not zero in the file but all zeros in float16, whose smallest value is 6e-8; "
+                                   f"the first is {first_lost!r}: multiply the embeddings by a constant")
         emb_ND[status_N == MISSING] = np.nan
         if overflow:
             print(f"{overflow:,} rows are finite in the file but overflow float16, whose largest value is 65,504: divide the embeddings by a constant")

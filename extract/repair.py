@@ -7,8 +7,16 @@ computed again from the images, and nothing else. What was finished is finished 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cache_specs.errors import IntegrityError, UsageError, run_cli
+from cache_specs.errors import IntegrityError, StaleError, UsageError, run_cli
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cache_specs.integrity import Problem
+    from cache_specs.view import View
+    from extract.datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -36,39 +44,93 @@ class RepairConfig:
 
 
 def mend_view(config: RepairConfig) -> None:
-    """Raises CoviewError; nothing is removed before the spec, the weights and the images that are needed have been found."""
-    from cache_specs import repair, store
-    from cache_specs.items import read_source
+    """Raises CoviewError; nothing is removed before all that is needed to compute it again has been found, loaded and compared."""
+    from cache_specs import locks, repair, store
     from cache_specs.lookup import find_view
-    from extract.config import ExtractConfig
-    from extract.run import run
-    from extract.verify import images_of
 
     if not config.view:
         raise UsageError("VIEW is missing. Type: make repair VIEW=clip   (make verify says which views are damaged)")
     folder = find_view(Path(config.cache), config.view, config.data, "repair")
-    with store.writer_lock(folder):
+    with locks.shared_lock(Path(config.cache), locks.USERS), store.writer_lock(folder):
         lines = repair.mend_documents(folder)
         view = store.open_view(folder)
-        chosen, was_complete, had_canary = _chosen(config.shards, view.shards), view.is_complete, (folder / "canary.json").exists()
-        imported = view.attributes["spec"]["backend"] == store.IMPORTED
-        if not imported and (chosen or any(problem.shard is not None for problem in repair.problems(view))):
-            images_of(view, config.view, config.weights, config.root)
+        chosen, was_complete = _chosen(config.shards, view.shards), view.is_complete
+        todo, imported = repair.plan(view, chosen), view.attributes["spec"]["backend"] == store.IMPORTED
+        if imported and todo.lost:
+            raise IntegrityError(f"{folder}: the shards {', '.join(map(str, todo.lost))} are damaged; it was imported, so they cannot be computed again. "
+                                 f"Nothing is removed. This writes just these anew: {store.command(folder, 'extract')}")
+        compute = None
+        if not imported and (todo.lost or _items_damaged(folder.parent) or _canary_damaged(todo.found)):
+            compute = _prepared(config, view, todo.lost)
         view, found, lost = repair.mend(folder, chosen)
-    for line in lines + found:
-        print(f"{view.name}: {line}")
-    if lost:
-        print(f"{view.name}: {len(lost)} of {view.shards} shards are to be computed again: {', '.join(map(str, lost))}", flush=True)
-    if imported and was_complete and not view.is_complete:
-        raise IntegrityError(f"{folder} was imported, so its rows cannot be computed again. To fill in just these shards: {store.command(folder, 'extract')}")
-    items_damaged = _items_damaged(folder.parent)
-    if items_damaged or (was_complete and (not view.is_complete or had_canary > (folder / "canary.json").exists())):
-        spec, _, dataset = images_of(view, config.view, config.weights, config.root)
-        run(ExtractConfig(view=str(spec.source), data=read_source(folder.parent), weights=config.weights, cache=config.cache, device=config.device,
-                          gpus=config.gpus, workers=config.workers, root=config.root, name=dataset.name, max_bad=str(view.n)))
-    elif not was_complete:
+        for line in lines + found:
+            print(f"{view.name}: {line}")
+        if compute and was_complete:
+            print(f"{view.name}: {len(lost)} of {view.shards} shards are to be computed again: {', '.join(map(str, lost)) or 'none'}", flush=True)
+            compute(view)
+    if not was_complete:
         print(f"{view.name}: unfinished, as it was; to go on: {store.command(folder, 'extract')}")
-    print(f"{view.name}: {'mended' if lines + found or lost or items_damaged else 'nothing is damaged'}")
+    print(f"{view.name}: {'mended' if lines + found or lost or compute else 'nothing is damaged'}")
+
+
+def _prepared(config: RepairConfig, view: "View", lost: list[int]) -> "Callable[[View], None]":
+    """What computes the lost shards and seals the view, after everything that could stop it has been tried. Raises CoviewError."""
+    import functools
+
+    from cache_specs import integrity
+    from cache_specs.items import read_items, read_source, write_items
+    from extract import canary
+    from extract.backbones import load_backbone
+    from extract.config import ExtractConfig
+    from extract.datasets import build_items
+    from extract.run import devices, embed_all, provenance_of
+    from extract.verify import images_of
+
+    spec, files, dataset = images_of(view, config.view, config.weights, config.root)
+    dataset_folder = view.folder.parent
+    if _items_damaged(dataset_folder):
+        items = build_items(dataset)
+        if items.folder_name != dataset_folder.name:
+            raise StaleError(f"the item list in {dataset_folder} is damaged, and the images in {read_source(dataset_folder)} are not those that it was made of "
+                             f"({items.folder_name}): put them back, then type the same command")
+        write_items(Path(config.cache), items, read_source(dataset_folder))
+    items = read_items(dataset_folder)
+    if dataset.keys != items.keys:
+        raise StaleError(f"the images in {read_source(dataset_folder)} are not those of the item list ({len(dataset.keys)} instead of {len(items)}, or other "
+                         "names): put them back, then type the same command. Nothing is changed")
+    for row in (row for shard in lost for row in range(*view.bounds(shard))):
+        if items.sha256[row] and _digest(dataset, row) != items.sha256[row]:
+            raise StaleError(f"the image {items.keys[row]!r} is gone or has changed, and its shard must be computed again: put it back, then type the "
+                             "same command. Nothing is changed")
+    where = devices(config.device, config.gpus)
+    backbone = load_backbone(spec, files, where[0])
+    make, provenance = functools.partial(canary.take, items, dataset.read, spec.preprocess, backbone, where[0]), provenance_of(ExtractConfig(), spec, where[0])
+    trusted = [shard for shard in range(view.shards) if shard not in lost and view.commit_file(shard).is_file()]
+    try:
+        canary.keep_or_compare(view, make, items, provenance, trusted, write=False)
+    except IntegrityError:                                  # damaged: mend removes it
+        canary.compare_stored(view, make, trusted)
+
+    def compute(view: "View") -> None:
+        settings = ExtractConfig(weights=config.weights, workers=config.workers, max_bad="100%")
+        canary.keep_or_compare(view, make, items, provenance, trusted)
+        if not view.is_complete:
+            embed_all(where, settings, spec, files, dataset, items, view, backbone)
+            integrity.seal(view)
+        integrity.check(view)
+
+    return compute
+
+
+def _digest(dataset: "Dataset", row: int) -> str:
+    try:
+        return dataset.read.digest(row)[1]
+    except OSError:
+        return ""
+
+
+def _canary_damaged(found: "list[Problem]") -> bool:
+    return any(problem.file.name == "canary.json" for problem in found)
 
 
 def _items_damaged(dataset: Path) -> bool:

@@ -1,7 +1,9 @@
 """One extraction from its settings to a sealed view: hash the images, embed what the cache lacks, say what could not be read."""
 
 import contextlib
+import functools
 import os
+import re
 import shlex
 import sys
 import time
@@ -25,12 +27,10 @@ def run(config: ExtractConfig) -> "View":
     """Extract one view; return it, finished. Raises CoviewError."""
     import numpy as np
 
-    from cache_specs import integrity, store
-    from cache_specs.items import source_path, write_items
+    from cache_specs import durable, locks
     from cache_specs.spec import load_spec, view_names
-    from cache_specs.view import STATUS, default_rows
-    from extract import canary, quality
-    from extract.backbones import load_backbone
+    from cache_specs.view import STATUS
+    from extract import quality
     from extract.datasets import build_items, open_dataset
     from extract.progress import Progress
     from extract.weights import find_weights
@@ -42,32 +42,46 @@ def run(config: ExtractConfig) -> "View":
     if config.batch < 1 or config.gpus < 1 or config.shard_rows < 0:
         raise UsageError(f"--batch and --gpus must be at least 1 and --shard-rows at least 0, found {config.batch}, {config.gpus}, {config.shard_rows}")
     spec, where = load_spec(config.view), devices(config.device, config.gpus)
+    if config.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
+        raise UsageError(f"--name {config.name!r}: a data set's name is made of letters, digits, '-', '_' and '.', and begins with a letter or digit")
     files, weights_sha256 = find_weights(spec, config.weights)
     dataset = open_dataset(os.path.expanduser(config.data), Path(config.root), config.name)
     with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
         items = build_items(dataset, progress.advance)
     quality.refuse(np.where(np.array(items.sha256) == "", STATUS.index("missing"), 0), items, config.max_bad)
+    with locks.shared_lock(durable.make_folder(Path(config.cache)), locks.USERS):
+        return _run(config, spec, files, weights_sha256, where, dataset, items)
+
+
+def _run(config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], weights_sha256: str, where: list[str], dataset: "Dataset",
+         items: "Items") -> "View":
+    from cache_specs import integrity, store
+    from cache_specs.items import source_path, write_items
+    from cache_specs.view import default_rows
+    from extract import canary, quality
+    from extract.backbones import load_backbone
+
     folder = write_items(Path(config.cache), items, source_path(config.data))
     for other in store.view_folders(folder, spec.name):             # told before a model is loaded
         store.refuse_changed(store.open_view(other), spec.declared(), weights_sha256)
     backbone = load_backbone(spec, files, where[0])                # weights that do not fit leave no empty view behind
-    provenance = _provenance(config, spec, where[0])
-    rows = config.shard_rows or default_rows(len(items))
+    provenance = provenance_of(config, spec, where[0])
+    rows = min(config.shard_rows, len(items)) or default_rows(len(items))
     _announce(config, spec, store.view_folder(folder, spec.name, spec.declared(), weights_sha256), len(items), rows)
     view = store.create_view(folder, spec.name, spec.declared(), weights_sha256, items.fingerprint, len(items), rows, provenance)
-    now = canary.take(items, dataset.read, spec.preprocess, backbone, where[0])
+    make = functools.partial(canary.take, items, dataset.read, spec.preprocess, backbone, where[0])
     if view.is_complete:
         status = integrity.check(view)
         with contextlib.nullcontext() if (view.folder / "canary.json").exists() else store.writer_lock(view.folder):
-            canary.keep_or_compare(view, now, items, provenance)
+            canary.keep_or_compare(view, make, items, provenance)
         print(f"{spec.name}: already in the cache, nothing to do: {view.n:,} rows x {view.width} in {view.folder}")
         quality.report(status, items, view)
         return view
     begun, todo = time.monotonic(), sum(last - first for first, last in map(view.bounds, view.pending()))
     with store.writer_lock(view.folder):
         integrity.check_commits(view)
-        canary.keep_or_compare(view, now, items, provenance)
-        _embed_all(where, config, spec, files, dataset, items, view, backbone)
+        canary.keep_or_compare(view, make, items, provenance)
+        embed_all(where, config, spec, files, dataset, items, view, backbone)
         quality.enforce(view, items, config.max_bad)
         integrity.seal(view)
     status = integrity.check(view)
@@ -98,7 +112,7 @@ def _announce(config: ExtractConfig, spec: "ViewSpec", folder: Path, n: int, row
                            "or name a larger disk with CACHE=…, and type the same command")
 
 
-def _embed_all(devices: list[str], config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], dataset: "Dataset", items: "Items",
+def embed_all(devices: list[str], config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], dataset: "Dataset", items: "Items",
                view: "View", backbone: "Backbone | None") -> None:
     import torch
 
@@ -125,12 +139,12 @@ def _child(part: int, parent: int, devices: list[str], config: ExtractConfig, sp
     import ctypes
     import signal
 
-    from cache_specs import durable, store
+    from cache_specs import locks, store
 
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)              # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         sys.exit(1)
-    with contextlib.suppress(KeyboardInterrupt), durable.shared_lock(view.folder, store.PARTS):         # the parent says it
+    with contextlib.suppress(KeyboardInterrupt), locks.shared_lock(view.folder, store.PARTS):         # the parent says it
         if code := run_cli(lambda: embed_part(part, devices, config, spec, files, dataset, items, view)):
             sys.exit(code)
 
@@ -172,7 +186,7 @@ def devices(device: str, gpus: int) -> list[str]:
     return [("cuda:0" if count else "cpu") if device in ("auto", "cuda") else device] * gpus
 
 
-def _provenance(config: ExtractConfig, spec: "ViewSpec", device: str) -> dict[str, Any]:
+def provenance_of(config: ExtractConfig, spec: "ViewSpec", device: str) -> dict[str, Any]:
     """Recorded, not hashed: what made the numbers, in case they must be made again."""
     import platform
     from importlib.metadata import version

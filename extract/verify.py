@@ -5,9 +5,9 @@ status says. `--recompute K` also embeds K random rows of each shard again, from
 with 5 and the list of what is wrong, and the command that mends it.
 """
 
-import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,7 +56,8 @@ def verify(config: VerifyConfig) -> None:
             failures.append((folder, error))
     if failures:
         failed = CoviewError("\n".join(str(error) for _, error in failures) + f"\n{len(failures)} of {len(folders)} views are not ok")
-        failed.exit_code = max(error.exit_code for _, error in failures)
+        codes = {error.exit_code for _, error in failures}
+        failed.exit_code = IntegrityError.exit_code if IntegrityError.exit_code in codes else max(codes)
         raise failed
 
 
@@ -71,17 +72,21 @@ def _verify_one(folder: Path, config: VerifyConfig) -> str:
     found = list(repair.problems(view))
     seconds = time.monotonic() - begun
     if found:
+        with suppress(OSError):
+            (folder / "verified.json").unlink()         # whoever opens it next reads it all
         lines = [f"  {problem.file.relative_to(folder)}{_rows(view, problem.shard)}: {problem.what}" for problem in found]
         raise IntegrityError(f"{folder} is damaged:\n" + "\n".join(lines) + f"\nType: {store.command(folder)}   (it recomputes only what is damaged)")
     done = view.shards - len(view.pending())
     size = done * (view.embeddings_bytes + view.status_bytes)
     read = f"{view.n:,} rows x {view.width}, {done} of {view.shards} shards, {size / 1e6:,.1f} MB read in {seconds:.1f} s ({size / 1e9 / seconds:.2f} GB/s)"
     if not view.is_complete:
-        return f"unfinished, undamaged: {read}; to go on: {store.command(folder, 'extract')}"
-    bad = int((integrity.check(view) > 0).sum())
-    if (folder / "verified.json").exists():
-        os.utime(folder / "verified.json")              # `make status` shows when
+        missing = "only its seal is missing" if done == view.shards else "undamaged"
+        again = ", " + _recompute(view, config) if config.recompute and done and view.attributes["spec"]["backend"] != store.IMPORTED else ""
+        return f"unfinished, {missing}: {read}{again}; to go on: {store.command(folder, 'extract')}"
+    bad = int((integrity.check(view, verified=time.strftime("%Y-%m-%d %H:%M")) > 0).sum())
     line = f"ok: {read}, {bad} bad rows"
+    if config.recompute and view.attributes["spec"]["backend"] == store.IMPORTED:
+        return line + ", imported, so there is nothing to compute it from"
     return line + (", " + _recompute(view, config) if config.recompute else "")
 
 
@@ -132,7 +137,7 @@ def _recompute(view: "View", config: VerifyConfig) -> str:
                          f"{store.command(view.folder, 'extract')}")
     batch = view.attributes["provenance"]["batch"]
     rows = np.concatenate([np.sort(chance.choice(np.arange(*view.bounds(shard)), min(config.recompute, len(range(*view.bounds(shard)))), replace=False))
-                           for shard in range(view.shards)]).tolist()
+                           for shard in range(view.shards) if view.commit_file(shard).is_file()]).tolist()
     tolerance, farthest, wrong = canary.STORED[spec.compute_dtype], 0.0, []
     for first in range(0, len(rows), batch):
         part = rows[first:first + batch]

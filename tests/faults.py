@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from conftest import VIEW_TOML
 
-from cache_specs import durable, integrity, repair, store
+from cache_specs import durable, integrity, locks, repair, store
 from cache_specs.errors import CoviewError, RankDiedError
 from cache_specs.items import Items, write_items
 from cache_specs.spec import load_spec
@@ -103,7 +103,7 @@ def fork_parts(view: View, parts: int, log: Path | None, slow: float, part_fault
             os.environ["COVIEW_FAULT"] = part_faults.get(str(part), "")
             durable._passed = 0
             try:
-                with durable.shared_lock(view.folder, store.PARTS):
+                with locks.shared_lock(view.folder, store.PARTS):
                     write_part(view, part, parts, log, slow)
                 os._exit(0)
             except CoviewError as error:
@@ -140,7 +140,7 @@ def refused(folder: Path) -> str:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below the cache but what differs between any two runs."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted((folder / "cache").rglob("*"))
-            if path.is_file() and path.name not in UNEQUAL}
+            if path.is_file() and path.name not in UNEQUAL and "strays" not in path.parts}
 
 
 # --- trials in children

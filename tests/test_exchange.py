@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -39,6 +40,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def write(path: Path, **arrays) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
         np.savez(path, **arrays)
     elif path.suffix == ".npy":
@@ -124,6 +126,19 @@ def test_bad_rows_have_a_status_and_are_said(home: Path, capsys) -> None:
     assert {order[row] for row in bad} == {KEYS[3], KEYS[4], KEYS[5]} and np.isnan(rows(view)[bad]).all()
     assert (zarr.open_group(view.folder, mode="r")["status"][:][bad] == STATUS.index("non-finite")).all()
     assert open_cache(home / "cache", "pets", ["mine"]).ok.sum() == N - 3
+
+
+def test_rows_that_float16_makes_zero_are_refused(home: Path, capsys) -> None:
+    emb = EMB.copy()
+    emb[3], emb[4], emb[5], emb[6] = 1e-9, -1e-30, 0, 1e-9
+    emb[6, 2] = 1e-7                            # one value is left
+    for dtype in ("float32", "float64"):
+        with pytest.raises(DataQualityError, match=rf"2 rows of .*a.npz: embeddings.npy are not zero in the file but all zeros in float16.*first is "
+                                                   rf"'{KEYS[3]}': multiply the embeddings by a constant"):
+            imported(home, write(home / "a.npz", embeddings=emb.astype(dtype), keys=KEYS))
+    assert not store.view_folders(next((home / "cache").glob("pets-*")))
+    assert not integrity.check(imported(home, write(home / "a.npz", embeddings=emb[5:], keys=KEYS[5:]), partial=True))[sorted(KEYS).index(KEYS[5])]
+    assert "1 rows are all zeros" in capsys.readouterr().out
 
 
 def test_partial(home: Path, capsys) -> None:
@@ -330,24 +345,39 @@ def test_a_file_makes_a_data_set(tmp_path: Path, capsys) -> None:
 
 
 def test_two_files_of_one_name_are_not_one_data_set(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
     imported(tmp_path, write(tmp_path / "a" / "emb.npz", X=EMB, y=np.arange(N) % 2), data="")
     other = write(tmp_path / "b" / "emb.npz", X=EMB, y=np.arange(N) % 3)
-    with pytest.raises(StaleError, match=r"the data set 'emb' in .* was made of .*a/emb.npz, with other labels than .*For another data set: ARGS='--name …'"):
-        imported(tmp_path, other, "second", data="")
-    (tmp_path / "a" / "emb.npz").unlink()       # nor when the first is gone
-    with pytest.raises(StaleError, match="with other labels than"):
-        imported(tmp_path, other, "second", data="")
+    same = write(tmp_path / "b" / "same" / "emb.npz", X=-EMB, y=np.arange(N) % 2)       # nor because their labels agree
+    less = write(tmp_path / "b" / "less" / "emb.npz", X=EMB[:9], y=np.arange(9) % 2)
+    for gone in (False, True):                  # nor when the first is gone
+        for second in (other, same, less):
+            with pytest.raises(StaleError, match=r"the data set 'emb' in .* was made of .*a/emb.npz, not of .*/b/.*emb.npz; without an array of keys nothing "
+                               r"says that their rows are the same. For one more view of the same rows: make import VIEW=… FROM=… DATA=emb "
+                               r"ARGS='--by-row-order'. For another data set: ARGS='--name …'"):
+                imported(tmp_path, second, "second", data="")
+        if not gone:
+            again = write(tmp_path / "a" / "emb.npz", X=-EMB, y=np.arange(N) % 2)       # the very same path is the same data set
+            assert len(store.view_folders(imported(tmp_path, again, "again", data="").folder.parent)) == 2
+            again.unlink()
+    assert len(store.view_folders(imported(tmp_path, same, "second", data="emb", by_row_order=True).folder.parent)) == 3
     assert len(items.read_items(imported(tmp_path, other, "second", data="", name="three").folder.parent).classes) == 3
     with pytest.raises(StaleError, match=r"the data set 'three' in .* was made of .*b/emb.npz, not of .*pictures. To import for it: DATA=three without --name"):
         (tmp_path / "pictures").mkdir()
         imported(tmp_path, other, "x", data=str(tmp_path / "pictures"), name="three")
 
 
+def test_two_keyed_files_of_one_name_are_one_data_set_if_their_labels_agree(tmp_path: Path) -> None:
+    one, two, three = (write(tmp_path / name / "emb.npz", X=EMB, keys=KEYS, y=np.arange(N) % classes) for name, classes in (("a", 2), ("b", 2), ("c", 3)))
+    assert imported(tmp_path, one, data="").folder.parent == imported(tmp_path, two, "second", data="").folder.parent
+    with pytest.raises(StaleError, match=r"was made of .*b/emb.npz, not of .*c/emb.npz, with other labels. For one more .* DATA=emb. For another data set"):
+        imported(tmp_path, three, "third", data="")
+
+
 @pytest.mark.parametrize(("arrays", "message"), [
     ({"y": np.full(N, -2)}, "row 0 has the label -2; labels are 0 to C - 1, or -1 for unknown"),
     ({"y": np.arange(N), "classes": ["a", "b"]}, "row 2 has the label 2; labels are 0 to 1"),
+    ({"y": np.arange(N) % 3, "classes": ["a", "b", "a"]}, "the array 'classes' has the name 'a' more than once; each class has a name of its own"),
+    ({"y": np.arange(N) % 3, "classes": ["a", "", "b"]}, "the array 'classes' has an empty name; .*unknown is the label -1"),
     ({"y": np.zeros(N)}, "the array 'y' has the dtype float64, expected strings or integers"),
     ({"labels": np.zeros((N, 2), int)}, r"the array 'labels' has the shape \(50, 2\)"),
     ({"y": np.zeros(N, int), "split": ["trian"] * N}, "row 0 has the split 'trian'; did you mean 'train'"),
@@ -437,6 +467,99 @@ def test_out_and_in_again_gives_the_same_bytes(tmp_path: Path, suffix: str, n: i
     assert rows(by_folder).tobytes() == rows(first).tobytes() and (integrity.check(by_folder) == integrity.check(first)).all()
     fields = json.loads(str((np.load(target)["attributes"] if suffix == ".npz" else h5py.File(target)["attributes"].asstr())[()]))
     assert fields["root"] == integrity.root(first) and fields["spec"] == first.attributes["spec"] and fields["provenance"]["imported"] == "one.npz"
+
+
+def test_a_view_has_the_keys_of_its_own_images(home: Path) -> None:
+    view = imported(home, write(home / "a.npz", embeddings=np.where(np.arange(N)[:, None] == 0, np.nan, EMB), keys=KEYS))    # its first row is not finite
+    other = imported(home, write(home / "b.npz", X=EMB, keys=KEYS[::-1], y=np.arange(N) % 2), data="").folder.parent
+    foreign = shutil.copytree(view.folder, other / view.folder.name)
+    for settings in ({}, {"data": "b"}, {"by_row_order": True}):
+        with pytest.raises(StaleError, match=r"was made of other images than .*b-.*/items.parquet"):
+            imported(home, foreign, "copy", **settings)
+    zarr.open_group(view.folder, mode="r+").create_array("extra", data=EMB[:9])
+    with pytest.raises(UsageError, match="has 50 keys for 9 rows of embeddings, expected one for each row"):
+        imported(home, view.folder, "copy", array="extra")
+    nine = imported(home, write(home / "nine.npz", X=EMB[:9], y=np.arange(9) % 2), data="").folder.parent
+    assert rows(imported(home, view.folder, "copy", "nine", array="extra", by_row_order=True)).tobytes() == EMB[:9].astype(np.float16).tobytes()
+    assert len(store.view_folders(nine)) == 2
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+@pytest.mark.parametrize("name", ["items.parquet", "dataset.json"])
+@pytest.mark.parametrize("how", ["flip", "cut", "gone"])
+def test_a_damaged_item_list_is_mended_by_the_same_import(tmp_path: Path, name: str, how: str, keyed: bool, capsys) -> None:
+    arrays = {"X": EMB, "y": np.arange(N) % 2, **({"keys": KEYS} if keyed else {})}
+    one, two = write(tmp_path / "a" / "one.npz", **arrays), write(tmp_path / "b" / "one.npz", **arrays)
+    view = imported(tmp_path, one, data="")
+    imported(tmp_path, write(tmp_path / "c.npy", embeddings=-EMB), "second", "one", by_row_order=True)
+    file, before = view.folder.parent / name, contents(view.folder.parent)
+    damage(file, how)
+    for settings in ({"data": view.folder.parent.name}, {"data": "one"}):
+        with pytest.raises(CoviewError) as failed:
+            imported(tmp_path, one, **settings, by_row_order=not keyed)
+        assert isinstance(failed.value, IntegrityError) or (name, how) == ("dataset.json", "gone")
+    with pytest.raises(StaleError, match=r"was made of .*a/one.npz, not of .*b/one.npz. Its item list is damaged, and the import of the very file"):
+        imported(tmp_path, two, "third", data="")
+    capsys.readouterr()
+    assert imported(tmp_path, one, data="") == view and "already in the cache, nothing to do" in capsys.readouterr().out
+    assert contents(view.folder.parent) == before and len(items.read_items(view.folder.parent)) == N
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but the locks and what remembers files' stamps."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*")
+            if path.is_file() and not path.name.startswith(".") and path.name != "verified.json"}
+
+
+def damage(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink()
+    if how != "gone":
+        path.write_bytes(data if how == "flip" else data[:-9])
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "gone"])
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_damaged_shards_are_mended_by_the_same_import(home: Path, how: str, unfinished: bool, capsys, monkeypatch) -> None:
+    source = write(home / "a.npz", embeddings=EMB, keys=KEYS)
+    view = imported(home, source)
+    before = contents(view.folder)
+    if unfinished:
+        (view.folder / "complete.json").unlink()
+        view.commit_file(0).unlink()
+    damage(view.embeddings_file(1), how)
+    damage(view.status_file(2), how)
+    if not unfinished:
+        damage(view.commit_file(3), how)
+    with pytest.raises(CoviewError):
+        integrity.check(view)
+    inode = view.embeddings_file(0).stat().st_ino
+    capsys.readouterr()
+    assert imported(home, source) == view and contents(view.folder) == before and not integrity.check(view).any()
+    said = capsys.readouterr().out
+    assert ("mine: damaged, so written again: " + ("2 of 4 shards: 1, 2" if unfinished else "3 of 4 shards: 1, 2, 3")) in said and "mine: finished: " in said
+    assert unfinished or view.embeddings_file(0).stat().st_ino == inode
+    damage(view.folder / "complete.json", how)
+    assert imported(home, source) == view and contents(view.folder) == before
+    monkeypatch.setattr("cache_specs.repair.problems", None)        # a hit searches for nothing
+    assert imported(home, source) == view and "already in the cache, nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("point", ["embeddings.half", "embeddings.rename", "status.rename", "commit.rename", "complete.half"])
+def test_a_killed_mending_goes_on(home: Path, command: Callable, point: str) -> None:
+    source = write(home / "a.npz", embeddings=EMB, keys=KEYS)
+    view = imported(home, source)
+    before = contents(view.folder)
+    for shard in (1, 2):
+        damage(view.embeddings_file(shard), "flip")
+    arguments = ["extract.importer", "--view", "mine", "--source", source, "--data", "pets", "--cache", home / "cache"]
+    assert command(*arguments, env={"COVIEW_FAULT": f"kill:1:{point}"}).returncode == -9
+    assert view.is_complete
+    if point != "complete.half":                                    # all shards are written by then
+        with pytest.raises(IntegrityError):
+            integrity.check(view)
+    assert imported(home, source) == view and contents(view.folder) == before
 
 
 def test_what_other_programs_read(home: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_missing_or_truncated_list_is_named_with_the_command(tmp_path, harm):
     for name in ("items.parquet", "dataset.json"):
         folder = write_items(tmp_path / name, make())
         harm(folder / name)
-        with pytest.raises(IntegrityError, match=r"Type: make extract VIEW=… DATA=… with the images of d-.*nothing embedded again") as caught:
+        with pytest.raises(IntegrityError, match=r"Type: make extract VIEW=… DATA=…   with what d-.* was made of") as caught:
             read_items(folder)
         assert str(folder) in str(caught.value)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import BAD, ROOT, ROWS, Made, N, config
 
-from cache_specs import durable, gc, integrity, lookup, repair, store
+from cache_specs import gc, integrity, locks, lookup, repair, store
 from cache_specs.errors import CoviewError, IntegrityError, StorageError, UsageError
 from cache_specs.gc import GcConfig
 from cache_specs.status import status
@@ -35,7 +35,7 @@ def view(original: View, tmp_path: Path) -> View:
 
 def contents(view: View) -> dict[str, bytes]:
     return {str(path.relative_to(view.folder.parent)): path.read_bytes() for path in view.folder.parent.rglob("*")
-            if path.is_file() and path.name not in ("verified.json", ".lock", ".lock-parts")}
+            if path.is_file() and path.name not in ("verified.json", ".lock", ".lock-parts") and "strays" not in path.parts}
 
 
 def flip(path: Path) -> None:
@@ -226,9 +226,14 @@ def test_gc_removes_only_what_no_finished_view_needs(view, original, tmp_path, c
     with pytest.raises(UsageError, match="nothing is removed: there is no terminal to ask"):
         gc.collect(GcConfig(cache=str(cache)))
     out = capsys.readouterr().out
-    assert "a temp file" in out and "no shard of its view" in out and out.count("an unfinished view (") == 3 and "item list without a finished view" in out
-    assert (cache / begun.name).is_dir()
+    assert "a temp file" in out and "no shard of its view" in out and "an unfinished view (" not in out
     gc.collect(GcConfig(cache=str(cache), yes=True))
+    assert len(store.view_folders(cache / begun.name)) == 3 and not (view.folder / "embeddings" / "c" / "9").exists()
+    with pytest.raises(UsageError):
+        gc.collect(GcConfig(cache=str(cache), unfinished=True))
+    out = capsys.readouterr().out
+    assert out.count("an unfinished view (") == 3 and "an item list without a view" in out and (cache / begun.name).is_dir()
+    gc.collect(GcConfig(cache=str(cache), yes=True, unfinished=True))
     assert not (cache / begun.name).exists() and (foreign / "notes.txt").exists() and contents(view) == contents(original)
     gc.collect(GcConfig(cache=str(cache), yes=True))
     assert "nothing to remove; finished views are kept" in capsys.readouterr().out
@@ -239,11 +244,12 @@ def test_gc_keeps_a_damaged_finished_view_and_what_somebody_holds(view, tmp_path
     flip(view.folder / "zarr.json")
     assert not list(gc.waste(Path(cache_of(view))))
     (view.folder / "complete.json").unlink()
-    with durable.lock(view.folder):
+    with locks.lock(view.folder):
         assert not list(gc.waste(Path(cache_of(view))))
         with pytest.raises(StorageError, match="is being written by process"):
             gc.remove(gc.Waste(view.folder, "", 0))
-    assert [one.path for one in gc.waste(Path(cache_of(view)))] == [view.folder, view.folder.parent]
+    assert not list(gc.waste(Path(cache_of(view)))), "its shards are done"
+    assert [one.path for one in gc.waste(Path(cache_of(view)), unfinished=True)] == [view.folder, view.folder.parent]
 
 
 def test_gc_spares_what_was_finished_meanwhile(view):
@@ -289,10 +295,14 @@ def test_an_imported_view_is_filled_in_by_importing_again(tmp_path):
     folder = next((tmp_path / "cache").glob("x-*/v-*"))
     before = contents(store.open_view(folder))
     flip(store.open_view(folder).embeddings_file(1))
-    with pytest.raises(IntegrityError, match=r"To fill in just these shards: make import VIEW=v FROM=.*x\.npz DATA=x-") as caught:
+    harmed = contents(store.open_view(folder))
+    with pytest.raises(IntegrityError, match=r"Nothing is removed\. This writes just these anew: make import VIEW=v DATA=x-.* FROM=.*x\.npz ARGS=") as caught:
         mend_view(RepairConfig(view="v", cache=str(tmp_path / "cache")))
-    with pytest.raises(UsageError, match=r"is not finished .*finish it: make import VIEW=v"):
-        integrity.check(store.open_view(folder))
-    words = dict(word.split("=", 1) for word in str(caught.value).split("make import ")[1].split())
-    import_view(ImportConfig(view=words["VIEW"], source=words["FROM"], data=words["DATA"], cache=words["CACHE"], by_row_order=True))
+    assert contents(store.open_view(folder)) == harmed
+    with pytest.raises(IntegrityError, match="Nothing is removed"):
+        mend_view(RepairConfig(view="v", cache=str(tmp_path / "cache"), shards="0"))
+    words = dict(word.split("=", 1) for word in str(caught.value).split("make import ")[1].split() if "=" in word)
+    assert words["ARGS"].startswith("'--array")
+    import_view(ImportConfig(view=words["VIEW"], source=words["FROM"], data=words["DATA"], cache=words["CACHE"], array="embeddings", by_row_order=True))
     assert contents(store.open_view(folder)) == before
+    verify(VerifyConfig(cache=str(tmp_path / "cache"), recompute=3))

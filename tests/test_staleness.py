@@ -147,10 +147,28 @@ def test_touched_moved_relabelled_renamed_and_another_batch_are_hits(copy: Path,
     hit(tmp_path / "elsewhere" / "photos")
     (tmp_path / "elsewhere" / "photos").rename(tmp_path / "pictures")
     hit(tmp_path / "pictures")
-    table = tmp_path / "pictures" / "photos.csv"                       # the same keys and files with other labels
-    keys = sorted(path.relative_to(tmp_path / "pictures").as_posix() for path in (tmp_path / "pictures").rglob("*.*"))
-    table.write_text("path,label\n" + "".join(f"{key},{'xyz'[i % 3]}\n" for i, key in enumerate(keys)))
-    hit(table)
+
+
+def test_other_labels_in_the_same_place_are_a_hit_and_in_another_are_refused(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    keys = sorted(path.relative_to(copy / "photos").as_posix() for path in (copy / "photos").rglob("*.*"))
+
+    def extract(table: Path, names: str) -> None:
+        table.write_text("path,label\n" + "".join(f"{key},{names[i % len(names)]}\n" for i, key in enumerate(keys)))
+        run(config(table, copy / "cache", view=str(copy / "v.toml")))
+
+    extract(copy / "photos" / "list.csv", "xyz")
+    assert "finished" in capsys.readouterr().out
+    extract(copy / "photos" / "list.csv", "xyw")
+    out = capsys.readouterr().out
+    assert "list: labels or splits of 15 of 45 images have changed, and replace the old ones" in out and "nothing to do" in out
+    shutil.copytree(copy / "photos", tmp_path / "elsewhere")
+    with pytest.raises(StaleError, match=r"has these very images with the labels of .*/list\.csv; 45 of 45 .* ARGS='--name list-2'"):
+        extract(tmp_path / "elsewhere" / "list.csv", "pq")
+    assert "xyw"[0] in (copy / "photos" / "list.csv").read_text()
+    extract(tmp_path / "elsewhere" / "list.csv", "xyw")             # the same labels: the folder was copied
+    (tmp_path / "elsewhere" / "list.csv").unlink()
+    extract(copy / "photos" / "other.csv", "q")                     # and others under another name are another data set
+    assert len(list((copy / "cache").glob("*/items.parquet"))) == 3
 
 
 # --- the canary

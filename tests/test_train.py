@@ -18,7 +18,7 @@ import torch
 from conftest import ROOT, Made
 from safetensors.numpy import load_file
 
-from cache_specs import durable
+from cache_specs import locks
 from cache_specs.errors import DataQualityError, IntegrityError, StaleError, StorageError, UsageError
 from cache_specs.items import find_dataset, source_path, write_items
 from train.__main__ import run, warn_of_copies
@@ -267,7 +267,7 @@ def test_copies_of_test_images_among_the_training_images_are_said(made: Made, ca
     split = make_split(made.items, ok, "3", 0)
     sha = list(made.items.sha256)
     sha[split.test[0]] = sha[split.unlabelled[0]]
-    warn_of_copies(Cache(dataclasses.replace(made.items, sha256=sha), [], [], ok, {}), split)
+    warn_of_copies(Cache(dataclasses.replace(made.items, sha256=sha), [], [], ok, {}, {}), split)
     assert "warning: 1 of 355 test images are byte for byte also training images" in capsys.readouterr().err
 
 
@@ -424,7 +424,7 @@ def test_sigterm_saves_says_so_and_resumes_to_the_same_bytes(made: Made, tmp_pat
 def test_a_run_has_one_writer(made: Made, tmp_path: Path) -> None:
     run(config(made, tmp_path, warmup=2, cotrain=0, method="supervised", run="b"))
     (tmp_path / "b" / "summary.json").unlink()
-    with durable.lock(tmp_path / "b"), pytest.raises(StorageError, match=rf"is being written by process {os.getpid()} on"):
+    with locks.lock(tmp_path / "b"), pytest.raises(StorageError, match=rf"is being written by process {os.getpid()} on"):
         run(config(made, tmp_path, warmup=2, cotrain=0, method="supervised", run="b"))
 
 

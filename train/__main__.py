@@ -83,7 +83,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """Train, evaluate, print the table; return the summary (on rank 0). Raises CoviewError."""
     import torch
 
-    from cache_specs import durable
+    from cache_specs import durable, locks
     from train.checkpoint import metrics_bytes
     from train.launch import BOARD, FAILED, Board
     from train.log import Console, Ignore, Jsonl, Listeners, Wandb
@@ -104,7 +104,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         cache, splits = read(config)
         if rank == 0:
             warn_of_copies(cache, splits[0])
-            cleanup.enter_context(durable.lock(durable.make_folder(Path(config.runs) / config.run)))
+            cleanup.enter_context(locks.lock(durable.make_folder(Path(config.runs) / config.run)))
         folder = open_run(config, cache.fingerprints, device.type, leader=rank == 0)
         if is_finished(folder):
             code, summary = 0, read_summary(folder)
@@ -131,6 +131,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         summary = {}
         if rank == 0:
             head = describe(config, cache.items, cache.names, splits, cache.fingerprints)
+            cache.refuse_changed()
             rows = {"val": splits[0].val, "test": splits[0].test}
             summary = summarise(folder, head, config.method_list(), cache.names, cache.emb, cache.items.label, cache.items.keys, rows, device,
                                 time.monotonic() - begun)

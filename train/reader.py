@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cache_specs import integrity, store
-from cache_specs.errors import DataQualityError, StorageError
+from cache_specs.errors import DataQualityError, IntegrityError, StorageError
 from cache_specs.items import Items, find_dataset, read_items
 from cache_specs.spec import load_spec
 
@@ -30,13 +30,24 @@ class Cache:
     emb: list[np.ndarray]
     ok: np.ndarray
     fingerprints: dict[str, str]
+    stamps: dict[Path, dict[str, list]]
+
+    def refuse_changed(self) -> None:
+        """Raise IntegrityError when a file was written to since the cache was opened: then what was trained on is not what was checked."""
+        for folder, stamps in self.stamps.items():
+            view = store.open_view(folder)
+            seal = integrity.read_seal(view)
+            if integrity.stamps(view, seal["shards"]) != stamps:            # touched, or more?
+                integrity.check(view)
+                if seal["root"] != self.fingerprints[view.name]:
+                    raise IntegrityError(f"{folder} was written anew while it was read; train on it under another RUN=")
 
 
 def open_cache(cache: Path, data: str, views: list[str]) -> Cache:
     """Check and map the views. Raises CoviewError when one is unfinished, damaged, stale or of other images than the item list."""
     folder, where = find_dataset(cache, data), shlex.quote(data)
     items = read_items(folder)
-    names, emb, ok, fingerprints = [], [], np.ones(len(items), bool), {"items": items.fingerprint, "labels": items.labels_fingerprint}
+    names, emb, stamps, ok, fingerprints = [], [], {}, np.ones(len(items), bool), {"items": items.fingerprint, "labels": items.labels_fingerprint}
     for name in views:
         hint = f"make extract VIEW={shlex.quote(name)} DATA={where}"
         if store.is_imported(folder, name):
@@ -46,13 +57,15 @@ def open_cache(cache: Path, data: str, views: list[str]) -> Cache:
             view = store.find_view(folder, spec.name, hint)
             store.refuse_changed(view, spec.declared(), None)
         store.refuse_other_images(view, items.fingerprint, len(items))
+        if view.is_complete:
+            seal = integrity.read_seal(view)
+            fingerprints[view.name], stamps[view.folder] = seal["root"], integrity.stamps(view, seal["shards"])
         ok &= integrity.check(view) == 0
         names.append(view.name)
         emb.append(map_view(view))
-        fingerprints[view.name] = integrity.root(view)
     if not ok.any():
         raise DataQualityError(f"no image of {items.name!r} could be embedded in all of the views {', '.join(names)}")
-    return Cache(items, names, emb, ok, fingerprints)
+    return Cache(items, names, emb, ok, fingerprints, stamps)
 
 
 def map_view(view: store.View) -> np.ndarray:

@@ -1,0 +1,78 @@
+"""Who may write: file locks (flock). A dead holder's lock is free; who holds one stands in the file."""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cache_specs.durable import cannot_write
+from cache_specs.errors import StorageError
+
+USERS = ".lock-users"       # of a cache: shared by all that write to it, exclusive to `make gc`
+
+
+@contextlib.contextmanager
+def lock(folder: Path, wait: bool = False, name: str = ".lock") -> Iterator[None]:
+    """Be the only writer of `folder` (flock: a dead holder's lock is free). Raises StorageError naming the holder's process."""
+    handle = _open_lock(folder / name)
+    try:
+        if not _flock(handle, fcntl.LOCK_EX, wait):
+            raise StorageError(f"{folder} is being written by process {_holder(handle)}; wait for it, or stop it and run this again")
+        with contextlib.suppress(OSError):                      # a full disk: the lock holds without the note
+            note = f"{os.getpid()} on {os.uname().nodename} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode()
+            os.pwrite(handle, note, 0)
+            os.truncate(handle, len(note))
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def shared_lock(folder: Path, name: str) -> Iterator[None]:
+    """Be one of several at work in `folder`; `lock` on the same name waits for all of them."""
+    handle = _open_lock(folder / name)
+    try:
+        _flock(handle, fcntl.LOCK_SH, wait=True)
+        yield
+    finally:
+        os.close(handle)
+
+
+def lock_holder(folder: Path) -> str | None:
+    """`PID on HOST since TIME` of the process that holds the lock of `folder`, or None."""
+    try:
+        handle = os.open(folder / ".lock", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return None if _flock(handle, fcntl.LOCK_SH, wait=False) else _holder(handle)
+    finally:
+        os.close(handle)
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _flock(handle: int, kind: int, wait: bool) -> bool:
+    for last in (False, False, False, False, True):         # `lock_holder` may hold it for a moment
+        try:
+            fcntl.flock(handle, kind | (0 if wait else fcntl.LOCK_NB))
+            return True
+        except BlockingIOError:
+            if not last:
+                time.sleep(0.02)
+    return False
+
+
+def _holder(handle: int) -> str:
+    for _ in range(5):
+        if note := os.pread(handle, 200, 0).decode(errors="replace").strip():
+            return note
+        time.sleep(0.02)                                    # it has the lock and is about to write its name
+    return "(unknown)"
