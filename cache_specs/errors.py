@@ -4,8 +4,11 @@
 """
 
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Iterable
+
+OF_THE_DISK = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)      # no bug, wherever it happens
 
 
 class CoviewError(Exception):
@@ -56,10 +59,10 @@ def run_cli(main: Callable[[], None]) -> int:
     except CoviewError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
-    except OSError as error:                    # a disk that fails, a folder that may not be read: not foreseen where it happened, but no bug
-        if error.errno is None or error.filename is None:
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+        print(f"error: {error.filename or 'the disk'}: {error.strerror}", file=sys.stderr, flush=True)
         return StorageError.exit_code
     except KeyboardInterrupt:
         print("interrupted; what is committed is kept, and the same command goes on from there", file=sys.stderr, flush=True)
