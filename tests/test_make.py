@@ -31,7 +31,8 @@ def make(venv: Path, *args: str, env: dict[str, str] | None = None) -> subproces
 
 def test_help_is_the_default_and_lists_every_target() -> None:
     shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("demo", "extract", "train", "test", "test-all", "setup", "lock", "clean", "check-gpu"):
+    for target in ("demo", "extract", "train", "test", "test-all", "setup", "lock", "clean", "check-gpu", "verify", "repair", "import", "export", "status",
+                   "gc", "bench-cache"):
         assert f"make {target} " in shown
     assert "VIEWS" in shown
 
@@ -44,6 +45,13 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     (("extract", "VIEW=clip"), "DATA is missing. Type: make extract VIEW=clip DATA=photos/"),
     (("extract", "DATA=digits"), "VIEW is missing. Type: make extract VIEW=clip DATA=digits"),
     (("train", "DATA=digits"), "VIEWS is missing. Type: make train VIEWS=clip,dinov2 DATA=digits"),
+    (("import", "VIEW=mine", "TO=x.npz"), "make import takes no TO"),
+    (("import", "VIEW=mine"), "FROM is missing. Type: make import VIEW=mine FROM=embeddings.npz DATA=photos/"),
+    (("export", "VIEW=clip"), "TO is missing. Type: make export VIEW=clip DATA=… TO=embeddings.h5"),
+    (("repair",), "VIEW is missing. Type: make repair VIEW=clip"),
+    (("verify", "CACHE=/nowhere"), "there is no cache /nowhere"),
+    (("status", "CACHE=/nowhere"), "there is no cache /nowhere"),
+    (("gc", "VIEW=clip"), "make gc takes no VIEW"),
     (("train", "VIEWS=clip,dinov2", "DATA=x", "METHOD=mtc"), "no method 'mtc'; did you mean 'mct'"),
 ])
 def test_a_mistyped_command_shows_the_right_one(venv: Path, args: tuple[str, ...], message: str) -> None:
@@ -75,4 +83,6 @@ def test_names_are_passed_on(venv: Path) -> None:
     for flag in ("views", "data", "labels", "method", "seeds", "device", "gpus", "cache", "run"):
         assert f'--{flag} "${flag.upper()}"' in shown
     assert "--lr 1" in shown
+    assert '--source "$FROM"' in make(venv, "-n", "import", "VIEW=a", "FROM=b.npz").stdout
+    assert '--to "$TO"' in make(venv, "-n", "export", "VIEW=a", "TO=b.npz").stdout
     assert '--weights "$WEIGHTS"' in make(venv, "-n", "extract", "VIEW=a", "DATA=d", "WEIGHTS=w").stdout

@@ -4,6 +4,7 @@ Trains the probes on the cache, prints a table with spreads, writes runs/<id>/. 
 """
 
 import dataclasses
+import faulthandler
 import os
 import signal
 import sys
@@ -92,6 +93,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     from train.report import describe, read_summary, summarise, table, write_probe
     from train.rundir import is_finished, open_run, write_splits
 
+    faulthandler.enable()                                   # a mapped file that is cut short kills the process: then at least with its place
     begun, rank = time.monotonic(), my_rank()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
