@@ -62,7 +62,7 @@ def _another_image_is_gone(world: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def _its_image_has_changed(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flip(world / "photos" / "a" / "002.jpg")
+    flip(world / "photos" / "a" / "006.png")           # of the damaged shard, and none of the canary
 
 
 def _the_library_has_changed(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
