@@ -225,4 +225,4 @@ def status_name(shard: int) -> str:
 def damaged(view: View, shard: int, what: str) -> IntegrityError:
     first, last = view.bounds(shard)
     return IntegrityError(f"{view.folder}: shard {shard} (rows {first} to {last - 1}) is damaged: {what}. "
-                          f"Type: {store.command(view.folder)}   (it recomputes only what is damaged)")
+                          f"Only that is computed again. Type: {store.command(view.folder)}")

@@ -21,6 +21,7 @@ from cache_specs.errors import IntegrityError, StaleError, UsageError, did_you_m
 
 SPLITS = ("", "train", "val", "test", "unlabelled")
 FORMAT = 1
+SINGLE = {"use_threads": False, "pre_buffer": False}        # Arrow's threads, still alive when Python ends early, can abort the process
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +139,7 @@ def read_items(folder: Path) -> Items:
         found = hashlib.sha256(data).hexdigest()
         if found != expected:
             raise ValueError(f"items.parquet is damaged: sha256 {found[:12]}, expected {expected[:12]}")
-        table = pq.read_table(io.BytesIO(data))
+        table = pq.read_table(io.BytesIO(data), **SINGLE)
         items = Items(record["name"], record["adapter"], table["key"].to_pylist(), table["label"].to_numpy(), table["split"].to_pylist(),
                       table["bytes"].to_numpy(), table["sha256"].to_pylist(), record["classes"])
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:

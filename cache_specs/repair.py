@@ -126,7 +126,8 @@ def mend(folder: Path, condemned: Sequence[int] = ()) -> tuple[View, list[str], 
         _put_aside(view, problem.file)
     if any(problem.file == folder / "canary.json" for problem in todo.found):
         durable.remove(folder / "canary.json", "canary")                    # it is written again after a comparison
-    durable.remove(folder / "verified.json", "verified")
+    if lines or condemned:
+        durable.remove(folder / "verified.json", "verified")
     for shard in todo.commits:
         durable.write(view.commit_file(shard), durable.sealed(todo.sealed[shard]), "commit")     # its files are those that were sealed
     if todo.lost or (was_complete and not todo.sealed):

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from cache_specs.errors import UsageError, did_you_mean
-from cache_specs.items import SPLITS, Items, class_index, dataset_name
+from cache_specs.items import SINGLE, SPLITS, Items, class_index, dataset_name
 from extract.readers import ReadArrays, Reader, ReadFiles, ReadTorchvision, Reordered
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -147,7 +147,7 @@ def _read_csv(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def _read_parquet(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
+    table = pq.read_table(path, **SINGLE)
     return table.to_pylist(), table.column_names
 
 

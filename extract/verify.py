@@ -75,7 +75,7 @@ def _verify_one(folder: Path, config: VerifyConfig) -> str:
         with suppress(OSError):
             (folder / "verified.json").unlink()         # whoever opens it next reads it all
         lines = [f"  {problem.file.relative_to(folder)}{_rows(view, problem.shard)}: {problem.what}" for problem in found]
-        raise IntegrityError(f"{folder} is damaged:\n" + "\n".join(lines) + f"\nType: {store.command(folder)}   (it recomputes only what is damaged)")
+        raise IntegrityError(f"{folder} is damaged:\n" + "\n".join(lines) + f"\nOnly that is computed again.\nType: {store.command(folder)}")
     done = view.shards - len(view.pending())
     size = done * (view.embeddings_bytes + view.status_bytes)
     read = f"{view.n:,} rows x {view.width}, {done} of {view.shards} shards, {size / 1e6:,.1f} MB read in {seconds:.1f} s ({size / 1e9 / seconds:.2f} GB/s)"
@@ -113,7 +113,7 @@ def images_of(view: "View", asked: str, weights: str | None, root: str) -> tuple
         raise IntegrityError(f"{view.folder.parent / 'dataset.json'} does not say where the images are; type: make extract VIEW={toml} DATA=… with them")
     if Path(source).is_absolute() and not Path(source).exists():
         raise UsageError(f"the images of {view.folder.parent.name} were in {source}, which is gone. If they were moved, type first: "
-                         f"make extract VIEW={toml} DATA=(where they are now); it notes the place and embeds nothing")
+                         f"make extract VIEW={toml} DATA=…, where they are now; it notes the place and embeds nothing")
     return spec, files, open_dataset(source, Path(root), view.folder.parent.name.rpartition("-")[0])
 
 

@@ -274,7 +274,7 @@ def test_the_commands_exit_with_their_codes(view, command: Callable):
     done = command("extract.verify", "--cache", cache_of(view))
     assert done.returncode == 5 and "Traceback" not in done.stderr
     line = next(line for line in done.stderr.splitlines() if line.startswith("Type: make repair"))
-    words = dict(word.split("=", 1) for word in line.split("   ")[0].split()[3:])
+    words = dict(word.split("=", 1) for word in line.split()[3:])
     done = command("extract.repair", "--view", words["VIEW"], "--data", words["DATA"], "--cache", words["CACHE"])
     assert done.returncode == 0 and "1 of 3 shards are to be computed again: 1" in done.stdout, done.stderr
     assert command("extract.verify", "--cache", cache_of(view)).returncode == 0

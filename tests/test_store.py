@@ -273,7 +273,7 @@ def test_a_harmed_shard_is_found_and_named_with_its_rows_and_the_command(view, h
         integrity.check(view)
     message = str(caught.value)
     assert f"shard 1 (rows {ROWS} to {2 * ROWS - 1}) is damaged" in message and "embeddings/c/1/0" in message
-    assert f"Type: {store.command(view.folder)} " in message and "make repair VIEW=v DATA=data-00000000 CACHE=" in message
+    assert f"Type: {store.command(view.folder)}" in message and "make repair VIEW=v DATA=data-00000000 CACHE=" in message
 
 
 @pytest.mark.parametrize("harm", [_missing, _truncated, _appended, _flipped, _zeroed])
