@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def main() -> None:
     import tyro
 
+    faulthandler.enable()                                   # a mapped file that is cut short kills the process: then at least with its place
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # idle torch threads give way instead of spinning on a shared machine
     config = tyro.cli(TrainConfig, prog="python -m train", description=TrainConfig.__doc__)
     config.check()
@@ -93,7 +94,6 @@ def run(config: TrainConfig) -> dict[str, Any]:
     from train.report import describe, read_summary, summarise, table, write_probe
     from train.rundir import is_finished, open_run, write_splits
 
-    faulthandler.enable()                                   # a mapped file that is cut short kills the process: then at least with its place
     begun, rank = time.monotonic(), my_rank()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
