@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from cache_specs import integrity, store
 from cache_specs.spec import load_spec
 from train.reader import gather, map_view
-from train.stream import stream
+from train.stream import Order, stream
 
 BATCH, SHARD, BLOCK, WINDOW = 1024, 4096, 256, 128
 PACKAGES = ("numpy", "torch", "zarr", "tensorstore", "h5py", "datasets", "pyarrow", "xxhash")
@@ -228,11 +228,11 @@ def in_order(cut: Callable[[slice], Any], n: int, block: int) -> Iterator[Any]:
         yield from (part[start:start + BATCH] for start in range(0, len(part), BATCH))
 
 
-def epoch(folder: Folder, n: int, order: str, name: str) -> Callable[[int], Iterator[Any]]:
+def epoch(folder: Folder, n: int, order: Order, name: str) -> Callable[[int], Iterator[Any]]:
     """Open a reader: seed -> the batches of an epoch."""
     if name == STREAM:
         view = the_view(folder / "view")
-        return lambda seed: (emb_BD for _, emb_BD in stream(view, BATCH, order, seed=seed))                 # type: ignore[arg-type]
+        return lambda seed: (emb_BD for _, emb_BD in stream(view, BATCH, order, seed=seed))
     if name.endswith(BY_ROWS):
         _, opened, read = GATHER[name.removesuffix(BY_ROWS)]
         source = opened(folder)
@@ -438,10 +438,10 @@ def make_sparse(folder: Folder, n: int) -> None:
             file.truncate(view.embeddings_bytes)
 
 
-def sparse_stream(folder: Folder, size: dict[str, Any], order: str) -> dict[str, float]:
+def sparse_stream(folder: Folder, size: dict[str, Any], order: Order) -> dict[str, float]:
     """The stream over a view of 10 million rows whose files are holes: its memory, and its speed without a disk."""
     view, before = sparse_view(folder, size["sparse_n"]), memory()
-    wall, cpu, rows = timed(lambda: counted(emb_BD for _, emb_BD in stream(view, BATCH, order)))            # type: ignore[arg-type]
+    wall, cpu, rows = timed(lambda: counted(emb_BD for _, emb_BD in stream(view, BATCH, order)))
     after = memory()
     return {"rows": rows, "rows_per_s": rows / wall, "GB_per_s": rows * 1536 / wall / 1e9, "cpu_us_per_row": cpu / rows * 1e6,
             "peak_of_the_process_MB": after["VmHWM"], "before_MB": before["VmRSS"], "mapped_MB": after["RssFile"] - before["RssFile"]}

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import stat
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -12,11 +13,11 @@ import numpy as np
 MAX_BYTES = 2**29               # of an encoded image: 134 megapixels uncompressed
 
 
-class Reader:
+class Reader(ABC):
     """`read(i)`: the bytes of image i; `read.digest(i)`: their number and their sha256. Both raise OSError when it cannot be read."""
 
-    def __call__(self, i: int) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def __call__(self, i: int) -> bytes: ...
 
     def digest(self, i: int) -> tuple[int, str]:
         data = self(i)

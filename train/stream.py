@@ -20,8 +20,10 @@ from cache_specs.errors import StorageError
 
 _STREAM = 5 << 40       # second word of the keys of draws; batches.py and splits.py have 1 to 4 << 40
 
+Order = Literal["sequential", "shuffled"]
 
-def stream(view: store.View, batch: int, order: Literal["sequential", "shuffled"] = "shuffled", seed: int = 0, epoch: int = 0, first_batch: int = 0,
+
+def stream(view: store.View, batch: int, order: Order = "shuffled", seed: int = 0, epoch: int = 0, first_batch: int = 0,
            rows: np.ndarray | None = None, block: int = 256, window: int = 128, ahead: int = 1, threads: int = 4) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """One epoch of (row numbers (B,) int64, embeddings (B, D) float16), each row once; the last batch may be shorter. The arrays are new: keep them.
 
