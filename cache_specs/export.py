@@ -7,6 +7,7 @@ two again, to the same embeddings, byte for byte.
     .parquet     row, key, label, label_name, split, status, embedding (list of D float16); the attributes are the schema's metadata
 """
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def export(config: ExportConfig) -> Path:
         raise UsageError(f"TO={config.to}: {to if to.is_dir() else to.parent} is {'a' if to.is_dir() else 'no'} folder")
     if to.exists() and not config.force:
         raise UsageError(f"{to} is there already; to replace it: ARGS='--force'")
-    folder = find_view(Path(config.cache), config.view, config.data, "export")
+    folder = find_view(Path(config.cache), config.view, config.data, "export", f" TO={shlex.quote(config.to)}")
     view, items = store.open_view(folder), read_items(folder.parent)
     store.refuse_other_images(view, items.fingerprint, len(items))
     status = integrity.check(view)

@@ -224,8 +224,10 @@ def _refuse_changed(old: Items, new: Items, folder: Path) -> None:
     was = old.keys[row] if row < len(old) else "(nothing)"
     now = new.keys[row] if row < len(new) else "(nothing)"
     change = f"content of {was}" if was == now else f"{was} -> {now}"
+    renamed = "" if sorted(old.sha256) != sorted(new.sha256) else " All contents are the same: only names or folders were changed."
     raise StaleError(f"the images of {new.name!r} are not those that were embedded under this name ({len(old)} -> {len(new)} items): first difference "
-                     f"in row {row}: {change}. To keep both, embed the new ones under another name: ARGS='--name {new.name}-2'. "
+                     f"in row {row}: {change}.{renamed} To keep both, embed the new ones under another name, ARGS='--name {new.name}-2', "
+                     f"and train on DATA={new.name}-2. "
                      f"To forget the old ones, delete {folder}")
 
 

@@ -29,10 +29,10 @@ def find_views(cache: Path, view: str = "", data: str = "") -> list[Path]:
     return found
 
 
-def find_view(cache: Path, view: str, data: str, target: str) -> Path:
-    """The one view folder that is meant. Raises UsageError listing the ways to name one, as commands `make target …`."""
+def find_view(cache: Path, view: str, data: str, target: str, rest: str = "") -> Path:
+    """The one view folder that is meant. Raises UsageError listing the ways to name one, as commands `make target … rest`."""
     found = find_views(cache, view, data)
     if len(found) > 1:
-        choices = "\n".join(f"  {store.command(folder, target)}" for folder in found)
+        choices = "\n".join(f"  {store.command(folder, target)}{rest}" for folder in found)
         raise UsageError(f"{len(found)} views are meant, make {target} takes one. Type one of:\n{choices}")
     return found[0]

@@ -36,7 +36,7 @@ def status(cache: Path) -> str:
     lines = []
     for dataset in sorted(path for path in cache.iterdir() if path.is_dir() and ((path / "dataset.json").is_file() or view_folders(path))):
         try:
-            lines.append(f"{dataset.name}: {len(read_items(dataset)):,} images of {read_source(dataset)}")
+            lines.append(f"{dataset.name}: {len(read_items(dataset)):,} items of {read_source(dataset)}")
         except CoviewError as error:
             lines.append(f"{dataset.name}: {error}")
         lines += [f"  {folder.name:28} {_view(folder)}" for folder in view_folders(dataset)] or ["  no view yet"]

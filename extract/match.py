@@ -41,6 +41,7 @@ def match(source: Source, n: int, cache: Path, data: str, root: Path, name: str 
         if n != len(items):
             raise UsageError(f"{source.path} has {n:,} rows, {items.name!r} has {len(items):,} items; in row order both must have as many. "
                              f"Otherwise match by keys: {EXAMPLE}, with an array 'keys' in the file")
+        _refuse_other_order(source, items)
         return items, np.arange(n), folder
     if keys is None:
         raise UsageError(f"{source.path} does not say which row is whose. Either put an array 'keys' into it (the items' keys, such as "
@@ -58,6 +59,19 @@ def match(source: Source, n: int, cache: Path, data: str, root: Path, name: str 
         if len(rows):
             print(f"{what}; the first is {names[rows[0]]!r}")
     return items, place, folder
+
+
+def _refuse_other_order(source: Source, items: Items) -> None:
+    """Labels that merely have other names (0 for 'cat') agree where each of them always meets the same label of the items."""
+    labels = texts(source, LABELS, len(items))
+    pairs = Counter((theirs, int(ours)) for theirs, ours in zip(labels or (), items.label, strict=False) if ours >= 0 and theirs not in ("", "-1"))
+    most: Counter[str] = Counter()
+    for (theirs, _), count in pairs.items():
+        most[theirs] = max(most[theirs], count)
+    if odd := pairs.total() - most.total():
+        raise UsageError(f"{source.path}: in row order, the file's labels contradict those of {items.name!r} in at least {odd:,} of {pairs.total():,} rows, so "
+                         "its rows are probably in another order. Match them by keys (an array 'keys' in the file); or, if the order is right and only the "
+                         "labels differ, leave them out of the file")
 
 
 def _keys(source: Source, n: int) -> list[str] | None:

@@ -49,13 +49,15 @@ def verify(config: VerifyConfig) -> None:
     failures: list[tuple[Path, CoviewError]] = []
     folders = find_views(Path(config.cache), config.view, config.data)
     for folder in folders:
+        stored = ""
         try:
-            print(f"{folder}: {_verify_one(folder, config)}", flush=True)
+            stored = _verify_one(folder, config)
+            print(f"{folder}: {stored}{_again(folder, config)}", flush=True)
         except CoviewError as error:
-            print(f"{folder}: NOT OK", flush=True)
+            print(f"{folder}: {'NOT OK' if not stored or isinstance(error, IntegrityError) else f'{stored}, but NOT computed again'}", flush=True)
             failures.append((folder, error))
     if failures:
-        failed = CoviewError("\n".join(str(error) for _, error in failures) + f"\n{len(failures)} of {len(folders)} views are not ok")
+        failed = CoviewError("\n".join(str(error) for _, error in failures) + f"\n{len(failures)} of {len(folders)} views failed")
         codes = {error.exit_code for _, error in failures}
         failed.exit_code = IntegrityError.exit_code if IntegrityError.exit_code in codes else max(codes)
         raise failed
@@ -81,13 +83,19 @@ def _verify_one(folder: Path, config: VerifyConfig) -> str:
     read = f"{view.n:,} rows x {view.width}, {done} of {view.shards} shards, {size / 1e6:,.1f} MB read in {seconds:.1f} s ({size / 1e9 / seconds:.2f} GB/s)"
     if not view.is_complete:
         missing = "only its seal is missing" if done == view.shards else "undamaged"
-        again = ", " + _recompute(view, config) if config.recompute and done and view.attributes["spec"]["backend"] != store.IMPORTED else ""
-        return f"unfinished, {missing}: {read}{again}; to go on: {store.command(folder, 'extract')}"
+        return f"unfinished, {missing}: {read}; to go on: {store.command(folder, 'extract')}"
     bad = int((integrity.check(view, verified=time.strftime("%Y-%m-%d %H:%M")) > 0).sum())
-    line = f"ok: {read}, {bad} bad rows"
-    if config.recompute and view.attributes["spec"]["backend"] == store.IMPORTED:
-        return line + ", imported, so there is nothing to compute it from"
-    return line + (", " + _recompute(view, config) if config.recompute else "")
+    return f"ok: {read}, {bad} bad rows"
+
+
+def _again(folder: Path, config: VerifyConfig) -> str:
+    from cache_specs import store
+
+    view = store.open_view(folder)
+    if not config.recompute or len(view.pending()) == view.shards:
+        return ""
+    imported = view.attributes["spec"]["backend"] == store.IMPORTED
+    return ", imported, so there is nothing to compute it from" if imported else ", " + _recompute(view, config)
 
 
 def _rows(view: "View", shard: int | None) -> str:

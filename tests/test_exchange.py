@@ -95,6 +95,20 @@ def test_the_rounding_that_is_said_is_the_rounding(home: Path, capsys) -> None:
     assert "which is much: multiply the embeddings by a constant" in capsys.readouterr().out
 
 
+def test_in_row_order_the_files_labels_must_not_contradict(tmp_path: Path, n: int = 30) -> None:
+    """Other names for the classes are no contradiction, another order of the rows is one."""
+    y = np.array([f"class {i % 3}" for i in range(n)])
+    imported(tmp_path, write(tmp_path / "x.npz", embeddings=EMB[:n], y=y), "first", "")
+    for number, fine in enumerate(((np.arange(n) % 3 + 5), np.where(np.arange(n) < 4, -1, np.arange(n) % 3))):
+        imported(tmp_path, write(tmp_path / f"f{number}.npz", embeddings=EMB[:n], y=fine), f"v{number}", "x", by_row_order=True)
+    with pytest.raises(UsageError, match=r"labels contradict those of 'x' in at least 18 of 30 rows.*another order"):
+        imported(tmp_path, write(tmp_path / "sorted.npz", embeddings=EMB[:n], y=np.sort(y)), "other", "x", by_row_order=True)
+    swapped = y.copy()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    with pytest.raises(UsageError, match=r"in at least 2 of 30 rows"):
+        imported(tmp_path, write(tmp_path / "swapped.npz", embeddings=EMB[:n], y=swapped), "other", "x", by_row_order=True)
+
+
 @pytest.mark.parametrize("n", [ROWS - 1, ROWS, ROWS + 1, 3 * ROWS - 1, 3 * ROWS, 3 * ROWS + 1])
 @pytest.mark.parametrize("fortran", [False, True])
 def test_shard_edges_and_row_order(tmp_path: Path, n: int, fortran: bool) -> None:
@@ -599,7 +613,7 @@ def test_export_refuses(home: Path, monkeypatch) -> None:
                               ({"to": str(home / "no" / "x.npz")}, "/no is no folder"),
                               ({"to": str(target)}, "is there already; to replace it: ARGS='--force'"),
                               ({"data": ""}, "2 views are meant, make export takes one. Type one of:\n"
-                               f"  make export VIEW=mine DATA=b-.{{8}} CACHE={home}/cache\n  make export VIEW=mine DATA=pets-"),
+                               f"  make export VIEW=mine DATA=b-.{{8}} CACHE={home}/cache TO=.*x.h5\n  make export VIEW=mine DATA=pets-"),
                               ({"to": str(home / "x.h5"), "view": "mien"}, "no view 'mien' in .*did you mean 'mine'")):
         with pytest.raises(UsageError, match=message):
             export(ExportConfig(**{"view": "mine", "data": "pets", "to": str(home / "x.h5"), "cache": str(home / "cache"), **settings}))

@@ -15,6 +15,7 @@ from conftest import BAD, ROOT, ROWS, Made, N, config
 from cache_specs import gc, integrity, locks, lookup, repair, store
 from cache_specs.errors import CoviewError, IntegrityError, StorageError, UsageError
 from cache_specs.gc import GcConfig
+from cache_specs.items import read_items, write_items
 from cache_specs.status import status
 from cache_specs.view import View
 from extract.repair import RepairConfig, mend_view
@@ -158,6 +159,19 @@ def test_recomputed_rows_agree_and_a_wrong_row_with_a_right_digest_is_found(view
     verify(VerifyConfig(cache=cache_of(view), recompute=100))
 
 
+def test_without_the_images_the_stored_bytes_are_still_verified(view, original, tmp_path, capsys):
+    items = read_items(view.folder.parent)
+    write_items(Path(cache_of(view)), items, str(tmp_path / "gone"))
+    with pytest.raises(CoviewError, match="1 of 1 views failed"):
+        verify(VerifyConfig(cache=cache_of(view), recompute=2))
+    out = capsys.readouterr().out
+    assert ": ok: 45 rows x 128" in out and "1 bad rows, but NOT computed again" in out
+    flip(view.embeddings_file(0))
+    with pytest.raises(CoviewError, match="is damaged"):
+        verify(VerifyConfig(cache=cache_of(view), recompute=2))
+    assert "NOT OK" in capsys.readouterr().out
+
+
 def test_a_bad_row_is_recomputed_as_bad(view, capsys):
     verify(VerifyConfig(cache=cache_of(view), recompute=ROWS, seed=5))
     assert "1 bad rows" in capsys.readouterr().out and store.read_rows(view, [BAD])[1][0] == 2
@@ -166,7 +180,7 @@ def test_a_bad_row_is_recomputed_as_bad(view, capsys):
 # --- status
 
 def test_status_shows_every_view(view, original):
-    assert f"{view.folder.parent.name}: {N} images of " in status(Path(cache_of(view)))
+    assert f"{view.folder.parent.name}: {N} items of " in status(Path(cache_of(view)))
     line = status(Path(cache_of(view)))
     assert f"{N} x 128, 0.0 MB: finished " in line and "verified " in line and "1 bad rows (1 truncated)" in line
     (view.folder / "complete.json").unlink()

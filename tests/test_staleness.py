@@ -124,7 +124,7 @@ def _removed(folder: Path) -> str:
 
 def _renamed(folder: Path) -> str:
     (folder / "a" / "000.png").rename(folder / "a" / "000x.png")
-    return "row 0: a/000.png -> a/000x.png"
+    return "row 0: a/000.png -> a/000x.png. All contents are the same: only names or folders were changed. To keep both"
 
 
 @pytest.mark.parametrize("change", [_content, _added, _removed, _renamed])

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,11 +22,13 @@ from safetensors.numpy import load_file
 from cache_specs import locks
 from cache_specs.errors import DataQualityError, IntegrityError, StaleError, StorageError, UsageError
 from cache_specs.items import find_dataset, source_path, write_items
+from extract.datasets import build_items, open_dataset
 from train.__main__ import run, warn_of_copies
 from train.batches import LABELLED, UNLABELLED, rows, uniforms
 from train.config import TrainConfig
 from train.evaluate import ece, joint, metrics
 from train.reader import Cache
+from train.report import table
 from train.splits import assign, make_split
 
 QUICK = {"labels": "3", "lr": 5e-3, "hidden": 16, "batch_unlabelled": 16, "warmup": 20, "cotrain": 20, "eval_every": 10, "checkpoint_every": 10, "threads": 1}
@@ -267,8 +270,22 @@ def test_copies_of_test_images_among_the_training_images_are_said(made: Made, ca
     split = make_split(made.items, ok, "3", 0)
     sha = list(made.items.sha256)
     sha[split.test[0]] = sha[split.unlabelled[0]]
-    warn_of_copies(Cache(dataclasses.replace(made.items, sha256=sha), [], [], ok, {}, {}), split)
+    warn_of_copies(Cache(dataclasses.replace(made.items, sha256=sha), [], [], ok, {}, {}, "digits"), split)
     assert "warning: 1 of 355 test images are byte for byte also training images" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_what_was_embedded_is_said(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    items = build_items(open_dataset(str(folder), tmp_path))
+    cache = Cache(items, [], [], np.ones(len(items), bool), {}, {}, str(folder))
+    cache.warn_of_drift()
+    assert not capsys.readouterr().err
+    (folder / items.keys[1]).write_bytes(b"other")
+    (folder / items.keys[2]).unlink()
+    cache.warn_of_drift()
+    assert f"warning: of {len(items)} images looked at in {folder}, 2 are gone or changed since they were embedded, the first is '{items.keys[1]}'" \
+        in capsys.readouterr().err
 
 
 def test_a_bad_image_changes_no_other_draw(made: Made) -> None:
@@ -297,7 +314,8 @@ def test_metrics_are_not_cut_before_the_checkpoint_is_known_to_be_good(made: Mad
 def test_three_views_and_one(made: Made, tmp_path: Path) -> None:
     summary = run(config(made, tmp_path, "pixels", "edges", "thirds"))
     assert set(summary["methods"]["mct"]["views"]) == {"pixels", "edges", "thirds"}
-    assert list(run(config(made, tmp_path, "pixels", run="one"))["methods"]) == ["supervised"]
+    one = run(config(made, tmp_path, "pixels", run="one"))
+    assert list(one["methods"]) == ["supervised"] and "late fusion" not in table(one) and "pixels, supervised" in table(one)
 
 
 def test_hidden_labels_do_not_matter(made: Made, tmp_path: Path) -> None:
@@ -471,6 +489,7 @@ def test_what_the_cache_lacks_is_named_with_the_command(made: Made, tmp_path: Pa
              ({"views": "tiny-clip,tiny-dinov2"}, UsageError,
               r"no view 'tiny-clip' in .* \(there is: edges, pixels, thirds\). Extract it first: make extract VIEW=tiny-clip DATA=digits"),
              ({"views": "tiny-clp,tiny-dinov2"}, UsageError, "did you mean 'tiny-clip'. Type: make train VIEWS=tiny-clip,tiny-dinov2 DATA=digits"),
+             ({"views": "mine,edges"}, UsageError, r"no view 'mine'.*\ndigits-\w+ has the views: edges, pixels, thirds$"),
              ({"device": "cuda"}, UsageError, "torch sees no CUDA GPU here; use DEVICE=cpu")]
     for change, kind, message in cases:
         if "device" in change and torch.cuda.is_available():

@@ -105,6 +105,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         device = choose_device(config.device, config.gpus)
         cache, splits = read(config)
         if rank == 0:
+            cache.warn_of_drift()
             warn_of_copies(cache, splits[0])
             cleanup.enter_context(locks.lock(durable.make_folder(Path(config.runs) / config.run)))
         folder = open_run(config, cache.fingerprints, device.type, leader=rank == 0)

@@ -8,15 +8,17 @@ import ctypes
 import mmap
 import os
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cache_specs import integrity, store
-from cache_specs.errors import DataQualityError, IntegrityError, StorageError
-from cache_specs.items import Items, find_dataset, read_items
+from cache_specs.errors import DataQualityError, IntegrityError, StorageError, UsageError
+from cache_specs.items import Items, find_dataset, read_items, read_source
 from cache_specs.spec import load_spec
+from cache_specs.view import view_name
 
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
 
@@ -31,6 +33,17 @@ class Cache:
     ok: np.ndarray
     fingerprints: dict[str, str]
     stamps: dict[Path, dict[str, list]]
+    source: str
+
+    def warn_of_drift(self) -> None:
+        """Say that the folder no longer holds what was embedded, where a look at 100 of its files shows it: training reads the cache alone."""
+        items, folder = self.items, Path(self.source)
+        if items.adapter != "folder" or not folder.is_dir():
+            return
+        rows = [row for row in np.unique(np.linspace(0, len(items) - 1, 100).astype(int)) if items.sha256[row] and "\\" not in items.keys[row]]
+        if changed := [row for row in rows if _size(folder / items.keys[row]) != items.size[row]]:
+            print(f"warning: of {len(rows)} images looked at in {folder}, {len(changed)} are gone or changed since they were embedded, the first is "
+                  f"{items.keys[changed[0]]!r}. Training uses what was embedded; `make extract` says what has changed", file=sys.stderr, flush=True)
 
     def refuse_changed(self) -> None:
         """Raise IntegrityError when a file was written to since the cache was opened: then what was trained on is not what was checked."""
@@ -53,7 +66,10 @@ def open_cache(cache: Path, data: str, views: list[str]) -> Cache:
         if store.is_imported(folder, name):
             view = store.find_view(folder, name, hint)
         else:
-            spec = load_spec(name, f"make train VIEWS={','.join(views).replace(name, '{view}')} DATA={where}")
+            try:
+                spec = load_spec(name, f"make train VIEWS={','.join(views).replace(name, '{view}')} DATA={where}")
+            except UsageError as error:
+                raise UsageError(f"{error}{_where_it_is(cache, folder, name)}") from None
             view = store.find_view(folder, spec.name, hint)
             store.refuse_changed(view, spec.declared(), None)
         store.refuse_other_images(view, items.fingerprint, len(items))
@@ -65,7 +81,21 @@ def open_cache(cache: Path, data: str, views: list[str]) -> Cache:
         emb.append(map_view(view))
     if not ok.any():
         raise DataQualityError(f"no image of {items.name!r} could be embedded in all of the views {', '.join(names)}")
-    return Cache(items, names, emb, ok, fingerprints, stamps)
+    return Cache(items, names, emb, ok, fingerprints, stamps, read_source(folder))
+
+
+def _where_it_is(cache: Path, dataset: Path, name: str) -> str:
+    here = sorted({view_name(folder) for folder in store.view_folders(dataset)})
+    others = sorted({path.parent.name for path in cache.glob("*/*") if path.parent != dataset and view_name(path) == name})
+    return (f"\n{dataset.name} has the views: {', '.join(here) or 'none yet'}" +
+            (f"; {name!r} is a view of another data set: DATA={others[0]}" if others else ""))
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def map_view(view: store.View) -> np.ndarray:

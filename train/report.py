@@ -89,7 +89,8 @@ def table(summary: dict[str, Any]) -> str:
              f"{'':50}{'test top-1':>13}{'NLL':>8}{'ECE':>8}"]
     for method in (name for name in TITLES if name in summary["methods"]):      # JSON keeps no order of its own
         (title, fused), result = TITLES[method], summary["methods"][method]
-        for name, scores in [*((f"{view}, {title}", result["views"][view]) for view in summary["views"]), (f"{title}: {fused}", result["joint"])]:
+        rows = [(f"{view}, {title}", result["views"][view]) for view in summary["views"]]
+        for name, scores in rows + [(f"{title}: {fused}", result["joint"])] * (len(rows) > 1):          # one view has nothing to fuse with
             top1 = scores["test_top1"]
             text = f"{100 * top1['mean']:.1f} ± {100 * top1['std']:.1f}" if top1["n"] > 1 else f"{100 * top1['mean']:.1f}"
             lines.append(f"{name:50}{text:>13}{scores['test_nll']['mean']:8.3f}{scores['test_ece']['mean']:8.3f}")
