@@ -12,6 +12,7 @@ NAMES := VIEW VIEWS DATA WEIGHTS LABELS METHOD SEEDS DEVICE GPUS CACHE RUN FROM 
 given = $(filter command,$(origin $1))
 flag = $(if $(call given,$1),--$2 "$$$1")
 GIVEN := $(filter-out VENV PYTHON3,$(foreach name,$(.VARIABLES),$(if $(call given,$(name)),$(name))))
+EXTRA = $(if $(call given,ARGS),$(ARGS))
 check = $(PYTHON) -m cache_specs.make $@ $(GIVEN)
 CACHED = $(call flag,DATA,data) $(call flag,CACHE,cache)
 SHARED = $(CACHED) $(call flag,DEVICE,device) $(call flag,GPUS,gpus)
@@ -39,41 +40,41 @@ demo: $(STAMP)  ## the whole pipeline on bundled images: extract two views, trai
 	@$(PYTHON) -m train --views tiny-clip,tiny-dinov2 --data digits --labels 3 --seeds 0..4 --run demo
 
 extract: $(STAMP)  ## embed images:  make extract VIEW=clip DATA=photos/  [WEIGHTS= DEVICE= GPUS= CACHE= ARGS=]
-	@$(check) && $(PYTHON) -m extract $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(SHARED) $(ARGS)
+	@$(check) && $(PYTHON) -m extract $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(SHARED) $(EXTRA)
 
 train: $(STAMP)  ## train probes:  make train VIEWS=clip,dinov2 DATA=photos/  [LABELS= METHOD= SEEDS= DEVICE= GPUS= CACHE= RUN= ARGS=]
 	@$(check) && $(PYTHON) -m train $(call flag,VIEWS,views) $(call flag,LABELS,labels) $(call flag,METHOD,method) $(call flag,SEEDS,seeds) \
-		$(call flag,RUN,run) $(SHARED) $(ARGS)
+		$(call flag,RUN,run) $(SHARED) $(EXTRA)
 
 status: $(STAMP)  ## what the cache holds, and how far running extractions are  [CACHE=]
-	@$(check) && $(PYTHON) -m cache_specs.status $(call flag,CACHE,cache) $(ARGS)
+	@$(check) && $(PYTHON) -m cache_specs.status $(call flag,CACHE,cache) $(EXTRA)
 
 verify: $(STAMP)  ## read every byte of the cache and compare:  make verify  [VIEW= DATA= CACHE= ARGS='--recompute 4']
-	@$(check) && $(PYTHON) -m extract.verify $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(CACHED) $(call flag,DEVICE,device) $(ARGS)
+	@$(check) && $(PYTHON) -m extract.verify $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(CACHED) $(call flag,DEVICE,device) $(EXTRA)
 
 repair: $(STAMP)  ## compute again what is damaged, and only that:  make repair VIEW=clip  [DATA= CACHE= ARGS=]
-	@$(check) && $(PYTHON) -m extract.repair $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(SHARED) $(ARGS)
+	@$(check) && $(PYTHON) -m extract.repair $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(SHARED) $(EXTRA)
 
 import: $(STAMP)  ## embeddings from elsewhere:  make import VIEW=mine FROM=x.npz|x.npy|x.h5|zarr-folder/  [DATA=photos/ CACHE= ARGS=]
-	@$(check) && $(PYTHON) -m extract.importer $(call flag,VIEW,view) $(call flag,FROM,source) $(CACHED) $(ARGS)
+	@$(check) && $(PYTHON) -m extract.importer $(call flag,VIEW,view) $(call flag,FROM,source) $(CACHED) $(EXTRA)
 
 export: $(STAMP)  ## embeddings to elsewhere:  make export VIEW=clip TO=clip.h5|.npz|.parquet  [DATA= CACHE= ARGS=]
-	@$(check) && $(PYTHON) -m cache_specs.export $(call flag,VIEW,view) $(call flag,TO,to) $(CACHED) $(ARGS)
+	@$(check) && $(PYTHON) -m cache_specs.export $(call flag,VIEW,view) $(call flag,TO,to) $(CACHED) $(EXTRA)
 
 gc: $(STAMP)  ## remove what no finished view needs, after asking  [CACHE=]
-	@$(check) && $(PYTHON) -m cache_specs.gc $(call flag,CACHE,cache) $(ARGS)
+	@$(check) && $(PYTHON) -m cache_specs.gc $(call flag,CACHE,cache) $(EXTRA)
 
 test: $(STAMP)  ## lint and test, in minutes
-	@$(VENV)/bin/ruff check --quiet . && $(PYTHON) -m pytest -m "not many" -q $(ARGS)
+	@$(VENV)/bin/ruff check --quiet . && $(PYTHON) -m pytest -m "not many" -q $(EXTRA)
 
 test-all: $(STAMP)  ## everything, with many trials of the fault injection
-	@$(VENV)/bin/ruff check --quiet . && $(PYTHON) -m pytest -q $(ARGS)
+	@$(VENV)/bin/ruff check --quiet . && $(PYTHON) -m pytest -q $(EXTRA)
 
 check-gpu: $(STAMP)  ## the checks that need a CUDA GPU, in one call
 	@$(PYTHON) tools/check_gpu.py
 
 bench-cache: $(STAMP)  ## reading speed of the cache against other readers and the machine's limits, in minutes
-	@$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --editable '.[bench]' && $(PYTHON) bench/bench_cache.py $(ARGS)
+	@$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --editable '.[bench]' && $(PYTHON) bench/bench_cache.py $(EXTRA)
 
 lock: $(STAMP)  ## renew requirements.lock from pyproject.toml
 	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra dev --extra wandb pyproject.toml -o requirements.lock

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import signal
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,11 @@ def write(path: Path, data: bytes | memoryview, point: str) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> StorageError:
-    return StorageError(f"cannot write {path}: {error.strerror or error}. What is committed is safe; make room or mend the disk, "
+    in_the_way = error.errno in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY)
+    if error.errno == errno.ENAMETOOLONG:
+        raise error                                         # a matter of usage: see `run_cli`
+    advice = "move away what stands in that place" if in_the_way else "make room or mend the disk"
+    return StorageError(f"cannot write {path}: {error.strerror or error}. What is committed is safe; {advice}, "
                         "then run the same command again: it goes on from here.")
 
 
@@ -149,6 +154,8 @@ def sealed(document: dict[str, Any]) -> bytes:
 
 def read_sealed(path: Path) -> dict[str, Any]:
     """The document that `sealed` made. Raises OSError, or ValueError when a single byte of the file is another one."""
+    if not stat.S_ISREG(path.stat().st_mode):               # a FIFO would never end
+        raise ValueError(f"{path.parent.name}/{path.name} is no regular file")
     data = path.read_bytes()
     try:
         document = json.loads(data)

@@ -5,6 +5,8 @@
 
 import difflib
 import errno
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 
@@ -56,10 +58,17 @@ def run_cli(main: Callable[[], None]) -> int:
     """Run a command; an expected error becomes one message on stderr and its exit code, without a traceback."""
     try:
         main()
+        sys.stdout.flush()
     except CoviewError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except BrokenPipeError:                                 # who read our output (`| head`) has gone; nothing is left to be said to him
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            print(f"error: {str(error.filename)[:80]}…: this name is too long for the file system; take a shorter one", file=sys.stderr, flush=True)
+            return UsageError.exit_code
         if error.errno not in OF_THE_DISK:
             raise
         print(f"error: {error.filename or 'the disk'}: {error.strerror}", file=sys.stderr, flush=True)

@@ -6,82 +6,44 @@
         keys = texts(source, KEYS)          which row is whose
 
 Nothing is unpickled and nothing outside the file is read. What is wrong with a file raises UsageError (not what is wanted) or
-DataQualityError (damaged). This module alone knows h5py.
+DataQualityError (damaged).
 """
 
 import contextlib
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cache_specs import integrity, store
-from cache_specs.errors import CoviewError, DataQualityError, UsageError, did_you_mean
+from cache_specs.arrays import ADVICE, READERS, Array, open_zarr, reading
+from cache_specs.errors import DataQualityError, UsageError, did_you_mean
 from cache_specs.items import read_items
 from cache_specs.view import STATUS
 
 EMBEDDINGS, KEYS, LABELS = ("embeddings", "X", "features", "emb"), ("keys", "paths", "ids"), ("y", "labels")
-BLOCK = 4096                # rows read at a time
 FORMATS = ".npz, .npy, .h5 (or .hdf5), or a folder of Zarr"
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib", ".ckpt")
-ADVICE = ("A pickle can run code when it is read, so none is read here. In the program that made it, save plain arrays as .npz: "
-          "np.savez('embeddings.npz', embeddings=…, keys=np.array(keys, dtype=str))")
-
-
-@dataclass(frozen=True)
-class Array:
-    """One array of a source; `text` if it holds strings of any length. `read()` gives its rows in order, in blocks of its own choice."""
-
-    name: str
-    where: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[], Iterator[np.ndarray]]
-    text: bool = False
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """(K, …) arrays, in order, N rows in all. Raises UsageError or DataQualityError."""
-        if self.dtype.hasobject and not self.text:
-            raise UsageError(f"{self.where} holds Python objects or lists, neither numbers nor strings. {ADVICE}")
-        count = 0
-        with reading(self.where):
-            for block in self.read():
-                count += len(block)
-                yield block
-            if count != self.shape[0]:
-                raise ValueError(f"it ends after {count} of {self.shape[0]} rows")
 
 
 @dataclass(frozen=True)
 class Source:
-    """An open file or folder. `keys` and `status` (N,) uint8 only where it is a view of a cache, which has them elsewhere."""
+    """An open file or folder. `keys`, `sha256` of the images and `status` (N,) uint8 only where it is a view of a cache, which has them elsewhere."""
 
     path: Path
     arrays: dict[str, Array]
     keys: list[str] | None = None
     status: np.ndarray | None = None
+    sha256: list[str] | None = None
 
 
 @contextlib.contextmanager
-def reading(where: str) -> Iterator[None]:
-    """What a damaged file makes a library raise is up to the library: whatever it is becomes one message."""
-    try:
-        yield
-    except CoviewError:
-        raise
-    except Exception as error:
-        if "pickle" in str(error).lower():
-            raise UsageError(f"{where} holds a pickle ({error}). {ADVICE}") from error
-        raise DataQualityError(f"{where} cannot be read, it is damaged or not what its name says: {str(error) or type(error).__name__}") from error
+def open_source(path: Path, fill_missing: bool = False) -> Iterator[Source]:
+    """Open FROM=path. fill_missing: chunks of a Zarr array that are not there hold its fill value, and are not an error.
 
-
-@contextlib.contextmanager
-def open_source(path: Path) -> Iterator[Source]:
-    """Open FROM=path. Raises UsageError (no such file, unknown format, a pickle) or DataQualityError (damaged)."""
+    Raises UsageError (no such file, unknown format, a pickle) or DataQualityError (damaged).
+    """
     suffix = path.suffix.lower()
     if suffix in PICKLES:
         raise UsageError(f"{path} is a pickle, or may hold one. {ADVICE}")
@@ -93,9 +55,8 @@ def open_source(path: Path) -> Iterator[Source]:
         raise UsageError(f"FROM={path} is a folder without a zarr.json, .zgroup or .zarray; FROM may be {FORMATS}")
     with contextlib.ExitStack() as stack:
         with reading(str(path)):
-            arrays = (_zarr if path.is_dir() else READERS[suffix])(path, stack)
-        keys, status = _of_view(path, arrays)
-        yield Source(path, arrays, keys, status)
+            arrays = open_zarr(path, fill_missing) if path.is_dir() else READERS[suffix](path, stack)
+        yield Source(path, arrays, *_of_view(path))
 
 
 def choose(source: Source, name: str | None = None) -> Array:
@@ -154,96 +115,12 @@ def statuses(source: Source, n: int) -> np.ndarray:
     return np.array([meaning[code] for code in codes], np.uint8)
 
 
-def open_h5(path: Path, mode: str) -> Any:
-    import h5py
-
-    return h5py.File(path, mode)
-
-
-def _npz(path: Path, stack: contextlib.ExitStack) -> dict[str, Array]:
-    archive = stack.enter_context(zipfile.ZipFile(path))
-    return {name.removesuffix(".npy"): _member(archive, name, path) for name in archive.namelist() if name.endswith(".npy")}
-
-
-def _member(archive: zipfile.ZipFile, name: str, path: Path) -> Array:
-    """A member of a .npz is read as a stream: the archive is never unpacked, so its names are no paths."""
-    with archive.open(name) as file:
-        shape, fortran, dtype = _header(file)
-
-    def read() -> Iterator[np.ndarray]:
-        with archive.open(name) as file:
-            if fortran:
-                yield np.lib.format.read_array(file, allow_pickle=False)
-            else:
-                _header(file)
-                row = dtype.itemsize * int(np.prod(shape[1:], dtype=object))
-                for first in range(0, shape[0], BLOCK):
-                    count = min(BLOCK, shape[0] - first)
-                    yield np.frombuffer(file.read(count * row), dtype).reshape(count, *shape[1:])
-            if file.read(1):                                # at its end the archive's checksum is compared
-                raise ValueError("it is longer than its header says")
-
-    return Array(name.removesuffix(".npy"), f"{path}: {name}", shape, dtype, read)
-
-
-def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    return (np.lib.format.read_array_header_1_0 if np.lib.format.read_magic(file) == (1, 0) else np.lib.format.read_array_header_2_0)(file)
-
-
-def _npy(path: Path, stack: contextlib.ExitStack) -> dict[str, Array]:
-    with path.open("rb") as file:
-        shape, _, dtype = _header(file)
-    mapped = None if dtype.hasobject or 0 in shape else np.load(path, mmap_mode="r", allow_pickle=False)
-    return {path.stem: Array(path.stem, str(path), shape, dtype, lambda: _slices(mapped, shape[0], BLOCK))}
-
-
-def _h5(path: Path, stack: contextlib.ExitStack) -> dict[str, Array]:
-    import h5py
-
-    found: dict[str, Any] = {}
-    stack.enter_context(h5py.File(path, "r")).visititems(           # follows no link that leaves the file
-        lambda name, node: found.__setitem__(name, node) if isinstance(node, h5py.Dataset) and node.shape is not None else None)
-    outside = [name for name, node in found.items() if node.external or node.is_virtual]
-    if outside:
-        raise UsageError(f"{path}: the data of {outside[0]!r} lie in other files; copy them into one: h5repack, or f[name] = array")
-    text = {name: node.dtype.kind == "O" and h5py.check_string_dtype(node.dtype) is not None for name, node in found.items()}
-    return {name: Array(name, f"{path}: {name}", node.shape, node.dtype, lambda node=node, text=text[name]:
-                        _slices(node.asstr() if text else node, node.shape[0], _step(node)), text[name]) for name, node in found.items()}
-
-
-def _zarr(path: Path, stack: contextlib.ExitStack) -> dict[str, Array]:
-    import zarr
-
-    with warnings.catch_warnings(action="ignore"):          # of data types that another Zarr library may not know
-        node = zarr.open(path, mode="r")
-        nodes = node.members(max_depth=None) if isinstance(node, zarr.Group) else [(path.name, node)]
-        arrays = {name: array for name, array in nodes if isinstance(array, zarr.Array)}
-        pickled = [name for name, array in arrays.items() if "pickle" in str({**array.metadata.to_dict(), "attributes": None})]
-    if pickled:                                             # numcodecs has a codec that unpickles chunks
-        raise ValueError(f"the array {pickled[0]!r} is stored as a pickle")
-    return {name: Array(name, f"{path}: {name}", array.shape, np.dtype(array.dtype), lambda array=array: _slices(array, array.shape[0], _step(array)),
-                        array.dtype.kind == "T") for name, array in arrays.items()}
-
-
-def _step(array: Any) -> int:
-    """Whole chunks, so that none is decompressed twice."""
-    chunk = (getattr(array, "shards", None) or array.chunks or (1,))[0]
-    return max(1, BLOCK // chunk) * chunk
-
-
-def _slices(array: Any, n: int, step: int) -> Iterator[np.ndarray]:
-    yield from (np.asarray(array[first:first + step]) for first in range(0, n, step))
-
-
-def _of_view(path: Path, arrays: dict[str, Array]) -> tuple[list[str] | None, np.ndarray | None]:
+def _of_view(path: Path) -> tuple[list[str] | None, np.ndarray | None, list[str] | None]:
     """A view of a cache is checked like any other use of it: a missing shard would read as NaN. Its keys lie in the item list above it."""
     if not (path / "commits").is_dir():
-        return None, None
+        return None, None, None
     view, above = store.open_view(path), path.resolve().parent
     status, items = integrity.check(view), read_items(above) if (above / "dataset.json").is_file() else None
     if items is not None:
         store.refuse_other_images(view, items.fingerprint, len(items))
-    return None if items is None else items.keys, status
-
-
-READERS: dict[str, Callable[[Path, contextlib.ExitStack], dict[str, Array]]] = {".npz": _npz, ".npy": _npy, ".h5": _h5, ".hdf5": _h5}
+    return (None, status, None) if items is None else (items.keys, status, items.sha256)

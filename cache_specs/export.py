@@ -7,6 +7,8 @@ two again, to the same embeddings, byte for byte.
     .parquet     row, key, label, label_name, split, status, embedding (list of D float16); the attributes are the schema's metadata
 """
 
+import contextlib
+import errno
 import shlex
 import sys
 from dataclasses import dataclass
@@ -61,8 +63,8 @@ class Table:
         """All but the embeddings, as .npz and .h5 have them."""
         from cache_specs.view import STATUS
 
-        return {"keys": self.items.keys, "y": self.items.label, "classes": self.items.classes, "split": self.items.split, "status": self.status,
-                "status_names": list(STATUS)}
+        return {"keys": self.items.keys, "y": self.items.label, "classes": self.items.classes, "split": self.items.split, "sha256": self.items.sha256,
+                "status": self.status, "status_names": list(STATUS)}
 
 
 def main() -> None:
@@ -104,9 +106,12 @@ def export(config: ExportConfig) -> Path:
         os.rename(temp, to)
         durable.fsync_folder(to.parent)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise
         raise StorageError(f"cannot write {to}: {error.strerror or error}. Make room, or name another place: TO=…") from error
     finally:
-        temp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temp.unlink(missing_ok=True)
     print(f"{view.name}: {view.n:,} rows x {view.width} float16 of {items.name} in {to}, {to.stat().st_size / 1e6:,.1f} MB" +
           (f"; {int((status > 0).sum()):,} rows have no embedding (NaN, see status)" if status.any() else ""))
     return to
@@ -136,7 +141,7 @@ def _npz(path: Path, table: Table) -> None:
 
 
 def _h5(path: Path, table: Table) -> None:
-    from cache_specs.exchange import open_h5
+    from cache_specs.arrays import open_h5
 
     with open_h5(path, "w") as file:
         embeddings = file.create_dataset("embeddings", (table.view.n, table.view.width), "<f2")
@@ -157,13 +162,14 @@ def _parquet(path: Path, table: Table) -> None:
 
     items, width = table.items, table.view.width
     schema = pa.schema([("row", pa.int64()), ("key", pa.string()), ("label", pa.int32()), ("label_name", pa.string()), ("split", pa.string()),
-                        ("status", pa.string()), ("embedding", pa.list_(pa.float16(), width))], metadata={"coview": table.attributes})
+                        ("sha256", pa.string()), ("status", pa.string()), ("embedding", pa.list_(pa.float16(), width))], metadata={"coview": table.attributes})
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for first, last, emb in table.shards():
             label = items.label[first:last]
             writer.write_table(pa.table([
                 np.arange(first, last), items.keys[first:last], label, [items.classes[i] if i >= 0 else "" for i in label], items.split[first:last],
-                [STATUS[code] for code in table.status[first:last]], pa.FixedSizeListArray.from_arrays(pa.array(emb.reshape(-1)), width)], schema=schema))
+                items.sha256[first:last], [STATUS[code] for code in table.status[first:last]],
+                pa.FixedSizeListArray.from_arrays(pa.array(emb.reshape(-1)), width)], schema=schema))
 
 
 WRITERS: "dict[str, Callable[[Path, Table], None]]" = {".npz": _npz, ".h5": _h5, ".hdf5": _h5, ".parquet": _parquet}

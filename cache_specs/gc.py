@@ -39,15 +39,14 @@ def waste(cache: Path, unfinished: bool = False) -> Iterator[Waste]:
     """What could go, in order of removal; views with finished shards only if `unfinished`. What a process holds is left out."""
     from cache_specs import integrity, locks, store
 
-    yield from (_of(path, "a temp file") for path in cache.glob(".*.tmp"))
     for dataset in sorted(path for path in cache.iterdir() if (path / "dataset.json").is_file() and not path.is_symlink()):
-        yield from (_of(path, "a temp file") for path in dataset.glob(".*.tmp"))
+        yield from (_of(path, "a temp file") for path in (dataset / ".items.parquet.tmp", dataset / ".dataset.json.tmp") if path.exists())
         folders, going = store.named_folders(dataset), []
         for folder in folders:
             done, held = len(list((folder / "commits").glob("*.json"))), locks.lock_holder(folder) or folder.is_symlink()
             if not held and store.is_leftover(folder):
                 going.append(_of(folder, "a view that was hardly begun"))
-            elif not held and store.is_created(folder) and not (folder / "complete.json").is_file() and (unfinished or not done):
+            elif not held and store.is_created(folder) and not (folder / "complete.json").is_file() and (unfinished or not (done or _has_shards(folder))):
                 going.append(_of(folder, f"an unfinished view ({done} shards are done; {store.command(folder, 'extract')} would go on)"))
             elif not held:
                 yield from (_of(path, "a temp file") for path in sorted(folder.rglob(".*.tmp")))
@@ -57,6 +56,11 @@ def waste(cache: Path, unfinished: bool = False) -> Iterator[Waste]:
         yield from going
         if len(going) == len(folders) and not locks.lock_holder(dataset) and _is_ours(dataset, folders):
             yield _of(dataset, "an item list without a view")
+
+
+def _has_shards(folder: Path) -> bool:
+    """More shards than those that a killed writer had not committed yet: their records were lost, in a copy that was cut short, say."""
+    return len(list((folder / "embeddings").glob("c/*/0"))) > len(list(folder.glob("progress-*"))) + 1
 
 
 def _is_ours(dataset: Path, folders: list[Path]) -> bool:
@@ -112,10 +116,10 @@ def collect(config: GcConfig) -> None:
             return
     with _alone(cache):
         still = {one.path for one in waste(cache, config.unfinished)}       # nobody was kept waiting for the answer
-        for one in found:
-            if one.path in still:
-                remove(one)
-    print(f"{len(found)} removed")
+        going = [one for one in found if one.path in still]
+        for one in going:
+            remove(one)
+    print(f"{len(going)} removed" + (f", {len(found) - len(going)} left: they have changed meanwhile" if len(going) < len(found) else ""))
 
 
 @contextlib.contextmanager
@@ -127,7 +131,9 @@ def _alone(cache: Path) -> Iterator[None]:
         with locks.lock(cache, name=locks.USERS):
             yield
     except StorageError as error:
-        raise StorageError(f"nothing is removed: an extraction, import or repair is at work in {cache}, or it cannot be written ({error})") from error
+        busy = "is being written" in str(error)
+        why = f"an extraction, import or repair is at work in {cache} ({error})" if busy else str(error)
+        raise StorageError(f"nothing is removed: {why}") from error
 
 
 def main() -> None:

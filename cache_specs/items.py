@@ -11,17 +11,20 @@ import dataclasses
 import hashlib
 import io
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cache_specs import durable, locks
-from cache_specs.errors import IntegrityError, StaleError, UsageError, did_you_mean
+from cache_specs.errors import IntegrityError, StaleError
+from cache_specs.sources import dataset_name, read_source
 
 SPLITS = ("", "train", "val", "test", "unlabelled")
 FORMAT = 1
-SINGLE = {"use_threads": False, "pre_buffer": False}        # Arrow's threads, still alive when Python ends early, can abort the process
+IMPORTED = "imported"       # the adapter of a data set, and the backend of a view, that a file of embeddings made
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +83,7 @@ def write_items(cache: Path, items: Items, source: str = "") -> Path:
     for other in dataset_folders(cache, items.name):
         if other != folder:
             _refuse_changed(read_items(other), items, other)
+    source = _first_source(cache / items.folder_name, items) or source
     table = _parquet(items)
     record = durable.sealed({"format": FORMAT, "name": items.name, "adapter": items.adapter, "rows": len(items), "classes": items.classes,
                              "fingerprint": items.fingerprint, "items_sha256": hashlib.sha256(table).hexdigest(), "source": source})
@@ -90,6 +94,16 @@ def write_items(cache: Path, items: Items, source: str = "") -> Path:
             durable.write(folder / "items.parquet", table, "items")
             durable.write(folder / "dataset.json", record, "dataset")
     return folder
+
+
+def _first_source(folder: Path, items: Items) -> str:
+    """The file that made an imported data set stays its source when another file with the same rows and labels adds a view; otherwise ''."""
+    try:
+        old = read_items(folder)
+    except IntegrityError:
+        return ""
+    same = old.adapter == items.adapter == IMPORTED and (old.fingerprint, old.labels_fingerprint) == (items.fingerprint, items.labels_fingerprint)
+    return read_source(folder) if same else ""
 
 
 def _moved(cache: Path, items: Items, source: str) -> Items:
@@ -127,7 +141,6 @@ def _relabel(folder: Path, items: Items, source: str) -> None:
 def read_items(folder: Path) -> Items:
     """Read and check an item list: its fingerprint must be the one recorded beside it. Raises IntegrityError."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
         record = durable.read_sealed(folder / "dataset.json")
@@ -139,7 +152,7 @@ def read_items(folder: Path) -> Items:
         found = hashlib.sha256(data).hexdigest()
         if found != expected:
             raise ValueError(f"items.parquet is damaged: sha256 {found[:12]}, expected {expected[:12]}")
-        table = pq.read_table(io.BytesIO(data), **SINGLE)
+        table = read_parquet(data)
         items = Items(record["name"], record["adapter"], table["key"].to_pylist(), table["label"].to_numpy(), table["split"].to_pylist(),
                       table["bytes"].to_numpy(), table["sha256"].to_pylist(), record["classes"])
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
@@ -149,9 +162,19 @@ def read_items(folder: Path) -> Items:
     return items
 
 
+def read_parquet(data: bytes) -> Any:
+    """The pyarrow.Table of a Parquet file's bytes. `pq.read_table` goes through Arrow's data sets, whose threads, still alive when Python ends
+    early, abort the process; this reader starts none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
+
+
 def _again(folder: Path) -> str:
-    source = read_source(folder)
-    imported = source.endswith((".npz", ".npy", ".h5", ".hdf5"))
+    source, imported = read_source(folder), False
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        imported = durable.read_sealed(folder / "dataset.json")["adapter"] == IMPORTED
     how = ("import VIEW=… FROM=" if imported else "extract VIEW=… DATA=") + (shlex.quote(source) if source else "…")
     return f"Type: make {how}   with what {folder.name} was made of: it is written again, and no embedding is made again"
 
@@ -161,61 +184,11 @@ def dataset_folders(cache: Path, name: str) -> list[Path]:
     return sorted(path.parent for path in cache.glob("*/dataset.json") if path.parent.name.rpartition("-")[0] == name)
 
 
-def find_dataset(cache: Path, data: str) -> Path:
-    """The cached dataset that `DATA=data` names: a folder's or file's base name, a bundled name, or the cache folder's own name."""
-    name = dataset_name(data)
-    everything = [path.parent for path in sorted(cache.glob("*/dataset.json"))]
-    found = dataset_folders(cache, name) or [folder for folder in everything if folder.name == name] or \
-        [folder for folder in everything if Path(data).expanduser().exists() and read_source(folder) == source_path(data)]      # it was renamed
-    if len(found) == 1:
-        _refuse_other_source(found[0], data)
-        return found[0]
-    if found:
-        raise StaleError(f"{cache} holds {len(found)} item lists called {name!r}: {', '.join(path.name for path in found)}. "
-                         f"Name one: DATA={found[0].name}")
-    known = sorted({path.parent.name.rpartition("-")[0] for path in cache.glob("*/dataset.json")})
-    raise UsageError(f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}. Embed it first: make extract VIEW=… DATA={shlex.quote(data)}")
-
-
-def dataset_name(data: str) -> str:
-    """photos/ -> photos; /data/list.csv -> list; torchvision:MNIST -> MNIST. Characters that do not suit a folder name become '-'."""
-    base = data.split(":", 1)[1] if data.startswith("torchvision:") else Path(data).resolve().name if "/" in data or data == "." else data
-    base = base.rsplit(".", 1)[0] if base.endswith((".csv", ".parquet")) else base
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in base).lstrip(".-") or "data"
-
-
 def _is_written(folder: Path, record: bytes, table: bytes) -> bool:
     try:
         return (folder / "dataset.json").read_bytes() == record and (folder / "items.parquet").read_bytes() == table
     except OSError:
         return False
-
-
-def source_path(data: str) -> str:
-    """What DATA names, for good: an absolute path, or the very word (digits, torchvision:MNIST)."""
-    path = Path(data).expanduser()
-    return str(path.resolve()) if path.exists() and data != "digits" else data
-
-
-def read_source(folder: Path) -> str:
-    """The DATA that a dataset was made of, as `source_path` gave it; '' where its record cannot be read (read_items says why)."""
-    try:
-        return durable.read_sealed(folder / "dataset.json")["source"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-
-
-def _refuse_other_source(folder: Path, data: str) -> None:
-    """Two folders may share a base name; the cache of one is not that of the other."""
-    source, here = read_source(folder), source_path(data)
-    if not source or data == folder.name:
-        return
-    if "/" in data and not Path(here).exists():
-        raise UsageError(f"DATA={data}: there is no such file or folder. To train on the cache alone, type its name: DATA={folder.name}")
-    if here != source and (Path(here).is_absolute() or ":" in data):
-        raise StaleError(f"{folder} was embedded from {source}, not from {here}. If that is another data set, give it a name: "
-                         f"make extract VIEW=… DATA={shlex.quote(data)} ARGS='--name …' and train on DATA=that name. If the folder was moved, "
-                         "run make extract on it once more: nothing is embedded again")
 
 
 def _refuse_changed(old: Items, new: Items, folder: Path) -> None:
@@ -224,6 +197,8 @@ def _refuse_changed(old: Items, new: Items, folder: Path) -> None:
     was = old.keys[row] if row < len(old) else "(nothing)"
     now = new.keys[row] if row < len(new) else "(nothing)"
     change = f"content of {was}" if was == now else f"{was} -> {now}"
+    if was == now and not new.sha256[row]:
+        raise StaleError(f"the image {was} of {new.name!r} (row {row}) was embedded, but cannot be read now. Make it readable, then type the same command")
     renamed = "" if sorted(old.sha256) != sorted(new.sha256) else " All contents are the same: only names or folders were changed."
     raise StaleError(f"the images of {new.name!r} are not those that were embedded under this name ({len(old)} -> {len(new)} items): first difference "
                      f"in row {row}: {change}.{renamed} To keep both, embed the new ones under another name, ARGS='--name {new.name}-2', "

@@ -1,15 +1,17 @@
-"""Which view folders of a cache a command speaks of: VIEW=… DATA=…, either of which may be left out.
+"""Which data set or view folders of a cache a command speaks of: VIEW=… DATA=…, either of which may be left out.
 
     find_views(cache, "", "")               every view of every data set
     find_views(cache, "clip", "")           the view clip of every data set; also path/to/clip.toml, or a folder's own name
     find_view(cache, "clip", "", "export")  exactly one, or an error that lists the commands to choose from
 """
 
+import shlex
 from pathlib import Path
 
 from cache_specs import store
-from cache_specs.errors import UsageError, did_you_mean
-from cache_specs.items import find_dataset
+from cache_specs.errors import StaleError, UsageError, did_you_mean
+from cache_specs.items import dataset_folders
+from cache_specs.sources import dataset_name, read_source, source_path
 from cache_specs.view import view_name
 
 
@@ -36,3 +38,32 @@ def find_view(cache: Path, view: str, data: str, target: str, rest: str = "") ->
         choices = "\n".join(f"  {store.command(folder, target)}{rest}" for folder in found)
         raise UsageError(f"{len(found)} views are meant, make {target} takes one. Type one of:\n{choices}")
     return found[0]
+
+
+def find_dataset(cache: Path, data: str) -> Path:
+    """The cached dataset that `DATA=data` names: a folder's or file's base name, a bundled name, or the cache folder's own name."""
+    name = dataset_name(data)
+    everything = [path.parent for path in sorted(cache.glob("*/dataset.json"))]
+    found = dataset_folders(cache, name) or [folder for folder in everything if folder.name == name] or \
+        [folder for folder in everything if Path(data).expanduser().exists() and read_source(folder) == source_path(data)]      # it was renamed
+    if len(found) == 1:
+        _refuse_other_source(found[0], data)
+        return found[0]
+    if found:
+        raise StaleError(f"{cache} holds {len(found)} item lists called {name!r}: {', '.join(path.name for path in found)}. "
+                         f"Name one: DATA={found[0].name}")
+    known = sorted({path.parent.name.rpartition("-")[0] for path in cache.glob("*/dataset.json")})
+    raise UsageError(f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}. Embed it first: make extract VIEW=… DATA={shlex.quote(data)}")
+
+
+def _refuse_other_source(folder: Path, data: str) -> None:
+    """Two folders may share a base name; the cache of one is not that of the other."""
+    source, here = read_source(folder), source_path(data)
+    if not source or data == folder.name:
+        return
+    if "/" in data and not Path(here).exists():
+        raise UsageError(f"DATA={data}: there is no such file or folder. To train on the cache alone, type its name: DATA={folder.name}")
+    if here != source and (Path(here).is_absolute() or ":" in data):
+        raise StaleError(f"{folder} was embedded from {source}, not from {here}. If that is another data set, give it a name: "
+                         f"make extract VIEW=… DATA={shlex.quote(data)} ARGS='--name …' and train on DATA=that name. If the folder was moved, "
+                         "run make extract on it once more: nothing is embedded again")

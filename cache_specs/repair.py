@@ -5,6 +5,7 @@
 """
 
 import hashlib
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,6 +62,9 @@ def shard_problems(view: View, shard: int, record: dict[str, Any]) -> Iterator[P
     for name, recorded in record["files"].items():
         path = view.folder / name
         try:
+            if not stat.S_ISREG(path.stat().st_mode):          # a folder; or a FIFO, which would never end
+                yield Problem(path, "is no regular file", shard)
+                continue
             data[name] = path.read_bytes()
         except OSError as error:
             durable.reraise_unless_gone(path, error)
@@ -122,8 +126,10 @@ def mend(folder: Path, condemned: Sequence[int] = ()) -> tuple[View, list[str], 
     view = store.open_view(folder)
     was_complete, todo = view.is_complete, plan(view, condemned)
     lines += [f"{problem.file.relative_to(folder)}: {problem.what}" for problem in todo.found]
-    for problem in strays(view):
-        _put_aside(view, problem.file)
+    odd = {problem.file for problem in strays(view)}
+    for path in sorted({problem.file for problem in todo.found}):
+        if path in odd or (path.exists() and not path.is_file()):
+            _put_aside(folder, path)
     if any(problem.file == folder / "canary.json" for problem in todo.found):
         durable.remove(folder / "canary.json", "canary")                    # it is written again after a comparison
     if lines or condemned:
@@ -157,16 +163,19 @@ def mend_documents(folder: Path) -> list[str]:
         intact[name] = attributes
     if intact:
         name = max(intact, key=lambda name: list(intact.values()).count(intact[name]))
+        for path in (folder / document for document in store.DOCUMENTS):
+            if path.exists() and not path.is_file():
+                _put_aside(folder, path)
         store.write_documents(folder, intact[name])
         return [f"zarr.json: written again, from {name}"]
     raise IntegrityError(f"{folder}: all three zarr.json are damaged, so nothing says what the rows are. Delete {folder} and type: "
                          f"{store.command(folder, 'extract')}")
 
 
-def _put_aside(view: View, path: Path) -> None:
-    """Move what is no shard of the view out of the way, into `strays/`: it may be somebody's copy. `make gc` offers to remove it."""
-    aside = durable.make_folder(view.folder / "strays")
-    name, number = str(path.relative_to(view.folder)).replace("/", "-"), 0
+def _put_aside(folder: Path, path: Path) -> None:
+    """Move what is no file of the view out of the way, into `strays/`: it may be somebody's copy. `make gc` offers to remove it."""
+    aside = durable.make_folder(folder / "strays")
+    name, number = str(path.relative_to(folder)).replace("/", "-"), 0
     while (target := aside / f"{name}.{number}").exists():
         number += 1
     try:

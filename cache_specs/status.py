@@ -28,7 +28,8 @@ class StatusConfig:
 
 def status(cache: Path) -> str:
     """The table as text. Raises UsageError when there is no such cache."""
-    from cache_specs.items import read_items, read_source
+    from cache_specs.items import read_items
+    from cache_specs.sources import read_source
     from cache_specs.store import view_folders
 
     if not cache.is_dir():

@@ -9,7 +9,7 @@
 
 One writer writes one whole shard. Every file is written by `durable.write` (temp, fsync, rename, fsync of the folder), every JSON file
 holds its own sha256. Any Zarr reader opens the group; ours maps the files (train/reader.py), so this module alone knows zarr
-(and exchange.py, which reads other people's).
+(and arrays.py, which reads other people's).
 """
 
 import hashlib
@@ -27,12 +27,12 @@ import numpy as np
 from cache_specs import durable, locks
 from cache_specs.documents import DOCUMENTS, FORMAT, check_documents, write_documents
 from cache_specs.errors import IntegrityError, StaleError, UsageError
-from cache_specs.items import dataset_name, read_source
+from cache_specs.items import IMPORTED
+from cache_specs.sources import dataset_name, read_source
 from cache_specs.spec import SPECS, differences, fingerprint
 from cache_specs.view import CRC_BYTES, STATUS, View, view_name
 
 PARTS = ".lock-parts"                                                               # held, shared, by the processes of one extraction
-IMPORTED = "imported"                                                               # spec.backend of embeddings that were computed elsewhere
 
 
 def view_folder(dataset: Path, name: str, declared: dict[str, Any], weights_sha256: str) -> Path:
@@ -100,8 +100,9 @@ def named_folders(dataset: Path) -> list[Path]:
 
 
 def is_created(folder: Path) -> bool:
-    """Was the view's creation finished? What holds a commit or a seal was created, whatever has become of its zarr.json: open_view says."""
-    return (folder / "zarr.json").is_file() or (folder / "complete.json").is_file() or any((folder / "commits").glob("*.json"))
+    """Was the view's creation finished? What holds a shard, a commit or a seal was created, whatever has become of its zarr.json: open_view says."""
+    return (folder / "zarr.json").is_file() or (folder / "complete.json").is_file() or any((folder / "commits").glob("*.json")) or \
+        any((folder / "embeddings").glob("c/*/0"))
 
 
 def is_leftover(folder: Path) -> bool:

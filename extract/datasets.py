@@ -13,6 +13,7 @@ import csv
 import itertools
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from cache_specs.errors import UsageError, did_you_mean
-from cache_specs.items import SINGLE, SPLITS, Items, class_index, dataset_name
+from cache_specs.items import SPLITS, Items, class_index, read_parquet
+from cache_specs.sources import dataset_name
 from extract.readers import ReadArrays, Reader, ReadFiles, ReadTorchvision, Reordered
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -97,18 +99,34 @@ def _digits(data: str, root: Path) -> tuple:
 
 
 def _folder(data: str, root: Path) -> tuple:
-    base, found = Path(data), []
-    for folder, folders, files in os.walk(base):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(folder, name).relative_to(base) for name in files if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+    base, found, others = Path(data), [], Counter()
+    for folder, folders, files in os.walk(base, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _is_loop(Path(folder, name)))
+        for name in (name for name in files if not name.startswith(".")):
+            if name.lower().endswith(EXTENSIONS):
+                found.append(Path(folder, name).relative_to(base))
+            else:
+                others[Path(name).suffix.lower() or "no ending"] += 1
+    if others:
+        print(f"{data}: {others.total():,} files are left out, their endings are not those of images ({', '.join(EXTENSIONS)}): "
+              + ", ".join(f"{count:,} with {ending}" for ending, count in others.most_common(5)))
     if not found:
         raise UsageError(f"DATA={data}: no image in this folder (looked for {', '.join(EXTENSIONS)}, at any depth)")
     has_splits = all(path.parts[0].lower() in SPLIT_FOLDERS and len(path.parts) > 1 for path in found)
+    tops = {path.parts[0] for path in found if len(path.parts) > 1}
+    if (named := sorted(top for top in tops if top.lower() in SPLIT_FOLDERS)) and not has_splits:
+        print(f"warning: {data}: the folders {', '.join(named)} are taken for classes, since other images or folders lie beside them. If they are splits, "
+              "put all images into train/, val/, test/ or unlabelled/", flush=True)
     splits = [SPLIT_FOLDERS[path.parts[0].lower()] if has_splits else "" for path in found]
     depth = 1 if has_splits else 0
     labels = [path.parts[depth] if len(path.parts) > depth + 1 and split != "unlabelled" else ""
               for path, split in zip(found, splits, strict=True)]
     return [_text(path.as_posix()) for path in found], [_text(label) for label in labels], splits, ReadFiles([str(base / path) for path in found])
+
+
+def _is_loop(folder: Path) -> bool:
+    """A link to a folder that it lies in."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
 def _table(data: str, root: Path) -> tuple:
@@ -141,13 +159,17 @@ def _table(data: str, root: Path) -> tuple:
 def _read_csv(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        return list(reader), list(reader.fieldnames or [])
+        rows, columns = list(reader), list(reader.fieldnames or [])
+    if twice := sorted({column for column in columns if columns.count(column) > 1}):
+        raise ValueError(f"the column {twice[0]!r} stands there twice")
+    for line, row in enumerate(rows, 2):
+        if None in row:
+            raise ValueError(f"row {line} has more cells than the {len(columns)} columns {columns}; a cell with a comma in it is quoted: \"cat, big\"")
+    return rows, columns
 
 
 def _read_parquet(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path, **SINGLE)
+    table = read_parquet(path.read_bytes())
     return table.to_pylist(), table.column_names
 
 

@@ -15,7 +15,7 @@ from cache_specs.errors import UsageError, run_cli
 if TYPE_CHECKING:
     import numpy as np
 
-    from cache_specs.exchange import Array
+    from cache_specs.arrays import Array
     from cache_specs.items import Items
     from cache_specs.store import View
 
@@ -42,6 +42,8 @@ class ImportConfig:
     """the name of the embeddings in the file"""
     partial: bool = False
     """items without a row become `missing`, rows of unknown keys are left out"""
+    fill_missing: bool = False
+    """chunks of a Zarr array that are not there hold its fill value (Zarr leaves such out); otherwise they are an error"""
     name: str | None = None
     """the data set's name in the cache, where one is made; default: the file's"""
     root: str = "data"
@@ -59,12 +61,14 @@ def main() -> None:
 def run(config: ImportConfig) -> "View":
     """Import one view; return it, finished. Raises CoviewError. Nothing is written before the whole file has been read once."""
     from cache_specs.exchange import choose, open_source
-    from cache_specs.items import source_path, write_items
-    from extract.match import match, own_items, refuse_other_file, staged
+    from cache_specs.items import write_items
+    from cache_specs.sources import source_path
+    from extract.match import match, own_items, refuse_other_file
+    from extract.staging import staged
 
     _check(config)
     cache, path, folder = Path(config.cache), Path(config.source).expanduser(), None
-    with open_source(path) as source:
+    with open_source(path, config.fill_missing) as source:
         array = choose(source, config.array)
         if config.data:
             items, place, folder = match(source, array.shape[0], cache, config.data, Path(config.root), config.name, config.by_row_order, config.partial)

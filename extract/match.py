@@ -2,31 +2,29 @@
 
     match(...)        rows -> the items of a data set that is there, by their keys or in row order
     own_items(...)    a data set made of the file's own keys, labels and splits
-    staged(...)       (N, D) float16 and (N,) status in the items' order
 """
 
-import contextlib
 import hashlib
-import mmap
 import os
 import shlex
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from cache_specs import durable, store
-from cache_specs.errors import DataQualityError, IntegrityError, StaleError, UsageError, did_you_mean
-from cache_specs.exchange import KEYS, LABELS, Array, Source, statuses, texts
-from cache_specs.items import SPLITS, Items, class_index, dataset_folders, dataset_name, find_dataset, read_items, read_source, source_path
+from cache_specs import store
+from cache_specs.errors import IntegrityError, StaleError, UsageError, did_you_mean
+from cache_specs.exchange import KEYS, LABELS, Source, texts
+from cache_specs.items import IMPORTED, SPLITS, Items, class_index, dataset_folders, read_items
+from cache_specs.lookup import find_dataset
+from cache_specs.sources import dataset_name, read_source, source_path
 from cache_specs.view import STATUS
+from extract import quality
+from extract.config import ExtractConfig
 from extract.datasets import SPLIT_FOLDERS, build_items, open_dataset
 from extract.progress import Progress
 
 EXAMPLE = "make import VIEW=… FROM=… DATA=…"
-ADAPTER = "imported"        # of a data set that a file of embeddings made
 MISSING, NON_FINITE = STATUS.index("missing"), STATUS.index("non-finite")
 
 
@@ -42,6 +40,7 @@ def match(source: Source, n: int, cache: Path, data: str, root: Path, name: str 
             raise UsageError(f"{source.path} has {n:,} rows, {items.name!r} has {len(items):,} items; in row order both must have as many. "
                              f"Otherwise match by keys: {EXAMPLE}, with an array 'keys' in the file")
         _refuse_other_order(source, items)
+        _refuse_other_contents(source, items, np.arange(n))
         return items, np.arange(n), folder
     if keys is None:
         raise UsageError(f"{source.path} does not say which row is whose. Either put an array 'keys' into it (the items' keys, such as "
@@ -58,6 +57,7 @@ def match(source: Source, n: int, cache: Path, data: str, root: Path, name: str 
             raise UsageError(f"{what}; the first is {names[rows[0]]!r}. To import the others all the same: ARGS='--partial'")
         if len(rows):
             print(f"{what}; the first is {names[rows[0]]!r}")
+    _refuse_other_contents(source, items, place)
     return items, place, folder
 
 
@@ -72,6 +72,17 @@ def _refuse_other_order(source: Source, items: Items) -> None:
         raise UsageError(f"{source.path}: in row order, the file's labels contradict those of {items.name!r} in at least {odd:,} of {pairs.total():,} rows, so "
                          "its rows are probably in another order. Match them by keys (an array 'keys' in the file); or, if the order is right and only the "
                          "labels differ, leave them out of the file")
+
+
+def _refuse_other_contents(source: Source, items: Items, place: np.ndarray) -> None:
+    """A view of a cache, and a file that `make export` wrote, say which images their rows were made of. Raises StaleError when those have changed."""
+    theirs = source.sha256 or texts(source, ("sha256",), len(place))
+    if theirs is None or items.adapter == IMPORTED:
+        return
+    changed = [int(item) for item, sha256 in zip(place, theirs, strict=True) if item >= 0 and sha256 and items.sha256[item] and sha256 != items.sha256[item]]
+    if changed:
+        raise StaleError(f"{source.path} was made of other images: {len(changed):,} of {len(place):,} have another content in {items.name!r}, first "
+                         f"content of {items.keys[changed[0]]}. Embed the images that are there now: make extract VIEW=… DATA=…")
 
 
 def _keys(source: Source, n: int) -> list[str] | None:
@@ -100,7 +111,9 @@ def _items(cache: Path, data: str, root: Path, name: str | None) -> tuple[Items,
             raise
     dataset = open_dataset(os.path.expanduser(data), root, name)
     with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
-        return build_items(dataset, progress.advance), None
+        items = build_items(dataset, progress.advance)
+    quality.refuse_unreadable(items, ExtractConfig.max_bad)
+    return items, None
 
 
 def own_items(source: Source, n: int, name: str | None) -> tuple[Items, np.ndarray]:
@@ -123,7 +136,7 @@ def own_items(source: Source, n: int, name: str | None) -> tuple[Items, np.ndarr
     ordered = [keys[row] for row in order]
     print(f"data set {called!r}: {n:,} items, {len(classes)} classes, {int((label >= 0).sum()):,} labelled. Further views of the same rows, and training: "
           f"DATA={shlex.quote(called)}")
-    return Items(called, ADAPTER, ordered, label, [splits[row] for row in order], np.array([len(key.encode()) for key in ordered], np.int64),
+    return Items(called, IMPORTED, ordered, label, [splits[row] for row in order], np.array([len(key.encode()) for key in ordered], np.int64),
                  [hashlib.sha256(f"{called}\0{key}".encode()).hexdigest() for key in ordered], classes), place
 
 
@@ -137,7 +150,7 @@ def _labels(source: Source, n: int) -> list[str]:
     shape = source.arrays["classes"].shape if "classes" in source.arrays else ()
     classes = texts(source, ("classes",), shape[0]) if len(shape) == 1 else None
     if kind not in "iu":
-        return labels
+        return ["" if label == "-1" else label for label in labels]
     top = len(classes) - 1 if classes else float("inf")
     wrong = next((row for row, label in enumerate(labels) if not -1 <= int(label) <= top), None)
     if wrong is not None:
@@ -184,56 +197,3 @@ def _made_of(folder: Path) -> set[str]:
         if not made.get("by_row_order"):
             found.add(made.get("source", "a file that nothing names any more"))
     return found
-
-
-@contextlib.contextmanager
-def staged(cache: Path, source: Source, array: Array, place: np.ndarray, items: Items) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(N, D) float16 in the items' order, NaN where a row has no embedding, and (N,) uint8 status. Says what was rounded and what looks wrong.
-
-    The file is read once, front to back: in the items' order its compressed chunks would be opened again and again. The rows lie in a
-    nameless temp file, gone whatever ends the process; its space is claimed first, so that a full disk is an error and not a SIGBUS.
-    """
-    n, width = len(items), array.shape[1]
-    status_N, given, row = np.full(n, MISSING, np.uint8), statuses(source, array.shape[0]), 0
-    worst, overflow, zero, first_zero, lost, first_lost = 0.0, 0, 0, "", 0, ""
-    durable.make_folder(cache)
-    with tempfile.TemporaryFile(dir=cache) as file:
-        try:
-            durable.fault("staging.allocate")
-            os.posix_fallocate(file.fileno(), 0, n * width * 2)
-        except OSError as error:
-            raise durable.cannot_write(cache, error) from error
-        emb_ND = np.frombuffer(mmap.mmap(file.fileno(), n * width * 2), "<f2").reshape(n, width)
-        with Progress(f"reading {source.path.name}", array.shape[0], unit="rows") as progress, np.errstate(all="ignore"):
-            for block in array.blocks():
-                item, told = place[row:row + len(block)], given[row:row + len(block)]
-                row += len(block)
-                block_KD, item, told = block[item >= 0], item[item >= 0], told[item >= 0]
-                half_KD = block_KD.astype("<f2")
-                fine, peak = np.isfinite(half_KD).all(1), np.abs(block_KD).max(1)
-                error = np.abs(half_KD.astype(block_KD.dtype) - block_KD).max(1) / peak
-                worst = max(worst, float(np.max(error, where=fine & (peak > 0), initial=0)))
-                overflow += int((np.isfinite(block_KD).all(1) & ~fine).sum())
-                zero += int((peak == 0).sum())
-                first_zero = first_zero or next((items.keys[i] for i in item[peak == 0]), "")
-                under = (peak > 0) & ~half_KD.any(1) & (told == 0)
-                lost += int(under.sum())
-                first_lost = first_lost or next((items.keys[i] for i in item[under]), "")
-                state = np.where(told > 0, told, np.where(fine, 0, NON_FINITE)).astype(np.uint8)
-                half_KD[state > 0] = np.nan
-                emb_ND[item], status_N[item] = half_KD, state
-                progress.advance(len(block))
-        if lost:
-            raise DataQualityError(f"{lost:,} rows of {array.where} are not zero in the file but all zeros in float16, whose smallest value is 6e-8; "
-                                   f"the first is {first_lost!r}: multiply the embeddings by a constant")
-        emb_ND[status_N == MISSING] = np.nan
-        if overflow:
-            print(f"{overflow:,} rows are finite in the file but overflow float16, whose largest value is 65,504: divide the embeddings by a constant")
-        if worst:
-            print(f"rounded to float16: by at most {worst:.1e} of a row's largest value" +
-                  (", which is much: multiply the embeddings by a constant" if worst > 1e-3 else ""))
-        if zero:
-            print(f"{zero:,} rows are all zeros, the first is {first_zero!r}: were they ever written?")
-        if status_N.all():
-            raise DataQualityError(f"not one row of {array.where} is finite in float16 (its largest value is 65,504)")
-        yield emb_ND, status_N

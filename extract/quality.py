@@ -11,14 +11,14 @@ SHOWN = 20
 
 
 def allowed(text: str, n: int) -> int:
-    """`0.1%` of n images, but never less than 1; `5` is just that number. Raises UsageError."""
+    """`0.1%` of n images, but never less than 1; `5` (and `0%`) is just that number. Raises UsageError."""
     try:
         share = float(text.removesuffix("%"))
         if not 0 <= share <= (100 if text.endswith("%") else n) or (not text.endswith("%") and share != int(share)):
             raise ValueError
     except ValueError:
         raise UsageError(f"--max-bad {text}: neither a share (--max-bad 0.1%) nor a number of images up to {n} (--max-bad 5)") from None
-    return max(1, int(n * share / 100)) if text.endswith("%") else int(share)
+    return max(share > 0, int(n * share / 100)) if text.endswith("%") else int(share)
 
 
 def enforce(view: View, items: Items, max_bad: str) -> None:
@@ -38,6 +38,11 @@ def refuse(status: np.ndarray, items: Items, max_bad: str) -> None:
         raise DataQualityError(f"{bad} images so far could not be embedded ({counts(status)}); of {len(items):,} images --max-bad {max_bad} allows {most}:\n"
                                f"{listed(status, items)}\nMend the files (a changed file makes another data set), or allow them: ARGS='--max-bad {bad}'. "
                                "What is committed is kept, and the same command goes on from there")
+
+
+def refuse_unreadable(items: Items, max_bad: str) -> None:
+    """`refuse` before anything is embedded: images that could not even be hashed. One too large is found again by the run, under its own name."""
+    refuse(np.where(np.array(items.sha256) == "", STATUS.index("missing"), 0), items, max_bad)
 
 
 def report(status: np.ndarray, items: Items, view: View) -> None:

@@ -1,7 +1,8 @@
 """make repair VIEW=clip [DATA=photos/]     (python -m extract.repair --view clip)
 
 Mends a damaged view: descriptions, commits and the seal are rebuilt from one another, damaged shards (and those of `--shards 3,7`) are
-computed again from the images, and nothing else. What was finished is finished again afterwards; an unfinished view stays unfinished.
+computed again from the images, and nothing else. What was finished is finished again afterwards; an unfinished view stays unfinished (also one that
+an earlier repair, cut short, left so: `make extract` then computes the rest).
 """
 
 import sys
@@ -46,6 +47,7 @@ class RepairConfig:
 def mend_view(config: RepairConfig) -> None:
     """Raises CoviewError; nothing is removed before all that is needed to compute it again has been found, loaded and compared."""
     from cache_specs import locks, repair, store
+    from cache_specs.items import read_items
     from cache_specs.lookup import find_view
 
     if not config.view:
@@ -59,6 +61,8 @@ def mend_view(config: RepairConfig) -> None:
         if imported and todo.lost:
             raise IntegrityError(f"{folder}: the shards {', '.join(map(str, todo.lost))} are damaged; it was imported, so they cannot be computed again. "
                                  f"Nothing is removed. This writes just these anew: {store.command(folder, 'extract')}")
+        if imported:
+            read_items(folder.parent)                       # its message says what writes a damaged item list again
         compute = None
         if not imported and (todo.lost or _items_damaged(folder.parent) or _canary_damaged(todo.found)):
             compute = _prepared(config, view, todo.lost)
@@ -69,7 +73,7 @@ def mend_view(config: RepairConfig) -> None:
             print(f"{view.name}: {len(lost)} of {view.shards} shards are to be computed again: {', '.join(map(str, lost)) or 'none'}", flush=True)
             compute(view)
     if not was_complete:
-        print(f"{view.name}: unfinished, as it was; to go on: {store.command(folder, 'extract')}")
+        print(f"{view.name}: unfinished, by an extraction or a repair that was cut short; to go on: {store.command(folder, 'extract')}")
     print(f"{view.name}: {'mended' if lines + found or lost or compute else 'nothing is damaged'}")
 
 
@@ -78,7 +82,8 @@ def _prepared(config: RepairConfig, view: "View", lost: list[int]) -> "Callable[
     import functools
 
     from cache_specs import integrity
-    from cache_specs.items import read_items, read_source, write_items
+    from cache_specs.items import read_items, write_items
+    from cache_specs.sources import read_source
     from extract import canary
     from extract.backbones import load_backbone
     from extract.config import ExtractConfig

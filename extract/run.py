@@ -25,11 +25,8 @@ if TYPE_CHECKING:
 
 def run(config: ExtractConfig) -> "View":
     """Extract one view; return it, finished. Raises CoviewError."""
-    import numpy as np
-
     from cache_specs import durable, locks
     from cache_specs.spec import load_spec, view_names
-    from cache_specs.view import STATUS
     from extract import quality
     from extract.datasets import build_items, open_dataset
     from extract.progress import Progress
@@ -41,6 +38,7 @@ def run(config: ExtractConfig) -> "View":
                          f"(views: {', '.join(view_names())})")
     if config.batch < 1 or config.gpus < 1 or config.shard_rows < 0:
         raise UsageError(f"--batch and --gpus must be at least 1 and --shard-rows at least 0, found {config.batch}, {config.gpus}, {config.shard_rows}")
+    quality.allowed(config.max_bad, sys.maxsize)
     spec, where = load_spec(config.view), devices(config.device, config.gpus)
     if config.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
         raise UsageError(f"--name {config.name!r}: a data set's name is made of letters, digits, '-', '_' and '.', and begins with a letter or digit")
@@ -48,7 +46,7 @@ def run(config: ExtractConfig) -> "View":
     dataset = open_dataset(os.path.expanduser(config.data), Path(config.root), config.name)
     with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
         items = build_items(dataset, progress.advance)
-    quality.refuse(np.where(np.array(items.sha256) == "", STATUS.index("missing"), 0), items, config.max_bad)
+    quality.refuse_unreadable(items, config.max_bad)
     with locks.shared_lock(durable.make_folder(Path(config.cache)), locks.USERS):
         return _run(config, spec, files, weights_sha256, where, dataset, items)
 
@@ -56,7 +54,8 @@ def run(config: ExtractConfig) -> "View":
 def _run(config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], weights_sha256: str, where: list[str], dataset: "Dataset",
          items: "Items") -> "View":
     from cache_specs import integrity, store
-    from cache_specs.items import source_path, write_items
+    from cache_specs.items import write_items
+    from cache_specs.sources import source_path
     from cache_specs.view import default_rows
     from extract import canary, quality
     from extract.backbones import load_backbone

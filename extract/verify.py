@@ -105,7 +105,7 @@ def _rows(view: "View", shard: int | None) -> str:
 def images_of(view: "View", asked: str, weights: str | None, root: str) -> tuple["ViewSpec", dict[str, Path], "Dataset"]:
     """The spec, the weights and the images that a view was made of, found again. Raises CoviewError naming what is gone or changed."""
     from cache_specs import store
-    from cache_specs.items import read_source
+    from cache_specs.sources import read_source
     from cache_specs.spec import load_spec, view_names
     from extract.datasets import open_dataset
     from extract.weights import find_weights
@@ -131,6 +131,7 @@ def _recompute(view: "View", config: VerifyConfig) -> str:
 
     from cache_specs import store
     from cache_specs.items import read_items
+    from cache_specs.view import STATUS
     from extract import canary
     from extract.backbones import load_backbone
     from extract.embed import finish
@@ -146,7 +147,7 @@ def _recompute(view: "View", config: VerifyConfig) -> str:
     batch = view.attributes["provenance"]["batch"]
     rows = np.concatenate([np.sort(chance.choice(np.arange(*view.bounds(shard)), min(config.recompute, len(range(*view.bounds(shard)))), replace=False))
                            for shard in range(view.shards) if view.commit_file(shard).is_file()]).tolist()
-    tolerance, farthest, wrong = canary.STORED[spec.compute_dtype], 0.0, []
+    tolerance, farthest, wrong, changed = canary.STORED[spec.compute_dtype], 0.0, [], []
     for first in range(0, len(rows), batch):
         part = rows[first:first + batch]
         pixels, status = Batches(dataset.read, items.sha256, spec.preprocess, [part], batch)[0]
@@ -155,14 +156,19 @@ def _recompute(view: "View", config: VerifyConfig) -> str:
             emb, status = finish(backbone, backbone(pixels), pixels, status)
         stored, stored_status = store.read_rows(view, part)
         far = np.where(stored_status == OK, canary.distance(stored.astype(np.float32), emb[:len(part)].astype(np.float32)), 0)
-        differ = (far > tolerance) | (status[:len(part)] != stored_status)
-        farthest = max(farthest, float(far.max()))
+        gone = (status[:len(part)] == STATUS.index("missing")) & (stored_status == OK)          # its bytes are not those of the item list
+        changed += [items.keys[row] for row, is_gone in zip(part, gone, strict=True) if is_gone]
+        differ = ~gone & ((far > tolerance) | (status[:len(part)] != stored_status))
+        farthest = max(farthest, float(far[~gone].max(initial=0)))
         wrong += [f"  row {row} ({items.keys[row]}): status {store.STATUS[stored_status[i]]} -> {store.STATUS[status[i]]}, relative distance {far[i]:.2g}"
                   for i, row in enumerate(part) if differ[i]]
     if wrong:
         shards = ",".join(map(str, sorted({int(line.split()[1]) // view.rows for line in wrong})))
         raise IntegrityError(f"{view.folder}: {len(wrong)} of {len(rows)} rows are not what is computed from the images now (allowed distance {tolerance}):\n"
                              + "\n".join(wrong[:20]) + f"\nTo compute their shards again: {store.command(view.folder)} ARGS='--shards {shards}'")
+    if changed:
+        raise StaleError(f"{view.folder}: {len(changed)} of {len(rows)} images are gone or have changed since they were embedded, first {changed[0]!r}; the "
+                         "stored rows are undamaged. Put the images back, or embed the new ones under another name: make extract … ARGS='--name …'")
     return f"{len(rows)} rows computed again: largest relative distance {farthest:.2g}, allowed {tolerance}"
 
 

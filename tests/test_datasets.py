@@ -323,3 +323,33 @@ def test_a_batch_is_padded_with_black_and_knows_the_missing_and_the_changed(tmp_
     assert pixels_BCHW.shape == (5, 3, 24, 24) and pixels_BCHW.dtype == torch.uint8
     assert [STATUS[code] for code in status_B] == ["ok", "missing", "missing", "ok", "ok"]
     assert torch.equal(pixels_BCHW[0], decode(data[0], SQUASH)[0]) and not pixels_BCHW[1:].any()
+
+
+# --- labels that would be wrong without a word
+
+def test_an_unquoted_comma_or_a_second_column_of_one_name_is_refused(tmp_path):
+    for text, message in (("path,label\n1.png,cat, big\n", r"row 2 has more cells than the 2 columns .*a cell with a comma in it is quoted"),
+                          ("path,label,label\n1.png,a,b\n", "the column 'label' stands there twice")):
+        (tmp_path / "list.csv").write_text(text)
+        with pytest.raises(UsageError, match=message):
+            open_dataset(str(tmp_path / "list.csv"), Path())
+    (tmp_path / "list.csv").write_text('path,label\n1.png,"cat, big"\n2.png\n')
+    assert listed(str(tmp_path / "list.csv")) == [("1.png", "cat, big", ""), ("2.png", "", "")]
+
+
+def test_split_folders_beside_classes_are_classes_and_said_to_be(tmp_path, capsys):
+    assert {label for _, label, _ in listed(fill(tmp_path, "c0/1.png", "c1/2.png", "unlabelled/3.png"))} == {"c0", "c1", "unlabelled"}
+    assert "the folders unlabelled are taken for classes" in capsys.readouterr().out
+
+
+def test_linked_class_folders_are_followed_and_loops_are_not(tmp_path):
+    fill(tmp_path / "elsewhere", "1.png")
+    data = fill(tmp_path / "photos", "c0/2.png")
+    (tmp_path / "photos" / "c1").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "c0" / "again").symlink_to(tmp_path / "photos")
+    assert listed(data) == [("c0/2.png", "c0", ""), ("c1/1.png", "c1", "")]
+
+
+def test_files_of_other_kinds_are_counted(tmp_path, capsys):
+    assert len(listed(fill(tmp_path, "c0/1.png", "c0/2.heic", "c0/3.HEIC", "README"))) == 1
+    assert "3 files are left out" in (out := capsys.readouterr().out) and "2 with .heic, 1 with no ending" in out

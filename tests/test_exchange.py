@@ -1,6 +1,7 @@
 """Embeddings in from elsewhere and out to elsewhere: every format, every refusal, and the same bytes back."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -16,13 +17,16 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from conftest import ROOT
+from conftest import ROOT, config
 
-from cache_specs import durable, integrity, items, lookup, store
+from cache_specs import durable, integrity, items, lookup, sources, store
 from cache_specs.errors import CoviewError, DataQualityError, IntegrityError, StaleError, StorageError, UsageError
 from cache_specs.export import ExportConfig, export
 from cache_specs.view import STATUS
 from extract.importer import ImportConfig, run
+from extract.repair import RepairConfig, mend_view
+from extract.run import run as extract
+from extract.verify import VerifyConfig, verify
 from train.reader import map_view, open_cache
 
 N, D, ROWS = 50, 6, 16
@@ -121,7 +125,7 @@ def test_shard_edges_and_row_order(tmp_path: Path, n: int, fortran: bool) -> Non
 
 
 def test_blocks_are_put_together(home: Path, monkeypatch) -> None:
-    monkeypatch.setattr("cache_specs.exchange.BLOCK", 7)
+    monkeypatch.setattr("cache_specs.arrays.BLOCK", 7)
     for number, suffix in enumerate((".npz", ".h5", ".zarr", ".npy")):
         keys = {} if suffix == ".npy" else {"keys": KEYS}
         view = imported(home, write(home / f"clip{suffix}", embeddings=EMB, **keys), f"v{number}", by_row_order=suffix == ".npy")
@@ -347,7 +351,7 @@ def test_a_file_makes_a_data_set(tmp_path: Path, capsys) -> None:
     found = items.read_items(first.folder.parent)
     assert (found.name, found.adapter, found.classes) == ("one", "imported", ["a", "b"]) and found.keys[0] == "100"
     assert found.label.tolist() == [-1, *[0, 1] * 24, 1] and found.split[1:4] == ["train", "val", "test"] and found.split[-1] == "val"
-    assert items.read_source(first.folder.parent) == str(tmp_path / "one.npz")
+    assert sources.read_source(first.folder.parent) == str(tmp_path / "one.npz")
     assert "data set 'one': 50 items, 2 classes, 49 labelled. Further views of the same rows, and training: DATA=one" in capsys.readouterr().out
     again = write(tmp_path / "two.npz", embeddings=-EMB[::-1], keys=found.keys[::-1], y=np.zeros(N, int))
     second = imported(tmp_path, again, "second", "one")
@@ -355,7 +359,7 @@ def test_a_file_makes_a_data_set(tmp_path: Path, capsys) -> None:
     assert "labels and splits are those of 'one'; the file's own are not used" in capsys.readouterr().out
     assert items.read_items(first.folder.parent).label.tolist() == found.label.tolist()
     other = imported(tmp_path, again, data="", name="else")          # the same keys, but no matter: another data set
-    assert items.find_dataset(tmp_path / "cache", "else") == other.folder.parent != first.folder.parent
+    assert lookup.find_dataset(tmp_path / "cache", "else") == other.folder.parent != first.folder.parent
 
 
 def test_two_files_of_one_name_are_not_one_data_set(tmp_path: Path) -> None:
@@ -383,7 +387,7 @@ def test_two_files_of_one_name_are_not_one_data_set(tmp_path: Path) -> None:
 def test_two_keyed_files_of_one_name_are_one_data_set_if_their_labels_agree(tmp_path: Path) -> None:
     one, two, three = (write(tmp_path / name / "emb.npz", X=EMB, keys=KEYS, y=np.arange(N) % classes) for name, classes in (("a", 2), ("b", 2), ("c", 3)))
     assert imported(tmp_path, one, data="").folder.parent == imported(tmp_path, two, "second", data="").folder.parent
-    with pytest.raises(StaleError, match=r"was made of .*b/emb.npz, not of .*c/emb.npz, with other labels. For one more .* DATA=emb. For another data set"):
+    with pytest.raises(StaleError, match=r"was made of .*a/emb.npz, not of .*c/emb.npz, with other labels. For one more .* DATA=emb. For another data set"):
         imported(tmp_path, three, "third", data="")
 
 
@@ -593,7 +597,8 @@ def test_what_other_programs_read(home: Path) -> None:
         assert h5["embeddings"].dtype == np.float16 and h5["embeddings"][:].tobytes() == want.tobytes()
         assert h5["keys"].asstr()[:].tolist() == listed.keys and h5["split"].asstr()[:].tolist() == listed.split
     table = pq.read_table(home / "out.parquet")
-    assert table.column_names == ["row", "key", "label", "label_name", "split", "status", "embedding"] and table["row"].to_pylist() == list(range(N))
+    assert table.column_names == ["row", "key", "label", "label_name", "split", "sha256", "status", "embedding"]
+    assert table["row"].to_pylist() == list(range(N))
     assert table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float16).tobytes() == want.tobytes()
     assert table["status"].to_pylist() == [STATUS[code] for code in status] and table["label_name"].to_pylist() == [key[:3] for key in listed.keys]
     assert json.loads(table.schema.metadata[b"coview"])["root"] == integrity.root(view)
@@ -659,3 +664,63 @@ def test_commands_answer_at_once(command: Callable) -> None:
             "print({'torch', 'numpy', 'pyarrow', 'zarr', 'h5py', 'sklearn'} & set(sys.modules))"
         shown = subprocess.run([sys.executable, "-c", heavy], cwd=ROOT, capture_output=True, text=True).stdout
         assert "--view" in shown and shown.strip().endswith("set()")
+
+
+# --- embeddings of images that have changed meanwhile
+
+@pytest.mark.parametrize("how", ["view", ".npz", ".h5"])
+def test_a_view_of_other_images_is_not_imported(photos: Path, tmp_path: Path, how: str) -> None:
+    made = extract(config(photos, tmp_path / "cache"))
+    source = made.folder if how == "view" else export(ExportConfig("tiny-clip", to=str(tmp_path / f"out{how}"), cache=str(tmp_path / "cache")))
+    shutil.copytree(photos, tmp_path / "photos")
+    old = ImportConfig(view="old", source=str(source), data=str(tmp_path / "photos"), cache=str(tmp_path / "other"))
+    assert run(old).n == made.n                                         # the same images, elsewhere
+    changed = next((tmp_path / "photos").rglob("006.png"))
+    changed.write_bytes(changed.read_bytes() + b"\0")
+    with pytest.raises(StaleError, match=r"was made of other images: 1 of 45 have another content in 'photos', first content of a/006.png. Embed the images"):
+        run(dataclasses.replace(old, cache=str(tmp_path / "third")))
+    assert not (tmp_path / "third").exists() or not list((tmp_path / "third").glob("*-*"))
+
+
+def test_an_import_for_images_that_cannot_be_read_is_refused(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    for path in sorted((tmp_path / "photos").rglob("*.png"))[:3]:
+        path.unlink()
+        path.symlink_to("nowhere.png")
+    keys = sorted(str(path.relative_to(tmp_path / "photos")) for path in (tmp_path / "photos").rglob("*.*"))
+    source = write(tmp_path / "x.npz", embeddings=np.ones((len(keys), 3), np.float32), keys=keys)
+    with pytest.raises(DataQualityError, match=r"3 images so far could not be embedded \(3 missing\)"):
+        run(ImportConfig(view="mine", source=str(source), data=str(tmp_path / "photos"), cache=str(tmp_path / "cache")))
+
+
+@pytest.mark.parametrize("lost", ["embeddings/c/2/0", "y/c/1"])
+def test_a_chunk_that_is_not_there_is_never_zeros(tmp_path: Path, lost: str) -> None:
+    source = write(tmp_path / "x.zarr", embeddings=EMB, y=np.arange(N) % 3 + 1)
+    (source / lost).unlink()
+    with pytest.raises(DataQualityError, match=r"x.zarr/.*: 1 of 8 chunks are not there, and would be read as .*0.*ARGS='--fill-missing'"):
+        imported(tmp_path, source, data="")
+    view = imported(tmp_path, source, data="", fill_missing=True)
+    found = items.read_items(view.folder.parent)
+    assert found.classes[found.label[7]] == "0" if lost.startswith("y") else not rows(view)[14:21].any() and rows(view)[13].any()
+
+
+def test_minus_one_is_unknown_in_strings_too(tmp_path: Path) -> None:
+    view = imported(tmp_path, write(tmp_path / "x.npz", embeddings=EMB, y=np.array(["a", "-1"] * (N // 2))), data="")
+    found = items.read_items(view.folder.parent)
+    assert found.classes == ["a"] and (found.label[1::2] == -1).all()
+
+
+def test_a_damaged_item_list_of_an_import_is_refused_by_repair_with_the_command_that_works(tmp_path: Path) -> None:
+    source = write(tmp_path / "x.zarr", embeddings=EMB, y=np.arange(N) % 3)
+    view = imported(tmp_path, source, data="")
+    assert imported(tmp_path, write(tmp_path / "b" / "x.npz", embeddings=EMB, keys=[f"{row:02d}" for row in range(N)], y=np.arange(N) % 3), "two",
+                    data="").folder.parent == view.folder.parent
+    assert sources.read_source(view.folder.parent) == str(source)         # the first one stays
+    with (view.folder.parent / "items.parquet").open("ab") as file:
+        file.write(b"x")
+    for act in (lambda: mend_view(RepairConfig(view="mine", cache=str(tmp_path / "cache"))), lambda: verify(VerifyConfig(cache=str(tmp_path / "cache")))):
+        with pytest.raises(CoviewError, match=rf"make import VIEW=… FROM={source}") as caught:
+            act()
+        assert caught.value.exit_code == 5
+    imported(tmp_path, source, data="")
+    verify(VerifyConfig(cache=str(tmp_path / "cache")))

@@ -3,16 +3,23 @@
 import dataclasses
 import hashlib
 import json
+import os
 import random
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from cache_specs import durable
 from cache_specs.errors import CoviewError, IntegrityError, StaleError, UsageError
-from cache_specs.items import Items, class_index, dataset_name, find_dataset, read_items, write_items
+from cache_specs.items import Items, class_index, read_items, write_items
+from cache_specs.lookup import find_dataset
+from cache_specs.sources import dataset_name, source_path
 from extract.datasets import build_items, open_dataset
 
 KEYS = ["A.jpg", "Z/1.jpg", "a.jpg", "a/10.jpg", "a/2.jpg", "ä.jpg"]         # byte order: capitals first, / after ., ä last
@@ -231,3 +238,50 @@ def test_a_dataset_is_named_after_its_folder_or_file(data, name):
 def test_class_names_that_are_numbers_sort_as_numbers_and_others_by_bytes(names, labels, classes):
     found, sorted_names = class_index(names)
     assert found.tolist() == labels and found.dtype == np.int32 and sorted_names == classes
+
+
+EXITS = """
+import os, sys
+import torch
+codes = []
+for _ in range(12):
+    child = os.fork()
+    if not child:
+        from pathlib import Path
+        from cache_specs.items import read_items
+        read_items(Path(sys.argv[1]))
+        sys.exit(6)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+sys.exit(codes != [6] * 12)
+"""
+
+
+def test_a_command_that_ends_early_has_its_own_exit_code(tmp_path):
+    """Threads of Arrow's that were alive at the end made it -6 (SIGABRT), in two of five runs."""
+    assert subprocess.run([sys.executable, "-c", EXITS, str(write_items(tmp_path, make()))], cwd=ROOT, timeout=200).returncode == 0
+
+
+def test_an_image_that_cannot_be_read_now_is_not_called_changed(tmp_path):
+    items = make()
+    write_items(tmp_path, items)
+    lost = dataclasses.replace(items, sha256=[*items.sha256[:2], "", *items.sha256[3:]])
+    with pytest.raises(StaleError, match=r"the image a.jpg of 'd' \(row 2\) was embedded, but cannot be read now") as caught:
+        write_items(tmp_path, lost)
+    assert "delete" not in str(caught.value)
+
+
+def test_names_that_a_file_system_or_json_cannot_hold(tmp_path, command):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/n\xff")
+    os.mkdir(odd)
+    with pytest.raises(UsageError, match="is not UTF-8, so it cannot be recorded"):
+        source_path(odd)
+    assert len(dataset_name("x" * 250).encode()) == len(dataset_name("ä" * 150).encode()) == 200
+    done = command("cache_specs.export", "--view", "x", "--to", f"{tmp_path}/{'y' * 300}.npz", "--cache", write_items(tmp_path / "cache", make()).parent)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away_ends_a_command_quietly(tmp_path):
+    write_items(tmp_path, make())
+    line = f"{shlex.quote(sys.executable)} -m cache_specs.status --cache {shlex.quote(str(tmp_path))} | true; echo ${{PIPESTATUS[0]}}"
+    shown = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert shown.stdout.strip() in ("0", "141") and not shown.stderr

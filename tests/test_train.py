@@ -21,7 +21,9 @@ from safetensors.numpy import load_file
 
 from cache_specs import locks
 from cache_specs.errors import DataQualityError, IntegrityError, StaleError, StorageError, UsageError
-from cache_specs.items import find_dataset, source_path, write_items
+from cache_specs.items import write_items
+from cache_specs.lookup import find_dataset
+from cache_specs.sources import source_path
 from extract.datasets import build_items, open_dataset
 from train.__main__ import run, warn_of_copies
 from train.batches import LABELLED, UNLABELLED, rows, uniforms

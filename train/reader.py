@@ -16,7 +16,9 @@ import numpy as np
 
 from cache_specs import integrity, store
 from cache_specs.errors import DataQualityError, IntegrityError, StorageError, UsageError
-from cache_specs.items import Items, find_dataset, read_items, read_source
+from cache_specs.items import Items, read_items
+from cache_specs.lookup import find_dataset
+from cache_specs.sources import read_source
 from cache_specs.spec import load_spec
 from cache_specs.view import view_name
 
