@@ -30,7 +30,7 @@ def status(cache: Path) -> str:
     """The table as text. Raises UsageError when there is no such cache."""
     from cache_specs.items import read_items
     from cache_specs.sources import read_source
-    from cache_specs.store import view_folders
+    from cache_specs.store import lost_folders, view_folders
 
     if not cache.is_dir():
         raise UsageError(f"there is no cache {cache}; name it with CACHE=…, or fill it: make extract VIEW=clip DATA=photos/")
@@ -41,6 +41,7 @@ def status(cache: Path) -> str:
         except CoviewError as error:
             lines.append(f"{dataset.name}: {error}")
         lines += [f"  {folder.name:28} {_view(folder)}" for folder in view_folders(dataset)] or ["  no view yet"]
+        lines += [f"  {folder.name:28} shards without a description: make verify" for folder in lost_folders(dataset)]
     return "\n".join(lines or [f"{cache} is empty. Fill it: make extract VIEW=clip DATA=photos/"])
 
 

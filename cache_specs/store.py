@@ -100,9 +100,13 @@ def named_folders(dataset: Path) -> list[Path]:
 
 
 def is_created(folder: Path) -> bool:
-    """Was the view's creation finished? What holds a shard, a commit or a seal was created, whatever has become of its zarr.json: open_view says."""
-    return (folder / "zarr.json").is_file() or (folder / "complete.json").is_file() or any((folder / "commits").glob("*.json")) or \
-        any((folder / "embeddings").glob("c/*/0"))
+    """Was the view's creation finished? What holds a commit or a seal was created, whatever has become of its zarr.json: open_view says."""
+    return (folder / "zarr.json").is_file() or (folder / "complete.json").is_file() or any((folder / "commits").glob("*.json"))
+
+
+def lost_folders(dataset: Path) -> list[Path]:
+    """Folders that are named as views are and hold shards, but nothing that says what these are: of a copy that was cut short, say. No command touches them."""
+    return [folder for folder in named_folders(dataset) if not folder.is_symlink() and not is_created(folder) and any((folder / "embeddings").glob("c/*/0"))]
 
 
 def is_leftover(folder: Path) -> bool:

@@ -44,6 +44,7 @@ class VerifyConfig:
 
 def verify(config: VerifyConfig) -> None:
     """Print a line for every view. Raises CoviewError (IntegrityError where anything is damaged) after the last one."""
+    from cache_specs import store
     from cache_specs.lookup import find_views
 
     failures: list[tuple[Path, CoviewError]] = []
@@ -56,8 +57,11 @@ def verify(config: VerifyConfig) -> None:
         except CoviewError as error:
             print(f"{folder}: {'NOT OK' if not stored or isinstance(error, IntegrityError) else f'{stored}, but NOT computed again'}", flush=True)
             failures.append((folder, error))
+    for folder in (lost for dataset in sorted({folder.parent for folder in folders}) for lost in store.lost_folders(dataset)):
+        print(f"{folder}: NOT OK", flush=True)
+        failures.append((folder, IntegrityError(f"{folder} holds shards, but its zarr.json, commits and seal are gone: put them back, or remove the folder")))
     if failures:
-        failed = CoviewError("\n".join(str(error) for _, error in failures) + f"\n{len(failures)} of {len(folders)} views failed")
+        failed = CoviewError("\n".join(str(error) for _, error in failures) + f"\n{len(failures)} failed, of {len(folders)} views")
         codes = {error.exit_code for _, error in failures}
         failed.exit_code = IntegrityError.exit_code if IntegrityError.exit_code in codes else max(codes)
         raise failed

@@ -268,7 +268,7 @@ def test_damage_decides_the_exit_code_of_verify(world):
     foreign = world / "cache" / "b-00000000" / view.folder.name
     shutil.copytree(view.folder, foreign)
     shutil.copy(view.folder.parent / "items.parquet", foreign.parent)
-    with pytest.raises(Exception, match="2 of 2 views failed") as caught:
+    with pytest.raises(Exception, match="2 failed, of 2 views") as caught:
         verify(VerifyConfig(cache=str(world / "cache")))
     assert caught.value.exit_code == IntegrityError.exit_code
 

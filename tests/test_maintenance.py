@@ -164,7 +164,7 @@ def test_recomputed_rows_agree_and_a_wrong_row_with_a_right_digest_is_found(view
 def test_without_the_images_the_stored_bytes_are_still_verified(view, original, tmp_path, capsys):
     items = read_items(view.folder.parent)
     write_items(Path(cache_of(view)), items, str(tmp_path / "gone"))
-    with pytest.raises(CoviewError, match="1 of 1 views failed"):
+    with pytest.raises(CoviewError, match="1 failed, of 1 views"):
         verify(VerifyConfig(cache=cache_of(view), recompute=2))
     out = capsys.readouterr().out
     assert ": ok: 45 rows x 128" in out and "1 bad rows, but NOT computed again" in out
@@ -351,12 +351,17 @@ def test_what_is_no_regular_file_is_named_at_once_and_mended(view, original, pho
     assert contents(view) == contents(original) and len(list(view.folder.glob("strays/*"))) == 1
 
 
-def test_a_view_that_lost_its_records_is_not_ok_and_gc_keeps_it(view, capsys):
+def test_a_view_that_lost_its_records_is_not_ok_and_gc_keeps_it(view, photos, capsys):
     for path in (*view.folder.glob("commits/*"), view.folder / "complete.json", view.folder / "zarr.json"):
         path.unlink()
     assert not list(gc.waste(Path(cache_of(view)))) and view.folder.name in status(Path(cache_of(view)))
-    with pytest.raises(CoviewError, match=r"the description of the view in .* is damaged"):
+    for name in ("embeddings", "status"):
+        (view.folder / name / "zarr.json").unlink()
+    shutil.copytree(view.folder, other := view.folder.with_name("other-0123456789ab"))
+    run(config(photos, Path(cache_of(view))))                           # it stands in nobody's way
+    with pytest.raises(CoviewError, match=r"other-0123456789ab holds shards, but its zarr.json, commits and seal are gone.*\n1 failed, of 1 views") as caught:
         verify(VerifyConfig(cache=cache_of(view)))
+    assert caught.value.exit_code == 5 and other.is_dir()
     assert "NOT OK" in capsys.readouterr().out
 
 
