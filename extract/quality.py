@@ -18,7 +18,7 @@ def allowed(text: str, n: int) -> int:
             raise ValueError
     except ValueError:
         raise UsageError(f"--max-bad {text}: neither a share (--max-bad 0.1%) nor a number of images up to {n} (--max-bad 5)") from None
-    return max(share > 0, int(n * share / 100)) if text.endswith("%") else int(share)
+    return max(int(share > 0), int(n * share / 100)) if text.endswith("%") else int(share)
 
 
 def enforce(view: View, items: Items, max_bad: str) -> None:

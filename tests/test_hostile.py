@@ -190,7 +190,7 @@ def test_files_that_cannot_even_be_read_end_the_run_before_a_model_is_loaded(tmp
         run(config(tmp_path / "photos", tmp_path / "cache", max_bad="0.1%"))
 
 
-@pytest.mark.parametrize(("text", "n", "number"), [("0.1%", 100, 1), ("0.1%", 1999, 1), ("0.1%", 2000, 2), ("0.1%", 10**6, 1000), ("0%", 50, 1),
+@pytest.mark.parametrize(("text", "n", "number"), [("0.1%", 100, 1), ("0.1%", 1999, 1), ("0.1%", 2000, 2), ("0.1%", 10**6, 1000), ("0%", 50, 0),
                                                   ("100%", 7, 7), ("5", 100, 5), ("0", 100, 0)])
 def test_the_budget_is_a_share_but_at_least_one_image_or_a_number(text, n, number):
     assert quality.allowed(text, n) == number
