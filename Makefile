@@ -1,13 +1,13 @@
 # Coview: embed images once with frozen foundation models, then co-train probes on the cache.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo extract train verify repair import export status gc test test-all check-gpu bench-cache lock clean
+.PHONY: help setup demo extract train sweep verify repair import export status gc test test-all check-gpu bench-cache bench-train bench-methods lock clean
 SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 
-NAMES := VIEW VIEWS DATA WEIGHTS LABELS METHOD SEEDS DEVICE GPUS CACHE RUN FROM TO ARGS
+NAMES := VIEW VIEWS DATA WEIGHTS LABELS METHOD SEEDS GRID DEVICE GPUS CACHE RUN FROM TO ARGS
 # Only what stands on the command line counts: a DATA or RUN that happens to be in the shell's environment does not.
 given = $(filter command,$(origin $1))
 flag = $(if $(call given,$1),--$2 "$$$1")
@@ -15,6 +15,7 @@ GIVEN := $(filter-out VENV PYTHON3,$(foreach name,$(.VARIABLES),$(if $(call give
 EXTRA = $(if $(call given,ARGS),$(ARGS))
 check = $(PYTHON) -m cache_specs.make $@ $(GIVEN)
 CACHED = $(call flag,DATA,data) $(call flag,CACHE,cache)
+EXPERIMENT = $(call flag,VIEWS,views) $(call flag,LABELS,labels) $(call flag,METHOD,method) $(call flag,SEEDS,seeds) $(call flag,RUN,run)
 SHARED = $(CACHED) $(call flag,DEVICE,device) $(call flag,GPUS,gpus)
 
 help:  ## show this help
@@ -43,8 +44,10 @@ extract: $(STAMP)  ## embed images:  make extract VIEW=clip DATA=photos/  [WEIGH
 	@$(check) && $(PYTHON) -m extract $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(SHARED) $(EXTRA)
 
 train: $(STAMP)  ## train probes:  make train VIEWS=clip,dinov2 DATA=photos/  [LABELS= METHOD= SEEDS= DEVICE= GPUS= CACHE= RUN= ARGS=]
-	@$(check) && $(PYTHON) -m train $(call flag,VIEWS,views) $(call flag,LABELS,labels) $(call flag,METHOD,method) $(call flag,SEEDS,seeds) \
-		$(call flag,RUN,run) $(SHARED) $(EXTRA)
+	@$(check) && $(PYTHON) -m train $(EXPERIMENT) $(SHARED) $(EXTRA)
+
+sweep: $(STAMP)  ## rank a grid of settings on validation:  make sweep VIEWS=clip,dinov2 DATA=photos/ GRID='lr=1e-4,3e-4 temperature=0.5,1'
+	@$(check) && $(PYTHON) -m train.sweep $(EXPERIMENT) $(call flag,GRID,grid) $(SHARED) $(EXTRA)
 
 status: $(STAMP)  ## what the cache holds, and how far running extractions are  [CACHE=]
 	@$(check) && $(PYTHON) -m cache_specs.status $(call flag,CACHE,cache) $(EXTRA)
@@ -75,6 +78,12 @@ check-gpu: $(STAMP)  ## the checks that need a CUDA GPU, in one call
 
 bench-cache: $(STAMP)  ## reading speed of the cache against other readers and the machine's limits, in minutes
 	@$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --editable '.[bench]' && $(PYTHON) bench/bench_cache.py $(EXTRA)
+
+bench-train: $(STAMP)  ## speed of a training step against its matrix products, the original and live backbones, in minutes
+	@$(PYTHON) bench/bench_train.py $(EXTRA)
+
+bench-methods: $(STAMP)  ## every method on four small tasks with few labels, about an hour
+	@$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --editable '.[tools]' && $(PYTHON) bench/bench_methods.py $(EXTRA)
 
 lock: $(STAMP)  ## renew requirements.lock from pyproject.toml
 	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra dev --extra wandb pyproject.toml -o requirements.lock

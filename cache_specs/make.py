@@ -8,6 +8,7 @@ COMMON = ("DATA", "DEVICE", "GPUS", "CACHE", "ARGS")
 CACHED = ("VIEW", "DATA", "CACHE", "ARGS")
 TARGETS = {"extract": (("VIEW", "WEIGHTS", *COMMON), "make extract VIEW=clip DATA=photos/"),
            "train": (("VIEWS", "LABELS", "METHOD", "SEEDS", "RUN", *COMMON), "make train VIEWS=clip,dinov2 DATA=photos/"),
+           "sweep": (("VIEWS", "LABELS", "METHOD", "SEEDS", "GRID", "RUN", *COMMON), "make sweep VIEWS=clip,dinov2 DATA=photos/ GRID='lr=1e-4,3e-4'"),
            "verify": ((*CACHED, "WEIGHTS", "DEVICE"), "make verify   or   make verify VIEW=clip DATA=photos/"),
            "repair": ((*CACHED, "WEIGHTS", "DEVICE", "GPUS"), "make repair VIEW=clip DATA=photos/"),
            "import": ((*CACHED, "FROM"), "make import VIEW=mine FROM=embeddings.npz DATA=photos/"),

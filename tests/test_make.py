@@ -32,7 +32,7 @@ def make(venv: Path, *args: str, env: dict[str, str] | None = None) -> subproces
 def test_help_is_the_default_and_lists_every_target() -> None:
     shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ("demo", "extract", "train", "test", "test-all", "setup", "lock", "clean", "check-gpu", "verify", "repair", "import", "export", "status",
-                   "gc", "bench-cache"):
+                   "gc", "bench-cache", "bench-train", "bench-methods", "sweep"):
         assert f"make {target} " in shown
     assert "VIEWS" in shown
 

@@ -1,11 +1,10 @@
 """Position is arithmetic: which rows a step sees is a pure function of (seed, step), the same in every view, rank and restart."""
 
-import functools
-
 import numpy as np
 
 LABELLED, UNLABELLED = 0, 1
 ROWS, DRAWS = 1 << 40, 2 << 40        # so that no two purposes ever share a stream
+_orders: dict[tuple[int, int, int], dict[int, np.ndarray]] = {}
 
 
 def rows(pool: np.ndarray, seed: int, step: int, batch: int, role: int) -> np.ndarray:
@@ -22,9 +21,15 @@ def rows(pool: np.ndarray, seed: int, step: int, batch: int, role: int) -> np.nd
     return pool[places]
 
 
-@functools.lru_cache(maxsize=64)
 def _permutation(n: int, seed: int, epoch: int, role: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(key=[seed, ROWS + epoch * 2 + role])).permutation(n)
+    """The order of one pass. Those of the last two passes of each stream are kept, as int32 where they fit: a batch may need both."""
+    kept = _orders.setdefault((n, seed, role), {})
+    if epoch not in kept:
+        while len(kept) > 1:
+            del kept[min(kept)]
+        order = np.random.Generator(np.random.Philox(key=[seed, ROWS + epoch * 2 + role])).permutation(n)
+        kept[epoch] = order.astype(np.int32) if n < 2**31 else order
+    return kept[epoch]
 
 
 def uniforms(seed: int, step: int, stream: int, count: int) -> np.ndarray:

@@ -7,8 +7,11 @@ from typing import Literal
 
 from cache_specs.errors import UsageError, did_you_mean
 
-METHODS = ("supervised", "mct")
-PLACES = ("run", "runs", "cache", "wandb", "log_every_s")      # not compared when a run is resumed
+METHODS = ("supervised", "concat", "logreg", "knn", "label-propagation", "self-training", "co-training", "fixmatch", "mpl", "mct-h0", "mct", "mct-graph")
+TEACHING = ("co-training", "mct-h0", "mct", "mct-graph")                    # need two views
+UNLABELLED = ("self-training", "fixmatch", "mpl", *TEACHING)   # need rows without a label
+DEFAULT = ("supervised", "label-propagation", "mct-graph")
+PLACES = ("run", "runs", "cache", "wandb", "log_every_s", "timeout_s")      # not compared when a run is resumed
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,16 @@ class TrainConfig:
     labels: str = "all"
     """labelled training images: 4 (a class), 10% (of each class), all, or a file of keys"""
     method: str = ""
-    """supervised (each view by itself; joint = late fusion), mct (meta co-training); default: both, with one view supervised"""
+    """comma-separated, or all: supervised (each view by itself; joint = late fusion), concat, logreg, knn, label-propagation, self-training,
+    co-training, fixmatch, mpl, mct (meta co-training, as published), mct-h0 (without feedback), mct-graph (with label propagation as a further
+    teacher); default: supervised,label-propagation,mct-graph, with one view the first two"""
     seeds: str = "0"
     """seeds of label choice, initial weights and draws: 0, 0..4 or 0,3,7; they train at once"""
     device: str = "auto"
     """auto, cpu or cuda"""
     gpus: int = 1
-    """this many processes (one GPU each; on the CPU without one); the views are dealt out to them"""
+    """this many processes (one GPU each; on the CPU without one); the views are dealt out to them; a multiple of the number of views also
+    deals out the rows of each batch"""
     cache: str = "cache"
     """where extract put the embeddings"""
     runs: str = "runs"
@@ -37,10 +43,16 @@ class TrainConfig:
     """the run's name; the same name again resumes it; default: date and time"""
     lr: float = 3e-4
     """learning rate of Adam"""
+    weight_decay: float = 0.0
+    """decoupled weight decay (AdamW)"""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """of the learning rate over all steps"""
     hidden: int = 256
     """width of the hidden layers"""
     layers: int = 2
     """number of hidden layers; 0 is a linear probe"""
+    members: int = 1
+    """probes in each view's ensemble, trained through their common logits (mean, the smaller the less they agree)"""
     dropout: float = 0.2
     """dropout rate after each hidden layer"""
     clip: float = 1.0
@@ -49,16 +61,34 @@ class TrainConfig:
     """labelled rows a step (at most as many as there are)"""
     batch_unlabelled: int = 128
     """unlabelled rows a step"""
+    chunk: int = 0
+    """rows kept in memory at a time, with the gradient of the whole batch (gradient accumulation); 0: all"""
     warmup: int = 100
     """supervised steps before co-training"""
     cotrain: int = 500
     """co-training steps; supervised trains warmup + cotrain steps"""
     feedback: Literal["exact", "difference", "none"] = "exact"
     """how the student's progress is measured; none switches the teachers' learning off"""
+    supervised_weight: float = 1.0
+    """of the labelled rows' gradient in a co-training step"""
     pseudo: Literal["sample", "argmax"] = "sample"
     """labels drawn from the teacher's distribution, or its first choice"""
     temperature: float = 0.5
     """of the teacher's distribution from which labels are drawn; below 1 sharpens it (the paper: 1)"""
+    calibrate: bool = False
+    """fit each teacher's temperature on the validation labels first (times --temperature)"""
+    fixmatch: Literal["fixed", "freematch", "softmatch"] = "fixed"
+    """how fixmatch weighs its labels"""
+    threshold: float = 0.95
+    """the confidence above which --fixmatch fixed uses a label"""
+    noise: float = 0.5
+    """standard deviation of the noise on fixmatch's embeddings, whose own is 1"""
+    joint: Literal["logit-sum", "product", "mean-probability", "vote"] = "logit-sum"
+    """how the views' predictions are joined"""
+    ema: float = 0.0
+    """decay of the moving average of the weights, which then is what is evaluated and kept; 0: none"""
+    patience: int = 0
+    """steps without a better validation score after which an experiment is stopped; 0: none"""
     precision: Literal["auto", "float32", "float64"] = "auto"
     """auto: bfloat16 autocast on CUDA, float32 on the CPU"""
     eval_every: int = 20
@@ -69,6 +99,8 @@ class TrainConfig:
     """CPU threads a process; 0 leaves it to torch"""
     log_every_s: float = 10.0
     """seconds between progress lines where there is no terminal"""
+    timeout_s: float = 120.0
+    """seconds that a process waits for the others before it gives up"""
     wandb: Literal["off", "offline", "online"] = "off"
     """also report to Weights & Biases; it can never stop a run"""
 
@@ -76,8 +108,10 @@ class TrainConfig:
         return [name.strip() for name in self.views.split(",") if name.strip()]
 
     def method_list(self) -> list[str]:
-        default = METHODS if len(self.view_list()) > 1 else METHODS[:1]
-        return [name.strip() for name in self.method.split(",") if name.strip()] or list(default)
+        several = len(self.view_list()) > 1
+        if self.method == "all":
+            return [name for name in METHODS if several or name not in (*TEACHING, "concat")]
+        return [name.strip() for name in self.method.split(",") if name.strip()] or list(DEFAULT if several else DEFAULT[:2])
 
     def seed_list(self) -> list[int]:
         """0..4 -> 0, 1, 2, 3, 4. Raises UsageError."""
@@ -101,20 +135,28 @@ class TrainConfig:
         for method in methods:
             if method not in METHODS:
                 raise UsageError(f"METHOD={self.method}: there is no method {method!r}{did_you_mean(method, METHODS)}. "
-                                 f"Type: {example} METHOD={','.join(METHODS)}")
+                                 f"Type: {example} METHOD={','.join(DEFAULT)}")
         if len(set(views)) < len(views) or len(set(methods)) < len(methods):
             raise UsageError(f"VIEWS={self.views} METHOD={self.method}: name at least one method, and each view and method once")
-        if "mct" in methods and len(views) < 2:
-            raise UsageError(f"METHOD=mct needs at least two views to teach each other, found {self.views}. Type: make train VIEWS={views[0]},dinov2 "
+        if (alone := [method for method in methods if method in (*TEACHING, "concat")]) and len(views) < 2:
+            raise UsageError(f"METHOD={alone[0]} needs at least two views to teach each other, found {self.views}. Type: make train VIEWS={views[0]},dinov2 "
                              f"DATA={shlex.quote(self.data)}   or, for one view: {example} METHOD=supervised")
-        if not 1 <= self.gpus <= len(views):
-            raise UsageError(f"GPUS={self.gpus}, but there are {len(views)} views and each lives on one GPU; use GPUS={max(1, min(self.gpus, len(views)))}")
-        for name, low in (("hidden", 1), ("layers", 0), ("batch_labelled", 1), ("batch_unlabelled", 1), ("warmup", 0), ("cotrain", 0),
-                          ("eval_every", 1), ("checkpoint_every", 1)):
+        refuse_ranks(self.gpus, len(views))
+        for name, low in (("hidden", 1), ("layers", 0), ("members", 1), ("batch_labelled", 1), ("batch_unlabelled", 1), ("chunk", 0), ("warmup", 0),
+                          ("cotrain", 0), ("eval_every", 1), ("checkpoint_every", 1), ("patience", 0), ("weight_decay", 0), ("noise", 0),
+                          ("supervised_weight", 0)):
             if getattr(self, name) < low:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {low}, found {getattr(self, name)}")
-        if self.warmup + self.cotrain < 1 or not 0 <= self.dropout < 1 or min(self.lr, self.clip, self.temperature) <= 0:
-            raise UsageError("--warmup plus --cotrain, --lr, --clip and --temperature must be positive and --dropout in [0, 1)")
+        positive = min(self.warmup + self.cotrain, self.lr, self.clip, self.temperature, self.timeout_s)
+        if positive <= 0 or not (0 <= self.dropout < 1 and 0 <= self.ema < 1):
+            raise UsageError("--warmup plus --cotrain, --lr, --clip, --temperature and --timeout-s must be positive, --dropout and --ema in [0, 1)")
         if not re.fullmatch(r"[\w-][\w.-]*|", self.run):
             raise UsageError(f"RUN={self.run}: a run's name is a folder's name below {self.runs}/: letters, digits, '-', '_' and '.'")
         self.seed_list()
+
+
+def refuse_ranks(ranks: int, views: int) -> None:
+    """Raise UsageError unless every view gets a rank (a rank may have several), or every view equally many."""
+    if ranks < 1 or (ranks > views and ranks % views):
+        raise UsageError(f"GPUS={ranks}, but {views} view{'s are' if views > 1 else ' is'} dealt out to at most {views}, or to a multiple of {views}, "
+                         f"which also deals out the rows of each batch; use GPUS={max(1, ranks // views * views)}")

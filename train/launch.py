@@ -21,6 +21,7 @@ from train.log import Ignore
 PID, STEP, CODE = range(3)          # columns of the board; a code of RUNNING means that the rank has not ended by itself
 RUNNING, FAILED = -1, 1
 GRACE_S = 5.0
+DEAD, STOPPED = "ZX", "Tt"          # states of a process: a zombie is one that torchrun has not reaped yet
 BOARD = "COVIEW_RANK_BOARD"
 
 
@@ -39,37 +40,42 @@ class Board(Ignore):
         self.rows[self.rank, CODE] = code
 
 
-def launch(gpus: int, views: list[str]) -> None:
-    """Run this same command line in `gpus` processes. Raises CoviewError: RankDiedError, or one with the exit code that a rank chose."""
+def launch(gpus: int, views: list[str], module: str = "train") -> None:
+    """Run this same command line, `python -m module …`, in `gpus` processes. Raises CoviewError: RankDiedError, or one with the exit code that a rank chose."""
     with tempfile.TemporaryDirectory(prefix="coview-") as folder:
         path = Path(folder) / "ranks.bin"
         path.write_bytes(np.array([[0, 0, RUNNING]] * gpus, np.int64).tobytes())
         board = Board(str(path))
         threads = max(1, (os.cpu_count() or 1) // gpus)
-        environment = {"OMP_NUM_THREADS": str(threads), "LOGLEVEL": "CRITICAL", **os.environ, BOARD: str(path)}
-        torchrun = subprocess.Popen([sys.executable, "-m", "train.launch", "--standalone", "--nproc-per-node", str(gpus), "-m", "--", "train",
-                                     *sys.argv[1:]], env=environment, start_new_session=True)
         asked = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: asked.set())
+        environment = {"OMP_NUM_THREADS": str(threads), "LOGLEVEL": "CRITICAL", **os.environ, BOARD: str(path)}
+        torchrun = subprocess.Popen([sys.executable, "-m", "train.launch", "--standalone", "--nproc-per-node", str(gpus), "-m", "--", module,
+                                     *sys.argv[1:]], env=environment, start_new_session=True)
         try:
-            culprit, seconds = _watch(torchrun, board, asked)
+            (culprit, how), seconds = _watch(torchrun, board, asked)
         finally:
             _kill(torchrun, board)
         if culprit is None and torchrun.returncode == 0:
             return
-        rank = culprit or 0
+        rank = culprit or 0             # None: torchrun itself failed
         code, step = int(board.rows[rank, CODE]), int(board.rows[rank, STEP])
         if code > FAILED:
             error = CoviewError(f"rank {rank} ended the run with exit code {code}; its message stands above")
             error.exit_code = code
             raise error
-        how = "raised an error (above)" if code == FAILED else "died"
-        raise RankDiedError(f"rank {rank} ({', '.join(views[rank::gpus])}) {how} at step {step}; all ranks were ended within {seconds:.0f} s. "
+        raise RankDiedError(f"rank {rank} ({', '.join(views_of(rank, gpus, views))}) {how} at step {step}; all ranks were ended within {seconds:.0f} s. "
                             "The same command goes on from the last checkpoint")
 
 
-def _watch(torchrun: subprocess.Popen, board: Board, asked: threading.Event) -> tuple[int | None, float]:
-    """Wait for the end. -> (the rank that failed first, seconds from then to the end), or (None, 0) if none did."""
+def views_of(rank: int, ranks: int, views: list[str]) -> list[str]:
+    """Which views a rank has, as GroupPeers deals them out: with more ranks than views each view has replicas."""
+    across = min(ranks, len(views))
+    return views[rank % across::across]
+
+
+def _watch(torchrun: subprocess.Popen, board: Board, asked: threading.Event) -> tuple[tuple[int | None, str], float]:
+    """Wait for the end. -> (the rank that failed first and how, seconds from then to the end), or (None, "died"), 0 if none did."""
     culprit, since = None, 0.0
     while torchrun.poll() is None:
         time.sleep(0.1)
@@ -80,31 +86,34 @@ def _watch(torchrun: subprocess.Popen, board: Board, asked: threading.Event) -> 
         elif time.monotonic() - since > GRACE_S:
             _kill(torchrun, board)
     culprit = _first_failed(board) if culprit is None else culprit
-    return culprit, time.monotonic() - since if culprit is not None and since else 0.0
+    return culprit or (None, "died"), time.monotonic() - since if culprit is not None and since else 0.0
 
 
-def _first_failed(board: Board) -> int | None:
-    """Codes are read before life signs: a survivor that fails does so after the one that it waits for has vanished."""
+def _first_failed(board: Board) -> tuple[int, str] | None:
+    """Codes are read before life signs: a survivor that fails does so after the one that it waits for has vanished. A frozen one is
+    known by those that gave up waiting for it."""
     codes = board.rows[:, CODE].copy()
-    vanished = (codes == RUNNING) & (board.rows[:, PID] > 0) & ~np.array([_alive(int(pid)) for pid in board.rows[:, PID]])
-    vanished &= board.rows[:, CODE] == RUNNING              # it may have ended well between the two looks
-    for found in (codes > FAILED, vanished, codes == FAILED):
+    states = [_life(int(pid)) for pid in board.rows[:, PID]]
+    running = (codes == RUNNING) & (board.rows[:, PID] > 0) & (board.rows[:, CODE] == RUNNING)      # it may have ended well between the two looks
+    vanished = running & np.array([state in DEAD for state in states])
+    frozen = running & np.array([state in STOPPED for state in states]) & (codes == FAILED).any()
+    for found, how in ((codes > FAILED, ""), (vanished, "died"), (frozen, "is frozen (stopped by a signal)"), (codes == FAILED, "raised an error (above)")):
         if found.any():
-            return int(found.argmax())
+            return int(found.argmax()), how
     return None
 
 
-def _alive(pid: int) -> bool:
-    """False also for a zombie, which torchrun may not have reaped yet."""
+def _life(pid: int) -> str:
+    """The kernel's letter for the state of a process; X if there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return "X"
 
 
 def _signal_ranks(board: Board, number: int) -> None:
     for pid in board.rows[:, PID]:
-        if pid and _alive(int(pid)):
+        if pid and _life(int(pid)) not in DEAD:
             os.kill(int(pid), number)
 
 

@@ -1,12 +1,14 @@
 """The loop: rows(seed, step) -> batches -> a pure step -> now and then a look at the validation split, a checkpoint.
 
-The loop knows neither ranks nor trackers: `peers` and `listener` do. All seeds train at once along the first axis (E).
+The loop knows neither ranks nor trackers: `peers` and `listener` do. All experiments train at once along the first axis (E).
 """
 
+import functools
+import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,167 +16,218 @@ import torch
 from torch import Tensor
 
 from cache_specs.errors import DataQualityError, PreemptedError
-from train import batches, probe
+from train import probe
 from train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from train.config import TrainConfig
-from train.cotrain import Batch, Method, fresh, mct_step, supervised_step
-from train.evaluate import joint, predict, top1_nll
+from train.cotrain import Told, supervised_step, teacher
+from train.evaluate import calibrate, choices, fit_pool, joint, pooled, predict, top1_nll
+from train.feed import INIT, PURPOSES, Feeder, Task
 from train.log import Listener
+from train.methods import PLANS, ROUNDS, Plan
+from train.optimise import Adam, State, average, fresh
 from train.peers import Peers
 from train.probe import Params
-from train.reader import gather
-from train.splits import Split
-
-PURPOSES = 4        # streams of draws a view: dropout on L, dropout on U, sampled labels, initial weights
-KEEP_L, KEEP_U, DRAW, INIT = range(PURPOSES)
+from train.rivals import Rival, pseudo_step
 
 
 @dataclass(frozen=True)
-class Input:
-    """One view's cached embeddings, standardised per dimension with the statistics of the training images (labels play no part)."""
+class Job:
+    """One training of one method: its name in checkpoints and logs, what it trains on, with whom it speaks, and the names of the probes
+    that it leaves, of this process's first views."""
 
-    emb_ND: np.ndarray
-    mean_D: Tensor
-    std_D: Tensor
-
-    def __call__(self, rows: np.ndarray) -> Tensor:
-        """Row numbers of any shape -> (..., D) on the device, in the dtype of the statistics."""
-        raw = torch.from_numpy(gather(self.emb_ND, rows))
-        return (raw.to(self.mean_D.device, non_blocking=True).to(self.mean_D.dtype) - self.mean_D) / self.std_D
+    name: str
+    method: str
+    task: Task
+    peers: Peers
+    probes: list[str]
 
 
-def make_input(emb_ND: np.ndarray, train_rows: np.ndarray, device: torch.device, dtype: torch.dtype, most: int = 65_536) -> Input:
-    """Statistics over at most `most` evenly spaced training rows. A dimension that hardly varies is not blown up."""
-    sample = gather(emb_ND, train_rows[:: -(-len(train_rows) // most)]).astype(np.float64)
-    mean, std = sample.mean(0), sample.std(0)
-    std = np.maximum(std, 1e-3 * std.max(initial=0) + 1e-12)
-    return Input(emb_ND, torch.tensor(mean, dtype=dtype, device=device), torch.tensor(std, dtype=dtype, device=device))
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is trained on: inputs of this process's views, all labels (N,), a split per experiment and the seeds."""
-
-    names: list[str]
-    inputs: list[Input]
-    label: np.ndarray
-    classes: int
-    splits: list[Split]
-    seeds: list[int]
-
-
-def make_task(names: list[str], emb_V: Sequence[np.ndarray], label: np.ndarray, classes: int, splits: list[Split], seeds: list[int],
-              mine: Sequence[int], device: torch.device, dtype: torch.dtype) -> Task:
-    """The task as the process that owns the views `mine` sees it."""
-    train_rows = np.union1d(splits[0].labelled, splits[0].unlabelled)
-    return Task(names, [make_input(emb_V[view], train_rows, device, dtype) for view in mine], label, classes, splits, seeds)
-
-
-def fit(method: str, config: TrainConfig, task: Task, peers: Peers, listener: Listener, folder: Path, metrics: Path, device: torch.device,
-        precision: AbstractContextManager, stop: threading.Event) -> Progress:
-    """Train one method to its end, from the last checkpoint in `folder` if it is this method's. Returns the best copies.
+def fit(job: Job, config: TrainConfig, listener: Listener, folder: Path, metrics: Path, precision: AbstractContextManager,
+        stop: threading.Event) -> Progress:
+    """Train one job to its end, from the last checkpoint in `folder` if it is this job's. Returns the best copies.
 
     Selection is on validation alone. A joint prediction always comes from the step with the best joint score; a single view's from that
-    step too for `mct`, and from the view's own best for `supervised`, whose views know nothing of each other.
+    step too where the views teach each other, and from the view's own best where they know nothing of each other.
     Raises PreemptedError after a stop signal (everything saved), DataQualityError when a loss is not finite.
     """
-    settings = Method(config.lr, config.clip, config.feedback, config.pseudo, config.temperature)
-    warmup = config.warmup + (config.cotrain if method == "supervised" else 0)
-    steps = config.warmup + config.cotrain
+    plan, task, peers, device = PLANS[job.method], job.task, job.peers, job.task.inputs[0].mean_D.device
+    period = config.warmup + config.cotrain
     progress = load_checkpoint(folder, peers.rank, peers.ranks, device)
-    if progress is None or progress.method != method:
-        progress = _begin(method, config, task, peers, metrics)
+    if progress is None or progress.method != job.name:
+        progress = _begin(job, config, metrics.stat().st_size if metrics.exists() else 0)
     y_val = torch.from_numpy(task.label[task.splits[0].val]).long().to(device)
-    make = _batch_maker(config, task, peers, device)
-    feedback = None
-    for step in range(progress.step, steps):
+    feed, settings = Feeder(config, task, peers), _settings(config, plan, task)
+    lr, temperature, watch = settings.adam.lr, settings.temperature, Watch(job)
+    graphs_val = [graph(task.splits[0].val) for graph in task.graphs]
+    while progress.step < plan.phases * period:
+        phase, at = divmod(progress.step, period)
+        alone = plan.step is None or (not plan.graphs and phase == 0 and (plan.phases > 1 or at < config.warmup))
+        if phase and not at:
+            progress = replace(_begin(job, config, progress.metrics_bytes), step=progress.step, given=_first_choices(progress, job))
+        elif plan.step is pseudo_step and plan.phases == 1 and not alone and (at - config.warmup) % math.ceil(config.cotrain / ROUNDS) == 0:
+            progress.given = _most_confident(progress, job, (at - config.warmup) // math.ceil(config.cotrain / ROUNDS) + 1)
+        now = replace(settings, adam=replace(settings.adam, lr=lr * schedule(config.schedule, at, period)),
+                      temperature=temperature * progress.temperature if config.calibrate else temperature,
+                      trust=progress.pool[:peers.count] if plan.graphs else None)
         with precision:
-            if step < warmup:
-                progress.states = supervised_step(progress.states, make(step, unlabelled=False)[0], settings)
+            if alone:
+                progress.states, told = supervised_step(progress.states, feed(at)[0], peers, now)
             else:
-                views, draws_VEU = make(step, unlabelled=True)
-                progress.states, feedback = mct_step(progress.states, views, draws_VEU, peers, settings)
-        progress.step = step + 1
+                views, draws_VEU = feed(at, True, plan.strong, progress.given, progress.pool if plan.graphs else None)
+                progress.states, told = plan.step(progress.states, views, draws_VEU, peers, now)
+        progress.states = [average(state, config.ema) for state in progress.states]
+        progress.step += 1
+        watch(told, progress.step)
         listener.step(progress.step)
-        if progress.step % config.eval_every == 0 or progress.step == steps:
-            with precision:
-                record = _select(progress, task, y_val, peers, per_view=method == "supervised")
-            record |= {"method": method, "step": progress.step, "steps": steps, "phase": "supervised" if step < warmup else "co-training"}
-            if feedback is not None:
-                record["feedback"] = dict(zip(task.names, feedback.mean(1).tolist(), strict=True))
+        if progress.step % config.eval_every == 0 or at + 1 == period:
+            record = _select(progress, job, config, y_val, plan.per_view, graphs_val)
+            record |= {"method": job.name, "step": progress.step, "steps": plan.phases * period, "phase": "supervised" if alone else job.method}
+            record |= {name: dict(zip(task.names, torch.stack(values).mean(1).tolist(), strict=True)) for name, values in told.items() if name == "feedback"}
             listener.tell(record)
+            if config.patience and (progress.step - progress.best_step > config.patience).all():
+                progress.step = (phase + 1) * period            # no experiment and no view gets better any more
             stopping = peers.any(stop.is_set())
-            if stopping or progress.step % config.checkpoint_every < config.eval_every or progress.step == steps:
+            if stopping or progress.step % config.checkpoint_every < config.eval_every or progress.step == plan.phases * period:
                 progress.metrics_bytes = metrics.stat().st_size if metrics.exists() else 0
                 save_checkpoint(folder, progress, peers)
             if stopping:
-                raise PreemptedError(f"stopped at step {progress.step} of {method}, everything is saved; the same command goes on from here")
+                raise PreemptedError(f"stopped at step {progress.step} of {job.name}, everything is saved; the same command goes on from here")
     return progress
 
 
-def _begin(method: str, config: TrainConfig, task: Task, peers: Peers, metrics: Path) -> Progress:
-    states = []
+def _settings(config: TrainConfig, plan: Plan, task: Task) -> Rival:
+    def each(name: str, dtype: torch.dtype) -> Tensor:
+        return torch.tensor([getattr(experiment, name) for experiment in task.experiments], dtype=dtype, device=task.inputs[0].mean_D.device)
+
+    dtype = task.inputs[0].mean_D.dtype
+    decay = each("weight_decay", dtype) if any(experiment.weight_decay for experiment in task.experiments) else 0.0
+    return Rival(Adam(each("lr", dtype), config.clip, decay), config.feedback if plan.feedback else "none", each("temperature", torch.float64),
+                 supervised=config.supervised_weight, chunk=config.chunk, rule=config.fixmatch, threshold=config.threshold)
+
+
+def schedule(kind: str, at: int, period: int) -> float:
+    """The factor of the learning rate at step `at` of `period`: constant, or falling to zero as a cosine or a line."""
+    return {"constant": 1.0, "cosine": 0.5 + 0.5 * math.cos(math.pi * at / period), "linear": 1 - at / period}[kind]
+
+
+def _begin(job: Job, config: TrainConfig, metrics_bytes: int) -> Progress:
+    states, task, peers = [], job.task, job.peers
     for view, source in zip(peers.mine, task.inputs, strict=True):
         dtype, device = source.mean_D.dtype, source.mean_D.device
-        params = probe.init(task.seeds, view * PURPOSES + INIT, source.emb_ND.shape[1], config.hidden, config.layers, task.classes, dtype)
+        params = probe.init(task.seeds, view * PURPOSES + INIT, source.width, config.hidden, config.layers, task.classes, dtype, config.members)
         states.append(fresh({name: value.to(device) for name, value in params.items()}))
     shape = (peers.count + 1, len(task.seeds))
     best, fused = ([dict(state.params) for state in states] for _ in range(2))
-    return Progress(method, 0, states, best, fused, torch.full(shape, -1.0, dtype=torch.float64),
-                    torch.full(shape, torch.inf, dtype=torch.float64), torch.zeros(shape, dtype=torch.int64),
-                    metrics.stat().st_size if metrics.exists() else 0)
+    pool = torch.zeros(peers.count + len(task.graphs), len(task.seeds), dtype=torch.float64, device=device)       # nobody trusts a fresh probe
+    if task.graphs:
+        y_val = torch.from_numpy(task.label[task.splits[0].val]).long().to(device)
+        known = torch.stack([graph(task.splits[0].val) for graph in task.graphs])
+        pool[peers.count:] = fit_pool(known, y_val, torch.full_like(pool[peers.count:], 1 / len(task.graphs)))
+    return Progress(job.name, 0, states, best, fused, torch.full(shape, -1.0, dtype=torch.float64), torch.full(shape, torch.inf, dtype=torch.float64),
+                    torch.zeros(shape, dtype=torch.int64), metrics_bytes, torch.ones(peers.count, len(task.seeds), dtype=torch.float64, device=device),
+                    pool, pool)
 
 
-def _batch_maker(config: TrainConfig, task: Task, peers: Peers, device: torch.device) -> Callable[..., tuple[list[Batch], Tensor]]:
-    """make(step, unlabelled) -> this process's batches, and the uniforms that decide the sampled labels of all V views."""
-    size_L = min(config.batch_labelled, min(len(split.labelled) for split in task.splits))
-    size_U = config.batch_unlabelled
-
-    def pick(step: int, role: int, size: int, pools: Sequence[np.ndarray]) -> np.ndarray:
-        return np.stack([batches.rows(pool, seed, step, size, role) for pool, seed in zip(pools, task.seeds, strict=True)])
-
-    def keep(step: int, view: int, purpose: int, size: int, dtype: torch.dtype) -> list[Tensor]:
-        return probe.dropout(task.seeds, step, view * PURPOSES + purpose, size, config.hidden, config.layers, config.dropout, device, dtype)
-
-    def make(step: int, unlabelled: bool) -> tuple[list[Batch], Tensor]:
-        rows_EL = pick(step, batches.LABELLED, size_L, [split.labelled for split in task.splits])
-        rows_EU = pick(step, batches.UNLABELLED, size_U, [split.unlabelled for split in task.splits]) if unlabelled else rows_EL[:, :0]
-        y_EL = torch.from_numpy(task.label[rows_EL]).long().to(device, non_blocking=True)
-        made = []
-        for view, source in zip(peers.mine, task.inputs, strict=True):
-            dtype = source.mean_D.dtype
-            made.append(Batch(source(rows_EU), source(rows_EL), y_EL, keep(step, view, KEEP_U, size_U, dtype) if unlabelled else (),
-                              keep(step, view, KEEP_L, size_L, dtype)))
-        draws = np.array([[batches.uniforms(seed, step, view * PURPOSES + DRAW, size_U) for seed in task.seeds]
-                          for view in range(peers.count)]) if unlabelled else np.empty(0)
-        return made, torch.from_numpy(draws).to(device, non_blocking=True)
-
-    return make
+def shown(state: State) -> Params:
+    """The parameters that are looked at: their moving average, where there is one."""
+    return state.average or state.params
 
 
-def _select(progress: Progress, task: Task, y_val: Tensor, peers: Peers, per_view: bool) -> dict:
+def _select(progress: Progress, job: Job, config: TrainConfig, y_val: Tensor, per_view: bool, graphs: Sequence[Tensor]) -> dict:
     """Score every view and the joint on validation; where the score is a new best, keep *copies* of the parameters. Returns the record."""
-    mine = [predict(state.params, source, task.splits[0].val) for state, source in zip(progress.states, task.inputs, strict=True)]
+    task, peers = job.task, job.peers
+    mine = [predict(shown(state), source, task.splits[0].val) for state, source in zip(progress.states, task.inputs, strict=True)]
     logits_V = peers.exchange(mine)
     scores = {name: top1_nll(logits, y_val) for name, logits in zip(task.names, logits_V, strict=True)}
-    whole = top1_nll(joint(logits_V), y_val)
+    if graphs:
+        experts = torch.stack([*logits_V, *graphs])
+        progress.pool = fit_pool(experts, y_val, progress.pool)
+        whole = top1_nll(pooled(experts, progress.pool), y_val)
+    else:
+        whole = top1_nll(joint(logits_V, config.joint), y_val)
     for name, (_, nll) in scores.items():
         if not torch.isfinite(nll).all():
-            raise DataQualityError(f"the validation loss of view {name!r} is not finite at step {progress.step} of {progress.method}; "
-                                   "try a smaller --lr, or look at the view's embeddings")
+            raise not_finite("validation loss", name, progress.step, job)
+    if config.calibrate and peers.count > 1:
+        progress.temperature = torch.stack([calibrate(teacher(logits_V, v), y_val) for v in range(peers.count)])
     for row, score in enumerate([*((scores[name] if per_view else whole) for name in task.names), whole]):
         top1, nll = (value.cpu() for value in score)
         better = (top1 > progress.best_top1[row]) | ((top1 == progress.best_top1[row]) & (nll < progress.best_nll[row]))
+        if config.patience:                                     # an experiment that was given up stays so
+            better &= progress.step - progress.best_step[row] <= config.patience
         progress.best_top1[row] = torch.where(better, top1, progress.best_top1[row])
         progress.best_nll[row] = torch.where(better, nll, progress.best_nll[row])
         progress.best_step[row] = torch.where(better, progress.step, progress.best_step[row])
+        if row == peers.count:
+            progress.fused_pool = torch.where(better.to(progress.pool.device), progress.pool, progress.fused_pool)
         copies = progress.fused if row == peers.count else progress.best
         for here, view in enumerate(peers.mine):
             if row in (view, peers.count):
-                copies[here] = _replace(copies[here], progress.states[here].params, better)
+                copies[here] = _replace(copies[here], shown(progress.states[here]), better)
     return {"val": {name: {"top1": float(top1.mean()), "nll": float(nll.mean())} for name, (top1, nll) in [*scores.items(), ("joint", whole)]}}
 
 
 def _replace(old: Params, new: Params, better_E: Tensor) -> Params:
     """A copy of `old` with the experiments in which `better_E` is true taken from `new`."""
     return {name: torch.where(better_E.to(p.device).view(-1, *[1] * (p.dim() - 1)), new[name].detach(), p) for name, p in old.items()}
+
+
+def _first_choices(progress: Progress, job: Job) -> Tensor:
+    """(V, E, N) int32: the first choice of every view's best probe for every unlabelled row, -1 elsewhere."""
+    rows = _pool(job.task)
+    y_V = job.peers.exchange([choices(best, source, rows)[0].int() for best, source in zip(progress.best, job.task.inputs, strict=True)])
+    return torch.stack([_table(job.task, rows, y) for y in y_V])
+
+
+def _most_confident(progress: Progress, job: Job, turn: int) -> Tensor:
+    """(V, 1, E, N) int32: for each view the labels of the others for the turn/ROUNDS part of the rows of which they are surest, -1 elsewhere."""
+    rows, splits = _pool(job.task), job.task.splits
+    mine_En = torch.from_numpy(np.stack([np.isin(rows, split.unlabelled) for split in splits]))         # not what another experiment hides alone
+    most_E1 = torch.tensor([[max(1, len(split.unlabelled) * turn // ROUNDS)] for split in splits])
+    found = [choices(shown(state), source, rows) for state, source in zip(progress.states, job.task.inputs, strict=True)]
+    y_V = job.peers.exchange([y.int() for y, _ in found])
+    sure_V = job.peers.exchange([confidence for _, confidence in found])
+    tables = []
+    for v in range(job.peers.count):
+        sure, who = torch.stack([sure_V[w] for w in range(job.peers.count) if w != v]).max(0)
+        y = torch.stack([y_V[w] for w in range(job.peers.count) if w != v]).gather(0, who.unsqueeze(0))[0]
+        rank = torch.where(mine_En.to(sure.device), sure, -1).argsort(dim=1, descending=True, stable=True).argsort(1)
+        tables.append(_table(job.task, rows, torch.where(rank < most_E1.to(rank.device), y, -1)))
+    return torch.stack(tables).unsqueeze(1)
+
+
+def _pool(task: Task) -> np.ndarray:
+    return functools.reduce(np.union1d, [split.unlabelled for split in task.splits])
+
+
+def _table(task: Task, rows: np.ndarray, y_En: Tensor) -> Tensor:
+    table = torch.full((len(y_En), len(task.label)), -1, dtype=torch.int32, device=y_En.device)
+    table[:, torch.from_numpy(rows).to(y_En.device)] = y_En
+    return table
+
+
+class Watch:
+    """Stops a run whose loss is not finite, naming the view. On a GPU a step's losses are looked at after the next step was begun, so that
+    nobody waits for the GPU."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.pending = job, None
+
+    def __call__(self, told: Told, step: int) -> None:
+        losses = torch.stack([torch.stack(told[name]).sum(1) for name in ("labelled", "unlabelled") if name in told]).sum(0)
+        earlier, self.pending = self.pending, (losses.to("cpu", non_blocking=True), step, torch.cuda.Event() if losses.is_cuda else None)
+        if losses.is_cuda:
+            self.pending[2].record()
+        else:
+            earlier = self.pending
+        if earlier is not None:
+            losses, step, event = earlier
+            if event is not None:
+                event.synchronize()
+            bad = (~torch.isfinite(losses)).nonzero()
+            if len(bad):
+                raise not_finite("loss", self.job.task.names[self.job.peers.mine[int(bad[0])]], step, self.job)
+
+
+def not_finite(what: str, view: str, step: int, job: Job) -> DataQualityError:
+    return DataQualityError(f"the {what} of view {view!r} is not finite at step {step} of {job.name}; try a smaller --lr, or look at the view's embeddings")

@@ -1,4 +1,4 @@
-"""What a run found: the selected probes on the test split, read once -> summary.json, predictions.parquet, and the table."""
+"""What a run found: every method on the test split, read once -> summary.json, predictions.parquet, and the table."""
 
 import hashlib
 import io
@@ -15,67 +15,97 @@ from torch import Tensor
 
 from cache_specs import durable
 from cache_specs.errors import IntegrityError
-from cache_specs.items import Items
 from train.config import TrainConfig
-from train.evaluate import joint, metrics, predict
-from train.loop import Input
+from train.evaluate import joint, metrics, pooled, predict
+from train.feed import Input
+from train.methods import TITLES
 from train.probe import Params
+from train.reader import Cache
 from train.splits import Split
 
-TITLES = {"supervised": ("supervised", "late fusion of the supervised probes"), "mct": ("meta co-training", "joint")}
 KEYS = ("test_top1", "test_nll", "test_ece", "val_top1")
 
 
-def write_probe(folder: Path, method: str, view: str, best: Params, fused: Params, source: Input) -> None:
-    """probes/METHOD/VIEW.safetensors: the view's own (E, ...) parameters, those for the joint prediction, the input's mean and std."""
+def write_probe(folder: Path, method: str, name: str, best: Params, fused: Params, source: Input) -> None:
+    """probes/METHOD/NAME.safetensors: a view's own (E, ...) parameters, those for the joint prediction, the input's mean and std."""
+    tensors = {**best, **{f"joint.{key}": value for key, value in fused.items()}, "input_mean": source.mean_D, "input_std": source.std_D}
+    write_tensors(folder, method, name, tensors)
+
+
+def write_tensors(folder: Path, method: str, name: str, tensors: dict[str, Tensor]) -> None:
     durable.make_folder(folder / "probes" / method)
-    tensors = {**best, **{f"joint.{name}": value for name, value in fused.items()}, "input_mean": source.mean_D, "input_std": source.std_D}
-    data = save({name: value.detach().contiguous().cpu().clone() for name, value in tensors.items()})
-    durable.write(folder / "probes" / method / f"{view}.safetensors", data, "probe")
+    data = save({key: value.detach().contiguous().cpu().clone() for key, value in tensors.items()})
+    durable.write(folder / "probes" / method / f"{name}.safetensors", data, "probe")
 
 
-def read_probe(folder: Path, method: str, view: str, emb_ND: np.ndarray, device: torch.device) -> tuple[Params, Params, Input, str]:
-    """(the view's own parameters, those for the joint prediction, input, sha256 of the file)"""
-    path = folder / "probes" / method / f"{view}.safetensors"
+def read_tensors(folder: Path, method: str, name: str, device: torch.device) -> tuple[dict[str, Tensor], str]:
+    """The tensors and the sha256 of the file. Raises IntegrityError."""
+    path = folder / "probes" / method / f"{name}.safetensors"
     try:
         data = path.read_bytes()
-        tensors = {name: value.clone().to(device) for name, value in load(data).items()}
-        source = Input(emb_ND, tensors.pop("input_mean"), tensors.pop("input_std"))
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        return {key: value.clone().to(device) for key, value in load(data).items()}, hashlib.sha256(data).hexdigest()
+    except (OSError, ValueError, SafetensorError) as error:
         raise IntegrityError(f"the probe {path} cannot be read ({error}); delete {folder} and train again") from error
-    fused = {name.removeprefix("joint."): value for name, value in tensors.items() if name.startswith("joint.")}
-    return {name: tensors[name] for name in fused}, fused, source, hashlib.sha256(data).hexdigest()
 
 
-def describe(config: TrainConfig, items: Items, views: Sequence[str], splits: Sequence[Split], fingerprints: dict[str, str]) -> dict[str, Any]:
+def is_trained(folder: Path, method: str, names: Sequence[str]) -> bool:
+    return all((folder / "probes" / method / f"{name}.safetensors").is_file() for name in names)
+
+
+def describe(config: TrainConfig, cache: Cache, splits: Sequence[Split]) -> dict[str, Any]:
     """The head of summary.json: what was trained on."""
     count = f"{config.labels} label{'s' * (config.labels != '1')} a class" if config.labels.isdigit() else f"labels: {config.labels}"
     text = "all labels" if config.labels == "all" else count
     split = splits[0]
-    return {"dataset": items.name, "views": list(views), "labels": config.labels, "labels_text": text, "seeds": config.seed_list(),
-            "classes": len(items.classes), "fingerprints": fingerprints,
+    return {"dataset": cache.items.name, "views": list(cache.names), "labels": config.labels, "labels_text": text, "seeds": config.seed_list(),
+            "classes": len(cache.items.classes), "fingerprints": cache.fingerprints, "joint": config.joint,
             "rows": {"labelled": len(split.labelled), "unlabelled": len(split.unlabelled), "val": len(split.val), "test": len(split.test)}}
 
 
-def summarise(folder: Path, head: dict[str, Any], methods: Sequence[str], views: Sequence[str], emb: Sequence[np.ndarray], label: np.ndarray,
-              keys: Sequence[str], rows: dict[str, np.ndarray], device: torch.device, seconds: float) -> dict[str, Any]:
-    """Score the probes of every method on rows["val"] and rows["test"]; write predictions.parquet and then summary.json."""
+def logits_of(folder: Path, method: str, cache: Cache, split: Split, rule: str, device: torch.device) -> tuple[dict[str, list[Tensor]], dict[str, str]]:
+    """{val, test: (E, n, C) log-scores of each view and then of the joint}, and the digests of the files that they come from.
+
+    `concat` has a joint alone. scikit-learn's methods keep no model: their scores were written down when they were fitted.
+    """
+    if method in ("logreg", "knn", "label-propagation"):
+        tensors, sha256 = read_tensors(folder, method, "scores", device)
+        return {name: list(tensors[name]) for name in ("val", "test")}, {"scores": sha256}
+    names = ["concat"] if method == "concat" else cache.names
+    files = {name: read_tensors(folder, method, name, device) for name in names}
+    found: dict[str, list[Tensor]] = {}
+    for part in ("val", "test"):
+        own, fused = [], []
+        for view, name in enumerate(names):
+            tensors = files[name][0]
+            source = Input(cache.emb if method == "concat" else [cache.emb[view]], tensors["input_mean"], tensors["input_std"])
+            pick = {key.removeprefix("joint."): tensors[key] for key in sorted(tensors) if key.startswith("joint.")}
+            own.append(predict({key: tensors[key] for key in pick}, source, getattr(split, part)))
+            fused.append(predict(pick, source, getattr(split, part)))
+        if method == "mct-graph":
+            pool, sha256 = read_tensors(folder, method, "pool", device)
+            files["pool"], both = ({}, sha256), pooled(torch.stack([*fused, *pool[part].float()]), pool["weight"])
+        else:
+            both = joint(fused, rule)
+        found[part] = own if method == "concat" else [*own, both]
+    return found, {name: sha256 for name, (_, sha256) in files.items()}
+
+
+def summarise(folder: Path, head: dict[str, Any], methods: Sequence[str], cache: Cache, split: Split, device: torch.device, seconds: float) -> dict[str, Any]:
+    """Score every method on the rows of split.val and split.test; write predictions.parquet and then summary.json."""
     summary: dict[str, Any] = {**head, "methods": {}}
-    tables = []
+    tables, label, keys = [], cache.items.label, cache.items.keys
     for method in methods:
-        probes = [read_probe(folder, method, view, emb_ND, device) for view, emb_ND in zip(views, emb, strict=True)]
-        scores: dict[str, dict[str, list[float]]] = {view: {} for view in [*views, "joint"]}
-        for split in ("val", "test"):
-            y = torch.from_numpy(label[rows[split]]).long().to(device)
-            own = [predict(params, source, rows[split]) for params, _, source, _ in probes]
-            both = [*own, joint([predict(fused, source, rows[split]) for _, fused, source, _ in probes])]
-            for name, logits in zip(scores, both, strict=True):
-                scores[name] |= {f"{split}_{key}": values for key, values in metrics(logits, y).items()}
-            tables.append(_predictions(method, split, views, [logits.cpu() for logits in both], [keys[row] for row in rows[split]],
-                                       label[rows[split]], head["seeds"]))
+        logits, digests = logits_of(folder, method, cache, split, head["joint"], device)
+        views = cache.names if len(logits["val"]) > 1 else []
+        scores: dict[str, dict[str, list[float]]] = {name: {} for name in [*views, "joint"]}
+        for part, both in logits.items():
+            rows = getattr(split, part)
+            y = torch.from_numpy(label[rows]).long().to(device)
+            for name, z in zip(scores, both, strict=True):
+                scores[name] |= {f"{part}_{key}": values for key, values in metrics(z, y).items()}
+            tables.append(_predictions(method, part, cache.names, [z.cpu() for z in both], [keys[row] for row in rows], label[rows], head["seeds"]))
         found = {name: {key: _spread(values[key]) for key in KEYS} for name, values in scores.items()}
-        summary["methods"][method] = {"views": {view: found[view] for view in views}, "joint": found["joint"],
-                                      "probes": {view: sha for view, (*_, sha) in zip(views, probes, strict=True)}}
+        summary["methods"][method] = {"views": {view: found[view] for view in views}, "joint": found["joint"], "probes": digests}
     _write_parquet(folder / "predictions.parquet", tables)
     summary["seconds"] = round(seconds, 1)
     durable.write_json(folder / "summary.json", summary, "summary")
@@ -83,32 +113,37 @@ def summarise(folder: Path, head: dict[str, Any], methods: Sequence[str], views:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The result as text: one line a view and method, mean ± standard deviation over the seeds, in percent."""
-    seeds = summary["seeds"]
+    """The result as text: one line a view and method, mean ± standard deviation over the seeds, in percent; the joint lines against late fusion."""
+    seeds, methods = summary["seeds"], summary["methods"]
+    paired = len(seeds) > 1 and "supervised" in methods and len(methods) > 1 and len(summary["views"]) > 1
     lines = [f"{summary['dataset']}, {summary['labels_text']}, {len(seeds)} seed{'s' * (len(seeds) > 1)}; test top-1 in %, mean ± std over seeds",
-             f"{'':50}{'test top-1':>13}{'NLL':>8}{'ECE':>8}"]
-    for method in (name for name in TITLES if name in summary["methods"]):      # JSON keeps no order of its own
-        (title, fused), result = TITLES[method], summary["methods"][method]
-        rows = [(f"{view}, {title}", result["views"][view]) for view in summary["views"]]
-        for name, scores in rows + [(f"{title}: {fused}", result["joint"])] * (len(rows) > 1):          # one view has nothing to fuse with
+             f"{'':50}{'test top-1':>13}{'NLL':>8}{'ECE':>8}{'   against late fusion' if paired else ''}"]
+    for method in (name for name in TITLES if name in methods):      # JSON keeps no order of its own
+        (title, fused), result = TITLES[method], methods[method]
+        rows = [(f"{view}, {title}", result["views"][view], "") for view in summary["views"] if view in result["views"]]
+        if len(rows) != 1:                                           # one view has nothing to fuse with
+            rows.append((f"{title}: {fused}", result["joint"], against(result, methods["supervised"]) if paired and method != "supervised" else ""))
+        for name, scores, text in rows:
             top1 = scores["test_top1"]
-            text = f"{100 * top1['mean']:.1f} ± {100 * top1['std']:.1f}" if top1["n"] > 1 else f"{100 * top1['mean']:.1f}"
-            lines.append(f"{name:50}{text:>13}{scores['test_nll']['mean']:8.3f}{scores['test_ece']['mean']:8.3f}")
-    if {"supervised", "mct"} <= summary["methods"].keys() and len(seeds) > 1:
-        lines.append(comparison(summary))
+            value = f"{100 * top1['mean']:.1f} ± {100 * top1['std']:.1f}" if top1["n"] > 1 else f"{100 * top1['mean']:.1f}"
+            lines.append(f"{name:50}{value:>13}{scores['test_nll']['mean']:8.3f}{scores['test_ece']['mean']:8.3f}{text}")
     lines.append(f"selected on {summary['rows']['val']} labelled validation images, tested once on {summary['rows']['test']}; {summary['seconds']:.0f} s")
     return "\n".join(lines)
 
 
-def comparison(summary: dict[str, Any]) -> str:
-    """Joint co-training against late fusion, paired over the seeds."""
-    a, b = (np.array(summary["methods"][method]["joint"]["test_top1"]["values"]) for method in ("mct", "supervised"))
+def against(result: dict[str, Any], fusion: dict[str, Any]) -> str:
+    """A method's joint against late fusion of the supervised probes, paired over the seeds: mean ± standard error of the difference, in points,
+    and, of 5 seeds or more, the p-value of a two-sided paired t-test."""
+    from scipy.special import stdtr                     # scipy.stats alone takes seconds to import
+
+    a, b = (np.array(found["joint"]["test_top1"]["values"]) for found in (result, fusion))
     gain = 100 * (a - b)
     error = gain.std(ddof=1) / np.sqrt(len(gain))
-    verdict = "against" if len(gain) < 5 else "beats" if gain.mean() > 2 * error else "loses to" if gain.mean() < -2 * error else \
-        "is not clearly different from"
-    return (f"joint co-training {verdict} late fusion here: {gain.mean():+.1f} ± {error:.1f} points (mean ± standard error of the difference, "
-            f"better in {int((gain > 0).sum())} of {len(gain)} seeds)")
+    text = f"{gain.mean():+10.1f} ± {error:.1f}"
+    if len(gain) < 5 or gain.std() == 0:
+        return text
+    p = 2 * float(stdtr(len(gain) - 1, -abs(gain.mean() / error)))
+    return f"{text} ({'p < 0.001' if p < 0.001 else f'p = {p:.3f}'})"
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
@@ -122,12 +157,13 @@ def _predictions(method: str, split: str, views: Sequence[str], logits: Sequence
     top2 = probs[-1].topk(min(2, probs[-1].shape[-1]), -1)
     picks = torch.stack([p.argmax(-1) for p in probs])
     experiments, n = len(seeds), len(keys)
+    own = probs[:-1] if len(probs) > 1 else [torch.full_like(probs[0], torch.nan)] * len(views)           # concat has no view's own prediction
     return {"method": [method] * (experiments * n), "seed": np.repeat(seeds, n), "id": list(keys) * experiments, "split": [split] * (experiments * n),
             "label": np.tile(label, experiments), "pred": picks[-1].flatten().numpy().astype(np.int32),
             "confidence": top2.values[..., 0].flatten().float().numpy(),
             "margin": (top2.values[..., 0] - top2.values[..., -1]).flatten().float().numpy(),
-            "agreement": (picks[:-1] == picks[-1]).float().mean(0).flatten().numpy(),
-            **{f"prob_{view}": list(p.flatten(0, 1).half().numpy()) for view, p in zip(views, probs, strict=False)}}
+            "agreement": (picks[:-1] == picks[-1]).float().mean(0).flatten().numpy() if len(probs) > 1 else np.ones(experiments * n, np.float32),
+            **{f"prob_{view}": list(p.flatten(0, 1).half().numpy()) for view, p in zip(views, own, strict=True)}}
 
 
 def _write_parquet(path: Path, tables: Sequence[dict[str, Any]]) -> None:

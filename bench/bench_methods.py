@@ -1,0 +1,101 @@
+"""Every method on four small tasks, few labels, many draws of them: make bench-methods   (or python bench/bench_methods.py [--quick])
+
+    digits   scikit-learn's digits as the two bundled models see them        chars   60 letters, tested on type faces that no training image has
+    weak     one view knows about half as much                               noise   one view knows nothing (see bench/tasks.py)
+
+One `python -m train` a task and number of labels a class, all draws at once, the same settings everywhere: the defaults. Prints a table of the
+joint's test top-1 and writes bench/results/methods.json with every draw. What is finished is kept in --work and not run again. About an hour on 2 cores.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import ttest_rel
+
+ROOT = Path(__file__).resolve().parent.parent
+TASKS = ("digits", "chars", "weak", "noise")
+METHODS = "supervised,label-propagation,mct-h0,mct,mct-graph"
+
+
+def call(module: str, *args: object) -> None:
+    done = subprocess.run([sys.executable, *module.split(), *map(str, args)], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{module} {' '.join(map(str, args))}:\n{done.stderr[-2000:]}")
+
+
+def prepare(work: Path, tasks: list[str]) -> None:
+    """The views a and b of every task, in work/cache."""
+    for task in tasks:
+        if list((work / "cache").glob(f"{task}-*/b-*/complete.json")):
+            continue
+        call("bench/tasks.py", work / "tasks", "--only", task)
+        for view, data in (("a", ["--name", task]), ("b", ["--data", task])):
+            call("-m extract.importer", "--view", view, "--source", work / "tasks" / f"{task}-{view}.npz", *data, "--cache", work / "cache")
+
+
+def top1(summary: dict[str, Any], method: str, view: str = "joint") -> np.ndarray:
+    found = summary["methods"][method]
+    return 100 * np.array((found["joint"] if view == "joint" else found["views"][view])["test_top1"]["values"])
+
+
+def versus(a: np.ndarray, b: np.ndarray) -> str:
+    """Paired over the draws: mean ± standard error of the difference, and its p-value."""
+    gain = a - b
+    p = ttest_rel(a, b).pvalue if gain.std() > 0 else 1.0
+    return f"{gain.mean():+5.1f} ± {gain.std(ddof=1) / len(gain)**0.5:.1f} ({'p < 0.001' if p < 0.001 else f'p = {p:.3f}'})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench-methods", help="cache and runs of this bench")
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--labels", default="1,2,4,8", help="labels a class")
+    parser.add_argument("--seeds", default="0..9")
+    parser.add_argument("--methods", default=METHODS, help="supervised, label-propagation and mct-graph among them")
+    parser.add_argument("--quick", action="store_true", help="a small try of the script itself, on noise alone")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "methods.json")
+    args = parser.parse_args()
+    tasks, labels, more = args.tasks.split(","), args.labels.split(","), []
+    if args.quick:
+        tasks, labels, args.seeds, more = ["noise"], ["2"], "0..2", ["--warmup", 10, "--cotrain", 10, "--eval-every", 10]
+    prepare(args.work, tasks)
+    results: dict[str, dict[str, Any]] = {}
+    for n in labels:
+        for task in tasks:
+            call("-m train", "--views", "a,b", "--data", task, "--labels", n, "--seeds", args.seeds, "--method", args.methods, "--cache", args.work / "cache",
+                 "--runs", args.work / "runs", "--run", f"f-{task}-{n}", "--threads", 1, *more)
+            results[f"{task} {n}"] = json.loads((args.work / "runs" / f"f-{task}-{n}" / "summary.json").read_text())
+            print(f"{task}, {n} labels a class: done", file=sys.stderr, flush=True)
+    print(table(results, args.methods.split(",")))
+    record = {"date": time.strftime("%Y-%m-%d"), "machine": f"{platform.machine()}, CPU", "seeds": args.seeds,
+              "test_top1": {key: {method: {view: top1(summary, method, view).round(3).tolist() for view in ("a", "b", "joint")
+                                           if view == "joint" or view in summary["methods"][method]["views"]} for method in summary["methods"]}
+                            for key, summary in results.items()}}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def table(results: dict[str, dict[str, Any]], methods: list[str]) -> str:
+    """One line a task and number of labels: each method's joint, the best single view of any baseline, and mct-graph against what it must not lose to."""
+    names = {"supervised": "late fusion", "label-propagation": "label prop."}
+    lines = [f"{'task, labels':14}" + "".join(f"{names.get(method, method):>16}" for method in methods) + f"{'best view':>16}   mct-graph against late fusion"
+             "   against label propagation    against the best view"]
+    for key, summary in results.items():
+        joints = {method: top1(summary, method) for method in methods}
+        views = {(method, view): top1(summary, method, view) for method in ("supervised", "label-propagation") for view in ("a", "b")}
+        best = max(views, key=lambda pair: views[pair].mean())
+        cells = "".join(f"{values.mean():9.1f} ± {values.std(ddof=1):4.1f}" for values in [*joints.values(), views[best]])
+        ours = joints["mct-graph"]
+        lines.append(f"{key:14}{cells}   " + "   ".join(versus(ours, other) for other in (joints["supervised"], joints["label-propagation"], views[best])))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""One method of a run: from the settings to its jobs (see train/methods.py), from these to the files in runs/<id>/probes/METHOD/."""
+
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from train.classic import CLASSIC, classify
+from train.config import TrainConfig
+from train.feed import Experiment, Task, make_input
+from train.log import Listener
+from train.loop import Job, fit
+from train.peers import LocalPeers, Peers
+from train.propagation import Graph
+from train.reader import Cache
+from train.report import is_trained, write_probe, write_tensors
+from train.splits import Split
+
+
+def train_method(method: str, config: TrainConfig, cache: Cache, splits: Sequence[Split], peers: Peers, listener: Listener, folder: Path,
+                 device: torch.device, stop: threading.Event) -> None:
+    """Leave the method's files in probes/METHOD/, unless they are there. Raises CoviewError."""
+    if method in CLASSIC:
+        if not is_trained(folder, method, ["scores"]):
+            _classic(method, cache, splits, folder)
+        return
+    dtype, precision = autocast(config, device)
+    for job in make_jobs(method, cache, splits, experiments(config), peers, device, dtype):
+        files = [*(job.probes if isinstance(job.peers, LocalPeers) else cache.names), *["pool"] * (method == "mct-graph")]
+        if not is_trained(folder, method, files):
+            done = fit(job, config, listener, folder / "checkpoints", folder / "metrics.jsonl", precision, stop)
+            fused = done.best if method == "mpl" else done.fused        # an mpl job's joint is that of a student and its teacher
+            written = job.probes if job.peers.replica == 0 else []          # replicas of a view have the same
+            for name, best, both, source in zip(written, done.best, fused, job.task.inputs, strict=False):
+                write_probe(folder, method, name, best, both, source)
+            if job.task.graphs and peers.rank == 0:
+                scores = {part: torch.stack([graph(getattr(splits[0], part)) for graph in job.task.graphs]).half() for part in ("val", "test")}
+                write_tensors(folder, method, "pool", {**scores, "weight": done.fused_pool})
+
+
+def _classic(method: str, cache: Cache, splits: Sequence[Split], folder: Path) -> None:
+    found = []
+    for number, split in enumerate(splits, 1):
+        found.append(classify(method, cache.emb, cache.items.label, len(cache.items.classes), split))
+        print(f"{method}: {number} of {len(splits)} experiments", file=sys.stderr, flush=True)
+    write_tensors(folder, method, "scores", {part: torch.stack([torch.stack([torch.from_numpy(z) for z in getattr(scores, part)]) for scores in found], 1)
+                                             for part in ("val", "test")})
+
+
+def autocast(config: TrainConfig, device: torch.device) -> tuple[torch.dtype, AbstractContextManager]:
+    """The dtype of parameters and inputs, and the context in which products are computed."""
+    return (torch.float64 if config.precision == "float64" else torch.float32,
+            torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" and config.precision == "auto" else nullcontext())
+
+
+def experiments(config: TrainConfig) -> list[Experiment]:
+    """One for each seed."""
+    temperature = 0.0 if config.pseudo == "argmax" else config.temperature
+    return [Experiment(seed, config.lr, config.weight_decay, temperature) for seed in config.seed_list()]
+
+
+def make_jobs(method: str, cache: Cache, splits: Sequence[Split], tries: Sequence[Experiment], peers: Peers, device: torch.device,
+              dtype: torch.dtype) -> list[Job]:
+    """The jobs of one method for this process. Those whose views do not speak across processes are all rank 0's; the others have none."""
+    train_rows = np.union1d(splits[0].labelled, splits[0].unlabelled)
+
+    def task(names: list[str], inputs: Sequence[Sequence[int]]) -> Task:
+        made = [make_input([cache.emb[view] for view in views], train_rows, device, dtype) for views in inputs]
+        return Task(names, made, cache.items.label, len(cache.items.classes), list(splits), list(tries))
+
+    if method == "concat":
+        return [Job(method, method, task(["concat"], [range(len(cache.names))]), LocalPeers(1), ["concat"])] if peers.rank == 0 else []
+    if method == "mpl":
+        return [Job(f"mpl-{name}", method, task([name, f"{name} (teacher)"], [[view]] * 2), LocalPeers(2), [name])
+                for view, name in enumerate(cache.names)] if peers.rank == 0 else []
+    made = task(cache.names, [[view] for view in peers.mine])
+    if method == "mct-graph":                               # every process has all of them: they are small, and nobody need send them
+        groups = [[emb_ND] for emb_ND in cache.emb] + [cache.emb]
+        made = replace(made, graphs=[Graph(emb_V, cache.items.label, splits, made.classes, device) for emb_V in groups])
+    return [Job(method, method, made, peers, [cache.names[view] for view in peers.mine])]

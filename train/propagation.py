@@ -1,0 +1,170 @@
+"""Label propagation on the graph of nearest neighbours of cached embeddings: a baseline, and the fixed experts of `mct-graph`.
+
+    graph = Graph(emb_V, rows, label, splits, classes, nodes)      once a run; on one view, or on several side by side
+    graph(rows_EB)                                          (E, B, C) log-probabilities, E experiments with labels of their own
+
+Read `spread` for the method, then `Graph`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from train.reader import gather
+from train.splits import Split
+
+ACCURACY = 1e-12                                            # of a solved label distribution, in the unit of Y
+NODES = 50_000                                              # of a graph; other rows take the mean of the nearest of them
+NEIGHBOURS, ALPHAS = (5, 7, 10, 20), (0.5, 0.8, 0.9, 0.99)  # chosen on validation
+LARGE, USUAL = 5_000_000, (7, 0.9)                          # nodes times classes above which these are taken unseen: choosing would take hours
+LEAST = 1e-6                                                # the probability of a class that no neighbour knows
+
+
+def spread(features_nD: np.ndarray, y_n: np.ndarray, classes: int, neighbours: int, alphas: Sequence[float]) -> dict[float, np.ndarray]:
+    """Label spreading (Zhou et al. 2004, Learning with local and global consistency) on the graph of nearest neighbours, found once.
+
+    features_nD: (n, D) float32 or float64, compared by Euclidean distance. y_n: (n,) int, -1 where unknown. neighbours: links a row makes, at most n - 1 of
+    them; two rows are linked, with weight 1, if either makes a link. alphas: in (0, 1), the share that comes from the neighbours.
+    Returns alpha -> (n, C) float32, F = (1 - alpha) (I - alpha S)^-1 Y with S = D^-1/2 W D^-1/2, every row divided by its sum. A row that no
+    label reaches gets 1 / C. Labelled rows keep no fixed label: the labels of others can outweigh a wrong one. Memory grows with n, time with n^2.
+    """
+    links = links_of(nearest(features_nD, None, neighbours)[1])
+    return {alpha: solve(links, y_n, classes, alpha) for alpha in alphas}
+
+
+def unit(x_nD: np.ndarray) -> np.ndarray:
+    """Rows of length 1; a row of zeros stays one."""
+    length_n = np.linalg.norm(x_nD, axis=1, keepdims=True)
+    return x_nD / np.where(length_n == 0, 1, length_n)
+
+
+def statistics(emb_ND: np.ndarray, train_rows: np.ndarray, most: int = 65_536) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation (D,) float64 over at most `most` evenly spaced training rows. A dimension that hardly varies is not blown up."""
+    sample = gather(emb_ND, train_rows[:: -(-len(train_rows) // most)]).astype(np.float64)
+    std_D = sample.std(0)
+    return sample.mean(0), np.maximum(std_D, 1e-3 * std_D.max(initial=0) + 1e-12)
+
+
+def standardise(emb_ND: np.ndarray, rows: np.ndarray, mean_D: np.ndarray, std_D: np.ndarray) -> np.ndarray:
+    """The given rows as (n, D) float32 of mean 0 and deviation 1 in each dimension, as far as the statistics are theirs."""
+    return (gather(emb_ND, rows).astype(np.float32) - mean_D.astype(np.float32)) / std_D.astype(np.float32)
+
+
+def nearest(x_nD: np.ndarray, query_mD: np.ndarray | None, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and row numbers, (m, at most k) each, nearest first; without a query each row's own neighbours, itself left out."""
+    from sklearn.neighbors import NearestNeighbors
+
+    k = min(k, len(x_nD) - (query_mD is None))
+    if k == 0:
+        return np.empty((len(x_nD), 0)), np.empty((len(x_nD), 0), np.int64)
+    return NearestNeighbors(n_neighbors=k, algorithm="brute").fit(x_nD).kneighbors(query_mD)        # trees lose above some 15 dimensions
+
+
+def links_of(row_nk: np.ndarray) -> Any:
+    """S = D^-1/2 W D^-1/2 of the symmetric graph W, (n, n) sparse. The eigenvalues lie in [-1, 1]."""
+    from scipy.sparse import csr_array, diags_array
+
+    n, k = row_nk.shape
+    one_way = csr_array((np.ones(n * k), row_nk.ravel(), np.arange(n + 1) * k), shape=(n, n))
+    both = one_way.maximum(one_way.T)
+    scale = diags_array(np.maximum(both.sum(0), 1) ** -0.5)
+    return (scale @ both @ scale).tocsr()
+
+
+def solve(links: Any, y_n: np.ndarray, classes: int, alpha: float) -> np.ndarray:
+    """(n, C) float32 rows of sum 1: (I - alpha S) F = (1 - alpha) Y by conjugate gradients (Iscen et al. 2019), 64 classes at a time.
+
+    At alpha 0.99 that takes some 70 products with S, the iteration F <- alpha S F + (1 - alpha) Y 2,700. The eigenvalues are at least 1 - alpha, so
+    that a residual of (1 - alpha) ACCURACY means an error of ACCURACY; what is below 100 times that is noise, and counts as not reached.
+    """
+    assert 0 < alpha < 1, alpha
+    F_nC = np.empty((len(y_n), classes), np.float32)
+    for first in range(0, classes, 64):
+        columns = np.arange(first, min(first + 64, classes))
+        residual = (1 - alpha) * (y_n[:, None] == columns)
+        solution, direction, size = np.zeros_like(residual), residual.copy(), (residual ** 2).sum(0)
+        for _ in range(10_000):
+            if size.max() <= ((1 - alpha) * ACCURACY) ** 2:
+                break
+            image = direction - alpha * (links @ direction)
+            step = size / np.maximum((direction * image).sum(0), np.finfo(float).tiny)         # a solved class has size 0 and stays
+            solution += step * direction
+            residual -= step * image
+            last, size = size, (residual ** 2).sum(0)
+            direction = residual + size / np.maximum(last, np.finfo(float).tiny) * direction
+        else:
+            raise AssertionError((alpha, size))
+        F_nC[:, columns] = np.where(solution < 100 * ACCURACY, 0, solution)
+    total_n1 = F_nC.sum(1, keepdims=True)
+    return np.where(total_n1 > 0, F_nC / np.where(total_n1 > 0, total_n1, 1), np.float32(1 / classes))
+
+
+def nodes_of(labelled: Sequence[np.ndarray], others: np.ndarray) -> np.ndarray:
+    """The rows of a graph, ascending: all labelled ones, of every experiment, and as many others, evenly spaced, as NODES allows."""
+    known = np.unique(np.concatenate(labelled))
+    rest = np.setdiff1d(others, known)
+    room = max(NODES - len(known), 0)
+    if len(rest) > room:
+        rest = rest[np.linspace(0, len(rest) - 1, room).astype(np.int64)] if room else rest[:0]
+    return np.union1d(known, rest)
+
+
+class Graph:
+    """What the neighbours say: the labels of each experiment, spread over the graph of one view, or of several side by side.
+
+    emb_V: (N, D_v) each; splits: of the E experiments, whose training rows together are the same; val and test rows may be asked for too.
+    The number of neighbours and the share that comes from them are those of the best accuracy on each experiment's validation rows.
+    """
+
+    def __init__(self, emb_V: Sequence[np.ndarray], label_N: np.ndarray, splits: Sequence[Split], classes: int, device: torch.device) -> None:
+        train = np.union1d(splits[0].labelled, splits[0].unlabelled)
+        self.nodes = nodes_of([split.labelled for split in splits], train)
+        scale_V = [statistics(emb_ND, train) for emb_ND in emb_V]
+
+        def side_by_side(rows: np.ndarray) -> np.ndarray:
+            x_V = [unit(standardise(emb_ND, rows, *scale)) for emb_ND, scale in zip(emb_V, scale_V, strict=True)]
+            return np.concatenate(x_V, 1) * np.float32(len(x_V) ** -0.5)
+
+        x_nD = side_by_side(self.nodes)
+        grid = [(k, alpha) for k in NEIGHBOURS for alpha in ALPHAS] if len(self.nodes) * classes <= LARGE else [USUAL]
+        most = min(max(k for k, _ in grid), len(self.nodes))
+        graph_nK, val = nearest(x_nD, None, most)[1], splits[0].val
+        links = {k: links_of(graph_nK[:, :k]) for k in {k for k, _ in grid}}
+        val_mK = nearest(x_nD, side_by_side(val), most)[1]
+        solved: dict[int, tuple[np.ndarray, int]] = {}                          # experiments of a sweep share their seed's split
+        for split in splits:
+            if id(split) in solved:
+                continue
+            y_n, best = np.where(np.isin(self.nodes, split.labelled), label_N[self.nodes], -1), (-1.0, -np.inf)
+            for k, alpha in grid:
+                p_nC = solve(links[k], y_n, classes, alpha)
+                p_mC = np.maximum(sum(p_nC[at_m] for at_m in val_mK[:, :k].T) / min(k, most), LEAST)
+                told_m = np.log(p_mC[np.arange(len(val)), label_N[val]])
+                score = (float((p_mC.argmax(1) == label_N[val]).mean()), float(told_m.mean()))
+                if score > best:
+                    best, solved[id(split)] = score, (p_nC, min(k, most))
+        self.p_EnC = torch.from_numpy(np.stack([solved[id(split)][0] for split in splits])).to(device)
+        k_E = torch.tensor([solved[id(split)][1] for split in splits])
+        self.share_EK = ((torch.arange(most) < k_E.unsqueeze(1)) / k_E.unsqueeze(1)).float().to(device)        # of each neighbour, the nearest first
+        self.place_N = np.full(len(label_N), -1, np.int64)
+        self.place_N[self.nodes] = np.arange(len(self.nodes))
+        asked = np.concatenate([np.setdiff1d(train, self.nodes), splits[0].val, splits[0].test])
+        self.near_NK = np.zeros((len(label_N), most), np.int32)
+        self.near_NK[self.nodes] = np.arange(len(self.nodes))[:, None]                        # a node speaks for itself
+        for first in range(0, len(asked), 65_536):
+            part = asked[first:first + 65_536]
+            self.near_NK[part] = nearest(x_nD, side_by_side(part), most)[1]
+
+    def __call__(self, rows_EB: np.ndarray) -> Tensor:
+        """(E, B) row numbers, or (B,) for all experiments -> (E, B, C) float32 log-probabilities."""
+        experiments, _, classes = self.p_EnC.shape
+        known = (self.place_N[rows_EB] >= 0).all()
+        near = self.place_N[rows_EB][..., None] if known else self.near_NK[rows_EB]
+        at_EX = torch.from_numpy(np.array(np.broadcast_to(near, (experiments, *near.shape[-2:])).reshape(experiments, -1), np.int64))
+        at_EX = at_EX.to(self.p_EnC.device)
+        p = torch.stack([p_nC.index_select(0, at_X) for p_nC, at_X in zip(self.p_EnC, at_EX, strict=True)])
+        p = p.view(experiments, -1, near.shape[-1], classes)
+        return (p[:, :, 0] if known else torch.einsum("ebkc,ek->ebc", p, self.share_EK)).clamp_min(LEAST).log()

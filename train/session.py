@@ -1,0 +1,140 @@
+"""The frame of a run in one process: device, checked views and splits, the run's folder and its lock, peers, listeners, stop signals.
+
+    with session(config) as s:      s.cache, s.splits, s.folder, s.peers, …; whatever ends it, those who watch the ranks learn the exit code
+"""
+
+import dataclasses
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cache_specs.errors import CoviewError, UsageError
+from train.config import UNLABELLED, TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from train.log import Listeners
+    from train.peers import Peers
+    from train.reader import Cache
+    from train.splits import Split
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a run works with. finished: the run has its summary already; then `peers` are this process alone, and nobody listens."""
+
+    cache: "Cache"
+    splits: "list[Split]"
+    folder: Path
+    device: "torch.device"
+    peers: "Peers"
+    listener: "Listeners"
+    stop: threading.Event
+    finished: bool
+
+
+def start(config: TrainConfig, module: str, run: Callable[[Any], Any]) -> None:
+    """Run a command: in this process, or in as many as GPUS says. Without a name the run is called by date and time."""
+    if not config.run:
+        config = dataclasses.replace(config, run=datetime.now().strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
+        sys.argv += ["--run", config.run]                   # every rank writes into one folder
+    try:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            run(config)
+            return
+        print(f"run {Path(config.runs) / config.run}", file=sys.stderr, flush=True)
+        if config.gpus > 1:
+            from train.launch import launch
+
+            read(config)                                    # what is wrong with the data is said once, before any rank starts
+            launch(config.gpus, config.view_list(), module)
+        else:
+            run(config)
+    except KeyboardInterrupt:
+        error = CoviewError(f"interrupted; add RUN={config.run} to the same command to go on from the last checkpoint")
+        error.exit_code = 130
+        raise error from None
+
+
+@contextmanager
+def session(config: TrainConfig) -> Iterator[Session]:
+    """Open all that a run needs. Raises CoviewError."""
+    import torch
+
+    from cache_specs import durable, locks
+    from train.checkpoint import mend, metrics_bytes
+    from train.launch import BOARD, FAILED, Board
+    from train.log import Console, Ignore, Jsonl, Listeners, Wandb
+    from train.peers import LocalPeers, choose_device, make_peers, my_rank
+    from train.rundir import is_finished, open_run, write_splits
+
+    rank, stop = my_rank(), threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    board = Board(os.environ[BOARD], rank) if BOARD in os.environ else Ignore()
+    code, cleanup = FAILED, ExitStack()
+    try:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        device = choose_device(config.device, config.gpus)
+        cache, splits = read(config)
+        if rank == 0:
+            cache.warn_of_drift()
+            warn_of_copies(cache, splits[0])
+            cleanup.enter_context(locks.lock(durable.make_folder(Path(config.runs) / config.run)))
+        folder = open_run(config, cache.fingerprints, device.type, leader=rank == 0)
+        if is_finished(folder):
+            yield Session(cache, splits, folder, device, LocalPeers(len(cache.names)), Listeners(), stop, True)
+        else:
+            if rank == 0:
+                mend(folder)                                # before the others, who wait for this one to join them, look
+            peers = make_peers(len(cache.names), device, config.timeout_s)
+            listeners = [board]
+            if rank == 0:
+                write_splits(folder, cache.items, splits, config.seed_list())
+                listeners += [Jsonl(folder / "metrics.jsonl", metrics_bytes(folder / "checkpoints")), Console(config.log_every_s)]
+                listeners += [Wandb(config.wandb, folder, dataclasses.asdict(config))] if config.wandb != "off" else []
+            listener = Listeners(*listeners)
+            cleanup.callback(listener.close)
+            yield Session(cache, splits, folder, device, peers, listener, stop, False)
+        code = 0
+    except CoviewError as error:
+        code = error.exit_code
+        raise
+    finally:
+        cleanup.close()
+        board.ended(code)
+
+
+def read(config: TrainConfig) -> tuple["Cache", list["Split"]]:
+    """The views and a split for each seed, checked. Raises CoviewError."""
+    from train.reader import open_cache
+    from train.splits import make_split
+
+    cache = open_cache(Path(config.cache), os.path.expanduser(config.data), config.view_list())
+    if len(cache.items.classes) < 2:
+        raise UsageError(f"{cache.items.name!r} has {len(cache.items.classes)} class(es); training needs at least two. Put the images into class "
+                         "folders, or give a table with the columns path,label,split")
+    splits = [make_split(cache.items, cache.ok, config.labels, seed) for seed in config.seed_list()]
+    hungry = [method for method in config.method_list() if method in UNLABELLED]
+    if hungry and not all(len(split.unlabelled) for split in splits):
+        raise UsageError(f"LABELS={config.labels} leaves no unlabelled image for {hungry[-1]}; give fewer (LABELS=4, LABELS=10%), add images without a "
+                         "label, or type METHOD=supervised")
+    return cache, splits
+
+
+def warn_of_copies(cache: "Cache", split: "Split") -> None:
+    """Say how many validation and test images are byte for byte among the training images."""
+    sha256 = cache.items.sha256
+    train = {sha256[row] for rows in (split.labelled, split.unlabelled) for row in rows}
+    for name, rows in (("validation", split.val), ("test", split.test)):
+        if copies := sum(sha256[row] in train for row in rows):
+            print(f"warning: {copies} of {len(rows)} {name} images are byte for byte also training images; their scores are too good",
+                  file=sys.stderr, flush=True)
