@@ -1,4 +1,4 @@
-"""The benchmark of the cache runs, reads the same rows by every reader, and leaves out by name what is not installed."""
+"""The benchmarks run. That of the cache reads the same rows by every reader, and leaves out by name what is not installed."""
 
 import importlib.util
 import json
@@ -32,3 +32,21 @@ def test_a_peer_that_is_not_installed_is_left_out(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["emb.npy", "many", "view"]
     assert list(bench.random_batches(tmp_path, size)) == ["RAM, torch.index_select", "RAM, np.take", bench.OURS, "npy memory map", "zarr API"]
     assert "zarr API" in bench.epoch_names("shuffled") and not any("h5py" in name for name in bench.epoch_names("shuffled"))
+
+
+def test_the_benchmark_of_training_runs(tmp_path):
+    out = tmp_path / "train.json"
+    done = subprocess.run([sys.executable, ROOT / "bench" / "bench_train.py", "--quick", "--device", "cpu", "--out", out], cwd=ROOT, capture_output=True,
+                          text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert {"machine", "versions", "date", "goals", "lines", "ms", "whole", "shares"} <= set(found) and found["device"] == "cpu"
+    assert all(line["n"] == found["size"]["rounds"] and 0 < line["low"] <= line["median"] <= line["high"] for line in found["ms"]["small"].values())
+    assert all(goal["goal"] in done.stdout for goal in found["goals"]) and len(found["goals"]) == 8
+    assert {"cached", "live", "E = 2", "warm-up, limit", "co-training, feed"} <= set(found["ms"]["small"])
+    assert {"64 + 128 rows, 1 rank", "64 + 128 rows, 2 ranks", "the original, 64 + 64 rows, 2 ranks"} <= set(found["ms"]["ranks"])
+    assert found["whole"]["warm-up"]["timed"] == 3 and not found["whole"]["extrapolated"]
+    for parts in found["shares"].values():
+        assert abs(sum(parts[name]["median"] for name in ("steps", "feed", "evaluation", "logging", "checkpoints", "the rest")) - 1) < 1e-6
+        assert all(value["low"] > 0 for name, value in parts.items() if name != "the rest"), parts
+    assert str(tmp_path) not in out.read_text()
