@@ -30,7 +30,7 @@ from train.batches import LABELLED, UNLABELLED, rows, uniforms
 from train.config import TrainConfig
 from train.evaluate import ece, joint, metrics
 from train.reader import Cache
-from train.report import table
+from train.report import against, table
 from train.session import warn_of_copies
 from train.splits import assign, make_split
 
@@ -140,6 +140,17 @@ def test_draws_differ_between_steps_streams_and_seeds() -> None:
 
 
 # ---------------------------------------------------------------- scores
+
+
+def test_the_paired_difference_and_its_p_value_are_scipys() -> None:
+    from scipy.stats import ttest_rel
+
+    chance = np.random.default_rng(0)
+    for shift in (0.0, 0.02):
+        a, b = chance.normal(0.8 + shift, 0.02, 10), chance.normal(0.8, 0.02, 10)
+        text = against(*({"joint": {"test_top1": {"values": values.tolist()}}} for values in (a, b)))
+        p = ttest_rel(a, b).pvalue
+        assert f"{100 * (a - b).mean():+.1f} ± {100 * (a - b).std(ddof=1) / 10**0.5:.1f}" in text and (f"p = {p:.3f}" in text or p < 0.001)
 
 
 def test_metrics_against_scikit_learn() -> None:
