@@ -134,7 +134,7 @@ def table(summary: dict[str, Any]) -> str:
 def against(result: dict[str, Any], fusion: dict[str, Any]) -> str:
     """A method's joint against late fusion of the supervised probes, paired over the seeds: mean ± standard error of the difference, in points,
     and, of 5 seeds or more, the p-value of a two-sided paired t-test."""
-    from scipy.special import stdtr                     # scipy.stats alone takes seconds to import
+    from scipy.special import stdtr  # scipy.stats alone takes seconds to import
 
     a, b = (np.array(found["joint"]["test_top1"]["values"]) for found in (result, fusion))
     gain = 100 * (a - b)
