@@ -7,9 +7,9 @@ import pytest
 from conftest import Made
 
 from cache_specs.errors import DataQualityError, UsageError
-from train import classic
-from train.classic import ALPHAS, CLASSIC, FLOOR, INVERSE_PENALTIES, NEIGHBOURS, VOTERS, Scores, classify
-from train.propagation import spread, standardise, statistics
+from train import classic, propagation
+from train.classic import CLASSIC, FLOOR, INVERSE_PENALTIES, VOTERS, Scores, classify
+from train.propagation import ALPHAS, NEIGHBOURS, spread, standardise, statistics
 from train.splits import Split, make_split
 
 METHODS = sorted(CLASSIC)
@@ -201,8 +201,9 @@ def test_test_rows_and_hidden_labels_play_no_part(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_validation_rows_are_no_training_rows(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one candidate there is nothing to choose, and validation rows then change no test score."""
-    for name, value in (("INVERSE_PENALTIES", (0.1,)), ("VOTERS", (5,)), ("NEIGHBOURS", (7,)), ("ALPHAS", (0.9,))):
-        monkeypatch.setattr(classic, name, value)
+    for module, name, value in ((classic, "INVERSE_PENALTIES", (0.1,)), (classic, "VOTERS", (5,)),
+                                (propagation, "NEIGHBOURS", (7,)), (propagation, "ALPHAS", (0.9,))):
+        monkeypatch.setattr(module, name, value)
     emb, label, split = small()
     scores, other, moved = classify(method, emb, label, 3, split), label.copy(), [x.copy() for x in emb]
     other[split.val] = (label[split.val] + 1) % 3

@@ -76,6 +76,13 @@ def test_a_large_set_has_a_graph_of_some_of_its_rows(monkeypatch: pytest.MonkeyP
     assert nodes_of([one.labelled, two.labelled], np.arange(160)).tolist() == [0, 1, 2, 30, 31, 32, 33, 34, 35]
 
 
+def test_neighbours_by_products_are_those_of_scikit_learn() -> None:
+    """What a GPU does, done on the CPU."""
+    x, query = (unit(np.random.default_rng(seed).normal(size=(n, 8)).astype(np.float32)) for seed, n in ((0, 300), (1, 70)))
+    for asked in (None, query):
+        assert np.array_equal(propagation._by_products(torch.device("cpu"), x, asked, 5, 64), propagation.nearest(x, asked, 5)[1])
+
+
 def experts(seed: int = 0, n: int = 300) -> tuple[Tensor, Tensor]:
     """Scores (4, 2, n, 5) of a good expert, a worse one, the good one again in other units, and one that knows nothing."""
     generator = torch.Generator().manual_seed(seed)

@@ -9,11 +9,12 @@ rows, 10 classes, one core, after the imports: below two seconds each with 3 lab
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from cache_specs.errors import DataQualityError, UsageError, did_you_mean
-from train.propagation import ALPHAS, NEIGHBOURS, links_of, nearest, nodes_of, solve, standardise, statistics, unit
+from train.propagation import NEIGHBOURS, grid_of, links_of, nearest, nodes_of, solve, standardise, statistics, unit
 from train.splits import Split
 
 FLOOR = 1e-12                                               # the least probability: a class that nobody voted for costs 27.6 nats, not infinitely many
@@ -139,11 +140,13 @@ def _propagation(x_nD: np.ndarray, y_n: np.ndarray, queries: list[np.ndarray], c
     """
     graph_nK = nearest(x_nD, None, max(NEIGHBOURS))[1]
     found_Q = [nearest(x_nD, query, max(NEIGHBOURS))[1] for query in queries]
-    for k in sorted({min(k, len(x_nD)) for k in NEIGHBOURS}):
-        links = links_of(graph_nK[:, :k])
-        for alpha in ALPHAS:
-            p_nC = solve(links, y_n, classes, alpha)
-            yield {"neighbours": k, "alpha": alpha}, [sum(p_nC[row_n] for row_n in row_nK[:, :k].T) / k for row_nK in found_Q]
+    links: dict[int, Any] = {}
+    for k, alpha in grid_of(len(x_nD), classes):
+        k = min(k, len(x_nD))
+        if k not in links:
+            links[k] = links_of(graph_nK[:, :k])
+        p_nC = solve(links[k], y_n, classes, alpha)
+        yield {"neighbours": k, "alpha": alpha}, [sum(p_nC[row_n] for row_n in row_nK[:, :k].T) / k for row_nK in found_Q]
 
 
 CLASSIC = {"logreg": _logreg, "knn": _knn, "label-propagation": _propagation}

@@ -102,6 +102,29 @@ def solve(links: Any, y_n: np.ndarray, classes: int, alpha: float) -> np.ndarray
     return np.where(total_n1 > 0, F_nC / np.where(total_n1 > 0, total_n1, 1), np.float32(1 / classes))
 
 
+def grid_of(nodes: int, classes: int) -> list[tuple[int, float]]:
+    """(neighbours, alpha) to choose from."""
+    return [(k, alpha) for k in NEIGHBOURS for alpha in ALPHAS] if nodes * classes <= LARGE else [USUAL]
+
+
+def nearest_on(device: torch.device, x_nD: np.ndarray, query_mD: np.ndarray | None, k: int, chunk: int = 4096) -> np.ndarray:
+    """The row numbers of `nearest` for rows of length 1, found on a GPU by products: a large set has some 1e14 of them."""
+    if device.type == "cpu":
+        return nearest(x_nD, query_mD, k)[1]
+    return _by_products(device, x_nD, query_mD, k, chunk)
+
+
+def _by_products(device: torch.device, x_nD: np.ndarray, query_mD: np.ndarray | None, k: int, chunk: int) -> np.ndarray:
+    x, found = torch.from_numpy(x_nD).to(device), []
+    queries = x_nD if query_mD is None else query_mD
+    for first in range(0, len(queries), chunk):
+        likeness = torch.from_numpy(queries[first:first + chunk]).to(device) @ x.T
+        if query_mD is None:
+            likeness[torch.arange(len(likeness)), torch.arange(first, first + len(likeness))] = -torch.inf
+        found.append(likeness.topk(min(k, len(x) - (query_mD is None))).indices.cpu().numpy())
+    return np.concatenate(found) if found else np.empty((0, k), np.int64)
+
+
 def nodes_of(labelled: Sequence[np.ndarray], others: np.ndarray) -> np.ndarray:
     """The rows of a graph, ascending: all labelled ones, of every experiment, and as many others, evenly spaced, as NODES allows."""
     known = np.unique(np.concatenate(labelled))
@@ -129,11 +152,11 @@ class Graph:
             return np.concatenate(x_V, 1) * np.float32(len(x_V) ** -0.5)
 
         x_nD = side_by_side(self.nodes)
-        grid = [(k, alpha) for k in NEIGHBOURS for alpha in ALPHAS] if len(self.nodes) * classes <= LARGE else [USUAL]
+        grid = grid_of(len(self.nodes), classes)
         most = min(max(k for k, _ in grid), len(self.nodes))
-        graph_nK, val = nearest(x_nD, None, most)[1], splits[0].val
+        graph_nK, val = nearest_on(device, x_nD, None, most), splits[0].val
         links = {k: links_of(graph_nK[:, :k]) for k in {k for k, _ in grid}}
-        val_mK = nearest(x_nD, side_by_side(val), most)[1]
+        val_mK = nearest_on(device, x_nD, side_by_side(val), most)
         solved: dict[int, tuple[np.ndarray, int]] = {}                          # experiments of a sweep share their seed's split
         for split in splits:
             if id(split) in solved:
@@ -156,7 +179,7 @@ class Graph:
         self.near_NK[self.nodes] = np.arange(len(self.nodes))[:, None]                        # a node speaks for itself
         for first in range(0, len(asked), 65_536):
             part = asked[first:first + 65_536]
-            self.near_NK[part] = nearest(x_nD, side_by_side(part), most)[1]
+            self.near_NK[part] = nearest_on(device, x_nD, side_by_side(part), most)
 
     def __call__(self, rows_EB: np.ndarray) -> Tensor:
         """(E, B) row numbers, or (B,) for all experiments -> (E, B, C) float32 log-probabilities."""
