@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 SCRIPT = ROOT / "bench" / "bench_cache.py"
@@ -34,6 +35,7 @@ def test_a_peer_that_is_not_installed_is_left_out(tmp_path, monkeypatch):
     assert "zarr API" in bench.epoch_names("shuffled") and not any("h5py" in name for name in bench.epoch_names("shuffled"))
 
 
+@pytest.mark.many
 def test_the_benchmark_of_training_runs(tmp_path):
     out = tmp_path / "train.json"
     done = subprocess.run([sys.executable, ROOT / "bench" / "bench_train.py", "--quick", "--device", "cpu", "--out", out], cwd=ROOT, capture_output=True,

@@ -18,6 +18,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 VIEWS = ("tiny-clip", "tiny-dinov2")
+METHODS = ("fixmatch", "mct", "mct-graph")
 
 
 def call(module: str, *args: object) -> float:
@@ -27,7 +28,7 @@ def call(module: str, *args: object) -> float:
     return time.monotonic() - begun
 
 
-def top1(folder: Path, method: str = "mct") -> float:
+def top1(folder: Path, method: str) -> float:
     return json.loads((folder / "summary.json").read_text())["methods"][method]["joint"]["test_top1"]["mean"]
 
 
@@ -55,18 +56,21 @@ def main() -> int:
                         for device in (options.device, "cpu"))
             cosine = (gpu * cpu).sum(1) / np.linalg.norm(gpu, axis=1) / np.linalg.norm(cpu, axis=1)
             lines.append((f"{view}: smallest cosine to the CPU's row", round(float(cosine.min()), 6), bool(cosine.min() > 0.999)))
-        common = ("--views", ",".join(VIEWS), "--data", "digits", "--labels", 3, "--seeds", "0..4", "--cache", work / options.device, "--runs", work / "runs")
+        common = ("--views", ",".join(VIEWS), "--data", "digits", "--labels", 3, "--seeds", "0..4", "--cache", work / options.device, "--runs", work / "runs",
+                  "--method", f"supervised,{','.join(METHODS)}")
         for run, device in (("first", options.device), ("again", options.device), ("cpu", "cpu")):
             lines.append((f"train on {device}, seconds", round(call("train", *common, "--device", device, "--run", run), 1), True))
-        probes = [{path.name: path.read_bytes() for path in (work / "runs" / run / "probes" / "mct").iterdir()} for run in ("first", "again")]
+        probes = [[path.read_bytes() for path in sorted((work / "runs" / run / "probes").rglob("*.safetensors"))] for run in ("first", "again")]
         lines.append(("the same run again gives the same bytes", probes[0] == probes[1], probes[0] == probes[1]))
-        difference = abs(top1(work / "runs" / "first") - top1(work / "runs" / "cpu"))
-        lines.append(("joint accuracy, difference to float32 on the CPU", round(difference, 4), difference < 0.05))
+        for method in METHODS:
+            difference = abs(top1(work / "runs" / "first", method) - top1(work / "runs" / "cpu", method))
+            lines.append((f"{method}: joint accuracy, difference to float32 on the CPU", round(difference, 4), difference < 0.05))
         ranks = min(len(VIEWS), torch.cuda.device_count()) if options.device == "cuda" else 2
         call(f"torch.distributed.run --standalone --nproc-per-node {ranks} -m -- train", *common, "--device", options.device, "--gpus", ranks,
              "--run", "ranks")
-        same = abs(top1(work / "runs" / "ranks") - top1(work / "runs" / "first"))
-        lines.append((f"torchrun with {ranks} rank(s), joint accuracy, difference to one process", round(same, 4), same < 0.02))
+        for method in METHODS:
+            same = abs(top1(work / "runs" / "ranks", method) - top1(work / "runs" / "first", method))
+            lines.append((f"{method}: torchrun with {ranks} rank(s), joint accuracy, difference to one process", round(same, 4), same < 0.02))
     good = all(fine for *_, fine in lines)
     for what, value, fine in lines:
         print(f"{what:70} {value!s:>10}  {'ok' if fine else 'NOT OK'}")
