@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +17,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, Made
+from conftest import ROOT, Made, write_view
 from safetensors.numpy import load_file
 
 from cache_specs import locks
-from cache_specs.errors import DataQualityError, IntegrityError, StaleError, StorageError, UsageError
+from cache_specs.errors import DataQualityError, IntegrityError, PreemptedError, StaleError, StorageError, UsageError
 from cache_specs.items import write_items
 from cache_specs.lookup import find_dataset
 from cache_specs.sources import source_path
@@ -29,9 +30,12 @@ from train.__main__ import run
 from train.batches import LABELLED, UNLABELLED, rows, uniforms
 from train.config import TrainConfig
 from train.evaluate import ece, joint, metrics
+from train.jobs import train_method
+from train.log import Listeners
+from train.peers import LocalPeers
 from train.reader import Cache
 from train.report import against, table
-from train.session import warn_of_copies
+from train.session import read, warn_of_copies
 from train.splits import assign, make_split
 
 QUICK = {"labels": "3", "lr": 5e-3, "hidden": 16, "batch_unlabelled": 16, "warmup": 20, "cotrain": 20, "eval_every": 10, "checkpoint_every": 10, "threads": 1}
@@ -538,3 +542,69 @@ def test_a_tracker_that_fails_cannot_stop_a_run(made: Made, tmp_path: Path, monk
     monkeypatch.setitem(sys.modules, "wandb", Broken)
     tracked = run(config(made, tmp_path, wandb="online"))
     assert tracked["methods"] == plain["methods"] and capsys.readouterr().err.count("the run goes on without it") == 1
+
+
+# ---------------------------------------------------------------- what users do
+
+
+def test_patience_counts_from_the_beginning_of_each_phase(made: Made, tmp_path: Path) -> None:
+    """It ended self-training's second phase at its first look, and kept untrained probes."""
+    summary = run(config(made, tmp_path, method="supervised,self-training", patience=20))
+    first, second = (summary["methods"][method]["joint"]["test_top1"]["mean"] for method in ("supervised", "self-training"))
+    assert second > first - 0.05
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"patience": 5}, "--patience 5 is less than --eval-every 10"),
+    ({"temperature": float("nan")}, "--temperature must be a finite number, found nan"),
+    ({"lr": float("inf")}, "--lr must be a finite number"),
+    ({"seeds": "0..10000"}, "at most 10,000"),
+    ({"method": "concat", "views": "a"}, "METHOD=concat needs at least two views, found a"),
+])
+def test_settings_that_cannot_be_meant_are_refused(made: Made, tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        dataclasses.replace(config(made, tmp_path), **changes).check()
+
+
+@pytest.mark.parametrize(("text", "message"), [(b"\xff\xfe", "is not text in UTF-8"),
+                                               (b"\n\n", "the file names no image; it holds one key a line, such as '0000'")])
+def test_a_file_of_keys_that_holds_none_is_refused(made: Made, tmp_path: Path, text: bytes, message: str) -> None:
+    (tmp_path / "keys.txt").write_bytes(text)
+    with pytest.raises(UsageError, match=message):
+        run(config(made, tmp_path, labels=str(tmp_path / "keys.txt")))
+
+
+def test_a_file_of_keys_from_windows_is_read(made: Made, tmp_path: Path) -> None:
+    chosen = make_split(made.items, np.ones(len(made.items), bool), "2", 0).labelled
+    (tmp_path / "keys.txt").write_bytes("".join(f"{made.items.keys[row]}\r\n" for row in chosen).encode())
+    assert np.array_equal(make_split(made.items, np.ones(len(made.items), bool), str(tmp_path / "keys.txt"), 0).labelled, chosen)
+
+
+@pytest.mark.parametrize(("names", "message"), [(("pixels", "pool"), "'pool' is a word of the report's own"),
+                                                (("pixels", "other/pixels"), "'pixels' stands there twice")])
+def test_names_of_views_that_would_be_mixed_up_are_refused(made: Made, tmp_path: Path, names: tuple[str, str], message: str) -> None:
+    (tmp_path / "other").mkdir()
+    for name in ("pool", "other/pixels"):
+        (tmp_path / f"{name}.toml").write_text(made.tomls["pixels"].read_text())
+    shutil.copytree(made.cache, tmp_path / "cache")
+    dataset = next((tmp_path / "cache").glob("digits-*"))
+    write_view(dataset, tmp_path / "pool.toml", made.emb["pixels"], made.items.fingerprint)
+    views = ",".join(str(made.tomls[name] if name == "pixels" else tmp_path / f"{name}.toml") for name in names)
+    with pytest.raises(UsageError, match=message):
+        run(dataclasses.replace(config(made, tmp_path), views=views, cache=str(tmp_path / "cache")))
+
+
+def test_a_stop_signal_ends_the_methods_of_scikit_learn_too(made: Made, tmp_path: Path) -> None:
+    settings = config(made, tmp_path, method="knn")
+    cache, splits = read(settings)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(PreemptedError, match="stopped before experiment 1 of knn"):
+        train_method("knn", settings, cache, splits, LocalPeers(2), Listeners(), tmp_path, torch.device("cpu"), stop)
+
+
+def test_what_would_take_all_memory_is_refused_before_it_begins(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.session.MOST_BYTES", 1e5)
+    with pytest.raises(UsageError, match=r"mct-graph holds the scores of all .* in memory, here some 0.0 GB, .*Use fewer seeds .*METHOD=supervised,mct"):
+        read(config(made, tmp_path, method="mct-graph"))
+    read(config(made, tmp_path, method="supervised,mct"))

@@ -1,5 +1,6 @@
 """The settings of a run: one flat frozen dataclass, from which the command line is made. All but PLACES can change the numbers."""
 
+import math
 import re
 import shlex
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from cache_specs.errors import UsageError, did_you_mean
 METHODS = ("supervised", "concat", "logreg", "knn", "label-propagation", "self-training", "co-training", "fixmatch", "mpl", "mct-h0", "mct", "mct-graph")
 TEACHING = ("co-training", "mct-h0", "mct", "mct-graph")                    # need two views
 UNLABELLED = ("self-training", "fixmatch", "mpl", *TEACHING)   # need rows without a label
+MOST_SEEDS = 10_000
 DEFAULT = ("supervised", "label-propagation", "mct-graph")
 PLACES = ("run", "runs", "cache", "wandb", "log_every_s", "timeout_s")      # not compared when a run is resumed
 
@@ -119,11 +121,14 @@ class TrainConfig:
             seeds = []
             for part in self.seeds.split(","):
                 first, _, last = part.partition("..")
-                seeds += range(int(first), min(int(last or first) + 1, int(first) + 10_000))
+                if int(last or first) - int(first) >= MOST_SEEDS:
+                    raise ValueError
+                seeds += range(int(first), int(last or first) + 1)
         except ValueError:
             seeds = []
-        if not seeds or min(seeds) < 0 or max(seeds) >= 2**31 or len(set(seeds)) < len(seeds):
-            raise UsageError(f"SEEDS={self.seeds}: neither a number (SEEDS=0), nor a range (SEEDS=0..4), nor a list (SEEDS=0,3,7) of different seeds")
+        if not seeds or min(seeds) < 0 or max(seeds) >= 2**31 or len(set(seeds)) < len(seeds) or len(seeds) > MOST_SEEDS:
+            raise UsageError(f"SEEDS={self.seeds}: neither a number (SEEDS=0), nor a range (SEEDS=0..4), nor a list (SEEDS=0,3,7) of different seeds, "
+                             f"at most {MOST_SEEDS:,}")
         return seeds
 
     def check(self) -> None:
@@ -139,7 +144,7 @@ class TrainConfig:
         if len(set(views)) < len(views) or len(set(methods)) < len(methods):
             raise UsageError(f"VIEWS={self.views} METHOD={self.method}: name at least one method, and each view and method once")
         if (alone := [method for method in methods if method in (*TEACHING, "concat")]) and len(views) < 2:
-            raise UsageError(f"METHOD={alone[0]} needs at least two views to teach each other, found {self.views}. Type: make train VIEWS={views[0]},dinov2 "
+            raise UsageError(f"METHOD={alone[0]} needs at least two views, found {self.views}. Type: make train VIEWS={views[0]},dinov2 "
                              f"DATA={shlex.quote(self.data)}   or, for one view: {example} METHOD=supervised")
         refuse_ranks(self.gpus, len(views))
         for name, low in (("hidden", 1), ("layers", 0), ("members", 1), ("batch_labelled", 1), ("batch_unlabelled", 1), ("chunk", 0), ("warmup", 0),
@@ -147,6 +152,12 @@ class TrainConfig:
                           ("supervised_weight", 0)):
             if getattr(self, name) < low:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {low}, found {getattr(self, name)}")
+        for name in ("lr", "clip", "temperature", "weight_decay", "noise", "threshold", "supervised_weight", "timeout_s", "log_every_s"):
+            if not math.isfinite(getattr(self, name)):
+                raise UsageError(f"--{name.replace('_', '-')} must be a finite number, found {getattr(self, name)}")
+        if 0 < self.patience < self.eval_every:
+            raise UsageError(f"--patience {self.patience} is less than --eval-every {self.eval_every}, the steps from look to look: give at least that, "
+                             "or 0 for none")
         positive = min(self.warmup + self.cotrain, self.lr, self.clip, self.temperature, self.timeout_s)
         if positive <= 0 or not (0 <= self.dropout < 1 and 0 <= self.ema < 1):
             raise UsageError("--warmup plus --cotrain, --lr, --clip, --temperature and --timeout-s must be positive, --dropout and --ema in [0, 1)")

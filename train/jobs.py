@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cache_specs.errors import PreemptedError
 from train.classic import CLASSIC, classify
 from train.config import TrainConfig
 from train.feed import Experiment, Task, make_input
@@ -27,7 +28,7 @@ def train_method(method: str, config: TrainConfig, cache: Cache, splits: Sequenc
     """Leave the method's files in probes/METHOD/, unless they are there. Raises CoviewError."""
     if method in CLASSIC:
         if not is_trained(folder, method, ["scores"]):
-            _classic(method, cache, splits, folder)
+            _classic(method, cache, splits, folder, stop)
         return
     dtype, precision = autocast(config, device)
     for job in make_jobs(method, cache, splits, experiments(config), peers, device, dtype):
@@ -43,9 +44,11 @@ def train_method(method: str, config: TrainConfig, cache: Cache, splits: Sequenc
                 write_tensors(folder, method, "pool", {**scores, "weight": done.fused_pool})
 
 
-def _classic(method: str, cache: Cache, splits: Sequence[Split], folder: Path) -> None:
+def _classic(method: str, cache: Cache, splits: Sequence[Split], folder: Path, stop: threading.Event) -> None:
     found = []
     for number, split in enumerate(splits, 1):
+        if stop.is_set():
+            raise PreemptedError(f"stopped before experiment {number} of {method}; the same command begins {method} again, and keeps what came before it")
         found.append(classify(method, cache.emb, cache.items.label, len(cache.items.classes), split))
         print(f"{method}: {number} of {len(splits)} experiments", file=sys.stderr, flush=True)
     write_tensors(folder, method, "scores", {part: torch.stack([torch.stack([torch.from_numpy(z) for z in getattr(scores, part)]) for scores in found], 1)

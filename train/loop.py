@@ -64,6 +64,7 @@ def fit(job: Job, config: TrainConfig, listener: Listener, folder: Path, metrics
         alone = plan.step is None or (not plan.graphs and phase == 0 and (plan.phases > 1 or at < config.warmup))
         if phase and not at:
             progress = replace(_begin(job, config, progress.metrics_bytes), step=progress.step, given=_first_choices(progress, job))
+            progress.best_step += progress.step                 # the second phase's patience begins here
         elif plan.step is pseudo_step and plan.phases == 1 and not alone and (at - config.warmup) % math.ceil(config.cotrain / ROUNDS) == 0:
             progress.given = _most_confident(progress, job, (at - config.warmup) // math.ceil(config.cotrain / ROUNDS) + 1)
         now = replace(settings, adam=replace(settings.adam, lr=lr * schedule(config.schedule, at, period)),
@@ -148,13 +149,13 @@ def _select(progress: Progress, job: Job, config: TrainConfig, y_val: Tensor, pe
     for name, (_, nll) in scores.items():
         if not torch.isfinite(nll).all():
             raise not_finite("validation loss", name, progress.step, job)
-    if config.calibrate and peers.count > 1:
+    if config.calibrate and peers.count > 1 and not graphs:             # the pool's weights are the experts' temperatures
         progress.temperature = torch.stack([calibrate(teacher(logits_V, v), y_val) for v in range(peers.count)])
     for row, score in enumerate([*((scores[name] if per_view else whole) for name in task.names), whole]):
         top1, nll = (value.cpu() for value in score)
         better = (top1 > progress.best_top1[row]) | ((top1 == progress.best_top1[row]) & (nll < progress.best_nll[row]))
         if config.patience:                                     # an experiment that was given up stays so
-            better &= progress.step - progress.best_step[row] <= config.patience
+            better &= (progress.step - progress.best_step[row] <= config.patience) | (progress.best_top1[row] < 0)
         progress.best_top1[row] = torch.where(better, top1, progress.best_top1[row])
         progress.best_nll[row] = torch.where(better, nll, progress.best_nll[row])
         progress.best_step[row] = torch.where(better, progress.step, progress.best_step[row])

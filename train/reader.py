@@ -23,6 +23,7 @@ from cache_specs.spec import load_spec
 from cache_specs.view import view_name
 
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
+RESERVED = ("joint", "pool", "scores", "concat")       # names of lines and files beside those of the views
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,9 @@ def open_cache(cache: Path, data: str, views: list[str]) -> Cache:
         if view.is_complete:
             seal = integrity.read_seal(view)
             fingerprints[view.name], stamps[view.folder] = seal["root"], integrity.stamps(view, seal["shards"])
+        if view.name in names or view.name in RESERVED:
+            raise UsageError(f"VIEWS={','.join(views)}: {view.name!r} " + ("stands there twice" if view.name in names else
+                             "is a word of the report's own; import the view under another name"))
         ok &= integrity.check(view) == 0
         names.append(view.name)
         emb.append(map_view(view))

@@ -22,7 +22,7 @@ from cache_specs.errors import IntegrityError, StaleError
 from cache_specs.items import Items
 from cache_specs.spec import differences
 from train.config import PLACES, TrainConfig
-from train.splits import NUMBER, Split
+from train.splits import NUMBER, Split, read_keys
 
 
 def open_run(config: TrainConfig, fingerprints: dict[str, str], device: str, leader: bool) -> Path:
@@ -61,7 +61,7 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in PLACES}
     labels = Path(config.labels)
     if not NUMBER.fullmatch(config.labels) and labels.is_file():
-        values["labels"] = [line for line in labels.read_text(encoding="utf-8").split("\n") if line]
+        values["labels"] = [line for line in read_keys(labels) if line]
     return values
 
 

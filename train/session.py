@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from cache_specs.errors import CoviewError, UsageError
 from train.config import UNLABELLED, TrainConfig
 
+MOST_BYTES, MOST_LABELLED = 4e9, 50_000          # beyond them label-propagation and mct-graph would take hours or all memory
+
 if TYPE_CHECKING:
     import torch
 
@@ -127,6 +129,11 @@ def read(config: TrainConfig) -> tuple["Cache", list["Split"]]:
     if hungry and not all(len(split.unlabelled) for split in splits):
         raise UsageError(f"LABELS={config.labels} leaves no unlabelled image for {hungry[-1]}; give fewer (LABELS=4, LABELS=10%), add images without a "
                          "label, or type METHOD=supervised")
+    heavy = [method for method in config.method_list() if method in ("label-propagation", "mct-graph")]
+    scores = 8 * len(splits) * len(cache.items.classes) * max(len(splits[0].val), len(splits[0].test)) * (2 * len(cache.names) + 1)
+    if heavy and (scores > MOST_BYTES or max(len(split.labelled) for split in splits) > MOST_LABELLED):
+        raise UsageError(f"{heavy[-1]} holds the scores of all validation and test images in memory, here some {scores / 1e9:,.1f} GB, and a graph of "
+                         f"all labelled images, at most {MOST_LABELLED:,}. Use fewer seeds (SEEDS=0), smaller splits, or METHOD=supervised,mct")
     return cache, splits
 
 

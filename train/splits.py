@@ -95,7 +95,7 @@ def _choose(items: Items, known: np.ndarray, ok: np.ndarray, labels: str, seed: 
 def _from_file(items: Items, pool: np.ndarray, path: Path) -> np.ndarray:
     index, allowed = {key: row for row, key in enumerate(items.keys)}, set(pool.tolist())
     rows = []
-    for line, key in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for line, key in enumerate(read_keys(path), 1):
         if not key:
             continue
         if key not in index:
@@ -103,4 +103,14 @@ def _from_file(items: Items, pool: np.ndarray, path: Path) -> np.ndarray:
         if index[key] not in allowed:
             raise UsageError(f"{path}, line {line}: {key!r} is not a labelled training image that could be embedded")
         rows.append(index[key])
+    if not rows:
+        raise UsageError(f"LABELS={path}: the file names no image; it holds one key a line, such as {items.keys[0]!r}")
     return np.unique(np.array(rows, np.int64))
+
+
+def read_keys(path: Path) -> list[str]:
+    """The lines of a file of keys. Raises UsageError when it is not text."""
+    try:
+        return [line.removesuffix("\r") for line in path.read_text(encoding="utf-8").split("\n")]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"LABELS={path}: the file is not text in UTF-8, one key a line ({error})") from error

@@ -21,7 +21,7 @@ from train.config import PLACES, TrainConfig
 
 INSIDE = ("lr", "weight_decay", "temperature", "pseudo")        # may differ between the experiments of one training
 OUTSIDE = (*PLACES, "views", "data", "labels", "seeds", "method", "device", "gpus", "grid", "at_once", "threads")       # no axis of a grid
-METHODS = ("supervised", "concat", "self-training", "co-training", "fixmatch", "mct-h0", "mct", "mct-graph")
+METHODS = ("supervised", "self-training", "co-training", "fixmatch", "mct-h0", "mct", "mct-graph")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class SweepConfig(TrainConfig):
     """the most experiments (combinations times seeds) in one batched training"""
 
     def method_list(self) -> list[str]:
+        if self.method == "all":
+            return [name for name in super().method_list() if name in METHODS]
         return super().method_list() if self.method else ["mct-graph" if len(self.view_list()) > 1 else "supervised"]
 
     def combinations(self) -> list[dict[str, Any]]:
@@ -48,7 +50,7 @@ class SweepConfig(TrainConfig):
                 what = f"{name!r} stands there twice" if name in axes else f"no setting of a grid is called {name!r}{did_you_mean(name, kinds)}"
                 raise UsageError(f"GRID: {what}. Type: {example}")
             try:
-                axes[name] = [{"true": True, "false": False}[value] if kinds[name] is bool else kinds[name](value) for value in values.split(",")]
+                axes[name] = [{"true": True, "false": False}[value.lower()] if kinds[name] is bool else kinds[name](value) for value in values.split(",")]
             except (ValueError, KeyError):
                 raise UsageError(f"GRID: {part!r}: {name} takes values such as {getattr(self, name)!r}. Type: {example}") from None
         if not axes:
@@ -154,8 +156,7 @@ def ranking(config: SweepConfig, found: list[dict[str, Any]], most: int = 30) ->
     given = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig) if getattr(config, field.name) != field.default}
     best = {name: value for name, value in {**given, **found[0]["settings"]}.items() if name not in own}
     flags = " ".join(f"--{'no-' * (value is False)}{name.replace('_', '-')}" + ("" if isinstance(value, bool) else f" {value}") for name, value in best.items())
-    methods = ",".join(dict.fromkeys(("supervised", found[0]["method"])))
-    words = {"VIEWS": config.views, "DATA": config.data, "LABELS": config.labels, "SEEDS": config.seeds, "METHOD": methods, "CACHE": config.cache,
+    words = {"VIEWS": config.views, "DATA": config.data, "LABELS": config.labels, "SEEDS": config.seeds, "METHOD": found[0]["method"], "CACHE": config.cache,
              "ARGS": flags}
     command = " ".join(f"{name}={shlex.quote(value)}" for name, value in words.items() if (name, value) != ("CACHE", "cache"))
     return "\n".join([*lines, f"to train and test the best, type: make train {command}"])
