@@ -340,7 +340,10 @@ class Original:
 
 
 def draw_by_rows(z_BC: Tensor, rows: int | None = None) -> Tensor:
-    """One np.random.choice a row (or for the first `rows`), each after a softmax of the whole batch."""
+    """One np.random.choice a row (or for the first `rows`), each after a softmax of the whole batch.
+
+    nan_to_num and the clamp are the original's, restated because they are part of its cost; ours has neither.
+    """
     return torch.tensor([np.random.choice(z_BC.shape[1], p=torch.softmax(z_BC.float().nan_to_num().clamp(-2**14, 2**14), -1).detach().cpu().numpy()[row])
                          for row in range(len(z_BC) if rows is None else rows)])
 
