@@ -15,8 +15,10 @@ from torch.nn.functional import log_softmax
 
 from train import propagation
 from train.__main__ import run
+from train.checkpoint import load_checkpoint
 from train.cotrain import hand_out, mct_step, teacher
 from train.evaluate import PENALTY, fit_pool, pooled
+from train.loop import _without
 from train.optimise import ce
 from train.peers import LocalPeers
 from train.probe import Params, forward
@@ -64,16 +66,22 @@ def test_hidden_labels_and_those_of_queries_play_no_part() -> None:
 def test_a_large_set_has_a_graph_of_some_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(propagation, "NODES", 50)
     emb, label, one, two = rows_of(200)
-    nodes = nodes_of([one.labelled, two.labelled], np.arange(160))
-    assert len(nodes) == 50 and {0, 1, 2, 30, 35} <= set(nodes) and np.diff(nodes).max() < 10
+    nodes = nodes_of(two.labelled, np.arange(160))
+    assert len(nodes) == 50 and {30, 31, 32, 33, 34, 35} <= set(nodes) and np.diff(nodes).max() < 10
     graph = Graph([emb, emb[:, :3]], label, [one, two], 3, torch.device("cpu"))
-    assert len(graph.nodes) == 50 and (graph(np.arange(200)).exp().argmax(-1) == torch.from_numpy(label)).double().mean() > 0.8
+    assert [len(of.nodes) for of, *_ in graph.solved_E] == [50, 50]
+    assert (graph(np.arange(200)).exp().argmax(-1) == torch.from_numpy(label)).double().mean() > 0.8
+    alone = [Graph([emb, emb[:, :3]], label, [split], 3, torch.device("cpu"))(np.arange(200))[0] for split in (one, two)]
+    assert torch.equal(graph(np.arange(200)), torch.stack(alone))       # an experiment's graph is what it would be alone
     mixed = graph(np.array([0, 1, 7, 190]))                             # nodes and others asked for together
+    monkeypatch.setattr(propagation, "CHUNK", 3)
+    torch.testing.assert_close(mixed, graph(np.array([0, 1, 7, 190])))
     monkeypatch.setattr(propagation, "LARGE", 10)
-    assert len(set(Graph([emb], label, [one, two], 3, torch.device("cpu")).share_EK.sum(1).tolist())) == 1
+    usual = Graph([emb], label, [one, two], 3, torch.device("cpu")).chosen
+    assert usual["neighbours"].tolist() == [7, 7] and usual["alpha"].tolist() == [0.9, 0.9]
     torch.testing.assert_close(mixed[:, :2], graph(np.array([0, 1])))
     monkeypatch.setattr(propagation, "NODES", 4)
-    assert nodes_of([one.labelled, two.labelled], np.arange(160)).tolist() == [0, 1, 2, 30, 31, 32, 33, 34, 35]
+    assert nodes_of(two.labelled, np.arange(160)).tolist() == [30, 31, 32, 33, 34, 35]
 
 
 def test_neighbours_by_products_are_those_of_scikit_learn() -> None:
@@ -127,9 +135,9 @@ def test_a_step_with_trust_and_anchor_is_the_derivative_of_its_teachers(views: i
     """As test_step_equals_the_paper_by_finite_differences, with teachers that weigh the views and know an anchor."""
     states, batches, draws = setup(views)
     chance = torch.Generator().manual_seed(7)
-    anchor = log_softmax(torch.randn(2, 7, 4, generator=chance, dtype=torch.float64), -1)
-    trust = torch.rand(views, 2, generator=chance, dtype=torch.float64) + 0.2
-    batches = [dataclasses.replace(b, anchor_EUC=anchor) for b in batches]
+    anchor = log_softmax(torch.randn(views, 2, 7, 4, generator=chance, dtype=torch.float64), -1)
+    trust = torch.rand(views, views, 2, generator=chance, dtype=torch.float64) + 0.2
+    batches = [dataclasses.replace(b, anchor_VEUC=list(anchor)) for b in batches]
     method = dataclasses.replace(PLAIN, trust=trust, temperature=0.5)
     done, told = mct_step(states, batches, draws, LocalPeers(views), method)
     with torch.no_grad():
@@ -137,7 +145,7 @@ def test_a_step_with_trust_and_anchor_is_the_derivative_of_its_teachers(views: i
         z = [forward(p, b.emb_EUD, b.keep_U) for p, b in zip(at, batches, strict=True)]
 
         def pool(own: list[Tensor], v: int) -> Tensor:
-            return sum(trust[w][:, None, None] * log_softmax(own[w], -1) for w in range(views) if w != v) + anchor
+            return sum(trust[v, w][:, None, None] * log_softmax(own[w], -1) for w in range(views) if w != v) + anchor[v]
 
         y = [hand_out(pool(z, v), draws[v], 0.5) for v in range(views)]
         g = [numeric_gradient(lambda p, v=v: ce(forward(p, batches[v].emb_EUD, batches[v].keep_U), y[v]), at[v]) for v in range(views)]
@@ -159,10 +167,10 @@ def test_a_view_that_nobody_trusts_teaches_nothing_and_learns_nothing_of_teachin
     """Trust 0: the labels are the anchor's, and no feedback reaches the view."""
     z = [torch.randn(1, 5, 3) for _ in range(3)]
     anchor = log_softmax(torch.randn(1, 5, 3), -1)
-    assert torch.equal(teacher(z, 0, anchor, torch.zeros(3, 1)), anchor)
+    assert torch.equal(teacher(z, 0, [anchor], torch.zeros(3, 3, 1)), anchor)
     states, batches, draws = setup(2)
-    batches = [dataclasses.replace(b, anchor_EUC=torch.zeros(2, 7, 4, dtype=torch.float64)) for b in batches]
-    still = dataclasses.replace(PLAIN, trust=torch.zeros(2, 2, dtype=torch.float64))
+    batches = [dataclasses.replace(b, anchor_VEUC=list(torch.zeros(2, 2, 7, 4, dtype=torch.float64))) for b in batches]
+    still = dataclasses.replace(PLAIN, trust=torch.zeros(2, 2, 2, dtype=torch.float64))
     one, _ = mct_step(states, batches, draws, LocalPeers(2), still)
     two, _ = mct_step(states, batches, draws, LocalPeers(2), dataclasses.replace(still, feedback="none"))
     for a, b in zip(one, two, strict=True):
@@ -174,6 +182,28 @@ def test_a_view_that_nobody_trusts_teaches_nothing_and_learns_nothing_of_teachin
 GRAPH = {"method": "supervised,label-propagation,mct-graph", "precision": "float64"}
 
 
+def test_a_student_is_not_among_its_teachers(made: Made, tmp_path) -> None:
+    """The weights of each teacher are those of the least loss without the student; they are kept in the checkpoint."""
+    scores, y = experts()
+    weight = _without(0, scores, y, torch.full((4, 2), 0.25, dtype=torch.float64))
+    assert (weight[0] == 0).all()
+    torch.testing.assert_close(weight[1:], fit_pool(scores[1:], y, torch.full((3, 2), 0.25)))
+    assert not torch.allclose(weight[1:], fit_pool(scores, y, torch.full((4, 2), 0.25))[1:], atol=0.05)
+    settings = config(made, tmp_path, **{**GRAPH, "method": "mct-graph"})
+    run(settings)
+    progress = load_checkpoint(tmp_path / "a" / "checkpoints", 0, 1, torch.device("cpu"))
+    assert progress.teach.shape == (2, 5, 2) and (progress.teach[0, 0] == 0).all() and (progress.teach[1, 1] == 0).all() and (progress.teach > 0).any()
+
+
+def test_supervised_with_graphs_is_the_supervised_probes_and_a_pool(made: Made, tmp_path) -> None:
+    """Also with one view; what each view says by itself is what METHOD=supervised says."""
+    for views in (("pixels", "edges"), ("pixels",)):
+        found = run(config(made, tmp_path, *views, method="supervised,supervised-graph", run=f"a{len(views)}"))["methods"]
+        assert found["supervised-graph"]["views"] == found["supervised"]["views"]
+        assert found["supervised-graph"]["joint"]["test_top1"]["mean"] > found["supervised"]["joint"]["test_top1"]["mean"] + 0.02
+        assert len(found["supervised-graph"]["chosen"]) == len(views) * 2 + (len(views) > 1)
+
+
 def test_a_run_with_graphs_is_worth_its_parts_and_its_joint_is_the_pool_of_its_files(made: Made, tmp_path) -> None:
     from safetensors.torch import load_file
 
@@ -183,6 +213,11 @@ def test_a_run_with_graphs_is_worth_its_parts_and_its_joint_is_the_pool_of_its_f
     pool = load_file(tmp_path / "a" / "probes" / "mct-graph" / "pool.safetensors")
     assert pool["weight"].shape == (5, 2) and (pool["weight"] >= 0).all() and pool["val"].shape == (3, 2, 355, 10)
     assert set(found["probes"]) == {"pixels", "edges", "pool"}
+    assert found["chosen"]["pixels"] == {"weight": pool["weight"][0].tolist()} and len(found["chosen"]) == 5
+    assert found["chosen"]["graph of all views"] == {"weight": pool["weight"][4].tolist(), "neighbours": pool["chosen.neighbours"][2].tolist(),
+                                                     "alpha": pool["chosen.alpha"][2].tolist()}
+    alone = summary["methods"]["label-propagation"]["chosen"]
+    assert set(alone) == {"pixels", "edges", "joint"} and set(alone["joint"]) == {"neighbours", "alpha"} and len(alone["joint"]["alpha"]) == 2
     fused = pooled(torch.cat([torch.zeros(2, 2, 355, 10), pool["val"].float()]), pool["weight"])        # the graphs' part alone is good already
     y = torch.from_numpy(made.items.label[[i for i, split in enumerate(made.items.split) if split == "val"]]).long()
     assert (fused.argmax(-1) == y).double().mean() > 0.6

@@ -58,7 +58,7 @@ def test_a_sweep_on_two_processes_is_that_of_one(made: Made, tmp_path: Path, com
 
 
 def test_what_cannot_differ_in_one_training_is_trained_apart(made: Made, tmp_path: Path) -> None:
-    made_of = list(batches_of(settings(made, tmp_path, at_once=4, method="mct,fixmatch")))
+    made_of = list(batches_of(settings(made, tmp_path, at_once=4), ["mct", "fixmatch"]))
     assert [name for name, *_ in made_of] == ["mct-000", "mct-001", "mct-002", "mct-003", "fixmatch-004", "fixmatch-005", "fixmatch-006", "fixmatch-007"]
     assert [config.hidden for _, _, config, _ in made_of] == [8, 8, 16, 16] * 2 and all(len(members) == 2 for *_, members in made_of)
 

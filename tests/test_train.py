@@ -26,12 +26,14 @@ from cache_specs.items import write_items
 from cache_specs.lookup import find_dataset
 from cache_specs.sources import source_path
 from extract.datasets import build_items, open_dataset
+from train import probe
 from train.__main__ import run
 from train.batches import LABELLED, UNLABELLED, rows, uniforms
 from train.config import TrainConfig
 from train.evaluate import ece, joint, metrics
 from train.jobs import train_method
 from train.log import Listeners
+from train.loop import turn_at
 from train.peers import LocalPeers
 from train.reader import Cache
 from train.report import against, table
@@ -594,9 +596,32 @@ def test_names_of_views_that_would_be_mixed_up_are_refused(made: Made, tmp_path:
         run(dataclasses.replace(config(made, tmp_path), views=views, cache=str(tmp_path / "cache")))
 
 
+def test_with_every_label_known_the_default_leaves_out_what_needs_unlabelled_images(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    everything = config(made, tmp_path, method="", labels="all", seeds="0")
+    assert sorted(run(everything)["methods"]) == ["label-propagation", "supervised", "supervised-graph"]
+    assert "LABELS=all leaves no unlabelled image, so mct-graph is left out" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="leaves no unlabelled image for mct; give fewer"):
+        run(dataclasses.replace(everything, run="b", method="supervised,mct"))
+
+
+@pytest.mark.parametrize(("warmup", "cotrain"), [(0, 500), (100, 500), (7, 23), (5, 10), (5, 3)])
+def test_the_rounds_of_cotraining_are_ten_equal_parts(warmup: int, cotrain: int) -> None:
+    settings = TrainConfig(warmup=warmup, cotrain=cotrain)
+    turns = [turn_at(at, settings) for at in range(-1, warmup + cotrain)]
+    assert set(turns[:warmup + 1]) == {0} and turns[warmup + 1] == 1 and turns[-1] == min(10, 10 * (cotrain - 1) // cotrain + 1)
+    lengths = [turns.count(turn) for turn in range(1, 11)]
+    assert sum(lengths) == cotrain and max(lengths) - min(lengths) <= 1
+
+
+def test_no_two_draws_have_one_stream() -> None:
+    """torch's CPU generator looks at 32 bits of a seed alone."""
+    seeds = [probe.keyed(seed, step, stream, torch.device("cpu")).initial_seed() % 2**32 for seed in range(10) for step in range(500) for stream in range(4)]
+    assert len(set(seeds)) > len(seeds) - 5
+
+
 def test_a_stop_signal_ends_the_methods_of_scikit_learn_too(made: Made, tmp_path: Path) -> None:
     settings = config(made, tmp_path, method="knn")
-    cache, splits = read(settings)
+    cache, splits, _ = read(settings)
     stop = threading.Event()
     stop.set()
     with pytest.raises(PreemptedError, match="stopped before experiment 1 of knn"):

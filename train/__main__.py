@@ -36,7 +36,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
     begun = time.monotonic()
     with session(config) as s:
-        leader, methods, summary = s.peers.rank == 0, config.method_list(), {}
+        leader, methods, summary = s.peers.rank == 0, s.methods, {}
         if s.finished:
             summary = read_summary(s.folder)
             if leader:

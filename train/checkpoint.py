@@ -36,8 +36,8 @@ class Progress:
     the method's score for this view was best on validation, and `fused`, taken where the joint score was.
 
     best_top1, best_nll: (V + 1, E) the validation scores at which the copies were taken, the joint's in the last row; best_step likewise.
-    temperature: (V, E), fitted to each student's teacher; pool: (V + G, E), the weights of the views and graphs of `mct-graph`, and fused_pool those
-    at the best joint score; given: labels from a table, (W, E, N) or (V, 1, E, N).
+    temperature: (V, E), fitted to each student's teacher; pool: (V + G, E), the weights of the views and graphs in the joint, fused_pool those at the
+    best joint score, teach: (V, V + G, E) those in each student's teacher; given: labels from a table, (W, E, N) or (V, 1, E, N).
     """
 
     method: str
@@ -52,6 +52,7 @@ class Progress:
     temperature: Tensor
     pool: Tensor
     fused_pool: Tensor
+    teach: Tensor
     given: Tensor | None = None
 
 
@@ -66,7 +67,7 @@ def save_checkpoint(folder: Path, progress: Progress, peers: Peers) -> None:
                                     ("memory", state.memory), ("best", best), ("fused", fused))
                for key, value in params.items()}
     whole = {"best_top1": progress.best_top1, "best_nll": progress.best_nll, "best_step": progress.best_step, "temperature": progress.temperature,
-             "pool": progress.pool, "fused_pool": progress.fused_pool}
+             "pool": progress.pool, "fused_pool": progress.fused_pool, "teach": progress.teach}
     tensors |= {key: value.cpu() for key, value in (whole | ({} if progress.given is None else {"given": progress.given})).items()}
     data = save({key: value.detach().clone() for key, value in tensors.items()})
     durable.write(temp / f"rank{peers.rank}.safetensors", data, "checkpoint.tensors")
@@ -158,7 +159,8 @@ def load_checkpoint(folder: Path, rank: int, ranks: int, device: torch.device) -
         best.append(pick["best"])
         fused.append(pick["fused"])
     return Progress(record["method"], record["step"], states, best, fused, tensors["best_top1"].cpu(), tensors["best_nll"].cpu(),
-                    tensors["best_step"].cpu(), record["metrics_bytes"], tensors["temperature"], tensors["pool"], tensors["fused_pool"], tensors.get("given"))
+                    tensors["best_step"].cpu(), record["metrics_bytes"], tensors["temperature"], tensors["pool"], tensors["fused_pool"], tensors["teach"],
+                    tensors.get("given"))
 
 
 def metrics_bytes(folder: Path) -> int:

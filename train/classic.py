@@ -43,7 +43,7 @@ def classify(method: str, emb_V: Sequence[np.ndarray], label_N: np.ndarray, clas
     if method not in CLASSIC:
         raise UsageError(f"no baseline is called {method!r}{did_you_mean(method, CLASSIC)}")
     train_rows = np.union1d(split.labelled, split.unlabelled)
-    nodes = nodes_of([split.labelled], split.unlabelled) if method == "label-propagation" else split.labelled
+    nodes = nodes_of(split.labelled, split.unlabelled) if method == "label-propagation" else split.labelled
     blocks = (nodes, split.val, split.test)
     y_n = np.where(np.isin(nodes, split.labelled), label_N[nodes], -1)
     inputs = []

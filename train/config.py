@@ -8,11 +8,12 @@ from typing import Literal
 
 from cache_specs.errors import UsageError, did_you_mean
 
-METHODS = ("supervised", "concat", "logreg", "knn", "label-propagation", "self-training", "co-training", "fixmatch", "mpl", "mct-h0", "mct", "mct-graph")
+METHODS = ("supervised", "concat", "logreg", "knn", "label-propagation", "self-training", "co-training", "fixmatch", "mpl", "mct-h0", "mct",
+           "supervised-graph", "mct-graph")
 TEACHING = ("co-training", "mct-h0", "mct", "mct-graph")                    # need two views
 UNLABELLED = ("self-training", "fixmatch", "mpl", *TEACHING)   # need rows without a label
 MOST_SEEDS = 10_000
-DEFAULT = ("supervised", "label-propagation", "mct-graph")
+DEFAULT = ("supervised", "label-propagation", "supervised-graph", "mct-graph")
 PLACES = ("run", "runs", "cache", "wandb", "log_every_s", "timeout_s")      # not compared when a run is resumed
 
 
@@ -29,7 +30,8 @@ class TrainConfig:
     method: str = ""
     """comma-separated, or all: supervised (each view by itself; joint = late fusion), concat, logreg, knn, label-propagation, self-training,
     co-training, fixmatch, mpl, mct (meta co-training, as published), mct-h0 (without feedback), mct-graph (with label propagation as a further
-    teacher); default: supervised,label-propagation,mct-graph, with one view the first two"""
+    teacher), supervised-graph (mct-graph without co-training); default: supervised,label-propagation,supervised-graph,mct-graph, with one view
+    the first two"""
     seeds: str = "0"
     """seeds of label choice, initial weights and draws: 0, 0..4 or 0,3,7; they train at once"""
     device: str = "auto"

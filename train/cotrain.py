@@ -23,14 +23,14 @@ Told = dict[str, list[Tensor]]          # what a step says of itself: losses of 
 @dataclass(frozen=True)
 class Batch:
     """One view's rows of one step: embeddings (E, U, D) and (E, L, D), labels (E, L) int64, dropout factors of either forward;
-    anchor_EUC: what else the teachers know of the unlabelled rows, log-probabilities that are added to theirs."""
+    anchor_VEUC: what else each student's teacher knows of the unlabelled rows, log-probabilities that are added to its own."""
 
     emb_EUD: Tensor
     emb_ELD: Tensor
     y_EL: Tensor
     keep_U: Sequence[Tensor] = ()
     keep_L: Sequence[Tensor] = ()
-    anchor_EUC: Tensor | None = None
+    anchor_VEUC: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Method:
     """The settings of the step. temperature: of the teachers, a number, (E,), or (V, E) for each student's teacher; 0 is argmax.
 
     feedback `none` (h = 0), learn=False (t' = t) and supervised=0 are ablations; the first two together are supervised training.
-    trust: (V, E), how much each view's word counts among the teachers; None: all alike, as in the paper.
+    trust: (V, V, E), how much the word of each view w counts in the teacher of v, trust[v, w]; None: all alike, as in the paper.
     chunk: rows a forward keeps in memory (see `forward`).
     """
 
@@ -69,7 +69,7 @@ def mct_step(views: Sequence[State], batches: Sequence[Batch], draws_VEU: Tensor
 
     # 1 label: every view predicts U; the teacher of v is the softmax of the mean of the other views' logits (see `teacher`)
     z = [forward(view.params, b.emb_EUD, b.keep_U, method.chunk) for view, b in zip(views, batches, strict=True)]
-    anchor = batches[0].anchor_EUC
+    anchor = batches[0].anchor_VEUC
     y_V, z_V = label([logits.detach() for logits in z], draws_VEU, anchor, peers, method)
 
     # 2 learn: each student steps on the labels it was given
@@ -92,7 +92,7 @@ def mct_step(views: Sequence[State], batches: Sequence[Batch], draws_VEU: Tensor
     return done, {"unlabelled": [x.detach() for x in loss_U], "labelled": [x.detach() for x in loss_L], "feedback": list(h_V)}
 
 
-def label(z: Sequence[Tensor], draws_VEU: Tensor, anchor: Tensor | None, peers: Peers, method: Method) -> tuple[list[Tensor], list[Tensor]]:
+def label(z: Sequence[Tensor], draws_VEU: Tensor, anchor: Sequence[Tensor], peers: Peers, method: Method) -> tuple[list[Tensor], list[Tensor]]:
     """The labels (E, U) that every view is given, and all views' logits; with two views the labels alone need to travel."""
     if peers.count == 2:
         made_by = peers.exchange([hand_out(teacher([z_w, z_w], 1 - w, anchor, method.trust), draws_VEU[1 - w], of(method.temperature, 1 - w))
@@ -102,13 +102,13 @@ def label(z: Sequence[Tensor], draws_VEU: Tensor, anchor: Tensor | None, peers: 
     return [hand_out(teacher(z_V, v, anchor, method.trust), draws_VEU[v], of(method.temperature, v)) for v in range(peers.count)], z_V
 
 
-def teacher(z_V: Sequence[Tensor], v: int, anchor_EUC: Tensor | None = None, trust_VE: Tensor | None = None) -> Tensor:
+def teacher(z_V: Sequence[Tensor], v: int, anchor_VEUC: Sequence[Tensor] = (), trust_VVE: Tensor | None = None) -> Tensor:
     """The logits of v's teacher: the mean of those of all views but v; with `trust` their weighted log-probabilities, and the anchor's."""
     rest = [w for w in range(len(z_V)) if w != v]
-    if trust_VE is None:
+    if trust_VVE is None:
         return torch.stack([z_V[w] for w in rest]).mean(0)
     log_p = {w: log_softmax(z_V[w], -1) for w in rest}
-    return sum(per_experiment(trust_VE[w], log_p[w]) * log_p[w] for w in rest) + (0 if anchor_EUC is None else anchor_EUC)
+    return sum(per_experiment(trust_VVE[v, w], log_p[w]) * log_p[w] for w in rest) + (anchor_VEUC[v] if len(anchor_VEUC) else 0)
 
 
 def hand_out(logits_EUC: Tensor, draw_EU: Tensor, temperature: float | Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from train import batches, probe
 from train.config import TrainConfig
 from train.cotrain import Batch
+from train.optimise import per_experiment
 from train.peers import Peers
 from train.propagation import Graph, statistics
 from train.reader import gather
@@ -102,12 +103,12 @@ class Feeder:
     def __call__(self, step: int, unlabelled: bool = False, strong: bool = False, given: Tensor | None = None,
                  pool: Tensor | None = None) -> tuple[list[Batch], Tensor]:
         """This process's batches, and the uniforms (V, E, U) that decide the sampled labels of all views. `given`: (W, E, N) or, for each view
-        its own, (V, 1, E, N) labels from which those of the unlabelled rows are taken. `pool`: (V + G, E) weights of the views and the graphs."""
+        its own, (V, 1, E, N) labels from which those of the unlabelled rows are taken. `pool`: (V, V + G, E) weights of the experts in each teacher."""
         task, peers = self.task, self.peers
         rows_EL = self._part(self._rows(step, batches.LABELLED, self.size_L, [split.labelled for split in task.splits]))
         y_EL = torch.from_numpy(task.label[rows_EL]).long().to(self.device, non_blocking=True)
         rows_EU = self._part(self._rows(step, batches.UNLABELLED, self.size_U, [split.unlabelled for split in task.splits])) if unlabelled else rows_EL[:, :0]
-        anchor = self._anchor(rows_EU, pool[peers.count:]) if pool is not None and unlabelled else None
+        anchor = self._anchor(rows_EU, pool[:, peers.count:]) if pool is not None and unlabelled else ()
         made = []
         for view, source in zip(peers.mine, task.inputs, strict=True):
             keep_U = self._keep(step, view, KEEP_U, self.size_U) if unlabelled else ()
@@ -123,10 +124,10 @@ class Feeder:
                           for view in range(peers.count)]) if unlabelled else np.empty((peers.count, len(task.seeds), 0))
         return made, torch.from_numpy(np.ascontiguousarray(self._part(draws, 2))).to(self.device, non_blocking=True)
 
-    def _anchor(self, rows_EU: np.ndarray, weight_GE: Tensor) -> Tensor:
-        """(E, U, C): what the graphs know of these rows, weighted."""
+    def _anchor(self, rows_EU: np.ndarray, weight_VGE: Tensor) -> list[Tensor]:
+        """(E, U, C) for each student: what the graphs know of these rows, weighted."""
         scores = [graph(rows_EU).to(self.dtype) for graph in self.task.graphs]
-        return sum(weight_E.to(self.dtype).view(-1, 1, 1) * log_p for weight_E, log_p in zip(weight_GE, scores, strict=True))
+        return [sum(per_experiment(weight_E, log_p) * log_p for weight_E, log_p in zip(weight_GE, scores, strict=True)) for weight_GE in weight_VGE]
 
     def _rows(self, step: int, role: int, size: int, pools: Sequence[np.ndarray]) -> np.ndarray:
         return np.stack([batches.rows(pool, seed, step, size, role) for pool, seed in zip(pools, self.task.seeds, strict=True)])

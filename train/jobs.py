@@ -16,6 +16,7 @@ from train.config import TrainConfig
 from train.feed import Experiment, Task, make_input
 from train.log import Listener
 from train.loop import Job, fit
+from train.methods import PLANS
 from train.peers import LocalPeers, Peers
 from train.propagation import Graph
 from train.reader import Cache
@@ -32,7 +33,7 @@ def train_method(method: str, config: TrainConfig, cache: Cache, splits: Sequenc
         return
     dtype, precision = autocast(config, device)
     for job in make_jobs(method, cache, splits, experiments(config), peers, device, dtype):
-        files = [*(job.probes if isinstance(job.peers, LocalPeers) else cache.names), *["pool"] * (method == "mct-graph")]
+        files = [*(job.probes if isinstance(job.peers, LocalPeers) else cache.names), *["pool"] * PLANS[method].graphs]
         if not is_trained(folder, method, files):
             done = fit(job, config, listener, folder / "checkpoints", folder / "metrics.jsonl", precision, stop)
             fused = done.best if method == "mpl" else done.fused        # an mpl job's joint is that of a student and its teacher
@@ -41,7 +42,8 @@ def train_method(method: str, config: TrainConfig, cache: Cache, splits: Sequenc
                 write_probe(folder, method, name, best, both, source)
             if job.task.graphs and peers.rank == 0:
                 scores = {part: torch.stack([graph(getattr(splits[0], part)) for graph in job.task.graphs]).half() for part in ("val", "test")}
-                write_tensors(folder, method, "pool", {**scores, "weight": done.fused_pool})
+                chosen = {f"chosen.{key}": torch.stack([graph.chosen[key] for graph in job.task.graphs]) for key in job.task.graphs[0].chosen}
+                write_tensors(folder, method, "pool", {**scores, **chosen, "weight": done.fused_pool})
 
 
 def _classic(method: str, cache: Cache, splits: Sequence[Split], folder: Path, stop: threading.Event) -> None:
@@ -51,8 +53,10 @@ def _classic(method: str, cache: Cache, splits: Sequence[Split], folder: Path, s
             raise PreemptedError(f"stopped before experiment {number} of {method}; the same command begins {method} again, and keeps what came before it")
         found.append(classify(method, cache.emb, cache.items.label, len(cache.items.classes), split))
         print(f"{method}: {number} of {len(splits)} experiments", file=sys.stderr, flush=True)
-    write_tensors(folder, method, "scores", {part: torch.stack([torch.stack([torch.from_numpy(z) for z in getattr(scores, part)]) for scores in found], 1)
-                                             for part in ("val", "test")})
+    tensors = {part: torch.stack([torch.stack([torch.from_numpy(z) for z in getattr(scores, part)]) for scores in found], 1) for part in ("val", "test")}
+    chosen = {f"chosen.{key}": torch.tensor([[scores.chosen[view][key] for scores in found] for view in range(len(cache.names) + 1)], dtype=torch.float64)
+              for key in found[0].chosen[0]}
+    write_tensors(folder, method, "scores", {**tensors, **chosen})
 
 
 def autocast(config: TrainConfig, device: torch.device) -> tuple[torch.dtype, AbstractContextManager]:
@@ -82,7 +86,7 @@ def make_jobs(method: str, cache: Cache, splits: Sequence[Split], tries: Sequenc
         return [Job(f"mpl-{name}", method, task([name, f"{name} (teacher)"], [[view]] * 2), LocalPeers(2), [name])
                 for view, name in enumerate(cache.names)] if peers.rank == 0 else []
     made = task(cache.names, [[view] for view in peers.mine])
-    if method == "mct-graph":                               # every process has all of them: they are small, and nobody need send them
-        groups = [[emb_ND] for emb_ND in cache.emb] + [cache.emb]
+    if PLANS[method].graphs:                                # every process has all of them: they are small, and nobody need send them
+        groups = [[emb_ND] for emb_ND in cache.emb] + ([cache.emb] if len(cache.names) > 1 else [])
         made = replace(made, graphs=[Graph(emb_V, cache.items.label, splits, made.classes, device) for emb_V in groups])
     return [Job(method, method, made, peers, [cache.names[view] for view in peers.mine])]

@@ -65,23 +65,23 @@ def fit(job: Job, config: TrainConfig, listener: Listener, folder: Path, metrics
         if phase and not at:
             progress = replace(_begin(job, config, progress.metrics_bytes), step=progress.step, given=_first_choices(progress, job))
             progress.best_step += progress.step                 # the second phase's patience begins here
-        elif plan.step is pseudo_step and plan.phases == 1 and not alone and (at - config.warmup) % math.ceil(config.cotrain / ROUNDS) == 0:
-            progress.given = _most_confident(progress, job, (at - config.warmup) // math.ceil(config.cotrain / ROUNDS) + 1)
+        elif plan.step is pseudo_step and plan.phases == 1 and not alone and (turn := turn_at(at, config)) > turn_at(at - 1, config):
+            progress.given = _most_confident(progress, job, turn)
         now = replace(settings, adam=replace(settings.adam, lr=lr * schedule(config.schedule, at, period)),
                       temperature=temperature * progress.temperature if config.calibrate else temperature,
-                      trust=progress.pool[:peers.count] if plan.graphs else None)
+                      trust=progress.teach[:, :peers.count] if plan.graphs else None)
         with precision:
             if alone:
                 progress.states, told = supervised_step(progress.states, feed(at)[0], peers, now)
             else:
-                views, draws_VEU = feed(at, True, plan.strong, progress.given, progress.pool if plan.graphs else None)
+                views, draws_VEU = feed(at, True, plan.strong, progress.given, progress.teach if plan.graphs else None)
                 progress.states, told = plan.step(progress.states, views, draws_VEU, peers, now)
         progress.states = [average(state, config.ema) for state in progress.states]
         progress.step += 1
         watch(told, progress.step)
         listener.step(progress.step)
         if progress.step % config.eval_every == 0 or at + 1 == period:
-            record = _select(progress, job, config, y_val, plan.per_view, graphs_val)
+            record = _select(progress, job, config, y_val, graphs_val)
             record |= {"method": job.name, "step": progress.step, "steps": plan.phases * period, "phase": "supervised" if alone else job.method}
             record |= {name: dict(zip(task.names, torch.stack(values).mean(1).tolist(), strict=True)) for name, values in told.items() if name == "feedback"}
             listener.tell(record)
@@ -111,6 +111,11 @@ def schedule(kind: str, at: int, period: int) -> float:
     return {"constant": 1.0, "cosine": 0.5 + 0.5 * math.cos(math.pi * at / period), "linear": 1 - at / period}[kind]
 
 
+def turn_at(at: int, config: TrainConfig) -> int:
+    """Which of its ROUNDS co-training is in at step `at`, from 1 on; 0 before it begins."""
+    return max(0, (at - config.warmup) * ROUNDS // config.cotrain + 1)
+
+
 def _begin(job: Job, config: TrainConfig, metrics_bytes: int) -> Progress:
     states, task, peers = [], job.task, job.peers
     for view, source in zip(peers.mine, task.inputs, strict=True):
@@ -126,7 +131,7 @@ def _begin(job: Job, config: TrainConfig, metrics_bytes: int) -> Progress:
         pool[peers.count:] = fit_pool(known, y_val, torch.full_like(pool[peers.count:], 1 / len(task.graphs)))
     return Progress(job.name, 0, states, best, fused, torch.full(shape, -1.0, dtype=torch.float64), torch.full(shape, torch.inf, dtype=torch.float64),
                     torch.zeros(shape, dtype=torch.int64), metrics_bytes, torch.ones(peers.count, len(task.seeds), dtype=torch.float64, device=device),
-                    pool, pool)
+                    pool, pool, pool.expand(peers.count, -1, -1))
 
 
 def shown(state: State) -> Params:
@@ -134,15 +139,17 @@ def shown(state: State) -> Params:
     return state.average or state.params
 
 
-def _select(progress: Progress, job: Job, config: TrainConfig, y_val: Tensor, per_view: bool, graphs: Sequence[Tensor]) -> dict:
+def _select(progress: Progress, job: Job, config: TrainConfig, y_val: Tensor, graphs: Sequence[Tensor]) -> dict:
     """Score every view and the joint on validation; where the score is a new best, keep *copies* of the parameters. Returns the record."""
-    task, peers = job.task, job.peers
+    task, peers, plan = job.task, job.peers, PLANS[job.method]
     mine = [predict(shown(state), source, task.splits[0].val) for state, source in zip(progress.states, task.inputs, strict=True)]
     logits_V = peers.exchange(mine)
     scores = {name: top1_nll(logits, y_val) for name, logits in zip(task.names, logits_V, strict=True)}
     if graphs:
         experts = torch.stack([*logits_V, *graphs])
         progress.pool = fit_pool(experts, y_val, progress.pool)
+        if plan.step is not None:
+            progress.teach = torch.stack([_without(v, experts, y_val, progress.teach[v]) for v in range(peers.count)])
         whole = top1_nll(pooled(experts, progress.pool), y_val)
     else:
         whole = top1_nll(joint(logits_V, config.joint), y_val)
@@ -151,7 +158,7 @@ def _select(progress: Progress, job: Job, config: TrainConfig, y_val: Tensor, pe
             raise not_finite("validation loss", name, progress.step, job)
     if config.calibrate and peers.count > 1 and not graphs:             # the pool's weights are the experts' temperatures
         progress.temperature = torch.stack([calibrate(teacher(logits_V, v), y_val) for v in range(peers.count)])
-    for row, score in enumerate([*((scores[name] if per_view else whole) for name in task.names), whole]):
+    for row, score in enumerate([*((scores[name] if plan.per_view else whole) for name in task.names), whole]):
         top1, nll = (value.cpu() for value in score)
         better = (top1 > progress.best_top1[row]) | ((top1 == progress.best_top1[row]) & (nll < progress.best_nll[row]))
         if config.patience:                                     # an experiment that was given up stays so
@@ -166,6 +173,13 @@ def _select(progress: Progress, job: Job, config: TrainConfig, y_val: Tensor, pe
             if row in (view, peers.count):
                 copies[here] = _replace(copies[here], shown(progress.states[here]), better)
     return {"val": {name: {"top1": float(top1.mean()), "nll": float(nll.mean())} for name, (top1, nll) in [*scores.items(), ("joint", whole)]}}
+
+
+def _without(v: int, experts_MEnC: Tensor, y_n: Tensor, start_ME: Tensor) -> Tensor:
+    """The weights (M, E) of the pool of all experts but v: nobody is his own teacher."""
+    rest, weight_ME = [m for m in range(len(experts_MEnC)) if m != v], torch.zeros_like(start_ME)
+    weight_ME[rest] = fit_pool(experts_MEnC[rest], y_n, start_ME[rest])
+    return weight_ME
 
 
 def _replace(old: Params, new: Params, better_E: Tensor) -> Params:

@@ -9,6 +9,7 @@ A method is a list of jobs. A job trains the probes of some inputs, step by step
     fixmatch            each view by itself, consistent under noise and dropout (--fixmatch fixed, freematch or softmatch)
     mpl                 Meta Pseudo Labels: in each view a teacher and a student
     mct, mct-h0         Meta Co-Training, and without its feedback
+    supervised-graph    supervised, and the graphs of mct-graph pooled with the probes in the same way: what mct-graph has without co-training
     mct-graph           Meta Co-Training from the first step, whose teachers also know what label propagation on each view, and on all side by
                         side, says (train/propagation.py); every expert is weighted by what it is worth on validation, in the teachers and in the joint
     logreg, knn, label-propagation      scikit-learn's, per view and on all side by side (train/classic.py)
@@ -25,7 +26,7 @@ TITLES = {      # of a view's own line, and of the joint line
     "knn": ("k nearest neighbours", "on all views"), "label-propagation": ("label propagation", "on all views"),
     "self-training": ("self-training", "late fusion"), "co-training": ("co-training", "late fusion"), "fixmatch": ("FixMatch", "late fusion"),
     "mpl": ("meta pseudo labels", "late fusion"), "mct-h0": ("meta co-training, no feedback", "joint"), "mct": ("meta co-training", "joint"),
-    "mct-graph": ("meta co-training with graphs", "joint"),
+    "supervised-graph": ("supervised with graphs", "joint"), "mct-graph": ("meta co-training with graphs", "joint"),
 }
 ROUNDS = 10         # of co-training
 SOLO = ("concat", "mpl", "logreg", "knn", "label-propagation")         # one process has all of it, on however many GPUs the others are
@@ -48,4 +49,5 @@ PLANS = {
     "supervised": Plan(per_view=True), "concat": Plan(per_view=True), "self-training": Plan(pseudo_step, per_view=True, phases=2),
     "co-training": Plan(pseudo_step, per_view=True), "fixmatch": Plan(fixmatch_step, per_view=True, strong=True), "mpl": Plan(mpl_step, per_view=True),
     "mct-h0": Plan(mct_step, feedback=False), "mct": Plan(mct_step), "mct-graph": Plan(mct_step, graphs=True),
+    "supervised-graph": Plan(per_view=True, graphs=True),
 }

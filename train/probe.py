@@ -91,4 +91,4 @@ def noise(seeds: Sequence[int], step: int, stream: int, batch: int, width: int, 
 
 
 def keyed(seed: int, step: int, stream: int, device: torch.device) -> torch.Generator:
-    return torch.Generator(device).manual_seed(int(uniforms(seed, step, stream, 1)[0] * 2**62))
+    return torch.Generator(device).manual_seed(int(uniforms(seed, step, stream, 1)[0] * 2**53))

@@ -1,12 +1,13 @@
 """Label propagation on the graph of nearest neighbours of cached embeddings: a baseline, and the fixed experts of `mct-graph`.
 
-    graph = Graph(emb_V, rows, label, splits, classes, nodes)      once a run; on one view, or on several side by side
+    graph = Graph(emb_V, label, splits, classes, device)    once a run; on one view, or on several side by side
     graph(rows_EB)                                          (E, B, C) log-probabilities, E experiments with labels of their own
 
 Read `spread` for the method, then `Graph`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ ACCURACY = 1e-12                                            # of a solved label 
 NODES = 50_000                                              # of a graph; other rows take the mean of the nearest of them
 NEIGHBOURS, ALPHAS = (5, 7, 10, 20), (0.5, 0.8, 0.9, 0.99)  # chosen on validation
 LARGE, USUAL = 5_000_000, (7, 0.9)                          # nodes times classes above which these are taken unseen: choosing would take hours
+CHUNK = 4_096
 LEAST = 1e-6                                                # the probability of a class that no neighbour knows
 
 
@@ -125,69 +127,98 @@ def _by_products(device: torch.device, x_nD: np.ndarray, query_mD: np.ndarray | 
     return np.concatenate(found) if found else np.empty((0, k), np.int64)
 
 
-def nodes_of(labelled: Sequence[np.ndarray], others: np.ndarray) -> np.ndarray:
-    """The rows of a graph, ascending: all labelled ones, of every experiment, and as many others, evenly spaced, as NODES allows."""
-    known = np.unique(np.concatenate(labelled))
-    rest = np.setdiff1d(others, known)
-    room = max(NODES - len(known), 0)
+def nodes_of(labelled: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The rows of a graph, ascending: all labelled ones, and as many others, evenly spaced, as NODES allows."""
+    rest = np.setdiff1d(others, labelled)
+    room = max(NODES - len(labelled), 0)
     if len(rest) > room:
         rest = rest[np.linspace(0, len(rest) - 1, room).astype(np.int64)] if room else rest[:0]
-    return np.union1d(known, rest)
+    return np.union1d(labelled, rest)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The graph of some rows, and where every row stands in it.
+
+    links: S for each number of neighbours; near_NK: (N, K) the nearest nodes of each row, as places among the nodes, its own alone for a node;
+    node_N: which rows are nodes; val_mK: the nearest nodes of the validation rows.
+    """
+
+    nodes: np.ndarray
+    links: dict[int, Any]
+    near_NK: Tensor
+    node_N: np.ndarray
+    val_mK: np.ndarray
 
 
 class Graph:
     """What the neighbours say: the labels of each experiment, spread over the graph of one view, or of several side by side.
 
     emb_V: (N, D_v) each; splits: of the E experiments, whose training rows together are the same; val and test rows may be asked for too.
-    The number of neighbours and the share that comes from them are those of the best accuracy on each experiment's validation rows.
+    The number of neighbours and the share that comes from them are those of the best accuracy on each experiment's validation rows: `chosen`.
+    All experiments share one graph unless there are more than NODES training rows: then each has one with its own labelled rows among the nodes.
     """
 
     def __init__(self, emb_V: Sequence[np.ndarray], label_N: np.ndarray, splits: Sequence[Split], classes: int, device: torch.device) -> None:
         train = np.union1d(splits[0].labelled, splits[0].unlabelled)
-        self.nodes = nodes_of([split.labelled for split in splits], train)
-        scale_V = [statistics(emb_ND, train) for emb_ND in emb_V]
+        scale_V, self.device, self.classes = [statistics(emb_ND, train) for emb_ND in emb_V], device, classes
 
         def side_by_side(rows: np.ndarray) -> np.ndarray:
             x_V = [unit(standardise(emb_ND, rows, *scale)) for emb_ND, scale in zip(emb_V, scale_V, strict=True)]
             return np.concatenate(x_V, 1) * np.float32(len(x_V) ** -0.5)
 
-        x_nD = side_by_side(self.nodes)
-        grid = grid_of(len(self.nodes), classes)
-        most = min(max(k for k, _ in grid), len(self.nodes))
-        graph_nK, val = nearest_on(device, x_nD, None, most), splits[0].val
-        links = {k: links_of(graph_nK[:, :k]) for k in {k for k, _ in grid}}
-        val_mK = nearest_on(device, x_nD, side_by_side(val), most)
-        solved: dict[int, tuple[np.ndarray, int]] = {}                          # experiments of a sweep share their seed's split
+        found: dict[bytes, Neighbours] = {}
+        solved: dict[int, tuple[Neighbours, Tensor, int, float]] = {}       # experiments of a sweep share their seed's split
         for split in splits:
-            if id(split) in solved:
-                continue
-            y_n, best = np.where(np.isin(self.nodes, split.labelled), label_N[self.nodes], -1), (-1.0, -np.inf)
-            for k, alpha in grid:
-                p_nC = solve(links[k], y_n, classes, alpha)
-                p_mC = np.maximum(sum(p_nC[at_m] for at_m in val_mK[:, :k].T) / min(k, most), LEAST)
-                told_m = np.log(p_mC[np.arange(len(val)), label_N[val]])
-                score = (float((p_mC.argmax(1) == label_N[val]).mean()), float(told_m.mean()))
-                if score > best:
-                    best, solved[id(split)] = score, (p_nC, min(k, most))
-        self.p_EnC = torch.from_numpy(np.stack([solved[id(split)][0] for split in splits])).to(device)
-        k_E = torch.tensor([solved[id(split)][1] for split in splits])
-        self.share_EK = ((torch.arange(most) < k_E.unsqueeze(1)) / k_E.unsqueeze(1)).float().to(device)        # of each neighbour, the nearest first
-        self.place_N = np.full(len(label_N), -1, np.int64)
-        self.place_N[self.nodes] = np.arange(len(self.nodes))
-        asked = np.concatenate([np.setdiff1d(train, self.nodes), splits[0].val, splits[0].test])
-        self.near_NK = np.zeros((len(label_N), most), np.int32)
-        self.near_NK[self.nodes] = np.arange(len(self.nodes))[:, None]                        # a node speaks for itself
-        for first in range(0, len(asked), 65_536):
-            part = asked[first:first + 65_536]
-            self.near_NK[part] = nearest_on(device, x_nD, side_by_side(part), most)
+            if id(split) not in solved:
+                nodes = nodes_of(split.labelled, train)
+                if nodes.tobytes() not in found:
+                    found[nodes.tobytes()] = _neighbours(nodes, train, splits[0], side_by_side, classes, len(label_N), device)
+                solved[id(split)] = self._choose(found[nodes.tobytes()], split, label_N)
+        self.solved_E = [solved[id(split)] for split in splits]
+
+    def _choose(self, of: Neighbours, split: Split, label_N: np.ndarray) -> tuple[Neighbours, Tensor, int, float]:
+        """The graph, (n, C) distributions of its nodes, and the neighbours and alpha that did best on validation."""
+        y_n, y_m = np.where(np.isin(of.nodes, split.labelled), label_N[of.nodes], -1), label_N[split.val]
+        best, score = None, ()
+        for k, alpha in grid_of(len(of.nodes), self.classes):
+            p_nC = solve(of.links[k], y_n, self.classes, alpha)
+            p_mC = np.maximum(sum(p_nC[at_m] for at_m in of.val_mK[:, :k].T) / min(k, of.val_mK.shape[1]), LEAST)
+            told = float((p_mC.argmax(1) == y_m).mean()), float(np.log(p_mC[np.arange(len(y_m)), y_m]).mean())
+            if best is None or told > score:
+                best, score = (of, torch.from_numpy(p_nC).to(self.device), min(k, of.val_mK.shape[1]), alpha), told
+        return best
+
+    @property
+    def chosen(self) -> dict[str, Tensor]:
+        """neighbours and alpha of each experiment, (E,) each."""
+        return {"neighbours": torch.tensor([k for _, _, k, _ in self.solved_E]),
+                "alpha": torch.tensor([alpha for _, _, _, alpha in self.solved_E], dtype=torch.float64)}
 
     def __call__(self, rows_EB: np.ndarray) -> Tensor:
         """(E, B) row numbers, or (B,) for all experiments -> (E, B, C) float32 log-probabilities."""
-        experiments, _, classes = self.p_EnC.shape
-        known = (self.place_N[rows_EB] >= 0).all()
-        near = self.place_N[rows_EB][..., None] if known else self.near_NK[rows_EB]
-        at_EX = torch.from_numpy(np.array(np.broadcast_to(near, (experiments, *near.shape[-2:])).reshape(experiments, -1), np.int64))
-        at_EX = at_EX.to(self.p_EnC.device)
-        p = torch.stack([p_nC.index_select(0, at_X) for p_nC, at_X in zip(self.p_EnC, at_EX, strict=True)])
-        p = p.view(experiments, -1, near.shape[-1], classes)
-        return (p[:, :, 0] if known else torch.einsum("ebkc,ek->ebc", p, self.share_EK)).clamp_min(LEAST).log()
+        if rows_EB.shape[-1] > CHUNK:                       # of all neighbours' distributions in memory at a time
+            return torch.cat([self(rows_EB[..., first:first + CHUNK]) for first in range(0, rows_EB.shape[-1], CHUNK)], 1)
+        rows_EB = np.broadcast_to(rows_EB, (len(self.solved_E), rows_EB.shape[-1]))
+        rows = torch.from_numpy(np.array(rows_EB)).to(self.device, non_blocking=True)
+        p_E = []
+        for (of, p_nC, k, _), rows_B, on_device_B in zip(self.solved_E, rows_EB, rows, strict=True):
+            near_Bk = of.near_NK.index_select(0, on_device_B)[:, :1 if of.node_N[rows_B].all() else k]
+            p_E.append(p_nC.index_select(0, near_Bk.flatten()).view(*near_Bk.shape, -1).mean(1))
+        return torch.stack(p_E).clamp_min(LEAST).log()
+
+
+def _neighbours(nodes: np.ndarray, train: np.ndarray, split: Split, features: Callable[[np.ndarray], np.ndarray], classes: int, rows: int,
+                device: torch.device) -> Neighbours:
+    """features(row numbers) -> (n, D) float32 rows of length 1."""
+    x_nD, sizes = features(nodes), {k for k, _ in grid_of(len(nodes), classes)}
+    most = min(max(sizes), len(nodes))
+    graph_nK = nearest_on(device, x_nD, None, most)
+    near_NK, asked = np.zeros((rows, most), np.int32), np.concatenate([np.setdiff1d(train, nodes), split.val, split.test])
+    near_NK[nodes] = np.arange(len(nodes))[:, None]
+    for first in range(0, len(asked), 65_536):
+        part = asked[first:first + 65_536]
+        near_NK[part] = nearest_on(device, x_nD, features(part), most)
+    node_N = np.zeros(rows, bool)
+    node_N[nodes] = True
+    return Neighbours(nodes, {k: links_of(graph_nK[:, :k]) for k in sizes}, torch.from_numpy(near_NK).to(device), node_N, near_NK[split.val])

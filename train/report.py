@@ -18,7 +18,7 @@ from cache_specs.errors import IntegrityError
 from train.config import TrainConfig
 from train.evaluate import joint, metrics, pooled, predict
 from train.feed import Input
-from train.methods import TITLES
+from train.methods import PLANS, TITLES
 from train.probe import Params
 from train.reader import Cache
 from train.splits import Split
@@ -62,17 +62,24 @@ def describe(config: TrainConfig, cache: Cache, splits: Sequence[Split]) -> dict
             "rows": {"labelled": len(split.labelled), "unlabelled": len(split.unlabelled), "val": len(split.val), "test": len(split.test)}}
 
 
-def logits_of(folder: Path, method: str, cache: Cache, split: Split, rule: str, device: torch.device) -> tuple[dict[str, list[Tensor]], dict[str, str]]:
-    """{val, test: (E, n, C) log-scores of each view and then of the joint}, and the digests of the files that they come from.
+def logits_of(folder: Path, method: str, cache: Cache, split: Split, rule: str,
+              device: torch.device) -> tuple[dict[str, list[Tensor]], dict[str, str], dict[str, dict[str, list[float]]]]:
+    """{val, test: (E, n, C) log-scores of each view and then of the joint}, the digests of the files that they come from, and what was chosen
+    on validation: {view, joint or graph: {hyper-parameter or weight in the joint: E values}}.
 
     `concat` has a joint alone. scikit-learn's methods keep no model: their scores were written down when they were fitted.
     """
     if method in ("logreg", "knn", "label-propagation"):
         tensors, sha256 = read_tensors(folder, method, "scores", device)
-        return {name: list(tensors[name]) for name in ("val", "test")}, {"scores": sha256}
+        return {name: list(tensors[name]) for name in ("val", "test")}, {"scores": sha256}, _chosen([*cache.names, "joint"], tensors)
     names = ["concat"] if method == "concat" else cache.names
     files = {name: read_tensors(folder, method, name, device) for name in names}
     found: dict[str, list[Tensor]] = {}
+    graphs = method in PLANS and PLANS[method].graphs
+    pool = {}
+    if graphs:
+        pool, sha256 = read_tensors(folder, method, "pool", device)
+        files["pool"] = {}, sha256
     for part in ("val", "test"):
         own, fused = [], []
         for view, name in enumerate(names):
@@ -81,13 +88,20 @@ def logits_of(folder: Path, method: str, cache: Cache, split: Split, rule: str, 
             pick = {key.removeprefix("joint."): tensors[key] for key in sorted(tensors) if key.startswith("joint.")}
             own.append(predict({key: tensors[key] for key in pick}, source, getattr(split, part)))
             fused.append(predict(pick, source, getattr(split, part)))
-        if method == "mct-graph":
-            pool, sha256 = read_tensors(folder, method, "pool", device)
-            files["pool"], both = ({}, sha256), pooled(torch.stack([*fused, *pool[part].float()]), pool["weight"])
-        else:
-            both = joint(fused, rule)
+        both = pooled(torch.stack([*fused, *pool[part].float()]), pool["weight"]) if graphs else joint(fused, rule)
         found[part] = own if method == "concat" else [*own, both]
-    return found, {name: sha256 for name, (_, sha256) in files.items()}
+    experts = [*cache.names, *(f"graph of {name}" for name in cache.names), *["graph of all views"] * (len(cache.names) > 1)]
+    return found, {name: sha256 for name, (_, sha256) in files.items()}, _chosen(experts, pool)
+
+
+def _chosen(names: Sequence[str], tensors: dict[str, Tensor]) -> dict[str, dict[str, list[float]]]:
+    """A tensor of fewer rows than there are names is of the last of them: only graphs have neighbours."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for key, values in tensors.items():
+        if key == "weight" or key.startswith("chosen."):
+            for name, row in zip(names[-len(values):], values.tolist(), strict=True):
+                found.setdefault(name, {})[key.removeprefix("chosen.")] = row
+    return found
 
 
 def summarise(folder: Path, head: dict[str, Any], methods: Sequence[str], cache: Cache, split: Split, device: torch.device, seconds: float) -> dict[str, Any]:
@@ -95,7 +109,7 @@ def summarise(folder: Path, head: dict[str, Any], methods: Sequence[str], cache:
     summary: dict[str, Any] = {**head, "methods": {}}
     tables, label, keys = [], cache.items.label, cache.items.keys
     for method in methods:
-        logits, digests = logits_of(folder, method, cache, split, head["joint"], device)
+        logits, digests, chosen = logits_of(folder, method, cache, split, head["joint"], device)
         views = cache.names if len(logits["val"]) > 1 else []
         scores: dict[str, dict[str, list[float]]] = {name: {} for name in [*views, "joint"]}
         for part, both in logits.items():
@@ -105,7 +119,7 @@ def summarise(folder: Path, head: dict[str, Any], methods: Sequence[str], cache:
                 scores[name] |= {f"{part}_{key}": values for key, values in metrics(z, y).items()}
             tables.append(_predictions(method, part, cache.names, [z.cpu() for z in both], [keys[row] for row in rows], label[rows], head["seeds"]))
         found = {name: {key: _spread(values[key]) for key in KEYS} for name, values in scores.items()}
-        summary["methods"][method] = {"views": {view: found[view] for view in views}, "joint": found["joint"], "probes": digests}
+        summary["methods"][method] = {"views": {view: found[view] for view in views}, "joint": found["joint"], "probes": digests, "chosen": chosen}
     _write_parquet(folder / "predictions.parquet", tables)
     summary["seconds"] = round(seconds, 1)
     durable.write_json(folder / "summary.json", summary, "summary")

@@ -35,6 +35,7 @@ class Session:
 
     cache: "Cache"
     splits: "list[Split]"
+    methods: list[str]
     folder: Path
     device: "torch.device"
     peers: "Peers"
@@ -86,14 +87,17 @@ def session(config: TrainConfig) -> Iterator[Session]:
         if config.threads:
             torch.set_num_threads(config.threads)
         device = choose_device(config.device, config.gpus)
-        cache, splits = read(config)
+        cache, splits, methods = read(config)
         if rank == 0:
             cache.warn_of_drift()
             warn_of_copies(cache, splits[0])
+            if left_out := sorted(set(config.method_list()) - set(methods)):
+                print(f"LABELS={config.labels} leaves no unlabelled image, so {', '.join(left_out)} "
+                      f"{'is' if len(left_out) == 1 else 'are'} left out", file=sys.stderr, flush=True)
             cleanup.enter_context(locks.lock(durable.make_folder(Path(config.runs) / config.run)))
         folder = open_run(config, cache.fingerprints, device.type, leader=rank == 0)
         if is_finished(folder):
-            yield Session(cache, splits, folder, device, LocalPeers(len(cache.names)), Listeners(), stop, True)
+            yield Session(cache, splits, methods, folder, device, LocalPeers(len(cache.names)), Listeners(), stop, True)
         else:
             if rank == 0:
                 mend(folder)                                # before the others, who wait for this one to join them, look
@@ -105,7 +109,7 @@ def session(config: TrainConfig) -> Iterator[Session]:
                 listeners += [Wandb(config.wandb, folder, dataclasses.asdict(config))] if config.wandb != "off" else []
             listener = Listeners(*listeners)
             cleanup.callback(listener.close)
-            yield Session(cache, splits, folder, device, peers, listener, stop, False)
+            yield Session(cache, splits, methods, folder, device, peers, listener, stop, False)
         code = 0
     except CoviewError as error:
         code = error.exit_code
@@ -115,8 +119,8 @@ def session(config: TrainConfig) -> Iterator[Session]:
         board.ended(code)
 
 
-def read(config: TrainConfig) -> tuple["Cache", list["Split"]]:
-    """The views and a split for each seed, checked. Raises CoviewError."""
+def read(config: TrainConfig) -> tuple["Cache", list["Split"], list[str]]:
+    """The views, a split for each seed, and the methods: those asked for, or of the default and of `all` those that the data allow. Raises CoviewError."""
     from train.reader import open_cache
     from train.splits import make_split
 
@@ -125,16 +129,19 @@ def read(config: TrainConfig) -> tuple["Cache", list["Split"]]:
         raise UsageError(f"{cache.items.name!r} has {len(cache.items.classes)} class(es); training needs at least two. Put the images into class "
                          "folders, or give a table with the columns path,label,split")
     splits = [make_split(cache.items, cache.ok, config.labels, seed) for seed in config.seed_list()]
-    hungry = [method for method in config.method_list() if method in UNLABELLED]
-    if hungry and not all(len(split.unlabelled) for split in splits):
+    methods = config.method_list()
+    hungry = [method for method in methods if method in UNLABELLED] if not all(len(split.unlabelled) for split in splits) else []
+    if hungry and config.method in ("", "all") and len(hungry) < len(methods):
+        methods = [method for method in methods if method not in UNLABELLED]
+    elif hungry:
         raise UsageError(f"LABELS={config.labels} leaves no unlabelled image for {hungry[-1]}; give fewer (LABELS=4, LABELS=10%), add images without a "
                          "label, or type METHOD=supervised")
-    heavy = [method for method in config.method_list() if method in ("label-propagation", "mct-graph")]
+    heavy = [method for method in methods if method in ("label-propagation", "supervised-graph", "mct-graph")]
     scores = 8 * len(splits) * len(cache.items.classes) * max(len(splits[0].val), len(splits[0].test)) * (2 * len(cache.names) + 1)
     if heavy and (scores > MOST_BYTES or max(len(split.labelled) for split in splits) > MOST_LABELLED):
         raise UsageError(f"{heavy[-1]} holds the scores of all validation and test images in memory, here some {scores / 1e9:,.1f} GB, and a graph of "
                          f"all labelled images, at most {MOST_LABELLED:,}. Use fewer seeds (SEEDS=0), smaller splits, or METHOD=supervised,mct")
-    return cache, splits
+    return cache, splits, methods
 
 
 def warn_of_copies(cache: "Cache", split: "Split") -> None:

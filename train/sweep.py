@@ -21,7 +21,7 @@ from train.config import PLACES, TrainConfig
 
 INSIDE = ("lr", "weight_decay", "temperature", "pseudo")        # may differ between the experiments of one training
 OUTSIDE = (*PLACES, "views", "data", "labels", "seeds", "method", "device", "gpus", "grid", "at_once", "threads")       # no axis of a grid
-METHODS = ("supervised", "self-training", "co-training", "fixmatch", "mct-h0", "mct", "mct-graph")
+METHODS = ("supervised", "self-training", "co-training", "fixmatch", "mct-h0", "mct", "supervised-graph", "mct-graph")
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ def main() -> None:
     start(config, "train.sweep", sweep)
 
 
-def batches_of(config: SweepConfig) -> Iterator[tuple[str, str, TrainConfig, list[dict[str, Any]]]]:
+def batches_of(config: SweepConfig, methods: list[str]) -> Iterator[tuple[str, str, TrainConfig, list[dict[str, Any]]]]:
     """(name, method, settings, combinations) of each batched training: what cannot differ inside one is alike in it."""
     seeds, number = len(config.seed_list()), 0
-    for method in config.method_list():
+    for method in methods:
         groups: dict[tuple, list[dict[str, Any]]] = {}
         for combination in config.combinations():
             groups.setdefault(tuple((name, value) for name, value in combination.items() if name not in INSIDE), []).append(combination)
@@ -113,7 +113,7 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
         if s.peers.rank == 0:
             durable.make_folder(s.folder / "sweep")
         s.peers.any(False)
-        for name, method, settings, members in batches_of(config):
+        for name, method, settings, members in batches_of(config, s.methods):
             path = s.folder / "sweep" / f"{name}.json"
             if not path.is_file():
                 tries = [one for member in members for one in experiments(dataclasses.replace(settings, **member))]
