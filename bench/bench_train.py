@@ -52,6 +52,7 @@ from train.config import TrainConfig
 from train.cotrain import mct_step, supervised_step
 from train.feed import INIT, PURPOSES, Experiment, Feeder, Input, Task, make_input
 from train.log import Console, Ignore, Jsonl
+from train.methods import Job
 from train.optimise import Adam, State, fresh
 from train.peers import GroupPeers, LocalPeers, Peers
 from train.rivals import Rival
@@ -483,12 +484,12 @@ class Listeners(Ignore):
 
 def shares(config: TrainConfig, task: Task, device: torch.device) -> dict[str, float]:
     """Parts of the seconds that `fit` takes for meta co-training from its first to its last step."""
-    clock, job = Clock(device), loop.Job("mct", "mct", task, LocalPeers(2), task.names)
+    clock, job = Clock(device), Job("mct", "mct", task, LocalPeers(2), task.names)
     plan = replace(loop.PLANS["mct"], step=clock("steps", mct_step))
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder, contextlib.ExitStack() as patches, open(os.devnull, "w") as nowhere:
         patches.enter_context(contextlib.redirect_stderr(nowhere))
         patches.enter_context(mock.patch.dict(loop.PLANS, mct=plan))
-        for where, name, what in ((loop, "supervised_step", "steps"), (loop.Feeder, "__call__", "feed"), (loop, "_select", "evaluation"),
+        for where, name, what in ((loop, "supervised_step", "steps"), (loop.Feeder, "__call__", "feed"), (loop, "select", "evaluation"),
                                   (loop.Watch, "__call__", "logging"), (loop, "save_checkpoint", "checkpoints")):
             patches.enter_context(mock.patch.object(where, name, clock(what, getattr(where, name))))
         listener, begun = Listeners(Path(folder), clock), time.perf_counter()

@@ -18,11 +18,11 @@ from train.__main__ import run
 from train.checkpoint import load_checkpoint
 from train.cotrain import hand_out, mct_step, teacher
 from train.evaluate import PENALTY, fit_pool, pooled
-from train.loop import _without
 from train.optimise import ce
 from train.peers import LocalPeers
 from train.probe import Params, forward
 from train.propagation import ALPHAS, LEAST, NEIGHBOURS, Graph, nodes_of, spread, standardise, statistics, unit
+from train.selection import without
 from train.splits import Split
 
 
@@ -185,7 +185,7 @@ GRAPH = {"method": "supervised,label-propagation,mct-graph", "precision": "float
 def test_a_student_is_not_among_its_teachers(made: Made, tmp_path) -> None:
     """The weights of each teacher are those of the least loss without the student; they are kept in the checkpoint."""
     scores, y = experts()
-    weight = _without(0, scores, y, torch.full((4, 2), 0.25, dtype=torch.float64))
+    weight = without(0, scores, y, torch.full((4, 2), 0.25, dtype=torch.float64))
     assert (weight[0] == 0).all()
     torch.testing.assert_close(weight[1:], fit_pool(scores[1:], y, torch.full((3, 2), 0.25)))
     assert not torch.allclose(weight[1:], fit_pool(scores, y, torch.full((4, 2), 0.25))[1:], atol=0.05)

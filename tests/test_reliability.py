@@ -444,14 +444,14 @@ def test_a_stop_signal_to_the_job_stops_all_ranks_and_the_same_command_goes_on(m
 
 
 def test_torchrun_with_restarts_resumes_by_itself(made: Made, tmp_path: Path, launch: Launch) -> None:
-    """torchrun --standalone --nproc-per-node 2 --max-restarts 1 -m train --gpus 2 --run NAME …, rank 1 killed once.
+    """torchrun --standalone --nproc-per-node 2 --max-restarts 1 -m train --run NAME …, rank 1 killed once.
 
     Rank 0 is late then: rank 1 must not take its old address."""
     late = 'import os, time\nif os.environ.get("RANK") == "0" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "1":\n    time.sleep(4)\n'
     (tmp_path / "sitecustomize.py").write_text(late)
     settings = config(made, tmp_path, gpus=2, cotrain=60)
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "-m", "--", "train"]
-    process = subprocess.Popen([*words, *flags(settings)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)},
+    process = subprocess.Popen([*words, *flags(dataclasses.replace(settings, gpus=1))], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)},
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(tmp_path / "a" / "checkpoints" / "LATEST", process)
     os.kill(rank_1(tmp_path), signal.SIGKILL)

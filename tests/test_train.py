@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,8 @@ from train.__main__ import run
 from train.batches import LABELLED, UNLABELLED, rows, uniforms
 from train.config import TrainConfig
 from train.evaluate import ece, joint, metrics
-from train.jobs import train_method
+from train.feed import Feeder
+from train.jobs import experiments, make_jobs, train_method
 from train.log import Listeners
 from train.loop import turn_at
 from train.peers import LocalPeers
@@ -633,3 +635,27 @@ def test_what_would_take_all_memory_is_refused_before_it_begins(made: Made, tmp_
     with pytest.raises(UsageError, match=r"mct-graph holds the scores of all .* in memory, here some 0.0 GB, .*Use fewer seeds .*METHOD=supervised,mct"):
         read(config(made, tmp_path, method="mct-graph"))
     read(config(made, tmp_path, method="supervised,mct"))
+
+
+def test_batches_are_those_of_the_step_in_whatever_order_they_are_asked_for(made: Made, tmp_path: Path) -> None:
+    """Although the next one is begun before it is asked for; what goes wrong in it is said when it is asked for."""
+    settings = config(made, tmp_path, method="mct")
+    cache, splits, _ = read(settings)
+    job, = make_jobs("mct", cache, splits, experiments(settings), LocalPeers(2), torch.device("cpu"), torch.float32)
+    asked = [(0, False), (1, False), (2, True), (3, True), (9, True), (3, True), (4, False)]
+    with closing(Feeder(settings, job.task, job.peers)) as feed:
+        found = [feed(*what) for what in asked]
+    for what, (views, draws) in zip(asked, found, strict=True):
+        with closing(Feeder(settings, job.task, job.peers)) as feed:
+            fresh, fresh_draws = feed(*what)
+        assert torch.equal(draws, fresh_draws)
+        for one, other in zip(views, fresh, strict=True):
+            assert torch.equal(one.emb_EUD, other.emb_EUD) and torch.equal(one.emb_ELD, other.emb_ELD) and torch.equal(one.y_EL, other.y_EL)
+            assert all(map(torch.equal, [*one.keep_U, *one.keep_L], [*other.keep_U, *other.keep_L]))
+    with closing(Feeder(settings, job.task, job.peers)) as feed:
+        feed(0)
+        feed.ahead[1].result()
+        feed.task.splits.clear()
+        feed(1)
+        with pytest.raises(ValueError, match="is longer than argument 1"):
+            feed(2)

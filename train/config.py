@@ -88,7 +88,7 @@ class TrainConfig:
     noise: float = 0.5
     """standard deviation of the noise on fixmatch's embeddings, whose own is 1"""
     joint: Literal["logit-sum", "product", "mean-probability", "vote"] = "logit-sum"
-    """how the views' predictions are joined"""
+    """how the views' predictions are joined (with graphs they are weighted instead)"""
     ema: float = 0.0
     """decay of the moving average of the weights, which then is what is evaluated and kept; 0: none"""
     patience: int = 0

@@ -4,7 +4,9 @@ Position is arithmetic: every rank, view and restart computes the same rows and 
 """
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,8 +92,20 @@ class Task:
         return [experiment.seed for experiment in self.experiments]
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What a step's seed and number decide: batches, uniforms (V, E, U), and the unlabelled rows' numbers (E, U)."""
+
+    batches: list[Offer]
+    draws_VEU: Tensor
+    rows_EU: np.ndarray
+
+
 class Feeder:
-    """Makes the batches of one process: its views, and its part of the rows where a view has replicas."""
+    """Makes the batches of one process: its views, and its part of the rows where a view has replicas.
+
+    A thread draws and gathers the next step's rows while this step is computed; on a GPU they are copied there meanwhile. Close it at the end.
+    """
 
     def __init__(self, config: TrainConfig, task: Task, peers: Peers) -> None:
         self.config, self.task, self.peers = config, task, peers
@@ -99,30 +113,54 @@ class Feeder:
         self.size_L = min(config.batch_labelled, min(len(split.labelled) for split in task.splits))
         self.size_L = max(1, self.size_L // peers.replicas) * peers.replicas        # the replicas' parts are equally large
         self.size_U = max(1, config.batch_unlabelled // peers.replicas) * peers.replicas
+        self.thread = ThreadPoolExecutor(1, "feed")
+        self.ahead: tuple[tuple[int, bool, bool], Future[Drawn]] | None = None
 
     def __call__(self, step: int, unlabelled: bool = False, strong: bool = False, given: Tensor | None = None,
                  pool: Tensor | None = None) -> tuple[list[Batch], Tensor]:
         """This process's batches, and the uniforms (V, E, U) that decide the sampled labels of all views. `given`: (W, E, N) or, for each view
         its own, (V, 1, E, N) labels from which those of the unlabelled rows are taken. `pool`: (V, V + G, E) weights of the experts in each teacher."""
+        drawn = self._next(step, unlabelled, strong)
+        made = drawn.batches
+        if pool is not None and unlabelled:
+            anchor = self._anchor(drawn.rows_EU, pool[:, self.peers.count:])
+            made = [replace(batch, anchor_VEUC=anchor) for batch in made]
+        if given is not None:
+            at = torch.from_numpy(drawn.rows_EU).to(given.device)
+            tables = [given[view] if given.dim() == 4 else given for view in self.peers.mine]
+            made = [replace(batch, given_WEU=torch.stack([y_EN.gather(1, at) for y_EN in table]).long()) for batch, table in zip(made, tables, strict=True)]
+        return made, drawn.draws_VEU
+
+    def close(self) -> None:
+        self.thread.shutdown()
+
+    def _next(self, *what: Any) -> Drawn:
+        """What is asked for, and a start on what is probably asked for next. One thread draws at a time: the orders of passes are kept in between."""
+        begun, self.ahead = self.ahead, None
+        if begun is not None and begun[0] != what:
+            wait([begun[1]])
+        drawn = begun[1].result() if begun is not None and begun[0] == what else self._draw(*what)
+        step, unlabelled, strong = what
+        following = (step + 1, unlabelled, strong)
+        self.ahead = following, self.thread.submit(self._draw, *following)
+        return drawn
+
+    def _draw(self, step: int, unlabelled: bool, strong: bool) -> Drawn:
         task, peers = self.task, self.peers
         rows_EL = self._part(self._rows(step, batches.LABELLED, self.size_L, [split.labelled for split in task.splits]))
         y_EL = torch.from_numpy(task.label[rows_EL]).long().to(self.device, non_blocking=True)
         rows_EU = self._part(self._rows(step, batches.UNLABELLED, self.size_U, [split.unlabelled for split in task.splits])) if unlabelled else rows_EL[:, :0]
-        anchor = self._anchor(rows_EU, pool[:, peers.count:]) if pool is not None and unlabelled else ()
         made = []
         for view, source in zip(peers.mine, task.inputs, strict=True):
             keep_U = self._keep(step, view, KEEP_U, self.size_U) if unlabelled else ()
-            batch = Offer(source(rows_EU), source(rows_EL), y_EL, keep_U, self._keep(step, view, KEEP_L, self.size_L), anchor)
+            batch = Offer(source(rows_EU), source(rows_EL), y_EL, keep_U, self._keep(step, view, KEEP_L, self.size_L))
             if strong:
                 noise = probe.noise(task.seeds, step, view * PURPOSES + NOISE, self.size_U, source.width, self.device, self.dtype)
                 batch = replace(batch, strong_EUD=batch.emb_EUD + self.config.noise * self._part(noise))
-            if given is not None:
-                at = torch.from_numpy(rows_EU).to(given.device)
-                batch = replace(batch, given_WEU=torch.stack([y_EN.gather(1, at) for y_EN in (given[view] if given.dim() == 4 else given)]).long())
             made.append(batch)
         draws = np.array([[batches.uniforms(seed, step, view * PURPOSES + DRAW, self.size_U) for seed in task.seeds]
                           for view in range(peers.count)]) if unlabelled else np.empty((peers.count, len(task.seeds), 0))
-        return made, torch.from_numpy(np.ascontiguousarray(self._part(draws, 2))).to(self.device, non_blocking=True)
+        return Drawn(made, torch.from_numpy(np.ascontiguousarray(self._part(draws, 2))).to(self.device, non_blocking=True), rows_EU)
 
     def _anchor(self, rows_EU: np.ndarray, weight_VGE: Tensor) -> list[Tensor]:
         """(E, U, C) for each student: what the graphs know of these rows, weighted."""

@@ -15,8 +15,8 @@ from train.classic import CLASSIC, classify
 from train.config import TrainConfig
 from train.feed import Experiment, Task, make_input
 from train.log import Listener
-from train.loop import Job, fit
-from train.methods import PLANS
+from train.loop import fit
+from train.methods import PLANS, Job
 from train.peers import LocalPeers, Peers
 from train.propagation import Graph
 from train.reader import Cache

@@ -6,40 +6,26 @@ The loop knows neither ranks nor trackers: `peers` and `listener` do. All experi
 import functools
 import math
 import threading
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cache_specs.errors import DataQualityError, PreemptedError
+from cache_specs.errors import PreemptedError
 from train import probe
 from train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from train.config import TrainConfig
-from train.cotrain import Told, supervised_step, teacher
-from train.evaluate import calibrate, choices, fit_pool, joint, pooled, predict, top1_nll
+from train.cotrain import Told, supervised_step
+from train.evaluate import choices, fit_pool
 from train.feed import INIT, PURPOSES, Feeder, Task
 from train.log import Listener
-from train.methods import PLANS, ROUNDS, Plan
-from train.optimise import Adam, State, average, fresh
-from train.peers import Peers
-from train.probe import Params
+from train.methods import PLANS, ROUNDS, Job, Plan
+from train.optimise import Adam, average, fresh
 from train.rivals import Rival, pseudo_step
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training of one method: its name in checkpoints and logs, what it trains on, with whom it speaks, and the names of the probes
-    that it leaves, of this process's first views."""
-
-    name: str
-    method: str
-    task: Task
-    peers: Peers
-    probes: list[str]
+from train.selection import not_finite, select, shown
 
 
 def fit(job: Job, config: TrainConfig, listener: Listener, folder: Path, metrics: Path, precision: AbstractContextManager,
@@ -50,13 +36,19 @@ def fit(job: Job, config: TrainConfig, listener: Listener, folder: Path, metrics
     step too where the views teach each other, and from the view's own best where they know nothing of each other.
     Raises PreemptedError after a stop signal (everything saved), DataQualityError when a loss is not finite.
     """
+    with closing(Feeder(config, job.task, job.peers)) as feed:
+        return _train(job, config, listener, folder, metrics, precision, stop, feed)
+
+
+def _train(job: Job, config: TrainConfig, listener: Listener, folder: Path, metrics: Path, precision: AbstractContextManager,
+           stop: threading.Event, feed: Feeder) -> Progress:
     plan, task, peers, device = PLANS[job.method], job.task, job.peers, job.task.inputs[0].mean_D.device
     period = config.warmup + config.cotrain
     progress = load_checkpoint(folder, peers.rank, peers.ranks, device)
     if progress is None or progress.method != job.name:
         progress = _begin(job, config, metrics.stat().st_size if metrics.exists() else 0)
     y_val = torch.from_numpy(task.label[task.splits[0].val]).long().to(device)
-    feed, settings = Feeder(config, task, peers), _settings(config, plan, task)
+    settings = _settings(config, plan, task)
     lr, temperature, watch = settings.adam.lr, settings.temperature, Watch(job)
     graphs_val = [graph(task.splits[0].val) for graph in task.graphs]
     while progress.step < plan.phases * period:
@@ -81,7 +73,7 @@ def fit(job: Job, config: TrainConfig, listener: Listener, folder: Path, metrics
         watch(told, progress.step)
         listener.step(progress.step)
         if progress.step % config.eval_every == 0 or at + 1 == period:
-            record = _select(progress, job, config, y_val, graphs_val)
+            record = select(progress, job, config, y_val, graphs_val)
             record |= {"method": job.name, "step": progress.step, "steps": plan.phases * period, "phase": "supervised" if alone else job.method}
             record |= {name: dict(zip(task.names, torch.stack(values).mean(1).tolist(), strict=True)) for name, values in told.items() if name == "feedback"}
             listener.tell(record)
@@ -132,59 +124,6 @@ def _begin(job: Job, config: TrainConfig, metrics_bytes: int) -> Progress:
     return Progress(job.name, 0, states, best, fused, torch.full(shape, -1.0, dtype=torch.float64), torch.full(shape, torch.inf, dtype=torch.float64),
                     torch.zeros(shape, dtype=torch.int64), metrics_bytes, torch.ones(peers.count, len(task.seeds), dtype=torch.float64, device=device),
                     pool, pool, pool.expand(peers.count, -1, -1))
-
-
-def shown(state: State) -> Params:
-    """The parameters that are looked at: their moving average, where there is one."""
-    return state.average or state.params
-
-
-def _select(progress: Progress, job: Job, config: TrainConfig, y_val: Tensor, graphs: Sequence[Tensor]) -> dict:
-    """Score every view and the joint on validation; where the score is a new best, keep *copies* of the parameters. Returns the record."""
-    task, peers, plan = job.task, job.peers, PLANS[job.method]
-    mine = [predict(shown(state), source, task.splits[0].val) for state, source in zip(progress.states, task.inputs, strict=True)]
-    logits_V = peers.exchange(mine)
-    scores = {name: top1_nll(logits, y_val) for name, logits in zip(task.names, logits_V, strict=True)}
-    if graphs:
-        experts = torch.stack([*logits_V, *graphs])
-        progress.pool = fit_pool(experts, y_val, progress.pool)
-        if plan.step is not None:
-            progress.teach = torch.stack([_without(v, experts, y_val, progress.teach[v]) for v in range(peers.count)])
-        whole = top1_nll(pooled(experts, progress.pool), y_val)
-    else:
-        whole = top1_nll(joint(logits_V, config.joint), y_val)
-    for name, (_, nll) in scores.items():
-        if not torch.isfinite(nll).all():
-            raise not_finite("validation loss", name, progress.step, job)
-    if config.calibrate and peers.count > 1 and not graphs:             # the pool's weights are the experts' temperatures
-        progress.temperature = torch.stack([calibrate(teacher(logits_V, v), y_val) for v in range(peers.count)])
-    for row, score in enumerate([*((scores[name] if plan.per_view else whole) for name in task.names), whole]):
-        top1, nll = (value.cpu() for value in score)
-        better = (top1 > progress.best_top1[row]) | ((top1 == progress.best_top1[row]) & (nll < progress.best_nll[row]))
-        if config.patience:                                     # an experiment that was given up stays so
-            better &= (progress.step - progress.best_step[row] <= config.patience) | (progress.best_top1[row] < 0)
-        progress.best_top1[row] = torch.where(better, top1, progress.best_top1[row])
-        progress.best_nll[row] = torch.where(better, nll, progress.best_nll[row])
-        progress.best_step[row] = torch.where(better, progress.step, progress.best_step[row])
-        if row == peers.count:
-            progress.fused_pool = torch.where(better.to(progress.pool.device), progress.pool, progress.fused_pool)
-        copies = progress.fused if row == peers.count else progress.best
-        for here, view in enumerate(peers.mine):
-            if row in (view, peers.count):
-                copies[here] = _replace(copies[here], shown(progress.states[here]), better)
-    return {"val": {name: {"top1": float(top1.mean()), "nll": float(nll.mean())} for name, (top1, nll) in [*scores.items(), ("joint", whole)]}}
-
-
-def _without(v: int, experts_MEnC: Tensor, y_n: Tensor, start_ME: Tensor) -> Tensor:
-    """The weights (M, E) of the pool of all experts but v: nobody is his own teacher."""
-    rest, weight_ME = [m for m in range(len(experts_MEnC)) if m != v], torch.zeros_like(start_ME)
-    weight_ME[rest] = fit_pool(experts_MEnC[rest], y_n, start_ME[rest])
-    return weight_ME
-
-
-def _replace(old: Params, new: Params, better_E: Tensor) -> Params:
-    """A copy of `old` with the experiments in which `better_E` is true taken from `new`."""
-    return {name: torch.where(better_E.to(p.device).view(-1, *[1] * (p.dim() - 1)), new[name].detach(), p) for name, p in old.items()}
 
 
 def _first_choices(progress: Progress, job: Job) -> Tensor:
@@ -242,7 +181,3 @@ class Watch:
             bad = (~torch.isfinite(losses)).nonzero()
             if len(bad):
                 raise not_finite("loss", self.job.task.names[self.job.peers.mine[int(bad[0])]], step, self.job)
-
-
-def not_finite(what: str, view: str, step: int, job: Job) -> DataQualityError:
-    return DataQualityError(f"the {what} of view {view!r} is not finite at step {step} of {job.name}; try a smaller --lr, or look at the view's embeddings")

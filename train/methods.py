@@ -19,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from train.cotrain import mct_step
+from train.feed import Task
+from train.peers import Peers
 from train.rivals import fixmatch_step, mpl_step, pseudo_step
 
 TITLES = {      # of a view's own line, and of the joint line
@@ -51,3 +53,15 @@ PLANS = {
     "mct-h0": Plan(mct_step, feedback=False), "mct": Plan(mct_step), "mct-graph": Plan(mct_step, graphs=True),
     "supervised-graph": Plan(per_view=True, graphs=True),
 }
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of one method: its name in checkpoints and logs, what it trains on, with whom it speaks, and the names of the probes
+    that it leaves, of this process's first views."""
+
+    name: str
+    method: str
+    task: Task
+    peers: Peers
+    probes: list[str]

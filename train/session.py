@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_specs.errors import CoviewError, UsageError
-from train.config import UNLABELLED, TrainConfig
+from train.config import UNLABELLED, TrainConfig, refuse_ranks
 
 MOST_BYTES, MOST_LABELLED = 4e9, 50_000          # beyond them label-propagation and mct-graph would take hours or all memory
 
@@ -50,8 +50,10 @@ def start(config: TrainConfig, module: str, run: Callable[[Any], Any]) -> None:
         config = dataclasses.replace(config, run=datetime.now().strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
         sys.argv += ["--run", config.run]                   # every rank writes into one folder
     try:
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            run(config)
+        if "TORCHELASTIC_RUN_ID" in os.environ:             # of `launch`, or somebody's own torchrun, which need not say --gpus
+            ranks = int(os.environ["WORLD_SIZE"])
+            refuse_ranks(ranks, len(config.view_list()))
+            run(dataclasses.replace(config, gpus=ranks))
             return
         print(f"run {Path(config.runs) / config.run}", file=sys.stderr, flush=True)
         if config.gpus > 1:
