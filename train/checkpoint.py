@@ -21,12 +21,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cache_specs import durable
-from cache_specs.errors import IntegrityError, StaleError
+from cache_specs.errors import IntegrityError
 from train.optimise import State
-from train.peers import Peers, world_size
+from train.peers import Peers
 from train.probe import Params
 
-KEYS = ("method", "step", "ranks", "gpus", "adam_steps", "metrics_bytes", "outputs", "files")      # of state.json
+KEYS = ("method", "step", "ranks", "adam_steps", "metrics_bytes", "outputs", "files")      # of state.json
 AGAIN = "; type the same command again: it goes back to the checkpoint before"
 
 
@@ -74,9 +74,8 @@ def save_checkpoint(folder: Path, progress: Progress, peers: Peers) -> None:
     peers.any(False)                                        # all files are there
     if peers.rank == 0:
         digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(temp.glob("rank*.safetensors"))}
-        record = {"method": progress.method, "step": progress.step, "ranks": peers.ranks, "gpus": world_size(),
-                  "adam_steps": progress.states[0].steps, "metrics_bytes": progress.metrics_bytes,
-                  "outputs": [str(path.relative_to(folder.parent)) for path in _outputs(folder.parent)], "files": digests}
+        record = {"method": progress.method, "step": progress.step, "ranks": peers.ranks, "adam_steps": progress.states[0].steps,
+                  "metrics_bytes": progress.metrics_bytes, "outputs": [str(path.relative_to(folder.parent)) for path in _outputs(folder.parent)], "files": digests}
         durable.write(temp / "state.json", durable.sealed(record), "checkpoint.state")
         if name in _names(folder):
             _remove(folder, name)
@@ -131,15 +130,12 @@ def mend(run: Path) -> None:
 def load_checkpoint(folder: Path, rank: int, ranks: int, device: torch.device) -> Progress | None:
     """The checkpoint that LATEST names, or None if there is none or it is of a job for another number of this run's processes.
 
-    Raises IntegrityError, naming the file, when it was damaged since `mend` looked; StaleError when the run had more or fewer processes.
+    Raises IntegrityError, naming the file, when it was damaged since `mend` looked.
     """
     if (name := _latest(folder)) is None:
         return None
     where = folder / name
     record = _state(where)
-    if record["gpus"] != world_size():
-        raise StaleError(f"the checkpoint {where} was written with other settings:\n  gpus: {record['gpus']} -> {world_size()}\n"
-                         f"Resume it with GPUS={record['gpus']}, or give this run another name (RUN=)")
     if record["ranks"] != ranks:
         return None
     file = f"rank{rank}.safetensors"

@@ -124,11 +124,6 @@ def my_rank() -> int:
     return int(os.environ["RANK"]) if under_torchrun() else 0
 
 
-def world_size() -> int:
-    """How many processes this run has, known likewise; a job's peers may be fewer."""
-    return int(os.environ["WORLD_SIZE"]) if under_torchrun() else 1
-
-
 def choose_device(device: str, gpus: int) -> torch.device:
     """auto, cpu, cuda or cuda:N -> this process's device. Raises UsageError when there is no such GPU."""
     count = torch.cuda.device_count()
