@@ -75,7 +75,8 @@ def save_checkpoint(folder: Path, progress: Progress, peers: Peers) -> None:
     if peers.rank == 0:
         digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(temp.glob("rank*.safetensors"))}
         record = {"method": progress.method, "step": progress.step, "ranks": peers.ranks, "adam_steps": progress.states[0].steps,
-                  "metrics_bytes": progress.metrics_bytes, "outputs": [str(path.relative_to(folder.parent)) for path in _outputs(folder.parent)], "files": digests}
+                  "metrics_bytes": progress.metrics_bytes, "files": digests,
+                  "outputs": [str(path.relative_to(folder.parent)) for path in _outputs(folder.parent)]}
         durable.write(temp / "state.json", durable.sealed(record), "checkpoint.state")
         if name in _names(folder):
             _remove(folder, name)
