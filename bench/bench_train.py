@@ -33,6 +33,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -99,8 +100,11 @@ class Probes:
     at: int = 0
 
     def batches(self, alone: bool, count: int) -> list[Any]:
+        """As many draws end in here as batches are returned: no clock runs while one that it does not mean is under way."""
         self.at += count
-        return [self.feed(step, not alone) for step in range(self.at - count, self.at)]
+        made = [self.feed(step, not alone) for step in range(self.at - count, self.at)]
+        futures.wait([self.feed.ahead[1]])
+        return made
 
     def run(self, alone: bool, batches: list[Any]) -> None:
         with precision(self.feed.device):

@@ -9,7 +9,7 @@ from conftest import Made
 from cache_specs.errors import DataQualityError, UsageError
 from train import classic, propagation
 from train.classic import CLASSIC, FLOOR, INVERSE_PENALTIES, VOTERS, Scores, classify
-from train.propagation import ALPHAS, NEIGHBOURS, spread, standardise, statistics
+from train.propagation import ALPHAS, NEIGHBOURS, links_of, nearest, solve, standardise, statistics
 from train.splits import Split, make_split
 
 METHODS = sorted(CLASSIC)
@@ -43,6 +43,11 @@ def inputs(emb: list[np.ndarray], split: Split, unit: bool) -> np.ndarray:
         x = (x.astype(np.float64) - x[train].astype(np.float64).mean(0)) / x[train].astype(np.float64).std(0)
         made.append(x / np.sqrt((x ** 2).sum(1, keepdims=True)) / np.sqrt(len(emb)) if unit else x)
     return np.concatenate(made, 1)
+
+
+def spread(x: np.ndarray, y: np.ndarray, classes: int, neighbours: int, alphas: tuple[float, ...]) -> dict[float, np.ndarray]:
+    links = links_of(nearest(x, None, neighbours)[1])
+    return {alpha: solve(links, y, classes, alpha) for alpha in alphas}
 
 
 def best_of(val_log: list[np.ndarray], y_val: np.ndarray) -> int:

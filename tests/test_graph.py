@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
 from conftest import Made
 from scipy.optimize import minimize
+from test_classic import spread
 from test_cotrain import PLAIN, RATE, flat, numeric_gradient, setup, unflat
 from test_train import config, flags, outcome
 from torch import Tensor
@@ -18,11 +20,14 @@ from train.__main__ import run
 from train.checkpoint import load_checkpoint
 from train.cotrain import hand_out, mct_step, teacher
 from train.evaluate import PENALTY, fit_pool, pooled
+from train.feed import Feeder
+from train.jobs import experiments, make_jobs
 from train.optimise import ce
 from train.peers import LocalPeers
 from train.probe import Params, forward
-from train.propagation import ALPHAS, LEAST, NEIGHBOURS, Graph, nodes_of, spread, standardise, statistics, unit
+from train.propagation import ALPHAS, LEAST, NEIGHBOURS, Graph, base_of, standardise, statistics, unit
 from train.selection import without
+from train.session import read
 from train.splits import Split
 
 
@@ -36,22 +41,29 @@ def rows_of(n: int) -> tuple[np.ndarray, np.ndarray, Split, Split]:
     return emb, label, one, two
 
 
-def test_a_graph_says_what_the_labels_of_each_experiment_spread_to() -> None:
+@pytest.mark.parametrize("most", [1000, 50])
+def test_a_graph_says_what_the_labels_of_each_experiment_spread_to(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """All training rows are nodes, or 50 of them and each experiment's own labelled ones."""
+    monkeypatch.setattr(propagation, "NODES", most)
     emb, label, *splits = rows_of(200)
-    graph = Graph([emb], label, splits, 3, torch.device("cpu"))
-    x, queries = (unit(standardise(emb, rows, *statistics(emb, np.arange(160)))) for rows in (np.arange(160), splits[0].val))
-    order = ((queries[:, None] - x) ** 2).sum(-1).argsort(1)
+    graph, scale = Graph([emb], label, splits, 3, torch.device("cpu")), statistics(emb, np.arange(160))
     found = graph(np.array([[5, 0], [7, 31]]))
     for e, split in enumerate(splits):
-        y, best = np.where(np.isin(np.arange(160), split.labelled), label[:160], -1), (-1.0, 0.0)
+        nodes = np.union1d(base_of(np.arange(160)), split.labelled)
+        assert len(nodes) == (160 if most == 1000 else (52, 54)[e])
+        x, queries, asked = (unit(standardise(emb, rows, *scale)) for rows in (nodes, split.val, np.array([[5, 0], [7, 31]][e])))
+        order, near = (((rows[:, None] - x) ** 2).sum(-1).argsort(1) for rows in (queries, asked))
+        y, best = np.where(np.isin(nodes, split.labelled), label[nodes], -1), (-1.0, 0.0)
         for k in NEIGHBOURS:
-            for p in spread(x, y, 3, k, ALPHAS).values():
+            for alpha, p in spread(x, y, 3, k, ALPHAS).items():
                 q = np.maximum(p[order[:, :k]].mean(1), LEAST)
                 score = ((q.argmax(1) == label[split.val]).mean(), np.log(q[np.arange(20), label[split.val]]).mean())
                 if score > best:
-                    best, nodes, rest = score, p, q
-        np.testing.assert_allclose(found[e].exp(), np.maximum(nodes[[[5, 0], [7, 31]][e]], LEAST), rtol=1e-5)
+                    best, rest, own, chosen = score, q, [p[places[0]] if np.isin(row, nodes) else p[places[:k]].mean(0)
+                                                         for row, places in zip([[5, 0], [7, 31]][e], near, strict=True)], (k, alpha)
+        np.testing.assert_allclose(found[e].exp(), np.maximum(own, LEAST), rtol=1e-5)
         np.testing.assert_allclose(graph(split.val)[e].exp(), rest, rtol=1e-5)
+        assert chosen == (graph.chosen["neighbours"][e], graph.chosen["alpha"][e])
     assert graph(splits[0].test).shape == (2, 20, 3) and (graph(np.arange(200)).exp().argmax(-1) == torch.from_numpy(label)).double().mean() > 0.8
 
 
@@ -66,29 +78,30 @@ def test_hidden_labels_and_those_of_queries_play_no_part() -> None:
 def test_a_large_set_has_a_graph_of_some_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(propagation, "NODES", 50)
     emb, label, one, two = rows_of(200)
-    nodes = nodes_of(two.labelled, np.arange(160))
-    assert len(nodes) == 50 and {30, 31, 32, 33, 34, 35} <= set(nodes) and np.diff(nodes).max() < 10
+    base = base_of(np.arange(160))
+    assert len(base) == 50 and base[0] == 0 and base[-1] == 159 and np.diff(base).max() < 5
     graph = Graph([emb, emb[:, :3]], label, [one, two], 3, torch.device("cpu"))
-    assert [len(of.nodes) for of, *_ in graph.solved_E] == [50, 50]
-    assert (graph(np.arange(200)).exp().argmax(-1) == torch.from_numpy(label)).double().mean() > 0.8
+    everything = graph(np.arange(200))
     alone = [Graph([emb, emb[:, :3]], label, [split], 3, torch.device("cpu"))(np.arange(200))[0] for split in (one, two)]
-    assert torch.equal(graph(np.arange(200)), torch.stack(alone))       # an experiment's graph is what it would be alone
-    mixed = graph(np.array([0, 1, 7, 190]))                             # nodes and others asked for together
+    assert torch.equal(everything, torch.stack(alone))                  # an experiment's graph is what it would be alone
+    mixed = np.array([0, 1, 7, 190, 30, 3])                             # nodes and others: a row's answer does not depend on who is asked with it
+    assert torch.equal(graph(mixed), everything[:, mixed]) and torch.equal(graph(mixed[:2]), everything[:, mixed[:2]])
     monkeypatch.setattr(propagation, "CHUNK", 3)
-    torch.testing.assert_close(mixed, graph(np.array([0, 1, 7, 190])))
+    assert torch.equal(graph(mixed), everything[:, mixed])
     monkeypatch.setattr(propagation, "LARGE", 10)
     usual = Graph([emb], label, [one, two], 3, torch.device("cpu")).chosen
     assert usual["neighbours"].tolist() == [7, 7] and usual["alpha"].tolist() == [0.9, 0.9]
-    torch.testing.assert_close(mixed[:, :2], graph(np.array([0, 1])))
-    monkeypatch.setattr(propagation, "NODES", 4)
-    assert nodes_of(two.labelled, np.arange(160)).tolist() == [30, 31, 32, 33, 34, 35]
 
 
 def test_neighbours_by_products_are_those_of_scikit_learn() -> None:
     """What a GPU does, done on the CPU."""
     x, query = (unit(np.random.default_rng(seed).normal(size=(n, 8)).astype(np.float32)) for seed, n in ((0, 300), (1, 70)))
     for asked in (None, query):
-        assert np.array_equal(propagation._by_products(torch.device("cpu"), x, asked, 5, 64), propagation.nearest(x, asked, 5)[1])
+        far, row = propagation._by_products(torch.device("cpu"), x, asked, 5, 64)
+        distance, oracle = propagation.nearest(x, asked, 5)
+        assert np.array_equal(row, oracle)
+        np.testing.assert_allclose(2 + 2 * far, distance**2, atol=1e-6)
+        assert all(len(part) == 0 for part in propagation._by_products(torch.device("cpu"), x, x[:0], 5, 64))
 
 
 def experts(seed: int = 0, n: int = 300) -> tuple[Tensor, Tensor]:
@@ -195,6 +208,21 @@ def test_a_student_is_not_among_its_teachers(made: Made, tmp_path) -> None:
     assert progress.teach.shape == (2, 5, 2) and (progress.teach[0, 0] == 0).all() and (progress.teach[1, 1] == 0).all() and (progress.teach > 0).any()
 
 
+def test_each_students_anchor_is_made_with_the_weights_of_its_own_teacher(made: Made, tmp_path) -> None:
+    settings = config(made, tmp_path, method="mct-graph")
+    cache, splits, _ = read(settings)
+    job, = make_jobs("mct-graph", cache, splits, experiments(settings), LocalPeers(2), torch.device("cpu"), torch.float64)
+    pool = torch.rand(2, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with closing(Feeder(settings, job.task, job.peers)) as feed:
+        batches, _ = feed(3, True, pool=pool)
+        rows = feed._draw(3, True, False).rows_EU
+    said = [graph(rows).double() for graph in job.task.graphs]
+    for v in range(2):
+        for batch in batches:
+            expected = torch.stack([sum(pool[v, 2 + g, e] * said[g][e] for g in range(3)) for e in range(2)])
+            torch.testing.assert_close(batch.anchor_VEUC[v], expected)
+
+
 def test_supervised_with_graphs_is_the_supervised_probes_and_a_pool(made: Made, tmp_path) -> None:
     """Also with one view; what each view says by itself is what METHOD=supervised says."""
     for views in (("pixels", "edges"), ("pixels",)):
@@ -242,7 +270,7 @@ def test_with_graphs_a_killed_run_resumes_to_the_same_bytes(made: Made, tmp_path
     assert first.keys() == second.keys() and [name for name in first if first[name] != second[name]] == []
 
 
-@pytest.mark.parametrize("method", ["mct-graph", "mct", "fixmatch", "self-training", "co-training", "mpl", "concat"])
+@pytest.mark.parametrize("method", ["mct-graph", "supervised-graph", "mct", "fixmatch", "self-training", "co-training", "mpl", "concat"])
 def test_an_experiment_of_many_is_what_it_is_alone_to_the_last_bit(made: Made, tmp_path, method: str) -> None:
     """Whole runs, with early stopping, moving average and calibrated teachers, in float64."""
     from safetensors.torch import load_file

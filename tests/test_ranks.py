@@ -45,7 +45,7 @@ def test_four_views_on_four_and_on_two_ranks_equal_one_process_to_the_last_bit(f
         assert found.keys() == whole.keys() and [name for name in whole if found[name] != whole[name]] == [], ranks
 
 
-@pytest.mark.parametrize("method", ["mct", "mct-graph"])
+@pytest.mark.parametrize("method", ["mct", "supervised-graph", "mct-graph"])
 def test_two_replicas_a_view_differ_by_rounding_alone(made: Made, tmp_path: Path, command: Callable, method: str) -> None:
     """Each rank sees another half of every batch, and the halves' gradients are averaged: 1e-9 after 20 steps, where a single other row gives 1e-3."""
     one = config(made, tmp_path, **EXACT, method=method, batch_labelled=16)

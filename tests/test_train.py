@@ -1,6 +1,7 @@
 """Training as a user runs it: splits, streams of rows, layouts, resume, label leaks, errors."""
 
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -288,7 +289,7 @@ def test_a_run_is_not_resumed_on_other_labels_or_splits(made: Made, tmp_path: Pa
 
 
 def test_mct_needs_unlabelled_images(made: Made, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="LABELS=all leaves no unlabelled image for mct; give fewer"):
+    with pytest.raises(UsageError, match="LABELS=all leaves no unlabelled image for mct. Give fewer"):
         run(config(made, tmp_path, labels="all"))
 
 
@@ -601,8 +602,8 @@ def test_names_of_views_that_would_be_mixed_up_are_refused(made: Made, tmp_path:
 def test_with_every_label_known_the_default_leaves_out_what_needs_unlabelled_images(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     everything = config(made, tmp_path, method="", labels="all", seeds="0")
     assert sorted(run(everything)["methods"]) == ["label-propagation", "supervised", "supervised-graph"]
-    assert "LABELS=all leaves no unlabelled image, so mct-graph is left out" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="leaves no unlabelled image for mct; give fewer"):
+    assert "LABELS=all leaves no unlabelled image for mct-graph: left out" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"leaves no unlabelled image for mct\. Give fewer"):
         run(dataclasses.replace(everything, run="b", method="supervised,mct"))
 
 
@@ -632,17 +633,22 @@ def test_a_stop_signal_ends_the_methods_of_scikit_learn_too(made: Made, tmp_path
 
 def test_what_would_take_all_memory_is_refused_before_it_begins(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.session.MOST_BYTES", 1e5)
-    with pytest.raises(UsageError, match=r"mct-graph holds the scores of all .* in memory, here some 0.0 GB, .*Use fewer seeds .*METHOD=supervised,mct"):
+    with pytest.raises(UsageError, match=r"would not fit into memory, for mct-graph\. Use fewer seeds .*METHOD=supervised,mct$"):
         read(config(made, tmp_path, method="mct-graph"))
+    with pytest.raises(UsageError, match=r"for label-propagation\. .*METHOD=supervised$"):
+        read(config(made, tmp_path, method="label-propagation", labels="all"))
+    told = io.StringIO()
+    assert read(config(made, tmp_path, method=""), told)[2] == ["supervised"]
+    assert told.getvalue().endswith("would not fit into memory, for label-propagation, supervised-graph, mct-graph: left out\n")
     read(config(made, tmp_path, method="supervised,mct"))
 
 
-def test_batches_are_those_of_the_step_in_whatever_order_they_are_asked_for(made: Made, tmp_path: Path) -> None:
+def test_batches_are_those_of_the_step_in_whatever_order_they_are_asked_for(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although the next one is begun before it is asked for; what goes wrong in it is said when it is asked for."""
     settings = config(made, tmp_path, method="mct")
     cache, splits, _ = read(settings)
     job, = make_jobs("mct", cache, splits, experiments(settings), LocalPeers(2), torch.device("cpu"), torch.float32)
-    asked = [(0, False), (1, False), (2, True), (3, True), (9, True), (3, True), (4, False)]
+    asked = [(0, False), (1, False), (2, True), (3, True), (9, True, True), (3, True), (4, False)]
     with closing(Feeder(settings, job.task, job.peers)) as feed:
         found = [feed(*what) for what in asked]
     for what, (views, draws) in zip(asked, found, strict=True):
@@ -652,6 +658,20 @@ def test_batches_are_those_of_the_step_in_whatever_order_they_are_asked_for(made
         for one, other in zip(views, fresh, strict=True):
             assert torch.equal(one.emb_EUD, other.emb_EUD) and torch.equal(one.emb_ELD, other.emb_ELD) and torch.equal(one.y_EL, other.y_EL)
             assert all(map(torch.equal, [*one.keep_U, *one.keep_L], [*other.keep_U, *other.keep_L]))
+    busy, overlaps, plain = threading.Lock(), [], Feeder._draw
+
+    def slow(self: Feeder, *what: object) -> object:
+        overlaps.append(not busy.acquire(blocking=False))
+        time.sleep(0.05)
+        busy.release()
+        return plain(self, *what)
+
+    monkeypatch.setattr(Feeder, "_draw", slow)                          # one draws at a time: they share the orders of passes
+    with closing(Feeder(settings, job.task, job.peers)) as feed:
+        for step in (0, 1, 7, 3):
+            feed(step)
+    assert len(overlaps) > 4 and not any(overlaps)
+    monkeypatch.setattr(Feeder, "_draw", plain)
     with closing(Feeder(settings, job.task, job.peers)) as feed:
         feed(0)
         feed.ahead[1].result()

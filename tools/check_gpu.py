@@ -18,7 +18,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 VIEWS = ("tiny-clip", "tiny-dinov2")
-METHODS = ("fixmatch", "mct", "mct-graph")
+METHODS = ("fixmatch", "mct", "supervised-graph", "mct-graph")
 
 
 def call(module: str, *args: object) -> float:

@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cache_specs import durable
-from cache_specs.errors import IntegrityError
+from cache_specs.errors import IntegrityError, StaleError
 from train.optimise import State
 from train.peers import Peers
 from train.probe import Params
@@ -131,7 +131,7 @@ def mend(run: Path) -> None:
 def load_checkpoint(folder: Path, rank: int, ranks: int, device: torch.device) -> Progress | None:
     """The checkpoint that LATEST names, or None if there is none or it is of a job for another number of this run's processes.
 
-    Raises IntegrityError, naming the file, when it was damaged since `mend` looked.
+    Raises IntegrityError, naming the file, when it was damaged since `mend` looked; StaleError for one of another version.
     """
     if (name := _latest(folder)) is None:
         return None
@@ -147,6 +147,8 @@ def load_checkpoint(folder: Path, rank: int, ranks: int, device: torch.device) -
     # clone: what safetensors loads is not aligned as torch aligns its own memory, and alignment can change the last bit of a sum
     tensors = {key: value.clone().to(device) for key, value in loaded.items()}
     views = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("params."))
+    if "teach" not in tensors:
+        raise StaleError(f"the checkpoint {where} was written by another version of this program; give this run another name (RUN=)")
     states, best, fused = [], [], []
     for view in range(views):
         # in the order of names, as probe.init gives them: the sum over parameters in the gradient's norm depends on it in the last bit

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cache_specs.errors import DataQualityError, UsageError, did_you_mean
-from train.propagation import NEIGHBOURS, grid_of, links_of, nearest, nodes_of, solve, standardise, statistics, unit
+from train.propagation import NEIGHBOURS, base_of, grid_of, links_of, nearest, solve, standardise, statistics, unit
 from train.splits import Split
 
 FLOOR = 1e-12                                               # the least probability: a class that nobody voted for costs 27.6 nats, not infinitely many
@@ -43,7 +43,7 @@ def classify(method: str, emb_V: Sequence[np.ndarray], label_N: np.ndarray, clas
     if method not in CLASSIC:
         raise UsageError(f"no baseline is called {method!r}{did_you_mean(method, CLASSIC)}")
     train_rows = np.union1d(split.labelled, split.unlabelled)
-    nodes = nodes_of(split.labelled, split.unlabelled) if method == "label-propagation" else split.labelled
+    nodes = np.union1d(base_of(train_rows), split.labelled) if method == "label-propagation" else split.labelled
     blocks = (nodes, split.val, split.test)
     y_n = np.where(np.isin(nodes, split.labelled), label_N[nodes], -1)
     inputs = []

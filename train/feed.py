@@ -77,7 +77,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained on: inputs of this process's views, all labels (N,), the experiments and a split for each; the graphs of `mct-graph`."""
+    """What is trained on: inputs of this process's views, all labels (N,), the experiments and a split for each; the graphs, where the method has any."""
 
     names: list[str]
     inputs: list[Input]
@@ -104,7 +104,7 @@ class Drawn:
 class Feeder:
     """Makes the batches of one process: its views, and its part of the rows where a view has replicas.
 
-    A thread draws and gathers the next step's rows while this step is computed; on a GPU they are copied there meanwhile. Close it at the end.
+    A thread draws and gathers the next step's rows while this step is computed. Close it at the end.
     """
 
     def __init__(self, config: TrainConfig, task: Task, peers: Peers) -> None:
@@ -113,7 +113,8 @@ class Feeder:
         self.size_L = min(config.batch_labelled, min(len(split.labelled) for split in task.splits))
         self.size_L = max(1, self.size_L // peers.replicas) * peers.replicas        # the replicas' parts are equally large
         self.size_U = max(1, config.batch_unlabelled // peers.replicas) * peers.replicas
-        self.thread = ThreadPoolExecutor(1, "feed")
+        on = (torch.cuda.set_device, (self.device,)) if self.device.type == "cuda" else (None, ())
+        self.thread = ThreadPoolExecutor(1, "feed", *on)    # the current GPU is a thread's own
         self.ahead: tuple[tuple[int, bool, bool], Future[Drawn]] | None = None
 
     def __call__(self, step: int, unlabelled: bool = False, strong: bool = False, given: Tensor | None = None,

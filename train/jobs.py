@@ -1,5 +1,6 @@
 """One method of a run: from the settings to its jobs (see train/methods.py), from these to the files in runs/<id>/probes/METHOD/."""
 
+import functools
 import sys
 import threading
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ def train_method(method: str, config: TrainConfig, cache: Cache, splits: Sequenc
         if not is_trained(folder, method, ["scores"]):
             _classic(method, cache, splits, folder, stop)
         return
+    if method != "mpl" and is_trained(folder, method, [method] if method == "concat" else [*cache.names, *["pool"] * PLANS[method].graphs]):
+        return                                              # before any graph is made for nothing
     dtype, precision = autocast(config, device)
     for job in make_jobs(method, cache, splits, experiments(config), peers, device, dtype):
         files = [*(job.probes if isinstance(job.peers, LocalPeers) else cache.names), *["pool"] * PLANS[method].graphs]
@@ -54,7 +57,8 @@ def _classic(method: str, cache: Cache, splits: Sequence[Split], folder: Path, s
         found.append(classify(method, cache.emb, cache.items.label, len(cache.items.classes), split))
         print(f"{method}: {number} of {len(splits)} experiments", file=sys.stderr, flush=True)
     tensors = {part: torch.stack([torch.stack([torch.from_numpy(z) for z in getattr(scores, part)]) for scores in found], 1) for part in ("val", "test")}
-    chosen = {f"chosen.{key}": torch.tensor([[scores.chosen[view][key] for scores in found] for view in range(len(cache.names) + 1)], dtype=torch.float64)
+    chosen = {f"chosen.{key}": torch.tensor([[scores.chosen[view][key] for scores in found] for view in range(len(cache.names) + 1)],
+                                           dtype=torch.float64 if isinstance(found[0].chosen[0][key], float) else torch.int64)
               for key in found[0].chosen[0]}
     write_tensors(folder, method, "scores", {**tensors, **chosen})
 
@@ -69,6 +73,13 @@ def experiments(config: TrainConfig) -> list[Experiment]:
     """One for each seed."""
     temperature = 0.0 if config.pseudo == "argmax" else config.temperature
     return [Experiment(seed, config.lr, config.weight_decay, temperature) for seed in config.seed_list()]
+
+
+@functools.lru_cache(1)
+def graphs_of(cache: Cache, splits: tuple[Split, ...], device: torch.device) -> list[Graph]:
+    """On each view, and on all side by side where there are several; the two methods of a run that have graphs have the same."""
+    groups = [[emb_ND] for emb_ND in cache.emb] + ([cache.emb] if len(cache.names) > 1 else [])
+    return [Graph(emb_V, cache.items.label, splits, len(cache.items.classes), device) for emb_V in groups]
 
 
 def make_jobs(method: str, cache: Cache, splits: Sequence[Split], tries: Sequence[Experiment], peers: Peers, device: torch.device,
@@ -87,6 +98,5 @@ def make_jobs(method: str, cache: Cache, splits: Sequence[Split], tries: Sequenc
                 for view, name in enumerate(cache.names)] if peers.rank == 0 else []
     made = task(cache.names, [[view] for view in peers.mine])
     if PLANS[method].graphs:                                # every process has all of them: they are small, and nobody need send them
-        groups = [[emb_ND] for emb_ND in cache.emb] + ([cache.emb] if len(cache.names) > 1 else [])
-        made = replace(made, graphs=[Graph(emb_V, cache.items.label, splits, made.classes, device) for emb_V in groups])
+        made = replace(made, graphs=graphs_of(cache, tuple(splits), device))
     return [Job(method, method, made, peers, [cache.names[view] for view in peers.mine])]

@@ -131,6 +131,7 @@ def choose_device(device: str, gpus: int) -> torch.device:
         raise UsageError(f"DEVICE={device}, but torch sees no CUDA GPU here; use DEVICE=cpu or leave it out")
     if device == "cpu" or not count:
         return torch.device("cpu")
+    gpus = int(os.environ.get("LOCAL_WORLD_SIZE", gpus))    # torchrun may have others on other machines
     if gpus > (1 if ":" in device else count):
         raise UsageError(f"GPUS={gpus} with DEVICE={device}, but this machine has {count}; use GPUS={count} without a DEVICE, or DEVICE=cpu")
     chosen = torch.device(device if ":" in device else f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}")

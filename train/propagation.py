@@ -1,12 +1,14 @@
-"""Label propagation on the graph of nearest neighbours of cached embeddings: a baseline, and the fixed experts of `mct-graph`.
+"""Label propagation on the graph of nearest neighbours of cached embeddings: a baseline, and the fixed experts of `mct-graph` and `supervised-graph`.
 
     graph = Graph(emb_V, label, splits, classes, device)    once a run; on one view, or on several side by side
     graph(rows_EB)                                          (E, B, C) log-probabilities, E experiments with labels of their own
 
-Read `spread` for the method, then `Graph`.
+Label spreading (Zhou et al. 2004, Learning with local and global consistency): two rows are linked, with weight 1, if either is among the other's k
+nearest; F = (1 - alpha) (I - alpha S)^-1 Y with S = D^-1/2 W D^-1/2, every row divided by its sum. A row that no label reaches gets 1 / C. Labelled rows keep
+no fixed label: the labels of others can outweigh a wrong one. Read `links_of` and `solve`, then `Graph`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,23 +20,11 @@ from train.reader import gather
 from train.splits import Split
 
 ACCURACY = 1e-12                                            # of a solved label distribution, in the unit of Y
-NODES = 50_000                                              # of a graph; other rows take the mean of the nearest of them
+NODES = 50_000                                              # of a graph, besides the labelled rows; other rows take the mean of the nearest of them
 NEIGHBOURS, ALPHAS = (5, 7, 10, 20), (0.5, 0.8, 0.9, 0.99)  # chosen on validation
 LARGE, USUAL = 5_000_000, (7, 0.9)                          # nodes times classes above which these are taken unseen: choosing would take hours
 CHUNK = 4_096
 LEAST = 1e-6                                                # the probability of a class that no neighbour knows
-
-
-def spread(features_nD: np.ndarray, y_n: np.ndarray, classes: int, neighbours: int, alphas: Sequence[float]) -> dict[float, np.ndarray]:
-    """Label spreading (Zhou et al. 2004, Learning with local and global consistency) on the graph of nearest neighbours, found once.
-
-    features_nD: (n, D) float32 or float64, compared by Euclidean distance. y_n: (n,) int, -1 where unknown. neighbours: links a row makes, at most n - 1 of
-    them; two rows are linked, with weight 1, if either makes a link. alphas: in (0, 1), the share that comes from the neighbours.
-    Returns alpha -> (n, C) float32, F = (1 - alpha) (I - alpha S)^-1 Y with S = D^-1/2 W D^-1/2, every row divided by its sum. A row that no
-    label reaches gets 1 / C. Labelled rows keep no fixed label: the labels of others can outweigh a wrong one. Memory grows with n, time with n^2.
-    """
-    links = links_of(nearest(features_nD, None, neighbours)[1])
-    return {alpha: solve(links, y_n, classes, alpha) for alpha in alphas}
 
 
 def unit(x_nD: np.ndarray) -> np.ndarray:
@@ -109,46 +99,47 @@ def grid_of(nodes: int, classes: int) -> list[tuple[int, float]]:
     return [(k, alpha) for k in NEIGHBOURS for alpha in ALPHAS] if nodes * classes <= LARGE else [USUAL]
 
 
-def nearest_on(device: torch.device, x_nD: np.ndarray, query_mD: np.ndarray | None, k: int, chunk: int = 4096) -> np.ndarray:
-    """The row numbers of `nearest` for rows of length 1, found on a GPU by products: a large set has some 1e14 of them."""
+def nearest_on(device: torch.device, x_nD: np.ndarray, query_mD: np.ndarray | None, k: int, chunk: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+    """The row numbers of `nearest` for rows of length 1, and what is the smaller the nearer; on a GPU by products: a large set has some 1e14 of them."""
     if device.type == "cpu":
-        return nearest(x_nD, query_mD, k)[1]
+        return nearest(x_nD, query_mD, k)
     return _by_products(device, x_nD, query_mD, k, chunk)
 
 
-def _by_products(device: torch.device, x_nD: np.ndarray, query_mD: np.ndarray | None, k: int, chunk: int) -> np.ndarray:
+def _by_products(device: torch.device, x_nD: np.ndarray, query_mD: np.ndarray | None, k: int, chunk: int) -> tuple[np.ndarray, np.ndarray]:
     x, found = torch.from_numpy(x_nD).to(device), []
-    queries = x_nD if query_mD is None else query_mD
+    queries, k = x_nD if query_mD is None else query_mD, min(k, len(x_nD) - (query_mD is None))
     for first in range(0, len(queries), chunk):
         likeness = torch.from_numpy(queries[first:first + chunk]).to(device) @ x.T
         if query_mD is None:
             likeness[torch.arange(len(likeness)), torch.arange(first, first + len(likeness))] = -torch.inf
-        found.append(likeness.topk(min(k, len(x) - (query_mD is None))).indices.cpu().numpy())
-    return np.concatenate(found) if found else np.empty((0, k), np.int64)
+        found.append([part.cpu().numpy() for part in likeness.topk(k)])
+    likeness_nK, row_nK = (np.concatenate(parts) for parts in zip(*found, strict=True)) if found else np.empty((2, 0, k))
+    return -likeness_nK, row_nK.astype(np.int64)
 
 
-def nodes_of(labelled: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The rows of a graph, ascending: all labelled ones, and as many others, evenly spaced, as NODES allows."""
-    rest = np.setdiff1d(others, labelled)
-    room = max(NODES - len(labelled), 0)
-    if len(rest) > room:
-        rest = rest[np.linspace(0, len(rest) - 1, room).astype(np.int64)] if room else rest[:0]
-    return np.union1d(labelled, rest)
+Near = tuple[np.ndarray, np.ndarray]       # how far, and which: (n, K) each, the nearest first
+
+
+def merge(one: Near, other: Near, most: int) -> Near:
+    """The nearest of two lists."""
+    far, row = (np.concatenate(parts, 1) for parts in zip(one, other, strict=True))
+    order = far.argsort(1, kind="stable")[:, :most]
+    return np.take_along_axis(far, order, 1), np.take_along_axis(row, order, 1)
+
+
+def base_of(train: np.ndarray) -> np.ndarray:
+    """The nodes that every experiment's graph has: all training rows, or NODES of them, evenly spaced."""
+    return train if len(train) <= NODES else train[np.linspace(0, len(train) - 1, NODES).astype(np.int64)]
 
 
 @dataclass(frozen=True)
-class Neighbours:
-    """The graph of some rows, and where every row stands in it.
-
-    links: S for each number of neighbours; near_NK: (N, K) the nearest nodes of each row, as places among the nodes, its own alone for a node;
-    node_N: which rows are nodes; val_mK: the nearest nodes of the validation rows.
-    """
+class Place:
+    """Where every row stands among the nodes of a graph. near_NK: the nearest nodes of each row, its own alone for a node; node_N: which rows are nodes."""
 
     nodes: np.ndarray
-    links: dict[int, Any]
-    near_NK: Tensor
+    near_NK: np.ndarray
     node_N: np.ndarray
-    val_mK: np.ndarray
 
 
 class Graph:
@@ -156,37 +147,69 @@ class Graph:
 
     emb_V: (N, D_v) each; splits: of the E experiments, whose training rows together are the same; val and test rows may be asked for too.
     The number of neighbours and the share that comes from them are those of the best accuracy on each experiment's validation rows: `chosen`.
-    All experiments share one graph unless there are more than NODES training rows: then each has one with its own labelled rows among the nodes.
+    All experiments have the base's nodes, and each its own labelled rows besides.
     """
 
     def __init__(self, emb_V: Sequence[np.ndarray], label_N: np.ndarray, splits: Sequence[Split], classes: int, device: torch.device) -> None:
         train = np.union1d(splits[0].labelled, splits[0].unlabelled)
-        scale_V, self.device, self.classes = [statistics(emb_ND, train) for emb_ND in emb_V], device, classes
-
-        def side_by_side(rows: np.ndarray) -> np.ndarray:
-            x_V = [unit(standardise(emb_ND, rows, *scale)) for emb_ND, scale in zip(emb_V, scale_V, strict=True)]
-            return np.concatenate(x_V, 1) * np.float32(len(x_V) ** -0.5)
-
-        found: dict[bytes, Neighbours] = {}
-        solved: dict[int, tuple[Neighbours, Tensor, int, float]] = {}       # experiments of a sweep share their seed's split
+        scale_V = [statistics(emb_ND, train) for emb_ND in emb_V]
+        self.emb_V, self.scale_V, self.label_N, self.classes, self.device = emb_V, scale_V, label_N, classes, device
+        base = base_of(train)
+        self.grid = grid_of(len(base), classes)
+        self.most = min(max(k for k, _ in self.grid), len(base))
+        self.asked = np.concatenate([np.setdiff1d(train, base), splits[0].val, splits[0].test])
+        x_nD = self._features(base)
+        linked, near = nearest_on(device, x_nD, None, self.most), self._nearest(x_nD)
+        shared = self._place(base, near), self._links(linked)
+        solved: dict[int, tuple[Place, Tensor, int, float]] = {}            # experiments of a sweep share their seed's split
         for split in splits:
             if id(split) not in solved:
-                nodes = nodes_of(split.labelled, train)
-                if nodes.tobytes() not in found:
-                    found[nodes.tobytes()] = _neighbours(nodes, train, splits[0], side_by_side, classes, len(label_N), device)
-                solved[id(split)] = self._choose(found[nodes.tobytes()], split, label_N)
+                more = np.setdiff1d(split.labelled, base)
+                solved[id(split)] = self._choose(split, *(self._with(more, base, x_nD, linked, near) if len(more) else shared))
         self.solved_E = [solved[id(split)] for split in splits]
+        del self.emb_V
 
-    def _choose(self, of: Neighbours, split: Split, label_N: np.ndarray) -> tuple[Neighbours, Tensor, int, float]:
-        """The graph, (n, C) distributions of its nodes, and the neighbours and alpha that did best on validation."""
-        y_n, y_m = np.where(np.isin(of.nodes, split.labelled), label_N[of.nodes], -1), label_N[split.val]
+    def _features(self, rows: np.ndarray) -> np.ndarray:
+        """(n, D) float32 rows of length 1."""
+        x_V = [unit(standardise(emb_ND, rows, *scale)) for emb_ND, scale in zip(self.emb_V, self.scale_V, strict=True)]
+        return np.concatenate(x_V, 1) * np.float32(len(x_V) ** -0.5)
+
+    def _nearest(self, x_nD: np.ndarray) -> Near:
+        """Of all rows that may be asked for."""
+        parts = [nearest_on(self.device, x_nD, self._features(self.asked[first:first + 65_536]), self.most) for first in range(0, len(self.asked), 65_536)]
+        far, row = (np.concatenate(parts) for parts in zip(*parts, strict=True))
+        return far.astype(np.float32), row.astype(np.int32)
+
+    def _with(self, more: np.ndarray, base: np.ndarray, x_nD: np.ndarray, linked: Near, near: Near) -> tuple[Place, dict[int, Any]]:
+        """The graph with more nodes, of whose neighbours alone need be found."""
+
+        def after(found: Near) -> Near:
+            return found[0], found[1] + len(base)
+
+        x_mD = self._features(more)
+        old = merge(linked, after(nearest_on(self.device, x_mD, x_nD, self.most)), self.most)
+        new = merge(nearest_on(self.device, x_nD, x_mD, self.most), after(nearest_on(self.device, x_mD, None, self.most)), self.most)
+        whole = np.concatenate([old[0], new[0]]), np.concatenate([old[1], new[1]])
+        return self._place(np.concatenate([base, more]), merge(near, after(self._nearest(x_mD)), self.most)), self._links(whole)
+
+    def _place(self, nodes: np.ndarray, near: Near) -> Place:
+        near_NK, node_N = np.zeros((len(self.label_N), self.most), np.int32), np.zeros(len(self.label_N), bool)
+        near_NK[self.asked], near_NK[nodes], node_N[nodes] = near[1], np.arange(len(nodes))[:, None], True
+        return Place(nodes, near_NK, node_N)
+
+    def _links(self, linked: Near) -> dict[int, Any]:
+        return {k: links_of(linked[1][:, :k]) for k in {k for k, _ in self.grid}}
+
+    def _choose(self, split: Split, of: Place, links: dict[int, Any]) -> tuple[Place, Tensor, int, float]:
+        """The place of the rows, (n, C) distributions of the nodes, and the neighbours and alpha that did best on validation."""
+        y_n, y_m = np.where(np.isin(of.nodes, split.labelled), self.label_N[of.nodes], -1), self.label_N[split.val]
         best, score = None, ()
-        for k, alpha in grid_of(len(of.nodes), self.classes):
-            p_nC = solve(of.links[k], y_n, self.classes, alpha)
-            p_mC = np.maximum(sum(p_nC[at_m] for at_m in of.val_mK[:, :k].T) / min(k, of.val_mK.shape[1]), LEAST)
+        for k, alpha in self.grid:
+            p_nC, kept = solve(links[k], y_n, self.classes, alpha), min(k, self.most)
+            p_mC = np.maximum(sum(p_nC[at_m] for at_m in of.near_NK[split.val, :k].T) / kept, LEAST)
             told = float((p_mC.argmax(1) == y_m).mean()), float(np.log(p_mC[np.arange(len(y_m)), y_m]).mean())
             if best is None or told > score:
-                best, score = (of, torch.from_numpy(p_nC).to(self.device), min(k, of.val_mK.shape[1]), alpha), told
+                best, score = (of, torch.from_numpy(p_nC).to(self.device), kept, alpha), told
         return best
 
     @property
@@ -200,25 +223,16 @@ class Graph:
         if rows_EB.shape[-1] > CHUNK:                       # of all neighbours' distributions in memory at a time
             return torch.cat([self(rows_EB[..., first:first + CHUNK]) for first in range(0, rows_EB.shape[-1], CHUNK)], 1)
         rows_EB = np.broadcast_to(rows_EB, (len(self.solved_E), rows_EB.shape[-1]))
-        rows = torch.from_numpy(np.array(rows_EB)).to(self.device, non_blocking=True)
-        p_E = []
-        for (of, p_nC, k, _), rows_B, on_device_B in zip(self.solved_E, rows_EB, rows, strict=True):
-            near_Bk = of.near_NK.index_select(0, on_device_B)[:, :1 if of.node_N[rows_B].all() else k]
-            p_E.append(p_nC.index_select(0, near_Bk.flatten()).view(*near_Bk.shape, -1).mean(1))
-        return torch.stack(p_E).clamp_min(LEAST).log()
+        return torch.stack([self._of(*one, rows_B) for one, rows_B in zip(self.solved_E, rows_EB, strict=True)]).clamp_min(LEAST).log()
 
+    def _of(self, of: Place, p_nC: Tensor, k: int, alpha: float, rows_B: np.ndarray) -> Tensor:
+        """(B, C): a node's own distribution; another row's is the mean of its k nearest nodes'."""
 
-def _neighbours(nodes: np.ndarray, train: np.ndarray, split: Split, features: Callable[[np.ndarray], np.ndarray], classes: int, rows: int,
-                device: torch.device) -> Neighbours:
-    """features(row numbers) -> (n, D) float32 rows of length 1."""
-    x_nD, sizes = features(nodes), {k for k, _ in grid_of(len(nodes), classes)}
-    most = min(max(sizes), len(nodes))
-    graph_nK = nearest_on(device, x_nD, None, most)
-    near_NK, asked = np.zeros((rows, most), np.int32), np.concatenate([np.setdiff1d(train, nodes), split.val, split.test])
-    near_NK[nodes] = np.arange(len(nodes))[:, None]
-    for first in range(0, len(asked), 65_536):
-        part = asked[first:first + 65_536]
-        near_NK[part] = nearest_on(device, x_nD, features(part), most)
-    node_N = np.zeros(rows, bool)
-    node_N[nodes] = True
-    return Neighbours(nodes, {k: links_of(graph_nK[:, :k]) for k in sizes}, torch.from_numpy(near_NK).to(device), node_N, near_NK[split.val])
+        def at(places: np.ndarray) -> Tensor:
+            return torch.from_numpy(places.astype(np.int64)).to(self.device, non_blocking=True)
+
+        p_BC, rest = p_nC.index_select(0, at(of.near_NK[rows_B, 0])), np.flatnonzero(~of.node_N[rows_B])
+        if len(rest):
+            near_Rk = of.near_NK[rows_B[rest], :k]
+            p_BC[at(rest)] = p_nC.index_select(0, at(near_Rk.ravel())).view(*near_Rk.shape, -1).mean(1)
+        return p_BC

@@ -26,7 +26,7 @@ _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
 RESERVED = ("joint", "pool", "scores", "concat")       # names of lines and files beside those of the views
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cache:
     """V views of one data set. emb[v]: (N, D_v) float16, read-only in effect (copy-on-write); ok: (N,) bool, usable in every view."""
 

@@ -13,12 +13,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from cache_specs.errors import CoviewError, UsageError
 from train.config import UNLABELLED, TrainConfig, refuse_ranks
 
-MOST_BYTES, MOST_LABELLED = 4e9, 50_000          # beyond them label-propagation and mct-graph would take hours or all memory
+HEAVY = ("label-propagation", "supervised-graph", "mct-graph")
+MOST_BYTES, MOST_LABELLED = 4e9, 50_000          # beyond them these would take hours or all memory
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,8 @@ def start(config: TrainConfig, module: str, run: Callable[[Any], Any]) -> None:
     try:
         if "TORCHELASTIC_RUN_ID" in os.environ:             # of `launch`, or somebody's own torchrun, which need not say --gpus
             ranks = int(os.environ["WORLD_SIZE"])
+            if config.gpus not in (1, ranks):
+                raise UsageError(f"--gpus {config.gpus}, but torchrun started {ranks} processes; leave --gpus out")
             refuse_ranks(ranks, len(config.view_list()))
             run(dataclasses.replace(config, gpus=ranks))
             return
@@ -89,13 +92,11 @@ def session(config: TrainConfig) -> Iterator[Session]:
         if config.threads:
             torch.set_num_threads(config.threads)
         device = choose_device(config.device, config.gpus)
-        cache, splits, methods = read(config)
+        cache, splits, methods = read(config, sys.stderr if rank == 0 else None)
+        config = dataclasses.replace(config, method=",".join(methods))      # what a default was is recorded
         if rank == 0:
             cache.warn_of_drift()
             warn_of_copies(cache, splits[0])
-            if left_out := sorted(set(config.method_list()) - set(methods)):
-                print(f"LABELS={config.labels} leaves no unlabelled image, so {', '.join(left_out)} "
-                      f"{'is' if len(left_out) == 1 else 'are'} left out", file=sys.stderr, flush=True)
             cleanup.enter_context(locks.lock(durable.make_folder(Path(config.runs) / config.run)))
         folder = open_run(config, cache.fingerprints, device.type, leader=rank == 0)
         if is_finished(folder):
@@ -121,8 +122,9 @@ def session(config: TrainConfig) -> Iterator[Session]:
         board.ended(code)
 
 
-def read(config: TrainConfig) -> tuple["Cache", list["Split"], list[str]]:
-    """The views, a split for each seed, and the methods: those asked for, or of the default and of `all` those that the data allow. Raises CoviewError."""
+def read(config: TrainConfig, told: TextIO | None = None) -> tuple["Cache", list["Split"], list[str]]:
+    """The views, a split for each seed, and the methods: those asked for, or, of the default and of `all`, those that the data allow; what is left out
+    is `told`. Raises CoviewError."""
     from train.reader import open_cache
     from train.splits import make_split
 
@@ -131,18 +133,21 @@ def read(config: TrainConfig) -> tuple["Cache", list["Split"], list[str]]:
         raise UsageError(f"{cache.items.name!r} has {len(cache.items.classes)} class(es); training needs at least two. Put the images into class "
                          "folders, or give a table with the columns path,label,split")
     splits = [make_split(cache.items, cache.ok, config.labels, seed) for seed in config.seed_list()]
-    methods = config.method_list()
-    hungry = [method for method in methods if method in UNLABELLED] if not all(len(split.unlabelled) for split in splits) else []
-    if hungry and config.method in ("", "all") and len(hungry) < len(methods):
-        methods = [method for method in methods if method not in UNLABELLED]
-    elif hungry:
-        raise UsageError(f"LABELS={config.labels} leaves no unlabelled image for {hungry[-1]}; give fewer (LABELS=4, LABELS=10%), add images without a "
-                         "label, or type METHOD=supervised")
-    heavy = [method for method in methods if method in ("label-propagation", "supervised-graph", "mct-graph")]
+    methods, chosen = config.method_list(), config.method not in ("", "all")
+    full = not all(len(split.unlabelled) for split in splits)
     scores = 8 * len(splits) * len(cache.items.classes) * max(len(splits[0].val), len(splits[0].test)) * (2 * len(cache.names) + 1)
-    if heavy and (scores > MOST_BYTES or max(len(split.labelled) for split in splits) > MOST_LABELLED):
-        raise UsageError(f"{heavy[-1]} holds the scores of all validation and test images in memory, here some {scores / 1e9:,.1f} GB, and a graph of "
-                         f"all labelled images, at most {MOST_LABELLED:,}. Use fewer seeds (SEEDS=0), smaller splits, or METHOD=supervised,mct")
+    large = scores > MOST_BYTES or max(len(split.labelled) for split in splits) > MOST_LABELLED
+    for which, names, why, instead in (
+            (full, UNLABELLED, f"LABELS={config.labels} leaves no unlabelled image for",
+             "Give fewer (LABELS=4, LABELS=10%), add images without a label, or type METHOD=supervised"),
+            (large, HEAVY, f"the scores of all validation and test images (here some {scores / 1e9:,.1f} GB) and a graph of all labelled images (at most "
+             f"{MOST_LABELLED:,}) would not fit into memory, for", f"Use fewer seeds (SEEDS=0), smaller splits, or METHOD=supervised{',mct' * (not full)}")):
+        if hit := [method for method in methods if which and method in names]:
+            methods = [method for method in methods if method not in hit]
+            if chosen or not methods:
+                raise UsageError(f"{why} {', '.join(hit)}. {instead}")
+            if told:
+                print(f"{why} {', '.join(hit)}: left out", file=told, flush=True)
     return cache, splits, methods
 
 
