@@ -39,7 +39,7 @@ demo: $(STAMP)  ## the whole pipeline on bundled images: extract two views, trai
 	@$(PYTHON) -m extract --view tiny-clip --data digits
 	@$(PYTHON) -m extract --view tiny-dinov2 --data digits
 	@$(PYTHON) -m train --views tiny-clip,tiny-dinov2 --data digits --labels 3 --seeds 0..4 --run demo \
-		--method supervised,label-propagation,mct,mct-graph
+		--method supervised,label-propagation,mct,supervised-graph,mct-graph
 
 extract: $(STAMP)  ## embed images:  make extract VIEW=clip DATA=photos/  [WEIGHTS= DEVICE= GPUS= CACHE= ARGS=]
 	@$(check) && $(PYTHON) -m extract $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(SHARED) $(EXTRA)
