@@ -4,7 +4,7 @@
     DATA=photos/                        class/img.jpg, or train|val|test|unlabelled/class/img.jpg (ImageNet), or just images
     DATA=list.csv                       a table (CSV or Parquet) with the columns path[, label][, split]; paths are relative to the table
     DATA=images.parquet                 a table with the images themselves: image[, label][, split][, key]
-    DATA=shards/train-{000..012}.tar    webdataset tars, one tar, or a folder of them
+    DATA='shards/train-{000..012}.tar'  webdataset tars, one tar, or a folder of them
     DATA=images.h5                      HDF5: images[, labels][, splits][, keys]
     DATA=torchvision:Food101            a data set by torchvision's name of its class, below ROOT; @ chooses a version: torchvision:INaturalist@2021_train
     DATA=hf:owner/name                  a data set of the Hugging Face hub, or a folder that `datasets` saved; @ chooses a configuration

@@ -74,24 +74,35 @@ def _json(path: Path) -> dict:
 
 def _fetch(data: str, name: str, config: str) -> tuple[Path, list[tuple[str, str]]]:
     """The folder of the fetched files in the hub's cache, and (file, split) of each. Raises UsageError."""
-    import huggingface_hub as hf
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import logging
 
-    failures = []
+    logging.get_logger().setLevel(logging.ERROR)              # its retries say nothing that the message below does not
+    failures, online = [], not constants.HF_HUB_OFFLINE
     for revision in REVISIONS:
+        there, files = [], []
         try:
-            wanted = None if hf.constants.HF_HUB_OFFLINE else \
-                [file for file in hf.HfApi().list_repo_files(name, repo_type="dataset", revision=revision) if file.endswith(".parquet")]
-            files = _choose(data, wanted, config) if wanted else []
-            if wanted is None or wanted:
-                folder = Path(hf.snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=[file for file, _ in files] or "*.parquet"))
-                files = files or _choose(data, [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.parquet"))], config)
-            if files:
-                return folder, files
-        except (RepositoryNotFoundError, RevisionNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError, ValueError) as error:
+            if online:
+                there = [file for file in HfApi().list_repo_files(name, repo_type="dataset", revision=revision) if file.endswith(".parquet")]
+                if not there:
+                    continue
+        except Exception as error:          # whatever the hub, the network and its libraries raise: what was fetched before may do
+            online = isinstance(error, HfHubHTTPError)          # the hub itself has answered
             failures.append(f"{type(error).__name__}: {error}".split("\n")[0])
+        if there:
+            files = _choose(data, there, config)
+        try:
+            folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=not there,
+                                            allow_patterns=[file for file, _ in files] or "*.parquet"))
+        except Exception as error:
+            failures.append(f"{type(error).__name__}: {error}".split("\n")[0])
+            continue
+        files = files or _choose(data, [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.parquet"))], config)
+        if files:
+            return folder, files
     raise UsageError(f"DATA={data}: no Parquet file of the data set {name} of the Hugging Face hub is on this machine, or could be fetched"
-                     f" ({'; '.join(failures) or 'it has none'}).\n"
+                     f" ({'; '.join(failures[:2]) or 'it has none'}).\n"
                      "  with a network: run the same command again; a private or gated one needs `hf auth login` first\n"
                      f"  without: download it elsewhere (hf download --repo-type dataset {name} --include '*.parquet' --local-dir FOLDER), copy the folder "
                      "here and type DATA=hf:FOLDER")

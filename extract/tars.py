@@ -1,4 +1,5 @@
-"""Tars of images, webdataset's among them: one tar, a folder of them, or shards/train-{000..012}.tar. Nothing is unpacked.
+"""Tars of images, webdataset's among them: one tar, a folder of them, or 'shards/train-{000..012}.tar' (quoted, bash would
+expand it). Nothing is unpacked.
 
 The members of one name up to its first dot are one sample: 0001.jpg and 0001.cls (a number or a name), or 0001.json with "label" or "cls". Where
 no sample has such a label, the folders inside the tar are read as those of a folder of images. The split is what the shards' names say

@@ -6,7 +6,7 @@
 
 SETS says which constructor arguments give which split. It is written out, since torchvision's names differ, and since some of its splits are
 the union of others (trainval, train+unlabeled), which would list images twice. CIFAR is stored as pickles: torchvision unpickles them only when
-their MD5 is the published one, and no other pickle is opened.
+their MD5 is the published one. No other pickle is opened, but what an old torchvision left of MNIST as .pt, and that as plain tensors only.
 """
 
 import os
@@ -47,14 +47,17 @@ SETS: dict[str, dict[str, Parts]] = {
                     "2021_train_mini": [("train", {"version": "2021_train_mini"}), *INATURALIST_VAL],
                     **{version: [("", {"version": version})] for version in ("2017", "2018", "2019", "2021_valid")}},
     "OxfordIIITPet": {"": [("train", {"split": "trainval"}), ("test", {"split": "test"})]},
-    "Places365": {"": [("train", {"split": "train-standard"}), ("val", {"split": "val"})],
-                  "challenge": [("train", {"split": "train-challenge"}), ("val", {"split": "val"})]},
+    "Places365": {version: [("train", {"split": train, "small": small}), ("val", {"split": "val", "small": small})] for version, train, small in
+                  (("", "train-standard", False), ("256", "train-standard", True), ("challenge", "train-challenge", False))},
     "SEMEION": {"": [("", {"download": False})]},
     "STL10": {"": _by_split("train", "test", "unlabeled")},
     "SVHN": {"": TWO, "extra": [*TWO, ("train", {"split": "extra"})]},
 }
+NOT_TAKEN = {"SVHN": "its extra training images are not taken; with them: DATA=torchvision:SVHN@extra",
+             "Places365": "its test images are not taken, their labels were never published"}
 BY_HAND = {
-    "StanfordCars": "stanford_cars/ with cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat (torchvision's own source is gone)",
+    "StanfordCars": "stanford_cars/ with cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat (its page, "
+                    "https://ai.stanford.edu/~jkrause/cars/car_dataset.html, is gone)",
     "FER2013": "fer2013/ with fer2013.csv, or icml_face_data.csv, or train.csv and test.csv",
 }
 
@@ -68,8 +71,8 @@ def torchvision(data: str, root: Path) -> tuple:
                          + ", ".join(f"DATA=torchvision:{name}{'@' + known if known else ''}" for known in SETS[name]))
     if name == "ImageNet":
         return _imagenet(root)
-    if name == "SVHN" and not version:
-        print("SVHN: its extra training images are not taken; with them: DATA=torchvision:SVHN@extra", flush=True)
+    if name in NOT_TAKEN and version != "extra":
+        print(f"{name}: {NOT_TAKEN[name]}", flush=True)
     parts, splits, labels, keys, files = [], [], [], [], []
     for split, arguments in SETS[name][version]:
         images = _open(name, root, arguments)
@@ -192,13 +195,13 @@ def _to_download(name: str, root: Path, arguments: dict[str, Any], error: Except
 
     kind = getattr(sets, name)
     which = "".join(f", {key}={value!r}" for key, value in arguments.items() if key != "download")
-    page = re.search(r"<(https?://[^>]+)>", kind.__doc__ or "")
+    page = re.search(r"<(https?://(?!docs\.scipy)[^>]+)>", kind.__doc__ or "")
     constants = {**{key: value for part in reversed(kind.__mro__[:-1]) for key, value in vars(part).items()},
                  **getattr(inspect.getmodule(kind), "DATASET_URLS", {})}
     mine = constants.get(arguments.get("version"), {key: value for key, value in constants.items() if key.lower().strip("_") in URLS})
     urls = sorted({url for url in re.findall(r"https?://[^\s'\"]+", repr(mine)) if "." in url.rsplit("/", 1)[-1]})
-    found = f"torchvision's {name}{which} is not in {root} ({error})." + (f" Its page: {page[1]}" if page else "")
-    found += f" Its archives: {', '.join(urls[:8])}." if urls else ""
+    found = f"torchvision's {name}{which} is not in {root} ({error})." + (f" Its page: {page[1]} ." if page else "")
+    found += f" Its archives: {', '.join(urls[:8])} ." if urls else ""
     if name in BY_HAND:
         return f"{found} Put it there by hand: {root}/{BY_HAND[name]}"
     return f"{found} Download it once with:\n  .venv/bin/python -c \"import torchvision.datasets as d; d.{name}('{root}'{which}, download=True)\""

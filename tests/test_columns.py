@@ -238,8 +238,28 @@ def test_a_data_set_of_the_hub_is_read_offline_from_its_cache(tmp_path, monkeypa
     assert open_dataset("hf:owner/pets", Path()).name == "pets" and contents("hf:owner/pets") == [b"0z.jpg"]
 
 
+def test_without_a_network_what_was_fetched_before_is_read(tmp_path, monkeypatch):
+    import huggingface_hub as hf
+    from huggingface_hub import constants
+
+    def unreachable(self: object, *_: object, **__: object) -> list[str]:
+        raise RuntimeError("connection refused")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hf.HfApi, "list_repo_files", unreachable)
+    with pytest.raises(UsageError, match=r"owner/pets of the Hugging Face hub is on this machine, or could be fetched \(RuntimeError: connection refused; "):
+        open_dataset("hf:owner/pets", Path())
+    hub_cache(tmp_path, "main", ("train-00000-of-00002.parquet", of_hub(["z.jpg"], [0])), ("train-00001-of-00002.parquet", of_hub(["y.jpg"], [1])))
+    assert listed("hf:owner/pets") == [("train/y.jpg", "dog", "train"), ("train/z.jpg", "cat", "train")]
+    next(tmp_path.rglob("train-00001*")).unlink()                      # a download that was cut short
+    with pytest.raises(UsageError, match=r"1 of 2 files of train are not there"):
+        open_dataset("hf:owner/pets", Path())
+
+
 def test_only_the_files_of_the_configuration_are_fetched(tmp_path, monkeypatch):
     import huggingface_hub as hf
+    from huggingface_hub import constants
 
     for config in ("a", "b"):
         write(tmp_path / "there" / config / "train-00000-of-00001.parquet", of_hub([f"{config}.jpg"], [0]))
@@ -252,7 +272,7 @@ def test_only_the_files_of_the_configuration_are_fetched(tmp_path, monkeypatch):
             shutil.copy(tmp_path / "there" / pattern, tmp_path / "here" / pattern)
         return str(tmp_path / "here")
 
-    monkeypatch.setattr(hf.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     there = ["README.md", "run.py", "a/train-00000-of-00001.parquet", "b/train-00000-of-00001.parquet"]
     monkeypatch.setattr(hf.HfApi, "list_repo_files", lambda self, *_, **__: there)
     monkeypatch.setattr(hf, "snapshot_download", snapshot)

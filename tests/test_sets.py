@@ -14,7 +14,7 @@ import pytest
 import scipy.io
 import torchvision.datasets as sets
 from PIL import Image
-from test_datasets import fill, listed, table
+from test_datasets import fill, idx, listed, table
 
 from cache_specs.errors import UsageError
 from cache_specs.items import Items, class_index
@@ -210,13 +210,30 @@ def fer2013(root: Path, patch: Patch) -> Rows:
     return [("test/00000000", "0", "test"), ("train/00000000", "3", "train")]
 
 
+def places365(root: Path, patch: Patch) -> Rows:
+    lists = {"categories_places365.txt": "/a/airfield 0\n/z/zen_garden 1\n", "places365_val.txt": "Places365_val_00000001.jpg 1\n",
+             "places365_train_standard.txt": "/a/airfield/00000001.jpg 0\n/z/zen_garden/00000002.jpg 1\n"}
+    known = {name: (name, md5(put(root / name, content))) for name, content in lists.items()}
+    patch.setattr(sets.Places365, "_CATEGORIES_META", known["categories_places365.txt"])
+    patch.setattr(sets.Places365, "_FILE_LIST_META", {"train-standard": known["places365_train_standard.txt"], "val": known["places365_val.txt"]})
+    return [("data_256_standard/a/airfield/00000001.jpg", "/a/airfield", "train"), ("data_256_standard/z/zen_garden/00000002.jpg", "/z/zen_garden", "train"),
+            ("val_256/Places365_val_00000001.jpg", "/z/zen_garden", "val")]
+
+
+def emnist(root: Path, patch: Patch) -> Rows:
+    for part, labels in (("train", [1, 26]), ("test", [2])):
+        for kind, values in (("images-idx3", pixels(len(labels), 28, 28)), ("labels-idx1", np.array(labels, np.uint8))):
+            idx(root / "EMNIST/raw", f"emnist-letters-{part}-{kind}-ubyte", values)
+    return [("test/00000000", "b", "test"), ("train/00000000", "a", "train"), ("train/00000001", "z", "train")]
+
+
 MINIATURES: dict[str, Callable[[Path, Patch], Rows]] = {
     "Food101": food101, "Flowers102": flowers102, "FGVCAircraft": aircraft, "INaturalist@2021_train_mini": inaturalist, "INaturalist@2017": inaturalist2017,
     "DTD": dtd, "SUN397": sun397, "EuroSAT": eurosat, "GTSRB": gtsrb, "OxfordIIITPet": pets, "StanfordCars": cars, "Caltech101": caltech101,
     "Caltech256": caltech256, "Country211": country211, "Imagenette@160px": imagenette, "RenderedSST2": sst2, "CLEVRClassification": clevr,
     "CIFAR10": lambda root, patch: cifar(sets.CIFAR10, root, patch, "labels", ["airplane", "automobile"]),
     "CIFAR100": lambda root, patch: cifar(sets.CIFAR100, root, patch, "fine_labels", ["apple", "aquarium_fish"]),
-    "STL10": stl10, "SVHN@extra": svhn, "PCAM": pcam, "FER2013": fer2013,
+    "Places365@256": places365, "EMNIST@letters": emnist, "STL10": stl10, "SVHN@extra": svhn, "PCAM": pcam, "FER2013": fer2013,
 }
 
 
