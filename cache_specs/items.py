@@ -20,7 +20,7 @@ import numpy as np
 
 from cache_specs import durable, locks
 from cache_specs.errors import IntegrityError, StaleError
-from cache_specs.sources import dataset_name, read_source
+from cache_specs.sources import dataset_name, is_gone, read_source, where
 
 SPLITS = ("", "train", "val", "test", "unlabelled")
 FORMAT = 1
@@ -111,11 +111,11 @@ def _moved(cache: Path, items: Items, source: str) -> Items:
     for folder in sorted(cache.glob(f"*-{items.fingerprint[:8]}")):
         try:
             record = durable.read_sealed(folder / "dataset.json")
-            known = Path(record["source"])
+            known = where(record["source"])
             taken_over = record["source"] == source and items.name == dataset_name(source)
-            if record["fingerprint"] != items.fingerprint or not known.is_absolute() or dataset_folders(cache, items.name):
+            if record["fingerprint"] != items.fingerprint or known is None or not known.is_absolute() or dataset_folders(cache, items.name):
                 continue
-            if taken_over or (not known.exists() and read_items(folder).labels_fingerprint == items.labels_fingerprint):
+            if taken_over or (is_gone(record["source"]) and read_items(folder).labels_fingerprint == items.labels_fingerprint):
                 return dataclasses.replace(items, name=record["name"])
         except (OSError, ValueError, KeyError, TypeError, IntegrityError):
             continue

@@ -11,7 +11,7 @@ from pathlib import Path
 from cache_specs import store
 from cache_specs.errors import StaleError, UsageError, did_you_mean
 from cache_specs.items import dataset_folders
-from cache_specs.sources import dataset_name, read_source, source_path
+from cache_specs.sources import dataset_name, is_gone, read_source, source_path
 from cache_specs.view import view_name
 
 
@@ -45,7 +45,7 @@ def find_dataset(cache: Path, data: str) -> Path:
     name = dataset_name(data)
     everything = [path.parent for path in sorted(cache.glob("*/dataset.json"))]
     found = dataset_folders(cache, name) or [folder for folder in everything if folder.name == name] or \
-        [folder for folder in everything if Path(data).expanduser().exists() and read_source(folder) == source_path(data)]      # it was renamed
+        [folder for folder in everything if not is_gone(data) and read_source(folder) == source_path(data)]      # it was renamed
     if len(found) == 1:
         _refuse_other_source(found[0], data)
         return found[0]
@@ -61,7 +61,7 @@ def _refuse_other_source(folder: Path, data: str) -> None:
     source, here = read_source(folder), source_path(data)
     if not source or data == folder.name:
         return
-    if "/" in data and not Path(here).exists():
+    if "/" in data and is_gone(data):
         raise UsageError(f"DATA={data}: there is no such file or folder. To train on the cache alone, type its name: DATA={folder.name}")
     if here != source and (Path(here).is_absolute() or ":" in data):
         raise StaleError(f"{folder} was embedded from {source}, not from {here}. If that is another data set, give it a name: "

@@ -1,31 +1,90 @@
-"""What DATA=… names: a word, a file or a folder; and the record of it beside a data set's item list."""
+"""What DATA=… names: a word, a file, a folder, a row of shards; and the record of it beside a data set's item list."""
 
 import os
+import re
 from pathlib import Path
 
 from cache_specs import durable
 from cache_specs.errors import UsageError
 
 LONGEST = 200               # bytes of a data set's name: a file's may have 255, and more is appended
+MOST_SHARDS = 100_000
+ENDINGS = (".csv", ".parquet", ".tar", ".h5", ".hdf5")
+SUBSET = re.compile(r"(.+)#top([1-9]\d{0,8})", re.DOTALL)
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
 def dataset_name(data: str) -> str:
-    """photos/ -> photos; /data/list.csv -> list; torchvision:MNIST -> MNIST. Characters that do not suit a folder name become '-'."""
-    base = data.split(":", 1)[1] if data.startswith("torchvision:") else Path(data).resolve().name if "/" in data or data == "." else data
-    base = base.rsplit(".", 1)[0] if base.endswith((".csv", ".parquet")) else base
+    """photos/ -> photos; /data/list.csv -> list; torchvision:MNIST -> MNIST; hf:owner/name@small -> name-small; a/train-{000..012}.tar -> train;
+    photos/#top10 -> photos-top10. Characters that do not suit a folder name become '-'."""
+    data, top = split_subset(data)
+    base, config = (data, "") if not data.startswith("hf:") else split_config(data[3:])
+    base = base.removeprefix("torchvision:")
+    if (shards := BRACES.sub("", base)) != base and not Path(base).exists():
+        base = Path(shards).name.removesuffix(".tar").rstrip("-_.") or str(Path(shards).resolve().parent)
+    base = Path(base).resolve().name if "/" in base or base == "." else base
+    base = next((base.removesuffix(ending) for ending in ENDINGS if base.endswith(ending)), base)
+    base += (f"-{config}" if config else "") + (f"-top{top}" if top else "")
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in base).lstrip(".-") or "data"
     return name.encode("utf-8", "replace")[:LONGEST].decode(errors="ignore")
 
 
 def source_path(data: str) -> str:
-    """What DATA names, for good: an absolute path, or the very word (digits, torchvision:MNIST)."""
-    path = Path(data).expanduser()
-    found = str(path.resolve()) if path.exists() and data != "digits" else data
+    """What DATA names, for good: with an absolute path, or the very word (digits, torchvision:MNIST, hf:owner/name)."""
+    path, found = where(data), data
+    if path is not None and path.exists():
+        plain, top = split_subset(data)
+        plain, config = split_config(plain[3:]) if plain.startswith("hf:") else (plain, "")
+        found = "hf:" * data.startswith("hf:") + str(Path(plain).expanduser().resolve()) + (f"@{config}" if config else "") + (f"#top{top}" if top else "")
     try:
         found.encode()
     except UnicodeEncodeError:
         raise UsageError(f"the name {os.fsencode(found)!r} is not UTF-8, so it cannot be recorded; rename the folder or file") from None
     return found
+
+
+def where(data: str) -> Path | None:
+    """The file or folder that DATA names, there or not (of a row of shards the first); None where it is a word (digits, torchvision:…, hf:owner/name)."""
+    data, _ = split_subset(data)
+    if data == "digits" or data.startswith("torchvision:"):
+        return None
+    if data.startswith("hf:"):
+        path = Path(split_config(data[3:])[0]).expanduser()
+        return path if path.is_absolute() or data[3:].startswith(".") or path.is_dir() else None
+    path = Path(data).expanduser()
+    return path if path.exists() else Path(expand_shards(data)[0]).expanduser()
+
+
+def is_gone(data: str) -> bool:
+    """DATA names a file or folder, and it is not there."""
+    path = where(data)
+    return path is not None and not path.exists()
+
+
+def split_subset(data: str) -> tuple[str, int]:
+    """photos/#top10 -> ('photos/', 10): only the ten classes with the most training images. (data, 0): all of it."""
+    found = SUBSET.fullmatch(data)
+    return (data, 0) if found is None or Path(data).expanduser().exists() else (found[1], int(found[2]))
+
+
+def split_config(name: str) -> tuple[str, str]:
+    """owner/name@config -> ('owner/name', 'config'); ('owner/name', '') without one."""
+    base, _, config = name.rpartition("@")
+    return (name, "") if not base or "/" in config or Path(name).expanduser().exists() else (base, config)
+
+
+def expand_shards(pattern: str) -> list[str]:
+    """train-{000..012}.tar -> the 13 names; {a,b} works too; a name without braces is itself."""
+    found = BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    first, last, words = found.groups()
+    rest = expand_shards(pattern[found.end():])
+    count = len(words.split(",")) if words is not None else int(last) - int(first) + 1
+    if not 0 < count * len(rest) <= MOST_SHARDS:
+        raise UsageError(f"DATA={pattern}: {found[0]} stands for {max(0, count * len(rest)):,} shards, expected 1 to {MOST_SHARDS:,}; type {{000000..000012}}")
+    parts = words.split(",") if words is not None else [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    return [pattern[:found.start()] + part + end for part in parts for end in rest]
 
 
 def read_source(folder: Path) -> str:

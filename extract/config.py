@@ -10,7 +10,7 @@ class ExtractConfig:
     view: str = ""
     """name of a view (cache_specs/*.toml), or the path of a TOML file of your own"""
     data: str = ""
-    """a folder of images, a .csv or .parquet table, torchvision:NAME, or digits"""
+    """a folder of images or tars, a .csv, .parquet, .h5 or .tar file, torchvision:NAME, hf:OWNER/NAME, or digits"""
     weights: str | None = None
     """local weights instead of the hub's: a folder, or one .safetensors file"""
     cache: str = "cache"

@@ -17,11 +17,12 @@ from cache_specs.errors import IntegrityError, StaleError, UsageError, did_you_m
 from cache_specs.exchange import KEYS, LABELS, Source, texts
 from cache_specs.items import IMPORTED, SPLITS, Items, class_index, dataset_folders, read_items
 from cache_specs.lookup import find_dataset
-from cache_specs.sources import dataset_name, read_source, source_path
+from cache_specs.sources import dataset_name, is_gone, read_source, source_path
 from cache_specs.view import STATUS
 from extract import quality
 from extract.config import ExtractConfig
-from extract.datasets import SPLIT_FOLDERS, build_items, open_dataset
+from extract.datasets import build_items, open_dataset
+from extract.naming import SPLIT_FOLDERS
 from extract.progress import Progress
 
 EXAMPLE = "make import VIEW=… FROM=… DATA=…"
@@ -107,7 +108,7 @@ def _items(cache: Path, data: str, root: Path, name: str | None) -> tuple[Items,
                              "without --name. For another data set take another name")
         return read_items(folder), folder
     except UsageError:
-        if data != "digits" and not data.startswith("torchvision:") and not Path(data).expanduser().exists():
+        if is_gone(data):
             raise
     dataset = open_dataset(os.path.expanduser(data), root, name)
     with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:

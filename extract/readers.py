@@ -1,4 +1,4 @@
-"""The encoded bytes of image i of a data set, from files, arrays or torchvision. Picklable, so that decode workers can have them."""
+"""The encoded bytes of image i of a data set, from files, pieces of files, arrays or torchvision. Picklable, so that decode workers can have them."""
 
 import hashlib
 import io
@@ -45,22 +45,44 @@ class ReadFiles(Reader):
     paths: list[str]
 
     def __call__(self, i: int) -> bytes:
-        with self._open(i) as file:
+        with open_regular(self.paths[i]) as file:
             return file.read()
 
     def digest(self, i: int) -> tuple[int, str]:
-        with self._open(i) as file:                 # in pieces: many large files are hashed at once
+        with open_regular(self.paths[i]) as file:                 # in pieces: many large files are hashed at once
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return file.tell(), digest
 
-    def _open(self, i: int) -> BinaryIO:
-        handle = os.open(self.paths[i], os.O_RDONLY | os.O_NONBLOCK)       # never hang on a FIFO
-        file, status = os.fdopen(handle, "rb"), os.fstat(handle)
-        if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
-            return file
-        file.close()
-        raise FileTooLargeError(f"{self.paths[i]} has {status.st_size} bytes") if stat.S_ISREG(status.st_mode) else \
-            OSError(f"{self.paths[i]} is not a regular file")
+
+@dataclass(frozen=True)
+class ReadPieces(Reader):
+    """Image i is `size[i]` bytes at `offset[i]` of the file `paths[file[i]]`: a member of a tar."""
+
+    paths: list[str]
+    file: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+
+    def __call__(self, i: int) -> bytes:
+        path, size = self.paths[self.file[i]], int(self.size[i])
+        if size > MAX_BYTES:
+            raise FileTooLargeError(f"an image in {path} has {size} bytes")
+        with open_regular(path, None) as file:
+            file.seek(int(self.offset[i]))
+            data = file.read(size)
+        if len(data) != size:
+            raise OSError(f"{path} ends before the {size} bytes at {self.offset[i]}")
+        return data
+
+
+def open_regular(path: str, most: int | None = MAX_BYTES) -> BinaryIO:
+    """Open for reading what is a regular file, of at most so many bytes. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)       # never hang on a FIFO
+    file, status = os.fdopen(handle, "rb"), os.fstat(handle)
+    if stat.S_ISREG(status.st_mode) and (most is None or status.st_size <= most):
+        return file
+    file.close()
+    raise FileTooLargeError(f"{path} has {status.st_size} bytes") if stat.S_ISREG(status.st_mode) else OSError(f"{path} is not a regular file")
 
 
 @dataclass(frozen=True)
@@ -70,8 +92,13 @@ class ReadArrays(Reader):
     images: np.ndarray
 
     def __call__(self, i: int) -> bytes:
-        height, width = self.images[i].shape
-        return b"P5\n%d %d\n255\n" % (width, height) + self.images[i].tobytes()
+        return pnm(self.images[i])
+
+
+def pnm(pixels: np.ndarray) -> bytes:
+    """(H, W), (H, W, 1) or (H, W, 3) uint8 as binary PGM or PPM."""
+    height, width, *channels = pixels.shape
+    return b"P%d\n%d %d\n255\n" % (6 if channels == [3] else 5, width, height) + pixels.tobytes()
 
 
 @dataclass(frozen=True)

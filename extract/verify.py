@@ -109,7 +109,7 @@ def _rows(view: "View", shard: int | None) -> str:
 def images_of(view: "View", asked: str, weights: str | None, root: str) -> tuple["ViewSpec", dict[str, Path], "Dataset"]:
     """The spec, the weights and the images that a view was made of, found again. Raises CoviewError naming what is gone or changed."""
     from cache_specs import store
-    from cache_specs.sources import read_source
+    from cache_specs.sources import is_gone, read_source
     from cache_specs.spec import load_spec, view_names
     from extract.datasets import open_dataset
     from extract.weights import find_weights
@@ -123,7 +123,7 @@ def images_of(view: "View", asked: str, weights: str | None, root: str) -> tuple
     source = read_source(view.folder.parent)
     if not source:
         raise IntegrityError(f"{view.folder.parent / 'dataset.json'} does not say where the images are; type: make extract VIEW={toml} DATA=… with them")
-    if Path(source).is_absolute() and not Path(source).exists():
+    if is_gone(source):
         raise UsageError(f"the images of {view.folder.parent.name} were in {source}, which is gone. If they were moved, type first: "
                          f"make extract VIEW={toml} DATA=…, where they are now; it notes the place and embeds nothing")
     return spec, files, open_dataset(source, Path(root), view.folder.parent.name.rpartition("-")[0])

@@ -15,8 +15,10 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*
 MAY_IMPORT = {"cache_specs": {"cache_specs"}, "extract": {"cache_specs", "extract"}, "train": {"cache_specs", "train"}}
 DOORS = {
     "zarr": {"cache_specs/documents.py", "cache_specs/arrays.py"}, "wandb": {"train/log.py"}, "torch.distributed": {"train/peers.py", "train/launch.py"},
-    "open_clip": {"extract/backbones.py"}, "transformers": {"extract/backbones.py"}, "torchvision": {"extract/images.py", "extract/datasets.py"},
-    "huggingface_hub": {"extract/weights.py"}, "sklearn": {"extract/datasets.py", "train/classic.py", "train/propagation.py"}, "PIL": {"extract/images.py"},
+    "open_clip": {"extract/backbones.py"}, "transformers": {"extract/backbones.py"}, "datasets": set(),
+    "torchvision": {"extract/images.py", "extract/torchvision_sets.py"},
+    "huggingface_hub": {"extract/weights.py", "extract/hub.py"},
+    "sklearn": {"extract/datasets.py", "train/classic.py", "train/propagation.py"}, "PIL": {"extract/images.py"},
     "scipy": {"train/propagation.py", "train/report.py"}, "h5py": {"cache_specs/arrays.py"}, "timm": set(),
 }
 

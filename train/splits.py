@@ -1,10 +1,11 @@
 """Which rows are labelled, unlabelled, for validation and for test. A pure function of the item list, LABELS and the seed.
 
     LABELS=all       every labelled training row            LABELS=4        4 a class
-    LABELS=10%       that share of each class, at least 1   LABELS=my.txt   the keys in a file, one a line
+    LABELS=10%       that share of each class, at least 1   LABELS=my.txt   the keys in a file, one a line, or only their last parts
 
 For one seed the choices are nested: the rows of LABELS=3 are among those of LABELS=4. A data set without a test (or validation)
-split gives a fifth of its labelled rows to each, the same for every seed.
+split gives a fifth of its labelled rows to each, the same for every seed; rows that a file names are not given away. ImageNet's published lists
+(1percent.txt and 10percent.txt of github.com/google-research/simclr, folder imagenet_subsets/) hold bare file names, which is enough.
 """
 
 import re
@@ -32,10 +33,12 @@ class Split:
 
 def make_split(items: Items, ok: np.ndarray, labels: str, seed: int) -> Split:
     """The split of one experiment. ok: (N,) bool, the rows usable in every view. Raises UsageError or DataQualityError."""
-    role = assign(items)
     known = items.label >= 0
+    named = _from_file(items, Path(labels)) if not NUMBER.fullmatch(labels) and Path(labels).is_file() else None
+    role = assign(items, named)
     val, test = (np.flatnonzero((role == name) & known & ok) for name in ("val", "test"))
-    labelled = _choose(items, np.flatnonzero((role == "train") & known), ok, labels, seed)
+    pool = np.flatnonzero((role == "train") & known)
+    labelled = _choose(items, pool, ok, labels, seed) if named is None else _usable(items, named, pool[ok[pool]], labels)
     unlabelled = np.setdiff1d(np.flatnonzero(((role == "train") | (role == "unlabelled")) & ok), labelled)
     for name, rows in (("labelled training", labelled), ("validation", val), ("test", test)):
         if len(rows) == 0:
@@ -45,8 +48,9 @@ def make_split(items: Items, ok: np.ndarray, labels: str, seed: int) -> Split:
     return Split(labelled, unlabelled, val, test)
 
 
-def assign(items: Items) -> np.ndarray:
-    """(N,) str: train, val, test or unlabelled for each row. What the data set says stands; what it leaves open is filled in."""
+def assign(items: Items, named: np.ndarray | None = None) -> np.ndarray:
+    """(N,) str: train, val, test or unlabelled for each row. What the data set says stands; what it leaves open is filled in, but not with the rows
+    `named` as labelled: those are left out of the fifth, so that a test split of other labels has at most these rows more."""
     role = np.array(items.split, object)
     open_rows, labelled = role == "", items.label >= 0
     role[open_rows & ~labelled] = "unlabelled"
@@ -61,6 +65,9 @@ def assign(items: Items) -> np.ndarray:
             rows = np.random.Generator(np.random.Philox(key=[label, FILL + key])).permutation(rows)
             whole = int(((given == source) & (items.label == label)).sum())
             role[rows[:whole // 5 if whole >= 5 else int(len(rows) > 2)]] = name
+    if named is not None:
+        kept = named[given[named] == "train"]
+        role[kept] = "train"
     return role
 
 
@@ -69,8 +76,6 @@ def _choose(items: Items, known: np.ndarray, ok: np.ndarray, labels: str, seed: 
     pool = known[ok[known]]
     if labels == "all":
         return pool
-    if not NUMBER.fullmatch(labels) and Path(labels).is_file():
-        return _from_file(items, pool, Path(labels))
     try:
         percent = float(labels[:-1]) if labels.endswith("%") else None
         count = None if percent is not None else int(labels)
@@ -92,20 +97,38 @@ def _choose(items: Items, known: np.ndarray, ok: np.ndarray, labels: str, seed: 
     return np.sort(np.concatenate(chosen)) if chosen else pool
 
 
-def _from_file(items: Items, pool: np.ndarray, path: Path) -> np.ndarray:
-    index, allowed = {key: row for row, key in enumerate(items.keys)}, set(pool.tolist())
-    rows = []
-    for line, key in enumerate(read_keys(path), 1):
-        if not key:
-            continue
-        if key not in index:
-            raise UsageError(f"{path}, line {line}: {items.name!r} has no image {key!r}{did_you_mean(key, items.keys[:10_000])}")
-        if index[key] not in allowed:
-            raise UsageError(f"{path}, line {line}: {key!r} is not a labelled training image that could be embedded")
-        rows.append(index[key])
+def _from_file(items: Items, path: Path) -> np.ndarray:
+    """The rows that a file names, in its order, by their keys or by the ends of keys. Raises UsageError where a line names none, or several."""
+    lines = [(line, key) for line, key in enumerate(read_keys(path), 1) if key]
+    index = {key: row for row, key in enumerate(items.keys)}
+    ends: dict[str, list[int]] = {}
+    if short := {key.rpartition("/")[2] for _, key in lines if key not in index}:
+        for key, row in index.items():
+            if (end := key.rpartition("/")[2]) in short:
+                ends.setdefault(end, []).append(row)
+    rows, unknown, unclear = [], [], []
+    for line, key in lines:
+        found = [index[key]] if key in index else [row for row in ends.get(key.rpartition("/")[2], []) if items.keys[row].endswith(f"/{key}")]
+        rows += found[:1]
+        if len(found) != 1:
+            (unclear if found else unknown).append((line, key, found))
+    for wrong in (unknown, unclear):
+        if wrong:
+            line, key, found = wrong[0]
+            several = f" ({len(wrong):,} of {len(lines):,} lines are like that)" if len(wrong) > 1 else ""
+            raise UsageError(f"{path}, line {line}: " + (f"{items.name!r} has {len(found)} images of the name {key!r}, such as {items.keys[found[0]]!r} and "
+                             f"{items.keys[found[1]]!r}; write whole keys" if found else
+                             f"{items.name!r} has no image {key!r}{did_you_mean(key, items.keys[:10_000])}") + several)
     if not rows:
         raise UsageError(f"LABELS={path}: the file names no image; it holds one key a line, such as {items.keys[0]!r}")
-    return np.unique(np.array(rows, np.int64))
+    return np.array(rows, np.int64)
+
+
+def _usable(items: Items, named: np.ndarray, pool: np.ndarray, labels: str) -> np.ndarray:
+    if len(wrong := named[~np.isin(named, pool)]):
+        raise UsageError(f"LABELS={labels}: {items.keys[wrong[0]]!r} is not a labelled training image that could be embedded"
+                         + (f", and so are {len(wrong) - 1:,} others of the {len(named):,} named" if len(wrong) > 1 else ""))
+    return np.unique(named)
 
 
 def read_keys(path: Path) -> list[str]:

@@ -1,0 +1,70 @@
+"""What the names of files and folders say: which files are images, which split and which label they have, and the key."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+                 "unlabelled": "unlabelled", "unlabeled": "unlabelled"}
+SPLIT_WORDS = SPLIT_FOLDERS | {"training": "train", "dev": "val", "testing": "test", "unsupervised": "unlabelled"}
+
+
+def find_images(base: Path) -> tuple[list[Path], Counter[str]]:
+    """The images below a folder, relative to it, and how many files have which other ending. Links are followed, loops and hidden names are not."""
+    found, others = [], Counter[str]()
+    for folder, folders, files in os.walk(base, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _is_loop(Path(folder, name)))
+        for name in (name for name in files if not name.startswith(".")):
+            if name.lower().endswith(EXTENSIONS):
+                found.append(Path(folder, name).relative_to(base))
+            else:
+                others[Path(name).suffix.lower() or "no ending"] += 1
+    return found, others
+
+
+def _is_loop(folder: Path) -> bool:
+    """A link to a folder that it lies in."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+
+
+def say_left_out(data: str, others: Counter[str], why: str, unit: str = "files") -> None:
+    if others:
+        print(f"{data}: {others.total():,} {unit} are left out, {why}: " + ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(5)), flush=True)
+
+
+def of_folders(data: str, paths: Sequence[PurePosixPath | Path]) -> tuple[list[str], list[str]]:
+    """Labels and splits of class/image or split/class/image; deeper folders belong to the class."""
+    has_splits = all(path.parts[0].lower() in SPLIT_FOLDERS and len(path.parts) > 1 for path in paths)
+    tops = {path.parts[0] for path in paths if len(path.parts) > 1}
+    if (named := sorted(top for top in tops if top.lower() in SPLIT_FOLDERS)) and not has_splits:
+        print(f"warning: {data}: the folders {', '.join(named)} are taken for classes, since other images or folders lie beside them. If they are splits, "
+              "put all images into train/, val/, test/ or unlabelled/", flush=True)
+    splits = [SPLIT_FOLDERS[path.parts[0].lower()] if has_splits else "" for path in paths]
+    depth = 1 if has_splits else 0
+    labels = [path.parts[depth] if len(path.parts) > depth + 1 and split != "unlabelled" else ""
+              for path, split in zip(paths, splits, strict=True)]
+    return labels, splits
+
+
+def split_in(name: str) -> str:
+    """The split that a file's name says, such as imagenet-train-0001.tar; '' where it says none, or several."""
+    found = {SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_WORDS}
+    return found.pop() if len(found) == 1 else ""
+
+
+def hide_unlabelled(data: str, labels: list[str], splits: list[str]) -> list[str]:
+    """A test or validation split whose labels were never published can test nothing: its images are used unlabelled, and that is said."""
+    for name in ("val", "test"):
+        rows = [label for label, split in zip(labels, splits, strict=True) if split == name]
+        if rows and not any(rows):
+            print(f"{data}: none of the {len(rows):,} images of the split {name!r} has a label; they are used unlabelled", flush=True)
+            splits = ["unlabelled" if split == name else split for split in splits]
+    return splits
+
+
+def text(name: str) -> str:
+    """A file name as valid UTF-8; bytes that are not are shown as \\xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

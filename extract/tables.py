@@ -1,0 +1,58 @@
+"""Tables: a list of image files (CSV or Parquet: path[, label][, split]), or Parquet with the images in it (image[, label][, split][, key])."""
+
+import csv
+import posixpath
+from pathlib import Path
+from typing import Any
+
+from cache_specs.errors import UsageError, did_you_mean
+from cache_specs.items import SPLITS, read_parquet
+from extract import columns
+from extract.naming import SPLIT_FOLDERS
+from extract.readers import ReadFiles
+
+
+def table(data: str, root: Path) -> tuple:
+    path = Path(data)
+    if not path.is_file():
+        raise UsageError(f"DATA={data}: there is no such file")
+    try:
+        if path.suffix == ".parquet" and columns.has_images(data):
+            return columns.images_of(data, [(data, "")])
+        rows, names = _read_csv(path) if path.suffix == ".csv" else _read_parquet(path)
+    except (OSError, ValueError, csv.Error) as error:           # Arrow's errors are OSError or ValueError
+        raise UsageError(f"{path} cannot be read: {error}; a table is a UTF-8 CSV or a Parquet file") from error
+    for column in names:
+        if column not in ("path", "label", "split"):
+            raise UsageError(f"{path}: unknown column {column!r}{did_you_mean(column, ['path', 'label', 'split'])}")
+    if "path" not in names or not rows:
+        raise UsageError(f"{path}: a table needs a column 'path' and at least one row; found the columns {names} and {len(rows)} rows")
+    keys = [posixpath.normpath(str(row["path"])) if row["path"] else "" for row in rows]
+    splits = [SPLIT_FOLDERS.get(str(row.get("split") or "").lower(), str(row.get("split") or "")) for row in rows]
+    for line, (key, split) in enumerate(zip(keys, splits, strict=True), 2):
+        if split not in SPLITS:
+            raise UsageError(f"{path}, row {line}: split {split!r}{did_you_mean(split, SPLITS[1:])}")
+        if not key:
+            raise UsageError(f"{path}, row {line}: the path is empty")
+        if ".." in Path(key).parts or Path(key).is_absolute():
+            raise UsageError(f"{path}, row {line}: the path {key!r} leaves the table's folder; paths are relative to it")
+    labels = ["" if split == "unlabelled" or row.get("label") in (None, "", -1, "-1") else str(row["label"])
+              for row, split in zip(rows, splits, strict=True)]
+    return keys, labels, splits, ReadFiles([str(path.parent / key) for key in keys])
+
+
+def _read_csv(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        rows, names = list(reader), list(reader.fieldnames or [])
+    if twice := sorted({column for column in names if names.count(column) > 1}):
+        raise ValueError(f"the column {twice[0]!r} stands there twice")
+    for line, row in enumerate(rows, 2):
+        if None in row:
+            raise ValueError(f"row {line} has more cells than the {len(names)} columns {names}; a cell with a comma in it is quoted: \"cat, big\"")
+    return rows, names
+
+
+def _read_parquet(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    table = read_parquet(path.read_bytes())
+    return table.to_pylist(), table.column_names
