@@ -289,7 +289,7 @@ def test_a_run_is_not_resumed_on_other_labels_or_splits(made: Made, tmp_path: Pa
 
 
 def test_mct_needs_unlabelled_images(made: Made, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="LABELS=all leaves no unlabelled image for mct. Give fewer"):
+    with pytest.raises(UsageError, match=r"LABELS=all leaves no unlabelled image for mct\. Give fewer"):
         run(config(made, tmp_path, labels="all"))
 
 
