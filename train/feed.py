@@ -113,7 +113,7 @@ class Feeder:
         self.size_L = min(config.batch_labelled, min(len(split.labelled) for split in task.splits))
         self.size_L = max(1, self.size_L // peers.replicas) * peers.replicas        # the replicas' parts are equally large
         self.size_U = max(1, config.batch_unlabelled // peers.replicas) * peers.replicas
-        on = (torch.cuda.set_device, (self.device,)) if self.device.type == "cuda" else (None, ())
+        on = (torch.cuda.set_device, (self.device,)) if self.device.index is not None else (None, ())
         self.thread = ThreadPoolExecutor(1, "feed", *on)    # the current GPU is a thread's own
         self.ahead: tuple[tuple[int, bool, bool], Future[Drawn]] | None = None
 
