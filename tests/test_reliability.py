@@ -348,6 +348,8 @@ def test_a_killed_run_is_not_resumed_with_another_cache(tmp_path: Path, launch: 
 def test_a_killed_run_is_not_resumed_by_fewer_or_more_processes_of_torchrun(tmp_path: Path, launch: Launch, left: Callable, whole: dict) -> None:
     settings = left(tmp_path, "second", 2)
     codes, said = launch(settings, ranks=1)
+    assert codes == [2] and "--gpus 2, but torchrun started 1 processes; leave --gpus out" in said, said
+    codes, said = launch(dataclasses.replace(settings, gpus=1))
     assert codes == [6] and "settings.gpus: 2 -> 1" in said and "repeat the old settings" in said, said
     finish(launch, settings, whole)
 

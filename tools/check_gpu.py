@@ -52,7 +52,7 @@ def main() -> int:
                 seconds = call("extract", "--view", view, "--data", "digits", "--device", device, "--cache", work / device, "--workers", 2)
                 lines.append((f"extract {view} on {device}, seconds", round(seconds, 1), True))
         for view in VIEWS:
-            gpu, cpu = (map_view(open_view(view_folders(next((work / device).iterdir()), view)[0])).astype(np.float32)
+            gpu, cpu = (map_view(open_view(view_folders(next((work / device).glob("digits-*")), view)[0])).astype(np.float32)
                         for device in (options.device, "cpu"))
             cosine = (gpu * cpu).sum(1) / np.linalg.norm(gpu, axis=1) / np.linalg.norm(cpu, axis=1)
             lines.append((f"{view}: smallest cosine to the CPU's row", round(float(cosine.min()), 6), bool(cosine.min() > 0.999)))
