@@ -118,7 +118,7 @@ MISTAKES = {
     "pickle": ('"model.safetensors"', '"pytorch_model.bin"', r"\.safetensors and \.json only \(no pickles\), found 'pytorch_model\.bin'"),
     "crop above resize": ('"squash"\ncrop = 8', '"shortest"\ncrop = 9', r"resize at least crop, found width 16, resize 8, crop 9"),
     "no width": ("width = 16", "width = 0", r"width and crop must be positive.*found width 0"),
-    "squash with a crop": ("crop = 8", "crop = 7", r"with resize_rule 'squash' crop must equal resize, found 7 and 8"),
+    "pad with a crop": ('resize_rule = "squash"\ncrop = 8', 'resize_rule = "pad"\ncrop = 7', r"with resize_rule 'pad' crop must equal resize, found 7 and 8"),
     "std of 0": ("std = [0.5, 0.5, 0.5]", "std = [0.5, 0.0, 0.5]", r"preprocess\.std must be positive, found \[0\.5, 0\.0, 0\.5\]"),
     "std that is no number": ("std = [0.5, 0.5, 0.5]", "std = [0.5, nan, 0.5]", r"preprocess\.\w+ must be"),
     "mean that is no number": ("mean = [0.5, 0.5, 0.5]", "mean = [0.5, inf, 0.5]", r"preprocess\.\w+ must be"),
