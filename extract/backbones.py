@@ -141,7 +141,8 @@ def build_timm(spec: ViewSpec) -> nn.Module:
         arguments["norm_layer"] = functools.partial(nn.LayerNorm, eps=eps)
     pools = {"cls": {"global_pool": "token"}, "mean": {"global_pool": "avg"}}
     try:
-        model = timm.create_model(name, pretrained=False, num_classes=spec.width if spec.output == "projected" else 0, **pools.get(spec.output, {}), **arguments)
+        model = timm.create_model(name, pretrained=False, num_classes=spec.width if spec.output == "projected" else 0,
+                                  **pools.get(spec.output, {}), **arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UsageError(f"{spec.source}: timm cannot build {name} with output {spec.output!r} and {arguments}: {error}") from error
     if widen != 1:
