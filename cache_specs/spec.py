@@ -46,7 +46,7 @@ class Weights:
     hub       Hugging Face repository id, with `revision` a tag, branch or commit
     path      a local folder instead, relative to the TOML file
     url       the authors' own checkpoint instead, which `make weights` turns into the one of `files`: the tensors under its entry `key`;
-              sha256 of the download, where it is known
+              sha256 of the download, where it is known (not hashed)
     """
 
     files: tuple[str, ...]
@@ -109,17 +109,14 @@ class ViewSpec:
     about: About | None = None
 
     def declared(self) -> dict[str, Any]:
-        """The hashed values as plain JSON types: all but the view's name, the place of the TOML file and what it says about the model.
-        What a spec need not have is hashed where it has it."""
-        values = dataclasses.asdict(self)
-        for key in ("name", "source", "about"):
+        """The hashed values as plain JSON types: all but the view's name, the place of the TOML file, what it says about the model, and the
+        check of a download (the weights' own hash is beside it). What a spec need not have is hashed where it has it."""
+        values, weights = dataclasses.asdict(self), dataclasses.asdict(self.weights)
+        for key in ("name", "source", "about", *(["arguments"] if not self.arguments else []), *(["tensors"] if self.tensors == Tensors() else [])):
             del values[key]
-        for key, default in (("arguments", {}), ("tensors", dataclasses.asdict(Tensors()))):
-            if values[key] == default:
-                del values[key]
-        for key in ("url", "sha256", "key"):
-            if values["weights"][key] is None:
-                del values["weights"][key]
+        if "tensors" in values:                             # in their order, which canonical JSON would lose
+            values["tensors"]["rename"] = list(self.tensors.rename.items())
+        values["weights"] = {key: value for key, value in weights.items() if key != "sha256" and (key not in ("url", "key") or value is not None)}
         return _lists(values)
 
     def fingerprint(self, weights_sha256: str) -> str:
@@ -216,14 +213,20 @@ def _check(spec: ViewSpec, where: str) -> None:
     weights, prep = spec.weights, spec.preprocess
     if sum(source is not None for source in (weights.hub, weights.path, weights.url)) != 1:
         raise UsageError(f"{where}: weights needs one of 'hub' (with 'revision'), 'path' and 'url'")
-    if weights.url is not None and (not weights.url.startswith("https://") or len(weights.files) != 1):
+    if weights.url is not None and (not weights.url.startswith("https://") or [Path(name).suffix for name in weights.files] != [".safetensors"]):
         raise UsageError(f"{where}: weights.url must be https:// and weights.files the one .safetensors file that is made of it, found {weights.url!r} "
                          f"and {list(weights.files)}")
-    for pattern in spec.tensors.rename:
+    if weights.url is None and (weights.sha256 or weights.key):
+        raise UsageError(f"{where}: weights.sha256 and weights.key belong to weights.url, and there is none")
+    if not re.fullmatch("[0-9a-f]{64}", weights.sha256 or "0" * 64):
+        raise UsageError(f"{where}: weights.sha256 must be 64 hexadecimal digits, found {weights.sha256!r}")
+    if "" in spec.tensors.drop:
+        raise UsageError(f"{where}: tensors.drop names beginnings, found an empty one, which would drop every tensor")
+    for pattern, replacement in spec.tensors.rename.items():
         try:
-            re.compile(pattern)
+            re.sub(f"{re.compile(pattern).pattern}|", replacement, "")
         except re.error as error:
-            raise UsageError(f"{where}: tensors.rename: {pattern!r} is no regular expression: {error}") from error
+            raise UsageError(f"{where}: tensors.rename: {pattern!r} and {replacement!r} are no regular expression and its replacement: {error}") from error
     if weights.hub is not None and weights.revision is None:
         raise UsageError(f"{where}: weights.hub needs weights.revision, a tag or commit of {weights.hub}")
     unsafe = [name for name in weights.files if not name.endswith((".safetensors", ".json"))]
@@ -244,4 +247,4 @@ def _check(spec: ViewSpec, where: str) -> None:
 def _lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _lists(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return [_lists(item) for item in value] if isinstance(value, tuple | list) else value
