@@ -30,7 +30,7 @@ class Backbone(nn.Module):
         prep = spec.preprocess
         self.register_buffer("mean", torch.tensor(prep.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(prep.std).view(3, 1, 1), persistent=False)
-        self.compute_dtype = getattr(torch, spec.compute_dtype)
+        self.compute_dtype, self.width, self.origin = getattr(torch, spec.compute_dtype), spec.width, spec.source
         self.requires_grad_(False)
         self.eval()
 
@@ -42,7 +42,10 @@ class Backbone(nn.Module):
         images = (pixels_BCHW.float() / 255 - self.mean) / self.std
         low = self.compute_dtype != torch.float32 and not exact
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=low):
-            return self.features(images).float()
+            emb_BD = self.features(images).float()
+        if emb_BD.shape[1:] != (self.width,):
+            raise UsageError(f"{self.origin}: width = {self.width}, but the model gives {tuple(emb_BD.shape[1:])}; write what it gives")
+        return emb_BD
 
 
 def load_backbone(spec: ViewSpec, files: dict[str, Path], device: str) -> Backbone:
@@ -84,8 +87,10 @@ def _open_clip(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Featu
 
 
 def _transformers(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Features]:
-    """transformers: a model class by name; config.json and the safetensors lie in one folder."""
+    """transformers: a model class by name, of whose kind or of a larger model with one inside config.json may be. What transformers itself renames
+    in older checkpoints is renamed by it; what it would only warn of is an error."""
     import transformers
+    from safetensors.torch import load_file
 
     kind = getattr(transformers, spec.architecture, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
@@ -94,10 +99,10 @@ def _transformers(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Fe
     if set(files) != {"config.json", "model.safetensors"}:
         raise UsageError(f"{spec.source}: transformers reads config.json and model.safetensors, so weights.files must be these two, found {sorted(files)}")
     transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()             # what it would warn of is an error of ours, below
-    model, info = kind.from_pretrained(files["config.json"].parent, dtype=torch.float32, output_loading_info=True, local_files_only=True,
-                                       use_safetensors=True, ignore_mismatched_sizes=True, key_mapping=spec.tensors.rename or None)
-    info["unexpected_keys"] = [name for name in info["unexpected_keys"] if not name.startswith(spec.tensors.drop)]
+    transformers.utils.logging.set_verbosity_error()
+    config = kind.config_class.from_pretrained(files["config.json"].parent, local_files_only=True)
+    state = mapped(spec, load_file(files["model.safetensors"]))
+    model, info = kind.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True)
     wrong = {what: sorted(map(str, info[what])) for what in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[what]}
     if wrong:
         raise UsageError(f"the weights of {spec.name!r} do not fit {spec.architecture}: {json.dumps(wrong)[:2000]}")
@@ -116,15 +121,20 @@ def _timm(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Features]:
     from safetensors.torch import load_file
 
     model = build_timm(spec)
+    features, rename = timm_features(model, spec), timm_filter(model)
     given = mapped(spec, load_file(_safetensors(spec, files)))
-    state = timm_names(model, given)
+    try:
+        state = given if rename is None else rename(dict(given), model)
+    except Exception as error:              # of a checkpoint of another family: KeyError, AttributeError, RuntimeError …
+        raise UsageError(f"the weights of {spec.name!r} are not of the kind of {spec.architecture}: {type(error).__name__}: {error}") from error
     gone = sorted(name for name in given.keys() - state.keys() if not _kept(given[name], state))
     if gone:
         raise UsageError(f"the weights of {spec.name!r} have {len(gone)} tensors that {spec.architecture} does not use: {gone[:5]}; if that is "
                          f"right, name them in tensors.drop of {spec.source}")
-    _require_fit(spec, model.state_dict(), state)
+    resized = {name: tensor for name, tensor in given.items() if name in state and tensor.numel() != state[name].numel() and name != "pos_embed"}
+    _require_fit(spec, model.state_dict(), state | resized)     # timm would resample patches and windows of another size too: another model
     model.load_state_dict(state, strict=True)
-    return model, timm_features(model, spec)
+    return model, features
 
 
 def build_timm(spec: ViewSpec) -> nn.Module:
@@ -145,6 +155,8 @@ def build_timm(spec: ViewSpec) -> nn.Module:
                                   **pools.get(spec.output, {}), **arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UsageError(f"{spec.source}: timm cannot build {name} with output {spec.output!r} and {arguments}: {error}") from error
+    if spec.output == "cls" and getattr(model, "cls_token", None) is None:      # timm would take the first patch
+        raise UsageError(f"{spec.source}: {name} has no class token; its output is 'pooled' or 'mean'")
     if widen != 1:
         first, stem = model.layer1[0], 64 * widen
         model.conv1, model.bn1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(stem)
@@ -153,10 +165,9 @@ def build_timm(spec: ViewSpec) -> nn.Module:
     return model
 
 
-def timm_names(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The checkpoint in timm's names and shapes: position tables are resampled to the model's own size."""
-    rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    return state if rename is None else rename(dict(state), model)
+def timm_filter(model: nn.Module) -> Callable | None:
+    """The family's own function from a checkpoint to timm's names and shapes; position tables are resampled to the model's own size."""
+    return getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
 
 
 def _kept(tensor: torch.Tensor, state: dict[str, torch.Tensor]) -> bool:
@@ -167,7 +178,7 @@ def _kept(tensor: torch.Tensor, state: dict[str, torch.Tensor]) -> bool:
 def timm_features(model: nn.Module, spec: ViewSpec) -> Features:
     if spec.output != "last4":
         return model
-    if hasattr(model, "get_intermediate_layers"):           # the normed class tokens
+    if getattr(model, "cls_token", None) is not None and hasattr(model, "get_intermediate_layers"):         # the normed class tokens
         return lambda images: torch.cat([prefix[:, 0] for _, prefix in model.get_intermediate_layers(images, 4, return_prefix_tokens=True, norm=True)], 1)
     if not hasattr(model, "layers"):
         raise UsageError(f"{spec.source}: {spec.architecture} has no output 'last4'")
