@@ -31,8 +31,9 @@ def find_weights(spec: ViewSpec, override: str | None) -> tuple[dict[str, Path],
     elif where.url is not None:
         files = {name: weights_folder() / name for name in names}
         if not files[names[0]].is_file():
+            view = spec.name if spec.source.parent == SPECS else spec.source
             raise UsageError(f"the weights of {spec.name!r} are its authors' own checkpoint, {where.url}, which is turned into safetensors once. "
-                             f"Type: make weights VIEW={spec.name if spec.source.parent == SPECS else spec.source}   (with FROM=FILE where it was fetched elsewhere)")
+                             f"Type: make weights VIEW={view}   (with FROM=FILE where it was fetched elsewhere)")
     else:
         files = _download(spec)
     lost = [path for path in files.values() if not path.is_file()]

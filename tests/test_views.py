@@ -234,7 +234,7 @@ def test_timm_a_width_that_is_not_the_models_is_an_error(tmp_path):
         load(dataclasses.replace(spec, width=999))(pixels())
 
 
-@pytest.mark.filterwarnings("ignore:torch.searchsorted")
+@pytest.mark.filterwarnings("ignore")
 def test_timm_a_swin_of_another_window_is_no_silent_fit(tmp_path):
     """timm would resample its position biases: EsViT has models of window 7 and of window 14."""
     import timm
