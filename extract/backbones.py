@@ -127,12 +127,16 @@ def _timm(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Features]:
         state = given if rename is None else rename(dict(given), model)
     except Exception as error:              # of a checkpoint of another family: KeyError, AttributeError, RuntimeError …
         raise UsageError(f"the weights of {spec.name!r} are not of the kind of {spec.architecture}: {type(error).__name__}: {error}") from error
-    gone = sorted(name for name in given.keys() - state.keys() if not _kept(given[name], state))
+    fixed = dict(model.named_buffers())     # tables that follow from the architecture; a checkpoint may have them too, the same ones
+    gone = sorted(name for name in given.keys() - state.keys()
+                  if not _kept(given[name], state) and not (name in fixed and torch.equal(given[name], fixed[name])))
     if gone:
         raise UsageError(f"the weights of {spec.name!r} have {len(gone)} tensors that {spec.architecture} does not use: {gone[:5]}; if that is "
                          f"right, name them in tensors.drop of {spec.source}")
-    resized = {name: tensor for name, tensor in given.items() if name in state and tensor.numel() != state[name].numel() and name != "pos_embed"}
-    _require_fit(spec, model.state_dict(), state | resized)     # timm would resample patches and windows of another size too: another model
+    # timm would resample patches and windows of another size too, and that is another model
+    resized = {name: given[name] for name, tensor in state.items() if name in given and name != "pos_embed" and not _kept(tensor, given)
+               and tensor.shape != given[name].shape}
+    _require_fit(spec, model.state_dict(), state | resized)
     model.load_state_dict(state, strict=True)
     return model, features
 
@@ -171,7 +175,7 @@ def timm_filter(model: nn.Module) -> Callable | None:
 
 
 def _kept(tensor: torch.Tensor, state: dict[str, torch.Tensor]) -> bool:
-    """Whether the model's tensors have the very memory of this one: under another name, or in another shape."""
+    """Whether one of these has the very memory of this tensor: under another name, or in another shape."""
     return any(tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in state.values())
 
 
