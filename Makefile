@@ -1,7 +1,7 @@
 # Coview: embed images once with frozen foundation models, then co-train probes on the cache.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo extract train sweep verify repair import export status gc test test-all check-gpu bench-cache bench-train bench-methods lock clean
+.PHONY: help setup demo views weights extract train sweep verify repair import export status gc test test-all check-gpu bench-cache bench-train bench-methods lock clean
 SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -40,6 +40,12 @@ demo: $(STAMP)  ## the whole pipeline on bundled images: extract two views, trai
 	@$(PYTHON) -m extract --view tiny-dinov2 --data digits
 	@$(PYTHON) -m train --views tiny-clip,tiny-dinov2 --data digits --labels 3 --seeds 0..4 --run demo \
 		--method supervised,label-propagation,mct,supervised-graph,mct-graph
+
+views: $(STAMP)  ## list the views: width, size, arithmetic, licence, cached, too alike  [DATA= CACHE=]
+	@$(check) && $(PYTHON) -m cache_specs.views $(CACHED) $(EXTRA)
+
+weights: $(STAMP)  ## the authors' checkpoint of a view to safetensors, once:  make weights VIEW=swav  [FROM=checkpoint.pth]
+	@$(check) && $(PYTHON) -m extract.convert $(call flag,VIEW,view) $(call flag,FROM,source) $(EXTRA)
 
 extract: $(STAMP)  ## embed images:  make extract VIEW=clip DATA=photos/  [WEIGHTS= DEVICE= GPUS= CACHE= ARGS=]
 	@$(check) && $(PYTHON) -m extract $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(SHARED) $(EXTRA)

@@ -7,6 +7,8 @@ from cache_specs.errors import UsageError, did_you_mean, run_cli
 COMMON = ("DATA", "DEVICE", "GPUS", "CACHE", "ARGS")
 CACHED = ("VIEW", "DATA", "CACHE", "ARGS")
 TARGETS = {"extract": (("VIEW", "WEIGHTS", *COMMON), "make extract VIEW=clip DATA=photos/"),
+           "views": (("DATA", "CACHE", "ARGS"), "make views"),
+           "weights": (("VIEW", "FROM", "ARGS"), "make weights VIEW=swav"),
            "train": (("VIEWS", "LABELS", "METHOD", "SEEDS", "RUN", *COMMON), "make train VIEWS=clip,dinov2 DATA=photos/"),
            "sweep": (("VIEWS", "LABELS", "METHOD", "SEEDS", "GRID", "RUN", *COMMON), "make sweep VIEWS=clip,dinov2 DATA=photos/ GRID='lr=1e-4,3e-4'"),
            "verify": ((*CACHED, "WEIGHTS", "DEVICE"), "make verify   or   make verify VIEW=clip DATA=photos/"),

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import math
+import re
 import tomllib
 import types
 import typing
@@ -24,17 +25,47 @@ SPECS = Path(__file__).parent
 
 
 @dataclass(frozen=True)
+class About:
+    """What a reader wants to know of a view; not hashed. parameters and gmacs (an image) of the tower that is used.
+
+    probing: the feature that the model's own paper gives to linear probes. alike: views that are too alike to teach this one, and why.
+    """
+
+    model: str
+    parameters: float
+    gmacs: float
+    licence: str
+    probing: str
+    alike: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Weights:
     """Where the model's tensors come from. `files` are all that is read and hashed, relative to the source.
 
     hub       Hugging Face repository id, with `revision` a tag, branch or commit
     path      a local folder instead, relative to the TOML file
+    url       the authors' own checkpoint instead, which `make weights` turns into the one of `files`: the tensors under its entry `key`;
+              sha256 of the download, where it is known (not hashed)
     """
 
     files: tuple[str, ...]
     hub: str | None = None
     revision: str | None = None
     path: str | None = None
+    url: str | None = None
+    sha256: str | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """From the checkpoint's names to the model's: `strip` takes a prefix off, then `drop` names the beginnings of all that is no part of the model, then
+    `rename` replaces, regular expression by replacement. What is left over after that is an error."""
+
+    strip: str = ""
+    drop: tuple[str, ...] = ()
+    rename: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,11 +73,12 @@ class Preprocess:
     """Image -> pixels, as the model was published. Sizes in pixels; mean and std of RGB in [0, 1].
 
     resize_rule `shortest` scales the shorter side to `resize` and cuts the middle `crop` square;
-    `squash` scales both sides to `resize` whatever the shape (then crop = resize).
+    `squash` scales both sides to `resize` whatever the shape, and cuts the middle too; `pad` adds grey below or on the right until the image is
+    square, and scales it to `resize` (then crop = resize).
     """
 
     resize: int
-    resize_rule: Literal["shortest", "squash"]
+    resize_rule: Literal["shortest", "squash", "pad"]
     crop: int
     interpolation: Literal["bilinear", "bicubic"]
     antialias: bool
@@ -56,23 +88,35 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """One view. `output`: cls (normed class token), pooled (the model's own pooling), mean (of patch tokens), projected."""
+    """One view. `output`: cls (normed class token), pooled (the model's own pooling), mean (of the patch tokens, then the norm where the model has one
+    for it), projected, last4 (of the last four blocks, side by side: the normed class token, or where there is none the mean of the patches).
+
+    arguments: of the model's constructor (timm) or of its forward call (transformers).
+    """
 
     name: str
     source: Path
-    backend: Literal["open_clip", "transformers"]
+    backend: Literal["timm", "open_clip", "transformers"]
     architecture: str
-    output: Literal["cls", "pooled", "mean", "projected"]
+    output: Literal["cls", "pooled", "mean", "projected", "last4"]
     width: int
     storage_dtype: Literal["float16"]
     compute_dtype: Literal["float32", "bfloat16"]
     weights: Weights
     preprocess: Preprocess
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    tensors: Tensors = dataclasses.field(default_factory=Tensors)
+    about: About | None = None
 
     def declared(self) -> dict[str, Any]:
-        """The hashed values as plain JSON types: all but the view's name and the place of the TOML file."""
-        values = dataclasses.asdict(self)
-        del values["name"], values["source"]
+        """The hashed values as plain JSON types: all but the view's name, the place of the TOML file, what it says about the model, and the
+        check of a download (the weights' own hash is beside it). What a spec need not have is hashed where it has it."""
+        values, weights = dataclasses.asdict(self), dataclasses.asdict(self.weights)
+        for key in ("name", "source", "about", *(["arguments"] if not self.arguments else []), *(["tensors"] if self.tensors == Tensors() else [])):
+            del values[key]
+        if "tensors" in values:                             # in their order, which canonical JSON would lose
+            values["tensors"]["rename"] = list(self.tensors.rename.items())
+        values["weights"] = {key: value for key, value in weights.items() if key != "sha256" and (key not in ("url", "key") or value is not None)}
         return _lists(values)
 
     def fingerprint(self, weights_sha256: str) -> str:
@@ -135,7 +179,7 @@ def _build(kind: type, values: dict[str, Any], where: str) -> Any:
     for field in dataclasses.fields(kind):
         if field.name in values:
             built[field.name] = _convert(hints[field.name], values[field.name], f"{where}: {field.name}")
-        elif field.default is dataclasses.MISSING:
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UsageError(f"{where}: the key {field.name!r} is missing")
     return kind(**built)
 
@@ -150,6 +194,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         raise UsageError(f"{where} = {value!r}{did_you_mean(str(value), args)}")
     if origin in (typing.Union, types.UnionType):
         return _convert(next(arg for arg in args if arg is not type(None)), value, where)
+    if origin is dict and isinstance(value, dict):
+        return {key: item if args[1] is Any else _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is tuple and isinstance(value, list):
         if args[-1] is Ellipsis and value:
             return tuple(_convert(args[0], item, where) for item in value)
@@ -165,8 +211,22 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 def _check(spec: ViewSpec, where: str) -> None:
     weights, prep = spec.weights, spec.preprocess
-    if (weights.hub is None) == (weights.path is None):
-        raise UsageError(f"{where}: weights needs either 'hub' (with 'revision') or 'path'")
+    if sum(source is not None for source in (weights.hub, weights.path, weights.url)) != 1:
+        raise UsageError(f"{where}: weights needs one of 'hub' (with 'revision'), 'path' and 'url'")
+    if weights.url is not None and (not weights.url.startswith("https://") or [Path(name).suffix for name in weights.files] != [".safetensors"]):
+        raise UsageError(f"{where}: weights.url must be https:// and weights.files the one .safetensors file that is made of it, found {weights.url!r} "
+                         f"and {list(weights.files)}")
+    if weights.url is None and (weights.sha256 or weights.key):
+        raise UsageError(f"{where}: weights.sha256 and weights.key belong to weights.url, and there is none")
+    if not re.fullmatch("[0-9a-f]{64}", weights.sha256 or "0" * 64):
+        raise UsageError(f"{where}: weights.sha256 must be 64 hexadecimal digits, found {weights.sha256!r}")
+    if "" in spec.tensors.drop:
+        raise UsageError(f"{where}: tensors.drop names beginnings, found an empty one, which would drop every tensor")
+    for pattern, replacement in spec.tensors.rename.items():
+        try:
+            re.sub(f"{re.compile(pattern).pattern}|", replacement, "")
+        except re.error as error:
+            raise UsageError(f"{where}: tensors.rename: {pattern!r} and {replacement!r} are no regular expression and its replacement: {error}") from error
     if weights.hub is not None and weights.revision is None:
         raise UsageError(f"{where}: weights.hub needs weights.revision, a tag or commit of {weights.hub}")
     unsafe = [name for name in weights.files if not name.endswith((".safetensors", ".json"))]
@@ -178,8 +238,8 @@ def _check(spec: ViewSpec, where: str) -> None:
     if spec.width < 1 or prep.crop < 1 or prep.resize < prep.crop:
         raise UsageError(f"{where}: width and crop must be positive and resize at least crop, "
                          f"found width {spec.width}, resize {prep.resize}, crop {prep.crop}")
-    if prep.resize_rule == "squash" and prep.crop != prep.resize:
-        raise UsageError(f"{where}: with resize_rule 'squash' crop must equal resize, found {prep.crop} and {prep.resize}")
+    if prep.resize_rule == "pad" and prep.crop != prep.resize:
+        raise UsageError(f"{where}: with resize_rule 'pad' crop must equal resize, found {prep.crop} and {prep.resize}")
     if not all(map(math.isfinite, (*prep.mean, *prep.std))) or min(prep.std) <= 0:
         raise UsageError(f"{where}: preprocess.std must be positive, found {list(prep.std)}, and mean finite, found {list(prep.mean)}")
 
@@ -187,4 +247,4 @@ def _check(spec: ViewSpec, where: str) -> None:
 def _lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _lists(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return [_lists(item) for item in value] if isinstance(value, tuple | list) else value

@@ -37,8 +37,9 @@ def decode(data: bytes, prep: Preprocess) -> tuple[torch.Tensor | None, int]:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             width, height = image.size
             scale = prep.resize / max(1, min(width, height))
-            resized = prep.resize**2 if prep.resize_rule == "squash" else width * height * scale**2
-            if width * height > MAX_PIXELS or resized > MAX_RESIZED:
+            resized = prep.resize**2 if prep.resize_rule != "shortest" else width * height * scale**2
+            padded = max(width, height)**2 if prep.resize_rule == "pad" else 0
+            if max(width * height, padded) > MAX_PIXELS or resized > MAX_RESIZED:
                 return None, TOO_LARGE
             ImageOps.exif_transpose(image, in_place=True)
             image.load()
@@ -64,10 +65,18 @@ def _rgb(image: Image.Image) -> Image.Image:
 @functools.cache
 def pipeline(prep: Preprocess) -> Callable[[Image.Image], torch.Tensor]:
     """PIL image -> (3, crop, crop) uint8. Without antialias the scaling is done on the tensor: Pillow's always antialiases."""
-    size = [prep.resize, prep.resize] if prep.resize_rule == "squash" else prep.resize
+    size = [prep.resize, prep.resize] if prep.resize_rule != "shortest" else prep.resize
     resize = v2.Resize(size, interpolation=v2.InterpolationMode(prep.interpolation), antialias=prep.antialias)
     steps = [resize, v2.PILToTensor()] if prep.antialias else [v2.PILToTensor(), resize]
-    return v2.Compose([*steps, v2.CenterCrop(prep.crop)])
+    return v2.Compose([*[v2.Lambda(pad)] * (prep.resize_rule == "pad"), *steps, v2.CenterCrop(prep.crop)])
+
+
+def pad(image: Image.Image) -> Image.Image:
+    """Square, with grey below or on the right (OWLv2's, whose grey is 127.5)."""
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), (128, 128, 128))
+    square.paste(image)
+    return square
 
 
 @dataclass(frozen=True)

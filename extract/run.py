@@ -190,7 +190,7 @@ def provenance_of(config: ExtractConfig, spec: "ViewSpec", device: str) -> dict[
     import platform
     from importlib.metadata import version
 
-    packages = ("torch", "torchvision", "open_clip_torch", "transformers", "pillow", "numpy", "zarr")
+    packages = ("torch", "torchvision", "timm", "open_clip_torch", "transformers", "pillow", "numpy", "zarr")
     if device.startswith("cuda"):
         import torch
 

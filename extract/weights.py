@@ -1,4 +1,4 @@
-"""Where a view's weights come from: WEIGHTS=, the spec's own folder, or the Hugging Face hub. Always safetensors, always hashed."""
+"""Where a view's weights come from: WEIGHTS=, the spec's own folder, `make weights`, or the Hugging Face hub. Always safetensors, always hashed."""
 
 import hashlib
 import sys
@@ -6,7 +6,8 @@ from pathlib import Path
 
 from cache_specs.durable import canonical_json
 from cache_specs.errors import UsageError
-from cache_specs.spec import ViewSpec
+from cache_specs.spec import SPECS, ViewSpec
+from extract.convert import weights_folder
 
 
 def find_weights(spec: ViewSpec, override: str | None) -> tuple[dict[str, Path], str]:
@@ -27,6 +28,12 @@ def find_weights(spec: ViewSpec, override: str | None) -> tuple[dict[str, Path],
                                                          else "there is no such file or folder"))
     elif where.path is not None:
         files = {name: spec.source.parent / where.path / name for name in names}
+    elif where.url is not None:
+        files = {name: weights_folder() / name for name in names}
+        if not files[names[0]].is_file():
+            view = spec.name if spec.source.parent == SPECS else spec.source
+            raise UsageError(f"the weights of {spec.name!r} are its authors' own checkpoint, {where.url}, which is turned into safetensors once. "
+                             f"Type: make weights VIEW={view}   (with FROM=FILE where it was fetched elsewhere)")
     else:
         files = _download(spec)
     lost = [path for path in files.values() if not path.is_file()]

@@ -369,7 +369,7 @@ def test_a_bad_image_alone_asks_for_no_second_computation():
 # --- the command line
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"view": ""}, r"VIEW is missing\. Type: make extract VIEW=clip DATA=.*\(views: clip, dinov2, tiny-clip, tiny-dinov2\)"),
+    ({"view": ""}, r"VIEW is missing\. Type: make extract VIEW=clip DATA=.*\(views: aimv2, .*clip, .*tiny-dinov2, tipsv2\)"),
     ({"data": ""}, r"DATA is missing\. Type: make extract VIEW=tiny-clip DATA=photos/"),
     ({"view": "tiny-clp"}, r"no view 'tiny-clp'; did you mean 'tiny-clip'\. Type: make extract VIEW=tiny-clip"),
     ({"data": "/nowhere/photos"}, r"DATA=/nowhere/photos: there is no such folder"),

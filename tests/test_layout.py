@@ -19,7 +19,7 @@ DOORS = {
     "torchvision": {"extract/images.py", "extract/torchvision_sets.py"},
     "huggingface_hub": {"extract/weights.py", "extract/hub.py"},
     "sklearn": {"extract/datasets.py", "train/classic.py", "train/propagation.py"}, "PIL": {"extract/images.py"},
-    "scipy": {"train/propagation.py", "train/report.py"}, "h5py": {"cache_specs/arrays.py"}, "timm": set(),
+    "scipy": {"train/propagation.py", "train/report.py"}, "h5py": {"cache_specs/arrays.py"}, "timm": {"extract/backbones.py"},
 }
 
 
@@ -54,9 +54,14 @@ def test_the_algorithm_knows_torch_only() -> None:
 
 
 def test_no_pickle_and_no_hidden_nan() -> None:
+    """But for the one place that turns the authors' checkpoints into safetensors, with weights_only."""
     for path in FILES:
+        text = path.read_text()
+        if path.name == "unpickle.py":
+            assert text.count("torch.load(") == text.count(", weights_only=True)") == 1
+            text = text.replace("torch.load(", "")
         found = re.search(r"torch\.load\(|torch\.save\(|import pickle|pickle\.|nan_to_num|trust_remote_code|torch\.hub|[^.]eval\(|exec\(|yaml\.load",
-                          path.read_text())
+                          text)
         assert not found, f"{path}: {found}"
 
 

@@ -1,0 +1,103 @@
+"""Small models with random weights, and the views that name them, as files on a disk."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from cache_specs.spec import ViewSpec, load_spec
+from extract.backbones import Backbone, load_backbone
+
+TOML = """
+backend = "{backend}"
+architecture = "{architecture}"
+output = "{output}"
+width = {width}
+storage_dtype = "float16"
+compute_dtype = "{dtype}"
+[arguments]
+{arguments}
+[weights]
+path = "."
+files = {files}
+[tensors]
+strip = "{strip}"
+{drop}
+[tensors.rename]
+{rename}
+[preprocess]
+resize = {crop}
+resize_rule = "squash"
+crop = {crop}
+interpolation = "bicubic"
+antialias = true
+mean = [0.5, 0.5, 0.5]
+std = [0.5, 0.5, 0.5]
+"""
+
+
+def lines(table: Mapping[str, object]) -> str:
+    return "\n".join(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in table.items())
+
+
+def write_spec(folder: Path, architecture: str, output: str, width: int, crop: int = 32, *, backend: str = "timm", arguments: Mapping | None = None,
+               strip: str = "", drop: Sequence[str] = (), rename: Mapping[str, str] | None = None, files: Sequence[str] = ("model.safetensors",),
+               dtype: str = "float32", name: str = "v") -> ViewSpec:
+    """The view `name` in `folder`, whose weights lie beside it."""
+    (folder / f"{name}.toml").write_text(TOML.format(
+        backend=backend, architecture=architecture, output=output, width=width, crop=crop, dtype=dtype, arguments=lines(arguments or {}), strip=strip,
+        drop=f"drop = {json.dumps(list(drop))}" if drop else "", rename=lines(rename or {}), files=json.dumps(list(files))))
+    return load_spec(str(folder / f"{name}.toml"))
+
+
+def write_weights(folder: Path, state: Mapping[str, torch.Tensor], name: str = "model.safetensors") -> None:
+    save_file({key: tensor.detach().clone().contiguous() for key, tensor in state.items()}, folder / name, {"format": "pt"})
+
+
+def load(spec: ViewSpec) -> Backbone:
+    return load_backbone(spec, {name: spec.source.parent / name for name in spec.weights.files}, "cpu")
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Every parameter and statistic is drawn anew, so that none can be swapped, left out or at its initial value without being seen."""
+    chance = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():             # what no checkpoint holds (tables of sines) stays as it is
+        if not tensor.is_floating_point():
+            continue
+        drawn = torch.randn(tensor.shape, generator=chance)
+        scale = tensor[0].numel() ** -0.5 if tensor.ndim > 1 else 0.2
+        with torch.no_grad():
+            tensor.copy_(drawn.abs() + 0.5 if name.endswith("running_var") else drawn * scale + (tensor.ndim == 1 and name.endswith("weight")))
+    return model.eval()
+
+
+def calibrated(model: nn.Module, images_BCHW: torch.Tensor) -> nn.Module:
+    """With the statistics of these images: through drawn ones nothing of an image is left after many batch norms."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    with torch.no_grad():
+        model.train()(images_BCHW)
+    return model.eval()
+
+
+def pixels(crop: int = 32, batch: int = 2, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, 3, crop, crop), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def images(pixels_BCHW: torch.Tensor) -> torch.Tensor:
+    """Normalised as the TOML above says."""
+    return (pixels_BCHW.float() / 255 - 0.5) / 0.5
+
+
+def same(found: torch.Tensor, expected: torch.Tensor, bound: float = 2e-5) -> bool:
+    """Equal to within `bound` of the rows' length, and not because both are degenerate: rows differ."""
+    spread = (expected[0] - expected[-1]).norm() / expected.norm()
+    difference = (found - expected).norm() / expected.norm()
+    assert found.shape == expected.shape and spread > 100 * bound, (found.shape, expected.shape, spread)
+    assert difference < bound, difference
+    return True
