@@ -1,7 +1,7 @@
 # Coview: embed images once with frozen foundation models, then co-train probes on the cache.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo views weights extract train sweep verify repair import export status gc test test-all check-gpu bench-cache bench-train bench-methods lock clean
+.PHONY: help setup demo views weights extract train sweep verify repair import export status gc test test-all check-gpu bench-cache bench-extract bench-train bench-methods lock clean
 SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -85,6 +85,9 @@ check-gpu: $(STAMP)  ## the checks that need a CUDA GPU, in one call
 
 bench-cache: $(STAMP)  ## reading speed of the cache against other readers and the machine's limits, in minutes
 	@$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --editable '.[bench]' && $(PYTHON) bench/bench_cache.py $(EXTRA)
+
+bench-extract: $(STAMP)  ## backbones at real size, random weights: images/s and memory  [ARGS='--views clip,mae']
+	@$(PYTHON) bench/bench_extract.py $(EXTRA)
 
 bench-train: $(STAMP)  ## speed of a training step against its matrix products, the original and live backbones, in minutes
 	@$(PYTHON) bench/bench_train.py $(EXTRA)

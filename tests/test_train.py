@@ -27,6 +27,7 @@ from cache_specs.errors import DataQualityError, IntegrityError, PreemptedError,
 from cache_specs.items import write_items
 from cache_specs.lookup import find_dataset
 from cache_specs.sources import source_path
+from cache_specs.views import alike
 from extract.datasets import build_items, open_dataset
 from train import probe
 from train.__main__ import run
@@ -597,6 +598,13 @@ def test_names_of_views_that_would_be_mixed_up_are_refused(made: Made, tmp_path:
     views = ",".join(str(made.tomls[name] if name == "pixels" else tmp_path / f"{name}.toml") for name in names)
     with pytest.raises(UsageError, match=message):
         run(dataclasses.replace(config(made, tmp_path), views=views, cache=str(tmp_path / "cache")))
+
+
+def test_views_that_are_too_alike_are_warned_of(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert list(alike(["eva01", "clip", "pixels", "blip"])) == [("blip", "eva01")] and not alike(["clip", "dinov2", "no-such-view"])
+    monkeypatch.setattr("cache_specs.views.alike", lambda names: {tuple(names): "the same network"})
+    run(config(made, tmp_path, method="supervised"))
+    assert "warning: the views pixels and edges are too alike to teach each other much: the same network" in capsys.readouterr().err
 
 
 def test_with_every_label_known_the_default_leaves_out_what_needs_unlabelled_images(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

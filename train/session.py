@@ -78,6 +78,7 @@ def session(config: TrainConfig) -> Iterator[Session]:
     import torch
 
     from cache_specs import durable, locks
+    from cache_specs.views import alike
     from train.checkpoint import mend, metrics_bytes
     from train.launch import BOARD, FAILED, Board
     from train.log import Console, Ignore, Jsonl, Listeners, Wandb
@@ -97,6 +98,8 @@ def session(config: TrainConfig) -> Iterator[Session]:
         if rank == 0:
             cache.warn_of_drift()
             warn_of_copies(cache, splits[0])
+            for (one, other), why in alike(cache.names).items():
+                print(f"warning: the views {one} and {other} are too alike to teach each other much: {why}", file=sys.stderr, flush=True)
             cleanup.enter_context(locks.lock(durable.make_folder(Path(config.runs) / config.run)))
         folder = open_run(config, cache.fingerprints, device.type, leader=rank == 0)
         if is_finished(folder):
