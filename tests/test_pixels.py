@@ -115,7 +115,8 @@ def test_open_clips_own_transform_is_the_same(view, size):
     import open_clip
 
     prep = load_spec(view).preprocess
-    transform = open_clip.image_transform(prep.crop, is_train=False, mean=prep.mean, std=prep.std, interpolation=prep.interpolation, resize_mode=prep.resize_rule)
+    transform = open_clip.image_transform(prep.crop, is_train=False, mean=prep.mean, std=prep.std, interpolation=prep.interpolation,
+                                          resize_mode=prep.resize_rule)
     assert levels(prep, photograph(*size), transform(photograph(*size)))[0] < 0.001
 
 
