@@ -31,6 +31,9 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(prep.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(prep.std).view(3, 1, 1), persistent=False)
         self.compute_dtype, self.width, self.origin = getattr(torch, spec.compute_dtype), spec.width, spec.source
+        convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+        self.layout = torch.channels_last if convolutions > 4 else torch.contiguous_format         # a ViT has the one of its patches
+        self.to(memory_format=self.layout)
         self.requires_grad_(False)
         self.eval()
 
@@ -39,7 +42,7 @@ class Backbone(nn.Module):
 
     def forward(self, pixels_BCHW: torch.Tensor, exact: bool = False) -> torch.Tensor:
         """(B, 3, S, S) uint8 -> (B, D) float32. `exact` computes in float32 instead of the spec's compute dtype."""
-        images = (pixels_BCHW.float() / 255 - self.mean) / self.std
+        images = ((pixels_BCHW.float() / 255 - self.mean) / self.std).contiguous(memory_format=self.layout)
         low = self.compute_dtype != torch.float32 and not exact
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=low):
             emb_BD = self.features(images).float()

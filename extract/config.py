@@ -27,6 +27,8 @@ class ExtractConfig:
     """rows per shard; 0 chooses 4096 (512 for tiny sets); a killed run loses at most one shard"""
     max_bad: str = "0.1%"
     """images that may be unreadable before the run ends with the list: a share (but at least 1 image) or a number"""
+    allow_leak: bool = False
+    """embed with weights that were fine-tuned with ImageNet's labels all the same"""
     name: str | None = None
     """the data set's name in the cache; default: the folder's or file's"""
     root: str = "data"

@@ -93,8 +93,8 @@ def _fetch(url: str, to: Path, view: str) -> Path:
 
 def _unpickle(source: Path, target: Path, key: str | None) -> None:
     """In a process of its own: what a hostile file could still do to one that loads it, it does not do to this one."""
-    done = subprocess.run([sys.executable, "-m", "extract.unpickle", str(source), str(target), *([key] if key else [])], capture_output=True, text=True,
-                          cwd=Path(__file__).parent.parent)
+    command = [sys.executable, "-m", "extract.unpickle", str(source.absolute()), str(target.absolute()), *([key] if key else [])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise IntegrityError(f"{source} is not a checkpoint of bare tensors that can be read safely: {said[-1]}")

@@ -40,6 +40,7 @@ def run(config: ExtractConfig) -> "View":
         raise UsageError(f"--batch and --gpus must be at least 1 and --shard-rows at least 0, found {config.batch}, {config.gpus}, {config.shard_rows}")
     quality.allowed(config.max_bad, sys.maxsize)
     spec, where = load_spec(config.view), devices(config.device, config.gpus)
+    refuse_labels(config, spec)
     if config.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
         raise UsageError(f"--name {config.name!r}: a data set's name is made of letters, digits, '-', '_' and '.', and begins with a letter or digit")
     files, weights_sha256 = find_weights(spec, config.weights)
@@ -49,6 +50,16 @@ def run(config: ExtractConfig) -> "View":
     quality.refuse_unreadable(items, config.max_bad)
     with locks.shared_lock(durable.make_folder(Path(config.cache)), locks.USERS):
         return _run(config, spec, files, weights_sha256, where, dataset, items)
+
+
+def refuse_labels(config: ExtractConfig, spec: "ViewSpec") -> None:
+    """Raise UsageError for weights that were fine-tuned with labels, going by their names (timm's `.…_ft_in1k`)."""
+    names = (spec.architecture, spec.weights.hub or spec.weights.url or "", spec.weights.path or "")
+    tag = next((found[0] for name in names if (found := re.search(r"[^/]*(?<![a-z0-9])ft_in\d+k[^/]*", name))), None)
+    if tag is not None and not config.allow_leak:
+        raise UsageError(f"the weights of {spec.name!r} ({tag}) were fine-tuned with ImageNet's labels, so probes on few labels of ImageNet, and of what is "
+                         f"like it, would be measured with labels that they must not have. Take the tag without 'ft_in…', or, where that is meant, "
+                         f"type: make extract VIEW={config.view} DATA={shlex.quote(config.data)} ARGS=--allow-leak")
 
 
 def _run(config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], weights_sha256: str, where: list[str], dataset: "Dataset",

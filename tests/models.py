@@ -1,9 +1,11 @@
 """Small models with random weights, and the views that name them, as files on a disk."""
 
 import json
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -83,6 +85,21 @@ def calibrated(model: nn.Module, images_BCHW: torch.Tensor) -> nn.Module:
     with torch.no_grad():
         model.train()(images_BCHW)
     return model.eval()
+
+
+def unpickle_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make weights` opens checkpoints in this process instead of one of its own, which takes seconds to import torch."""
+    from extract import unpickle
+
+    def run(command: list[str], **given: object) -> subprocess.CompletedProcess:
+        assert command[1:3] == ["-m", "extract.unpickle"]
+        try:
+            unpickle.main(*command[3:])
+        except Exception as error:
+            return subprocess.CompletedProcess(command, 1, "", f"Traceback\n{type(error).__name__}: {' '.join(str(error).split())}")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("extract.convert.subprocess.run", run)
 
 
 def pixels(crop: int = 32, batch: int = 2, seed: int = 0) -> torch.Tensor:

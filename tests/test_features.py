@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import calibrated, images, load, pixels, randomised, same, write_spec, write_weights
+from models import calibrated, images, load, pixels, randomised, same, unpickle_here, write_spec, write_weights
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -229,6 +229,7 @@ class SwavResNet(nn.Module):
 
 def as_url(folder: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: object, key: str | None = None, **given):
     """A view whose weights are the authors' checkpoint, converted by `make weights`."""
+    unpickle_here(monkeypatch)
     monkeypatch.setenv("COVIEW_WEIGHTS", str(folder / "weights"))
     torch.save(checkpoint, folder / "checkpoint.pth.tar")
     spec = write_spec(folder, files=["made.safetensors"], **given)
