@@ -130,6 +130,20 @@ def test_dinov3_is_the_normed_class_token_in_timm_and_in_transformers(tmp_path):
         assert same(ours(pixels()), model(images(pixels())).last_hidden_state[:, 0])
 
 
+def test_aimv2_is_the_mean_of_the_normed_patches_in_timm_and_in_transformers(tmp_path):
+    import transformers as t
+
+    model = randomised(t.Aimv2VisionModel(t.Aimv2VisionConfig(**SMALL, intermediate_size=88, use_head=False)))
+    state = renamed(timm_state(model), (r"^embeddings\.patch_embed\.", "patch_embed.proj."), (r"^embeddings\.rms_norm\.", "patch_embed.norm."),
+                    (r"\.rms_norm(\d)\.", r".norm\1."), (r"^rms_norm\.", "norm."), (r"attn\.out_proj", "attn.proj"), (r"ffn\.gate_proj", "mlp.fc1_g"),
+                    (r"ffn\.up_proj", "mlp.fc1_x"), (r"ffn\.down_proj", "mlp.fc2"))
+    state["pos_embed"] = state["pos_embed"][None]
+    write_weights(tmp_path, state)
+    ours = load(write_spec(tmp_path, "aimv2_large_patch14_224", "mean", 32, arguments=VIT))
+    with torch.inference_mode():
+        assert same(ours(pixels()), model(images(pixels())).last_hidden_state.mean(1))
+
+
 def test_mae_is_the_normed_class_token_in_timm_and_in_transformers(tmp_path):
     import transformers as t
 

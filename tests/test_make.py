@@ -32,7 +32,7 @@ def make(venv: Path, *args: str, env: dict[str, str] | None = None) -> subproces
 def test_help_is_the_default_and_lists_every_target() -> None:
     shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ("demo", "extract", "train", "test", "test-all", "setup", "lock", "clean", "check-gpu", "verify", "repair", "import", "export", "status",
-                   "gc", "bench-cache", "bench-train", "bench-methods", "sweep"):
+                   "gc", "bench-cache", "bench-train", "bench-methods", "sweep", "views", "weights"):
         assert f"make {target} " in shown
     assert "VIEWS" in shown
 
@@ -52,6 +52,12 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     (("verify", "CACHE=/nowhere"), "there is no cache /nowhere"),
     (("status", "CACHE=/nowhere"), "there is no cache /nowhere"),
     (("gc", "VIEW=clip"), "make gc takes no VIEW"),
+    (("weights",), "VIEW is missing. Type: make weights VIEW=swav"),
+    (("weights", "VIEW=swaw"), "no view 'swaw'; did you mean 'swav'"),
+    (("weights", "VIEW=clip"), "the view 'clip' needs no conversion: its weights are timm/vit_large_patch14_clip_224.openai. Type: make extract VIEW=clip"),
+    (("weights", "VIEW=swav", "FROM=/nowhere/x.pth.tar"), "FROM=/nowhere/x.pth.tar: there is no such file. Without FROM it is fetched from https://dl."),
+    (("weights", "VIEW=swav", "DATA=x"), "make weights takes no DATA"),
+    (("views", "VIEW=clip"), "make views takes no VIEW"),
     (("train", "VIEWS=clip,dinov2", "DATA=x", "METHOD=mtc"), "no method 'mtc'; did you mean 'mct'"),
 ])
 def test_a_mistyped_command_shows_the_right_one(venv: Path, args: tuple[str, ...], message: str) -> None:
@@ -86,3 +92,21 @@ def test_names_are_passed_on(venv: Path) -> None:
     assert '--source "$FROM"' in make(venv, "-n", "import", "VIEW=a", "FROM=b.npz").stdout
     assert '--to "$TO"' in make(venv, "-n", "export", "VIEW=a", "TO=b.npz").stdout
     assert '--weights "$WEIGHTS"' in make(venv, "-n", "extract", "VIEW=a", "DATA=d", "WEIGHTS=w").stdout
+
+
+def test_make_views_lists_every_view_and_what_is_too_alike(venv: Path, tmp_path: Path) -> None:
+    from cache_specs.spec import load_spec, view_names
+
+    found = make(venv, "views", f"CACHE={tmp_path}")
+    assert found.returncode == 0, found.stderr
+    rows = {line.split()[0]: line for line in found.stdout.splitlines()[1:] if line and not line.startswith(" ")}
+    assert set(view_names()) <= rows.keys() and f" {load_spec('swav').width} " in rows["swav"] and "375.4 M" in rows["swav"] and "CC BY-NC 4.0" in rows["swav"]
+    assert "  blip and eva01: its frozen tower is EVA-CLIP-g's without the last block" in found.stdout
+    assert found.stdout.count("eva01 and") + found.stdout.count("and eva01") == 1
+
+
+def test_make_weights_offline_says_where_to_fetch_it(venv: Path, tmp_path: Path) -> None:
+    found = make(venv, "weights", "VIEW=swav-rn50", env={"HF_HUB_OFFLINE": "1", "COVIEW_WEIGHTS": str(tmp_path)})
+    url = "https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar"
+    assert found.returncode == 2 and f"HF_HUB_OFFLINE is set, so {url} is not fetched" in found.stderr and "Traceback" not in found.stderr
+    assert "make weights VIEW=swav-rn50 FROM=FILE" in found.stderr and not list(tmp_path.iterdir())

@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from cache_specs.errors import UsageError
 from cache_specs.spec import SPECS, load_spec, view_names
 from extract.backbones import build_timm, load_backbone, timm_features, timm_filter
+from extract.config import ExtractConfig
+from extract.run import refuse_labels, run
 
 DESCRIBED = [name for name in view_names() if not name.startswith("tiny-")]
 TIMM = [name for name in DESCRIBED if load_spec(name).backend == "timm"]
@@ -106,6 +108,36 @@ def test_timm_knows_the_tag_its_repository_its_filter_and_its_head(name, monkeyp
         if config["num_classes"]:
             heads = [config["classifier"]] if isinstance(config["classifier"], str) else config["classifier"]
             assert all(f"{head}.weight".startswith(spec.tensors.drop) for head in heads), (heads, spec.tensors.drop)
+
+
+# --- labels
+
+LEAKS = [({"architecture": "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k"}, "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k"),
+         ({"architecture": "hiera_base_224.mae_in1k_ft_in1k"}, "hiera_base_224.mae_in1k_ft_in1k"),
+         ({"hub": "timm/eva_giant_patch14_224.clip_ft_in1k"}, "eva_giant_patch14_224.clip_ft_in1k"),
+         ({"hub": "timm/vit_base_patch16_clip_224.openai_ft_in12k_in1k"}, "vit_base_patch16_clip_224.openai_ft_in12k_in1k")]
+
+
+@pytest.mark.parametrize(("changes", "tag"), LEAKS)
+def test_weights_tuned_with_imagenets_labels_are_refused_unless_that_is_meant(tmp_path, changes, tag):
+    text = (SPECS / "eva02.toml").read_text()
+    for key, value in changes.items():
+        text = re.sub(f'^{key} = .*$', f'{key} = "{value}"', text, flags=re.MULTILINE)
+    (tmp_path / "mine.toml").write_text(text)
+    given = ExtractConfig(view=str(tmp_path / "mine.toml"), data="photos/", weights="/nowhere", cache=str(tmp_path / "cache"))
+    with pytest.raises(UsageError) as caught:
+        run(given)
+    message = str(caught.value)
+    assert f"'mine' ({tag}) were fine-tuned with ImageNet's labels" in message and message.endswith(
+        f"type: make extract VIEW={given.view} DATA=photos/ ARGS=--allow-leak") and caught.value.exit_code == 2
+    with pytest.raises(UsageError, match="WEIGHTS=/nowhere"):          # the next thing that is wrong
+        run(dataclasses.replace(given, allow_leak=True))
+
+
+@pytest.mark.parametrize("name", [*view_names(), "mim_in22k", "in1k_ijepa", "craft_in1k", "mae"])
+def test_no_bundled_view_is_refused_and_no_pre_training_without_labels(name):
+    spec = load_spec(name if name in view_names() else "eva02")
+    refuse_labels(ExtractConfig(view=name, data="photos/"), spec if name in view_names() else dataclasses.replace(spec, architecture=f"vit.{name}"))
 
 
 # --- loading: timm
@@ -243,6 +275,23 @@ def test_timm_a_swin_of_another_window_is_no_silent_fit(tmp_path):
     write_weights(tmp_path, randomised(timm.create_model("swin_base_patch4_window7_224", num_classes=0, **arguments | {"window_size": 2})).state_dict())
     with pytest.raises(UsageError, match=r"of another shape \['layers\.0\.blocks\.0\.attn\.relative_position_bias_table \(9, 1\), expected \(49, 1\)'"):
         load(spec)
+
+
+@pytest.mark.parametrize("family", ["resnet50", "convnext_base", "vit_large_patch16_224", "swin_base_patch4_window7_224"])
+def test_convolutional_models_compute_channels_last_and_give_the_same_bytes_each_time(tmp_path, family):
+    spec, model = of_family(tmp_path, family)
+    x = pixels(spec.preprocess.crop, 3)
+    if family == "resnet50":
+        write_weights(tmp_path, calibrated(model, images(pixels(32, 8, seed=1))).state_dict())
+    last = {"resnet50", "convnext_base"}
+    seen = []
+    backbone = load(spec)
+    [first, *_] = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
+    first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last)))
+    with torch.inference_mode():
+        emb_BD = backbone(x)
+        assert seen == [family in last] and torch.equal(emb_BD, backbone(x)) and torch.equal(emb_BD, load(spec)(x))
+        assert same(emb_BD, timm_features(model, spec)(images(x)))
 
 
 def test_timm_a_checkpoint_that_the_familys_filter_chokes_on_is_an_error_of_ours(tmp_path):
