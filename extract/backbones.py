@@ -5,6 +5,7 @@ misshapen key is an error, never a warning, since a silently random backbone loo
 """
 
 import functools
+import inspect
 import json
 import logging
 import re
@@ -115,8 +116,12 @@ def _transformers(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Fe
                                     "mean": lambda out: out.last_hidden_state[:, extra:].mean(1)}
     if spec.output not in outputs:
         raise UsageError(f"{spec.source}: transformers gives the outputs {', '.join(outputs)}, not {spec.output!r}")
-    choose = outputs[spec.output]
-    return model, lambda images: choose(model(pixel_values=images, **spec.arguments))
+    if spec.output in ("cls", "mean") and not any(name.endswith(("cls_token", "class_embedding")) for name, _ in model.named_parameters()):
+        raise UsageError(f"{spec.source}: {spec.architecture} has no class token, so that neither 'cls' nor 'mean' is known of it; try output = \"pooled\"")
+    takes = inspect.signature(model.forward).parameters
+    if unknown := sorted(set(spec.arguments) - set(takes)):
+        raise UsageError(f"{spec.source}: arguments: {spec.architecture} takes no {unknown[0]!r}{did_you_mean(unknown[0], list(takes))}")
+    return model, lambda images: outputs[spec.output](model(pixel_values=images, **spec.arguments))
 
 
 def _timm(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Features]:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from cache_specs import durable, store
-from cache_specs.errors import IntegrityError, StaleError
+from cache_specs.errors import IntegrityError, StaleError, UsageError
 from cache_specs.items import Items
-from cache_specs.spec import Preprocess
+from cache_specs.spec import Preprocess, ViewSpec
 from cache_specs.view import STATUS, View
 from extract.backbones import Backbone
 from extract.images import OK, Batches
@@ -49,6 +49,23 @@ def take(items: Items, read: Reader, prep: Preprocess, backbone: Backbone, devic
     pixels = [hashlib.sha256(image.numpy().tobytes()).hexdigest() if code == OK else STATUS[code]
               for image, code in zip(pixels_BCHW, status_B.tolist(), strict=True)][:len(rows)]
     return Canary(rows, pixels, backbone(pixels_BCHW.to(device), exact=True).cpu().numpy()[:len(rows)])
+
+
+def refuse_unusable(spec: ViewSpec, backbone: torch.nn.Module, device: str) -> None:
+    """Raise UsageError for a model that cannot take the spec's pixels, or says something else of the same ones the second time."""
+    side = spec.preprocess.crop
+    pixels = torch.randint(256, (1, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(device)
+    try:
+        with torch.inference_mode():
+            one, two = backbone(pixels), backbone(pixels)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise UsageError(f"{spec.source}: {spec.architecture} fails on {side} x {side} pixels with the output {spec.output!r}: {error}. Look at "
+                         "preprocess.crop, output, and arguments (such as img_size)") from error
+    if (one - two).norm() > 0.01 * one.norm():
+        raise UsageError(f"{spec.source}: {spec.architecture} gives other embeddings for the same pixels each time (it masks or samples), so it is no view; "
+                         "take the model class without the masking")
 
 
 def keep_or_compare(view: View, make: Callable[[list[int]], Canary], items: Items, provenance: dict[str, Any], trusted: Sequence[int] | None = None,

@@ -75,6 +75,7 @@ def _run(config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], weight
     for other in store.view_folders(folder, spec.name):             # told before a model is loaded
         store.refuse_changed(store.open_view(other), spec.declared(), weights_sha256)
     backbone = load_backbone(spec, files, where[0])                # weights that do not fit leave no empty view behind
+    canary.refuse_unusable(spec, backbone, where[0])
     provenance = provenance_of(config, spec, where[0])
     rows = min(config.shard_rows, len(items)) or default_rows(len(items))
     _announce(config, spec, store.view_folder(folder, spec.name, spec.declared(), weights_sha256), len(items), rows)

@@ -70,7 +70,10 @@ def tars(data: str, root: Path) -> tuple:
         raise UsageError(f"DATA={data}: no image in {len(paths):,} tars (looked for {', '.join(EXTENSIONS)})")
     named = [os.path.relpath(path, base) if base.is_dir() else os.path.basename(path) for path in paths]
     split = [next(filter(None, map(split_in, reversed(PurePosixPath(name).with_suffix("").parts))), "") for name in named]
-    splits = [split[shard] if all(split) else "" for shard in shards]
+    if any(split) and not all(split):
+        raise UsageError(f"DATA={data}: {named[split.index('')]} has none of train, val, test and unlabelled in its name, where others have one; "
+                         "name all shards so, or none")
+    splits = [split[shard] for shard in shards]
     if any(labels):
         labels = ["" if split == "unlabelled" else label for label, split in zip(labels, splits, strict=True)]
     else:

@@ -68,7 +68,8 @@ def test_shards_give_the_splits_when_all_of_them_name_one(tmp_path):
     assert listed(str(tmp_path / "s/train-{000000..000001}.tar")) == rows[:4]
     assert set(contents(str(tmp_path / "s")).values()) == {b"0000", b"0001"}
     tar(tmp_path / "s/more-000000.tar", *sample("0000", "m"))
-    assert {split for _, _, split in listed(str(tmp_path / "s"))} == {""}
+    with pytest.raises(UsageError, match=r"more-000000.tar has none of train, val, test and unlabelled in its name"):
+        listed(str(tmp_path / "s"))
     tar(tmp_path / "t/train/000000.tar", *sample("a", 1))
     tar(tmp_path / "t/unlabelled/000000.tar", *sample("b", 1))
     assert listed(str(tmp_path / "t")) == [("a.jpg", "1", "train"), ("b.jpg", "", "unlabelled")]
