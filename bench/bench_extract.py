@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench_cache import machine, spread
 
 from cache_specs.spec import ViewSpec, load_spec, view_names
-from extract.backbones import Backbone, build_timm, timm_features
+from extract.backbones import Backbone
+from extract.timm_models import build_timm, timm_features
 
 
 def random_backbone(spec: ViewSpec) -> Backbone:

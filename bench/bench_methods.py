@@ -49,6 +49,37 @@ def top1(summary: dict[str, Any], method: str, view: str = "joint") -> np.ndarra
     return 100 * np.array((found["joint"] if view == "joint" else found["views"][view])["test_top1"]["values"])
 
 
+def parts(work: Path, task: str, labels: str, seeds: str) -> dict[str, np.ndarray]:
+    """Test top-1 in % of mct-graph's parts: its graphs in a pool without any probe, its probes in one without any graph; and of it with one thing changed."""
+    import torch
+    from safetensors.torch import load_file
+
+    from train.evaluate import fit_pool, pooled, predict, top1_nll
+    from train.feed import Input
+    from train.reader import open_cache
+    from train.splits import make_split
+
+    cache, probes = open_cache(work / "cache", task, ["a", "b"]), work / "runs" / f"f-{task}-{labels}" / "probes" / "mct-graph"
+    split, graphs, of_probes, y = make_split(cache.items, cache.ok, labels, 0), load_file(probes / "pool.safetensors"), {}, {}
+    for part in ("val", "test"):
+        rows, scores = getattr(split, part), []
+        for view, name in enumerate(cache.names):
+            tensors = load_file(probes / f"{name}.safetensors")
+            params = {key.removeprefix("joint."): tensors[key].clone() for key in sorted(tensors) if key.startswith("joint.")}
+            scores.append(predict(params, Input([cache.emb[view]], tensors["input_mean"], tensors["input_std"]), rows))
+        of_probes[part], y[part] = torch.stack(scores), torch.from_numpy(cache.items.label[rows]).long()
+    found = {}
+    for name, experts in (("the graphs alone", {part: graphs[part].float() for part in y}), ("the probes alone", of_probes)):
+        weight = fit_pool(experts["val"], y["val"], torch.full(experts["val"].shape[:2], 0.2, dtype=torch.float64))
+        found[name] = 100 * top1_nll(pooled(experts["test"], weight), y["test"])[0].numpy()
+    for name, change in (("without feedback", ("--feedback", "none")), ("temperature 1", ("--temperature", 1))):
+        run = f"a-{task}-{labels}-{name.replace(' ', '-')}"
+        call("-m train", "--views", "a,b", "--data", task, "--labels", labels, "--seeds", seeds, "--method", "mct-graph", "--cache", work / "cache",
+             "--runs", work / "runs", "--run", run, "--threads", 1, *change)
+        found[name] = top1(json.loads((work / "runs" / run / "summary.json").read_text()), "mct-graph")
+    return found
+
+
 def versus(a: np.ndarray, b: np.ndarray) -> str:
     """Paired over the draws: mean ± standard error of the difference, and its p-value."""
     gain = a - b
@@ -63,6 +94,7 @@ def main() -> None:
     parser.add_argument("--labels", default="1,2,4,8", help="labels a class")
     parser.add_argument("--seeds", default="0..9")
     parser.add_argument("--methods", default=METHODS, help="all, or several: supervised, label-propagation, supervised-graph and mct-graph among them")
+    parser.add_argument("--ablations", action="store_true", help="also what the parts of mct-graph give, two more trainings each")
     parser.add_argument("--quick", action="store_true", help="a small try of the script itself, on noise alone")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "methods.json")
     args = parser.parse_args()
@@ -78,10 +110,15 @@ def main() -> None:
             results[f"{task} {n}"] = json.loads((args.work / "runs" / f"f-{task}-{n}" / "summary.json").read_text())
             print(f"{task}, {n} labels a class: done", file=sys.stderr, flush=True)
     print(table(results))
+    ablations: dict[str, dict[str, np.ndarray]] = {}
+    for key, summary in results.items() if args.ablations else ():
+        ablations[key] = parts(args.work, *key.split(), args.seeds)
+        print(f"{key}: mct-graph over " + "; ".join(f"{name} {versus(top1(summary, 'mct-graph'), other)}" for name, other in ablations[key].items()), flush=True)
     record = {"date": time.strftime("%Y-%m-%d"), "machine": f"{platform.machine()}, CPU", "seeds": args.seeds,
               "test_top1": {key: {method: {view: top1(summary, method, view).round(3).tolist() for view in ("a", "b", "joint")
                                            if view == "joint" or view in summary["methods"][method]["views"]} for method in summary["methods"]}
-                            for key, summary in results.items()}}
+                            for key, summary in results.items()},
+              "mct-graph's parts": {key: {name: values.round(3).tolist() for name, values in found.items()} for key, found in ablations.items()}}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -4,12 +4,9 @@ Each backend is one function in BACKENDS. Every tensor of the model must come fr
 misshapen key is an error, never a warning, since a silently random backbone looks just like a bad one.
 """
 
-import functools
 import inspect
 import json
 import logging
-import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +15,8 @@ from torch import nn
 
 from cache_specs.errors import UsageError, did_you_mean
 from cache_specs.spec import ViewSpec
-
-Features = Callable[[torch.Tensor], torch.Tensor]
+from extract.tensors import mapped, require_fit, safetensors_of
+from extract.timm_models import Features, load_timm
 
 
 class Backbone(nn.Module):
@@ -56,7 +53,7 @@ def load_backbone(spec: ViewSpec, files: dict[str, Path], device: str) -> Backbo
     """Build the model, load `files` (see extract/weights.py) and freeze it on `device`. Raises UsageError naming what does not fit."""
     from safetensors import SafetensorError
 
-    _safetensors(spec, files)
+    safetensors_of(spec, files)
     torch.backends.cudnn.allow_tf32 = False                 # float32 means float32, also in the convolution of the patches
     try:
         model, features = BACKENDS[spec.backend](spec, files)
@@ -79,8 +76,8 @@ def _open_clip(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Featu
     logging.getLogger().addFilter(_not_about_weights)        # open_clip warns that it loaded none; they are loaded, and checked, below
     model = open_clip.create_model(name, load_weights=False, pretrained_image=False, pretrained_text=False)
     logging.getLogger().removeFilter(_not_about_weights)
-    state = mapped(spec, load_file(_safetensors(spec, files)))
-    _require_fit(spec, model.state_dict(), state)
+    state = mapped(spec, load_file(safetensors_of(spec, files)))
+    require_fit(spec, model.state_dict(), state)
     model.load_state_dict(state, strict=True)
     visual = model.visual
     if spec.output == "pooled":
@@ -104,6 +101,10 @@ def _transformers(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Fe
         raise UsageError(f"{spec.source}: transformers reads config.json and model.safetensors, so weights.files must be these two, found {sorted(files)}")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+    kinds = kind.config_class.model_type, kind.config_class.base_config_key
+    said = json.loads(files["config.json"].read_text(encoding="utf-8"))
+    if said.get("model_type") != kinds[0] and kinds[1] not in said:         # transformers would take its own defaults for all that is called otherwise
+        raise UsageError(f"{files['config.json']} is of a {said.get('model_type')!r}, expected a {kinds[0]!r} for {spec.architecture}")
     config = kind.config_class.from_pretrained(files["config.json"].parent, local_files_only=True)
     state = mapped(spec, load_file(files["model.safetensors"]))
     model, info = kind.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True)
@@ -124,127 +125,10 @@ def _transformers(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Fe
     return model, lambda images: outputs[spec.output](model(pixel_values=images, **spec.arguments))
 
 
-def _timm(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Features]:
-    """timm: an architecture, with its tag where timm has one. The family's own filter, which moves older names to timm's, is applied to the checkpoint."""
-    from safetensors.torch import load_file
-
-    model = build_timm(spec)
-    features, rename = timm_features(model, spec), timm_filter(model)
-    given = mapped(spec, load_file(_safetensors(spec, files)))
-    try:
-        state = given if rename is None else rename(dict(given), model)
-    except Exception as error:              # of a checkpoint of another family: KeyError, AttributeError, RuntimeError …
-        raise UsageError(f"the weights of {spec.name!r} are not of the kind of {spec.architecture}: {type(error).__name__}: {error}") from error
-    fixed = dict(model.named_buffers())     # tables that follow from the architecture; a checkpoint may have them too, the same ones
-    gone = sorted(name for name in given.keys() - state.keys()
-                  if not _kept(given[name], state) and not (name in fixed and torch.equal(given[name], fixed[name])))
-    if gone:
-        raise UsageError(f"the weights of {spec.name!r} have {len(gone)} tensors that {spec.architecture} does not use: {gone[:5]}; if that is "
-                         f"right, name them in tensors.drop of {spec.source}")
-    # timm would resample patches and windows of another size too, and that is another model
-    resized = {name: given[name] for name, tensor in state.items() if name in given and name != "pos_embed" and not _kept(tensor, given)
-               and tensor.shape != given[name].shape}
-    _require_fit(spec, model.state_dict(), state | resized)
-    model.load_state_dict(state, strict=True)
-    return model, features
-
-
-def build_timm(spec: ViewSpec) -> nn.Module:
-    """The model of a spec with timm's initial weights, its head replaced by the output that the spec names."""
-    import timm
-
-    arguments, name = dict(spec.arguments), spec.architecture
-    if not timm.is_model(name.partition(".")[0]):
-        raise UsageError(f"timm has no architecture {name!r}{did_you_mean(name.partition('.')[0], timm.list_models())}")
-    widen = arguments.pop("widen", 1)                       # of a ResNet: SwAV's, whose stem is as many times as wide
-    if widen != 1:
-        arguments["channels"] = tuple(64 * widen * 2**stage for stage in range(4))
-    if (eps := arguments.pop("norm_eps", None)) is not None:
-        arguments["norm_layer"] = functools.partial(nn.LayerNorm, eps=eps)
-    pools = {"cls": {"global_pool": "token"}, "mean": {"global_pool": "avg"}}
-    try:
-        model = timm.create_model(name, pretrained=False, num_classes=spec.width if spec.output == "projected" else 0,
-                                  **pools.get(spec.output, {}), **arguments)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UsageError(f"{spec.source}: timm cannot build {name} with output {spec.output!r} and {arguments}: {error}") from error
-    if spec.output == "cls" and getattr(model, "cls_token", None) is None:      # timm would take the first patch
-        raise UsageError(f"{spec.source}: {name} has no class token; its output is 'pooled' or 'mean'")
-    if widen != 1:
-        first, stem = model.layer1[0], 64 * widen
-        model.conv1, model.bn1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(stem)
-        first.conv1 = nn.Conv2d(stem, first.conv1.out_channels, 1, bias=False)
-        first.downsample[0] = nn.Conv2d(stem, first.downsample[0].out_channels, 1, bias=False)
-    return model
-
-
-def timm_filter(model: nn.Module) -> Callable | None:
-    """The family's own function from a checkpoint to timm's names and shapes; position tables are resampled to the model's own size."""
-    return getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-
-
-def _kept(tensor: torch.Tensor, state: dict[str, torch.Tensor]) -> bool:
-    """Whether one of these has the very memory of this tensor: under another name, or in another shape."""
-    return any(tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in state.values())
-
-
-def timm_features(model: nn.Module, spec: ViewSpec) -> Features:
-    if spec.output != "last4":
-        return model
-    if getattr(model, "cls_token", None) is not None and hasattr(model, "get_intermediate_layers"):         # the normed class tokens
-        return lambda images: torch.cat([prefix[:, 0] for _, prefix in model.get_intermediate_layers(images, 4, return_prefix_tokens=True, norm=True)], 1)
-    if not hasattr(model, "layers"):
-        raise UsageError(f"{spec.source}: {spec.architecture} has no output 'last4'")
-    last = [block for layer in model.layers for block in layer.blocks][-4:]
-
-    def features(images: torch.Tensor) -> torch.Tensor:
-        """Swin: the mean over the patches of each block, the last stage's after the norm (EsViT)."""
-        seen: list[torch.Tensor] = []
-        hooks = [block.register_forward_hook(lambda _, inputs, output: seen.append(output)) for block in last]
-        try:
-            model.forward_features(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return torch.cat([(model.norm(x) if x.shape[-1] == model.num_features else x).mean((1, 2)) for x in seen], 1)
-
-    return features
-
-
-def mapped(spec: ViewSpec, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A checkpoint as the spec's [tensors] says: prefix off, what is no part of the model out, names replaced."""
-    found = {}
-    for name, tensor in state.items():
-        name = name.removeprefix(spec.tensors.strip)
-        if name.startswith(spec.tensors.drop):
-            continue
-        for pattern, replacement in spec.tensors.rename.items():
-            name = re.sub(pattern, replacement, name)
-        if name in found:
-            raise UsageError(f"{spec.source}: tensors.rename gives two tensors the name {name!r}")
-        found[name] = tensor
-    return found
-
-
-def _safetensors(spec: ViewSpec, files: dict[str, Path]) -> Path:
-    found = [path for name, path in files.items() if name.endswith(".safetensors")]
-    if len(found) != 1 or found[0].suffix != ".safetensors":
-        raise UsageError(f"the weights of {spec.name!r} must be one .safetensors file, found {', '.join(map(str, files.values()))}")
-    return found[0]
-
-
 def _not_about_weights(record: logging.LogRecord) -> bool:
     return "weights" not in record.getMessage()
 
 
-def _require_fit(spec: ViewSpec, model: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:
-    missing, unexpected = sorted(model.keys() - state.keys()), sorted(state.keys() - model.keys())
-    misshapen = [f"{name} {tuple(state[name].shape)}, expected {tuple(model[name].shape)}"
-                 for name in sorted(model.keys() & state.keys()) if model[name].shape != state[name].shape]
-    if missing or unexpected or misshapen:
-        raise UsageError(f"the weights of {spec.name!r} do not fit {spec.architecture}: {len(missing)} tensors missing {missing[:5]}, "
-                         f"{len(unexpected)} unknown {unexpected[:5]}, {len(misshapen)} of another shape {misshapen[:5]}")
-
-
 BACKENDS: dict[str, Callable[[ViewSpec, dict[str, Path]], tuple[nn.Module, Features]]] = {
-    "timm": _timm, "open_clip": _open_clip, "transformers": _transformers,
+    "timm": load_timm, "open_clip": _open_clip, "transformers": _transformers,
 }

@@ -16,7 +16,7 @@ import numpy as np
 
 from cache_specs.errors import UsageError, did_you_mean
 from cache_specs.items import SPLITS
-from extract.naming import SPLIT_FOLDERS
+from extract.naming import label_of, split_of
 from extract.readers import MAX_BYTES, FileTooLargeError, Reader
 
 IMAGES, LABELS, KEYS = ("image", "img", "images", "jpg", "png"), ("label", "labels", "fine_label", "class", "cls"), ("key", "id")
@@ -109,7 +109,7 @@ def images_of(data: str, files: Sequence[tuple[str, str]]) -> tuple:
     """Keys, labels, splits and reader of the images in `files`, (path, split or '') each. Raises UsageError."""
     import pyarrow as pa
 
-    column, keys, labels, splits, where = "", [], [], [], []
+    column, keys, labels, splits, where, alike = "", [], [], [], [], None
     for part, (path, split) in enumerate(files):
         try:
             schema, place = _schema(path), _places(path, part)
@@ -120,12 +120,15 @@ def images_of(data: str, files: Sequence[tuple[str, str]]) -> tuple:
             _refuse_large_groups(path, column)
             label, classes = _label_column(path, schema)
             key = next((name for name in KEYS if name in schema.names), None)
+            if alike not in (None, (label, classes, key)):
+                raise UsageError(f"{path} has other columns of labels or keys, or other names of classes, than {files[0][0]}; make them alike")
+            alike = label, classes, key
             inner = f"{column}.path" if key is None and pa.types.is_struct(schema.field(column).type) and \
                 schema.field(column).type.get_field_index("path") >= 0 else None
             own = "split" if "split" in schema.names and not split else None
             table = _read(path, [name for name in (label, key, inner, own) if name])
             mine = _names(path, table[label].to_pylist(), classes) if label else [""] * len(place)
-            given = [SPLIT_FOLDERS.get(str(name or "").lower(), str(name or "")) for name in table[own].to_pylist()] if own else [split] * len(place)
+            given = [split_of(name) for name in table[own].to_pylist()] if own else [split] * len(place)
             names = table[key].to_pylist() if key else [(row or {}).get("path") for row in table[column].to_pylist()] if inner else []
         except (OSError, ValueError, KeyError) as error:           # Arrow's errors are OSError, ValueError or KeyError
             raise UsageError(f"{path} cannot be read: {error}") from error
@@ -198,8 +201,12 @@ def _label_column(path: str, schema: Any) -> tuple[str | None, list[str] | None]
 
 
 def _names(path: str, values: list[Any], classes: list[str] | None) -> list[str]:
+    found = []
     for row, value in enumerate(values):
-        if not isinstance(value, str | int | None) or (classes and isinstance(value, int) and value >= len(classes)):
-            raise UsageError(f"{path}, row {row}: the label {value!r:.80}, expected " + (f"0 to {len(classes) - 1}" if classes else "a number or a name"))
-    return ["" if value in (None, "", "-1") or (isinstance(value, int) and value < 0) else str(classes[value]) if classes and isinstance(value, int)
-            else str(value) for value in values]
+        try:
+            label = label_of(value)
+            found.append(str(classes[int(label)]) if classes and label and not isinstance(value, str) else label)
+        except (ValueError, IndexError) as error:
+            expected = f"the label {value!r:.80}, expected 0 to {len(classes) - 1}" if isinstance(error, IndexError) and classes else str(error)
+            raise UsageError(f"{path}, row {row}: {expected}") from error
+    return found

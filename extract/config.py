@@ -28,7 +28,7 @@ class ExtractConfig:
     max_bad: str = "0.1%"
     """images that may be unreadable before the run ends with the list: a share (but at least 1 image) or a number"""
     allow_leak: bool = False
-    """embed with weights that were fine-tuned with ImageNet's labels all the same"""
+    """embed with weights that were trained with ImageNet's labels all the same"""
     name: str | None = None
     """the data set's name in the cache; default: the folder's or file's"""
     root: str = "data"

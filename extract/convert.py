@@ -5,6 +5,7 @@ fetched by other means; unpickled with weights_only=True, in a process of its ow
 """
 
 import hashlib
+import http.client
 import os
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def convert(config: ConvertConfig) -> Path:
         print(f"{target} is there already; make extract VIEW={config.view} uses it")
         return target
     durable.make_folder(target.parent)
-    download = target.parent / f".{spec.name}.download.tmp"
+    download = target.parent / f".{spec.name}.{os.getpid()}.download.tmp"
     try:
         source = Path(config.source).expanduser() if config.source is not None else _fetch(spec.weights.url, download, config.view)
         if not source.is_file():
@@ -84,7 +85,7 @@ def _fetch(url: str, to: Path, view: str) -> Path:
                 if done - told >= 50 * PIECE:
                     told = done
                     print(f"  {done / 1e6:,.0f} of {size / 1e6:,.0f} MB", file=sys.stderr, flush=True)
-    except OSError as error:                                # URLError is one
+    except (OSError, http.client.HTTPException) as error:   # URLError is an OSError
         raise StorageError(f"{url} could not be fetched ({error}). Try again, or fetch it elsewhere and type: make weights VIEW={view} FROM=FILE") from error
     if size and done != size:
         raise IntegrityError(f"{url} ended after {done:,} of {size:,} bytes; type the same command again")

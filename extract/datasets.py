@@ -28,7 +28,7 @@ from cache_specs.errors import UsageError, did_you_mean
 from cache_specs.items import Items, class_index
 from cache_specs.sources import BRACES, dataset_name, split_subset
 from extract import hdf5, hub, tables, tars, torchvision_sets
-from extract.naming import EXTENSIONS, find_images, of_folders, say_left_out, text
+from extract.naming import EXTENSIONS, find_images, hide_unlabelled, of_folders, say_left_out, text
 from extract.readers import ReadArrays, Reader, ReadFiles, Reordered
 
 
@@ -49,6 +49,7 @@ def open_dataset(data: str, root: Path, name: str | None = None) -> Dataset:
     source, top = split_subset(data)
     adapter = _adapter(source)
     keys, labels, splits, read = ADAPTERS[adapter](source, root)
+    splits = hide_unlabelled(data, labels, splits)
     order = sorted(range(len(keys)), key=lambda i: keys[i].encode("utf-8", "surrogateescape"))
     doubles = [keys[a] for a, b in itertools.pairwise(order) if keys[a] == keys[b]]
     if doubles:

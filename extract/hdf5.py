@@ -17,7 +17,7 @@ import numpy as np
 from cache_specs.arrays import open_h5
 from cache_specs.errors import UsageError, did_you_mean
 from cache_specs.items import SPLITS
-from extract.naming import SPLIT_FOLDERS
+from extract.naming import label_of, split_of
 from extract.readers import MAX_BYTES, FileTooLargeError, Reader, pnm
 
 NAMES = {"images": ("images", "image"), "labels": ("labels", "label"), "splits": ("splits", "split"), "keys": ("keys", "key", "paths")}
@@ -90,8 +90,11 @@ def images(data: str, root: Path) -> tuple:
     if not Path(data).is_file():
         raise UsageError(f"DATA={data}: there is no such file")
     name, n, others = open_images(data)
-    labels = ["" if label in ("", -1, "-1") else str(label) for label in others.get("labels", [""] * n)]
-    splits = [SPLIT_FOLDERS.get(str(split).lower(), str(split)) for split in others.get("splits", [""] * n)]
+    try:
+        labels = [label_of(label) for label in others.get("labels", [""] * n)]
+    except ValueError as error:
+        raise UsageError(f"{data}: {error}") from error
+    splits = [split_of(split) for split in others.get("splits", [""] * n)]
     if wrong := [split for split in splits if split not in SPLITS]:
         raise UsageError(f"{data}: split {wrong[0]!r}{did_you_mean(wrong[0], SPLITS[1:])}")
     labels = ["" if split == "unlabelled" else label for label, split in zip(labels, splits, strict=True)]

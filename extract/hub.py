@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from cache_specs.errors import UsageError, did_you_mean
 from cache_specs.sources import split_config
 from extract import columns
-from extract.naming import SPLIT_WORDS, hide_unlabelled, split_in
+from extract.naming import split_in
 
 REVISIONS = ("main", "refs/convert/parquet")
 NUMBERED = re.compile(r"(.*?)-?(\d{5,})-of-(\d{5,})(.*)")
@@ -33,17 +33,22 @@ def hub(data: str, root: Path) -> tuple:
         raise UsageError(f"DATA={data}: there is no such folder; DATA=hf:OWNER/NAME names a data set of the Hugging Face hub")
     if not files:
         raise UsageError(f"DATA={data}: no Parquet file and no folder of save_to_disk in {folder}")
-    for split in sorted({split for _, split in files if split and split not in SPLIT_WORDS}):
-        print(f"{data}: the split {split!r} is none of train, val, test and unlabelled: its images join the training images", flush=True)
-    keys, labels, splits, read = columns.images_of(data, [(str(folder / path), SPLIT_WORDS.get(split, "train" if split else "")) for path, split in files])
-    return keys, labels, hide_unlabelled(data, labels, splits), read
+    named: dict[str, set[str]] = defaultdict(set)
+    for _, name in files:
+        named[split_in(name)].add(name)
+    if (other := sorted(named.pop("", set()) - {""})) or any(len(names) > 1 for names in named.values()):
+        what = f"{other[0]!r} is none of train, val, test and unlabelled" if other else \
+            next(f"{' and '.join(map(repr, sorted(names)))} are both the split {split!r}" for split, names in named.items() if len(names) > 1)
+        raise UsageError(f"DATA={data}: {what}. Fetch the files that are meant (hf download --repo-type dataset … --local-dir FOLDER), with names such as "
+                         "train-0.parquet and test-0.parquet, and type DATA=hf:FOLDER")
+    return columns.images_of(data, [(str(folder / path), split_in(name)) for path, name in files])
 
 
 def _saved(folder: Path) -> list[tuple[str, str]]:
     """(file, split) of what `save_to_disk` wrote; [] where the folder is something else."""
     if (folder / "dataset_dict.json").is_file():
         splits = [str(split) for split in _json(folder / "dataset_dict.json").get("splits", [])]
-        return [(f"{split}/{file}", split_in(split) or split) for split in splits for file in _arrow_files(folder, split)]
+        return [(f"{split}/{file}", split) for split in splits for file in _arrow_files(folder, split)]
     return [(file, "") for file in _arrow_files(folder, "")] if (folder / "state.json").is_file() else []
 
 
@@ -116,6 +121,8 @@ def _choose(data: str, names: Sequence[str], config: str) -> list[tuple[str, str
         groups["default" if top in ("", "data", "default") or split_in(top) else top].append(name)
     if config and config not in groups:
         raise UsageError(f"DATA={data}: no configuration {config!r}{did_you_mean(config, groups)}")
+    if not config and "default" in groups and len(groups) > 1:
+        print(f"{data}: of the configurations {', '.join(sorted(groups))} the one called default is taken", flush=True)
     if not config and len(groups) > 1 and "default" not in groups:
         raise UsageError(f"DATA={data} has several configurations; type one of: " + ", ".join(f"DATA={data}@{group}" for group in sorted(groups)))
     group = config or ("default" if "default" in groups else next(iter(groups), "default"))
@@ -124,15 +131,15 @@ def _choose(data: str, names: Sequence[str], config: str) -> list[tuple[str, str
         raise UsageError(f"DATA={data}: the hub made Parquet of a part of this data set only ({partial[0]}), and its own files are none; turn it into Parquet "
                          "or .tar yourself")
     _refuse_missing(data, chosen)
-    return [(name, _split_of(name, group)) for name in chosen]
+    return [(name, _part_of(name, group)) for name in chosen]
 
 
-def _split_of(name: str, group: str) -> str:
-    """The split that a file's name or folder says; the name itself where it is no split that we know."""
+def _part_of(name: str, group: str) -> str:
+    """What a file's name, without its number, or its folder calls the part of the data that it is: the first that says a split; '' where nothing does."""
     path = PurePosixPath(name)
-    stem = found[1] if (found := NUMBERED.fullmatch(path.stem)) else "" if path.stem.isdigit() else path.stem
+    stem = found[1] if (found := NUMBERED.fullmatch(path.stem)) else path.stem.rstrip("0123456789").rstrip("-_.")
     folders = [part for part in path.parts[:-1] if part not in ("data", group)]
-    return next((split for split in map(split_in, [stem, *reversed(folders)]) if split), stem or (folders[-1] if folders else ""))
+    return next((part for part in [stem, *reversed(folders)] if split_in(part)), stem or (folders[-1] if folders else ""))
 
 
 def _refuse_missing(data: str, names: Sequence[str]) -> None:

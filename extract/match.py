@@ -22,7 +22,7 @@ from cache_specs.view import STATUS
 from extract import quality
 from extract.config import ExtractConfig
 from extract.datasets import build_items, open_dataset
-from extract.naming import SPLIT_FOLDERS
+from extract.naming import split_of
 from extract.progress import Progress
 
 EXAMPLE = "make import VIEW=… FROM=… DATA=…"
@@ -124,7 +124,7 @@ def own_items(source: Source, n: int, name: str | None) -> tuple[Items, np.ndarr
     same rows meets the same item list, and two files that both merely number their rows are not taken for one data set.
     """
     labels = _labels(source, n)
-    splits = [SPLIT_FOLDERS.get(split.lower(), split) for split in texts(source, ("split",), n) or [""] * n]
+    splits = [split_of(split) for split in texts(source, ("split",), n) or [""] * n]
     for row, split in enumerate(splits):
         if split not in SPLITS:
             raise UsageError(f"{source.path}: row {row} has the split {split!r}{did_you_mean(split, SPLITS[1:])}")

@@ -1,15 +1,18 @@
 """What the names of files and folders say: which files are images, which split and which label they have, and the key."""
 
+import math
 import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cache_specs.errors import UsageError
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-                 "unlabelled": "unlabelled", "unlabeled": "unlabelled"}
-SPLIT_WORDS = SPLIT_FOLDERS | {"training": "train", "dev": "val", "testing": "test", "unsupervised": "unlabelled"}
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test", "testing": "test",
+               "unlabelled": "unlabelled", "unlabeled": "unlabelled", "unsupervised": "unlabelled"}
 
 
 def find_images(base: Path) -> tuple[list[Path], Counter[str]]:
@@ -37,21 +40,46 @@ def say_left_out(data: str, others: Counter[str], why: str, unit: str = "files")
 
 def of_folders(data: str, paths: Sequence[PurePosixPath | Path]) -> tuple[list[str], list[str]]:
     """Labels and splits of class/image or split/class/image; deeper folders belong to the class."""
-    has_splits = all(path.parts[0].lower() in SPLIT_FOLDERS and len(path.parts) > 1 for path in paths)
+    has_splits = all(path.parts[0].lower() in SPLIT_NAMES and len(path.parts) > 1 for path in paths)
     tops = {path.parts[0] for path in paths if len(path.parts) > 1}
-    if (named := sorted(top for top in tops if top.lower() in SPLIT_FOLDERS)) and not has_splits:
+    named = sorted(top for top in tops if top.lower() in SPLIT_NAMES)
+    if len({SPLIT_NAMES[top.lower()] for top in named}) > 1 and not has_splits:
+        other = next(path for path in paths if len(path.parts) == 1 or path.parts[0].lower() not in SPLIT_NAMES)
+        raise UsageError(f"DATA={data}: {', '.join(named)} are splits, but {text(other.as_posix())} lies in none of them. Put it into one, or move it away")
+    if named and not has_splits:
         print(f"warning: {data}: the folders {', '.join(named)} are taken for classes, since other images or folders lie beside them. If they are splits, "
               "put all images into train/, val/, test/ or unlabelled/", flush=True)
-    splits = [SPLIT_FOLDERS[path.parts[0].lower()] if has_splits else "" for path in paths]
+    splits = [SPLIT_NAMES[path.parts[0].lower()] if has_splits else "" for path in paths]
     depth = 1 if has_splits else 0
     labels = [path.parts[depth] if len(path.parts) > depth + 1 and split != "unlabelled" else ""
               for path, split in zip(paths, splits, strict=True)]
     return labels, splits
 
 
+def split_of(value: Any) -> str:
+    """What a column of splits says; '' for nothing; what is no split stays as it is."""
+    name = "" if value is None else str(value)
+    return SPLIT_NAMES.get(name.lower(), name)
+
+
+def label_of(value: Any) -> str:
+    """The class that a label names; '' where it is unknown: nothing, NaN, or a number below 0. A whole float is that number: 3.0 is 3.
+
+    Raises ValueError for what is neither a number nor a name.
+    """
+    if isinstance(value, float) and (math.isnan(value) or value.is_integer()):
+        value = -1 if math.isnan(value) else int(value)
+    if value is None or (isinstance(value, int) and value < 0):
+        return ""
+    if not isinstance(value, str | int):
+        raise ValueError(f"the label {value!r:.80}, expected a whole number or a name")
+    found = str(value).strip()
+    return "" if re.fullmatch(r"-\d+", found) else found
+
+
 def split_in(name: str) -> str:
     """The split that a file's name says, such as imagenet-train-0001.tar; '' where it says none, or several."""
-    found = {SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_WORDS}
+    found = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_NAMES}
     return found.pop() if len(found) == 1 else ""
 
 

@@ -52,14 +52,19 @@ def run(config: ExtractConfig) -> "View":
         return _run(config, spec, files, weights_sha256, where, dataset, items)
 
 
+UNLABELLED = r"mae|mim|jepa|dino|ibot|data2vec|beit|moco|simclr|byol|swav"       # ways to train without labels, as they stand in the names of weights
+
+
 def refuse_labels(config: ExtractConfig, spec: "ViewSpec") -> None:
-    """Raise UsageError for weights that were fine-tuned with labels, going by their names (timm's `.…_ft_in1k`)."""
-    names = (spec.architecture, spec.weights.hub or spec.weights.url or "", spec.weights.path or "")
-    tag = next((found[0] for name in names if (found := re.search(r"[^/]*(?<![a-z0-9])ft_in\d+k[^/]*", name))), None)
-    if tag is not None and not config.allow_leak:
-        raise UsageError(f"the weights of {spec.name!r} ({tag}) were fine-tuned with ImageNet's labels, so probes on few labels of ImageNet, and of what is "
-                         f"like it, would be measured with labels that they must not have. Take the tag without 'ft_in…', or, where that is meant, "
-                         f"type: make extract VIEW={config.view} DATA={shlex.quote(config.data)} ARGS=--allow-leak")
+    """Raise UsageError for weights that were trained with ImageNet's labels, going by their names as timm gives them: `a1_in1k`, `mae_ft_in1k`."""
+    sources = (spec.architecture, spec.weights.hub, spec.weights.url, spec.weights.path, config.weights)
+    names = [source.rstrip("/").rpartition("/")[2] for source in sources if source]
+    trained = [name for name in names if re.search(r"(?<![a-z0-9])in(1|12|21|22)k(?![a-z0-9])", name)]
+    tuned = [name for name in trained if re.search(r"(?<![a-z0-9])ft_in\d", name) or not re.search(UNLABELLED, name)]
+    if tuned and not config.allow_leak:
+        raise UsageError(f"the weights of {spec.name!r} ({tuned[0]}) were trained with ImageNet's labels, so probes on few labels of ImageNet, and of what is "
+                         "like it, would be measured with labels that they must not have. Take weights that were trained without labels, or, where that is "
+                         f"meant, type: make extract VIEW={config.view} DATA={shlex.quote(config.data)} ARGS=--allow-leak")
 
 
 def _run(config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], weights_sha256: str, where: list[str], dataset: "Dataset",

@@ -8,7 +8,7 @@ from typing import Any
 from cache_specs.errors import UsageError, did_you_mean
 from cache_specs.items import SPLITS, read_parquet
 from extract import columns
-from extract.naming import SPLIT_FOLDERS
+from extract.naming import label_of, split_of
 from extract.readers import ReadFiles
 
 
@@ -28,7 +28,7 @@ def table(data: str, root: Path) -> tuple:
     if "path" not in names or not rows:
         raise UsageError(f"{path}: a table needs a column 'path' and at least one row; found the columns {names} and {len(rows)} rows")
     keys = [posixpath.normpath(str(row["path"])) if row["path"] else "" for row in rows]
-    splits = [SPLIT_FOLDERS.get(str(row.get("split") or "").lower(), str(row.get("split") or "")) for row in rows]
+    splits = [split_of(row.get("split")) for row in rows]
     for line, (key, split) in enumerate(zip(keys, splits, strict=True), 2):
         if split not in SPLITS:
             raise UsageError(f"{path}, row {line}: split {split!r}{did_you_mean(split, SPLITS[1:])}")
@@ -36,8 +36,12 @@ def table(data: str, root: Path) -> tuple:
             raise UsageError(f"{path}, row {line}: the path is empty")
         if ".." in Path(key).parts or Path(key).is_absolute():
             raise UsageError(f"{path}, row {line}: the path {key!r} leaves the table's folder; paths are relative to it")
-    labels = ["" if split == "unlabelled" or row.get("label") in (None, "", -1, "-1") else str(row["label"])
-              for row, split in zip(rows, splits, strict=True)]
+    labels = []
+    for line, (row, split) in enumerate(zip(rows, splits, strict=True), 2):
+        try:
+            labels.append("" if split == "unlabelled" else label_of(row.get("label")))
+        except ValueError as error:
+            raise UsageError(f"{path}, row {line}: {error}") from error
     return keys, labels, splits, ReadFiles([str(path.parent / key) for key in keys])
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from cache_specs.errors import UsageError
 from cache_specs.sources import expand_shards
-from extract.naming import EXTENSIONS, find_images, of_folders, say_left_out, split_in, text
+from extract.naming import EXTENSIONS, find_images, label_of, of_folders, say_left_out, split_in, text
 from extract.readers import ReadPieces, open_regular
 
 UNPACK = {".tar.gz": "gunzip -k", ".tgz": "gunzip -k -S .tgz", ".tar.bz2": "bunzip2 -k", ".tar.xz": "unxz -k", ".tar.zst": "zstd -d"}
@@ -106,8 +106,12 @@ def _samples(path: str, others: Counter[str]) -> Iterator[tuple[str, str, Member
         images = [kind for kind in members if f".{kind}" in EXTENSIONS]
         if len(images) > 1:
             raise UsageError(f"{path}: the sample {text(stem)!r} has {len(images)} images, {' and '.join(images)}; expected one")
+        if not images and not {"cls", "json"} & members.keys():        # cat.0.jpg and cat.1.jpg are no sample, but two files
+            alone = [kind for kind in members if kind.endswith(EXTENSIONS)]
+            yield from ((members[kind][0], "", members[kind][1]) for kind in alone)
+            images = alone
         others.update(f"with .{kind}" if kind else "no ending" for kind in members if kind not in (*images, "cls", "json"))
-        if images:
+        if len(images) == 1 and f".{images[0]}" in EXTENSIONS:
             label = _label(path, members)
             yield members[images[0]][0], label, members[images[0]][1]
 
@@ -126,12 +130,11 @@ def _label(path: str, members: dict[str, tuple[str, Member]]) -> str:
             if kind == "json":
                 fields = json.loads(value)
                 value = next((fields[field] for field in ("label", "cls") if field in fields), "") if isinstance(fields, dict) else ""
-                if not isinstance(value, str | int) or isinstance(value, bool):
-                    raise ValueError(f"its label is {value!r:.80}, expected a number or a name")
+            label = label_of(value)
         except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"{path}: the label in {text(name)!r} cannot be read: {error}") from error
-        if str(value).strip():
-            return "" if str(value) == "-1" else str(value).strip()
+        if value not in ("", None):
+            return label
     return ""
 
 

@@ -18,14 +18,14 @@ import numpy as np
 
 from cache_specs.errors import UsageError, did_you_mean
 from extract.hdf5 import ReadHdf5, open_images
-from extract.naming import SPLIT_FOLDERS, find_images, hide_unlabelled, text
+from extract.naming import SPLIT_NAMES, find_images, text
 from extract.readers import Reader, ReadFiles, ReadTorchvision
 
 Parts = list[tuple[str, dict[str, Any]]]        # our name of a split, and the constructor's arguments
 
 
 def _by_split(*names: str, **more: Any) -> Parts:
-    return [(SPLIT_FOLDERS[name], {"split": name, **more}) for name in names]
+    return [(SPLIT_NAMES[name], {"split": name, **more}) for name in names]
 
 
 BY_FLAG: Parts = [("train", {"train": True}), ("test", {"train": False})]
@@ -87,7 +87,7 @@ def torchvision(data: str, root: Path) -> tuple:
         keys += [_key(path, root, name) for path in paths] if paths else [f"{_official(split, arguments)}/{i:08d}" for i in range(len(mine))]
     if files and len(files) != len(labels):
         raise UsageError(f"torchvision's {name} in {root} lists {len(files):,} files and {len(labels):,} labels; it is damaged or not complete")
-    return keys, labels, hide_unlabelled(name, labels, splits), _reader(name, parts, files)
+    return keys, labels, splits, _reader(name, parts, files)
 
 
 def _open(name: str, root: Path, arguments: dict[str, Any]) -> Any:

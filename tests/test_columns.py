@@ -87,7 +87,7 @@ def test_real_images_are_read_from_their_row_group_in_any_order(tmp_path, monkey
 
 
 @pytest.mark.parametrize(("table", "message"), [
-    (pa.table({"image": [b"x"], "label": [[1]]}), r"row 0: the label \[1\], expected a number or a name"),
+    (pa.table({"image": [b"x"], "label": [[1]]}), r"row 0: the label \[1\], expected a whole number or a name"),
     (of_hub(["a.jpg"], [2]), r"row 0: the label 2, expected 0 to 1"),
     (pa.table({"image": [b"x"], "split": ["trian"]}), r"split 'trian'; did you mean 'train'"),
     (pa.table({"image": [b"x", b"y"], "key": ["a", "a"]}), r"the key 'a' stands there twice"),
@@ -154,7 +154,15 @@ def test_configurations_are_chosen_by_name(tmp_path, capsys):
         open_dataset(f"hf:{tmp_path}", Path())
     with pytest.raises(UsageError, match=r"no configuration 'lage'; did you mean 'large'"):
         open_dataset(f"hf:{tmp_path}@lage", Path())
-    assert {label for _, label, _ in listed(f"hf:{tmp_path}@large")} == {"dog"} and "the split 'extra' is none of train, val" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="'extra' is none of train, val, test and unlabelled"):         # it may be what others test on
+        open_dataset(f"hf:{tmp_path}@large", Path())
+    shutil.rmtree(tmp_path / "large/extra")
+    assert {label for _, label, _ in listed(f"hf:{tmp_path}@large")} == {"dog"}
+    write(tmp_path / "large/train_small/0000.parquet", of_hub(["a.jpg"], [1]))
+    with pytest.raises(UsageError, match="'train' and 'train_small' are both the split 'train'"):
+        open_dataset(f"hf:{tmp_path}@large", Path())
+    write(tmp_path / "default/train/0000.parquet", of_hub(["a.jpg"], [0]))
+    assert len(listed(f"hf:{tmp_path}")) == 1 and "of the configurations default, large, small the one called default is taken" in capsys.readouterr().out
     write(tmp_path / "large/partial-train/0000.parquet", of_hub(["a.jpg"], [0]))
     with pytest.raises(UsageError, match=r"the hub made Parquet of a part of this data set only"):
         open_dataset(f"hf:{tmp_path}@large", Path())
@@ -304,7 +312,7 @@ def h5(path: Path, **arrays: object) -> str:
 def test_pixels_in_hdf5_are_lossless(tmp_path, shape):
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     data = h5(tmp_path / "x.h5", images=pixels, labels=[3, -1, 0, 3], splits=["train", "val", "unlabeled", "test"], keys=["d", "c", "b", "a"])
-    assert listed(data) == [("a", "3", "test"), ("b", "", "unlabelled"), ("c", "", "val"), ("d", "3", "train")]
+    assert listed(data) == [("a", "3", "test"), ("b", "", "unlabelled"), ("c", "", "unlabelled"), ("d", "3", "train")]
     dataset = pickle.loads(pickle.dumps(open_dataset(data, Path())))
     for row in range(4):
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(dataset.read(row)))), pixels[3 - row].squeeze())
@@ -359,3 +367,23 @@ def test_a_damaged_row_of_hdf5_is_an_unreadable_image(tmp_path):
     data[place + 5] ^= 1
     path.write_bytes(data)
     assert [bool(size) for size in build_items(open_dataset(str(path), Path())).size] == [True, True, False, True]
+
+
+def test_labels_mean_the_same_in_every_form(tmp_path):
+    """Also floats, which pandas writes as soon as one label is missing."""
+    (tmp_path / "rows.csv").write_text("path,label\n" + "".join(f"{i}.jpg,{label}\n" for i, label in enumerate(("1", " cat", "", "-1", "-2"))))
+    assert [label for _, label, _ in listed(str(tmp_path / "rows.csv"))] == ["1", "cat", "", "", ""]
+    write(tmp_path / "rows.parquet", pa.table({"path": [f"{i}.jpg" for i in range(4)], "label": [0.0, 1.0, float("nan"), -2.0]}))
+    write(tmp_path / "bytes.parquet", pa.table({"image": [b"x"] * 4, "label": [0.0, 1.0, float("nan"), -2.0]}))
+    found = [h5(tmp_path / "x.h5", images=np.zeros((4, 6, 5), np.uint8) + 1, labels=[0.0, 1.0, float("nan"), -2.0]), *map(str, tmp_path.glob("*.parquet"))]
+    assert all([label for _, label, _ in listed(data)] == ["0", "1", "", ""] for data in found)
+    write(tmp_path / "half.parquet", pa.table({"path": ["a.jpg"], "label": [0.5]}))
+    with pytest.raises(UsageError, match=r"half.parquet, row 2: the label 0.5, expected a whole number or a name"):
+        listed(str(tmp_path / "half.parquet"))
+
+
+def test_files_that_disagree_about_names_or_keys_are_refused(tmp_path):
+    write(tmp_path / "train-0.parquet", of_hub(["a.jpg"], [0]))
+    write(tmp_path / "test-0.parquet", pa.table({"image": [b"x"], "label": [0]}))
+    with pytest.raises(UsageError, match="has other columns of labels or keys, or other names of classes, than"):
+        listed(f"hf:{tmp_path}")

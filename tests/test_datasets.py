@@ -353,3 +353,22 @@ def test_linked_class_folders_are_followed_and_loops_are_not(tmp_path):
 def test_files_of_other_kinds_are_counted(tmp_path, capsys):
     assert len(listed(fill(tmp_path, "c0/1.png", "c0/2.heic", "c0/3.HEIC", "README"))) == 1
     assert "3 files are left out" in (out := capsys.readouterr().out) and "2 with .heic, 1 with no ending" in out
+
+
+def test_training_and_testing_are_splits_and_a_stray_image_beside_two_of_them_is_an_error(tmp_path: Path) -> None:
+    for name in ("training/cat/a.jpg", "testing/dog/b.jpg", "dev/cat/c.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert listed(str(tmp_path)) == [("dev/cat/c.jpg", "cat", "val"), ("testing/dog/b.jpg", "dog", "test"), ("training/cat/a.jpg", "cat", "train")]
+    (tmp_path / "stray.jpg").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"dev, testing, training are splits, but stray\.jpg lies in none of them"):
+        open_dataset(str(tmp_path), Path())
+
+
+def test_a_split_without_labels_is_used_unlabelled_in_every_form(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """ImageNet's own test/ has no class folders."""
+    for name in ("train/cat/a.jpg", "val/cat/b.jpg", "test/c.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [split for *_, split in listed(str(tmp_path))] == ["unlabelled", "train", "val"]
+    assert "none of the 1 images of the split 'test' has a label; they are used unlabelled" in capsys.readouterr().out

@@ -19,7 +19,7 @@ DOORS = {
     "torchvision": {"extract/images.py", "extract/torchvision_sets.py"},
     "huggingface_hub": {"extract/weights.py", "extract/hub.py"},
     "sklearn": {"extract/datasets.py", "train/classic.py", "train/propagation.py"}, "PIL": {"extract/images.py"},
-    "scipy": {"train/propagation.py", "train/report.py"}, "h5py": {"cache_specs/arrays.py"}, "timm": {"extract/backbones.py"},
+    "scipy": {"train/propagation.py", "train/report.py"}, "h5py": {"cache_specs/arrays.py"}, "timm": {"extract/timm_models.py"},
 }
 
 

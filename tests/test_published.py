@@ -77,3 +77,22 @@ def test_arguments_that_the_model_does_not_take_and_pixels_that_it_cannot(tmp_pa
     spec = small(tmp_path, "SiglipVisionModel", output="pooled", crop=48)
     with pytest.raises(UsageError, match=r"fails on 48 x 48 pixels with the output 'pooled': .*Look at preprocess.crop"):
         refuse_unusable(spec, load(spec), "cpu")
+
+
+def test_a_config_of_another_model_is_refused(tmp_path) -> None:
+    """Its heads, activation and epsilon would change no shape, and no error would be seen."""
+    import json
+
+    spec = small(tmp_path, "Dinov2Model")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "clip"}))
+    with pytest.raises(UsageError, match=r"config.json is of a 'clip', expected a 'dinov2' for Dinov2Model"):
+        load(spec)
+
+
+@pytest.mark.parametrize("name", ["checkpoint_path", "pretrained", "pretrained_cfg_overlay", "num_classes", "global_pool"])
+def test_arguments_of_timm_that_would_go_round_the_spec_are_refused(tmp_path, name: str) -> None:
+    spec = write_spec(tmp_path, "vit_tiny_patch16_224", "cls", 192, arguments={name: "x"})
+    write_weights(tmp_path, {"x": torch.zeros(1)})
+    with pytest.raises(UsageError, match=f"arguments: '{name}' is decided by the spec's output, width and weights"):
+        load(spec)

@@ -13,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cache_specs.errors import UsageError
 from cache_specs.spec import SPECS, load_spec, view_names
-from extract.backbones import build_timm, load_backbone, timm_features, timm_filter
+from extract.backbones import load_backbone
 from extract.config import ExtractConfig
 from extract.run import refuse_labels, run
+from extract.timm_models import build_timm, timm_features, timm_filter
 
 DESCRIBED = [name for name in view_names() if not name.startswith("tiny-")]
 TIMM = [name for name in DESCRIBED if load_spec(name).backend == "timm"]
@@ -115,7 +116,9 @@ def test_timm_knows_the_tag_its_repository_its_filter_and_its_head(name, monkeyp
 LEAKS = [({"architecture": "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k"}, "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k"),
          ({"architecture": "hiera_base_224.mae_in1k_ft_in1k"}, "hiera_base_224.mae_in1k_ft_in1k"),
          ({"hub": "timm/eva_giant_patch14_224.clip_ft_in1k"}, "eva_giant_patch14_224.clip_ft_in1k"),
-         ({"hub": "timm/vit_base_patch16_clip_224.openai_ft_in12k_in1k"}, "vit_base_patch16_clip_224.openai_ft_in12k_in1k")]
+         ({"hub": "timm/vit_base_patch16_clip_224.openai_ft_in12k_in1k"}, "vit_base_patch16_clip_224.openai_ft_in12k_in1k"),
+         ({"architecture": "resnet50.a1_in1k"}, "resnet50.a1_in1k"),
+         ({"architecture": "vit_base_patch16_224.augreg_in21k"}, "vit_base_patch16_224.augreg_in21k")]
 
 
 @pytest.mark.parametrize(("changes", "tag"), LEAKS)
@@ -128,13 +131,15 @@ def test_weights_tuned_with_imagenets_labels_are_refused_unless_that_is_meant(tm
     with pytest.raises(UsageError) as caught:
         run(given)
     message = str(caught.value)
-    assert f"'mine' ({tag}) were fine-tuned with ImageNet's labels" in message and message.endswith(
+    assert f"'mine' ({tag}) were trained with ImageNet's labels" in message and message.endswith(
         f"type: make extract VIEW={given.view} DATA=photos/ ARGS=--allow-leak") and caught.value.exit_code == 2
+    with pytest.raises(UsageError, match=r"'eva02' \(big.mae_ft_in1k.safetensors\) were trained with"):
+        run(dataclasses.replace(given, view="eva02", weights="/in1k/big.mae_ft_in1k.safetensors"))
     with pytest.raises(UsageError, match="WEIGHTS=/nowhere"):          # the next thing that is wrong
         run(dataclasses.replace(given, allow_leak=True))
 
 
-@pytest.mark.parametrize("name", [*view_names(), "mim_in22k", "in1k_ijepa", "craft_in1k", "mae"])
+@pytest.mark.parametrize("name", [*view_names(), "mim_in22k", "in1k_ijepa", "basin1k", "mae"])
 def test_no_bundled_view_is_refused_and_no_pre_training_without_labels(name):
     spec = load_spec(name if name in view_names() else "eva02")
     refuse_labels(ExtractConfig(view=name, data="photos/"), spec if name in view_names() else dataclasses.replace(spec, architecture=f"vit.{name}"))

@@ -134,6 +134,6 @@ def _usable(items: Items, named: np.ndarray, pool: np.ndarray, labels: str) -> n
 def read_keys(path: Path) -> list[str]:
     """The lines of a file of keys. Raises UsageError when it is not text."""
     try:
-        return [line.removesuffix("\r") for line in path.read_text(encoding="utf-8").split("\n")]
+        return [line.removesuffix("\r") for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise UsageError(f"LABELS={path}: the file is not text in UTF-8, one key a line ({error})") from error

@@ -1,0 +1,40 @@
+"""The tensors of a checkpoint: found, named as the model names them, and complete."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from cache_specs.errors import UsageError
+from cache_specs.spec import ViewSpec
+
+
+def mapped(spec: ViewSpec, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A checkpoint as the spec's [tensors] says: prefix off, what is no part of the model out, names replaced."""
+    found = {}
+    for name, tensor in state.items():
+        name = name.removeprefix(spec.tensors.strip)
+        if name.startswith(spec.tensors.drop):
+            continue
+        for pattern, replacement in spec.tensors.rename.items():
+            name = re.sub(pattern, replacement, name)
+        if name in found:
+            raise UsageError(f"{spec.source}: tensors.rename gives two tensors the name {name!r}")
+        found[name] = tensor
+    return found
+
+
+def safetensors_of(spec: ViewSpec, files: dict[str, Path]) -> Path:
+    found = [path for name, path in files.items() if name.endswith(".safetensors")]
+    if len(found) != 1 or found[0].suffix != ".safetensors":
+        raise UsageError(f"the weights of {spec.name!r} must be one .safetensors file, found {', '.join(map(str, files.values()))}")
+    return found[0]
+
+
+def require_fit(spec: ViewSpec, model: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:
+    missing, unexpected = sorted(model.keys() - state.keys()), sorted(state.keys() - model.keys())
+    misshapen = [f"{name} {tuple(state[name].shape)}, expected {tuple(model[name].shape)}"
+                 for name in sorted(model.keys() & state.keys()) if model[name].shape != state[name].shape]
+    if missing or unexpected or misshapen:
+        raise UsageError(f"the weights of {spec.name!r} do not fit {spec.architecture}: {len(missing)} tensors missing {missing[:5]}, "
+                         f"{len(unexpected)} unknown {unexpected[:5]}, {len(misshapen)} of another shape {misshapen[:5]}")

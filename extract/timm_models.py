@@ -1,0 +1,104 @@
+"""timm's models: built as a spec says, filled from a checkpoint of timm's or of the authors' own, every tensor accounted for."""
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cache_specs.errors import UsageError, did_you_mean
+from cache_specs.spec import ViewSpec
+from extract.tensors import mapped, require_fit, safetensors_of
+
+Features = Callable[[torch.Tensor], torch.Tensor]
+OURS = ("checkpoint_path", "num_classes", "global_pool", "features_only")       # no arguments of a spec
+
+
+def load_timm(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Features]:
+    """timm: an architecture, with its tag where timm has one. The family's own filter, which moves older names to timm's, is applied to the checkpoint."""
+    from safetensors.torch import load_file
+
+    model = build_timm(spec)
+    features, rename = timm_features(model, spec), timm_filter(model)
+    given = mapped(spec, load_file(safetensors_of(spec, files)))
+    try:
+        state = given if rename is None else rename(dict(given), model)
+    except Exception as error:              # of a checkpoint of another family: KeyError, AttributeError, RuntimeError …
+        raise UsageError(f"the weights of {spec.name!r} are not of the kind of {spec.architecture}: {type(error).__name__}: {error}") from error
+    fixed = dict(model.named_buffers())     # tables that follow from the architecture; a checkpoint may have them too, the same ones
+    gone = sorted(name for name in given.keys() - state.keys()
+                  if not _kept(given[name], state) and not (name in fixed and torch.equal(given[name], fixed[name])))
+    if gone:
+        raise UsageError(f"the weights of {spec.name!r} have {len(gone)} tensors that {spec.architecture} does not use: {gone[:5]}; if that is "
+                         f"right, name them in tensors.drop of {spec.source}")
+    # timm would resample patches and windows of another size too, and that is another model
+    resized = {name: given[name] for name, tensor in state.items() if name in given and name != "pos_embed" and not _kept(tensor, given)
+               and tensor.shape != given[name].shape}
+    require_fit(spec, model.state_dict(), state | resized)
+    model.load_state_dict(state, strict=True)
+    return model, features
+
+
+def build_timm(spec: ViewSpec) -> nn.Module:
+    """The model of a spec with timm's initial weights, its head replaced by the output that the spec names."""
+    import timm
+
+    arguments, name = dict(spec.arguments), spec.architecture
+    if ours := sorted(key for key in arguments if key in OURS or key.startswith("pretrained")):
+        raise UsageError(f"{spec.source}: arguments: {ours[0]!r} is decided by the spec's output, width and weights; leave it out")
+    if not timm.is_model(name.partition(".")[0]):
+        raise UsageError(f"timm has no architecture {name!r}{did_you_mean(name.partition('.')[0], timm.list_models())}")
+    widen = arguments.pop("widen", 1)                       # of a ResNet: SwAV's, whose stem is as many times as wide
+    if widen != 1:
+        arguments["channels"] = tuple(64 * widen * 2**stage for stage in range(4))
+    if (eps := arguments.pop("norm_eps", None)) is not None:
+        arguments["norm_layer"] = functools.partial(nn.LayerNorm, eps=eps)
+    pools = {"cls": {"global_pool": "token"}, "mean": {"global_pool": "avg"}}
+    try:
+        model = timm.create_model(name, pretrained=False, num_classes=spec.width if spec.output == "projected" else 0,
+                                  **pools.get(spec.output, {}), **arguments)
+    except (TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+        raise UsageError(f"{spec.source}: timm cannot build {name} with output {spec.output!r} and {arguments}: {error}") from error
+    if spec.output == "cls" and getattr(model, "cls_token", None) is None:      # timm would take the first patch
+        raise UsageError(f"{spec.source}: {name} has no class token; its output is 'pooled' or 'mean'")
+    if widen != 1:
+        first, stem = model.layer1[0], 64 * widen
+        model.conv1, model.bn1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(stem)
+        first.conv1 = nn.Conv2d(stem, first.conv1.out_channels, 1, bias=False)
+        first.downsample[0] = nn.Conv2d(stem, first.downsample[0].out_channels, 1, bias=False)
+    return model
+
+
+def timm_filter(model: nn.Module) -> Callable | None:
+    """The family's own function from a checkpoint to timm's names and shapes; position tables are resampled to the model's own size."""
+    return getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+
+
+def _kept(tensor: torch.Tensor, state: dict[str, torch.Tensor]) -> bool:
+    """Whether one of these has the very memory of this tensor: under another name, or in another shape."""
+    return any(tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in state.values())
+
+
+def timm_features(model: nn.Module, spec: ViewSpec) -> Features:
+    if spec.output != "last4":
+        return model
+    if getattr(model, "cls_token", None) is not None and hasattr(model, "get_intermediate_layers"):         # the normed class tokens
+        return lambda images: torch.cat([prefix[:, 0] for _, prefix in model.get_intermediate_layers(images, 4, return_prefix_tokens=True, norm=True)], 1)
+    if not hasattr(model, "layers"):
+        raise UsageError(f"{spec.source}: {spec.architecture} has no output 'last4'")
+    last = [block for layer in model.layers for block in layer.blocks][-4:]
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        """Swin: the mean over the patches of each block, the last stage's after the norm (EsViT)."""
+        seen: list[torch.Tensor] = []
+        hooks = [block.register_forward_hook(lambda _, inputs, output: seen.append(output)) for block in last]
+        try:
+            model.forward_features(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat([(model.norm(x) if x.shape[-1] == model.num_features else x).mean((1, 2)) for x in seen], 1)
+
+    return features
