@@ -113,7 +113,8 @@ def main() -> None:
     ablations: dict[str, dict[str, np.ndarray]] = {}
     for key, summary in results.items() if args.ablations else ():
         ablations[key] = parts(args.work, *key.split(), args.seeds)
-        print(f"{key}: mct-graph over " + "; ".join(f"{name} {versus(top1(summary, 'mct-graph'), other)}" for name, other in ablations[key].items()), flush=True)
+        gains = [f"{name} {versus(top1(summary, 'mct-graph'), other)}" for name, other in ablations[key].items()]
+        print(f"{key}: mct-graph over {'; '.join(gains)}", flush=True)
     record = {"date": time.strftime("%Y-%m-%d"), "machine": f"{platform.machine()}, CPU", "seeds": args.seeds,
               "test_top1": {key: {method: {view: top1(summary, method, view).round(3).tolist() for view in ("a", "b", "joint")
                                            if view == "joint" or view in summary["methods"][method]["views"]} for method in summary["methods"]}

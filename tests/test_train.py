@@ -29,7 +29,7 @@ from cache_specs.lookup import find_dataset
 from cache_specs.sources import source_path
 from cache_specs.views import alike
 from extract.datasets import build_items, open_dataset
-from train import probe
+from train import loop, probe
 from train.__main__ import run
 from train.batches import LABELLED, UNLABELLED, rows, uniforms
 from train.config import TrainConfig
@@ -622,6 +622,13 @@ def test_the_rounds_of_cotraining_are_ten_equal_parts(warmup: int, cotrain: int)
     assert set(turns[:warmup + 1]) == {0} and turns[warmup + 1] == 1 and turns[-1] == min(10, 10 * (cotrain - 1) // cotrain + 1)
     lengths = [turns.count(turn) for turn in range(1, 11)]
     assert sum(lengths) == cotrain and max(lengths) - min(lengths) <= 1
+
+
+def test_the_views_hand_over_once_a_round(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, plain = [], loop._most_confident
+    monkeypatch.setattr(loop, "_most_confident", lambda progress, job, turn: turns.append(turn) or plain(progress, job, turn))
+    run(config(made, tmp_path, method="co-training", warmup=4, cotrain=25))
+    assert turns == list(range(1, 11))
 
 
 def test_no_two_draws_have_one_stream() -> None:
