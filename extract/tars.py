@@ -2,9 +2,9 @@
 expand it). Nothing is unpacked.
 
 The members of one name up to its first dot are one sample: 0001.jpg and 0001.cls (a number or a name), or 0001.json with "label" or "cls"; images such as
-cat.0.jpg and cat.1.jpg, with neither, are one each. Where no sample has such a label, the folders inside the tar are read as those of a folder of images. The split is what the shards' names say
-(train-000.tar, val-…): all of them or none. The headers are read once; an image is read at its place in the tar. Links, devices, sparse files and
-names that are absolute or contain .. are left out, and so is what is no image (.pyd and .pickle are not opened).
+cat.0.jpg and cat.1.jpg, with neither, are one each. Where no sample has such a label, the folders inside the tar are read as those of a folder of images.
+The split is what the shards' names say (train-000.tar, val-…): all of them or none. The headers are read once; an image is read at its place in the tar.
+Links, devices, sparse files and names that are absolute or contain .. are left out, and so is what is no image (.pyd and .pickle are not opened).
 """
 
 import json
