@@ -10,7 +10,7 @@ from cache_specs.errors import UsageError
 LONGEST = 200               # bytes of a data set's name: a file's may have 255, and more is appended
 MOST_SHARDS = 100_000
 ENDINGS = (".csv", ".parquet", ".tar", ".h5", ".hdf5")
-SUBSET = re.compile(r"(.+)#top([1-9]\d{0,8})", re.DOTALL)
+SUBSET = re.compile(r"(.+)#top(\d{1,9})", re.DOTALL)
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
@@ -64,7 +64,11 @@ def is_gone(data: str) -> bool:
 def split_subset(data: str) -> tuple[str, int]:
     """photos/#top10 -> ('photos/', 10): only the ten classes with the most training images. (data, 0): all of it."""
     found = SUBSET.fullmatch(data)
-    return (data, 0) if found is None or Path(data).expanduser().exists() else (found[1], int(found[2]))
+    if found is None or Path(data).expanduser().exists():
+        return data, 0
+    if not int(found[2]):
+        raise UsageError(f"DATA={data}: #top0 would leave no class; the least is DATA={found[1]}#top1, and DATA={found[1]} is all of it")
+    return found[1], int(found[2])
 
 
 def split_config(name: str) -> tuple[str, str]:

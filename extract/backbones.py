@@ -24,7 +24,7 @@ class Backbone(nn.Module):
 
     def __init__(self, model: nn.Module, features: Features, spec: ViewSpec) -> None:
         super().__init__()
-        self.model, self.features = model, features
+        self.model, self.features, self.compiled = model, features, None
         prep = spec.preprocess
         self.register_buffer("mean", torch.tensor(prep.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(prep.std).view(3, 1, 1), persistent=False)
@@ -38,12 +38,16 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> "Backbone":
         return super().train(False)
 
+    def compile_features(self) -> None:
+        """From now on what the spec's compute dtype computes goes through torch.compile; `exact` does not."""
+        self.compiled = torch.compile(self.features, dynamic=False)
+
     def forward(self, pixels_BCHW: torch.Tensor, exact: bool = False) -> torch.Tensor:
         """(B, 3, S, S) uint8 -> (B, D) float32. `exact` computes in float32 instead of the spec's compute dtype."""
         images = ((pixels_BCHW.float() / 255 - self.mean) / self.std).contiguous(memory_format=self.layout)
         low = self.compute_dtype != torch.float32 and not exact
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=low):
-            emb_BD = self.features(images).float()
+            emb_BD = (self.features if exact or self.compiled is None else self.compiled)(images).float()
         if emb_BD.shape[1:] != (self.width,):
             raise UsageError(f"{self.origin}: width = {self.width}, but the model gives {tuple(emb_BD.shape[1:])}; write what it gives")
         return emb_BD

@@ -68,6 +68,25 @@ def refuse_unusable(spec: ViewSpec, backbone: torch.nn.Module, device: str) -> N
                          "take the model class without the masking")
 
 
+def compile_model(backbone: Backbone, batch: int, spec: ViewSpec, device: str) -> None:
+    """torch.compile the model for this batch. Raises UsageError where torch cannot, or where the compiled model says something else."""
+    side = spec.preprocess.crop
+    pixels = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.inference_mode():
+        plain = backbone(pixels).cpu().numpy()
+        try:
+            backbone.compile_features()
+            far = distance(plain, backbone(pixels).cpu().numpy()).max()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:              # of the compiler, its absence, a model that it cannot capture
+            raise UsageError(f"--compile: torch.compile fails here for {spec.architecture}: {type(error).__name__}: {str(error).strip().splitlines()[0]}. "
+                             "Type the same command without --compile") from error
+    if not far <= STORED[spec.compute_dtype]:
+        raise UsageError(f"--compile: the compiled {spec.architecture} gives other embeddings, relative distance {far:.2g}, allowed "
+                         f"{STORED[spec.compute_dtype]:g}. Type the same command without --compile")
+
+
 def keep_or_compare(view: View, make: Callable[[list[int]], Canary], items: Items, provenance: dict[str, Any], trusted: Sequence[int] | None = None,
                     write: bool = True) -> None:
     """Write the view's canary if it has none, else compare. `make` computes rows. The caller holds the writer's lock unless the file is there.

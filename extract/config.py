@@ -27,6 +27,8 @@ class ExtractConfig:
     """rows per shard; 0 chooses 4096 (512 for tiny sets); a killed run loses at most one shard"""
     max_bad: str = "0.1%"
     """images that may be unreadable before the run ends with the list: a share (but at least 1 image) or a number"""
+    compile: bool = False
+    """torch.compile the model: a minute or more before the first image, then faster on a GPU; needs a C++ compiler; recorded and kept like --batch"""
     allow_leak: bool = False
     """embed with weights that were trained with ImageNet's labels all the same"""
     name: str | None = None

@@ -7,15 +7,20 @@ fetched by other means; unpickled with weights_only=True, in a process of its ow
 import hashlib
 import http.client
 import os
+import re
 import subprocess
 import sys
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cache_specs.errors import IntegrityError, StorageError, UsageError, run_cli
 
 PIECE = 2**20
+
+if TYPE_CHECKING:
+    from cache_specs.spec import ViewSpec
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def convert(config: ConvertConfig) -> Path:
         print(f"{target} is there already; make extract VIEW={config.view} uses it")
         return target
     durable.make_folder(target.parent)
-    download = target.parent / f".{spec.name}.{os.getpid()}.download.tmp"
+    download, made = (target.parent / f".{spec.name}.{os.getpid()}.{what}" for what in ("download.tmp", "tmp.safetensors"))
     try:
         source = Path(config.source).expanduser() if config.source is not None else _fetch(spec.weights.url, download, config.view)
         if not source.is_file():
@@ -64,9 +69,13 @@ def convert(config: ConvertConfig) -> Path:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if spec.weights.sha256 not in (None, found):
             raise IntegrityError(f"{source} is not the checkpoint of {spec.name!r}: its sha256 is {found}, expected {spec.weights.sha256}; fetch it again")
-        _unpickle(source, target, spec.weights.key)
+        _unpickle(source, made, spec.weights.key)
+        _require_fit(spec, made, source)
+        made.rename(target)
+        durable.fsync_folder(target.parent)
     finally:
         download.unlink(missing_ok=True)
+        made.unlink(missing_ok=True)
     print(f"{target}: made of {source.name}, sha256 {found}" + ("" if spec.weights.sha256 else f"; to pin it, write sha256 = \"{found}\" below [weights] in "
                                                                                              f"{spec.source.name}"))
     return target
@@ -98,7 +107,20 @@ def _unpickle(source: Path, target: Path, key: str | None) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        if re.search(r"No space left|Disk quota|Errno 28|os error 28", said[-1]):
+            raise StorageError(f"{target.parent} is full ({said[-1]}). Make room there, or name another folder with COVIEW_WEIGHTS, and type the same command")
         raise IntegrityError(f"{source} is not a checkpoint of bare tensors that can be read safely: {said[-1]}")
+
+
+def _require_fit(spec: "ViewSpec", made: Path, source: Path) -> None:
+    """Load the model from it as extraction will. Raises IntegrityError for the checkpoint of another model."""
+    from extract.backbones import load_backbone
+
+    try:
+        load_backbone(spec, {spec.weights.files[0]: made}, "cpu")
+    except UsageError as error:
+        raise IntegrityError(f"{source} is not the checkpoint of {spec.name!r}, or the spec does not describe it: {error}. Expected what "
+                             f"{spec.weights.url} is") from error
 
 
 if __name__ == "__main__":

@@ -50,15 +50,17 @@ def decode(data: bytes, prep: Preprocess) -> tuple[torch.Tensor | None, int]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """To 8-bit RGB as Pillow does it, except that 16- and 32-bit grey is scaled to 8 bits (Pillow would clip it to white)."""
-    if image.mode.startswith(("I", "F")):
-        width, height = image.size                  # in strips: a large scan fills memory as it is
-        strips = [(0, top, width, min(top + 256, height)) for top in range(0, height, 256)]
-        scale = 257 if max(np.asarray(image.crop(strip)).max() for strip in strips) > 255 else 1
+    """To 8-bit RGB as Pillow does it, except that 16-bit grey is scaled to 8 bits (Pillow would clip it to white). Raises ValueError for 32-bit and
+    floating-point grey: nothing says which of its values is white."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):           # Pillow scales any such PGM to 16 bits
+        width, height = image.size
         levels = np.empty((height, width), np.uint8)
-        for strip in strips:
-            levels[strip[1]:strip[3]] = (np.asarray(image.crop(strip), np.float32) / scale).round().clip(0, 255)
+        for top in range(0, height, 256):           # in strips: a large scan fills memory as it is
+            strip = np.asarray(image.crop((0, top, width, min(top + 256, height))), np.float32)
+            levels[top:top + 256] = (strip / 257).round()
         image = Image.fromarray(levels)
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"grey levels of mode {image.mode}")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -29,6 +29,7 @@ def run(config: ExtractConfig) -> "View":
     from cache_specs.spec import load_spec, view_names
     from extract import quality
     from extract.datasets import build_items, open_dataset
+    from extract.leaks import refuse_labels, warn_of_copies
     from extract.progress import Progress
     from extract.weights import find_weights
 
@@ -44,27 +45,14 @@ def run(config: ExtractConfig) -> "View":
     if config.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
         raise UsageError(f"--name {config.name!r}: a data set's name is made of letters, digits, '-', '_' and '.', and begins with a letter or digit")
     files, weights_sha256 = find_weights(spec, config.weights)
+    refuse_labels(config, spec, files)
     dataset = open_dataset(os.path.expanduser(config.data), Path(config.root), config.name)
     with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
         items = build_items(dataset, progress.advance)
     quality.refuse_unreadable(items, config.max_bad)
+    warn_of_copies(items)
     with locks.shared_lock(durable.make_folder(Path(config.cache)), locks.USERS):
         return _run(config, spec, files, weights_sha256, where, dataset, items)
-
-
-UNLABELLED = r"mae|mim|jepa|dino|ibot|data2vec|beit|moco|simclr|byol|swav"       # ways to train without labels, as they stand in the names of weights
-
-
-def refuse_labels(config: ExtractConfig, spec: "ViewSpec") -> None:
-    """Raise UsageError for weights that were trained with ImageNet's labels, going by their names as timm gives them: `a1_in1k`, `mae_ft_in1k`."""
-    sources = (spec.architecture, spec.weights.hub, spec.weights.url, spec.weights.path, config.weights)
-    names = [source.rstrip("/").rpartition("/")[2] for source in sources if source]
-    trained = [name for name in names if re.search(r"(?<![a-z0-9])in(1|12|21|22)k(?![a-z0-9])", name)]
-    tuned = [name for name in trained if re.search(r"(?<![a-z0-9])ft_in\d", name) or not re.search(UNLABELLED, name)]
-    if tuned and not config.allow_leak:
-        raise UsageError(f"the weights of {spec.name!r} ({tuned[0]}) were trained with ImageNet's labels, so probes on few labels of ImageNet, and of what is "
-                         "like it, would be measured with labels that they must not have. Take weights that were trained without labels, or, where that is "
-                         f"meant, type: make extract VIEW={config.view} DATA={shlex.quote(config.data)} ARGS=--allow-leak")
 
 
 def _run(config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], weights_sha256: str, where: list[str], dataset: "Dataset",
@@ -170,7 +158,7 @@ def embed_part(part: int, devices: list[str], config: ExtractConfig, spec: "View
     """Embed the pending shards that belong to process `part`, on its device."""
     import torch
 
-    from extract import quality
+    from extract import canary, quality
     from extract.backbones import load_backbone
     from extract.embed import embed
     from extract.progress import Progress
@@ -182,6 +170,8 @@ def embed_part(part: int, devices: list[str], config: ExtractConfig, spec: "View
     todo = sum(last - first for first, last in map(view.bounds, mine))
     workers = config.workers if config.workers >= 0 else min(8, os.cpu_count() or 1) if todo > 20_000 or devices[part] != "cpu" else 0
     backbone = backbone or load_backbone(spec, files, devices[part])
+    if view.attributes["provenance"].get("compile"):        # as the view was begun, so that one resumed or repaired gets the same bytes
+        canary.compile_model(backbone, view.attributes["provenance"]["batch"], spec, devices[part])
     title = spec.name if len(devices) == 1 else f"{spec.name} on {devices[part]} ({part + 1} of {len(devices)})"
     with Progress(title, total, total - todo, live=view.folder / f"progress-{part}.json") as progress:
         embed(view, backbone, spec.preprocess, dataset.read, items.sha256, mine, view.attributes["provenance"]["batch"], workers,
@@ -212,5 +202,5 @@ def provenance_of(config: ExtractConfig, spec: "ViewSpec", device: str) -> dict[
         import torch
 
         device = torch.cuda.get_device_name(device)
-    return {"batch": config.batch, "device": device, "python": platform.python_version(), "spec_file": str(spec.source),
+    return {"batch": config.batch, "compile": config.compile, "device": device, "python": platform.python_version(), "spec_file": str(spec.source),
             "versions": {name: version(name) for name in packages}}

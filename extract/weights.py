@@ -1,6 +1,7 @@
 """Where a view's weights come from: WEIGHTS=, the spec's own folder, `make weights`, or the Hugging Face hub. Always safetensors, always hashed."""
 
 import hashlib
+import shlex
 import sys
 from pathlib import Path
 
@@ -19,6 +20,10 @@ def find_weights(spec: ViewSpec, override: str | None) -> tuple[dict[str, Path],
     where, names = spec.weights, spec.weights.files
     if override is not None:
         source = Path(override).expanduser()
+        if source.is_file() and len(names) == 1 and source.suffix != ".safetensors":
+            how = f"type: make weights VIEW={called(spec)} FROM={shlex.quote(override)}   and then this command without WEIGHTS" if where.url is not None else \
+                "other checkpoints are pickles, which are not opened here: fetch the .safetensors file, or save one (safetensors.torch.save_file)"
+            raise UsageError(f"WEIGHTS={override}: the view {spec.name!r} needs a .safetensors file; {how}")
         if source.is_file() and len(names) == 1:
             files = {names[0]: source}
         elif source.is_dir():
@@ -31,9 +36,8 @@ def find_weights(spec: ViewSpec, override: str | None) -> tuple[dict[str, Path],
     elif where.url is not None:
         files = {name: weights_folder() / name for name in names}
         if not files[names[0]].is_file():
-            view = spec.name if spec.source.parent == SPECS else spec.source
             raise UsageError(f"the weights of {spec.name!r} are its authors' own checkpoint, {where.url}, which is turned into safetensors once. "
-                             f"Type: make weights VIEW={view}   (with FROM=FILE where it was fetched elsewhere)")
+                             f"Type: make weights VIEW={called(spec)}   (with FROM=FILE where it was fetched elsewhere)")
     else:
         files = _download(spec)
     lost = [path for path in files.values() if not path.is_file()]
@@ -45,6 +49,11 @@ def find_weights(spec: ViewSpec, override: str | None) -> tuple[dict[str, Path],
         with path.open("rb") as file:
             digests.append([name, hashlib.file_digest(file, "sha256").hexdigest()])
     return files, hashlib.sha256(canonical_json(digests)).hexdigest()
+
+
+def called(spec: ViewSpec) -> str:
+    """What VIEW= was: the name of a bundled view, or the path of the TOML file."""
+    return spec.name if spec.source.parent == SPECS else shlex.quote(str(spec.source))
 
 
 def _download(spec: ViewSpec) -> dict[str, Path]:

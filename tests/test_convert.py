@@ -14,11 +14,13 @@ import torch
 from models import unpickle_here, write_spec
 from safetensors.torch import load_file
 
+import extract.convert as convert_module
 from cache_specs.errors import IntegrityError, StorageError, UsageError
 from cache_specs.spec import ViewSpec, load_spec
 from extract.convert import ConvertConfig, convert, weights_folder
 from extract.weights import find_weights
 
+FIT = convert_module._require_fit
 RUN = subprocess.run            # as a user's is, in a process of its own; most tests do without
 URL = "https://nowhere.example/checkpoint.pth"
 TENSORS = {"module.a": torch.arange(6.0).view(2, 3), "module.b": torch.ones(3, dtype=torch.int64), "module.c": torch.arange(12.0).view(3, 4).T}
@@ -30,6 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     unpickle_here(monkeypatch)
     monkeypatch.setenv("COVIEW_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("extract.convert._require_fit", lambda *given: None)       # most checkpoints here are of no model
     return tmp_path
 
 
@@ -110,6 +113,39 @@ class Hostile:
 
     def __reduce__(self) -> tuple:
         return Path.touch, (self.path,)
+
+
+def test_another_models_checkpoint_is_refused_at_once_and_leaves_what_was_there(folder, monkeypatch):
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    monkeypatch.setattr("extract.convert._require_fit", FIT)
+    torch.manual_seed(0)
+    state = {f"module.{name}": tensor for name, tensor in ResNet(BasicBlock, [1, 1, 1, 1]).state_dict().items() if not name.startswith("fc.")}
+    spec = view(folder)
+    text = spec.source.read_text().replace('"resnet50"', '"resnet18"').replace("width = 2048", "width = 512").replace('strip = ""', 'strip = "module."')
+    spec.source.write_text(text.replace("[arguments]\n", "[arguments]\nlayers = [1, 1, 1, 1]\n"))
+    target = made(spec, saved(folder, state))
+    before = target.read_bytes()
+    for wrong in (TENSORS, {name: tensor for name, tensor in state.items() if "layer4" not in name}):
+        with pytest.raises(IntegrityError, match=r"wrong\.pth is not the checkpoint of 'v', or the spec does not describe it: .*missing.*Expected what https"):
+            made(spec, saved(folder, wrong, "wrong.pth"))
+        assert target.read_bytes() == before and list(folder.glob("weights/.*")) == []
+
+
+def test_a_full_disk_is_told_as_one(folder, monkeypatch):
+    full = subprocess.CompletedProcess([], 1, "", "Traceback\nOSError: [Errno 28] No space left on device")
+    monkeypatch.setattr("extract.convert.subprocess.run", lambda *args, **given: full)
+    with pytest.raises(StorageError, match=r"weights is full \(.*No space left.*Make room there, or name another folder with COVIEW_WEIGHTS"):
+        made(view(folder), saved(folder, TENSORS))
+    assert nothing_is_left(folder)
+
+
+def test_a_pickle_as_weights_is_answered_with_what_makes_safetensors_of_it(folder):
+    spec, pickled = view(folder), saved(folder, TENSORS)
+    with pytest.raises(UsageError, match=rf"needs a \.safetensors file; type: make weights VIEW={spec.source} FROM={pickled} "):
+        find_weights(spec, str(pickled))
+    with pytest.raises(UsageError, match=r"'dinov2' needs a \.safetensors file; other checkpoints are pickles, which are not opened here"):
+        find_weights(load_spec("dinov2"), str(pickled))
 
 
 @pytest.mark.parametrize("form", ["zip", "old", "bare"])

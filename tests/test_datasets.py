@@ -275,6 +275,21 @@ def test_16_bit_grey_is_scaled_not_clipped():
     np.testing.assert_array_equal(pixels.numpy(), np.broadcast_to(np.round(ramp / 257).astype(np.uint8), (3, 24, 24)))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+@pytest.mark.parametrize("brightest", [200, 4095, 65535])
+def test_a_dark_16_bit_picture_stays_dark(kind, brightest):
+    """What a level means does not hang on the other levels of its picture."""
+    ramp = np.linspace(0, brightest, 24 * 24).reshape(24, 24).astype(np.uint16)
+    pixels, status = decode(encoded(Image.fromarray(ramp), kind), SQUASH)
+    assert status == OK and torch.equal(pixels[0], torch.from_numpy(np.round(ramp / 257).astype(np.uint8)))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_grey_levels_without_a_known_white_are_refused(dtype):
+    pixels, status = decode(encoded(Image.fromarray(np.ones((24, 24), dtype)), "TIFF"), SQUASH)
+    assert pixels is None and STATUS[status] == "undecodable"
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
 def test_every_mode_becomes_rgb_as_pillow_does_it(mode):
     image = picture(24, 24, mode)

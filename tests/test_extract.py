@@ -227,6 +227,41 @@ def test_a_batch_of_another_size_is_recorded_not_hashed(photos, extracted, tmp_p
     np.testing.assert_allclose(values(view).astype(np.float32), values(extracted).astype(np.float32), rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.many
+def test_a_compiled_model_gives_the_embeddings_and_a_resumed_view_goes_on_as_it_was_begun(photos, extracted, tmp_path, monkeypatch):
+    from extract.backbones import Backbone
+
+    used = []
+    monkeypatch.setattr(Backbone, "compile_features", lambda self, whole=Backbone.compile_features: (used.append(1), whole(self)))
+    view = run(config(photos, tmp_path, compile=True))
+    assert used == [1] and view.attributes["provenance"]["compile"] and not extracted.attributes["provenance"]["compile"]
+    np.testing.assert_allclose(values(view).astype(np.float32), values(extracted).astype(np.float32), rtol=2e-3, atol=2e-3)
+    before = files(view)
+    for name in ("complete.json", "commits/00001.json", "embeddings/c/1/0"):
+        (view.folder / name).unlink()
+    assert files(run(config(photos, tmp_path))) == before and used == [1, 1]
+
+
+def test_what_torch_cannot_compile_or_compiles_to_something_else_is_refused(photos, tmp_path, monkeypatch):
+    given = config(photos, tmp_path, compile=True)
+    monkeypatch.setattr(torch, "compile", lambda features, dynamic: lambda images: 1 / 0)
+    with pytest.raises(UsageError, match=r"--compile: torch.compile fails here for .*: ZeroDivisionError: .*Type the same command without --compile"):
+        run(given)
+    monkeypatch.setattr(torch, "compile", lambda features, dynamic: lambda images: features(images) * 1.01)
+    with pytest.raises(UsageError, match=r"the compiled .* gives other embeddings, relative distance 0\.01, allowed 0\.002"):
+        run(given)
+
+
+def test_images_that_are_the_same_in_two_splits_or_classes_are_told(tmp_path, capsys):
+    for split, label, level in (("train", "a", 1), ("train", "b", 2), ("test", "a", 3), ("test", "b", 2), ("test", "b", 1)):
+        (tmp_path / "data" / split / label).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (9, 9), level).save(tmp_path / "data" / split / label / f"{level}.png")
+    run(config(tmp_path / "data", tmp_path / "cache"))
+    out = capsys.readouterr().out
+    assert "warning: 2 of 5 images of 'data' are byte for byte an image of another split (first: 'test/b/1.png' and 'train/a/1.png')" in out
+    assert "warning: 1 of 5 images of 'data' are byte for byte an image of another class (first: 'test/b/1.png' and 'train/a/1.png')" in out
+
+
 # --- weights
 
 @pytest.fixture
@@ -298,16 +333,16 @@ def test_weights_that_are_not_there_are_named(tmp_path):
 def test_the_weights_sha_covers_names_and_contents(tmp_path):
     clip, shas = load_spec("clip"), set()
     for content in (b"x", b"y", b"x"):
-        (tmp_path / "f").write_bytes(content)
-        shas.add(find_weights(clip, str(tmp_path / "f"))[1])
+        (tmp_path / "f.safetensors").write_bytes(content)
+        shas.add(find_weights(clip, str(tmp_path / "f.safetensors"))[1])
     assert len(shas) == 2
 
 
 @pytest.mark.parametrize("name", ["w.bin", "w.pth"])
 def test_a_file_that_is_no_safetensors_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(UsageError, match=r"must be one \.safetensors file"):
-        load_backbone(load_spec("clip"), find_weights(load_spec("clip"), str(tmp_path / name))[0], "cpu")
+    with pytest.raises(UsageError, match=r"needs a \.safetensors file"):
+        find_weights(load_spec("clip"), str(tmp_path / name))
 
 
 def test_safetensors_that_are_damaged_are_refused(tmp_path):

@@ -393,6 +393,8 @@ def test_the_most_common_classes_are_counted_in_training_alone_and_kept_in_every
     assert dataset.name == "photos-top2" and [dataset.read(i).decode() for i in range(len(rows))] == dataset.keys
     with pytest.raises(UsageError, match=r"there are 4 classes with training images; the most is #top4"):
         open_dataset(f"{data}#top5", Path())
+    with pytest.raises(UsageError, match=rf"#top0 would leave no class; the least is DATA={data}#top1, and DATA={data} is all of it"):
+        open_dataset(f"{data}#top0", Path())
 
 
 def test_inaturalists_most_common_classes(tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from cache_specs.errors import UsageError
 from cache_specs.spec import SPECS, load_spec, view_names
 from extract.backbones import load_backbone
 from extract.config import ExtractConfig
-from extract.run import refuse_labels, run
+from extract.leaks import refuse_labels
+from extract.run import run
 from extract.timm_models import build_timm, timm_features, timm_filter
 
 DESCRIBED = [name for name in view_names() if not name.startswith("tiny-")]
@@ -143,6 +145,36 @@ def test_weights_tuned_with_imagenets_labels_are_refused_unless_that_is_meant(tm
 def test_no_bundled_view_is_refused_and_no_pre_training_without_labels(name):
     spec = load_spec(name if name in view_names() else "eva02")
     refuse_labels(ExtractConfig(view=name, data="photos/"), spec if name in view_names() else dataclasses.replace(spec, architecture=f"vit.{name}"))
+
+
+HEADS = [("classifier.weight", (1000, 4)), ("head.weight", (21841, 4)), ("model.head.fc.weight", (1000, 4)), ("fc.weight", (11821, 4))]
+NO_HEADS = [("head.weight", (1024, 4)), ("prototypes.weight", (1000, 4)), ("text.attn.head_fc.weight", (1000, 4)), ("head.weight", (1000,)),
+            ("classifier.bias", (1000,))]
+
+
+@pytest.mark.parametrize(("name", "shape"), HEADS + NO_HEADS)
+def test_a_classifier_of_imagenets_classes_among_the_tensors_is_seen(tmp_path, name, shape):
+    write_weights(tmp_path, {name: torch.zeros(shape), "blocks.0.weight": torch.zeros(2, 2)})
+    given, files = ExtractConfig(view="dinov2", data="photos/"), {"model.safetensors": tmp_path / "model.safetensors"}
+    if (name, shape) in NO_HEADS:
+        refuse_labels(given, load_spec("dinov2"), files)
+        return
+    with pytest.raises(UsageError, match=rf"'dinov2' \({name} of {shape[0]:,} classes in model\.safetensors\) were trained with ImageNet's labels"):
+        refuse_labels(given, load_spec("dinov2"), files)
+    refuse_labels(dataclasses.replace(given, allow_leak=True), load_spec("dinov2"), files)
+
+
+def test_a_transformers_classifier_is_no_view_and_extraction_looks(tmp_path):
+    """google/vit-base-patch16-224: nothing in its name says what it was trained with."""
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["ViTForImageClassification"], "model_type": "vit"}))
+    write_weights(tmp_path, {"vit.x": torch.zeros(1)})
+    spec = write_spec(tmp_path, "ViTModel", "cls", 32, backend="transformers", files=("config.json", "model.safetensors"))
+    given = ExtractConfig(view=str(spec.source), data="photos/", cache=str(tmp_path / "cache"))
+    with pytest.raises(UsageError, match=r"\(config\.json: ViTForImageClassification\) were trained with ImageNet's labels"):
+        run(given)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["ViTModel"], "model_type": "vit"}))
+    with pytest.raises(UsageError, match="photos"):
+        run(given)
 
 
 # --- loading: timm
