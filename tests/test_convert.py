@@ -144,8 +144,8 @@ def test_a_pickle_as_weights_is_answered_with_what_makes_safetensors_of_it(folde
     spec, pickled = view(folder), saved(folder, TENSORS)
     with pytest.raises(UsageError, match=rf"needs a \.safetensors file; type: make weights VIEW={spec.source} FROM={pickled} "):
         find_weights(spec, str(pickled))
-    with pytest.raises(UsageError, match=r"'dinov2' needs a \.safetensors file; other checkpoints are pickles, which are not opened here"):
-        find_weights(load_spec("dinov2"), str(pickled))
+    with pytest.raises(UsageError, match=r"'mae' needs a \.safetensors file; other checkpoints are pickles, which are not opened here"):
+        find_weights(load_spec("mae"), str(pickled))
 
 
 @pytest.mark.parametrize("form", ["zip", "old", "bare"])

@@ -44,6 +44,8 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     (("extract", "VIEW=clp", "DATA=digits"), "no view 'clp'; did you mean 'clip'. Type: make extract VIEW=clip DATA=…"),
     (("extract", "VIEW=clip"), "DATA is missing. Type: make extract VIEW=clip DATA=photos/"),
     (("extract", "DATA=digits"), "VIEW is missing. Type: make extract VIEW=clip DATA=digits"),
+    (("extract", "VIEW=clip", "DATA=x-0.tar", "x-1.tar"), "make extract was given a word that is no command: 'x-1.tar'. If it belongs to DATA (the shell"),
+    (("extract", "VIEW=clip", "DATA=a", "tests", "train"), "make extract was given a word that is no command: 'tests'"),
     (("train", "DATA=digits"), "VIEWS is missing. Type: make train VIEWS=clip,dinov2 DATA=digits"),
     (("import", "VIEW=mine", "TO=x.npz"), "make import takes no TO"),
     (("import", "VIEW=mine"), "FROM is missing. Type: make import VIEW=mine FROM=embeddings.npz DATA=photos/"),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -29,7 +30,7 @@ from cache_specs.lookup import find_dataset
 from cache_specs.sources import source_path
 from cache_specs.views import alike
 from extract.datasets import build_items, open_dataset
-from train import loop, probe
+from train import loop, methods, probe
 from train.__main__ import run
 from train.batches import LABELLED, UNLABELLED, rows, uniforms
 from train.config import TrainConfig
@@ -37,7 +38,8 @@ from train.evaluate import ece, joint, metrics
 from train.feed import Feeder
 from train.jobs import experiments, make_jobs, train_method
 from train.log import Listeners
-from train.loop import turn_at
+from train.loop import Marks, turn_at
+from train.methods import Job
 from train.peers import LocalPeers
 from train.reader import Cache
 from train.report import against, table
@@ -622,6 +624,57 @@ def test_the_rounds_of_cotraining_are_ten_equal_parts(warmup: int, cotrain: int)
     assert set(turns[:warmup + 1]) == {0} and turns[warmup + 1] == 1 and turns[-1] == min(10, 10 * (cotrain - 1) // cotrain + 1)
     lengths = [turns.count(turn) for turn in range(1, 11)]
     assert sum(lengths) == cotrain and max(lengths) - min(lengths) <= 1
+
+
+def records(folder: Path, method: str) -> list[dict]:
+    return [record for line in (folder / "a" / "metrics.jsonl").read_text().splitlines() if (record := json.loads(line))["method"] == method]
+
+
+@pytest.mark.parametrize("method", ["mct", "fixmatch"])
+def test_the_precision_and_coverage_of_the_labels_handed_out_are_those_of_the_rows(made, tmp_path, monkeypatch, method):
+    """Against what each step says that it gave, and the labels of rows(seed, step)."""
+    seen, given = [], config(made, tmp_path, method=method, eval_every=10, threshold=0.3, labels="2")
+
+    def spy(views, batches, draws, peers, settings):
+        done, told = plan.step(views, batches, draws, peers, settings)
+        seen.append({name: [value.numpy() for value in told[name]] for name in ("given", "weight") if name in told})
+        return done, told
+
+    plan = methods.PLANS[method]
+    monkeypatch.setitem(methods.PLANS, method, dataclasses.replace(plan, step=spy))
+    run(given)
+    _, splits, _ = read(given)
+    said = [record for record in records(tmp_path, method) if "pseudo" in record]
+    assert len(said) > 1 and len(seen) == given.cotrain and not any("pseudo" in record for record in records(tmp_path, method)[:given.warmup // 10])
+    begin = given.warmup
+    for record in said:
+        steps = range(begin, record["step"])
+        for view, name in enumerate(("pixels", "edges")):
+            precision, coverage = [], []
+            for e, split in enumerate(splits):
+                truth = made.items.label[np.concatenate([rows(split.unlabelled, e, step, given.batch_unlabelled, UNLABELLED) for step in steps])]
+                y = np.concatenate([seen[step - given.warmup]["given"][view][e] for step in steps])
+                weight = np.concatenate([seen[step - given.warmup].get("weight", {view: np.ones((2, given.batch_unlabelled))})[view][e] for step in steps])
+                precision.append(weight[y == truth].sum() / weight.sum())
+                coverage.append(weight.mean())
+            assert record["pseudo"][name] == pytest.approx({"precision": np.mean(precision), "coverage": np.mean(coverage)}, abs=1e-12)
+        begin = record["step"]
+    assert method == "mct" or 0 < said[-1]["pseudo"]["pixels"]["coverage"] < 1
+
+
+def test_where_no_truth_is_known_there_is_no_precision_and_replicas_count_together():
+    job = Job("mct", "mct", types.SimpleNamespace(names=["a", "b"]), LocalPeers(2), ["a", "b"])
+    marks, hidden = Marks(job), torch.tensor([[0, 1, -1], [-1, -1, -1]])
+    assert marks.take() == {}
+    marks({"labelled": []}, hidden)
+    assert marks.take() == {}, "a supervised step hands out nothing"
+    marks({"given": [torch.tensor([[0, 0, 0], [1, 1, 1]]), torch.tensor([[-1, -1, 5], [1, -1, 1]])]}, hidden)
+    marks({"given": [torch.tensor([[0, 1, 0], [1, 1, 1]]), torch.tensor([[-1, -1, 5], [1, -1, 1]])]}, hidden)
+    assert marks.take() == {"pseudo": {"a": {"precision": 0.75, "coverage": 1.0}, "b": {"precision": None, "coverage": pytest.approx(0.5)}}}
+    assert marks.take() == {}
+    two = torch.tensor([[[0, 1, 0], [1, 1, 1]], [[0, -1, -1], [-1, -1, -1]]])         # self-training: the labels of two teachers
+    marks({"given": [two, two]}, hidden)
+    assert marks.take()["pseudo"]["b"] == {"precision": 1.0, "coverage": pytest.approx((4 / 6 + 3 / 6) / 2)}
 
 
 def test_the_views_hand_over_once_a_round(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from train.optimise import Adam, State, ce, grad, live, optimise, per_experiment
 from train.peers import Peers
 from train.probe import forward
 
-Told = dict[str, list[Tensor]]          # what a step says of itself: losses of this process's views, feedback of all views, (E,) each
+Told = dict[str, list[Tensor]]      # what a step says of itself: losses of this process's views, feedback of all views, (E,) each; labels given, (E, U)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def mct_step(views: Sequence[State], batches: Sequence[Batch], draws_VEU: Tensor
         loss_E = sum(h_V[v] * ce(teacher(seen, v, anchor, method.trust), y_V[v]) for v in range(peers.count) if v != w)
         s_w = peers.average(grad(loss_E, view.params))
         done.append(optimise(new, {name: torch.add(s_w[name], l_w[name], alpha=method.supervised) for name in s_w}, method.adam))
-    return done, {"unlabelled": [x.detach() for x in loss_U], "labelled": [x.detach() for x in loss_L], "feedback": list(h_V)}
+    return done, {"unlabelled": [x.detach() for x in loss_U], "labelled": [x.detach() for x in loss_L], "feedback": list(h_V),
+                  "given": [y_V[v] for v in peers.mine]}
 
 
 def label(z: Sequence[Tensor], draws_VEU: Tensor, anchor: Sequence[Tensor], peers: Peers, method: Method) -> tuple[list[Tensor], list[Tensor]]:

@@ -94,17 +94,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a step's seed and number decide: batches, uniforms (V, E, U), and the unlabelled rows' numbers (E, U)."""
+    """What a step's seed and number decide: batches, uniforms (V, E, U), and the unlabelled rows' numbers and hidden labels (E, U)."""
 
     batches: list[Offer]
     draws_VEU: Tensor
     rows_EU: np.ndarray
+    hidden_EU: Tensor
 
 
 class Feeder:
     """Makes the batches of one process: its views, and its part of the rows where a view has replicas.
 
-    A thread draws and gathers the next step's rows while this step is computed. Close it at the end.
+    A thread draws and gathers the next step's rows while this step is computed. Close it at the end. hidden_EU: the labels, -1 where unknown, of
+    the unlabelled rows that were handed out last, which no step is shown.
     """
 
     def __init__(self, config: TrainConfig, task: Task, peers: Peers) -> None:
@@ -122,7 +124,7 @@ class Feeder:
         """This process's batches, and the uniforms (V, E, U) that decide the sampled labels of all views. `given`: (W, E, N) or, for each view
         its own, (V, 1, E, N) labels from which those of the unlabelled rows are taken. `pool`: (V, V + G, E) weights of the experts in each teacher."""
         drawn = self._next(step, unlabelled, strong)
-        made = drawn.batches
+        made, self.hidden_EU = drawn.batches, drawn.hidden_EU
         if pool is not None and unlabelled:
             anchor = self._anchor(drawn.rows_EU, pool[:, self.peers.count:])
             made = [replace(batch, anchor_VEUC=anchor) for batch in made]
@@ -151,6 +153,7 @@ class Feeder:
         rows_EL = self._part(self._rows(step, batches.LABELLED, self.size_L, [split.labelled for split in task.splits]))
         y_EL = torch.from_numpy(task.label[rows_EL]).long().to(self.device, non_blocking=True)
         rows_EU = self._part(self._rows(step, batches.UNLABELLED, self.size_U, [split.unlabelled for split in task.splits])) if unlabelled else rows_EL[:, :0]
+        hidden_EU = torch.from_numpy(task.label[rows_EU]).long().to(self.device, non_blocking=True)
         made = []
         for view, source in zip(peers.mine, task.inputs, strict=True):
             keep_U = self._keep(step, view, KEEP_U, self.size_U) if unlabelled else ()
@@ -161,7 +164,8 @@ class Feeder:
             made.append(batch)
         draws = np.array([[batches.uniforms(seed, step, view * PURPOSES + DRAW, self.size_U) for seed in task.seeds]
                           for view in range(peers.count)]) if unlabelled else np.empty((peers.count, len(task.seeds), 0))
-        return Drawn(made, torch.from_numpy(np.ascontiguousarray(self._part(draws, 2))).to(self.device, non_blocking=True), rows_EU)
+        return Drawn(made, torch.from_numpy(np.ascontiguousarray(self._part(draws, 2))).to(self.device, non_blocking=True), rows_EU,
+                     hidden_EU)
 
     def _anchor(self, rows_EU: np.ndarray, weight_VGE: Tensor) -> list[Tensor]:
         """(E, U, C) for each student: what the graphs know of these rows, weighted."""

@@ -49,7 +49,7 @@ def _train(job: Job, config: TrainConfig, listener: Listener, folder: Path, metr
         progress = _begin(job, config, metrics.stat().st_size if metrics.exists() else 0)
     y_val = torch.from_numpy(task.label[task.splits[0].val]).long().to(device)
     settings = _settings(config, plan, task)
-    lr, temperature, watch = settings.adam.lr, settings.temperature, Watch(job)
+    lr, temperature, watch, marks = settings.adam.lr, settings.temperature, Watch(job), Marks(job)
     graphs_val = [graph(task.splits[0].val) for graph in task.graphs]
     while progress.step < plan.phases * period:
         phase, at = divmod(progress.step, period)
@@ -71,11 +71,13 @@ def _train(job: Job, config: TrainConfig, listener: Listener, folder: Path, metr
         progress.states = [average(state, config.ema) for state in progress.states]
         progress.step += 1
         watch(told, progress.step)
+        marks(told, feed.hidden_EU)
         listener.step(progress.step)
         if progress.step % config.eval_every == 0 or at + 1 == period:
             record = select(progress, job, config, y_val, graphs_val)
             record |= {"method": job.name, "step": progress.step, "steps": plan.phases * period, "phase": "supervised" if alone else job.method}
             record |= {name: dict(zip(task.names, torch.stack(values).mean(1).tolist(), strict=True)) for name, values in told.items() if name == "feedback"}
+            record |= marks.take()
             listener.tell(record)
             if config.patience and (progress.step - progress.best_step > config.patience).all():
                 progress.step = (phase + 1) * period            # no experiment and no view gets better any more
@@ -158,6 +160,37 @@ def _table(task: Task, rows: np.ndarray, y_En: Tensor) -> Tensor:
     table = torch.full((len(y_En), len(task.label)), -1, dtype=torch.int32, device=y_En.device)
     table[:, torch.from_numpy(rows).to(y_En.device)] = y_En
     return table
+
+
+class Marks:
+    """Of the labels that were handed out since the last record, per view: what share of those whose truth is known, though hidden from training, was
+    right, and what share of the rows got one (weighted, where a method weighs them). For the eye alone: nothing is chosen by it."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.sums = job, None
+
+    def __call__(self, told: Told, hidden_EU: Tensor) -> None:
+        if "given" not in told:
+            return
+        now = []
+        for y, weight in zip(told["given"], told.get("weight", [(y >= 0).double() for y in told["given"]]), strict=True):
+            known = weight * (hidden_EU >= 0)
+            parts = [part.sum(-1).view(-1, len(hidden_EU)).sum(0) for part in (known * (y == hidden_EU), known, weight, torch.ones_like(weight))]
+            now.append(torch.stack(parts))
+        now = torch.stack(now)
+        self.sums = now if self.sums is None else self.sums + now
+
+    def take(self) -> dict[str, dict[str, dict[str, float | None]]]:
+        """{pseudo: {view: precision, coverage}}, means over the experiments; precision is None where no truth is known. Begins anew."""
+        if self.sums is None:
+            return {}
+        peers, names = self.job.peers, self.job.task.names
+        sums_V, self.sums = peers.exchange([peers.average({"sums": sums})["sums"] for sums in self.sums]), None
+        found = {}
+        for name, (right, known, given, count) in zip(names, sums_V, strict=True):
+            some = known > 0
+            found[name] = {"precision": float((right / known)[some].mean()) if some.any() else None, "coverage": float((given / count).mean())}
+        return {"pseudo": found}
 
 
 class Watch:

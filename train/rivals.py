@@ -44,20 +44,23 @@ def pseudo_step(views: Sequence[State], batches: Sequence[Offer], draws_VEU: Ten
     def loss(b: Offer) -> Callable[[Tensor], Tensor]:
         return lambda logits: sum(ce(logits, y.clamp_min(0), (y >= 0).to(logits.dtype)) for y in b.given_WEU) / len(b.given_WEU)
 
-    return _step(views, batches, [loss(b) for b in batches], peers, method)
+    done, told = _step(views, batches, [loss(b) for b in batches], peers, method)
+    return done, told | {"given": [b.given_WEU for b in batches]}
 
 
 def fixmatch_step(views: Sequence[State], batches: Sequence[Offer], draws_VEU: Tensor, peers: Peers, method: Rival) -> tuple[list[State], Told]:
     """t <- step(t, grad [CE(f(L), y) + mean of w * CE(f(U + noise), argmax f(U))], w: 1 where f(U), without noise or dropout, is sure enough."""
-    memories, losses = [], []
+    memories, losses, given = [], [], {"given": [], "weight": []}
     for view, b in zip(views, batches, strict=True):
         with torch.no_grad():
             p_EUC = softmax(forward(view.params, b.emb_EUD).double(), -1)
         memory, y, weight = weigh(p_EUC, view.memory, peers, method)
         memories.append(memory)
+        given["given"].append(y)
+        given["weight"].append(weight)
         losses.append(functools.partial(ce, y_EB=y, weight_EB=weight.to(b.emb_EUD.dtype)))
     done, told = _step(views, [replace(b, emb_EUD=b.strong_EUD) for b in batches], losses, peers, method)
-    return [replace(view, memory=memory) for view, memory in zip(done, memories, strict=True)], told
+    return [replace(view, memory=memory) for view, memory in zip(done, memories, strict=True)], told | given
 
 
 def weigh(p_EUC: Tensor, memory: Params, peers: Peers, method: Rival) -> tuple[Params, Tensor, Tensor]:
@@ -110,5 +113,5 @@ def mpl_step(views: Sequence[State], batches: Sequence[Batch], draws_VEU: Tensor
     h = feedback(student, learnt, g, l, b, peers, method)
     loss_T = ce(forward(teacher.params, b_t.emb_ELD, b_t.keep_L, method.chunk), b_t.y_EL)
     t = grad(h * ce(z_t, y_EU) + loss_T, teacher.params)
-    return [optimise(learnt, l, method.adam), optimise(teacher, t, method.adam)], {"unlabelled": [loss_U.detach()] * 2, "feedback": [h, h],
+    return [optimise(learnt, l, method.adam), optimise(teacher, t, method.adam)], {"unlabelled": [loss_U.detach()] * 2, "feedback": [h, h], "given": [y_EU] * 2,
                                                                                    "labelled": [loss_L.detach(), loss_T.detach()]}
