@@ -76,7 +76,7 @@ gc: $(STAMP)  ## remove what no finished view needs, after asking  [CACHE=]
 	@$(check) && $(PYTHON) -m cache_specs.gc $(call flag,CACHE,cache) $(EXTRA)
 
 test: $(STAMP)  ## lint and test, in minutes
-	@$(VENV)/bin/ruff check --quiet . && $(PYTHON) -m pytest -m "not many" -q $(EXTRA)
+	@$(VENV)/bin/ruff check --quiet . && $(PYTHON) -m pytest -m "not many" -q -n 2 --dist loadfile $(EXTRA)
 
 test-all: $(STAMP)  ## everything, with many trials of the fault injection
 	@$(VENV)/bin/ruff check --quiet . && $(PYTHON) -m pytest -q $(EXTRA)
