@@ -1,6 +1,7 @@
 """timm's models: built as a spec says, filled from a checkpoint of timm's or of the authors' own, every tensor accounted for."""
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from cache_specs.spec import ViewSpec
 from extract.tensors import mapped, require_fit, safetensors_of
 
 Features = Callable[[torch.Tensor], torch.Tensor]
+RESAMPLING = ("interpolation", "antialias", "interpolate_offset")          # arguments that say how a table of positions is brought to another size
 OURS = ("checkpoint_path", "num_classes", "global_pool", "features_only")       # no arguments of a spec
 
 
@@ -22,9 +24,15 @@ def load_timm(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Featur
 
     model = build_timm(spec)
     features, rename = timm_features(model, spec), timm_filter(model)
+    rule = {key: value for key, value in spec.arguments.items() if key in RESAMPLING}
+    if rule and (rename is None or not rule.keys() <= {*inspect.signature(rename).parameters, "interpolate_offset"}):
+        raise UsageError(f"{spec.source}: arguments: {spec.architecture} has no table of positions to resample, so leave out {min(rule)!r}")
+    offset = rule.pop("interpolate_offset", 0)
     given = mapped(spec, load_file(safetensors_of(spec, files)))
     try:
-        state = given if rename is None else rename(dict(given), model)
+        if offset:
+            given["pos_embed"] = stretched(given["pos_embed"], model, offset, rule.get("antialias", True))
+        state = given if rename is None else rename(dict(given), model, **rule)
     except Exception as error:              # of a checkpoint of another family: KeyError, AttributeError, RuntimeError …
         raise UsageError(f"the weights of {spec.name!r} are not of the kind of {spec.architecture}: {type(error).__name__}: {error}") from error
     fixed = dict(model.named_buffers())     # tables that follow from the architecture; a checkpoint may have them too, the same ones
@@ -45,7 +53,7 @@ def build_timm(spec: ViewSpec) -> nn.Module:
     """The model of a spec with timm's initial weights, its head replaced by the output that the spec names."""
     import timm
 
-    arguments, name = dict(spec.arguments), spec.architecture
+    arguments, name = {key: value for key, value in spec.arguments.items() if key not in RESAMPLING}, spec.architecture
     if ours := sorted(key for key in arguments if key in OURS or key.startswith("pretrained")):
         raise UsageError(f"{spec.source}: arguments: {ours[0]!r} is decided by the spec's output, width and weights; leave it out")
     if not timm.is_model(name.partition(".")[0]):
@@ -68,7 +76,19 @@ def build_timm(spec: ViewSpec) -> nn.Module:
         model.conv1, model.bn1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(stem)
         first.conv1 = nn.Conv2d(stem, first.conv1.out_channels, 1, bias=False)
         first.downsample[0] = nn.Conv2d(stem, first.downsample[0].out_channels, 1, bias=False)
+    for module in model.modules():                          # autocast gives a LayerNorm float32, but AIMv2's first RmsNorm bfloat16, of which torch warns
+        if isinstance(module, timm.layers.RmsNorm):
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
     return model
+
+
+def stretched(table_1ND: torch.Tensor, model: nn.Module, offset: float, antialias: bool) -> torch.Tensor:
+    """A table of positions for the model's own grid, resampled by a factor of (side + offset) / side of the table, as DINOv2's authors do it."""
+    first, grid = model.num_prefix_tokens, model.patch_embed.grid_size
+    side = round((table_1ND.shape[1] - first) ** 0.5)
+    image = table_1ND[:, first:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    image = nn.functional.interpolate(image, scale_factor=tuple((size + offset) / side for size in grid), mode="bicubic", antialias=antialias)
+    return torch.cat([table_1ND[:, :first], image.flatten(2).mT], 1)
 
 
 def timm_filter(model: nn.Module) -> Callable | None:

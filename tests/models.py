@@ -1,7 +1,9 @@
 """Small models with random weights, and the views that name them, as files on a disk."""
 
 import json
+import math
 import subprocess
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -56,23 +58,32 @@ def write_spec(folder: Path, architecture: str, output: str, width: int, crop: i
 
 
 def write_weights(folder: Path, state: Mapping[str, torch.Tensor], name: str = "model.safetensors") -> None:
-    save_file({key: tensor.detach().clone().contiguous() for key, tensor in state.items()}, folder / name, {"format": "pt"})
+    """Tensors that share their memory with others are copied, and only they: a model may have a thousand million parameters."""
+    alone = {key: tensor.detach().contiguous() for key, tensor in state.items()}
+    save_file({key: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone() for key, tensor in alone.items()}, folder / name,
+              {"format": "pt"})
 
 
 def load(spec: ViewSpec) -> Backbone:
     return load_backbone(spec, {name: spec.source.parent / name for name in spec.weights.files}, "cpu")
 
 
+def drawn(name: str, shape: Sequence[int], seed: int = 0) -> torch.Tensor:
+    """A random tensor as large as one of that name is in a trained model: tokens and tables of positions as large as the patches."""
+    shape = tuple(shape)
+    chance = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed))
+    if name.endswith("running_var"):
+        return chance.abs_().add_(0.5)
+    scale = {0: 0.2, 1: 0.2, 3: 0.5}.get(len(shape)) or math.prod(shape[1:]) ** -0.5
+    return chance.mul_(scale).add_(1 if len(shape) == 1 and name.endswith("weight") else 0)
+
+
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     """Every parameter and statistic is drawn anew, so that none can be swapped, left out or at its initial value without being seen."""
-    chance = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():             # what no checkpoint holds (tables of sines) stays as it is
-        if not tensor.is_floating_point():
-            continue
-        drawn = torch.randn(tensor.shape, generator=chance)
-        scale = tensor[0].numel() ** -0.5 if tensor.ndim > 1 else 0.2
-        with torch.no_grad():
-            tensor.copy_(drawn.abs() + 0.5 if name.endswith("running_var") else drawn * scale + (tensor.ndim == 1 and name.endswith("weight")))
+        if tensor.is_floating_point():
+            with torch.no_grad():
+                tensor.copy_(drawn(name, tensor.shape, seed))
     return model.eval()
 
 

@@ -63,13 +63,3 @@ def test_the_benchmark_of_the_backbones_runs(tmp_path):
     line = json.loads(out.read_text())["views"]["swav-rn50"]
     assert line["width"] == 2048 and line["finite"] and round(line["parameters"] / 1e6, 1) == 23.5 and line["images_per_s"]["n"] == 1
     assert "swav-rn50" in done.stdout and "WRONG" not in done.stdout
-
-
-@pytest.mark.many
-def test_every_view_at_its_real_size_gives_finite_embeddings_of_its_width(tmp_path):
-    """Minutes, and 5 GB of memory."""
-    out = tmp_path / "extract.json"
-    done = subprocess.run([sys.executable, ROOT / "bench" / "bench_extract.py", "--device", "cpu", "--out", out], cwd=ROOT, capture_output=True, text=True)
-    print(done.stdout)
-    assert done.returncode == 0 and "WRONG" not in done.stdout, done.stderr
-    assert len(json.loads(out.read_text())["views"]) >= 26

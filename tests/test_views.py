@@ -18,7 +18,7 @@ from extract.backbones import load_backbone
 from extract.config import ExtractConfig
 from extract.leaks import refuse_labels
 from extract.run import run
-from extract.timm_models import build_timm, timm_features, timm_filter
+from extract.timm_models import RESAMPLING, build_timm, timm_features, timm_filter
 
 DESCRIBED = [name for name in view_names() if not name.startswith("tiny-")]
 TIMM = [name for name in DESCRIBED if load_spec(name).backend == "timm"]
@@ -101,7 +101,7 @@ def test_timm_knows_the_tag_its_repository_its_filter_and_its_head(name, monkeyp
     asked = {}
     monkeypatch.setattr("timm.models._builder.load_pretrained", lambda model, **given: asked.update(given, model=model))
     spec = load_spec(name)
-    arguments = {key: value for key, value in spec.arguments.items() if key not in ("widen", "norm_eps")}
+    arguments = {key: value for key, value in spec.arguments.items() if key not in ("widen", "norm_eps", *RESAMPLING)}
     with torch.device("meta"):
         timm.create_model(spec.architecture, pretrained=True, num_classes=0, **arguments)
     config = asked["pretrained_cfg"]
