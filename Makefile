@@ -1,13 +1,13 @@
 # Coview: embed images once with frozen foundation models, then co-train probes on the cache.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo views weights extract train sweep verify repair import export status gc test test-all check-gpu bench-cache bench-extract bench-train bench-methods lock clean
+.PHONY: help setup demo views weights extract train predict export-model sweep verify repair import export status gc test test-all check-gpu bench-cache bench-extract bench-train bench-methods lock clean report compare inspect doctor
 SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 
-NAMES := VIEW VIEWS DATA WEIGHTS LABELS METHOD SEEDS GRID DEVICE GPUS CACHE RUN FROM TO ARGS
+NAMES := VIEW VIEWS DATA WEIGHTS LABELS METHOD SEEDS GRID DEVICE GPUS CACHE RUN MODEL IMAGES FROM TO ARGS RUNS
 # Only what stands on the command line counts: a DATA or RUN that happens to be in the shell's environment does not.
 given = $(filter command,$(origin $1))
 flag = $(if $(call given,$1),--$2 "$$$1")
@@ -21,7 +21,7 @@ SHARED = $(CACHED) $(call flag,DEVICE,device) $(call flag,GPUS,gpus)
 
 help:  ## show this help
 	@echo "Coview. The two commands:  make demo   make test"; echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/' | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | awk -F'\t' '{printf "%-20s %s\n", $$1, $$2}'
 	@echo; echo "  names: $(NAMES)"
 	@echo "  all settings: $(PYTHON) -m extract --help,  $(PYTHON) -m train --help; pass them on with ARGS='--batch 256'"
 
@@ -54,8 +54,21 @@ extract: $(STAMP)  ## embed images:  make extract VIEW=clip DATA=photos/  [WEIGH
 train: $(STAMP)  ## train probes:  make train VIEWS=clip,dinov2 DATA=photos/  [LABELS= METHOD= SEEDS= DEVICE= GPUS= CACHE= RUN= ARGS=]
 	@$(check) && $(PYTHON) -m train $(EXPERIMENT) $(SHARED) $(EXTRA)
 
+predict: $(STAMP)  ## label images:  make predict RUN=name  [IMAGES=photos/ TO=labels.csv METHOD= MODEL=folder WEIGHTS= DEVICE= CACHE= ARGS=]
+	@$(check) && $(PYTHON) -m predict $(call flag,RUN,run) $(call flag,MODEL,model) $(call flag,IMAGES,images) $(call flag,TO,to) $(call flag,METHOD,method) \
+		$(call flag,WEIGHTS,weights) $(call flag,DEVICE,device) $(call flag,CACHE,cache) $(EXTRA)
+
+export-model: $(STAMP)  ## a trained model as one folder:  make export-model RUN=name TO=folder  [METHOD= CACHE= ARGS=]
+	@$(check) && $(PYTHON) -m predict.export $(call flag,RUN,run) $(call flag,TO,to) $(call flag,METHOD,method) $(call flag,CACHE,cache) $(EXTRA)
+
 sweep: $(STAMP)  ## rank a grid of settings on validation:  make sweep VIEWS=clip,dinov2 DATA=photos/ GRID='lr=1e-4,3e-4 temperature=0.5,1'
 	@$(check) && $(PYTHON) -m train.sweep $(EXPERIMENT) $(call flag,GRID,grid) $(SHARED) $(EXTRA)
+
+report: $(STAMP)  ## the page of a run, one file that opens offline:  make report RUN=demo  [CACHE= DEVICE= ARGS=]
+	@$(check) && $(PYTHON) -m report $(call flag,RUN,run) $(call flag,CACHE,cache) $(call flag,DEVICE,device) $(EXTRA)
+
+compare: $(STAMP)  ## runs side by side, paired over their seeds:  make compare RUNS=a,b,c  [TO=runs/compare.html]
+	@$(check) && $(PYTHON) -m report.compare $(call flag,RUNS,names) $(call flag,TO,to) $(EXTRA)
 
 status: $(STAMP)  ## what the cache holds, and how far running extractions are  [CACHE=]
 	@$(check) && $(PYTHON) -m cache_specs.status $(call flag,CACHE,cache) $(EXTRA)
@@ -74,6 +87,12 @@ export: $(STAMP)  ## embeddings to elsewhere:  make export VIEW=clip TO=clip.h5|
 
 gc: $(STAMP)  ## remove what no finished view needs, after asking  [CACHE=]
 	@$(check) && $(PYTHON) -m cache_specs.gc $(call flag,CACHE,cache) $(EXTRA)
+
+inspect: $(STAMP)  ## before training: leaks, dead dimensions, kNN, are these views worth co-training?  make inspect VIEWS=clip,dinov2 DATA=photos/  [LABELS= TO=]
+	@$(check) && $(PYTHON) -m report.inspect $(call flag,VIEWS,views) $(call flag,LABELS,labels) $(call flag,TO,to) $(CACHED) $(EXTRA)
+
+doctor: $(STAMP)  ## versions, devices, backends, disk, limits: what is wrong with this machine, and what mends it  [CACHE=]
+	@$(check) && $(PYTHON) -m report.doctor $(call flag,CACHE,cache) $(EXTRA)
 
 test: $(STAMP)  ## lint and test, in minutes
 	@$(VENV)/bin/ruff check --quiet . && $(PYTHON) -m pytest -m "not many" -q -n 2 --dist loadfile $(EXTRA)
@@ -97,7 +116,7 @@ bench-methods: $(STAMP)  ## every method on four small tasks with few labels, ab
 	@$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --editable '.[tools]' && $(PYTHON) bench/bench_methods.py $(EXTRA)
 
 lock: $(STAMP)  ## renew requirements.lock from pyproject.toml
-	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra dev --extra wandb pyproject.toml -o requirements.lock
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra dev --extra notebook --extra tensorboard --extra wandb pyproject.toml -o requirements.lock
 
 clean:  ## remove .venv and caches of tools; embeddings and runs stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info

@@ -54,7 +54,8 @@ def reading(where: str) -> Iterator[None]:
     except Exception as error:
         if "pickle" in str(error).lower():
             raise UsageError(f"{where} holds a pickle ({error}). {ADVICE}") from error
-        raise DataQualityError(f"{where} cannot be read, it is damaged or not what its name says: {str(error) or type(error).__name__}") from error
+        raise DataQualityError(f"{where} cannot be read, it is damaged or not what its name says: {str(error) or type(error).__name__}. "
+                               "Write it anew, or get it again") from error
 
 
 def open_h5(path: Path, mode: str) -> Any:

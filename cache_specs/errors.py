@@ -1,11 +1,12 @@
 """What can go wrong, as types. Each error carries the exit code of the process and says what to type next.
 
-    0 ok, 2 usage, 3 data quality, 4 storage, 5 integrity, 6 stale or mismatched, 7 a rank died, 75 pre-empted (resume me)
+    0 ok, 2 usage, 3 data quality, 4 storage, 5 integrity, 6 stale or mismatched, 7 a rank died, 75 pre-empted (resume me), 130 Ctrl-C
 """
 
 import difflib
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -47,6 +48,10 @@ class PreemptedError(CoviewError):
     exit_code = 75
 
 
+class StoppedError(CoviewError):
+    exit_code = 130
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """`; did you mean 'clip'` for a near miss, otherwise `; there is: …`, to be appended to what was not found."""
     choices = sorted(choices)
@@ -55,25 +60,37 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def run_cli(main: Callable[[], None]) -> int:
-    """Run a command; an expected error becomes one message on stderr and its exit code, without a traceback."""
+    """Run a command; an expected error becomes one message on stderr, with the command to type, and its exit code, without a traceback."""
     try:
         main()
         sys.stdout.flush()
     except CoviewError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        _say(str(error), error.exit_code)
         return error.exit_code
     except BrokenPipeError:                                 # who read our output (`| head`) has gone; nothing is left to be said to him
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            print(f"error: {str(error.filename)[:80]}…: this name is too long for the file system; take a shorter one", file=sys.stderr, flush=True)
+            _say(f"{str(error.filename)[:80]}…: this name is too long for the file system; take a shorter one", UsageError.exit_code)
             return UsageError.exit_code
         if error.errno not in OF_THE_DISK:
             raise
-        print(f"error: {error.filename or 'the disk'}: {error.strerror}", file=sys.stderr, flush=True)
+        _say(f"{error.filename or 'the disk'}: {error.strerror}. Make room, or mend the disk or the permissions", StorageError.exit_code)
         return StorageError.exit_code
     except KeyboardInterrupt:
-        print("interrupted; what is committed is kept, and the same command goes on from there", file=sys.stderr, flush=True)
-        return 130
+        _say("interrupted; what is committed is kept, and the same command goes on from there", StoppedError.exit_code)
+        return StoppedError.exit_code
     return 0
+
+
+def _say(message: str, code: int) -> None:
+    """On stderr. A message that ends with no command of its own gets the one that this process is."""
+    from cache_specs.make import TARGETS, typed
+
+    again = typed()
+    if again and not re.search(rf"\bmake ({'|'.join(TARGETS)})\b", message):
+        how = {UsageError.exit_code: "To mend and type again", RankDiedError.exit_code: "To go on, type", PreemptedError.exit_code: "To go on, type",
+               StoppedError.exit_code: "To go on, type"}.get(code, "Then type")
+        message += f"\n{how}: {again}"
+    print(message if code == StoppedError.exit_code else f"error: {message}", file=sys.stderr, flush=True)

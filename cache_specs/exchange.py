@@ -48,7 +48,7 @@ def open_source(path: Path, fill_missing: bool = False) -> Iterator[Source]:
     if suffix in PICKLES:
         raise UsageError(f"{path} is a pickle, or may hold one. {ADVICE}")
     if not path.exists():
-        raise UsageError(f"FROM={path}: there is no such file or folder")
+        raise UsageError(f"FROM={path}: there is no such file or folder; give one that is {FORMATS}")
     if not path.is_dir() and suffix not in READERS:
         raise UsageError(f"FROM={path}: unknown format {suffix!r}; FROM may be {FORMATS}")
     if path.is_dir() and not any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray")):
@@ -98,7 +98,7 @@ def texts(source: Source, names: tuple[str, ...], n: int) -> list[str] | None:
             found += [value.decode() if isinstance(value, bytes) else str(value) for value in block.tolist()]
             "".join(found[-len(block):]).encode()
         except UnicodeError as error:
-            raise DataQualityError(f"{where} is not UTF-8: {error}") from error
+            raise DataQualityError(f"{where} is not UTF-8: {error}; write the strings anew") from error
     return found
 
 
@@ -111,7 +111,8 @@ def statuses(source: Source, n: int) -> np.ndarray:
     names, codes = (texts(source, (name,), source.arrays[name].shape[0] if source.arrays[name].shape else n) for name in ("status_names", "status"))
     meaning = {str(code): STATUS.index(name) for code, name in enumerate(names) if name in STATUS}
     if len(codes) != n or not set(codes) <= meaning.keys():
-        raise DataQualityError(f"{source.path}: the array 'status' has the values {sorted(set(codes))} for {n} rows, its names are {names}")
+        raise DataQualityError(f"{source.path}: the array 'status' has the values {sorted(set(codes))} for {n} rows, its names are {names}; "
+                               "write one number for each row, or leave the array out")
     return np.array([meaning[code] for code in codes], np.uint8)
 
 

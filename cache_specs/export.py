@@ -87,7 +87,7 @@ def export(config: ExportConfig) -> Path:
     if to.suffix.lower() not in WRITERS:
         raise UsageError(f"TO={config.to}: unknown format {to.suffix!r}; TO may end in .npz, .h5 (or .hdf5), or .parquet")
     if not to.parent.is_dir() or to.is_dir():
-        raise UsageError(f"TO={config.to}: {to if to.is_dir() else to.parent} is {'a' if to.is_dir() else 'no'} folder")
+        raise UsageError(f"TO={config.to}: {to if to.is_dir() else to.parent} is {'a' if to.is_dir() else 'no'} folder; name a file in one that is there")
     if to.exists() and not config.force:
         raise UsageError(f"{to} is there already; to replace it: ARGS='--force'")
     folder = find_view(Path(config.cache), config.view, config.data, "export", f" TO={shlex.quote(config.to)}")

@@ -93,7 +93,7 @@ def remove(one: Waste) -> None:
             shutil.rmtree(one.path)
             durable.fsync_folder(one.path.parent)
     except OSError as error:
-        raise StorageError(f"cannot remove {one.path}: {error.strerror}") from error
+        raise StorageError(f"cannot remove {one.path}: {error.strerror}. Mend that, or remove it by hand") from error
 
 
 def collect(config: GcConfig) -> None:
@@ -133,7 +133,7 @@ def _alone(cache: Path) -> Iterator[None]:
     except StorageError as error:
         busy = "is being written" in str(error)
         why = f"an extraction, import or repair is at work in {cache} ({error})" if busy else str(error)
-        raise StorageError(f"nothing is removed: {why}") from error
+        raise StorageError(f"nothing is removed: {why}. Mend that first") from error
 
 
 def main() -> None:

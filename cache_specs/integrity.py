@@ -104,10 +104,10 @@ def root(view: View) -> str:
     return read_seal(view)["root"]
 
 
-def check(view: View, verified: str | None = None) -> np.ndarray:
+def check(view: View, verified: str | None = None, remember: bool = True) -> np.ndarray:
     """Check that a view is finished and undamaged; return its status column, (N,) uint8. `verified`: when every byte was read, to be noted.
 
-    Every file's stamp (inode, size, times of change) is compared at every call, its digest once per stamp: `verified.json` remembers.
+    Every file's stamp (inode, size, times of change) is compared at every call, its digest once per stamp: `verified.json` remembers (if it may).
     The kernel sets the time of change (ctime) of a file at every write, and at the first store into a clean mapped page.
     Raises UsageError (not finished) or IntegrityError (file, rows and command named).
     """
@@ -122,7 +122,7 @@ def check(view: View, verified: str | None = None) -> np.ndarray:
     for problem in strays(view):
         raise IntegrityError(f"{problem.file} {problem.what}. Type: {store.command(view.folder)}")
     sure = {name: stamp for name, stamp in now.items() if begun - stamp[3] > RACY_NS}
-    if sure != known or verified:
+    if remember and (sure != known or verified):
         with suppress(StorageError):                                # a read-only cache is checked anew at every start
             durable.write(view.folder / "verified.json", durable.sealed({"files": sure, "verified": verified or when}), "verified")
     status = np.zeros(view.n, np.uint8)

@@ -67,7 +67,7 @@ def split_subset(data: str) -> tuple[str, int]:
     if found is None or Path(data).expanduser().exists():
         return data, 0
     if not int(found[2]):
-        raise UsageError(f"DATA={data}: #top0 would leave no class; the least is DATA={found[1]}#top1, and DATA={found[1]} is all of it")
+        raise UsageError(f"DATA={data}: #top0 would leave no class; type at least DATA={found[1]}#top1, and DATA={found[1]} is all of it")
     return found[1], int(found[2])
 
 

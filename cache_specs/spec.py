@@ -141,19 +141,19 @@ def load_spec(view: str, command: str = "make extract VIEW={view} DATA=…") -> 
     path = Path(view) if view.endswith(".toml") else SPECS / f"{view}.toml"
     if not path.is_file():
         if view.endswith(".toml"):
-            raise UsageError(f"there is no view file {path}")
+            raise UsageError(f"there is no view file {path}; type VIEW=path/to/mine.toml of one that is there")
         near = difflib.get_close_matches(view, view_names(), n=1, cutoff=0.5) or ["clip"]
         raise UsageError(f"no view {view!r}{did_you_mean(view, view_names())}. Type: {command.format(view=near[0])}   "
                          "(a view of your own is a TOML file: path/to/mine.toml)")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from error
+        raise UsageError(f"{path} is not valid TOML, mend it: {error}") from error
     for key in ("name", "source"):          # of the file itself, and not hashed
         if key in values:
-            raise UsageError(f"{path}: unknown key {key!r}; a view is named after its file")
-    spec = _build(ViewSpec, {"name": path.stem, "source": path.resolve(), **values}, str(path))
-    _check(spec, str(path))
+            raise UsageError(f"{path}: unknown key {key!r}: leave it out, a view is named after its file")
+    spec = build(ViewSpec, {"name": path.stem, "source": path.resolve(), **values}, str(path))
+    check(spec, str(path))
     return spec
 
 
@@ -169,7 +169,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return lines
 
 
-def _build(kind: type, values: dict[str, Any], where: str) -> Any:
+def build(kind: type, values: dict[str, Any], where: str) -> Any:
     """A frozen dataclass from parsed TOML; each value must have exactly the declared type."""
     hints = typing.get_type_hints(kind)
     for key in values:
@@ -180,13 +180,13 @@ def _build(kind: type, values: dict[str, Any], where: str) -> Any:
         if field.name in values:
             built[field.name] = _convert(hints[field.name], values[field.name], f"{where}: {field.name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise UsageError(f"{where}: the key {field.name!r} is missing")
+            raise UsageError(f"{where}: the key {field.name!r} is missing; add it, as in {SPECS / 'clip.toml'}")
     return kind(**built)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return _build(typing.cast(type, hint), value, where)
+        return build(typing.cast(type, hint), value, where)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal and value in args:
         return value
@@ -206,10 +206,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if (isinstance(hint, type) and type(value) is hint) or (hint is Path and isinstance(value, Path)):
         return value
     wanted = str(hint) if origin else getattr(hint, "__name__", str(hint))
-    raise UsageError(f"{where} = {value!r} is not of the type {wanted}")
+    raise UsageError(f"{where} = {value!r} is not of the type {wanted}; write one that is")
 
 
-def _check(spec: ViewSpec, where: str) -> None:
+def check(spec: ViewSpec, where: str) -> None:
     weights, prep = spec.weights, spec.preprocess
     if sum(source is not None for source in (weights.hub, weights.path, weights.url)) != 1:
         raise UsageError(f"{where}: weights needs one of 'hub' (with 'revision'), 'path' and 'url'")
@@ -217,11 +217,11 @@ def _check(spec: ViewSpec, where: str) -> None:
         raise UsageError(f"{where}: weights.url must be https:// and weights.files the one .safetensors file that is made of it, found {weights.url!r} "
                          f"and {list(weights.files)}")
     if weights.url is None and (weights.sha256 or weights.key):
-        raise UsageError(f"{where}: weights.sha256 and weights.key belong to weights.url, and there is none")
+        raise UsageError(f"{where}: weights.sha256 and weights.key belong to weights.url, and there is none: leave them out")
     if not re.fullmatch("[0-9a-f]{64}", weights.sha256 or "0" * 64):
         raise UsageError(f"{where}: weights.sha256 must be 64 hexadecimal digits, found {weights.sha256!r}")
     if "" in spec.tensors.drop:
-        raise UsageError(f"{where}: tensors.drop names beginnings, found an empty one, which would drop every tensor")
+        raise UsageError(f"{where}: tensors.drop names beginnings, found an empty one, which drops every tensor: leave it out")
     for pattern, replacement in spec.tensors.rename.items():
         try:
             re.sub(f"{re.compile(pattern).pattern}|", replacement, "")

@@ -10,8 +10,9 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from cache_specs.console import document
 from cache_specs.errors import CoviewError, UsageError, run_cli
 
 if TYPE_CHECKING:
@@ -24,50 +25,79 @@ class StatusConfig:
 
     cache: str = "cache"
     """where the embeddings are"""
+    json: bool = False
+    """one JSON document on stdout, for machines"""
 
 
-def status(cache: Path) -> str:
-    """The table as text. Raises UsageError when there is no such cache."""
+def records(cache: Path) -> list[dict[str, Any]]:
+    """One record a data set: what it is, and one record for each of its views. Raises UsageError when there is no such cache."""
     from cache_specs.items import read_items
     from cache_specs.sources import read_source
     from cache_specs.store import lost_folders, view_folders
 
     if not cache.is_dir():
         raise UsageError(f"there is no cache {cache}; name it with CACHE=…, or fill it: make extract VIEW=clip DATA=photos/")
-    lines = []
+    found = []
     for dataset in sorted(path for path in cache.iterdir() if path.is_dir() and ((path / "dataset.json").is_file() or view_folders(path))):
+        record: dict[str, Any] = {"dataset": dataset.name, "items": None, "source": None, "error": None}
         try:
-            lines.append(f"{dataset.name}: {len(read_items(dataset)):,} items of {read_source(dataset)}")
+            record |= {"items": len(read_items(dataset)), "source": read_source(dataset)}
         except CoviewError as error:
-            lines.append(f"{dataset.name}: {error}")
-        lines += [f"  {folder.name:28} {_view(folder)}" for folder in view_folders(dataset)] or ["  no view yet"]
-        lines += [f"  {folder.name:28} shards without a description: make verify" for folder in lost_folders(dataset)]
+            record["error"] = str(error)
+        lost = [{"folder": folder.name, "state": "lost", "next": "make verify"} for folder in lost_folders(dataset)]
+        found.append({**record, "views": [_view(folder) for folder in view_folders(dataset)] + lost})
+    return found
+
+
+def status(cache: Path) -> str:
+    """The table as text. Raises UsageError when there is no such cache."""
+    lines = []
+    for dataset in records(cache):
+        lines.append(f"{dataset['dataset']}: {dataset['error'] or '{:,} items of {}'.format(dataset['items'], dataset['source'])}")
+        lines += [f"  {view['folder']:28} {_text(view)}" for view in dataset["views"]]
+        lines += ["  no view yet"] * (not [view for view in dataset["views"] if view["state"] != "lost"])
     return "\n".join(lines or [f"{cache} is empty. Fill it: make extract VIEW=clip DATA=photos/"])
 
 
-def _view(folder: Path) -> str:
+def _view(folder: Path) -> dict[str, Any]:
+    """state: finished, unfinished, running (an extraction writes to it now), damaged."""
     from cache_specs import integrity, locks, store
 
+    record: dict[str, Any] = {"folder": folder.name, "view": folder.name.rpartition("-")[0]}
     try:
         view = store.open_view(folder)
-        size = view.shards * (view.embeddings_bytes + view.status_bytes)
-        head = f"{view.n:,} x {view.width}, {size / 1e6:,.1f} MB"
+        done = view.shards - len(view.pending())
+        record |= {"rows": view.n, "width": view.width, "bytes": view.shards * (view.embeddings_bytes + view.status_bytes), "shards": view.shards,
+                   "shards_done": done}
         if (holder := locks.lock_holder(folder)) is not None:
-            return f"{head}: being written by process {holder}{_running(view)}"
+            return record | {"state": "running", "process": holder, "progress": _running(view)}
         if not view.is_complete:
-            return f"{head}: unfinished, {view.shards - len(view.pending())} of {view.shards} shards; to go on: {store.command(folder, 'extract')}"
+            return record | {"state": "unfinished", "next": store.command(folder, "extract")}
         bad: Counter[str] = Counter()
-        for record in integrity.read_seal(view)["shards"]:
-            bad.update({name: count for name, count in record["status"].items() if name != store.STATUS[0]})
-        when = integrity.verified_when(view)
-        return (f"{head}: finished {_when(folder / 'complete.json')}, {f'verified {when}' if when else 'not verified since'}, {bad.total()} bad rows"
-                + (f" ({', '.join(f'{count} {name}' for name, count in bad.items())})" if bad else ""))
+        for commit in integrity.read_seal(view)["shards"]:
+            bad.update({name: count for name, count in commit["status"].items() if name != store.STATUS[0]})
+        return record | {"state": "finished", "finished": _when(folder / "complete.json"), "verified": integrity.verified_when(view), "bad": dict(bad)}
     except CoviewError as error:
-        return f"NOT OK: {error}"
+        return record | {"state": "damaged", "error": str(error)}
 
 
-def _running(view: "View") -> str:
-    """What the processes of a running extraction say of themselves, added up."""
+def _text(view: dict[str, Any]) -> str:
+    if view["state"] == "lost":
+        return "shards without a description: make verify"
+    if view["state"] == "damaged":
+        return f"NOT OK: {view['error']}"
+    head = f"{view['rows']:,} x {view['width']}, {view['bytes'] / 1e6:,.1f} MB"
+    if view["state"] == "running":
+        return f"{head}: being written by process {view['process']}{_progress(view['progress'])}"
+    if view["state"] == "unfinished":
+        return f"{head}: unfinished, {view['shards_done']} of {view['shards']} shards; to go on: {view['next']}"
+    bad, when = view["bad"], view["verified"]
+    return (f"{head}: finished {view['finished']}, {f'verified {when}' if when else 'not verified since'}, {sum(bad.values())} bad rows"
+            + (f" ({', '.join(f'{count} {name}' for name, count in bad.items())})" if bad else ""))
+
+
+def _running(view: "View") -> dict[str, Any] | None:
+    """What the processes of a running extraction say of themselves, added up. seconds_left is that of the slowest; seconds: where its time goes."""
     parts = []
     for path in view.folder.glob("progress-*.json"):
         try:
@@ -76,15 +106,22 @@ def _running(view: "View") -> str:
         except (OSError, ValueError, KeyError, TypeError):
             continue                                        # it is just ending
     if not parts:
-        return ""
-    done, total, rate = (sum(part[key] for part in parts) for key in ("done", "total", "rate"))
-    seconds = Counter()
+        return None
+    seconds: Counter[str] = Counter()
     for part in parts:
         seconds.update(part["seconds"])
-    left = max((part["total"] - part["done"]) / part["rate"] if part["rate"] > 0 else float("inf") for part in parts)
-    shares = ", ".join(f"{step} {100 * used / max(seconds.total(), 1e-9):.0f} %" for step, used in seconds.most_common())
-    bottleneck, ahead = seconds.most_common(1)[0][0] if seconds else "?", f"{left / 3600:.2f} h" if left < float("inf") else "?"
-    return f"\n{'':31}{done:,} of {total:,} images, {rate:,.0f} images/s, {ahead} left; bottleneck: {bottleneck} ({shares})"
+    left = [(part["total"] - part["done"]) / part["rate"] if part["rate"] > 0 else None for part in parts]
+    return {**{key: sum(part[key] for part in parts) for key in ("done", "total", "rate")}, "seconds": dict(seconds.most_common()),
+            "seconds_left": None if None in left else max(left)}
+
+
+def _progress(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    seconds, left = found["seconds"], found["seconds_left"]
+    shares = ", ".join(f"{step} {100 * used / max(sum(seconds.values()), 1e-9):.0f} %" for step, used in seconds.items())
+    return (f"\n{'':31}{found['done']:,} of {found['total']:,} images, {found['rate']:,.0f} images/s, {'?' if left is None else f'{left / 3600:.2f} h'} left; "
+            f"bottleneck: {next(iter(seconds), '?')} ({shares})")
 
 
 def _when(path: Path) -> str:
@@ -94,7 +131,12 @@ def _when(path: Path) -> str:
 def main() -> None:
     import tyro
 
-    print(status(Path(tyro.cli(StatusConfig, prog="python -m cache_specs.status", description=StatusConfig.__doc__).cache)))
+    config = tyro.cli(StatusConfig, prog="python -m cache_specs.status", description=StatusConfig.__doc__)
+    with document(config.json, "status") as found:
+        if config.json:
+            found |= {"cache": config.cache, "datasets": records(Path(config.cache))}
+        else:
+            print(status(Path(config.cache)))
 
 
 if __name__ == "__main__":

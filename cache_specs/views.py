@@ -7,7 +7,9 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from cache_specs.console import document
 from cache_specs.errors import run_cli
 
 
@@ -19,32 +21,49 @@ class ViewsConfig:
     """where the embeddings are"""
     data: str | None = None
     """the data set whose embeddings are looked for; default: any"""
+    json: bool = False
+    """one JSON document on stdout, for machines"""
 
 
 def main() -> None:
     import tyro
 
     config = tyro.cli(ViewsConfig, prog="python -m cache_specs.views", description=ViewsConfig.__doc__)
-    print(table(Path(config.cache), config.data))
+    with document(config.json, "views") as found:
+        if config.json:
+            views = records(Path(config.cache), config.data)
+            found |= {"views": views, "alike": [[*pair, why] for pair, why in alike([view["view"] for view in views]).items()]}
+        else:
+            print(table(Path(config.cache), config.data))
 
 
-def table(cache: Path, data: str | None = None) -> str:
-    """One line a view, then one a pair that is too alike."""
+def records(cache: Path, data: str | None = None) -> list[dict[str, Any]]:
+    """One record a bundled view; parameters, gmacs (at one image), licence and model are None where its spec has no [about]."""
     from cache_specs import store
     from cache_specs.lookup import find_dataset
     from cache_specs.spec import load_spec, view_names
 
     sets = [find_dataset(cache, os.path.expanduser(data))] if data is not None else \
         sorted(path for path in cache.iterdir() if (path / "dataset.json").is_file()) if cache.is_dir() else []
-    specs = {name: load_spec(name) for name in view_names()}
+    found = []
+    for name in view_names():
+        spec = load_spec(name)
+        about = {key: getattr(spec.about, key) if spec.about else None for key in ("parameters", "gmacs", "licence", "model")}
+        cached = sum((folder / "complete.json").is_file() for dataset in sets for folder in store.view_folders(dataset, name))
+        found.append({"view": name, "width": spec.width, **about, "cached": cached})
+    return found
+
+
+def table(cache: Path, data: str | None = None) -> str:
+    """One line a view, then one a pair that is too alike."""
+    views = records(cache, data)
     lines = [f"{'view':18}{'width':>6}{'params':>9}{'GMACs':>8}{'GB/1e6':>8}  {'licence':16}{'cached':9}model"]
-    for name, spec in specs.items():
-        finished = sum((folder / "complete.json").is_file() for dataset in sets for folder in store.view_folders(dataset, name))
-        about = spec.about
-        numbers = f"{about.parameters / 1e6:7.1f} M{about.gmacs:8.1f}" if about else f"{'':17}"
-        lines.append(f"{name:18}{spec.width:6}{numbers}{spec.width * 2e-3:8.2f}  {about.licence if about else '':16}"
-                     f"{'yes' if finished == 1 else f'{finished} sets' if finished else '':9}{about.model if about else ''}")
-    return "\n".join([*lines, "", "too alike to teach each other:", *(f"  {one} and {other}: {why}" for (one, other), why in alike(list(specs)).items())])
+    for view in views:
+        numbers = f"{view['parameters'] / 1e6:7.1f} M{view['gmacs']:8.1f}" if view["model"] else f"{'':17}"
+        cached = {0: "", 1: "yes"}.get(view["cached"], f"{view['cached']} sets")
+        lines.append(f"{view['view']:18}{view['width']:6}{numbers}{view['width'] * 2e-3:8.2f}  {view['licence'] or '':16}{cached:9}{view['model'] or ''}")
+    pairs = alike([view["view"] for view in views])
+    return "\n".join([*lines, "", "too alike to teach each other:", *(f"  {one} and {other}: {why}" for (one, other), why in pairs.items())])
 
 
 def alike(views: list[str]) -> dict[tuple[str, str], str]:

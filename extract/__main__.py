@@ -3,6 +3,7 @@
 Hashes the images, embeds those that the cache does not hold yet, ends with one line per view and the list of unreadable images.
 """
 
+import os
 import sys
 
 from cache_specs.errors import run_cli
@@ -13,9 +14,14 @@ def main() -> None:
     import tyro
 
     config = tyro.cli(ExtractConfig, prog="python -m extract", description=ExtractConfig.__doc__)
+    if config.dry_run:
+        os.environ["HF_HUB_OFFLINE"] = "1"                  # read when huggingface_hub is imported: nothing is fetched
+    from cache_specs.console import document
+    from extract.dryrun import plan
     from extract.run import run
 
-    run(config)
+    with document(config.json, "extract") as found:
+        plan(config, found) if config.dry_run else run(config, found)
 
 
 if __name__ == "__main__":

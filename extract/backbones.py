@@ -62,7 +62,7 @@ def load_backbone(spec: ViewSpec, files: dict[str, Path], device: str) -> Backbo
     try:
         model, features = BACKENDS[spec.backend](spec, files)
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise UsageError(f"the weights of {spec.name!r} cannot be read ({', '.join(map(str, files.values()))}): {error}") from error
+        raise UsageError(f"the weights of {spec.name!r} cannot be read ({', '.join(map(str, files.values()))}): {error}. Fetch them again") from error
     return Backbone(model, features, spec).to(device)
 
 
@@ -87,7 +87,7 @@ def _open_clip(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Featu
     if spec.output == "pooled":
         visual.proj = None                       # the class token after the last norm, before CLIP's projection
     elif spec.output != "projected":
-        raise UsageError(f"{spec.source}: open_clip gives the output 'pooled' or 'projected', not {spec.output!r}")
+        raise UsageError(f"{spec.source}: open_clip gives the output 'pooled' or 'projected', not {spec.output!r}; write one of them")
     return visual, visual
 
 
@@ -114,13 +114,14 @@ def _transformers(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Fe
     model, info = kind.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True)
     wrong = {what: sorted(map(str, info[what])) for what in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[what]}
     if wrong:
-        raise UsageError(f"the weights of {spec.name!r} do not fit {spec.architecture}: {json.dumps(wrong)[:2000]}")
+        raise UsageError(f"the weights of {spec.name!r} do not fit {spec.architecture}: {json.dumps(wrong)[:2000]}. "
+                         f"Take others, or mend architecture, arguments or tensors in {spec.source}")
     # registers, where there are any, stand between the class token and the patches
     extra = 1 + getattr(model.config, "num_register_tokens", 0)
     outputs: dict[str, Callable] = {"cls": lambda out: out.last_hidden_state[:, 0], "pooled": lambda out: out.pooler_output,
                                     "mean": lambda out: out.last_hidden_state[:, extra:].mean(1)}
     if spec.output not in outputs:
-        raise UsageError(f"{spec.source}: transformers gives the outputs {', '.join(outputs)}, not {spec.output!r}")
+        raise UsageError(f"{spec.source}: transformers gives the outputs {', '.join(outputs)}, not {spec.output!r}; write one of them")
     if spec.output in ("cls", "mean") and not any(name.endswith(("cls_token", "class_embedding")) for name, _ in model.named_parameters()):
         raise UsageError(f"{spec.source}: {spec.architecture} has no class token, so that neither 'cls' nor 'mean' is known of it; try output = \"pooled\"")
     takes = inspect.signature(model.forward).parameters

@@ -131,17 +131,17 @@ def images_of(data: str, files: Sequence[tuple[str, str]]) -> tuple:
             given = [split_of(name) for name in table[own].to_pylist()] if own else [split] * len(place)
             names = table[key].to_pylist() if key else [(row or {}).get("path") for row in table[column].to_pylist()] if inner else []
         except (OSError, ValueError, KeyError) as error:           # Arrow's errors are OSError, ValueError or KeyError
-            raise UsageError(f"{path} cannot be read: {error}") from error
+            raise UsageError(f"{path} cannot be read: {error}; write or fetch it again") from error
         if wrong := [name for name in given if name not in SPLITS]:
             raise UsageError(f"{path}: split {wrong[0]!r}{did_you_mean(wrong[0], SPLITS[1:])}")
         if key and None in names:
-            raise UsageError(f"{path}: the {key} of row {names.index(None)} is empty")
+            raise UsageError(f"{path}: the {key} of row {names.index(None)} is empty; fill it in")
         labels += ["" if split == "unlabelled" else label for label, split in zip(mine, given, strict=True)]
         splits += given
         keys += names or [None] * len(place)
         where.append(place)
     if not keys:
-        raise UsageError(f"DATA={data}: no image in it")
+        raise UsageError(f"DATA={data}: no image in it; name another file, or fill this one")
     top = [f"{split}/" if any(split for _, split in files) else "" for split in splits]
     named = [folder + (_plain(str(name)) if name else "") for folder, name in zip(top, keys, strict=True)]
     if None in keys or (len(set(named)) < len(named) and key is None):        # names that tell nothing apart
@@ -208,5 +208,5 @@ def _names(path: str, values: list[Any], classes: list[str] | None) -> list[str]
             found.append(str(classes[int(label)]) if classes and label and not isinstance(value, str) else label)
         except (ValueError, IndexError) as error:
             expected = f"the label {value!r:.80}, expected 0 to {len(classes) - 1}" if isinstance(error, IndexError) and classes else str(error)
-            raise UsageError(f"{path}, row {row}: {expected}") from error
+            raise UsageError(f"{path}, row {row}: {expected}; mend the table") from error
     return found

@@ -35,3 +35,7 @@ class ExtractConfig:
     """the data set's name in the cache; default: the folder's or file's"""
     root: str = "data"
     """where torchvision data sets lie"""
+    dry_run: bool = False
+    """say what would be done, and how long it would take; write nothing"""
+    json: bool = False
+    """one JSON document on stdout, for machines; what is meant for people goes to stderr"""

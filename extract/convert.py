@@ -64,7 +64,7 @@ def convert(config: ConvertConfig) -> Path:
     try:
         source = Path(config.source).expanduser() if config.source is not None else _fetch(spec.weights.url, download, config.view)
         if not source.is_file():
-            raise UsageError(f"FROM={config.source}: there is no such file. Without FROM it is fetched from {spec.weights.url}")
+            raise UsageError(f"FROM={config.source}: there is no such file. Name one, or leave FROM out: then it is fetched from {spec.weights.url}")
         with source.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if spec.weights.sha256 not in (None, found):
@@ -109,7 +109,7 @@ def _unpickle(source: Path, target: Path, key: str | None) -> None:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         if re.search(r"No space left|Disk quota|Errno 28|os error 28", said[-1]):
             raise StorageError(f"{target.parent} is full ({said[-1]}). Make room there, or name another folder with COVIEW_WEIGHTS, and type the same command")
-        raise IntegrityError(f"{source} is not a checkpoint of bare tensors that can be read safely: {said[-1]}")
+        raise IntegrityError(f"{source} is not a checkpoint of bare tensors that can be read safely: {said[-1]}. Fetch it again, or take another")
 
 
 def _require_fit(spec: "ViewSpec", made: Path, source: Path) -> None:
@@ -119,8 +119,8 @@ def _require_fit(spec: "ViewSpec", made: Path, source: Path) -> None:
     try:
         load_backbone(spec, {spec.weights.files[0]: made}, "cpu")
     except UsageError as error:
-        raise IntegrityError(f"{source} is not the checkpoint of {spec.name!r}, or the spec does not describe it: {error}. Expected what "
-                             f"{spec.weights.url} is") from error
+        raise IntegrityError(f"{source} is not the checkpoint of {spec.name!r}, or the spec does not describe it: {error}. Fetch "
+                             f"{spec.weights.url} again, or mend the spec") from error
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def _most_common(data: str, labels: Sequence[str], splits: Sequence[str], top: i
     Where no split is given one is drawn later, a fifth of each class for validation and test: then all images count."""
     counts = Counter(label for label, split in zip(labels, splits, strict=True) if label and split in ("", "train"))
     if top > len(counts):
-        raise UsageError(f"DATA={data}: there are {len(counts):,} classes with training images; the most is #top{len(counts)}")
+        raise UsageError(f"DATA={data}: there are {len(counts):,} classes with training images; type at most #top{len(counts)}")
     chosen = sorted(counts, key=lambda label: (-counts[label], label.encode()))[:top]
     kept = sum(count for label, count in Counter(labels).items() if label in {"", *chosen})
     print(f"{data}: {kept:,} of {len(labels):,} images, of the {top:,} of {len(counts):,} classes with the most training images: "
@@ -130,7 +130,8 @@ def _folder(data: str, root: Path) -> tuple:
     say_left_out(data, Counter({f"with {ending}": count for ending, count in others.items()}),
                  f"their endings are not those of images ({', '.join(EXTENSIONS)})")
     if not found:
-        raise UsageError(f"DATA={data}: no image in this folder (looked for {', '.join(EXTENSIONS)}, at any depth)")
+        raise UsageError(f"DATA={data}: no image in this folder (looked for {', '.join(EXTENSIONS)}, at any depth); name the folder that "
+                         "holds them")
     labels, splits = of_folders(data, found)
     return [text(path.as_posix()) for path in found], [text(label) for label in labels], splits, ReadFiles([str(base / path) for path in found])
 

@@ -4,6 +4,7 @@ Batches never cross a shard's edge and the last one is padded, so a row's bytes 
 loses at most the shard it was computing; the next run goes on with the first uncommitted one and ends with the same bytes.
 """
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,19 +16,18 @@ from cache_specs import store
 from cache_specs.spec import Preprocess
 from extract.backbones import Backbone
 from extract.images import NON_FINITE, OK, Batches
+from extract.prepare import workers_of
 from extract.progress import Clock, Progress
 
 
 def embed(view: store.View, backbone: Backbone, prep: Preprocess, read: Any, sha256: Sequence[str], shards: list[int], batch: int,
-          workers: int, device: str, progress: Progress, look: Callable[[], None]) -> None:
+          workers: int, device: str, progress: Progress, look: Callable[[], None], stopping: Callable[[], bool]) -> None:
     """Embed `shards` of `view`, in order. `read(row) -> bytes` and `sha256[row]` describe the images; see extract/datasets.py.
 
-    `look()` is called after each commit of a shard with bad rows; it may raise.
+    `look()` is called after each commit of a shard with bad rows; it may raise. After any, once `stopping()` is true, the others stay pending.
     """
     plan = [(shard, rows) for shard in shards for rows in batch_rows(*view.bounds(shard), batch)]
-    batches = Batches(read, sha256, prep, [rows for _, rows in plan], batch)
-    loader = DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=device.startswith("cuda"),
-                        multiprocessing_context="forkserver" if workers else None)
+    loader = load(Batches(read, sha256, prep, [rows for _, rows in plan], batch), workers, device)
     for (shard, rows), (emb_BD, status_B) in zip(plan, embedded(loader, backbone, device, progress.clock), strict=True):
         first, last = view.bounds(shard)
         if rows.start == first:
@@ -41,6 +41,20 @@ def embed(view: store.View, backbone: Backbone, prep: Preprocess, read: Any, sha
             if status_R.any():
                 look()
         progress.advance(len(rows))
+        if rows.stop == last and stopping():
+            return
+
+
+def _deaf(worker: int) -> None:
+    """Ctrl-C in a terminal goes to all processes; this one's parent decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def load(batches: Batches, workers: int, device: str) -> DataLoader:
+    """The batches, decoded ahead by `workers` processes (-1 chooses, 0: by this one)."""
+    workers = workers_of(workers, len(batches) * batches.batch, device)
+    return DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=device.startswith("cuda"),
+                      multiprocessing_context="forkserver" if workers else None, worker_init_fn=_deaf)
 
 
 @torch.inference_mode()

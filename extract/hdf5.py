@@ -71,7 +71,7 @@ def open_images(path: str, name: str = "") -> tuple[str, int, dict[str, list[Any
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"{path} cannot be read as HDF5 ({type(error).__name__}: {error})") from error
+        raise UsageError(f"{path} cannot be read as HDF5 ({type(error).__name__}: {error}); write or fetch it again") from error
 
 
 def _refuse_other_pixels(path: str, name: str, node: Any) -> None:
@@ -83,17 +83,17 @@ def _refuse_other_pixels(path: str, name: str, node: Any) -> None:
     if int(np.prod(node.shape, dtype=object)) * node.dtype.itemsize > 1100 * node.id.get_storage_size():         # no compression gains more
         raise UsageError(f"{path}: {name!r} has the shape {node.shape}, but only {node.id.get_storage_size():,} bytes of it were ever written; write it anew")
     if pixels and np.prod(node.shape[1:], dtype=object) > MAX_BYTES:
-        raise UsageError(f"{path}: images of {node.shape[1:]} are larger than {MAX_BYTES:,} bytes each")
+        raise UsageError(f"{path}: images of {node.shape[1:]} are larger than {MAX_BYTES:,} bytes each; make them smaller")
 
 
 def images(data: str, root: Path) -> tuple:
     if not Path(data).is_file():
-        raise UsageError(f"DATA={data}: there is no such file")
+        raise UsageError(f"DATA={data}: there is no such file; name one that is there")
     name, n, others = open_images(data)
     try:
         labels = [label_of(label) for label in others.get("labels", [""] * n)]
     except ValueError as error:
-        raise UsageError(f"{data}: {error}") from error
+        raise UsageError(f"{data}: {error}; mend the file") from error
     splits = [split_of(split) for split in others.get("splits", [""] * n)]
     if wrong := [split for split in splits if split not in SPLITS]:
         raise UsageError(f"{data}: split {wrong[0]!r}{did_you_mean(wrong[0], SPLITS[1:])}")

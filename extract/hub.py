@@ -30,9 +30,9 @@ def hub(data: str, root: Path) -> tuple:
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith("."):
         folder, files = _fetch(data, name, config)
     else:
-        raise UsageError(f"DATA={data}: there is no such folder; DATA=hf:OWNER/NAME names a data set of the Hugging Face hub")
+        raise UsageError(f"DATA={data}: there is no such folder; name one that is there, or DATA=hf:OWNER/NAME, a data set of the Hugging Face hub")
     if not files:
-        raise UsageError(f"DATA={data}: no Parquet file and no folder of save_to_disk in {folder}")
+        raise UsageError(f"DATA={data}: no Parquet file and no folder of save_to_disk in {folder}; name a folder that has one")
     named: dict[str, set[str]] = defaultdict(set)
     for _, name in files:
         named[split_in(name)].add(name)
@@ -54,7 +54,7 @@ def _saved(folder: Path) -> list[tuple[str, str]]:
 
 def _arrow_files(folder: Path, split: str) -> list[str]:
     if split != PurePosixPath(split).name:
-        raise UsageError(f"{folder / 'dataset_dict.json'}: the split {split!r} is no name of a folder")
+        raise UsageError(f"{folder / 'dataset_dict.json'}: the split {split!r} is no name of a folder; save the data set anew")
     state = _json(folder / split / "state.json")
     if state.get("_indices_files") or state.get("_indices_data_files"):
         raise UsageError(f"{folder / split} is a selection of rows by an index; save it with a newer `datasets`, or after dataset.flatten_indices()")
@@ -149,4 +149,5 @@ def _refuse_missing(data: str, names: Sequence[str]) -> None:
             rows[found[1], found[3], found[4]].add(int(found[2]))
     for (stem, count, _), numbers in rows.items():
         if lost := sorted(set(range(min(int(count), 1_000_000))) - numbers):
-            raise UsageError(f"DATA={data}: {len(lost):,} of {int(count):,} files of {stem} are not there, the first is {stem}-{lost[0]:05d}-of-{count}")
+            raise UsageError(f"DATA={data}: {len(lost):,} of {int(count):,} files of {stem} are not there, the first is {stem}-{lost[0]:05d}-of-{count}; "
+                             "fetch them")

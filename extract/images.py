@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset as TorchDataset
@@ -18,15 +17,11 @@ from torchvision.transforms import v2
 
 from cache_specs.spec import Preprocess
 from cache_specs.view import STATUS
+from extract.pixels import FORMATS, MAX_PIXELS, rgb
 from extract.readers import FileTooLargeError
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-MAX_PIXELS = 2**27              # of the file: 134 megapixels, 400 MB as RGB
 MAX_RESIZED = 2**25             # of the scaled image: a 1 x 20,000 strip would become 224 x 4,480,000
 OK, UNDECODABLE, TRUNCATED, MISSING, NON_FINITE, TOO_LARGE = range(len(STATUS))
-
-Image.init()                    # all of Pillow's plugins; FORMATS says which may be used
-Image.MAX_IMAGE_PIXELS = None   # Pillow only warns up to twice its limit; ours is checked before any pixel is decoded
 
 
 def decode(data: bytes, prep: Preprocess) -> tuple[torch.Tensor | None, int]:
@@ -43,25 +38,10 @@ def decode(data: bytes, prep: Preprocess) -> tuple[torch.Tensor | None, int]:
                 return None, TOO_LARGE
             ImageOps.exif_transpose(image, in_place=True)
             image.load()
-            rgb = _rgb(image)
+            pixels = rgb(image)
     except Exception as error:      # Pillow raises nearly anything on a hostile file: OSError, SyntaxError, struct.error, ValueError …
         return None, TRUNCATED if "truncated" in str(error).lower() else UNDECODABLE
-    return pipeline(prep)(rgb), OK
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """To 8-bit RGB as Pillow does it, except that 16-bit grey is scaled to 8 bits (Pillow would clip it to white). Raises ValueError for 32-bit and
-    floating-point grey: nothing says which of its values is white."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):           # Pillow scales any such PGM to 16 bits
-        width, height = image.size
-        levels = np.empty((height, width), np.uint8)
-        for top in range(0, height, 256):           # in strips: a large scan fills memory as it is
-            strip = np.asarray(image.crop((0, top, width, min(top + 256, height))), np.float32)
-            levels[top:top + 256] = (strip / 257).round()
-        image = Image.fromarray(levels)
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"grey levels of mode {image.mode}")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return pipeline(prep)(pixels), OK
 
 
 @functools.cache

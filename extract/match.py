@@ -51,7 +51,8 @@ def match(source: Source, n: int, cache: Path, data: str, root: Path, name: str 
     place = np.array([index.get(key, -1) for key in keys], np.int64)
     unknown, missing = np.flatnonzero(place < 0), np.setdiff1d(np.arange(len(items)), place)
     if len(unknown) == n:
-        raise UsageError(f"not one key of {source.path} is in {items.name!r}: {keys[0]!r} in the file, {items.keys[0]!r} in the data set")
+        raise UsageError(f"not one key of {source.path} is in {items.name!r}: {keys[0]!r} in the file, {items.keys[0]!r} in the data set. "
+                         f"Write the keys of the data set into the file, or match by position: ARGS='--by-row-order'")
     for rows, names, what in ((unknown, keys, f"{source.path} has {len(unknown):,} rows whose keys are not in {items.name!r}"),
                               (missing, items.keys, f"{source.path} has no row for {len(missing):,} of the {len(items):,} items of {items.name!r}")):
         if len(rows) and not partial:
@@ -93,9 +94,9 @@ def _keys(source: Source, n: int) -> list[str] | None:
     first: dict[str, int] = {}
     for row, key in enumerate(keys or ()):
         if not key:
-            raise UsageError(f"{source.path}: the key of row {row} is empty")
+            raise UsageError(f"{source.path}: the key of row {row} is empty; fill it in")
         if first.setdefault(key, row) != row:
-            raise UsageError(f"{source.path}: the key {key!r} stands in the rows {first[key]} and {row}; each item has one row")
+            raise UsageError(f"{source.path}: the key {key!r} stands in the rows {first[key]} and {row}; leave one row for each item")
     return keys
 
 
@@ -155,11 +156,12 @@ def _labels(source: Source, n: int) -> list[str]:
     top = len(classes) - 1 if classes else float("inf")
     wrong = next((row for row, label in enumerate(labels) if not -1 <= int(label) <= top), None)
     if wrong is not None:
-        raise UsageError(f"{source.path}: row {wrong} has the label {labels[wrong]}; labels are 0 to {top if classes else 'C - 1'}, or -1 for unknown")
+        raise UsageError(f"{source.path}: row {wrong} has the label {labels[wrong]}; labels are 0 to {top if classes else 'C - 1'}, or -1 for unknown; "
+                         "mend the file")
     twice = next((name for name, count in Counter(classes or ()).items() if count > 1 or not name), None)
     if twice is not None:
         raise UsageError(f"{source.path}: the array 'classes' has {f'the name {twice!r} more than once' if twice else 'an empty name'}; "
-                         "each class has a name of its own, and unknown is the label -1")
+                         "give each class a name of its own; unknown is the label -1")
     return ["" if label == "-1" else classes[int(label)] if classes else label for label in labels]
 
 

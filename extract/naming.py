@@ -39,13 +39,18 @@ def say_left_out(data: str, others: Counter[str], why: str, unit: str = "files")
 
 
 def of_folders(data: str, paths: Sequence[PurePosixPath | Path]) -> tuple[list[str], list[str]]:
-    """Labels and splits of class/image or split/class/image; deeper folders belong to the class."""
+    """Labels and splits of class/image, with or without unlabelled/image beside them, or of split/class/image; deeper folders belong to the class."""
     has_splits = all(path.parts[0].lower() in SPLIT_NAMES and len(path.parts) > 1 for path in paths)
     tops = {path.parts[0] for path in paths if len(path.parts) > 1}
     named = sorted(top for top in tops if top.lower() in SPLIT_NAMES)
     if len({SPLIT_NAMES[top.lower()] for top in named}) > 1 and not has_splits:
         other = next(path for path in paths if len(path.parts) == 1 or path.parts[0].lower() not in SPLIT_NAMES)
         raise UsageError(f"DATA={data}: {', '.join(named)} are splits, but {text(other.as_posix())} lies in none of them. Put it into one, or move it away")
+    if named and {SPLIT_NAMES[top.lower()] for top in named} == {"unlabelled"} and len(tops) > len(named):
+        hidden = [len(path.parts) > 1 and path.parts[0] in named for path in paths]
+        print(f"{data}: the {sum(hidden):,} images in {', '.join(named)} are used without a label", flush=True)
+        return (["" if out or len(path.parts) == 1 else path.parts[0] for path, out in zip(paths, hidden, strict=True)],
+                ["unlabelled" if out else "" for out in hidden])
     if named and not has_splits:
         print(f"warning: {data}: the folders {', '.join(named)} are taken for classes, since other images or folders lie beside them. If they are splits, "
               "put all images into train/, val/, test/ or unlabelled/", flush=True)

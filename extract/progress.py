@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from cache_specs.console import clock_text
+
 LINE_EVERY_S = 10.0
 FILE_EVERY_S = 1.0
 
@@ -44,12 +46,11 @@ class Progress:
         self.done += n
         now = time.monotonic()
         if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], completed=self.done, rate=f"{self.rate(now):,.0f}")
+            self.bar.update(self.bar.task_ids[0], completed=self.done, rate=f"{self.rate(now):,.0f}", wait=self.wait())
         elif now - self.last_line >= LINE_EVERY_S:
             self.last_line = now
-            left = (self.total - self.done) / max(self.rate(now), 1e-9)
             print(f"{self.title}: {self.done:,}/{self.total:,} {self.unit}, {self.rate(now):,.0f} {self.unit}/s, "
-                  f"{_clock(left)} left", file=sys.stderr, flush=True)
+                  f"{clock_text(self.left(now))} left{self.wait()}", file=sys.stderr, flush=True)
 
         if self.live and now - self.last_file >= FILE_EVERY_S:
             self.last_file = now
@@ -60,6 +61,15 @@ class Progress:
 
     def rate(self, now: float) -> float:
         return (self.done - self.first) / max(now - self.start, 1e-9)
+
+    def left(self, now: float) -> float:
+        """Seconds to the end at this rate."""
+        return (self.total - self.done) / max(self.rate(now), 1e-9)
+
+    def wait(self) -> str:
+        """Which part of the time the model waited for images."""
+        whole = sum(self.clock.seconds.values())
+        return f", {100 * self.clock.seconds['decode'] / whole:.0f} % waiting for images" if whole else ""
 
     def __enter__(self) -> "Progress":
         if self.bar is not None:
@@ -76,13 +86,7 @@ def _bar(title: str, total: int, done: int, unit: str):  # noqa: ANN202  rich is
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Rich
 
-    bar = Rich(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit + ", {task.fields[rate]}/s"),
+    bar = Rich(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit + ", {task.fields[rate]}/s{task.fields[wait]}"),
                TimeRemainingColumn(), console=Console(stderr=True))
-    bar.add_task(title, total=total, completed=done, rate="…")
+    bar.add_task(title, total=total, completed=done, rate="…", wait="")
     return bar
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -81,14 +81,15 @@ def _prepared(config: RepairConfig, view: "View", lost: list[int]) -> "Callable[
     """What computes the lost shards and seals the view, after everything that could stop it has been tried. Raises CoviewError."""
     import functools
 
-    from cache_specs import integrity
+    from cache_specs import integrity, store
     from cache_specs.items import read_items, write_items
     from cache_specs.sources import read_source
     from extract import canary
     from extract.backbones import load_backbone
     from extract.config import ExtractConfig
     from extract.datasets import build_items
-    from extract.run import devices, embed_all, provenance_of
+    from extract.prepare import devices
+    from extract.run import embed_all, provenance_of, refuse_pending
     from extract.verify import images_of
 
     spec, files, dataset = images_of(view, config.view, config.weights, config.root)
@@ -121,6 +122,7 @@ def _prepared(config: RepairConfig, view: "View", lost: list[int]) -> "Callable[
         canary.keep_or_compare(view, make, items, provenance, trusted)
         if not view.is_complete:
             embed_all(where, settings, spec, files, dataset, items, view, backbone)
+            refuse_pending(view, f"\nTo go on, type: {store.command(view.folder, 'extract')}")
             integrity.seal(view)
         integrity.check(view)
 
@@ -155,7 +157,7 @@ def _chosen(shards: str, count: int) -> list[int]:
     except ValueError:
         chosen = [-1]
     if chosen and not 0 <= chosen[0] <= chosen[-1] < count:
-        raise UsageError(f"--shards {shards}: numbers of shards from 0 to {count - 1}, such as --shards 0,{count - 1}")
+        raise UsageError(f"--shards {shards}: name shards by their numbers, from 0 to {count - 1}, such as --shards 0,{count - 1}")
     return chosen
 
 

@@ -3,60 +3,46 @@
 import contextlib
 import functools
 import os
-import re
-import shlex
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_specs.errors import CoviewError, RankDiedError, StorageError, UsageError, run_cli
+from cache_specs.errors import CoviewError, RankDiedError, StoppedError, StorageError, run_cli
+from cache_specs.view import STATUS
 from extract.config import ExtractConfig
 
 RESERVE = 2**20             # bytes for descriptions, canary, seal
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from cache_specs.items import Items
     from cache_specs.spec import ViewSpec
     from cache_specs.store import View
     from extract.backbones import Backbone
     from extract.datasets import Dataset
+    from extract.prepare import Ready
 
 
-def run(config: ExtractConfig) -> "View":
-    """Extract one view; return it, finished. Raises CoviewError."""
+def run(config: ExtractConfig, told: dict[str, Any] | None = None) -> "View":
+    """Extract one view; return it, finished; what --json says of it is put into `told`. Raises CoviewError."""
     from cache_specs import durable, locks
-    from cache_specs.spec import load_spec, view_names
-    from extract import quality
-    from extract.datasets import build_items, open_dataset
-    from extract.leaks import refuse_labels, warn_of_copies
-    from extract.progress import Progress
-    from extract.weights import find_weights
+    from extract.prepare import prepare
 
-    if not config.view or not config.data:
-        what = "VIEW" if not config.view else "DATA"
-        raise UsageError(f"{what} is missing. Type: make extract VIEW={config.view or 'clip'} DATA={shlex.quote(config.data or 'photos/')}   "
-                         f"(views: {', '.join(view_names())})")
-    if config.batch < 1 or config.gpus < 1 or config.shard_rows < 0:
-        raise UsageError(f"--batch and --gpus must be at least 1 and --shard-rows at least 0, found {config.batch}, {config.gpus}, {config.shard_rows}")
-    quality.allowed(config.max_bad, sys.maxsize)
-    spec, where = load_spec(config.view), devices(config.device, config.gpus)
-    refuse_labels(config, spec)
-    if config.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
-        raise UsageError(f"--name {config.name!r}: a data set's name is made of letters, digits, '-', '_' and '.', and begins with a letter or digit")
-    files, weights_sha256 = find_weights(spec, config.weights)
-    refuse_labels(config, spec, files)
-    dataset = open_dataset(os.path.expanduser(config.data), Path(config.root), config.name)
-    with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
-        items = build_items(dataset, progress.advance)
-    quality.refuse_unreadable(items, config.max_bad)
-    warn_of_copies(items)
+    ready = prepare(config)
     with locks.shared_lock(durable.make_folder(Path(config.cache)), locks.USERS):
-        return _run(config, spec, files, weights_sha256, where, dataset, items)
+        view, status, embedded, seconds = _run(config, ready)
+    if told is not None:
+        bad = {STATUS[code]: int((status == code).sum()) for code in range(1, len(STATUS)) if (status == code).any()}
+        told |= {"view": view.name, "folder": str(view.folder), "rows": view.n, "width": view.width, "embedded": embedded, "hits": view.n - embedded,
+                 "seconds": round(seconds, 3), "bad": bad}
+    return view
 
 
-def _run(config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], weights_sha256: str, where: list[str], dataset: "Dataset",
-         items: "Items") -> "View":
+def _run(config: ExtractConfig, ready: "Ready") -> "tuple[View, np.ndarray, int, float]":
+    """The finished view, its rows' status, how many rows were embedded now, and in how many seconds."""
     from cache_specs import integrity, store
     from cache_specs.items import write_items
     from cache_specs.sources import source_path
@@ -64,6 +50,7 @@ def _run(config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], weight
     from extract import canary, quality
     from extract.backbones import load_backbone
 
+    spec, files, weights_sha256, where, dataset, items = ready
     folder = write_items(Path(config.cache), items, source_path(config.data))
     for other in store.view_folders(folder, spec.name):             # told before a model is loaded
         store.refuse_changed(store.open_view(other), spec.declared(), weights_sha256)
@@ -80,19 +67,20 @@ def _run(config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], weight
             canary.keep_or_compare(view, make, items, provenance)
         print(f"{spec.name}: already in the cache, nothing to do: {view.n:,} rows x {view.width} in {view.folder}")
         quality.report(status, items, view)
-        return view
+        return view, status, 0, 0.0
     begun, todo = time.monotonic(), sum(last - first for first, last in map(view.bounds, view.pending()))
     with store.writer_lock(view.folder):
         integrity.check_commits(view)
         canary.keep_or_compare(view, make, items, provenance)
         embed_all(where, config, spec, files, dataset, items, view, backbone)
         quality.enforce(view, items, config.max_bad)
+        refuse_pending(view)
         integrity.seal(view)
     status = integrity.check(view)
     seconds = time.monotonic() - begun
     print(f"{spec.name}: finished, {todo:,} images in {seconds:.1f} s ({todo / seconds:,.0f} images/s), sealed in {view.folder}")
     quality.report(status, items, view)
-    return view
+    return view, status, todo, seconds
 
 
 def _announce(config: ExtractConfig, spec: "ViewSpec", folder: Path, n: int, rows: int) -> None:
@@ -116,16 +104,40 @@ def _announce(config: ExtractConfig, spec: "ViewSpec", folder: Path, n: int, row
                            "or name a larger disk with CACHE=…, and type the same command")
 
 
+def refuse_pending(view: "View", then: str = "") -> None:
+    """Raise StoppedError when shards are left: Ctrl-C was pressed."""
+    if left := len(view.pending()):
+        raise StoppedError(f"{view.name}: stopped; {view.shards - left} of {view.shards} shards are finished and kept in {view.folder}{then}")
+
+
 def embed_all(devices: list[str], config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], dataset: "Dataset", items: "Items",
                view: "View", backbone: "Backbone | None") -> None:
+    """Embed all pending shards; after Ctrl-C those under way, and the others stay pending."""
     import torch
 
-    if len(devices) == 1:
-        return embed_part(0, devices, config, spec, files, dataset, items, view, backbone)
-    del backbone                                            # each process loads its own
-    spawn = torch.multiprocessing
+    from cache_specs.interrupt import heeded
+    from cache_specs.make import typed
+
+    asked = threading.Event() if len(devices) == 1 else torch.multiprocessing.get_context("spawn").Event()
+    several = "each process finishes its shard" if len(devices) > 1 else "this shard is finished"
+    with heeded(asked.set, f"stopping: {several} first (Ctrl-C again drops it)",
+                f"stopped at once; finished shards are kept in {view.folder}\nTo go on, type: {typed()}"):
+        if len(devices) == 1:
+            return embed_part(0, devices, config, spec, files, dataset, items, view, asked, backbone)
+        del backbone                                        # each process loads its own
+        _embed_in_processes(torch.multiprocessing, (os.getpid(), devices, config, spec, files, dataset, items, view, asked))
+
+
+def _embed_in_processes(spawn: Any, given: tuple) -> None:
+    import signal
+
+    devices = given[1]
     try:        # one process a device; shard i belongs to process i % gpus, so no two ever write the same file
-        spawn.spawn(_child, (os.getpid(), devices, config, spec, files, dataset, items, view), nprocs=len(devices))
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)          # which they inherit: Ctrl-C in a terminal goes to all, and this one decides
+        children = spawn.spawn(_child, given, nprocs=len(devices), join=False)
+        signal.signal(signal.SIGINT, handler)
+        while not children.join():
+            pass
     except spawn.ProcessExitedException as error:
         if error.exit_code > 1:
             failed = CoviewError(f"process {error.error_index} on {devices[error.error_index]} ended the extraction; its message stands above")
@@ -134,11 +146,12 @@ def embed_all(devices: list[str], config: ExtractConfig, spec: "ViewSpec", files
         raise RankDiedError(f"process {error.error_index} on {devices[error.error_index]} died ({error}). What is committed is kept; the same "
                             "command goes on from there") from error
     except spawn.ProcessRaisedException as error:
-        raise RankDiedError(f"process {error.error_index} on {devices[error.error_index]} failed. What is committed is kept:\n{error}") from error
+        raise RankDiedError(f"process {error.error_index} on {devices[error.error_index]} failed. What is committed is kept; the same command goes on from "
+                            f"there, once this is mended:\n{error}") from error
 
 
 def _child(part: int, parent: int, devices: list[str], config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], dataset: "Dataset",
-           items: "Items", view: "View") -> None:
+           items: "Items", view: "View", asked: Any) -> None:
     """embed_part in a process of its own, with the exit codes of a command. It dies with its parent, which holds the view's lock."""
     import ctypes
     import signal
@@ -148,14 +161,14 @@ def _child(part: int, parent: int, devices: list[str], config: ExtractConfig, sp
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)              # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         sys.exit(1)
-    with contextlib.suppress(KeyboardInterrupt), locks.shared_lock(view.folder, store.PARTS):         # the parent says it
-        if code := run_cli(lambda: embed_part(part, devices, config, spec, files, dataset, items, view)):
+    with locks.shared_lock(view.folder, store.PARTS):
+        if code := run_cli(lambda: embed_part(part, devices, config, spec, files, dataset, items, view, asked)):
             sys.exit(code)
 
 
 def embed_part(part: int, devices: list[str], config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], dataset: "Dataset",
-               items: "Items", view: "View", backbone: "Backbone | None" = None) -> None:
-    """Embed the pending shards that belong to process `part`, on its device."""
+               items: "Items", view: "View", asked: Any, backbone: "Backbone | None" = None) -> None:
+    """Embed the pending shards that belong to process `part`, on its device, until the event `asked` is set."""
     import torch
 
     from extract import canary, quality
@@ -168,28 +181,13 @@ def embed_part(part: int, devices: list[str], config: ExtractConfig, spec: "View
     mine = [shard for shard in view.pending() if shard % len(devices) == part]
     total = sum(last - first for first, last in map(view.bounds, range(part, view.shards, len(devices))))
     todo = sum(last - first for first, last in map(view.bounds, mine))
-    workers = config.workers if config.workers >= 0 else min(8, os.cpu_count() or 1) if todo > 20_000 or devices[part] != "cpu" else 0
     backbone = backbone or load_backbone(spec, files, devices[part])
     if view.attributes["provenance"].get("compile"):        # as the view was begun, so that one resumed or repaired gets the same bytes
         canary.compile_model(backbone, view.attributes["provenance"]["batch"], spec, devices[part])
     title = spec.name if len(devices) == 1 else f"{spec.name} on {devices[part]} ({part + 1} of {len(devices)})"
     with Progress(title, total, total - todo, live=view.folder / f"progress-{part}.json") as progress:
-        embed(view, backbone, spec.preprocess, dataset.read, items.sha256, mine, view.attributes["provenance"]["batch"], workers,
-              devices[part], progress, lambda: quality.enforce(view, items, config.max_bad))
-
-
-def devices(device: str, gpus: int) -> list[str]:
-    """The torch device of each of `gpus` processes. Raises UsageError when there are not so many."""
-    import torch
-
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"DEVICE={device}, but torch sees no CUDA GPU here; use DEVICE=cpu or leave it out")
-    count = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    if gpus > 1 and device in ("auto", "cuda") and count:
-        if gpus > count:
-            raise UsageError(f"GPUS={gpus}, but this machine has {count}; use GPUS={count}")
-        return [f"cuda:{i}" for i in range(gpus)]
-    return [("cuda:0" if count else "cpu") if device in ("auto", "cuda") else device] * gpus
+        embed(view, backbone, spec.preprocess, dataset.read, items.sha256, mine, view.attributes["provenance"]["batch"], config.workers,
+              devices[part], progress, lambda: quality.enforce(view, items, config.max_bad), asked.is_set)
 
 
 def provenance_of(config: ExtractConfig, spec: "ViewSpec", device: str) -> dict[str, Any]:

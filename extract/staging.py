@@ -69,5 +69,6 @@ def staged(cache: Path, source: Source, array: Array, place: np.ndarray, items: 
         if zero:
             print(f"{zero:,} rows are all zeros, the first is {first_zero!r}: were they ever written?")
         if status_N.all():
-            raise DataQualityError(f"not one row of {array.where} is finite in float16 (its largest value is 65,504)")
+            raise DataQualityError(f"not one row of {array.where} is finite in float16 (its largest value is 65,504); divide the embeddings "
+                                   "by a constant, or look at what wrote them")
         yield emb_ND, status_N

@@ -15,13 +15,13 @@ from extract.readers import ReadFiles
 def table(data: str, root: Path) -> tuple:
     path = Path(data)
     if not path.is_file():
-        raise UsageError(f"DATA={data}: there is no such file")
+        raise UsageError(f"DATA={data}: there is no such file; name one that is there")
     try:
         if path.suffix == ".parquet" and columns.has_images(data):
             return columns.images_of(data, [(data, "")])
         rows, names = _read_csv(path) if path.suffix == ".csv" else _read_parquet(path)
     except (OSError, ValueError, csv.Error) as error:           # Arrow's errors are OSError or ValueError
-        raise UsageError(f"{path} cannot be read: {error}; a table is a UTF-8 CSV or a Parquet file") from error
+        raise UsageError(f"{path} cannot be read: {error}; write it as a CSV in UTF-8 or as Parquet") from error
     for column in names:
         if column not in ("path", "label", "split"):
             raise UsageError(f"{path}: unknown column {column!r}{did_you_mean(column, ['path', 'label', 'split'])}")
@@ -33,7 +33,7 @@ def table(data: str, root: Path) -> tuple:
         if split not in SPLITS:
             raise UsageError(f"{path}, row {line}: split {split!r}{did_you_mean(split, SPLITS[1:])}")
         if not key:
-            raise UsageError(f"{path}, row {line}: the path is empty")
+            raise UsageError(f"{path}, row {line}: the path is empty; fill it in")
         if ".." in Path(key).parts or Path(key).is_absolute():
             raise UsageError(f"{path}, row {line}: the path {key!r} leaves the table's folder; paths are relative to it")
     labels = []
@@ -41,7 +41,7 @@ def table(data: str, root: Path) -> tuple:
         try:
             labels.append("" if split == "unlabelled" else label_of(row.get("label")))
         except ValueError as error:
-            raise UsageError(f"{path}, row {line}: {error}") from error
+            raise UsageError(f"{path}, row {line}: {error}; mend the table") from error
     return keys, labels, splits, ReadFiles([str(path.parent / key) for key in keys])
 
 

@@ -55,9 +55,9 @@ def tars(data: str, root: Path) -> tuple:
     base = Path(data)
     paths = list(_tars_in(base)) if base.is_dir() else [data] if base.exists() else expand_shards(data)
     if lost := [path for path in paths if not Path(path).is_file()]:
-        raise UsageError(f"DATA={data}: {len(lost):,} of {len(paths):,} shards are not there, the first is {lost[0]}")
+        raise UsageError(f"DATA={data}: {len(lost):,} of {len(paths):,} shards are not there, the first is {lost[0]}; fetch them, or name the others alone")
     if twice := [path for path, count in Counter(paths).items() if count > 1]:
-        raise UsageError(f"DATA={data}: the shard {twice[0]} stands there twice")
+        raise UsageError(f"DATA={data}: the shard {twice[0]} stands there twice; name it once")
     others, names, labels, shards, places = Counter[str](), [], [], [], []
     for shard, path in enumerate(paths):
         for name, label, place in _samples(path, others):
@@ -67,7 +67,8 @@ def tars(data: str, root: Path) -> tuple:
             places.append(place)
     say_left_out(data, others, "they are no images or may not be read from a tar", "members")
     if not names:
-        raise UsageError(f"DATA={data}: no image in {len(paths):,} tars (looked for {', '.join(EXTENSIONS)})")
+        raise UsageError(f"DATA={data}: no image in {len(paths):,} tars (looked for {', '.join(EXTENSIONS)}); "
+                         "name tars that hold images")
     named = [os.path.relpath(path, base) if base.is_dir() else os.path.basename(path) for path in paths]
     split = [next(filter(None, map(split_in, reversed(PurePosixPath(name).with_suffix("").parts))), "") for name in named]
     if any(split) and not all(split):
@@ -100,7 +101,7 @@ def _samples(path: str, others: Counter[str]) -> Iterator[tuple[str, str, Member
         stem, _, kind = file.partition(".")
         found = samples[posixpath.join(folder, stem)]
         if kind.lower() in found:
-            raise UsageError(f"{path}: the member {text(name)!r} stands there twice, or with endings in small and capital letters")
+            raise UsageError(f"{path}: the member {text(name)!r} stands there twice, or with endings in small and capital letters; write the tar anew")
         found[kind.lower()] = name, place
     for stem, members in samples.items():
         images = [kind for kind in members if f".{kind}" in EXTENSIONS]
@@ -132,7 +133,7 @@ def _label(path: str, members: dict[str, tuple[str, Member]]) -> str:
                 value = next((fields[field] for field in ("label", "cls") if field in fields), "") if isinstance(fields, dict) else ""
             label = label_of(value)
         except (OSError, ValueError, RecursionError) as error:
-            raise UsageError(f"{path}: the label in {text(name)!r} cannot be read: {error}") from error
+            raise UsageError(f"{path}: the label in {text(name)!r} cannot be read: {error}; write the tar anew") from error
         if value not in ("", None):
             return label
     return ""

@@ -37,4 +37,5 @@ def require_fit(spec: ViewSpec, model: dict[str, torch.Tensor], state: dict[str,
                  for name in sorted(model.keys() & state.keys()) if model[name].shape != state[name].shape]
     if missing or unexpected or misshapen:
         raise UsageError(f"the weights of {spec.name!r} do not fit {spec.architecture}: {len(missing)} tensors missing {missing[:5]}, "
-                         f"{len(unexpected)} unknown {unexpected[:5]}, {len(misshapen)} of another shape {misshapen[:5]}")
+                         f"{len(unexpected)} unknown {unexpected[:5]}, {len(misshapen)} of another shape {misshapen[:5]}. Take the weights of this "
+                         f"architecture, or mend architecture, arguments or tensors in {spec.source}")

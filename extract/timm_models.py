@@ -26,7 +26,7 @@ def load_timm(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Featur
     features, rename = timm_features(model, spec), timm_filter(model)
     rule = {key: value for key, value in spec.arguments.items() if key in RESAMPLING}
     if rule and (rename is None or not rule.keys() <= {*inspect.signature(rename).parameters, "interpolate_offset"}):
-        raise UsageError(f"{spec.source}: arguments: {spec.architecture} has no table of positions to resample, so leave out {min(rule)!r}")
+        raise UsageError(f"{spec.source}: arguments: {spec.architecture} has no table of positions to resample; leave out {min(rule)!r}")
     offset = rule.pop("interpolate_offset", 0)
     given = mapped(spec, load_file(safetensors_of(spec, files)))
     try:
@@ -34,7 +34,7 @@ def load_timm(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Featur
             given["pos_embed"] = stretched(given["pos_embed"], model, offset, rule.get("antialias", True))
         state = given if rename is None else rename(dict(given), model, **rule)
     except Exception as error:              # of a checkpoint of another family: KeyError, AttributeError, RuntimeError …
-        raise UsageError(f"the weights of {spec.name!r} are not of the kind of {spec.architecture}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"the weights of {spec.name!r} are not of the kind of {spec.architecture}: {type(error).__name__}: {error}. Take others") from error
     fixed = dict(model.named_buffers())     # tables that follow from the architecture; a checkpoint may have them too, the same ones
     gone = sorted(name for name in given.keys() - state.keys()
                   if not _kept(given[name], state) and not (name in fixed and torch.equal(given[name], fixed[name])))
@@ -68,9 +68,9 @@ def build_timm(spec: ViewSpec) -> nn.Module:
         model = timm.create_model(name, pretrained=False, num_classes=spec.width if spec.output == "projected" else 0,
                                   **pools.get(spec.output, {}), **arguments)
     except (TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:
-        raise UsageError(f"{spec.source}: timm cannot build {name} with output {spec.output!r} and {arguments}: {error}") from error
+        raise UsageError(f"{spec.source}: timm cannot build {name} with output {spec.output!r} and {arguments}: {error}; mend them") from error
     if spec.output == "cls" and getattr(model, "cls_token", None) is None:      # timm would take the first patch
-        raise UsageError(f"{spec.source}: {name} has no class token; its output is 'pooled' or 'mean'")
+        raise UsageError(f"{spec.source}: {name} has no class token; write output = 'pooled' or 'mean'")
     if widen != 1:
         first, stem = model.layer1[0], 64 * widen
         model.conv1, model.bn1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(stem)
@@ -107,7 +107,7 @@ def timm_features(model: nn.Module, spec: ViewSpec) -> Features:
     if getattr(model, "cls_token", None) is not None and hasattr(model, "get_intermediate_layers"):         # the normed class tokens
         return lambda images: torch.cat([prefix[:, 0] for _, prefix in model.get_intermediate_layers(images, 4, return_prefix_tokens=True, norm=True)], 1)
     if not hasattr(model, "layers"):
-        raise UsageError(f"{spec.source}: {spec.architecture} has no output 'last4'")
+        raise UsageError(f"{spec.source}: {spec.architecture} has no output 'last4'; write another output")
     last = [block for layer in model.layers for block in layer.blocks][-4:]
 
     def features(images: torch.Tensor) -> torch.Tensor:

@@ -79,14 +79,16 @@ def torchvision(data: str, root: Path) -> tuple:
         try:
             mine, paths = _labels(name, images), _files(name, images)
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise UsageError(f"torchvision's {name} in {root} is damaged or not complete ({type(error).__name__}: {error})") from error
+            raise UsageError(f"torchvision's {name} in {root} is damaged or not complete ({type(error).__name__}: {error}); "
+                             "download it anew") from error
         parts.append(images)
         labels += mine
         splits += [split] * len(mine)
         files += paths
         keys += [_key(path, root, name) for path in paths] if paths else [f"{_official(split, arguments)}/{i:08d}" for i in range(len(mine))]
     if files and len(files) != len(labels):
-        raise UsageError(f"torchvision's {name} in {root} lists {len(files):,} files and {len(labels):,} labels; it is damaged or not complete")
+        raise UsageError(f"torchvision's {name} in {root} lists {len(files):,} files and {len(labels):,} labels; it is damaged or not complete: "
+                         "download it anew")
     return keys, labels, splits, _reader(name, parts, files)
 
 
@@ -98,7 +100,8 @@ def _open(name: str, root: Path, arguments: dict[str, Any]) -> Any:
     except (RuntimeError, OSError) as error:
         raise UsageError(_to_download(name, root, arguments, error)) from error
     except Exception as error:          # scipy, csv, json, h5py … on files that are not what they are called
-        raise UsageError(f"torchvision's {name} in {root} cannot be read, a file of it is damaged ({type(error).__name__}: {error})") from error
+        raise UsageError(f"torchvision's {name} in {root} cannot be read, a file of it is damaged ({type(error).__name__}: {error}); "
+                         "download it anew") from error
 
 
 def _official(split: str, arguments: dict[str, Any]) -> str:

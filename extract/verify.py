@@ -10,8 +10,9 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from cache_specs.console import document
 from cache_specs.errors import CoviewError, IntegrityError, StaleError, UsageError, run_cli
 
 if TYPE_CHECKING:
@@ -40,23 +41,29 @@ class VerifyConfig:
     """auto, cpu, cuda or cuda:N"""
     root: str = "data"
     """where torchvision data sets lie"""
+    json: bool = False
+    """one JSON document on stdout, for machines; what is meant for people goes to stderr"""
 
 
-def verify(config: VerifyConfig) -> None:
-    """Print a line for every view. Raises CoviewError (IntegrityError where anything is damaged) after the last one."""
+def verify(config: VerifyConfig, records: list[dict[str, Any]] | None = None) -> None:
+    """Print a line for every view; fill `records`. Raises CoviewError (IntegrityError where anything is damaged) after the last one."""
     from cache_specs import store
     from cache_specs.lookup import find_views
 
     failures: list[tuple[Path, CoviewError]] = []
+    told = [] if records is None else records
     folders = find_views(Path(config.cache), config.view, config.data)
     for folder in folders:
         stored = ""
         try:
             stored = _verify_one(folder, config)
-            print(f"{folder}: {stored}{_again(folder, config)}", flush=True)
+            stored += _again(folder, config)
+            print(f"{folder}: {stored}", flush=True)
+            told.append({"folder": str(folder), "ok": True, "text": stored, "error": None})
         except CoviewError as error:
             print(f"{folder}: {'NOT OK' if not stored or isinstance(error, IntegrityError) else f'{stored}, but NOT computed again'}", flush=True)
             failures.append((folder, error))
+            told.append({"folder": str(folder), "ok": False, "text": stored, "error": str(error)})
     for folder in (lost for dataset in sorted({folder.parent for folder in folders}) for lost in store.lost_folders(dataset)):
         print(f"{folder}: NOT OK", flush=True)
         failures.append((folder, IntegrityError(f"{folder} holds shards, but its zarr.json, commits and seal are gone: put them back, or remove the folder")))
@@ -115,7 +122,8 @@ def images_of(view: "View", asked: str, weights: str | None, root: str) -> tuple
     from extract.weights import find_weights
 
     if view.attributes["spec"]["backend"] == store.IMPORTED:
-        raise UsageError(f"{view.folder} was imported, not computed from images: there is nothing to compute its rows from")
+        raise UsageError(f"{view.folder} was imported, not computed from images: there is nothing to compute its rows from; "
+                         "leave --recompute out")
     toml = asked if asked.endswith(".toml") else view.name if view.name in view_names() else view.attributes["provenance"]["spec_file"]
     spec = load_spec(toml)
     files, weights_sha256 = find_weights(spec, weights)
@@ -140,7 +148,7 @@ def _recompute(view: "View", config: VerifyConfig) -> str:
     from extract.backbones import load_backbone
     from extract.embed import finish
     from extract.images import OK, Batches
-    from extract.run import devices
+    from extract.prepare import devices
 
     spec, files, dataset = images_of(view, config.view, config.weights, config.root)
     items, device = read_items(view.folder.parent), devices(config.device, 1)[0]
@@ -179,7 +187,10 @@ def _recompute(view: "View", config: VerifyConfig) -> str:
 def main() -> None:
     import tyro
 
-    verify(tyro.cli(VerifyConfig, prog="python -m extract.verify", description=VerifyConfig.__doc__))
+    config = tyro.cli(VerifyConfig, prog="python -m extract.verify", description=VerifyConfig.__doc__)
+    with document(config.json, "verify") as found:
+        found["views"] = []
+        verify(config, found["views"])
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from cache_specs.spec import SPECS, ViewSpec
 from extract.convert import weights_folder
 
 
-def find_weights(spec: ViewSpec, override: str | None) -> tuple[dict[str, Path], str]:
-    """The weight files of a view, {name: path}, and the sha256 over their names and contents.
+def find_weights(spec: ViewSpec, override: str | None, fetch: bool = True) -> tuple[dict[str, Path], str]:
+    """The weight files of a view, {name: path}, and the sha256 over their names and contents. Without `fetch`
+    the hub is not asked, and what is not here gives ({}, "").
 
     From `override` (WEIGHTS=: a folder with the spec's files, or the one .safetensors file), the spec's own folder, or the hub.
     Raises UsageError naming the repository and the file that are needed.
@@ -30,16 +31,20 @@ def find_weights(spec: ViewSpec, override: str | None) -> tuple[dict[str, Path],
             files = {name: source / name for name in names}
         else:
             raise UsageError(f"WEIGHTS={override}: " + (f"the view {spec.name!r} needs a folder with {' and '.join(names)}" if source.exists()
-                                                         else "there is no such file or folder"))
+                                                         else "there is no such file or folder; name one that is there"))
     elif where.path is not None:
         files = {name: spec.source.parent / where.path / name for name in names}
     elif where.url is not None:
         files = {name: weights_folder() / name for name in names}
+        if not files[names[0]].is_file() and not fetch:
+            return {}, ""
         if not files[names[0]].is_file():
             raise UsageError(f"the weights of {spec.name!r} are its authors' own checkpoint, {where.url}, which is turned into safetensors once. "
                              f"Type: make weights VIEW={called(spec)}   (with FROM=FILE where it was fetched elsewhere)")
     else:
-        files = _download(spec)
+        files = _download(spec, fetch)
+        if not files:
+            return {}, ""
     lost = [path for path in files.values() if not path.is_file()]
     if lost:
         raise UsageError(f"the view {spec.name!r} needs the file {lost[0]}, which is not there (weights.path is relative "
@@ -56,7 +61,7 @@ def called(spec: ViewSpec) -> str:
     return spec.name if spec.source.parent == SPECS else shlex.quote(str(spec.source))
 
 
-def _download(spec: ViewSpec) -> dict[str, Path]:
+def _download(spec: ViewSpec, fetch: bool) -> dict[str, Path]:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging
 
@@ -65,8 +70,10 @@ def _download(spec: ViewSpec) -> dict[str, Path]:
     files = {}
     for name in where.files:
         try:
-            files[name] = Path(_fetch(where.hub, name, where.revision))
+            files[name] = Path(_fetch(where.hub, name, where.revision, fetch))
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+            if not fetch:
+                return {}
             raise UsageError(
                 f"the weights of {spec.name!r} are not on this machine and could not be fetched ({type(error).__name__}).\n"
                 f"  needed: {' and '.join(where.files)} of the Hugging Face repository {where.hub}, revision {where.revision}\n"
@@ -76,13 +83,15 @@ def _download(spec: ViewSpec) -> dict[str, Path]:
     return files
 
 
-def _fetch(repository: str, name: str, revision: str) -> str:
-    """The copy in the hub's local cache, else a download."""
+def _fetch(repository: str, name: str, revision: str, fetch: bool) -> str:
+    """The copy in the hub's local cache, else a download, if that may be."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return hf_hub_download(repository, name, revision=revision, local_files_only=True)
     except LocalEntryNotFoundError:
+        if not fetch:
+            raise
         print(f"fetching {name} of {repository} …", file=sys.stderr, flush=True)
         return hf_hub_download(repository, name, revision=revision)

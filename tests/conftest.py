@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")           # two processes of tests share two cores; torch's threads would spin against each other
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -97,6 +99,7 @@ def command() -> Callable[..., subprocess.CompletedProcess]:
 
     def run(module: str, *args: object, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
+        args = (*args, *["--no-report"] * (module == "train" and not {"--report", "--help"} & {*args}))      # tests of the report ask for it
         return subprocess.run([sys.executable, "-m", module, *map(str, args)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
 
     return run

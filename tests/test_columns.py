@@ -290,7 +290,7 @@ def test_only_the_files_of_the_configuration_are_fetched(tmp_path, monkeypatch):
 
 def test_a_name_that_is_none_of_the_hub_is_refused():
     for data in ("hf:", "hf:a/b/c", "hf:./nowhere", "hf:/nowhere/x", "hf:a b"):
-        with pytest.raises(UsageError, match=r"there is no such folder; DATA=hf:OWNER/NAME"):
+        with pytest.raises(UsageError, match=r"there is no such folder; name one that is there, or DATA=hf:OWNER/NAME"):
             open_dataset(data, Path())
 
 

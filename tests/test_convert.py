@@ -127,7 +127,7 @@ def test_another_models_checkpoint_is_refused_at_once_and_leaves_what_was_there(
     target = made(spec, saved(folder, state))
     before = target.read_bytes()
     for wrong in (TENSORS, {name: tensor for name, tensor in state.items() if "layer4" not in name}):
-        with pytest.raises(IntegrityError, match=r"wrong\.pth is not the checkpoint of 'v', or the spec does not describe it: .*missing.*Expected what https"):
+        with pytest.raises(IntegrityError, match=r"wrong\.pth is not the checkpoint of 'v', or the spec does not describe it: .*missing.*Fetch https"):
             made(spec, saved(folder, wrong, "wrong.pth"))
         assert target.read_bytes() == before and list(folder.glob("weights/.*")) == []
 
@@ -222,7 +222,7 @@ def test_mistakes_are_named(folder):
         convert(ConvertConfig(view="swaw"))
     with pytest.raises(UsageError, match=r"the view 'clip' needs no conversion: its weights are timm/.*Type: make extract VIEW=clip"):
         convert(ConvertConfig(view="clip"))
-    with pytest.raises(UsageError, match=rf"FROM=/nowhere/x\.pth: there is no such file\. Without FROM it is fetched from {URL}"):
+    with pytest.raises(UsageError, match=rf"FROM=/nowhere/x\.pth: there is no such file\. Name one, or leave FROM out: then it is fetched from {URL}"):
         made(view(folder), Path("/nowhere/x.pth"))
 
 

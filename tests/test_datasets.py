@@ -352,9 +352,16 @@ def test_an_unquoted_comma_or_a_second_column_of_one_name_is_refused(tmp_path):
     assert listed(str(tmp_path / "list.csv")) == [("1.png", "cat, big", ""), ("2.png", "", "")]
 
 
+def test_unlabelled_images_may_lie_beside_the_classes(tmp_path, capsys):
+    found = listed(fill(tmp_path, "c0/1.png", "c1/test/2.png", "Unlabeled/x/3.png", "unlabelled/4.png", "5.png"))
+    assert sorted(found) == [("5.png", "", ""), ("Unlabeled/x/3.png", "", "unlabelled"), ("c0/1.png", "c0", ""), ("c1/test/2.png", "c1", ""),
+                             ("unlabelled/4.png", "", "unlabelled")]
+    assert "the 2 images in Unlabeled, unlabelled are used without a label" in capsys.readouterr().out
+
+
 def test_split_folders_beside_classes_are_classes_and_said_to_be(tmp_path, capsys):
-    assert {label for _, label, _ in listed(fill(tmp_path, "c0/1.png", "c1/2.png", "unlabelled/3.png"))} == {"c0", "c1", "unlabelled"}
-    assert "the folders unlabelled are taken for classes" in capsys.readouterr().out
+    assert {label for _, label, _ in listed(fill(tmp_path, "c0/1.png", "c1/2.png", "test/3.png"))} == {"c0", "c1", "test"}
+    assert "the folders test are taken for classes" in capsys.readouterr().out
 
 
 def test_linked_class_folders_are_followed_and_loops_are_not(tmp_path):

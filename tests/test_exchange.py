@@ -394,7 +394,7 @@ def test_two_keyed_files_of_one_name_are_one_data_set_if_their_labels_agree(tmp_
 @pytest.mark.parametrize(("arrays", "message"), [
     ({"y": np.full(N, -2)}, "row 0 has the label -2; labels are 0 to C - 1, or -1 for unknown"),
     ({"y": np.arange(N), "classes": ["a", "b"]}, "row 2 has the label 2; labels are 0 to 1"),
-    ({"y": np.arange(N) % 3, "classes": ["a", "b", "a"]}, "the array 'classes' has the name 'a' more than once; each class has a name of its own"),
+    ({"y": np.arange(N) % 3, "classes": ["a", "b", "a"]}, "the array 'classes' has the name 'a' more than once; give each class a name of its own"),
     ({"y": np.arange(N) % 3, "classes": ["a", "", "b"]}, "the array 'classes' has an empty name; .*unknown is the label -1"),
     ({"y": np.zeros(N)}, "the array 'y' has the dtype float64, expected strings or integers"),
     ({"labels": np.zeros((N, 2), int)}, r"the array 'labels' has the shape \(50, 2\)"),

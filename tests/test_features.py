@@ -61,7 +61,7 @@ def test_a_table_of_positions_is_resampled_as_the_view_says(tmp_path):
         assert (ours - other).norm() > 1e-3 * ours.norm()
     swav = REFERENCES["swav-rn50"]("swav-rn50", False)
     for rule in ({"antialias": False}, {"interpolate_offset": 0.1}):
-        with pytest.raises(UsageError, match=f"resnet50 has no table of positions to resample, so leave out '{min(rule)}'"):
+        with pytest.raises(UsageError, match=f"resnet50 has no table of positions to resample; leave out '{min(rule)}'"):
             variant(swav, tmp_path, arguments=swav.spec.arguments | rule)
 
 

@@ -135,7 +135,7 @@ def test_chosen_shards_are_computed_again(view, original, capsys):
     mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view), shards="0,2", workers=0))
     assert "2 of 3 shards are to be computed again: 0, 2" in capsys.readouterr().out and contents(view) == contents(original)
     for wrong in ("3", "-1", "x"):
-        with pytest.raises(UsageError, match="numbers of shards from 0 to 2"):
+        with pytest.raises(UsageError, match="name shards by their numbers, from 0 to 2"):
             mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view), shards=wrong))
     with pytest.raises(UsageError, match="VIEW is missing"):
         mend_view(RepairConfig(cache=cache_of(view)))

@@ -32,7 +32,7 @@ def make(venv: Path, *args: str, env: dict[str, str] | None = None) -> subproces
 def test_help_is_the_default_and_lists_every_target() -> None:
     shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ("demo", "extract", "train", "test", "test-all", "setup", "lock", "clean", "check-gpu", "verify", "repair", "import", "export", "status",
-                   "gc", "bench-cache", "bench-train", "bench-methods", "sweep", "views", "weights"):
+                   "gc", "bench-cache", "bench-train", "bench-methods", "sweep", "views", "weights", "predict", "export-model"):
         assert f"make {target} " in shown
     assert "VIEWS" in shown
 
@@ -46,6 +46,7 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     (("extract", "DATA=digits"), "VIEW is missing. Type: make extract VIEW=clip DATA=digits"),
     (("extract", "VIEW=clip", "DATA=x-0.tar", "x-1.tar"), "make extract was given a word that is no command: 'x-1.tar'. If it belongs to DATA (the shell"),
     (("extract", "VIEW=clip", "DATA=a", "tests", "train"), "make extract was given a word that is no command: 'tests'"),
+    (("extract", "VIEW=tiny-clip", "DATA=x-0.tar", "DATA=x-1.tar"), "DATA was given several times. If the shell made that of {0..9} or {a,b}, quote it: make"),
     (("train", "DATA=digits"), "VIEWS is missing. Type: make train VIEWS=clip,dinov2 DATA=digits"),
     (("import", "VIEW=mine", "TO=x.npz"), "make import takes no TO"),
     (("import", "VIEW=mine"), "FROM is missing. Type: make import VIEW=mine FROM=embeddings.npz DATA=photos/"),
@@ -57,9 +58,13 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     (("weights",), "VIEW is missing. Type: make weights VIEW=swav"),
     (("weights", "VIEW=swaw"), "no view 'swaw'; did you mean 'swav'"),
     (("weights", "VIEW=clip"), "the view 'clip' needs no conversion: its weights are timm/vit_large_patch14_clip_224.openai. Type: make extract VIEW=clip"),
-    (("weights", "VIEW=swav", "FROM=/nowhere/x.pth.tar"), "FROM=/nowhere/x.pth.tar: there is no such file. Without FROM it is fetched from https://dl."),
+    (("weights", "VIEW=swav", "FROM=/nowhere/x.pth.tar"), "FROM=/nowhere/x.pth.tar: there is no such file. Name one, or leave FROM out: then it is fetched from https://dl."),
     (("weights", "VIEW=swav", "DATA=x"), "make weights takes no DATA"),
     (("views", "VIEW=clip"), "make views takes no VIEW"),
+    (("predict", "RUN=x", "DATA=photos/"), "make predict takes no DATA"),
+    (("predict", "IMAGES=photos/"), "RUN is missing. Type: make predict RUN=demo"),
+    (("export-model", "RUN=x"), "TO is missing. Type: make export-model RUN=x TO=model"),
+    (("export-model", "RUN=x", "MODEL=y"), "make export-model takes no MODEL"),
     (("train", "VIEWS=clip,dinov2", "DATA=x", "METHOD=mtc"), "no method 'mtc'; did you mean 'mct'"),
 ])
 def test_a_mistyped_command_shows_the_right_one(venv: Path, args: tuple[str, ...], message: str) -> None:
@@ -91,6 +96,8 @@ def test_names_are_passed_on(venv: Path) -> None:
     for flag in ("views", "data", "labels", "method", "seeds", "device", "gpus", "cache", "run"):
         assert f'--{flag} "${flag.upper()}"' in shown
     assert "--lr 1" in shown
+    assert '--images "$IMAGES"' in make(venv, "-n", "predict", "RUN=r", "IMAGES=i").stdout
+    assert '--model "$MODEL"' in make(venv, "-n", "predict", "MODEL=m", "IMAGES=i").stdout
     assert '--source "$FROM"' in make(venv, "-n", "import", "VIEW=a", "FROM=b.npz").stdout
     assert '--to "$TO"' in make(venv, "-n", "export", "VIEW=a", "TO=b.npz").stdout
     assert '--weights "$WEIGHTS"' in make(venv, "-n", "extract", "VIEW=a", "DATA=d", "WEIGHTS=w").stdout

@@ -391,9 +391,9 @@ def test_the_most_common_classes_are_counted_in_training_alone_and_kept_in_every
     assert "8 of 35 images, of the 2 of 4 classes with the most training images: 3 (c) down to 2 (b)" in capsys.readouterr().out
     dataset = open_dataset(f"{data}#top2", Path())
     assert dataset.name == "photos-top2" and [dataset.read(i).decode() for i in range(len(rows))] == dataset.keys
-    with pytest.raises(UsageError, match=r"there are 4 classes with training images; the most is #top4"):
+    with pytest.raises(UsageError, match=r"there are 4 classes with training images; type at most #top4"):
         open_dataset(f"{data}#top5", Path())
-    with pytest.raises(UsageError, match=rf"#top0 would leave no class; the least is DATA={data}#top1, and DATA={data} is all of it"):
+    with pytest.raises(UsageError, match=rf"#top0 would leave no class; type at least DATA={data}#top1, and DATA={data} is all of it"):
         open_dataset(f"{data}#top0", Path())
 
 

@@ -207,7 +207,7 @@ MISTAKES = {
     "std of 0": ("std = [0.5, 0.5, 0.5]", "std = [0.5, 0.0, 0.5]", r"preprocess\.std must be positive, found \[0\.5, 0\.0, 0\.5\]"),
     "std that is no number": ("std = [0.5, 0.5, 0.5]", "std = [0.5, nan, 0.5]", r"preprocess\.\w+ must be"),
     "mean that is no number": ("mean = [0.5, 0.5, 0.5]", "mean = [0.5, inf, 0.5]", r"preprocess\.\w+ must be"),
-    "no TOML": ("width = 16", "width: 16", r"is not valid TOML: .*line 5"),
+    "no TOML": ("width = 16", "width: 16", r"is not valid TOML, mend it: .*line 5"),
     "files that leave the folder": ('"model.safetensors"', '"../model.safetensors"', r"weights\.files.*'\.\./model\.safetensors'"),
 }
 

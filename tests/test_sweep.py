@@ -37,7 +37,7 @@ def test_a_combination_of_a_sweep_is_what_it_is_alone_to_the_last_bit(made: Made
 
 def test_a_killed_sweep_goes_on_and_ends_with_the_same_ranking(made: Made, tmp_path: Path, command: Callable, capsys: pytest.CaptureFixture) -> None:
     config = settings(made, tmp_path, at_once=4)
-    flags = [text for name, value in dataclasses.asdict(config).items() if name != "calibrate" for text in (f"--{name.replace('_', '-')}", value)]
+    flags = [text for name, value in dataclasses.asdict(config).items() if not isinstance(value, bool) for text in (f"--{name.replace('_', '-')}", value)]
     assert command("train.sweep", *flags, env={"COVIEW_FAULT": "kill:2:sweep.rename"}).returncode == -9
     assert len(list((tmp_path / "a" / "sweep").glob("*.json"))) == 1
     stamp = (tmp_path / "a" / "sweep" / "mct-000.json").stat().st_mtime_ns
@@ -51,7 +51,7 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_ranking(made: Made, tmp_p
 
 def test_a_sweep_on_two_processes_is_that_of_one(made: Made, tmp_path: Path, command: Callable) -> None:
     config = settings(made, tmp_path, grid="lr=1e-3,5e-3", gpus=2)
-    flags = [text for name, value in dataclasses.asdict(config).items() if name != "calibrate" for text in (f"--{name.replace('_', '-')}", value)]
+    flags = [text for name, value in dataclasses.asdict(config).items() if not isinstance(value, bool) for text in (f"--{name.replace('_', '-')}", value)]
     done = command("train.sweep", *flags)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "a" / "sweep.json").read_text())["ranked"] == sweep(dataclasses.replace(config, run="one", gpus=1))

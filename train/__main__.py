@@ -7,9 +7,11 @@ import faulthandler
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
-from cache_specs.errors import run_cli
+from cache_specs.console import document
+from cache_specs.errors import UsageError, run_cli
 from train.config import TrainConfig
 
 
@@ -19,11 +21,35 @@ def main() -> None:
     faulthandler.enable()                                   # a mapped file that is cut short kills the process: then at least with its place
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # idle torch threads give way instead of spinning on a shared machine
     config = tyro.cli(TrainConfig, prog="python -m train", description=TrainConfig.__doc__)
-    config.check()
+    try:
+        config.check()
+    except UsageError:
+        with document(config.json, "train"):
+            raise
 
     from train.session import start
 
-    start(config, "train", run)
+    start(config, "train", run_and_report)
+
+
+def run_and_report(config: TrainConfig) -> None:
+    """Run; then rank 0 writes report.html, unless that of a finished run is there. Whatever goes wrong with it is one line and changes nothing else."""
+    run(config)
+    from train.peers import my_rank
+
+    folder = Path(config.runs) / config.run
+    if my_rank() or not config.report or (folder / "report.html").is_file():
+        return
+    try:
+        import torch
+
+        from report.__main__ import write_report
+
+        page = write_report(folder, Path(config.cache), device="cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+        print(f"report {page}", file=sys.stderr, flush=True)
+    except (Exception, KeyboardInterrupt) as error:
+        print(f"the run is finished, but its page was not written ({' '.join(f'{type(error).__name__} {error}'.split())[:300]}). Type: make report "
+              f"RUN={config.run}", file=sys.stderr, flush=True)
 
 
 def run(config: TrainConfig) -> dict[str, Any]:

@@ -29,6 +29,8 @@ from train.probe import Params
 KEYS = ("method", "step", "ranks", "adam_steps", "metrics_bytes", "outputs", "files")      # of state.json
 AGAIN = "; type the same command again: it goes back to the checkpoint before"
 
+MAYBE = ("given", "marks")      # tensors that a checkpoint has only at some steps
+
 
 @dataclass
 class Progress:
@@ -37,7 +39,8 @@ class Progress:
 
     best_top1, best_nll: (V + 1, E) the validation scores at which the copies were taken, the joint's in the last row; best_step likewise.
     temperature: (V, E), fitted to each student's teacher; pool: (V + G, E), the weights of the views and graphs in the joint, fused_pool those at the
-    best joint score, teach: (V, V + G, E) those in each student's teacher; given: labels from a table, (W, E, N) or (V, 1, E, N).
+    best joint score, teach: (V, V + G, E) those in each student's teacher; given: labels from a table, (W, E, N) or (V, 1, E, N);
+    marks: what was counted of the labels handed out since the last look.
     """
 
     method: str
@@ -54,6 +57,7 @@ class Progress:
     fused_pool: Tensor
     teach: Tensor
     given: Tensor | None = None
+    marks: Tensor | None = None
 
 
 def save_checkpoint(folder: Path, progress: Progress, peers: Peers) -> None:
@@ -68,7 +72,7 @@ def save_checkpoint(folder: Path, progress: Progress, peers: Peers) -> None:
                for key, value in params.items()}
     whole = {"best_top1": progress.best_top1, "best_nll": progress.best_nll, "best_step": progress.best_step, "temperature": progress.temperature,
              "pool": progress.pool, "fused_pool": progress.fused_pool, "teach": progress.teach}
-    tensors |= {key: value.cpu() for key, value in (whole | ({} if progress.given is None else {"given": progress.given})).items()}
+    tensors |= {key: value.cpu() for key, value in (whole | {name: getattr(progress, name) for name in MAYBE if getattr(progress, name) is not None}).items()}
     data = save({key: value.detach().clone() for key, value in tensors.items()})
     durable.write(temp / f"rank{peers.rank}.safetensors", data, "checkpoint.tensors")
     peers.any(False)                                        # all files are there
@@ -159,7 +163,7 @@ def load_checkpoint(folder: Path, rank: int, ranks: int, device: torch.device) -
         fused.append(pick["fused"])
     return Progress(record["method"], record["step"], states, best, fused, tensors["best_top1"].cpu(), tensors["best_nll"].cpu(),
                     tensors["best_step"].cpu(), record["metrics_bytes"], tensors["temperature"], tensors["pool"], tensors["fused_pool"], tensors["teach"],
-                    tensors.get("given"))
+                    *(tensors.get(name) for name in MAYBE))
 
 
 def metrics_bytes(folder: Path) -> int:

@@ -3,8 +3,9 @@
 import math
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from cache_specs.errors import UsageError, did_you_mean
 
@@ -14,7 +15,8 @@ TEACHING = ("co-training", "mct-h0", "mct", "mct-graph")                    # ne
 UNLABELLED = ("self-training", "fixmatch", "mpl", *TEACHING)   # need rows without a label
 MOST_SEEDS = 10_000
 DEFAULT = ("supervised", "label-propagation", "supervised-graph", "mct-graph")
-PLACES = ("run", "runs", "cache", "wandb", "log_every_s", "timeout_s")      # not compared when a run is resumed
+WORDS = ("views", "data", "labels", "seeds", "method", "device", "gpus", "cache", "run")     # words of `make train`
+PLACES = ("run", "runs", "cache", "tensorboard", "wandb", "report", "log_every_s", "timeout_s", "dry_run", "json")  # not compared when a run is resumed
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,16 @@ class TrainConfig:
     """seconds between progress lines where there is no terminal"""
     timeout_s: float = 120.0
     """seconds that a process waits for the others before it gives up"""
+    tensorboard: Literal["auto", "off"] = "auto"
+    """auto: the curves also as TensorBoard's event files in runs/<id>/tensorboard/, where it is installed"""
     wandb: Literal["off", "offline", "online"] = "off"
-    """also report to Weights & Biases; it can never stop a run"""
+    """also report to Weights & Biases, from a process of its own; no tracker can stop, change or hold up a run"""
+    report: bool = True
+    """at the end of a run, write its report.html"""
+    dry_run: bool = False
+    """say what would be trained, and about how long it would take; write nothing"""
+    json: bool = False
+    """one JSON document on stdout, for machines; what is meant for people goes to stderr"""
 
     def view_list(self) -> list[str]:
         return [name.strip() for name in self.views.split(",") if name.strip()]
@@ -166,6 +176,14 @@ class TrainConfig:
         if not re.fullmatch(r"[\w-][\w.-]*|", self.run):
             raise UsageError(f"RUN={self.run}: a run's name is a folder's name below {self.runs}/: letters, digits, '-', '_' and '.'")
         self.seed_list()
+
+
+def make_command(settings: Mapping[str, Any]) -> str:
+    """The `make train` of these settings (names of TrainConfig's fields): words for what has one, ARGS for what differs from its default."""
+    words = {name.upper(): str(settings[name]) for name in WORDS if name in settings and str(settings[name]) not in ("", str(getattr(TrainConfig, name)))}
+    flags = " ".join(f"--{'no-' * (value is False)}{name.replace('_', '-')}" + ("" if isinstance(value, bool) else f" {value}")
+                     for name, value in settings.items() if name not in WORDS and value != getattr(TrainConfig, name, value))
+    return " ".join(["make train", *(f"{name}={shlex.quote(value)}" for name, value in (words | ({"ARGS": flags} if flags else {})).items())])
 
 
 def refuse_ranks(ranks: int, views: int) -> None:

@@ -3,6 +3,7 @@
 Position is arithmetic: every rank, view and restart computes the same rows and draws without asking anybody.
 """
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
@@ -118,6 +119,7 @@ class Feeder:
         on = (torch.cuda.set_device, (self.device,)) if self.device.index is not None else (None, ())
         self.thread = ThreadPoolExecutor(1, "feed", *on)    # the current GPU is a thread's own
         self.ahead: tuple[tuple[int, bool, bool], Future[Drawn]] | None = None
+        self.waited = 0.0                                   # seconds, so far, that steps waited for rows
 
     def __call__(self, step: int, unlabelled: bool = False, strong: bool = False, given: Tensor | None = None,
                  pool: Tensor | None = None) -> tuple[list[Batch], Tensor]:
@@ -139,10 +141,11 @@ class Feeder:
 
     def _next(self, *what: Any) -> Drawn:
         """What is asked for, and a start on what is probably asked for next. One thread draws at a time: the orders of passes are kept in between."""
-        begun, self.ahead = self.ahead, None
+        begun, self.ahead, since = self.ahead, None, time.monotonic()
         if begun is not None and begun[0] != what:
             wait([begun[1]])
         drawn = begun[1].result() if begun is not None and begun[0] == what else self._draw(*what)
+        self.waited += time.monotonic() - since
         step, unlabelled, strong = what
         following = (step + 1, unlabelled, strong)
         self.ahead = following, self.thread.submit(self._draw, *following)

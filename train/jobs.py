@@ -78,8 +78,12 @@ def experiments(config: TrainConfig) -> list[Experiment]:
 @functools.lru_cache(1)
 def graphs_of(cache: Cache, splits: tuple[Split, ...], device: torch.device) -> list[Graph]:
     """On each view, and on all side by side where there are several; the two methods of a run that have graphs have the same."""
-    groups = [[emb_ND] for emb_ND in cache.emb] + ([cache.emb] if len(cache.names) > 1 else [])
-    return [Graph(emb_V, cache.items.label, splits, len(cache.items.classes), device) for emb_V in groups]
+    return [Graph([cache.emb[view] for view in group], cache.items.label, splits, len(cache.items.classes), device) for group in groups_of(len(cache.names))]
+
+
+def groups_of(views: int) -> list[list[int]]:
+    """The views that each graph is made of."""
+    return [[view] for view in range(views)] + [list(range(views))] * (views > 1)
 
 
 def make_jobs(method: str, cache: Cache, splits: Sequence[Split], tries: Sequence[Experiment], peers: Peers, device: torch.device,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_specs.errors import CoviewError, RankDiedError
+from cache_specs.errors import CoviewError, PreemptedError, RankDiedError, StoppedError
 from train.log import Ignore
 
 PID, STEP, CODE = range(3)          # columns of the board; a code of RUNNING means that the rank has not ended by itself
@@ -47,25 +47,38 @@ def launch(gpus: int, views: list[str], module: str = "train") -> None:
         path.write_bytes(np.array([[0, 0, RUNNING]] * gpus, np.int64).tobytes())
         board = Board(str(path))
         threads = max(1, (os.cpu_count() or 1) // gpus)
-        asked = threading.Event()
+        asked, pressed = threading.Event(), []
         signal.signal(signal.SIGTERM, lambda *_: asked.set())
+        signal.signal(signal.SIGINT, lambda *_: _press(asked, pressed))         # the ranks, in sessions of their own, do not hear it
         environment = {"OMP_NUM_THREADS": str(threads), "LOGLEVEL": "CRITICAL", **os.environ, BOARD: str(path)}
         torchrun = subprocess.Popen([sys.executable, "-m", "train.launch", "--standalone", "--nproc-per-node", str(gpus), "-m", "--", module,
                                      *sys.argv[1:]], env=environment, start_new_session=True)
         try:
             (culprit, how), seconds = _watch(torchrun, board, asked)
         finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             _kill(torchrun, board)
         if culprit is None and torchrun.returncode == 0:
             return
         rank = culprit or 0             # None: torchrun itself failed
         code, step = int(board.rows[rank, CODE]), int(board.rows[rank, STEP])
+        if code == PreemptedError.exit_code and pressed:
+            raise StoppedError("stopped, everything is saved")
         if code > FAILED:
             error = CoviewError(f"rank {rank} ended the run with exit code {code}; its message stands above")
             error.exit_code = code
             raise error
         raise RankDiedError(f"rank {rank} ({', '.join(views_of(rank, gpus, views))}) {how} at step {step}; all ranks were ended within {seconds:.0f} s. "
                             "The same command goes on from the last checkpoint")
+
+
+def _press(asked: threading.Event, pressed: list[int]) -> None:
+    """Ctrl-C: the first is handed to the ranks, who save; the second ends everything."""
+    pressed.append(1)
+    if len(pressed) > 1:
+        raise KeyboardInterrupt
+    print("stopping at the next look at the validation images, and saving (Ctrl-C again stops at once)", file=sys.stderr, flush=True)
+    asked.set()
 
 
 def views_of(rank: int, ranks: int, views: list[str]) -> list[str]:

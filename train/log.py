@@ -1,18 +1,29 @@
 """Listeners: who is told of a run's progress. The loop calls `tell`; nobody who listens can change or stop a run."""
 
+import contextlib
 import json
 import os
+import shutil
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from cache_specs.console import clock_text
 from cache_specs.errors import IntegrityError
+from train.tracker import AFTER_S, ENDED
+
+WAIT_S = 0.3        # that a run which is over waits for its trackers
 
 
 class Listener(Protocol):
     def step(self, step: int) -> None:
         """One step is done."""
+
+    def waited(self, seconds: float) -> None:
+        """So long, of the time since the method began or was resumed, its steps waited for rows. Told before `tell`."""
 
     def tell(self, record: dict[str, Any]) -> None:
         """One evaluation: method, step, steps, phase and the means over the experiments by view."""
@@ -24,6 +35,9 @@ class Ignore:
     """What a listener does unless it says otherwise: nothing."""
 
     def step(self, step: int) -> None:
+        pass
+
+    def waited(self, seconds: float) -> None:
         pass
 
     def tell(self, record: dict[str, Any]) -> None:
@@ -56,53 +70,79 @@ class Jsonl(Ignore):
 
 
 class Console(Ignore):
-    """A bar in a terminal, otherwise a line every `every_s` seconds: step, rate, time left, validation accuracy."""
+    """A line in place in a terminal, otherwise a line every `every_s` seconds: step, rate, time left, waiting, validation accuracy."""
 
     def __init__(self, every_s: float) -> None:
-        self.every_s, self.method, self.last = every_s, "", 0.0
-        self.terminal = sys.stderr.isatty()
+        self.every_s, self.method, self.last, self.wait = every_s, "", 0.0, 0.0
+        self.terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+    def waited(self, seconds: float) -> None:
+        self.wait = seconds
 
     def tell(self, record: dict[str, Any]) -> None:
         now, step, steps = time.monotonic(), record["step"], record["steps"]
         if record["method"] != self.method:
-            self.method, self.begun, self.first, self.last = record["method"], now, step, now
+            self.method, self.begun, self.first, self.last, self.before = record["method"], now, step, now, self.wait
         done = step == steps
         if self.terminal or done or now - self.last >= self.every_s:
             self.last = now
-            rate = (step - self.first) / max(now - self.begun, 1e-9)
-            left = f", {(steps - step) / rate:.0f} s left" if rate else ""
+            seconds = max(now - self.begun, 1e-9)
+            rate = (step - self.first) / seconds
+            left = f", {clock_text((steps - step) / rate)} left, {100 * (self.wait - self.before) / seconds:.0f} % waiting for rows" if rate else ""
             scores = ", ".join(f"{name} {100 * value['top1']:.1f}" for name, value in record["val"].items())
             text = f"{self.method} {step}/{steps} ({record['phase']}), {rate:.0f} steps/s{left}; validation top-1: {scores}"
-            print(("\r\033[K" if self.terminal else "") + text, end="" if self.terminal and not done else "\n", file=sys.stderr, flush=True)
+            if self.terminal and not done:                  # a line that wraps cannot be written over
+                print("\r\033[K" + text[:shutil.get_terminal_size().columns - 1], end="", file=sys.stderr, flush=True)
+            else:
+                print("\r\033[K" * self.terminal + text, file=sys.stderr, flush=True)
 
 
-class Wandb(Ignore):
-    """Weights & Biases. Whatever it raises is said once and forgotten: tracking can never stop a run."""
+class Trackers(Ignore):
+    """TensorBoard and Weights & Biases, each a process that follows metrics.jsonl by itself (train/tracker.py). Whatever becomes of one, it changes
+    nothing here: the run starts it, tells it at the end that this is the end, waits WAIT_S at most, and says what has become of it."""
 
-    def __init__(self, mode: str, run: Path, config: dict[str, Any]) -> None:
-        self.run: Any = None
-        self._guard(lambda: self._start(mode, run, config))
+    def __init__(self, folder: Path, modes: dict[str, str]) -> None:
+        self.folder = folder.absolute()
+        self.running = {name: self._start(name, mode) for name, mode in modes.items()}
 
-    def _start(self, mode: str, run: Path, config: dict[str, Any]) -> None:
-        import wandb
-
-        self.run = wandb.init(mode=mode, project="coview", name=run.name, dir=str(run), config=config, settings=wandb.Settings(silent=True))
-
-    def tell(self, record: dict[str, Any]) -> None:
-        flat = {f"{record['method']}/{name}/{key}": value for name, values in record["val"].items() for key, value in values.items()}
-        self._guard(lambda: self.run.log({**flat, f"{record['method']}/step": record["step"]}))
+    def _start(self, name: str, mode: str) -> subprocess.Popen | None:
+        try:
+            with self._log(name).open("wb") as log:
+                return subprocess.Popen([sys.executable, "-m", "train.tracker", name, str(self.folder), mode], stdin=subprocess.PIPE, stdout=log, stderr=log,
+                                        cwd=Path(__file__).parents[1], start_new_session=True)
+        except OSError as error:                # no process or no file is left: the training may still go on
+            print(f"{name}: not started ({error}); the run goes on without it", file=sys.stderr, flush=True)
+            return None
 
     def close(self) -> None:
-        self._guard(lambda: self.run.finish())
+        running = {name: process for name, process in self.running.items() if process is not None}
+        self.running, until = {}, time.monotonic() + WAIT_S
+        for process in running.values():
+            with contextlib.suppress(OSError), process.stdin:
+                process.stdin.write(ENDED)
+        for name, process in running.items():
+            try:
+                code = process.wait(max(0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                threading.Thread(target=process.wait, daemon=True).start()          # so that it leaves no zombie in a notebook
+                if name != "tensorboard":                   # nobody asked for it, and it has nothing to send
+                    print(f"{name}: still at work, for {AFTER_S / 60:.0f} minutes at most, while this run is over; see {self._log(name)}",
+                          file=sys.stderr, flush=True)
+                continue
+            if code:
+                print(f"{name}: failed ({self._why(name, code)}); the run is whole without it, see {self._log(name)}", file=sys.stderr, flush=True)
 
-    def _guard(self, call: Any) -> None:
-        if self.run is False:
-            return
+    def _log(self, name: str) -> Path:
+        return self.folder / f"tracker-{name}.log"
+
+    def _why(self, name: str, code: int) -> str:
+        """The last line of what it printed."""
         try:
-            call()
-        except Exception as error:          # any failure of a tracker is its own
-            self.run = False
-            print(f"wandb: {error!r}; the run goes on without it", file=sys.stderr, flush=True)
+            with self._log(name).open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
+                return log.read().decode(errors="replace").strip().rpartition("\n")[2][:200] or f"exit code {code}"
+        except OSError as error:
+            return str(error)
 
 
 class Listeners:
@@ -114,6 +154,10 @@ class Listeners:
     def step(self, step: int) -> None:
         for listener in self.listeners:
             listener.step(step)
+
+    def waited(self, seconds: float) -> None:
+        for listener in self.listeners:
+            listener.waited(seconds)
 
     def tell(self, record: dict[str, Any]) -> None:
         for listener in self.listeners:

@@ -49,7 +49,7 @@ def _train(job: Job, config: TrainConfig, listener: Listener, folder: Path, metr
         progress = _begin(job, config, metrics.stat().st_size if metrics.exists() else 0)
     y_val = torch.from_numpy(task.label[task.splits[0].val]).long().to(device)
     settings = _settings(config, plan, task)
-    lr, temperature, watch, marks = settings.adam.lr, settings.temperature, Watch(job), Marks(job)
+    lr, temperature, watch, marks = settings.adam.lr, settings.temperature, Watch(job), Marks(job, progress.marks)
     graphs_val = [graph(task.splits[0].val) for graph in task.graphs]
     while progress.step < plan.phases * period:
         phase, at = divmod(progress.step, period)
@@ -73,20 +73,22 @@ def _train(job: Job, config: TrainConfig, listener: Listener, folder: Path, metr
         watch(told, progress.step)
         marks(told, feed.hidden_EU)
         listener.step(progress.step)
-        if progress.step % config.eval_every == 0 or at + 1 == period:
+        look = progress.step % config.eval_every == 0 or at + 1 == period
+        if look:
             record = select(progress, job, config, y_val, graphs_val)
             record |= {"method": job.name, "step": progress.step, "steps": plan.phases * period, "phase": "supervised" if alone else job.method}
             record |= {name: dict(zip(task.names, torch.stack(values).mean(1).tolist(), strict=True)) for name, values in told.items() if name == "feedback"}
             record |= marks.take()
+            listener.waited(feed.waited)
             listener.tell(record)
             if config.patience and (progress.step - progress.best_step > config.patience).all():
                 progress.step = (phase + 1) * period            # no experiment and no view gets better any more
-            stopping = peers.any(stop.is_set())
-            if stopping or progress.step % config.checkpoint_every < config.eval_every or progress.step == plan.phases * period:
-                progress.metrics_bytes = metrics.stat().st_size if metrics.exists() else 0
-                save_checkpoint(folder, progress, peers)
-            if stopping:
-                raise PreemptedError(f"stopped at step {progress.step} of {job.name}, everything is saved; the same command goes on from here")
+        stopping = (look or peers.ranks == 1) and peers.any(stop.is_set())              # several processes agree at the looks only
+        if stopping or (look and (progress.step % config.checkpoint_every < config.eval_every or progress.step == plan.phases * period)):
+            progress.metrics_bytes, progress.marks = metrics.stat().st_size if metrics.exists() else 0, marks.sums
+            save_checkpoint(folder, progress, peers)
+        if stopping:
+            raise PreemptedError(f"stopped at step {progress.step} of {job.name}, everything is saved; the same command goes on from here")
     return progress
 
 
@@ -166,8 +168,8 @@ class Marks:
     """Of the labels that were handed out since the last record, per view: what share of those whose truth is known, though hidden from training, was
     right, and what share of the rows got one (weighted, where a method weighs them). For the eye alone: nothing is chosen by it."""
 
-    def __init__(self, job: Job) -> None:
-        self.job, self.sums = job, None
+    def __init__(self, job: Job, sums: Tensor | None = None) -> None:
+        self.job, self.sums = job, sums
 
     def __call__(self, told: Told, hidden_EU: Tensor) -> None:
         if "given" not in told:

@@ -148,24 +148,28 @@ class Graph:
     emb_V: (N, D_v) each; splits: of the E experiments, whose training rows together are the same; val and test rows may be asked for too.
     The number of neighbours and the share that comes from them are those of the best accuracy on each experiment's validation rows: `chosen`.
     All experiments have the base's nodes, and each its own labelled rows besides.
+    settled: neighbours and alpha of each experiment, where they were chosen before; then none is chosen, and nodes alone may be asked for.
     """
 
-    def __init__(self, emb_V: Sequence[np.ndarray], label_N: np.ndarray, splits: Sequence[Split], classes: int, device: torch.device) -> None:
+    def __init__(self, emb_V: Sequence[np.ndarray], label_N: np.ndarray, splits: Sequence[Split], classes: int, device: torch.device,
+                 settled: Sequence[tuple[int, float]] = ()) -> None:
         train = np.union1d(splits[0].labelled, splits[0].unlabelled)
         scale_V = [statistics(emb_ND, train) for emb_ND in emb_V]
         self.emb_V, self.scale_V, self.label_N, self.classes, self.device = emb_V, scale_V, label_N, classes, device
         base = base_of(train)
         self.grid = grid_of(len(base), classes)
         self.most = min(max(k for k, _ in self.grid), len(base))
-        self.asked = np.concatenate([np.setdiff1d(train, base), splits[0].val, splits[0].test])
+        self.grid = [*settled] or self.grid
+        self.asked = base[:0] if settled else np.concatenate([np.setdiff1d(train, base), splits[0].val, splits[0].test])
         x_nD = self._features(base)
         linked, near = nearest_on(device, x_nD, None, self.most), self._nearest(x_nD)
         shared = self._place(base, near), self._links(linked)
         solved: dict[int, tuple[Place, Tensor, int, float]] = {}            # experiments of a sweep share their seed's split
-        for split in splits:
+        for e, split in enumerate(splits):
             if id(split) not in solved:
                 more = np.setdiff1d(split.labelled, base)
-                solved[id(split)] = self._choose(split, *(self._with(more, base, x_nD, linked, near) if len(more) else shared))
+                of, links = self._with(more, base, x_nD, linked, near) if len(more) else shared
+                solved[id(split)] = self._choose(split, of, links, [settled[e]] if settled else self.grid)
         self.solved_E = [solved[id(split)] for split in splits]
         del self.emb_V
 
@@ -176,6 +180,8 @@ class Graph:
 
     def _nearest(self, x_nD: np.ndarray) -> Near:
         """Of all rows that may be asked for."""
+        if not len(self.asked):
+            return np.empty((0, self.most), np.float32), np.empty((0, self.most), np.int32)
         parts = [nearest_on(self.device, x_nD, self._features(self.asked[first:first + 65_536]), self.most) for first in range(0, len(self.asked), 65_536)]
         far, row = (np.concatenate(parts) for parts in zip(*parts, strict=True))
         return far.astype(np.float32), row.astype(np.int32)
@@ -200,11 +206,11 @@ class Graph:
     def _links(self, linked: Near) -> dict[int, Any]:
         return {k: links_of(linked[1][:, :k]) for k in {k for k, _ in self.grid}}
 
-    def _choose(self, split: Split, of: Place, links: dict[int, Any]) -> tuple[Place, Tensor, int, float]:
-        """The place of the rows, (n, C) distributions of the nodes, and the neighbours and alpha that did best on validation."""
+    def _choose(self, split: Split, of: Place, links: dict[int, Any], grid: Sequence[tuple[int, float]]) -> tuple[Place, Tensor, int, float]:
+        """The place of the rows, (n, C) distributions of the nodes, and the neighbours and alpha of the grid that did best on validation."""
         y_n, y_m = np.where(np.isin(of.nodes, split.labelled), self.label_N[of.nodes], -1), self.label_N[split.val]
         best, score = None, ()
-        for k, alpha in self.grid:
+        for k, alpha in grid:
             p_nC, kept = solve(links[k], y_n, self.classes, alpha), min(k, self.most)
             p_mC = np.maximum(sum(p_nC[at_m] for at_m in of.near_NK[split.val, :k].T) / kept, LEAST)
             told = float((p_mC.argmax(1) == y_m).mean()), float(np.log(p_mC[np.arange(len(y_m)), y_m]).mean())

@@ -59,8 +59,10 @@ class Cache:
                     raise IntegrityError(f"{folder} was written anew while it was read; train on it under another RUN=")
 
 
-def open_cache(cache: Path, data: str, views: list[str]) -> Cache:
-    """Check and map the views. Raises CoviewError when one is unfinished, damaged, stale or of other images than the item list."""
+def open_cache(cache: Path, data: str, views: list[str], remember: bool = True) -> Cache:
+    """Check and map the views; what was checked is noted in the cache if `remember`.
+
+    Raises CoviewError when one is unfinished, damaged, stale or of other images than the item list."""
     folder, where = find_dataset(cache, data), shlex.quote(data)
     items = read_items(folder)
     names, emb, stamps, ok, fingerprints = [], [], {}, np.ones(len(items), bool), {"items": items.fingerprint, "labels": items.labels_fingerprint}
@@ -82,11 +84,12 @@ def open_cache(cache: Path, data: str, views: list[str]) -> Cache:
         if view.name in names or view.name in RESERVED:
             raise UsageError(f"VIEWS={','.join(views)}: {view.name!r} " + ("stands there twice" if view.name in names else
                              "is a word of the report's own; import the view under another name"))
-        ok &= integrity.check(view) == 0
+        ok &= integrity.check(view, remember=remember) == 0
         names.append(view.name)
         emb.append(map_view(view))
     if not ok.any():
-        raise DataQualityError(f"no image of {items.name!r} could be embedded in all of the views {', '.join(names)}")
+        raise DataQualityError(f"no image of {items.name!r} could be embedded in all of the views {', '.join(names)}; train on "
+                               "fewer VIEWS=, or mend the images and extract them again")
     return Cache(items, names, emb, ok, fingerprints, stamps, read_source(folder))
 
 

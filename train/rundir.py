@@ -81,6 +81,6 @@ def _environment(device: str) -> dict[str, Any]:
     import torch
 
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
-    status = git("status", "--porcelain")
+    status = git("status", "--porcelain", "--untracked-files=no")
     return {"git": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status), "versions": versions,
             "python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count(), "gpu": gpu}

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import importlib.util
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from cache_specs.errors import CoviewError, UsageError
+from cache_specs.errors import CoviewError, PreemptedError, StoppedError, UsageError
 from train.config import UNLABELLED, TrainConfig, refuse_ranks
 
 HEAVY = ("label-propagation", "supervised-graph", "mct-graph")
@@ -45,31 +46,51 @@ class Session:
     finished: bool
 
 
-def start(config: TrainConfig, module: str, run: Callable[[Any], Any]) -> None:
-    """Run a command: in this process, or in as many as GPUS says. Without a name the run is called by date and time."""
-    if not config.run:
-        config = dataclasses.replace(config, run=datetime.now().strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
-        sys.argv += ["--run", config.run]                   # every rank writes into one folder
-    try:
-        if "TORCHELASTIC_RUN_ID" in os.environ:             # of `launch`, or somebody's own torchrun, which need not say --gpus
-            ranks = int(os.environ["WORLD_SIZE"])
-            if config.gpus not in (1, ranks):
-                raise UsageError(f"--gpus {config.gpus}, but torchrun started {ranks} processes; leave --gpus out")
-            refuse_ranks(ranks, len(config.view_list()))
-            run(dataclasses.replace(config, gpus=ranks))
-            return
-        print(f"run {Path(config.runs) / config.run}", file=sys.stderr, flush=True)
-        if config.gpus > 1:
-            from train.launch import launch
+def start(config: TrainConfig, module: str, run: Callable[[Any], Any], outcome: str = "summary.json") -> None:
+    """Run a command: in this process, or in as many as GPUS says. Without a name the run is called by date and time. outcome: the file it ends with."""
+    import json
 
-            read(config)                                    # what is wrong with the data is said once, before any rank starts
-            launch(config.gpus, config.view_list(), module)
-        else:
-            run(config)
-    except KeyboardInterrupt:
-        error = CoviewError(f"interrupted; add RUN={config.run} to the same command to go on from the last checkpoint")
-        error.exit_code = 130
-        raise error from None
+    from cache_specs.console import document
+    from train.dryrun import rehearse
+    from train.launch import BOARD
+    from train.peers import my_rank
+
+    told = config.json and my_rank() == 0 and BOARD not in os.environ       # one process speaks for all
+    with document(told, module.rpartition(".")[2]) as found:
+        if config.dry_run:
+            found |= rehearse(config)
+            return
+        if not config.run:
+            config = dataclasses.replace(config, run=datetime.now().strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
+            sys.argv += ["--run", config.run]               # every rank writes into one folder
+        folder = Path(config.runs) / config.run
+        try:
+            found["run"] = str(folder)
+            _start(config, module, run)
+        except KeyboardInterrupt:
+            raise StoppedError("stopped at once; finished methods and the last checkpoint are kept") from None
+        if told:
+            found["result"] = json.loads((folder / outcome).read_text(encoding="utf-8"))
+
+
+def _start(config: TrainConfig, module: str, run: Callable[[Any], Any]) -> None:
+    from train.peers import under_torchrun
+
+    if under_torchrun():                                    # of `launch`, or somebody's own torchrun, which need not say --gpus
+        ranks = int(os.environ["WORLD_SIZE"])
+        if config.gpus not in (1, ranks):
+            raise UsageError(f"--gpus {config.gpus}, but torchrun started {ranks} processes; leave --gpus out")
+        refuse_ranks(ranks, len(config.view_list()))
+        run(dataclasses.replace(config, gpus=ranks))
+        return
+    print(f"run {Path(config.runs) / config.run}", file=sys.stderr, flush=True)
+    if config.gpus > 1:
+        from train.launch import launch
+
+        read(config)                                        # what is wrong with the data is said once, before any rank starts
+        launch(config.gpus, config.view_list(), module)
+    else:
+        run(config)
 
 
 @contextmanager
@@ -78,18 +99,30 @@ def session(config: TrainConfig) -> Iterator[Session]:
     import torch
 
     from cache_specs import durable, locks
+    from cache_specs.interrupt import heeded
+    from cache_specs.make import typed
     from cache_specs.views import alike
     from train.checkpoint import mend, metrics_bytes
     from train.launch import BOARD, FAILED, Board
-    from train.log import Console, Ignore, Jsonl, Listeners, Wandb
-    from train.peers import LocalPeers, choose_device, make_peers, my_rank
+    from train.log import Console, Ignore, Jsonl, Listeners, Trackers
+    from train.peers import LocalPeers, choose_device, make_peers, my_rank, under_torchrun
     from train.rundir import is_finished, open_run, write_splits
 
-    rank, stop = my_rank(), threading.Event()
+    rank, stop, pressed = my_rank(), threading.Event(), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    if under_torchrun():
+        signal.signal(signal.SIGINT, lambda *_: stop.set())     # it hands Ctrl-C on, so that one press may come twice
     board = Board(os.environ[BOARD], rank) if BOARD in os.environ else Ignore()
     code, cleanup = FAILED, ExitStack()
+
+    def press() -> None:
+        pressed.set()
+        stop.set()
+
     try:
+        if not under_torchrun():
+            cleanup.enter_context(heeded(press, "stopping after this step, and saving (Ctrl-C again stops at once)",
+                                         f"stopped at once; finished methods and the last checkpoint are kept\nTo go on, type: {typed()}"))
         if config.threads:
             torch.set_num_threads(config.threads)
         device = choose_device(config.device, config.gpus)
@@ -112,26 +145,34 @@ def session(config: TrainConfig) -> Iterator[Session]:
             if rank == 0:
                 write_splits(folder, cache.items, splits, config.seed_list())
                 listeners += [Jsonl(folder / "metrics.jsonl", metrics_bytes(folder / "checkpoints")), Console(config.log_every_s)]
-                listeners += [Wandb(config.wandb, folder, dataclasses.asdict(config))] if config.wandb != "off" else []
+                listeners += [Trackers(folder, trackers(config))]
             listener = Listeners(*listeners)
             cleanup.callback(listener.close)
             yield Session(cache, splits, methods, folder, device, peers, listener, stop, False)
         code = 0
     except CoviewError as error:
         code = error.exit_code
+        if pressed.is_set() and isinstance(error, PreemptedError):
+            raise StoppedError(*error.args) from None
         raise
     finally:
         cleanup.close()
         board.ended(code)
 
 
-def read(config: TrainConfig, told: TextIO | None = None) -> tuple["Cache", list["Split"], list[str]]:
+def trackers(config: TrainConfig) -> dict[str, str]:
+    """Who follows the run, {name: mode}. TensorBoard does wherever it is installed; it is not imported to see that."""
+    found = {"tensorboard": ""} if config.tensorboard == "auto" and importlib.util.find_spec("tensorboard") else {}
+    return found | ({"wandb": config.wandb} if config.wandb != "off" else {})
+
+
+def read(config: TrainConfig, told: TextIO | None = None, remember: bool = True) -> tuple["Cache", list["Split"], list[str]]:
     """The views, a split for each seed, and the methods: those asked for, or, of the default and of `all`, those that the data allow; what is left out
     is `told`. Raises CoviewError."""
     from train.reader import open_cache
     from train.splits import make_split
 
-    cache = open_cache(Path(config.cache), os.path.expanduser(config.data), config.view_list())
+    cache = open_cache(Path(config.cache), os.path.expanduser(config.data), config.view_list(), remember)
     if len(cache.items.classes) < 2:
         raise UsageError(f"{cache.items.name!r} has {len(cache.items.classes)} class(es); training needs at least two. Put the images into class "
                          "folders, or give a table with the columns path,label,split")

@@ -92,7 +92,7 @@ def _choose(items: Items, known: np.ndarray, ok: np.ndarray, labels: str, seed: 
             counts = np.bincount(items.label[pool])
             counts[counts == 0] = len(pool) + 1
             raise UsageError(f"LABELS={labels}, but class {items.classes[counts.argmin()]!r} has only {counts.min()} labelled training images; "
-                             f"the most is LABELS={counts.min()}")
+                             f"type at most LABELS={counts.min()}")
         chosen.append(rows[:take])
     return np.sort(np.concatenate(chosen)) if chosen else pool
 
@@ -120,14 +120,14 @@ def _from_file(items: Items, path: Path) -> np.ndarray:
                              f"{items.keys[found[1]]!r}; write whole keys" if found else
                              f"{items.name!r} has no image {key!r}{did_you_mean(key, items.keys[:10_000])}") + several)
     if not rows:
-        raise UsageError(f"LABELS={path}: the file names no image; it holds one key a line, such as {items.keys[0]!r}")
+        raise UsageError(f"LABELS={path}: the file names no image; write one key a line, such as {items.keys[0]!r}")
     return np.array(rows, np.int64)
 
 
 def _usable(items: Items, named: np.ndarray, pool: np.ndarray, labels: str) -> np.ndarray:
     if len(wrong := named[~np.isin(named, pool)]):
         raise UsageError(f"LABELS={labels}: {items.keys[wrong[0]]!r} is not a labelled training image that could be embedded"
-                         + (f", and so are {len(wrong) - 1:,} others of the {len(named):,} named" if len(wrong) > 1 else ""))
+                         + (f", and so are {len(wrong) - 1:,} others of the {len(named):,} named" if len(wrong) > 1 else "") + "; leave it out of the file")
     return np.unique(named)
 
 
@@ -136,4 +136,4 @@ def read_keys(path: Path) -> list[str]:
     try:
         return [line.removesuffix("\r") for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
-        raise UsageError(f"LABELS={path}: the file is not text in UTF-8, one key a line ({error})") from error
+        raise UsageError(f"LABELS={path}: the file is not text in UTF-8 ({error}); write one key a line") from error

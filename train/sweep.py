@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache_specs.errors import IntegrityError, UsageError, did_you_mean, run_cli
-from train.config import PLACES, TrainConfig
+from train.config import PLACES, TrainConfig, make_command
 
 INSIDE = ("lr", "weight_decay", "temperature", "pseudo")        # may differ between the experiments of one training
 OUTSIDE = (*PLACES, "views", "data", "labels", "seeds", "method", "device", "gpus", "grid", "at_once", "threads")       # no axis of a grid
@@ -60,6 +60,9 @@ class SweepConfig(TrainConfig):
     def check(self) -> None:
         """Raise UsageError for what can be seen without reading any data."""
         super().check()
+        if self.dry_run:
+            raise UsageError(f"a sweep has no dry run. This one has {len(self.combinations()):,} combinations; for one of them type: "
+                             f"make train VIEWS={self.views} DATA={shlex.quote(self.data)} ARGS=--dry-run")
         if self.at_once < 1:
             raise UsageError(f"--at-once must be at least 1, found {self.at_once}")
         for method in self.method_list():
@@ -84,7 +87,7 @@ def main() -> None:
 
     from train.session import start
 
-    start(config, "train.sweep", sweep)
+    start(config, "train.sweep", sweep, "sweep.json")
 
 
 def batches_of(config: SweepConfig, methods: list[str]) -> Iterator[tuple[str, str, TrainConfig, list[dict[str, Any]]]]:
@@ -152,14 +155,10 @@ def ranking(config: SweepConfig, found: list[dict[str, Any]], most: int = 30) ->
         words = " ".join(f"{name}={value}" for name, value in record["settings"].items())
         lines.append(f"{top1.mean():6.1f}{spread:7}  NLL {np.mean(record['val_nll']):.3f}  step {np.mean(record['step']):5.0f}  {record['method']}  {words}")
     lines += [f"… and {len(found) - most} more"] if len(found) > most else []
-    own = {"views", "data", "labels", "seeds", "method", "run", "device", "gpus", "cache", "grid", "at_once"}
-    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig) if getattr(config, field.name) != field.default}
-    best = {name: value for name, value in {**given, **found[0]["settings"]}.items() if name not in own}
-    flags = " ".join(f"--{'no-' * (value is False)}{name.replace('_', '-')}" + ("" if isinstance(value, bool) else f" {value}") for name, value in best.items())
-    words = {"VIEWS": config.views, "DATA": config.data, "LABELS": config.labels, "SEEDS": config.seeds, "METHOD": found[0]["method"], "CACHE": config.cache,
-             "ARGS": flags}
-    command = " ".join(f"{name}={shlex.quote(value)}" for name, value in words.items() if (name, value) != ("CACHE", "cache"))
-    return "\n".join([*lines, f"to train and test the best, type: make train {command}"])
+    left = ("run", "device", "gpus", "grid", "at_once", "json", "dry_run")
+    best = {**dataclasses.asdict(config), **found[0]["settings"], "method": found[0]["method"]}
+    command = make_command({name: value for name, value in best.items() if name not in left})
+    return "\n".join([*lines, f"to train and test the best, type: {command}"])
 
 
 if __name__ == "__main__":

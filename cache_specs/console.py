@@ -1,0 +1,45 @@
+"""`--json`: one document on stdout for machines, also where the command fails; what is meant for people goes to stderr.
+
+    {"schema": 1, "command": "status", "ok": true, "exit_code": 0, "error": null, …what the command found…}
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cache_specs.errors import CoviewError
+
+SCHEMA = 1          # grows when a key changes its meaning or goes; new keys may come at any time
+
+
+@contextmanager
+def document(asked: bool, command: str) -> Iterator[dict[str, Any]]:
+    """What is put into the dictionary is printed at the end, if it is `asked` for. Child processes' stdout goes to stderr too."""
+    found: dict[str, Any] = {}
+    if not asked:
+        yield found
+        return
+    sys.stdout.flush()
+    out = os.dup(1)
+    os.dup2(2, 1)
+    head: dict[str, Any] = {"schema": SCHEMA, "command": command, "ok": True, "exit_code": 0, "error": None}
+    try:
+        yield found
+    except BaseException as error:
+        code = error.exit_code if isinstance(error, CoviewError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+        head |= {"ok": False, "exit_code": code, "error": str(error) or type(error).__name__}
+        raise
+    finally:
+        sys.stdout.flush()
+        os.dup2(out, 1)
+        os.close(out)
+        print(json.dumps(head | found, allow_nan=False, default=str), flush=True)
+
+
+def clock_text(seconds: float) -> str:
+    """3725 -> 1:02:05."""
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

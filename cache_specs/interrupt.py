@@ -1,0 +1,56 @@
+"""Ctrl-C: pressed once, the work stops at the next place that it can go on from; twice, the process ends at once.
+
+A thread hears the signal, since Python itself hears it only between two steps of its own, and a batch of a large model is one step.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+INTERRUPTED = 130
+
+
+@contextmanager
+def heeded(first: Callable[[], None], plan: str, kept: str) -> Iterator[None]:
+    """At the first Ctrl-C call `first()` and say the `plan`; at the second say what is `kept` and end the process with 130.
+
+    Elsewhere than in the main thread, where no signal arrives, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    hear, tell = os.pipe()
+    os.set_blocking(tell, False)
+    handler, other = signal.signal(signal.SIGINT, lambda *_: None), signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_listen, args=(hear, first, plan, kept), name="Ctrl-C", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(other)
+        signal.signal(signal.SIGINT, handler)
+        os.close(tell)
+        thread.join()
+        os.close(hear)
+
+
+def _listen(hear: int, first: Callable[[], None], plan: str, kept: str) -> None:
+    pressed = 0
+    while number := os.read(hear, 1):
+        if number[0] != signal.SIGINT:
+            continue
+        pressed += 1
+        if pressed == 1:
+            first()
+            print(f"{_fresh_line()}{plan}", file=sys.stderr, flush=True)
+        else:                                               # not through sys.stderr: its lock may be held by what is stopped
+            os.write(2, f"{_fresh_line(cursor=True)}{kept}\n".encode())
+            os._exit(INTERRUPTED)
+
+
+def _fresh_line(cursor: bool = False) -> str:
+    """In a terminal the line holds a bar, which may have hidden the cursor."""
+    return ("\033[?25h" * cursor + "\n") if sys.stderr.isatty() else ""

@@ -1,0 +1,25 @@
+"""Coview from Python: finished views as NumPy arrays, and Meta Co-Training as a scikit-learn classifier.
+
+    from coview import MetaCoTrainingClassifier, ProbeClassifier, open_items, open_view
+
+What is heavy (torch, scikit-learn) is imported with the class that needs it: `open_view` answers at once.
+"""
+
+from typing import Any
+
+_HOMES = {"MetaCoTrainingClassifier": "coview.classifier", "ProbeClassifier": "coview.classifier", "open_items": "coview.views", "open_view": "coview.views"}
+__all__ = ["MetaCoTrainingClassifier", "ProbeClassifier", "open_items", "open_view"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'coview' has no attribute {name!r}; it has {', '.join(__all__)}")
+    import os
+    from importlib import import_module
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # before torch is there: its idle threads give way instead of spinning on a shared machine
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,236 @@
+"""Meta Co-Training as a scikit-learn classifier: the training of `make train` and the predictions of `make predict`, on arrays in memory.
+
+    model = MetaCoTrainingClassifier().fit([clip_nD, dinov2_nD], y)         y = -1: no label
+    model.predict([clip_mD, dinov2_mD]), model.predict_proba(…), model.predict_views(…), model.agreement(…)
+    MetaCoTrainingClassifier(views=[512, 768]).fit(wide_nD, y)              the same from one array, for pipelines and cross-validation
+    ProbeClassifier().fit(clip_nD, y)                                       one view, one probe
+
+Nothing is printed unless `verbose`; temporary files go to a folder that is gone when `fit` ends.
+"""
+
+import tempfile
+import threading
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_array, check_consistent_length, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from cache_specs.errors import UsageError, did_you_mean
+from cache_specs.items import Items
+from coview.rows import encode, hold_out, share_out
+from predict.model import experts_of
+from predict.network import Model, Opinions, View
+from train.config import TEACHING, UNLABELLED, TrainConfig
+from train.jobs import graphs_of, train_method
+from train.log import Console, Ignore, Listener, Listeners
+from train.methods import PLANS
+from train.peers import LocalPeers, choose_device
+from train.reader import Cache
+from train.report import read_tensors
+from train.splits import Split
+
+DTYPES = (np.float32, np.float16)       # of rows: these stay as they are, all others become the first
+NEVER = 10**9                           # steps between checkpoints
+SETTINGS = ("lr", "weight_decay", "hidden", "layers", "members", "dropout", "batch_labelled", "batch_unlabelled", "warmup", "cotrain", "temperature",
+            "patience", "eval_every")
+
+
+class History(Ignore):
+    """Keeps what metrics.jsonl would hold."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def tell(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+
+class CoviewClassifier(ClassifierMixin, BaseEstimator):
+    """What both classifiers share. A subclass says how its X becomes one array a view: `_views`."""
+
+    def __init__(self, *, method: str = "supervised", validation_fraction: float = 0.2, seeds: int = 1, lr: float = 3e-4, weight_decay: float = 0.0,
+                 hidden: int = 256, layers: int = 2, members: int = 1, dropout: float = 0.2, batch_labelled: int = 64, batch_unlabelled: int = 128,
+                 warmup: int = 100, cotrain: int = 500, temperature: float = 0.5, patience: int = 0, eval_every: int = 20, device: str = "auto",
+                 random_state: Any = None, verbose: bool = False) -> None:
+        self.method = method
+        self.validation_fraction = validation_fraction
+        self.seeds = seeds
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.hidden = hidden
+        self.layers = layers
+        self.members = members
+        self.dropout = dropout
+        self.batch_labelled = batch_labelled
+        self.batch_unlabelled = batch_unlabelled
+        self.warmup = warmup
+        self.cotrain = cotrain
+        self.temperature = temperature
+        self.patience = patience
+        self.eval_every = eval_every
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> Self:
+        """Train on the rows of X: those with a label, and those without. X_val, y_val: labelled rows that choose among the training's steps and fit the
+        temperature; without them `validation_fraction` of the labelled rows is taken. Raises ValueError."""
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
+        emb_V = self._views(X, reset=True)
+        check_consistent_length(emb_V[0], y)
+        label, self.classes_ = encode(y)
+        if len(self.classes_) < 2:
+            raise ValueError(f"there is only one class, {self.classes_.tolist()[0]!r}, among the labelled rows; training needs at least two classes")
+        seed = self._seed()
+        train, fitted = np.arange(len(label)), True
+        if X_val is not None:
+            more_V = self._views(X_val, reset=False)
+            check_consistent_length(more_V[0], y_val)
+            label_val, _ = encode(y_val, self.classes_)
+            val = len(label) + np.flatnonzero(label_val >= 0)
+            emb_V, label = [np.concatenate(both) for both in zip(emb_V, more_V, strict=True)], np.concatenate([label, label_val])
+        else:
+            if not 0 <= self.validation_fraction < 1:
+                raise ValueError(f"validation_fraction={self.validation_fraction!r} must be in [0, 1)")
+            val = hold_out(label, self.validation_fraction, seed)
+            train = np.setdiff1d(train, val)
+            if not len(val):
+                val, fitted = train[label[train] >= 0], False
+                if self.validation_fraction:
+                    warnings.warn("every class has one or two labelled rows, so none is held out for validation: the training rows themselves choose the step "
+                                  "and the weights, and the probabilities are not calibrated. Give X_val and y_val, or more labels", UserWarning, stacklevel=2)
+        split = Split(train[label[train] >= 0], train[label[train] < 0], val, np.empty(0, np.int64))
+        self.validation_rows_ = val if X_val is None and fitted else np.empty(0, np.int64)
+        self._train(emb_V, label, split, seed, fitted)
+        return self
+
+    def _train(self, emb_V: list[np.ndarray], label: np.ndarray, split: Split, seed: int, fitted: bool) -> None:
+        names, n = [f"view{number}" for number in range(len(emb_V))], len(label)
+        config = self._config(names, split, seed)
+        items = Items("memory", "memory", [""] * n, label, [""] * n, np.zeros(n, np.int64), [""] * n, [str(name) for name in self.classes_])
+        cache, splits = Cache(items, names, emb_V, np.ones(n, bool), {}, {}, ""), [split] * self.seeds
+        history, device = History(), choose_device(self.device, 1)
+        listener: Listener = Listeners(history, Console(config.log_every_s)) if self.verbose else history
+        with tempfile.TemporaryDirectory(prefix="coview-") as folder, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")          # nobody writes
+            try:
+                train_method(self.method, config, cache, splits, LocalPeers(len(names)), listener, Path(folder), device, threading.Event())
+            finally:
+                graphs_of.cache_clear()                     # it would keep X alive
+            files = ["concat"] if self.method == "concat" else names
+            probes, pool, experts = [read_tensors(Path(folder), self.method, name, device)[0] for name in files], None, []
+            if PLANS[self.method].graphs:
+                pool, _ = read_tensors(Path(folder), self.method, "pool", device)
+                experts = experts_of(cache, splits, pool, probes, device)
+            views = [View(name, emb_ND.shape[1], {}, "", "", 0) for name, emb_ND in zip(names, emb_V, strict=True)]
+            weight_ME = None if pool is None else pool["weight"]
+            model = Model(views, items.classes, self.method, config.seed_list(), config.joint, probes, experts, weight_ME, 1.0, {})
+            self.model_ = model.calibrated([emb_ND[split.val] for emb_ND in emb_V], label[split.val]) if fitted else model
+        self.history_, self.n_iter_ = history.records, history.records[-1]["step"]
+
+    def _config(self, names: list[str], split: Split, seed: int) -> TrainConfig:
+        """The settings as `make train` has them. Raises ValueError for those that cannot be meant."""
+        if self.method not in PLANS:
+            raise ValueError(f"there is no method {self.method!r} that keeps a model{did_you_mean(str(self.method), PLANS)}")
+        if len(names) < 2 and self.method in (*TEACHING, "concat"):
+            raise ValueError(f"method={self.method!r} needs at least two views, found {len(names)}")
+        if self.method in UNLABELLED and not len(split.unlabelled):
+            raise ValueError(f"method={self.method!r} learns from rows without a label, and every row has one: add rows with y = -1, or take "
+                             f"method={'supervised-graph' if len(names) > 1 else 'supervised'!r}")
+        if not isinstance(self.seeds, int | np.integer) or self.seeds < 1:
+            raise ValueError(f"seeds={self.seeds!r} must be a whole number, at least 1")
+        config = TrainConfig(views=",".join(names), data="memory", method=self.method, seeds=f"{seed}..{seed + self.seeds - 1}", checkpoint_every=NEVER,
+                             **{name: getattr(self, name) for name in SETTINGS})
+        try:
+            config.check()
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return config
+
+    def _seed(self) -> int:
+        """A whole number is the seed of `make train SEEDS=…`; anything else is asked for one."""
+        if isinstance(self.random_state, int | np.integer) and not isinstance(self.random_state, bool):
+            return int(self.random_state)
+        return int(check_random_state(self.random_state).randint(2**30))
+
+    def opinions(self, X: Any) -> Opinions:
+        """What the joint and each view think of the rows: joint_nC and views_VnC probabilities, agreement_n."""
+        check_is_fitted(self)
+        return self.model_(self._views(X, reset=False))
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """(n, C) probabilities of `classes_`: the joint's, the mean over the seeds, at the temperature that fits the validation rows."""
+        return self.opinions(X).joint_nC
+
+    def predict(self, X: Any) -> np.ndarray:
+        """(n,) the most probable class of each row."""
+        choice_n = self.opinions(X).choice_n
+        return self.classes_[choice_n]
+
+    def predict_views(self, X: Any) -> np.ndarray:
+        """(V, n) what each view's own probe would say alone; without rows for a method with one probe for all views (concat)."""
+        choice_Vn = self.opinions(X).views_VnC.argmax(2)
+        return self.classes_[choice_Vn]
+
+    def agreement(self, X: Any) -> np.ndarray:
+        """(n,) the share of the views whose first choice is the joint's: where it is low, ask a person."""
+        return self.opinions(X).agreement_n
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Accuracy on the rows that have a label."""
+        opinions = self.opinions(X)
+        check_consistent_length(opinions.joint_nC, y)
+        label, classes = encode(y)
+        right_n = self.classes_[opinions.choice_n] == classes[label]
+        known = label >= 0
+        return float(np.average(right_n[known], weights=None if sample_weight is None else np.asarray(sample_weight)[known]))
+
+
+class MetaCoTrainingClassifier(CoviewClassifier):
+    """Probes on several views of the same images, which teach each other on the rows without a label.
+
+    views: None (X is a list of one (n, D_v) array a view), or how the columns of one wide X are shared out: widths [512, 768], or slices.
+    method: any of `make train` that keeps a model. seeds: trainings whose predictions are averaged. random_state: a whole number is their first seed.
+    validation_fraction: of the labelled rows of each class (at least one of three), without which it trains, and by which it selects; 0: none are held out,
+    and the training rows select. The other parameters are those of `make train`, with the same defaults.
+    """
+
+    def __init__(self, views: Sequence[int | slice] | None = None, *, method: str = "mct-graph", validation_fraction: float = 0.2, seeds: int = 1,
+                 lr: float = 3e-4, weight_decay: float = 0.0, hidden: int = 256, layers: int = 2, members: int = 1, dropout: float = 0.2,
+                 batch_labelled: int = 64, batch_unlabelled: int = 128, warmup: int = 100, cotrain: int = 500, temperature: float = 0.5,
+                 patience: int = 0, eval_every: int = 20, device: str = "auto", random_state: Any = None, verbose: bool = False) -> None:
+        super().__init__(method=method, validation_fraction=validation_fraction, seeds=seeds, lr=lr, weight_decay=weight_decay, hidden=hidden,
+                         layers=layers, members=members, dropout=dropout, batch_labelled=batch_labelled, batch_unlabelled=batch_unlabelled,
+                         warmup=warmup, cotrain=cotrain, temperature=temperature, patience=patience, eval_every=eval_every, device=device,
+                         random_state=random_state, verbose=verbose)
+        self.views = views
+
+    def _views(self, X: Any, reset: bool) -> list[np.ndarray]:
+        if self.views is not None:
+            wide_nD = validate_data(self, X, dtype=DTYPES, reset=reset)
+            return [wide_nD[:, part] for part in share_out(self.views, wide_nD.shape[1])]
+        if not isinstance(X, list | tuple):
+            raise ValueError(f"X is one {type(X).__name__}, expected a list of one (n, D) array a view; for one wide array say how its columns are shared out: "
+                             "views=[width, width]")
+        emb_V = [check_array(x_nD, dtype=DTYPES, input_name=f"X[{number}]") for number, x_nD in enumerate(X)]
+        check_consistent_length(*emb_V)
+        widths = [x_nD.shape[1] for x_nD in emb_V]
+        if reset:
+            self.widths_, self.n_features_in_ = widths, sum(widths)
+        elif widths != self.widths_:
+            raise ValueError(f"X has views of {widths} features, but {type(self).__name__} was fitted with {self.widths_}")
+        return emb_V
+
+
+class ProbeClassifier(CoviewClassifier):
+    """One probe on one view, the (n, D) array X. The parameters are those of MetaCoTrainingClassifier; methods for one view are supervised,
+    supervised-graph, self-training, fixmatch and mpl."""
+
+    def _views(self, X: Any, reset: bool) -> list[np.ndarray]:
+        return [validate_data(self, X, dtype=DTYPES, reset=reset)]

@@ -1,0 +1,73 @@
+"""What scikit-learn's users hand in: labels -> class numbers, columns of a wide array -> views, and which labelled rows choose among the training's steps."""
+
+from collections.abc import Sequence
+from numbers import Number
+from typing import Any
+
+import numpy as np
+from sklearn.utils import column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+
+CHOICE = 5 << 40       # second word of the keys of these draws; train/splits.py has 3 and 4 << 40
+
+
+def encode(y: Any, classes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) labels -> (n,) int32 class numbers, -1 where there is no label, and the sorted classes (those given, where they are).
+
+    No label is -1 in an array of numbers (NaN too, of floats), "" in one of strings, and any of these or None in one of objects. Raises ValueError.
+    """
+    y = column_or_1d(y, warn=True)
+    known = _known(y)
+    if not known.any():
+        raise ValueError(f"none of the {len(y)} rows has a label; give some rows their class, and -1 to the others")
+    told = y[known]
+    if told.dtype == object and len({type(value) for value in told}) == 1:
+        told = np.array(told.tolist())                      # what pandas and lists with None hold
+    check_classification_targets(told)
+    found, number = np.unique(told, return_inverse=True)
+    if classes is None:
+        classes = found
+    elif len(new := np.setdiff1d(found, classes)):
+        raise ValueError(f"the validation rows have the class {new.tolist()[0]!r}, which no labelled training row has; there is: "
+                         f"{', '.join(map(repr, classes.tolist()))}")
+    label = np.full(len(y), -1, np.int32)
+    label[known] = np.searchsorted(classes, found)[number]
+    return label, classes
+
+
+def _known(y: np.ndarray) -> np.ndarray:
+    if y.dtype.kind in "iu":
+        return y != -1
+    if y.dtype.kind == "f":
+        return ~np.isnan(y) & (y != -1)
+    if y.dtype.kind in "US":
+        return y != y.dtype.type()
+    if y.dtype == object:
+        return np.array([not (value is None or value != value or (isinstance(value, str | Number) and value in ("", -1))) for value in y], bool)
+    return np.ones(len(y), bool)
+
+
+def hold_out(label: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Row numbers for validation: this share of the labelled rows of each class, at least one of three. Empty where every class has one or two."""
+    held = []
+    for number in range(label.max() + 1):
+        rows = np.flatnonzero(label == number)
+        take = min(max(int(len(rows) * fraction), int(len(rows) > 2 and fraction > 0)), len(rows) - 1)
+        held.append(np.random.Generator(np.random.Philox(key=[seed, CHOICE + number])).permutation(rows)[:take])
+    return np.sort(np.concatenate(held))
+
+
+def share_out(views: Sequence[int | slice], width: int) -> list[slice]:
+    """Where each view's columns stand in a wide array of `width` columns. Raises ValueError."""
+    if all(isinstance(part, slice) for part in views):
+        parts = list(views)
+    elif all(isinstance(part, int | np.integer) and part > 0 for part in views):
+        ends = np.cumsum(views).tolist()
+        parts = [slice(end - part, end) for end, part in zip(ends, views, strict=True)]
+        if sum(views) != width:
+            raise ValueError(f"views={list(views)} are {sum(views)} features, but X has {width} features")
+    else:
+        raise ValueError(f"views={views!r} must be widths such as [512, 768], or slices of columns")
+    if not parts or not all(len(range(width)[part]) for part in parts):
+        raise ValueError(f"views={views!r} leaves a view without a column of the {width} of X")
+    return parts

@@ -1,0 +1,76 @@
+"""What an extraction looks at before it writes anything: its settings, the spec, the weights, the devices, and the images with their hashes."""
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cache_specs.errors import UsageError
+from extract.config import ExtractConfig
+
+if TYPE_CHECKING:
+    from cache_specs.items import Items
+    from cache_specs.spec import ViewSpec
+    from extract.datasets import Dataset
+
+
+class Ready(NamedTuple):
+    """weights_sha256 is empty, and there are no files, where the weights are not here and were not fetched."""
+
+    spec: "ViewSpec"
+    files: dict[str, Path]
+    weights_sha256: str
+    devices: list[str]
+    dataset: "Dataset"
+    items: "Items"
+
+
+def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
+    """Check the settings, find (or `fetch`) the weights, hash the images. Raises CoviewError."""
+    from cache_specs.spec import load_spec, view_names
+    from extract import quality
+    from extract.datasets import build_items, open_dataset
+    from extract.leaks import refuse_labels, warn_of_copies
+    from extract.progress import Progress
+    from extract.weights import find_weights
+
+    if not config.view or not config.data:
+        what = "VIEW" if not config.view else "DATA"
+        raise UsageError(f"{what} is missing. Type: make extract VIEW={config.view or 'clip'} DATA={shlex.quote(config.data or 'photos/')}   "
+                         f"(views: {', '.join(view_names())})")
+    if config.batch < 1 or config.gpus < 1 or config.shard_rows < 0:
+        raise UsageError(f"--batch and --gpus must be at least 1 and --shard-rows at least 0, found {config.batch}, {config.gpus}, {config.shard_rows}")
+    quality.allowed(config.max_bad, sys.maxsize)
+    spec, where = load_spec(config.view), devices(config.device, config.gpus)
+    refuse_labels(config, spec)
+    if config.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
+        raise UsageError(f"--name {config.name!r}: a data set's name is made of letters, digits, '-', '_' and '.', and begins with a letter or digit")
+    files, weights_sha256 = find_weights(spec, config.weights, fetch)
+    refuse_labels(config, spec, files)
+    dataset = open_dataset(os.path.expanduser(config.data), Path(config.root), config.name)
+    with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
+        items = build_items(dataset, progress.advance)
+    quality.refuse_unreadable(items, config.max_bad)
+    warn_of_copies(items)
+    return Ready(spec, files, weights_sha256, where, dataset, items)
+
+
+def workers_of(workers: int, todo: int, device: str) -> int:
+    """Decode processes for `todo` images on one device; as many as asked for, where that is not -1."""
+    return workers if workers >= 0 else min(8, os.cpu_count() or 1) if todo > 20_000 or device != "cpu" else 0
+
+
+def devices(device: str, gpus: int) -> list[str]:
+    """The torch device of each of `gpus` processes. Raises UsageError when there are not so many."""
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"DEVICE={device}, but torch sees no CUDA GPU here; use DEVICE=cpu or leave it out")
+    count = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    if gpus > 1 and device in ("auto", "cuda") and count:
+        if gpus > count:
+            raise UsageError(f"GPUS={gpus}, but this machine has {count}; use GPUS={count}")
+        return [f"cuda:{i}" for i in range(gpus)]
+    return [("cuda:0" if count else "cpu") if device in ("auto", "cuda") else device] * gpus

@@ -1,0 +1,174 @@
+"""make predict RUN=name [IMAGES=folder] [TO=file.parquet]     (python -m predict --run name --images folder)
+
+Labels images with a trained model. Without IMAGES: those of its data set whose label is not known, from the cache, in seconds; where all are known, the
+training images whose labels the run had hidden. With IMAGES: decodes and embeds them first. MODEL=folder, of `make export-model`, needs neither run nor cache.
+Writes one row an image, and prints how sure it is.
+"""
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cache_specs.errors import DataQualityError, UsageError, run_cli
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from predict.network import Model, Opinions
+    from train.reader import Cache
+    from train.splits import Split
+
+ENDINGS = (".parquet", ".csv")
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Label images with a trained model: one row an image, with confidence, agreement of the views, and each view's own opinion."""
+
+    run: str = ""
+    """name of a finished run"""
+    model: str = ""
+    """instead of a run: a folder that make export-model wrote"""
+    images: str = ""
+    """what to label: whatever DATA may be for extract; default: the images of the run's data set that have no label"""
+    to: str = ""
+    """the file to write, .parquet or .csv; default: predicted.parquet in the run's folder (with MODEL, in this one)"""
+    method: str = ""
+    """which of the run's methods; default: mct-graph if it is there, else the best on validation"""
+    weights: str | None = None
+    """local weights, as for extract; of several views, a folder with a folder (or .safetensors file) of each view's name"""
+    cache: str = "cache"
+    """where the embeddings are that the run was trained on"""
+    runs: str = "runs"
+    """where runs are"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    workers: int = -1
+    """decode processes; -1 chooses, 0 decodes in the main process"""
+    force: bool = False
+    """replace the file TO if it is there"""
+    root: str = "data"
+    """where torchvision data sets lie"""
+
+
+def main() -> None:
+    import tyro
+
+    predict(tyro.cli(PredictConfig, prog="python -m predict", description=PredictConfig.__doc__))
+
+
+def predict(config: PredictConfig) -> Path:
+    """Write the table and print its summary; return the table's path. Raises CoviewError."""
+    to = _where_to(config)
+
+    from extract.prepare import devices
+    from predict import table
+    from predict.model import of_run, open_model
+
+    device = devices(config.device, 1)[0]
+    if config.model:
+        model = open_model(Path(config.model).expanduser(), device)
+        print(f"{config.model}: {_called(model)}", flush=True)
+    else:
+        model, cache, splits = of_run(Path(config.runs) / config.run, config.method, device, Path(config.cache))
+        print(f"run {Path(config.runs) / config.run}: {_called(model)}", flush=True)
+    found = _of_images(config, model, device) if config.images else _of_cache(config, model, cache, splits)
+    keys, status_n, said, truth_n = found
+    table.write(to, table.columns(model, keys, status_n, said))
+    print(f"{table.summary(model, said, truth_n)}\n{len(keys):,} rows in {to}", flush=True)
+    return to
+
+
+def _where_to(config: PredictConfig) -> Path:
+    """The file to write. Raises UsageError for what can be seen without reading any data."""
+    from cache_specs.sources import dataset_name
+
+    if bool(config.run) == bool(config.model):
+        raise UsageError(f"{'RUN and MODEL are both given, one is wanted' if config.run else 'RUN is missing'}. Type: make predict RUN=demo   or   "
+                         "make predict RUN=demo IMAGES=photos/   or   make predict MODEL=folder IMAGES=photos/")
+    if config.model and not config.images:
+        raise UsageError(f"IMAGES is missing: a model folder has no images of its own. Type: make predict MODEL={shlex.quote(config.model)} IMAGES=photos/")
+    if config.model and config.method:
+        raise UsageError(f"METHOD={config.method}: a model folder holds one method. Leave METHOD out, or export another: make export-model RUN=… METHOD=… TO=…")
+    if not config.to:
+        name = f"predicted-{dataset_name(config.images)}.parquet" if config.images else "predicted.parquet"
+        return (Path(config.runs) / config.run / name) if config.run else Path(name)
+    to = Path(config.to).expanduser()
+    if to.suffix.lower() not in ENDINGS:
+        raise UsageError(f"TO={config.to}: unknown format {to.suffix!r}; TO ends in .parquet or .csv")
+    if not to.parent.is_dir() or to.is_dir():
+        raise UsageError(f"TO={config.to}: {to if to.is_dir() else to.parent} is {'a' if to.is_dir() else 'no'} folder")
+    if to.exists() and not config.force:
+        raise UsageError(f"{to} is there already; to replace it: ARGS='--force'")
+    return to
+
+
+Found = tuple[list[str], "np.ndarray", "Opinions", "np.ndarray | None"]     # keys, status, opinions of the rows that are ok, known labels
+
+
+def _of_cache(config: PredictConfig, model: "Model", cache: "Cache", splits: "list[Split]") -> Found:
+    """The rows without a label, or those whose labels were hidden from every seed."""
+    import functools
+
+    import numpy as np
+
+    from cache_specs import integrity, store
+    from extract import quality
+
+    items, truth_n = cache.items, None
+    rows = np.flatnonzero(items.label < 0)
+    status = np.zeros(len(items), np.uint8)
+    for name in cache.names:                                # what could not be embedded in a view has a status there
+        found = integrity.check(store.find_view(Path(config.cache) / items.folder_name, name, ""))
+        status = np.where(status > 0, status, found)
+    if len(rows):
+        print(f"{len(rows):,} images of {items.name} have no label", flush=True)
+    else:
+        rows = functools.reduce(np.intersect1d, [split.unlabelled for split in splits])
+        truth_n = items.label[rows]
+        if not len(rows):
+            raise UsageError(f"every image of {items.name} has a label, and the run saw those of all training images: nothing is left to be labelled. "
+                             f"Name new images: make predict RUN={config.run} IMAGES=photos/")
+        print(f"every image of {items.name} has a label: these are the {len(rows):,} training images whose labels the run had hidden "
+              f"({model.about['labels_text']}) from every seed", flush=True)
+    if (bad := int((status[rows] > 0).sum())):
+        shown = np.zeros_like(status)
+        shown[rows] = status[rows]
+        print(f"{bad} of them could not be embedded ({quality.counts(status[rows])}); they get no label:\n{quality.listed(shown, items)}", flush=True)
+    good = rows[status[rows] == 0]
+    if not len(good):
+        raise DataQualityError(f"not one of the {len(rows):,} images without a label could be embedded; nothing is written")
+    return [items.keys[row] for row in rows], status[rows], model([emb_ND[good] for emb_ND in cache.emb]), truth_n
+
+
+def _of_images(config: PredictConfig, model: "Model", device: str) -> Found:
+    """New images, embedded here."""
+    from extract import quality
+    from extract.datasets import build_items, open_dataset
+    from extract.progress import Progress
+    from predict.images import backbones, embed
+
+    models = backbones(model.views, config.weights)
+    dataset = open_dataset(os.path.expanduser(config.images), Path(config.root))
+    with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
+        items = build_items(dataset, progress.advance)
+    emb_V, status_n = embed(model.views, models, dataset, items, device, config.workers)
+    good = status_n == 0
+    if not good.all():
+        print(f"{int((~good).sum())} of {len(items):,} images could not be read ({quality.counts(status_n)}); they get no label:\n"
+              f"{quality.listed(status_n, items)}", flush=True)
+    if not good.any():
+        raise DataQualityError(f"not one of the {len(items):,} images in {config.images} could be embedded; are they images? Nothing is written")
+    return list(items.keys), status_n, model([emb_nD[good] for emb_nD in emb_V]), None
+
+
+def _called(model: "Model") -> str:
+    return (f"{model.method} on {', '.join(model.names)}, {len(model.seeds)} seed{'s' * (len(model.seeds) > 1)}, {len(model.classes):,} classes, "
+            f"temperature {model.temperature:.2f}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

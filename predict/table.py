@@ -1,0 +1,90 @@
+"""What was predicted, as a table for other programs and a summary for people.
+
+    key, label, confidence, agreement, margin, status, then label_VIEW and confidence_VIEW of each view
+
+A row of another status than ok has nothing but its key and that: nothing is guessed.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache_specs import durable
+from cache_specs.view import STATUS
+from predict.network import Model, Opinions
+
+STEPS = (0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
+FORMULA = ("=", "+", "-", "@", "\t", "\r")       # a spreadsheet would compute it
+
+
+def columns(model: Model, keys: Sequence[str], status_n: np.ndarray, said: Opinions) -> dict[str, list[Any]]:
+    """said: of the rows whose status is ok, in order."""
+    ok = np.flatnonzero(status_n == 0)
+
+    def column(values: Sequence[Any]) -> list[Any]:
+        whole: list[Any] = [None] * len(keys)
+        for row, value in zip(ok, values, strict=True):
+            whole[row] = value
+        return whole
+
+    def names(choice_n: np.ndarray) -> list[Any]:
+        return column([model.classes[c] for c in choice_n])
+
+    table = {"key": list(keys), "label": names(said.choice_n), "confidence": column(said.confidence_n.tolist()),
+             "agreement": column(said.agreement_n.tolist()), "margin": column(said.margin_n.tolist()), "status": [STATUS[code] for code in status_n]}
+    for name, p_nC in zip(model.names, said.views_VnC, strict=False):       # concat has no view's own
+        table |= {f"label_{name}": names(p_nC.argmax(1)), f"confidence_{name}": column(p_nC.max(1).tolist())}
+    return table
+
+
+def write(path: Path, table: dict[str, list[Any]]) -> None:
+    """Whole or not at all; the ending chooses the format. Raises StorageError."""
+    durable.make_folder(path.parent)
+    durable.write(path, _csv(table) if path.suffix.lower() == ".csv" else _parquet(table), "predict.table")
+
+
+def _csv(table: dict[str, list[Any]]) -> bytes:
+    text = io.StringIO()
+    out = csv.writer(text)                                  # lines end as RFC 4180 says, so that a lone CR in a cell is quoted too
+    out.writerow(map(_cell, table))
+    out.writerows([_cell(value) for value in row] for row in zip(*table.values(), strict=True))
+    return text.getvalue().encode()
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6f}"
+    return "" if value is None else f"'{value}" if value.startswith(FORMULA) else value
+
+
+def _parquet(table: dict[str, list[Any]]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    numbers = {name: name in ("confidence", "agreement", "margin") or name.startswith("confidence_") for name in table}
+    sink = io.BytesIO()
+    pq.write_table(pa.table({name: pa.array(values, pa.float32() if numbers[name] else pa.string()) for name, values in table.items()}), sink,
+                   compression="zstd")
+    return sink.getvalue()
+
+
+def summary(model: Model, said: Opinions, truth_n: np.ndarray | None) -> str:
+    """A histogram of the confidences, what accuracy they promise, and how often the views disagree. truth_n: the labels, where they are known."""
+    n, confidence_n = len(said.joint_nC), said.confidence_n
+    counts = np.bincount(np.clip(np.searchsorted(STEPS, confidence_n, side="right") - 1, 0, len(STEPS) - 2), minlength=len(STEPS) - 1)
+    lines = ["confidence         images"]
+    for low, high, count in zip(STEPS, STEPS[1:], counts, strict=False):
+        lines.append(f"{low:4.2f} to {high:4.2f}  {count:11,}  {'#' * int(np.ceil(40 * count / max(1, counts.max())))}".rstrip())
+    val = f"{model.about['rows']['val']:,} validation images of {model.about['dataset']}"
+    lines.append(f"expected accuracy {100 * confidence_n.mean():.1f} %: the mean confidence, calibrated on the {val}. It holds for images like those; "
+                 "of images of another kind the model is surer than it should be")
+    if truth_n is not None:
+        lines.append(f"found accuracy {100 * (said.choice_n == truth_n).mean():.1f} %: these images have labels, which were hidden in training")
+    if len(said.views_VnC) > 1:
+        apart = (said.views_VnC.argmax(2) != said.views_VnC[0].argmax(1)).any(0)
+        lines.append(f"the views disagree on {100 * apart.mean():.1f} % of {n:,} images")
+    return "\n".join(lines)

@@ -1,0 +1,72 @@
+"""make report RUN=name     (python -m report --run name)
+
+Writes runs/<name>/report.html: one file that opens offline, with the scores, the training, where the model errs, and the images worth a look.
+`make train` does so at the end of each run; here it is made anew. Nothing but this file is written.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cache_specs.errors import CoviewError, UsageError, run_cli
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write the report of a finished run."""
+
+    run: str = ""
+    """the run's name below --runs"""
+    runs: str = "runs"
+    """where runs are"""
+    cache: str = "cache"
+    """where the embeddings are that it was trained on"""
+    root: str = "data"
+    """where torchvision data sets lie, for their pictures"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """where the model is asked about images"""
+
+
+def main() -> None:
+    import tyro
+
+    config = tyro.cli(ReportConfig, prog="python -m report", description=ReportConfig.__doc__)
+    if not config.run or "/" in config.run:
+        raise UsageError(f"RUN={config.run}: a run's name below {config.runs}/ is missing. Type: make report RUN=demo")
+    print(write_report(Path(config.runs) / config.run, Path(config.cache), Path(config.root), config.device))
+
+
+def write_report(folder: Path, cache: Path = Path("cache"), root: Path = Path("data"), device: str = "cpu") -> Path:
+    """Write FOLDER/report.html and return its path. What needs the embeddings or the images is left out, with a line that says why, where they are gone.
+    Raises CoviewError where the run itself cannot be read."""
+    from cache_specs import durable
+    from report.confusion import confusion
+    from report.galleries import class_names, disagreement_gallery, error_gallery, look, map_section, next_section, suspects_section
+    from report.page import Section, join, note, page
+    from report.quality import agreement, classes, reliability
+    from report.scores import curves, intro, scores
+    from report.source import read_run
+
+    run = read_run(folder)
+    seen, missing = None, []
+    try:
+        seen = look(run, cache, root, device)
+        missing += [seen.pictures.why] if seen.pictures.why else []
+    except CoviewError as error:
+        missing.append(f"The galleries and maps are left out: {error}")
+    names = class_names(run, cache)
+    confused, agreed = confusion(run, names), agreement(run)
+    if seen:
+        confused = Section(confused.name, confused.title, join([confused.body, error_gallery(seen, len(run.summary['seeds']))]), confused.lead)
+        agreed = agreed and Section(agreed.name, agreed.title, join([agreed.body, disagreement_gallery(seen)]), agreed.lead)
+    sections = [scores(run), next_section(seen) if seen else None, confused, suspects_section(seen) if seen else None, classes(run, names), reliability(run),
+                agreed, map_section(seen) if seen else None, curves(run)]
+    head = join([intro(run), *[note(line, warning=True) for line in missing]])
+    text = page(run.name, [section for section in sections if section], intro=head, scripts=["report.js"])
+    durable.write(folder / "report.html", text.encode("utf-8", "replace"), "report")
+    return folder / "report.html"
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

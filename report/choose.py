@@ -1,0 +1,100 @@
+"""Which images are worth a look: pure functions of probabilities. None of them but `wrong_labels` and `errors` is told any label.
+
+Shapes: n images, V views, C classes, D width. Each returns row numbers into the n, best first.
+"""
+
+import importlib.util
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+TINY = 1e-12
+
+
+def entropy(p_nC: np.ndarray) -> np.ndarray:
+    """(n,) in nats."""
+    return -(p_nC * np.log(np.maximum(p_nC, TINY))).sum(-1)
+
+
+def divergence(views_VnC: np.ndarray) -> np.ndarray:
+    """(n,) Jensen-Shannon divergence of the views' distributions, in nats: 0 where they say the same, log V where each is sure of another class."""
+    return np.maximum(entropy(views_VnC.mean(0)) - entropy(views_VnC).mean(0), 0) if len(views_VnC) else np.zeros(views_VnC.shape[1])
+
+
+def disagreeing(views_VnC: np.ndarray, most: int, per_pair: int = 4) -> np.ndarray:
+    """Images of which two views are sure of different classes, by how sure the less sure of the two is; at most per_pair of each pair of classes."""
+    if len(views_VnC) < 2:
+        return np.empty(0, np.int64)
+    pick_Vn, sure_Vn = views_VnC.argmax(-1), views_VnC.max(-1)
+    best = sure_Vn.argmax(0)
+    first = np.take_along_axis(pick_Vn, best[None], 0)[0]
+    against_Vn = np.where(pick_Vn != first, sure_Vn, 0)
+    second = np.take_along_axis(pick_Vn, against_Vn.argmax(0)[None], 0)[0]
+    score = against_Vn.max(0)
+    return _spread_out(score, [tuple(sorted(pair)) for pair in zip(first.tolist(), second.tolist(), strict=True)], most, per_pair)
+
+
+def errors(joint_nC: np.ndarray, label_n: np.ndarray, most: int, per_pair: int = 6) -> np.ndarray:
+    """Images that are classified wrongly, the most confident first; at most per_pair of each pair (label, prediction)."""
+    pred_n = joint_nC.argmax(-1)
+    score = np.where(pred_n != label_n, joint_nC.max(-1), 0)
+    return _spread_out(score, list(zip(label_n.tolist(), pred_n.tolist(), strict=True)), most, per_pair)
+
+
+def _spread_out(score_n: np.ndarray, kinds: Sequence[tuple[int, int]], most: int, per_kind: int) -> np.ndarray:
+    """The rows of the highest positive scores, at most per_kind of each kind."""
+    taken: dict[tuple[int, int], int] = {}
+    chosen = []
+    for row in np.argsort(-score_n, kind="stable"):
+        if score_n[row] <= 0 or len(chosen) == most:
+            break
+        if taken.get(kinds[row], 0) < per_kind:
+            taken[kinds[row]] = taken.get(kinds[row], 0) + 1
+            chosen.append(row)
+    return np.array(chosen, np.int64)
+
+
+def label_next(joint_nC: np.ndarray, views_VnC: np.ndarray, emb_nD: np.ndarray, most: int, candidates: int = 4) -> np.ndarray:
+    """Images whose label would teach most: disagreement of the views × uncertainty of the joint picks most × candidates, and of these each next one is
+    the farthest from all that are chosen already (greedy farthest point, in cosine distance). One view: uncertainty alone."""
+    unsure = entropy(joint_nC) / np.log(joint_nC.shape[1])
+    score = unsure * divergence(views_VnC) / np.log(len(views_VnC)) if len(views_VnC) > 1 else unsure
+    top = np.argsort(-score, kind="stable")[:most * candidates]
+    if not len(top):
+        return top
+    x = emb_nD[top].astype(np.float32)
+    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), TINY)
+    chosen, near = [0], x @ x[0]
+    while len(chosen) < min(most, len(top)):
+        near[chosen] = np.inf
+        chosen.append(int(near.argmin()))
+        near = np.maximum(near, x @ x[chosen[-1]])
+    return top[chosen]
+
+
+def wrong_labels(joint_nC: np.ndarray, label_n: np.ndarray, most: int) -> tuple[np.ndarray, str]:
+    """Images whose given label is probably wrong, by probabilities of models that did not learn it; and by which rule.
+
+    Confident learning (Northcutt et al. 2021): an image counts as one of class c if p_c is at least the mean p_c of the images labelled c; it is suspected
+    if the most probable class that it counts as is not its label. The lowest p_label - max p_other first. With cleanlab installed, by its rule.
+    """
+    if not len(label_n):
+        return np.empty(0, np.int64), ""
+    if importlib.util.find_spec("cleanlab"):
+        from cleanlab.filter import find_label_issues
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = find_label_issues(label_n, joint_nC, return_indices_ranked_by="normalized_margin", n_jobs=1)
+        return np.asarray(found[:most], np.int64), "cleanlab"
+    own_n = joint_nC[np.arange(len(label_n)), label_n]
+    count_C = np.bincount(label_n, minlength=joint_nC.shape[1])
+    threshold_C = np.where(count_C, np.bincount(label_n, own_n, joint_nC.shape[1]) / np.maximum(count_C, 1), np.inf)
+    counts_nC = np.where(joint_nC >= threshold_C, joint_nC, -1)
+    suspected_n = (counts_nC.max(1) >= 0) & (counts_nC.argmax(1) != label_n)
+    others_nC = joint_nC.copy()
+    others_nC[np.arange(len(label_n)), label_n] = -1
+    margin_n = own_n - others_nC.max(1)
+    order = np.argsort(margin_n, kind="stable")
+    return order[suspected_n[order]][:most], "confident learning"

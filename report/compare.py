@@ -1,0 +1,194 @@
+"""make compare RUNS=a,b,c [TO=runs/compare.html]     (python -m report.compare --names a,b,c)
+
+Puts finished runs side by side: the settings that differ, the scores with their spreads, the differences to the first run, paired over the seeds that both
+have where data, labelled images and test images are the same (and says so where they are not), the learning curves. Prints a table and writes one page.
+"""
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cache_specs.errors import UsageError, run_cli
+
+if TYPE_CHECKING:
+    from report.page import Section
+    from report.source import Run
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Compare finished runs with the first of them."""
+
+    names: str = ""
+    """the runs' names, comma-separated: the first is what the others are compared with"""
+    to: str = "runs/compare.html"
+    """the page that is written"""
+    runs: str = "runs"
+    """where runs are"""
+
+
+def main() -> None:
+    import tyro
+
+    config = tyro.cli(CompareConfig, prog="python -m report.compare", description=CompareConfig.__doc__)
+    names = [name.strip() for name in config.names.split(",") if name.strip()]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UsageError(f"RUNS={config.names}: at least two different runs are compared. Type: make compare RUNS=demo,demo-2")
+    from report.page import page_file
+
+    to = page_file(config.to, f"make compare RUNS={config.names} TO=compare.html")
+    print(compare([Path(config.runs) / name for name in names], to))
+
+
+def compare(folders: Sequence[Path], to: Path) -> str:
+    """Write the page; return the table as text. Raises CoviewError for a run that cannot be read."""
+    from cache_specs import durable
+    from report.page import page
+    from report.source import read_run
+
+    runs = [read_run(folder) for folder in folders]
+    gains = differences(runs)
+    text = page(" · ".join(run.name for run in runs), [settings(runs), scores(runs, gains), curves(runs)], kind="compare")
+    durable.make_folder(to.resolve().parent)
+    durable.write(to, text.encode("utf-8", "replace"), "report")
+    return "\n".join([_text(runs, gains), str(to)])
+
+
+def labelled(run: "Run", seed: int) -> str:
+    """A digest of the keys that were labelled for a seed."""
+    path = run.folder / "splits" / f"seed-{seed}.labelled.txt"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def why_not(first: "Run", other: "Run") -> tuple[list[int], str]:
+    """The seeds over which two runs are paired, and, of none, the reason in words."""
+    prints = [run.summary["fingerprints"] for run in (first, other)]
+    if prints[0]["items"] != prints[1]["items"]:
+        return [], f"other data ({other.summary['dataset']} {prints[1]['items'][:8]}, not {first.summary['dataset']} {prints[0]['items'][:8]})"
+    tests = [run.parts[run.method]["test"] for run in (first, other)]
+    if tests[0].keys != tests[1].keys:
+        return [], f"other test images ({len(tests[1].keys):,}, not these {len(tests[0].keys):,})"
+    if (tests[0].label_n != tests[1].label_n).any():
+        return [], f"other labels of the test images ({int((tests[0].label_n != tests[1].label_n).sum()):,} differ)"
+    shared = [seed for seed in first.summary["seeds"] if seed in other.summary["seeds"]]
+    same = [seed for seed in shared if labelled(first, seed) and labelled(first, seed) == labelled(other, seed)]
+    if not same and shared:
+        return [], f"other labelled images ({other.summary['labels_text']}, not {first.summary['labels_text']})"
+    return same, "" if same else "no seed in common"
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A run's line against the same line of the first run: `text`, and the mean difference in points where they were paired."""
+
+    run: str
+    method: str
+    what: str
+    text: str
+    mean: float | None
+
+
+def differences(runs: Sequence["Run"]) -> list[Gain]:
+    """For every run but the first: each line that both have, and what each run would use (its shown method), paired where that is fair."""
+    from report.scores import JOINT, score_rows, title
+    from train.report import against
+
+    first, found = runs[0], []
+    for run in runs[1:]:
+        seeds, reason = why_not(first, run)
+        if reason:
+            found.append(Gain(run.name, "", "", f"not comparable with {first.name}: {reason}", None))
+            continue
+        lines = {(method, what): score for method, what, score in score_rows(first.summary)}
+        pairs = [(title(method), what, score, lines[method, what]) for method, what, score in score_rows(run.summary) if (method, what) in lines]
+        if run.method != first.method:
+            pairs.append((f"{title(run.method)} − {title(first.method)}", JOINT, *(one.summary["methods"][one.method]["joint"] for one in (run, first))))
+        for method, what, *both in pairs:
+            a, b = (_of(score, one, seeds) for score, one in zip(both, (run, first), strict=True))
+            gain = 100 * (sum(a) - sum(b)) / len(seeds)
+            text = against(*({"joint": {"test_top1": {"values": values}}} for values in (a, b))).strip() if len(seeds) > 1 else f"{gain:+.1f}"
+            found.append(Gain(run.name, method, what, f"{text}, {len(seeds)} seed{'s' * (len(seeds) > 1)}", gain))
+    return found
+
+
+def _of(score: dict[str, Any], run: "Run", seeds: Sequence[int]) -> list[float]:
+    return [score["test_top1"]["values"][run.summary["seeds"].index(seed)] for seed in seeds]
+
+
+def settings(runs: Sequence["Run"]) -> "Section":
+    """One row a setting in which the runs differ."""
+    from report.page import Column, Section, command, facts, join, note, table, tag
+    from report.scores import repeat
+
+    def of(run: "Run") -> dict[str, str]:
+        found = {name: f"{len(value)} keys of a file" if isinstance(value, list) else str(value) for name, value in run.settings.items()}
+        prints = {f"fingerprint of {name}": value[:12] for name, value in run.summary["fingerprints"].items()}
+        return found | {"device": run.environment["gpu"] or "CPU", "code": (run.environment["git"] or "")[:8]} | prints | {
+            f"version of {name}": str(value) for name, value in run.environment["versions"].items()}
+
+    each = [of(run) for run in runs]
+    names = [name for name in dict.fromkeys(name for one in each for name in one) if len({one.get(name) for one in each}) > 1]
+    rows = [[name, *[one.get(name, "–") for one in each]] for name in names]
+    columns = [Column("setting"), *[Column(run.name) for run in runs]]
+    body = table(columns, rows, sortable=False) if rows else note("They are the same in every setting and fingerprint.")
+    commands = [tag("details", tag("summary", f"the command of {run.name}"), command(repeat(run)), class_="values") for run in runs]
+    about = facts((run.name, f"{run.summary['dataset']}, {run.summary['labels_text']}, seeds {run.settings['seeds']}") for run in runs)
+    return Section("settings", "What differs", join([about, tag("h3", "Settings"), body, *commands]))
+
+
+def scores(runs: Sequence["Run"], gains: Sequence[Gain]) -> "Section":
+    from report.page import Cell, Column, Section, join, note, table, tag
+    from report.scores import percent, score_rows, title
+
+    each = [{(method, what): score for method, what, score in score_rows(run.summary)} for run in runs]
+    lines = list(dict.fromkeys(line for one in each for line in one))
+    rows = [[title(method), what, *[percent(one[method, what]["test_top1"]) if (method, what) in one else Cell("–", None) for one in each]]
+            for method, what in lines]
+    paired = [[gain.run, gain.method, gain.what, Cell(gain.text, gain.mean)] for gain in gains if gain.mean is not None]
+    refused = [note(f"{gain.run} is {gain.text}.", warning=True) for gain in gains if gain.mean is None]
+    first = runs[0].name
+    return Section("scores", "Scores", join([
+        table([Column("method"), Column("of"), *[Column(run.name, True, "test top-1 in %, mean ± standard deviation over the seeds") for run in runs]], rows),
+        tag("h3", f"Differences to {first}"), *refused,
+        table([Column("run"), Column("method"), Column("of"), Column(f"minus {first}, in points", True)], paired) if paired else "",
+        note("Paired over the seeds that two runs share, with the same labelled and the same test images: mean ± standard error, and, of 5 seeds or more, p of "
+             "a two-sided paired t-test. With many lines some p are small by chance.")]), "Test top-1 in %, mean ± standard deviation over the seeds.")
+
+
+def curves(runs: Sequence["Run"]) -> "Section":
+    """The joint's validation accuracy, one figure a method, one line a run."""
+    from report.charts import Series, lines
+    from report.page import Section, grid, note
+    from report.scores import JOINT, by_method, title
+
+    each = [by_method(run.records) for run in runs]
+    methods = list(dict.fromkeys(method for one in each for method in one))
+    charts = [lines(title(method), [
+        Series(run.name, [record["step"] for record in one[method]], [100 * record["val"][JOINT]["top1"] for record in one[method]], number,
+               dash=number // 7 % 4)
+        for number, (run, one) in enumerate(zip(runs, each, strict=True)) if method in one], x="step", y="validation top-1 of the joint in %")
+        for method in methods]
+    return Section("training", "Training", grid(*charts) if charts else note("No method of these runs is trained step by step."), "Means over the seeds.")
+
+
+def _text(runs: Sequence["Run"], gains: Sequence[Gain]) -> str:
+    from report.scores import score_rows, title
+
+    wide = max(14, *(len(run.name) + 2 for run in runs))
+    each = [{(method, what): score["test_top1"] for method, what, score in score_rows(run.summary)} for run in runs]
+    lines = [f"{'test top-1 in %, mean ± std over seeds':50}" + "".join(f"{run.name:>{wide}}" for run in runs)]
+    for method, what in dict.fromkeys(line for one in each for line in one):
+        cells = [f"{100 * one[method, what]['mean']:.1f}" + (f" ± {100 * one[method, what]['std']:.1f}" if one[method, what]["n"] > 1 else "")
+                 if (method, what) in one else "–" for one in each]
+        lines.append(f"{f'{title(method)}: {what}':50}" + "".join(f"{cell:>{wide}}" for cell in cells))
+    lines.append("")
+    for gain in gains:
+        lines.append(f"{gain.run} − {runs[0].name}, {gain.method}: {gain.what}   {gain.text}" if gain.mean is not None else f"{gain.run}: {gain.text}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

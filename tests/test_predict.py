@@ -1,0 +1,548 @@
+"""What a trained model says of embeddings and of new images, from a run and from an exported folder."""
+
+import csv
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import Made
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from test_train import QUICK, config
+
+from cache_specs import durable, spec
+from cache_specs.errors import DataQualityError, IntegrityError, StaleError, StorageError, UsageError
+from cache_specs.items import read_items, write_items
+from extract.config import ExtractConfig
+from extract.run import run as extract
+from predict import onnx
+from predict.__main__ import PredictConfig, predict
+from predict.card import card
+from predict.export import ExportConfig, export
+from predict.images import spec_of
+from predict.model import Model, choose, of_run, open_model
+from predict.network import SAME, Expert, View
+from train import propagation
+from train.__main__ import run
+from train.config import TrainConfig
+from train.evaluate import TEMPERATURES
+from train.jobs import graphs_of
+from train.reader import Cache
+from train.splits import Split, make_split
+
+METHODS = "supervised,concat,label-propagation,mpl,mct,supervised-graph,mct-graph"
+Opened = tuple[Model, Cache, list[Split]]
+
+
+@pytest.fixture(scope="module")
+def runs(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two seeds: `a` of every kind of method, and one each of the other joint rules, an ensemble, one view, and in float64."""
+    folder = tmp_path_factory.mktemp("runs")
+    run(config(made, folder, run="a", method=METHODS))
+    for rule in ("product", "mean-probability", "vote"):
+        run(config(made, folder, run=rule, joint=rule, method="mct"))
+    run(config(made, folder, run="members", members=3, method="mct"))
+    run(config(made, folder, run="linear", layers=0, precision="float64", method="mct"))
+    run(config(made, folder, "pixels", run="one", method="supervised,supervised-graph"))
+    return folder
+
+
+CASES = [("a", method) for method in METHODS.split(",") if method != "label-propagation"] + \
+    [(name, "mct") for name in ("product", "mean-probability", "vote", "members", "linear")] + [("one", "supervised"), ("one", "supervised-graph")]
+
+
+def opened(runs: Path, made: Made, name: str = "a", method: str = "") -> Opened:
+    return of_run(runs / name, method, "cpu", made.cache)
+
+
+def emb_of(cache: Cache, rows: np.ndarray) -> list[np.ndarray]:
+    return [emb_ND[rows] for emb_ND in cache.emb]
+
+
+# ---------------------------------------------------------------- the core
+
+
+@pytest.mark.parametrize(("name", "method"), CASES)
+def test_the_model_says_what_the_run_wrote_down(runs: Path, made: Made, name: str, method: str) -> None:
+    """Each seed's predictions of the validation and test images, and their mean at the temperature."""
+    model, cache, splits = opened(runs, made, name, method)
+    table = {key: np.array(values, object if key.startswith("prob_") else None)
+             for key, values in pq.read_table(runs / name / "predictions.parquet").to_pydict().items()}
+    graphs = "graph" in method
+    for part in ("val", "test"):
+        rows = getattr(splits[0], part)
+        views_VEnC, joint_EnC = model.scores(emb_of(cache, rows))
+        joint = torch.softmax(joint_EnC.double(), -1).numpy()
+        for e, seed in enumerate(model.seeds):
+            here = np.flatnonzero((table["method"] == method) & (table["split"] == part) & (table["seed"] == seed))
+            assert table["id"][here].tolist() == [cache.items.keys[row] for row in rows]
+            # of a graph the run kept its validation and test scores in float16
+            np.testing.assert_allclose(joint[e].max(1), table["confidence"][here], atol=2e-2 if graphs else 2e-6)
+            assert (joint[e].argmax(1) == table["pred"][here]).mean() >= (0.99 if graphs else 1)
+            for view, logits_EnC in zip(model.names, views_VEnC, strict=False):
+                np.testing.assert_allclose(torch.softmax(logits_EnC[e].double(), -1).numpy(), np.array(table[f"prob_{view}"][here].tolist()), atol=1e-3)
+        said = model(emb_of(cache, rows))
+        assert said.joint_nC.dtype == said.views_VnC.dtype == np.float32 and len(said.views_VnC) == (0 if method == "concat" else len(model.names))
+        np.testing.assert_allclose(said.joint_nC, torch.softmax(joint_EnC.double() / model.temperature, -1).mean(0).numpy(), atol=1e-6)
+        np.testing.assert_allclose(said.views_VnC, torch.softmax(views_VEnC.double(), -1).mean(1).numpy(), atol=1e-6)
+        top2 = np.sort(said.joint_nC, 1)
+        assert (said.choice_n == said.joint_nC.argmax(1)).all() and (said.confidence_n == top2[:, -1]).all()
+        np.testing.assert_allclose(said.margin_n, top2[:, -1] - top2[:, -2])
+        agrees = [said.views_VnC[v].argmax(1) == said.choice_n for v in range(len(said.views_VnC))] or [np.ones(len(rows))]
+        np.testing.assert_allclose(said.agreement_n, np.mean(agrees, 0))
+
+
+@pytest.mark.parametrize("most", [propagation.NODES, 200])
+def test_a_graph_says_of_its_nodes_and_of_others_what_it_said_in_training(runs: Path, made: Made, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """All training rows are nodes, or 200 and each seed's labelled ones, so that the seeds' graphs differ."""
+    monkeypatch.setattr(propagation, "NODES", most)
+    model, cache, splits = opened(runs, made, "a", "mct-graph")
+    graphs_of.cache_clear()
+    graphs = graphs_of(cache, tuple(splits), torch.device("cpu"))
+    graphs_of.cache_clear()
+    chosen = [list(zip(*(graph.chosen[key].tolist() for key in ("neighbours", "alpha")), strict=True)) for graph in graphs]
+    if most == 200:                                         # the choice of the run is that of another graph
+        pool = {f"chosen.{key}": torch.stack([graph.chosen[key] for graph in graphs]) for key in ("neighbours", "alpha")}
+        from predict.model import experts_of
+
+        model = dataclasses.replace(model, experts=experts_of(cache, splits, pool, model.probes, torch.device("cpu")))
+        assert (model.experts[0].member_EM[0] != model.experts[0].member_EM[1]).any() and len(model.experts[0].nodes_MD) > 200
+    nodes = np.union1d(splits[0].labelled, splits[0].unlabelled)
+    for rows in (nodes, splits[0].val, splits[0].test):
+        x_V = [torch.from_numpy((emb.astype(np.float64) - probe["input_mean"].numpy()) / probe["input_std"].numpy()).float()
+               for emb, probe in zip(emb_of(cache, rows), model.probes, strict=True)]
+        for graph, expert, choice in zip(graphs, model.experts, chosen, strict=True):
+            assert expert.neighbours_E == [k for k, _ in choice]
+            difference = (expert(x_V) - graph(rows)).abs().amax(-1)
+            assert (difference < 1e-4).double().mean() > 0.995, difference.max()       # of integer pixels, some neighbours are equally near
+
+
+def test_a_copy_of_a_node_is_the_node_and_nodes_of_one_seed_are_not_asked_by_another() -> None:
+    nodes = torch.nn.functional.normalize(torch.randn(20, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    member = torch.ones(2, 20, dtype=torch.bool)
+    member[1, 3] = False
+    told = torch.softmax(torch.randn(2, 20, 4, generator=torch.Generator().manual_seed(1)), -1)
+    expert = Expert([0], nodes, member, told, [2, 3])
+    found = expert([nodes[3:4] * 7 + SAME / 10]).exp()
+    far = (nodes - nodes[3]).norm(dim=1)
+    near = [row for row in far.argsort().tolist() if row != 3][:3]
+    np.testing.assert_allclose(found[0, 0], told[0, 3], atol=1e-6)
+    np.testing.assert_allclose(found[1, 0], told[1, near].mean(0), atol=1e-6)
+
+
+def test_the_temperature_has_the_lowest_loss_on_validation_and_knows_doubt(runs: Path, made: Made) -> None:
+    model, cache, splits = opened(runs, made, "a", "mct")
+    val = splits[0].val
+    y, losses = cache.items.label[val], []
+    for temperature in TEMPERATURES.tolist():
+        p = dataclasses.replace(model, temperature=temperature)(emb_of(cache, val)).joint_nC[np.arange(len(val)), y].astype(np.float64)
+        losses.append(-(np.log(p) * (1 - 1 / (len(y) + 2)) + np.log1p(-np.minimum(p, 1 - 1e-7)) / (len(y) + 2)).mean())
+    assert model.temperature == pytest.approx(float(TEMPERATURES[int(np.argmin(losses))]))
+    model = dataclasses.replace(model, probes=[{key: p if key.startswith("input_") else p[:1] for key, p in probe.items()} for probe in model.probes])
+    sure = model.calibrated(emb_of(cache, val), model(emb_of(cache, val)).choice_n)        # one seed, without one error
+    assert 0.97 < sure(emb_of(cache, val)).confidence_n.mean() < 0.9995
+
+
+def test_rows_come_in_pieces_and_none_is_possible(runs: Path, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, cache, splits = opened(runs, made)
+    whole = model(emb_of(cache, splits[0].test))
+    monkeypatch.setattr("predict.network.CHUNK", 100)
+    pieces = model(emb_of(cache, splits[0].test))
+    np.testing.assert_allclose(whole.joint_nC, pieces.joint_nC, atol=1e-6)
+    np.testing.assert_allclose(whole.agreement_n, pieces.agreement_n)
+    none = model(emb_of(cache, splits[0].test[:0]))
+    assert none.joint_nC.shape == (0, 10) and none.views_VnC.shape == (2, 0, 10) and none.agreement_n.shape == (0,)
+
+
+def test_embeddings_that_do_not_fit_are_refused(runs: Path, made: Made) -> None:
+    model, cache, splits = opened(runs, made, "a", "mct")
+    pixels, edges = emb_of(cache, splits[0].test[:3])
+    for wrong in ([pixels], [edges, pixels], [pixels, edges[:2]], []):
+        with pytest.raises(UsageError, match=r"the model reads pixels \(n, 64\), edges \(n, 128\), in this order and of the same n images; found the shapes"):
+            model(wrong)
+    pixels[1, 2] = np.nan
+    with pytest.raises(DataQualityError, match="1 of 3 rows of the view 'pixels' are not finite"):
+        model([pixels, edges])
+
+
+def test_the_method_is_chosen_on_validation() -> None:
+    def summary(**top1: float) -> dict:
+        return {"methods": {name.replace("_", "-"): {"joint": {"val_top1": {"mean": value}, "test_top1": {"mean": -value}}} for name, value in top1.items()}}
+
+    assert choose(summary(supervised=0.9, mct=0.8, label_propagation=1.0), "") == "supervised"
+    assert choose(summary(supervised=0.9, mct=0.8, mct_graph=0.7), "") == "mct-graph"
+    assert choose(summary(supervised=0.9, mct=0.8), "mct") == "mct"
+    with pytest.raises(UsageError, match="METHOD=mtc: the run did not train it; did you mean 'mct'"):
+        choose(summary(mct=1), "mtc")
+    with pytest.raises(UsageError, match=r"METHOD=knn keeps no model, only its scores .* Those of this run that keep one: supervised, mct"):
+        choose(summary(mct=1, knn=1, supervised=1), "knn")
+    with pytest.raises(UsageError, match=r"METHOD=logreg,knn keeps no model.* None of this run does: train one under another RUN, with METHOD=mct-graph"):
+        choose(summary(knn=1, logreg=1), "")
+
+
+def test_a_run_of_other_data_or_half_of_one_is_refused(runs: Path, made: Made, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"RUN=b: there is no run .*/b.*Make one: make train VIEWS=… DATA=… RUN=b"):
+        of_run(runs / "b", cache=made.cache)
+    shutil.copytree(runs / "a", tmp_path / "a")
+    with pytest.raises(UsageError, match=r"RUN=a was trained on digits-[0-9a-f]{8}, which is not in .*/empty/\. Name the cache it is in: CACHE=…"):
+        of_run(tmp_path / "a", cache=tmp_path / "empty")
+    probe = tmp_path / "a" / "probes" / "mct" / "pixels.safetensors"
+    data = bytearray(probe.read_bytes())
+    data[-1] ^= 1
+    probe.write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"mct/pixels.safetensors is not the file that .*summary.json was made of"):
+        of_run(tmp_path / "a", "mct", cache=made.cache)
+    keys = tmp_path / "a" / "splits" / "seed-1.labelled.txt"
+    keys.write_text(keys.read_text().replace("\n", "\n\n", 1))
+    with pytest.raises(StaleError, match=r"seed-1.labelled.txt does not name the labelled images that LABELS=3 gives for seed 1"):
+        of_run(tmp_path / "a", "supervised", cache=made.cache)
+    (tmp_path / "a" / "summary.json").unlink()
+    with pytest.raises(UsageError, match=r"RUN=a: .*/a is not finished, it has no summary.json. Type the command that began it once more"):
+        of_run(tmp_path / "a", cache=made.cache)
+    (tmp_path / "a" / "config.json").write_text("{")
+    with pytest.raises(IntegrityError, match=r"config.json is damaged"):
+        of_run(tmp_path / "a", cache=made.cache)
+
+
+def test_a_cache_with_new_labels_is_refused_and_labels_from_a_file_are_found_again(made: Made, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.txt"
+    split = make_split(made.items, np.ones(len(made.items), bool), "4", 7)
+    keys.write_text("".join(f"{made.items.keys[row]}\n" for row in split.labelled))
+    shutil.copytree(made.cache, tmp_path / "cache")
+    run(dataclasses.replace(config(made, tmp_path, labels=str(keys), method="supervised"), cache=str(tmp_path / "cache")))
+    keys.unlink()
+    model, _, splits = of_run(tmp_path / "a", cache=tmp_path / "cache")
+    assert model.method == "supervised" and (splits[1].labelled == split.labelled).all()
+    items = read_items(next((tmp_path / "cache").glob("digits-*")))
+    label = items.label.copy()
+    label[0] = (label[0] + 1) % 10
+    write_items(tmp_path / "cache", dataclasses.replace(items, label=label))
+    with pytest.raises(StaleError, match=r"is not what .*/a was trained on any more:\n  labels: [0-9a-f]+ -> [0-9a-f]+\nTrain on what it is now"):
+        of_run(tmp_path / "a", cache=tmp_path / "cache")
+
+
+# ---------------------------------------------------------------- the model folder and ONNX
+
+
+@pytest.mark.parametrize(("name", "method"), CASES)
+def test_an_exported_model_and_its_onnx_say_the_same(runs: Path, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture, name: str, method: str) -> None:
+    """Also without a run or a cache, and with onnxruntime alone."""
+    import onnxruntime
+
+    model, cache, splits = opened(runs, made, name, method)
+    capsys.readouterr()
+    folder = export(ExportConfig(run=name, method=method, to=str(tmp_path / "model"), cache=str(made.cache), runs=str(runs)))
+    assert "joint.onnx: largest difference of a log-probability from torch " in capsys.readouterr().out
+    rows = np.concatenate([splits[0].labelled, splits[0].val, splits[0].test])
+    emb_V = emb_of(cache, rows)
+    here, there = model(emb_V), open_model(folder)(emb_V)
+    for field in dataclasses.fields(here):
+        np.testing.assert_allclose(getattr(there, field.name), getattr(here, field.name), atol=1e-6)
+    session = onnxruntime.InferenceSession(str(folder / "joint.onnx"), providers=["CPUExecutionProvider"])
+    assert [(one.name, one.shape, one.type) for one in session.get_inputs()] == \
+        [(view, ["n", width], "tensor(float)") for view, width in zip(model.names, model.widths, strict=True)]
+    names = ["joint", *(f"view.{view}" for view in model.names if method != "concat")]
+    assert [one.name for one in session.get_outputs()] == names
+    found = session.run(None, {view: emb.astype(np.float32) for view, emb in zip(model.names, emb_V, strict=True)})
+    views, joint = model.log_probabilities(*model.scores(emb_V))
+    for told, expected in zip(found, [joint, *views], strict=True):
+        assert told.dtype == np.float32 and np.abs(told - expected.numpy()).max() < 1e-4
+    np.testing.assert_allclose(np.exp(found[0]), here.joint_nC, atol=1e-5)
+    assert (session.run(["joint"], {view: emb[:1].astype(np.float32) for view, emb in zip(model.names, emb_V, strict=True)})[0].argmax(1)
+            == here.choice_n[:1]).all()
+
+
+@pytest.fixture(scope="module")
+def folder(runs: Path, made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(ExportConfig(run="a", to=str(tmp_path_factory.mktemp("export") / "model"), cache=str(made.cache), runs=str(runs)))
+
+
+def test_large_tensors_lie_beside_the_onnx_file(runs: Path, made: Made, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "INLINE", 100_000)
+    made_of = ExportConfig(run="a", to=str(tmp_path / "model"), cache=str(made.cache), runs=str(runs))
+    files = {path.name for path in export(made_of).iterdir()}
+    assert {"joint.onnx", "joint.onnx.data"} < files and "joint.onnx.data" in open_record(tmp_path / "model")["files"]
+    assert (tmp_path / "model" / "joint.onnx").stat().st_size < (folder / "joint.onnx").stat().st_size / 10
+
+
+def open_record(folder: Path) -> dict:
+    return json.loads((folder / "model.json").read_text())
+
+
+def test_a_damaged_model_folder_is_refused_by_the_name_of_the_file(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    names = [str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()]
+    assert set(names) == {"model.json", "README.md", "joint.onnx", "probes/pixels.safetensors", "probes/edges.safetensors",
+                          *(f"graphs/{number}.safetensors" for number in range(3))}
+    for name in names:
+        whole = (copy / name).read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 1
+        for broken in (bytes(flipped), whole[:-3], whole + b" "):
+            (copy / name).write_bytes(broken)
+            with pytest.raises(IntegrityError, match=rf"the model in .*/model is damaged: (model/)?{name} has changed since it was written"):
+                open_model(copy)
+        if name != "model.json":
+            (copy / name).unlink()
+            with pytest.raises(IntegrityError, match=f"is damaged: {name} is missing. Copy it again, or export it again"):
+                open_model(copy)
+        (copy / name).write_bytes(whole)
+    open_model(copy)
+    record = open_record(copy)
+    for changes, error, message in (({"format": 2}, StaleError, "has format 2, this version reads 1"),
+                                    ({"files": {"../x": {}}}, IntegrityError, "names the file '../x', which lies outside"),
+                                    ({"views": [{"name": "pixels"}]}, IntegrityError, "is damaged: .*missing 5 required"),
+                                    ({"graphs": []}, None, "")):
+        (copy / "model.json").write_bytes(durable.sealed({**record, **changes}))
+        if error:
+            with pytest.raises(error, match=message):
+                open_model(copy)
+    (copy / "model.json").unlink()
+    with pytest.raises(UsageError, match=r"there is no model.json in this folder. Make one: make export-model RUN=… TO="):
+        open_model(copy)
+    with pytest.raises(UsageError, match="there is no such folder"):
+        open_model(tmp_path / "none")
+
+
+def test_without_onnx_all_else_is_written_and_wrong_onnx_is_not(runs: Path, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                capsys: pytest.CaptureFixture) -> None:
+    wanted = ExportConfig(run="a", method="mct", to=str(tmp_path / "model"), cache=str(made.cache), runs=str(runs))
+    (tmp_path / ".model.tmp").mkdir()                       # of a killed export
+    (tmp_path / ".model.tmp" / "stray").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx, "difference", lambda *_: 1e-3)
+        with pytest.raises(IntegrityError, match=r"joint.onnx differs from torch by 0.001 in a log-probability of \d+ real rows, allowed 0.0001; nothing is"):
+            export(wanted)
+    assert not list(tmp_path.iterdir())
+    for missing in ("onnxruntime", "onnx"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, missing, None)
+            export(wanted)
+        assert f"joint.onnx is left out: {missing} is not installed. For it, type: pip install 'onnx" in capsys.readouterr().out
+        assert {path.name for path in (tmp_path / "model").iterdir()} == {"model.json", "README.md", "probes"}
+        assert "is left out" in (tmp_path / "model" / "README.md").read_text() and open_model(tmp_path / "model").method == "mct"
+        shutil.rmtree(tmp_path / "model")
+
+
+def test_an_export_is_whole_or_not_there(runs: Path, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ExportConfig(run="a", method="concat", to=str(tmp_path / "model"), cache=str(made.cache), runs=str(runs))
+    for point in ("model.tensors.rename", "model.card.half", "model.record.fsync", "model.rename"):
+        with monkeypatch.context() as patch:
+            patch.setenv("COVIEW_FAULT", f"ENOSPC:1:{point}")
+            patch.setattr(durable, "_passed", 0)
+            with pytest.raises(StorageError, match=r"injected ENOSPC|No space left"):
+                export(wanted)
+        assert not list(tmp_path.iterdir())
+    export(wanted)
+    with pytest.raises(UsageError, match=r"is there already; name another folder: make export-model RUN=.* TO=.*-2"):
+        export(wanted)
+
+
+def test_a_card_says_what_is_known_and_renders_no_markup(runs: Path, made: Made, folder: Path) -> None:
+    text = (folder / "README.md").read_text()
+    for word in ("3 labels a class", "30 labelled", "0, 1", "| joint |", "±", "temperature", "licence", "For images like those", "sha256", "largest diff"):
+        assert word in text, word
+    assert str(made.cache.parent) not in text + (folder / "model.json").read_text()       # no path of this machine
+    model = open_model(folder)
+    hostile = dataclasses.replace(model, classes=["<img src=x onerror=alert(1)>", "a|b\n\n# c", *model.classes[2:]])
+    text = card(hostile, "")
+    assert "<img" not in text and "&lt;img src=x onerror=alert(1)&gt;, a\\|b  \\# c, 2" in text
+
+
+# ---------------------------------------------------------------- make predict, from the cache
+
+
+def cached(made: Made, runs: Path, **changes: object) -> PredictConfig:
+    return PredictConfig(**{"run": "a", "cache": str(made.cache), "runs": str(runs), "device": "cpu", "workers": 0, **changes})
+
+
+def test_hidden_training_rows_where_every_image_has_a_label(runs: Path, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = predict(cached(made, runs))
+    out = capsys.readouterr().out
+    model, cache, splits = opened(runs, made)
+    rows = np.intersect1d(splits[0].unlabelled, splits[1].unlabelled)
+    said = model(emb_of(cache, rows))
+    table = pq.read_table(path).to_pydict()
+    assert path == runs / "a" / "predicted.parquet" and table["key"] == [cache.items.keys[row] for row in rows]
+    assert list(table) == ["key", "label", "confidence", "agreement", "margin", "status",
+                           "label_pixels", "confidence_pixels", "label_edges", "confidence_edges"]
+    assert table["label"] == [cache.items.classes[c] for c in said.choice_n] and set(table["status"]) == {"ok"}
+    for name, expected in (("confidence", said.confidence_n), ("agreement", said.agreement_n), ("margin", said.margin_n),
+                           ("confidence_edges", said.views_VnC[1].max(1))):
+        np.testing.assert_allclose(table[name], expected, atol=1e-6)
+    assert table["label_pixels"] == [cache.items.classes[c] for c in said.views_VnC[0].argmax(1)]
+    hit = 100 * (said.choice_n == cache.items.label[rows]).mean()
+    apart = 100 * (said.views_VnC[0].argmax(1) != said.views_VnC[1].argmax(1)).mean()
+    for text in (f"every image of digits has a label: these are the {len(rows):,} training images whose labels the run had hidden (3 labels a class)",
+                 f"expected accuracy {100 * said.confidence_n.mean():.1f} %", f"found accuracy {hit:.1f} %", f"the views disagree on {apart:.1f} % of",
+                 f"{len(rows):,} rows in {path}", "mct-graph on pixels, edges, 2 seeds, 10 classes"):
+        assert text in out, (text, out)
+    bins = [line.split() for line in out.splitlines() if " to " in line and "training" not in line]
+    assert sum(int(line[3].replace(",", "")) for line in bins) == len(rows) and len(bins) == 7
+    assert predict(cached(made, runs)) == path              # its own file is replaced, one that was named is not
+    named = cached(made, runs, to=str(tmp_path / "x.csv"), method="concat")
+    predict(named)
+    assert "the views disagree" not in capsys.readouterr().out.partition("concat on")[2]
+    assert (tmp_path / "x.csv").read_bytes().startswith(b"key,label,confidence,agreement,margin,status\r\n")
+    with pytest.raises(UsageError, match=r"x.csv is there already; to replace it: ARGS='--force'"):
+        predict(named)
+    predict(dataclasses.replace(named, force=True))
+
+
+def test_rows_without_a_label_and_among_them_one_without_embedding(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    names = np.array([str(i % 10) for i in range(1797)], object)
+    from sklearn.datasets import load_digits
+
+    names[:] = [str(digit) for digit in load_digits().target]
+    unknown = [row for row in range(1797) if row % 9 == 0]
+    names[unknown] = ""
+    lacking = Made(tmp_path, list(names), bad=[unknown[3], 1])
+    run(config(lacking, tmp_path, method="supervised", labels="all", seeds="0"))
+    path = predict(PredictConfig(run="a", cache=str(lacking.cache), runs=str(tmp_path), device="cpu"))
+    out, table = capsys.readouterr().out, pq.read_table(path).to_pydict()
+    assert table["key"] == [lacking.items.keys[row] for row in unknown]
+    assert "200 images of digits have no label\n1 of them could not be embedded (1 undecodable); they get no label:\n  row 27: 0027: undecodable" in out
+    assert table["status"][3] == "undecodable" and all(values[3] is None for name, values in table.items() if name not in ("key", "status"))
+    assert sum(label is None for label in table["label"]) == 1 and "found accuracy" not in out
+
+
+def test_nothing_is_left_where_every_label_was_seen(made: Made, tmp_path: Path) -> None:
+    run(config(made, tmp_path, method="supervised", labels="all", seeds="0"))
+    with pytest.raises(UsageError, match=r"nothing is left to be labelled. Name new images: make predict RUN=a IMAGES=photos/"):
+        predict(cached(made, tmp_path))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"run": ""}, "RUN is missing. Type: make predict RUN=demo   or   make predict RUN=demo IMAGES=photos/   or"),
+    ({"model": "m"}, "RUN and MODEL are both given, one is wanted"),
+    ({"run": "", "model": "my m"}, "IMAGES is missing: a model folder has no images of its own. Type: make predict MODEL='my m' IMAGES=photos/"),
+    ({"run": "", "model": "m", "images": "x", "method": "mct"}, "METHOD=mct: a model folder holds one method. Leave METHOD out"),
+    ({"run": "", "model": "m", "images": "x"}, "MODEL=m: there is no such folder. Make one: make export-model RUN=… TO=m"),
+    ({"to": "x.txt"}, "TO=x.txt: unknown format '.txt'; TO ends in .parquet or .csv"),
+    ({"to": "/nowhere/x.csv"}, "TO=/nowhere/x.csv: /nowhere is no folder"),
+    ({"method": "label-propagation"}, "METHOD=label-propagation keeps no model"),
+    ({"images": "/nowhere", "method": "mct"}, "the view 'pixels' needs the file .*config.json, which is not there"),
+])
+def test_a_wrong_command_is_told_the_right_one(runs: Path, made: Made, changes: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace("(", r"\(")):
+        predict(cached(made, runs, **changes))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"run": ""}, "RUN is missing. Type: make export-model RUN=demo TO='my model'"), ({"to": ""}, "TO is missing. Type: make export-model RUN=a TO=model"),
+    ({"to": "/nowhere/x"}, "TO=/nowhere/x: /nowhere is no folder"), ({"to": "."}, "TO=. is there already"), ({"method": "mtc"}, "did you mean 'mct'"),
+])
+def test_a_wrong_export_is_told_the_right_one(runs: Path, made: Made, changes: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        export(ExportConfig(**{"run": "a", "to": "my model", "cache": str(made.cache), "runs": str(runs), **changes}))
+
+
+# ---------------------------------------------------------------- make predict, of new images
+
+CLASSES = ("=1+1", "<b>two", "@three")
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """photos/ of three digits under hostile names, one cut off; cache/ with two live views of it; runs/p."""
+    from sklearn.datasets import load_digits
+
+    folder, digits = tmp_path_factory.mktemp("live"), load_digits()
+    for label, name in enumerate(CLASSES):
+        (folder / "photos" / name).mkdir(parents=True)
+        for i, image in enumerate(digits.images[digits.target == label][:40]):
+            pixels = Image.fromarray((image * 15).astype(np.uint8)).resize((40, 32)).convert("RGB")
+            pixels.save(folder / "photos" / name / f"{i}.{'jpg' if i % 2 else 'png'}")
+    cut = folder / "photos" / CLASSES[2] / "7.jpg"
+    cut.write_bytes(cut.read_bytes()[:300])
+    for view in ("tiny-clip", "tiny-dinov2"):
+        extract(ExtractConfig(view=view, data=str(folder / "photos"), cache=str(folder / "cache"), device="cpu", workers=0))
+    run(TrainConfig(views="tiny-clip,tiny-dinov2", data=str(folder / "photos"), cache=str(folder / "cache"), runs=str(folder / "runs"), run="p",
+                    seeds="0..1", method="mct-graph", **QUICK))
+    export(ExportConfig(run="p", to=str(folder / "model"), cache=str(folder / "cache"), runs=str(folder / "runs")))
+    return folder
+
+
+def of_live(live: Path, **changes: object) -> PredictConfig:
+    return PredictConfig(**{"run": "p", "cache": str(live / "cache"), "runs": str(live / "runs"), "images": str(live / "photos"), "device": "cpu", "workers": 0,
+                            **changes})
+
+
+def test_new_images_get_what_their_cached_rows_get(live: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Nodes of the graph too. And from the model folder alone."""
+    path = predict(of_live(live))
+    out, table = capsys.readouterr().out, pq.read_table(path).to_pydict()
+    model, cache, _ = of_run(live / "runs" / "p", cache=live / "cache")
+    said = model(emb_of(cache, np.flatnonzero(cache.ok)))
+    assert path == live / "runs" / "p" / "predicted-photos.parquet" and table["key"] == list(cache.items.keys)
+    assert f"1 of 120 images could not be read (1 truncated); they get no label:\n  row {table['key'].index('@three/7.jpg')}: @three/7.jpg: truncated" in out
+    bad = table["key"].index("@three/7.jpg")
+    assert table["status"][bad] == "truncated" and table["label"][bad] is None and table["confidence_tiny-clip"][bad] is None
+    keep = [row for row in range(120) if row != bad]
+    for name, expected in (("confidence", said.confidence_n), ("margin", said.margin_n), ("confidence_tiny-dinov2", said.views_VnC[1].max(1))):
+        np.testing.assert_allclose([table[name][row] for row in keep], expected, atol=2e-3)
+    assert [table["label"][row] for row in keep] == [cache.items.classes[c] for c in said.choice_n]
+    shutil.copytree(live / "model", tmp_path / "model")
+    predict(of_live(live, run="", cache="/nowhere", runs="/nowhere", model=str(tmp_path / "model"), to=str(tmp_path / "x.parquet")))
+    assert pq.read_table(tmp_path / "x.parquet").equals(pq.read_table(path))
+
+
+def test_cells_that_a_spreadsheet_would_compute_are_quoted(live: Path, tmp_path: Path) -> None:
+    predict(of_live(live, to=str(tmp_path / "x.csv")))
+    with (tmp_path / "x.csv").open(newline="") as file:
+        head, *rows = list(csv.reader(file))
+    assert {row[head.index("label")] for row in rows} == {"", "'=1+1", "<b>two", "'@three"} and {row[0][:2] for row in rows} == {"'=", "<b", "'@"}
+    assert all(0 < float(row[head.index("confidence")]) <= 1 for row in rows if row[head.index("status")] == "ok")
+    from predict.table import write
+
+    nasty = ["=x", "+x", "-x", "@x", "\tx", "\rx", "a,b", 'a"b', "a\nb", "plain"]
+    write(tmp_path / "y.csv", {"label": nasty, "confidence": [0.5] * 10})
+    with (tmp_path / "y.csv").open(newline="") as file:
+        assert [row[0] for row in csv.reader(file)][1:] == [f"'{cell}" for cell in nasty[:6]] + nasty[6:]
+
+
+def test_other_weights_are_refused_and_given_ones_are_found(live: Path, tmp_path: Path) -> None:
+    own = spec.SPECS / "weights"
+    for view in ("tiny-clip", "tiny-dinov2"):
+        shutil.copytree(own / view, tmp_path / "w" / view)
+    predict(of_live(live, weights=str(tmp_path / "w"), to=str(tmp_path / "x.csv")))
+    with pytest.raises(UsageError, match=r"WEIGHTS=.*: of several views this is a folder with a folder, or one .safetensors file, for each"):
+        predict(of_live(live, weights=str(own / "tiny-clip")))
+    file = tmp_path / "w" / "tiny-dinov2" / "model.safetensors"
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    save_file({**tensors, name: tensors[name] + 1}, file)
+    with pytest.raises(StaleError, match=r"the weights of 'tiny-dinov2' are not those that the model was trained on: sha256 5c3c94c6788b -> .*WEIGHTS=FOLDER"):
+        predict(of_live(live, weights=str(tmp_path / "w"), run="", model=str(live / "model"), to=str(tmp_path / "y.csv")))
+
+
+def test_images_that_are_none_and_views_that_were_imported(live: Path, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "x.jpg").write_bytes(b"no image")
+    with pytest.raises(DataQualityError, match=r"not one of the 1 images in .*/none could be embedded; are they images\? Nothing is written"):
+        predict(of_live(live, images=str(tmp_path / "none")))
+    with pytest.raises(UsageError, match="the view 'x' was imported, not computed from images"):
+        spec_of(View("x", 3, {"backend": "imported"}, "", "", 1))
+
+
+@pytest.mark.parametrize("name", spec.view_names())
+def test_a_recorded_spec_is_the_spec(name: str) -> None:
+    loaded = spec.load_spec(name)
+    recorded = json.loads(durable.canonical_json(loaded.declared()))
+    again = spec_of(View(name, loaded.width, recorded, "", "", 1))
+    assert again.declared() == loaded.declared() and (again.source, again.name) == (loaded.source, name)
+
+
+@pytest.mark.many
+def test_the_command(live: Path, tmp_path: Path, command: Callable) -> None:
+    """As make runs it, in a fresh process."""
+    done = command("predict", "--model", live / "model", "--images", live / "photos", "--to", tmp_path / "x.csv", "--device", "cpu")
+    assert done.returncode == 0 and "expected accuracy" in done.stdout and done.stderr == "", done.stderr
