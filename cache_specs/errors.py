@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable
 
 OF_THE_DISK = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)      # no bug, wherever it happens
@@ -59,8 +60,14 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}" if near else f"; there is: {', '.join(choices) or 'nothing yet'}"
 
 
+PRESSED: list[int] = []         # interrupts that this process has had
+
+
 def run_cli(main: Callable[[], None]) -> int:
     """Run a command; an expected error becomes one message on stderr, with the command to type, and its exit code, without a traceback."""
+    PRESSED.clear()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         main()
         sys.stdout.flush()
@@ -82,6 +89,12 @@ def run_cli(main: Callable[[], None]) -> int:
         _say("interrupted; what is committed is kept, and the same command goes on from there", StoppedError.exit_code)
         return StoppedError.exit_code
     return 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """Ctrl-C as Python has it, but remembered: what is raised in the middle of a library's import may be swallowed there. See interrupt.py."""
+    PRESSED.append(number)
+    raise KeyboardInterrupt
 
 
 def _say(message: str, code: int) -> None:

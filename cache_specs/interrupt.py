@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from cache_specs.errors import PRESSED
+
 INTERRUPTED = 130
 
 
@@ -22,6 +24,8 @@ def heeded(first: Callable[[], None], plan: str, kept: str) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    if PRESSED:
+        raise KeyboardInterrupt                             # pressed while libraries were loading, one of which swallowed it
     hear, tell = os.pipe()
     os.set_blocking(tell, False)
     handler, other = signal.signal(signal.SIGINT, lambda *_: None), signal.set_wakeup_fd(tell, warn_on_full_buffer=False)

@@ -204,6 +204,26 @@ def test_ctrl_c_before_anything_is_written_says_the_command(tmp_path: Path) -> N
     assert process.returncode == 130 and "make extract VIEW=tiny-clip DATA=digits" in said and "Traceback" not in said, said
 
 
+def test_ctrl_c_that_an_import_swallows_is_remembered() -> None:
+    script = """if True:
+        import os, signal, sys
+        from cache_specs.errors import run_cli
+        from cache_specs.interrupt import heeded
+
+        def main():
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                signal.pause()
+            except BaseException:
+                pass                                # as a library may
+            with heeded(print, "", ""):
+                print("began")
+
+        sys.exit(run_cli(main))"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130 and "began" not in done.stdout and "interrupted" in done.stderr
+
+
 @pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=MANY)])
 def test_ctrl_c_saves_a_training_which_ends_with_the_same_bytes(made: Made, tmp_path: Path, command: Callable, gpus: int) -> None:
     words = ("train", "--views", made.views("pixels", "edges"), "--data", "digits", "--labels", 3, "--method", "mct,self-training", "--warmup", 40, "--cotrain",
