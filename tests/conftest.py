@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from cache_specs.items import Items, class_index, write_items
 from cache_specs.spec import load_spec
 from extract.config import ExtractConfig
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:       # a job in a shell's background ignores Ctrl-C, and so would all that the tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parent.parent
 VIEW_TOML = """
 backend = "transformers"
