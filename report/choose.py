@@ -56,11 +56,13 @@ def _spread_out(score_n: np.ndarray, kinds: Sequence[tuple[int, int]], most: int
 
 
 def label_next(joint_nC: np.ndarray, views_VnC: np.ndarray, emb_nD: np.ndarray, most: int, candidates: int = 4) -> np.ndarray:
-    """Images whose label would teach most: disagreement of the views × uncertainty of the joint picks most × candidates, and of these each next one is
-    the farthest from all that are chosen already (greedy farthest point, in cosine distance). One view: uncertainty alone."""
+    """Images whose label would teach most: disagreement of the views × uncertainty of the joint picks most × candidates, of the scores below a quarter of
+    the best no more than `most` needs; and of these each next one is the farthest from all that are chosen already (greedy farthest point, in cosine
+    distance). One view: uncertainty alone."""
     unsure = entropy(joint_nC) / np.log(joint_nC.shape[1])
     score = unsure * divergence(views_VnC) / np.log(len(views_VnC)) if len(views_VnC) > 1 else unsure
     top = np.argsort(-score, kind="stable")[:most * candidates]
+    top = top[:max(most, int((score[top] >= score.max(initial=0) / 4).sum()))]
     if not len(top):
         return top
     x = emb_nD[top].astype(np.float32)

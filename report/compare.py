@@ -1,9 +1,10 @@
 """make compare RUNS=a,b,c [TO=runs/compare.html]     (python -m report.compare --names a,b,c)
 
 Puts finished runs side by side: the settings that differ, the scores with their spreads, the differences to the first run, paired over the seeds that both
-have where data, labelled images and test images are the same (and says so where they are not), the learning curves. Prints a table and writes one page.
+have where data, labelled images and test images are the same (and says so where they are not), the learning curves. Prints tables and writes one page.
 """
 
+import dataclasses
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cache_specs.console import document
 from cache_specs.errors import UsageError, run_cli
 
 if TYPE_CHECKING:
-    from report.page import Section
+    from report.page import Html, Section
     from report.source import Run
 
 
@@ -28,29 +30,35 @@ class CompareConfig:
     """the page that is written"""
     runs: str = "runs"
     """where runs are"""
+    json: bool = False
+    """one JSON document on stdout, for machines; what is meant for people goes to stderr"""
 
 
 def main() -> None:
     import tyro
 
     config = tyro.cli(CompareConfig, prog="python -m report.compare", description=CompareConfig.__doc__)
-    names = [name.strip() for name in config.names.split(",") if name.strip()]
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise UsageError(f"RUNS={config.names}: at least two different runs are compared. Type: make compare RUNS=demo,demo-2")
-    from report.page import page_file
+    with document(config.json, "compare") as told:
+        names = [name.strip() for name in config.names.split(",") if name.strip()]
+        if len(names) < 2 or len(set(names)) < len(names):
+            raise UsageError(f"RUNS={config.names}: at least two different runs are compared. Type: make compare RUNS=demo,demo-2")
+        from report.page import page_file
 
-    to = page_file(config.to, f"make compare RUNS={config.names} TO=compare.html")
-    print(compare([Path(config.runs) / name for name in names], to))
+        to = page_file(config.to, f"make compare RUNS={config.names} TO=compare.html")
+        print(compare([Path(config.runs) / name for name in names], to, told))
 
 
-def compare(folders: Sequence[Path], to: Path) -> str:
-    """Write the page; return the table as text. Raises CoviewError for a run that cannot be read."""
+def compare(folders: Sequence[Path], to: Path, told: dict[str, Any] | None = None) -> str:
+    """Write the page; return the tables as text; what --json says of them is put into `told`. Raises CoviewError for a run that cannot be read."""
     from cache_specs import durable
     from report.page import page
     from report.source import read_run
 
     runs = [read_run(folder) for folder in folders]
     gains = differences(runs)
+    if told is not None:
+        told |= {"page": str(to), "runs": {run.name: run.summary["methods"] for run in runs}, "differing": {name: values for name, *values in differing(runs)},
+                 "differences": [dataclasses.asdict(gain) for gain in gains]}
     text = page(" · ".join(run.name for run in runs), [settings(runs), scores(runs, gains), curves(runs)], kind="compare")
     durable.make_folder(to.resolve().parent)
     durable.write(to, text.encode("utf-8", "replace"), "report")
@@ -82,13 +90,14 @@ def why_not(first: "Run", other: "Run") -> tuple[list[int], str]:
 
 @dataclass(frozen=True)
 class Gain:
-    """A run's line against the same line of the first run: `text`, and the mean difference in points where they were paired."""
+    """A run's line against the same line of the first run: `text`, and the mean difference in points where they were paired, over `seeds`."""
 
     run: str
     method: str
     what: str
     text: str
     mean: float | None
+    seeds: list[int]
 
 
 def differences(runs: Sequence["Run"]) -> list[Gain]:
@@ -100,7 +109,7 @@ def differences(runs: Sequence["Run"]) -> list[Gain]:
     for run in runs[1:]:
         seeds, reason = why_not(first, run)
         if reason:
-            found.append(Gain(run.name, "", "", f"not comparable with {first.name}: {reason}", None))
+            found.append(Gain(run.name, "", "", f"not comparable with {first.name}: {reason}", None, []))
             continue
         lines = {(method, what): score for method, what, score in score_rows(first.summary)}
         pairs = [(title(method), what, score, lines[method, what]) for method, what, score in score_rows(run.summary) if (method, what) in lines]
@@ -110,7 +119,7 @@ def differences(runs: Sequence["Run"]) -> list[Gain]:
             a, b = (_of(score, one, seeds) for score, one in zip(both, (run, first), strict=True))
             gain = 100 * (sum(a) - sum(b)) / len(seeds)
             text = against(*({"joint": {"test_top1": {"values": values}}} for values in (a, b))).strip() if len(seeds) > 1 else f"{gain:+.1f}"
-            found.append(Gain(run.name, method, what, f"{text}, {len(seeds)} seed{'s' * (len(seeds) > 1)}", gain))
+            found.append(Gain(run.name, method, what, f"{text}, {len(seeds)} seed{'s' * (len(seeds) > 1)}", gain, seeds))
     return found
 
 
@@ -118,10 +127,8 @@ def _of(score: dict[str, Any], run: "Run", seeds: Sequence[int]) -> list[float]:
     return [score["test_top1"]["values"][run.summary["seeds"].index(seed)] for seed in seeds]
 
 
-def settings(runs: Sequence["Run"]) -> "Section":
-    """One row a setting in which the runs differ."""
-    from report.page import Column, Section, command, facts, join, note, table, tag
-    from report.scores import repeat
+def differing(runs: Sequence["Run"]) -> list[list[str]]:
+    """A setting, fingerprint or version in which the runs differ, and what each run has."""
 
     def of(run: "Run") -> dict[str, str]:
         found = {name: f"{len(value)} keys of a file" if isinstance(value, list) else str(value) for name, value in run.settings.items()}
@@ -131,7 +138,14 @@ def settings(runs: Sequence["Run"]) -> "Section":
 
     each = [of(run) for run in runs]
     names = [name for name in dict.fromkeys(name for one in each for name in one) if len({one.get(name) for one in each}) > 1]
-    rows = [[name, *[one.get(name, "–") for one in each]] for name in names]
+    return [[name, *[one.get(name, "–") for one in each]] for name in names]
+
+
+def settings(runs: Sequence["Run"]) -> "Section":
+    from report.page import Column, Section, command, facts, join, note, table, tag
+    from report.scores import repeat
+
+    rows = differing(runs)
     columns = [Column("setting"), *[Column(run.name) for run in runs]]
     body = table(columns, rows, sortable=False) if rows else note("They are the same in every setting and fingerprint.")
     commands = [tag("details", tag("summary", f"the command of {run.name}"), command(repeat(run)), class_="values") for run in runs]
@@ -144,18 +158,22 @@ def scores(runs: Sequence["Run"], gains: Sequence[Gain]) -> "Section":
     from report.scores import percent, score_rows, title
 
     each = [{(method, what): score for method, what, score in score_rows(run.summary)} for run in runs]
-    lines = list(dict.fromkeys(line for one in each for line in one))
-    rows = [[title(method), what, *[percent(one[method, what]["test_top1"]) if (method, what) in one else Cell("–", None) for one in each]]
-            for method, what in lines]
+
+    def top1(key: str) -> "Html":
+        rows = [[title(method), what, *[percent(one[method, what][key]) if (method, what) in one else Cell("–", None) for one in each]]
+                for method, what in dict.fromkeys(line for one in each for line in one)]
+        return table([Column("method"), Column("of"), *[Column(run.name, True) for run in runs]], rows)
+
     paired = [[gain.run, gain.method, gain.what, Cell(gain.text, gain.mean)] for gain in gains if gain.mean is not None]
     refused = [note(f"{gain.run} is {gain.text}.", warning=True) for gain in gains if gain.mean is None]
     first = runs[0].name
     return Section("scores", "Scores", join([
-        table([Column("method"), Column("of"), *[Column(run.name, True, "test top-1 in %, mean ± standard deviation over the seeds") for run in runs]], rows),
+        tag("h3", "On the test split"), top1("test_top1"),
+        tag("h3", "On validation"), note("To choose between runs, go by these: who chooses by the test split is left with no honest figure."), top1("val_top1"),
         tag("h3", f"Differences to {first}"), *refused,
         table([Column("run"), Column("method"), Column("of"), Column(f"minus {first}, in points", True)], paired) if paired else "",
         note("Paired over the seeds that two runs share, with the same labelled and the same test images: mean ± standard error, and, of 5 seeds or more, p of "
-             "a two-sided paired t-test. With many lines some p are small by chance.")]), "Test top-1 in %, mean ± standard deviation over the seeds.")
+             "a two-sided paired t-test. With many lines some p are small by chance.")]), "Top-1 in %, mean ± standard deviation over the seeds.")
 
 
 def curves(runs: Sequence["Run"]) -> "Section":
@@ -175,18 +193,24 @@ def curves(runs: Sequence["Run"]) -> "Section":
 
 
 def _text(runs: Sequence["Run"], gains: Sequence[Gain]) -> str:
-    from report.scores import score_rows, title
+    from report.scores import JOINT, score_rows, title
 
     wide = max(14, *(len(run.name) + 2 for run in runs))
-    each = [{(method, what): score["test_top1"] for method, what, score in score_rows(run.summary)} for run in runs]
-    lines = [f"{'test top-1 in %, mean ± std over seeds':50}" + "".join(f"{run.name:>{wide}}" for run in runs)]
-    for method, what in dict.fromkeys(line for one in each for line in one):
-        cells = [f"{100 * one[method, what]['mean']:.1f}" + (f" ± {100 * one[method, what]['std']:.1f}" if one[method, what]["n"] > 1 else "")
-                 if (method, what) in one else "–" for one in each]
-        lines.append(f"{f'{title(method)}: {what}':50}" + "".join(f"{cell:>{wide}}" for cell in cells))
-    lines.append("")
+    each = [{(method, what): score for method, what, score in score_rows(run.summary)} for run in runs]
+
+    def top1(key: str, heading: str, only: str = "") -> list[str]:
+        lines = [f"{heading:50}" + "".join(f"{run.name:>{wide}}" for run in runs)]
+        for method, what in dict.fromkeys(line for one in each for line in one if only in ("", line[1])):
+            found = [one.get((method, what), {}).get(key) for one in each]
+            cells = ["–" if score is None else f"{100 * score['mean']:.1f}" + (f" ± {100 * score['std']:.1f}" if score["n"] > 1 else "") for score in found]
+            lines.append(f"{f'{title(method)}: {what}':50}" + "".join(f"{cell:>{wide}}" for cell in cells))
+        return [*lines, ""]
+
+    lines = top1("test_top1", "test top-1 in %, mean ± std over seeds") + top1("val_top1", "validation, by which to choose between runs", JOINT)
     for gain in gains:
-        lines.append(f"{gain.run} − {runs[0].name}, {gain.method}: {gain.what}   {gain.text}" if gain.mean is not None else f"{gain.run}: {gain.text}")
+        what = f"{gain.run} − {runs[0].name}, {gain.method}: {gain.what}"
+        lines.append(f"{what:60}{gain.text:>34}" if gain.mean is not None else f"{gain.run}: {gain.text}")
+    lines += ["", *(f"{name}: {' | '.join(values)}" for name, *values in differing(runs))]
     return "\n".join(lines)
 
 

@@ -42,7 +42,6 @@ class Look:
     cache: "Cache"
     views: list[str]
     val: Asked
-    test: Asked
     rest: Asked
     labelled: np.ndarray
     pictures: Pictures
@@ -72,7 +71,7 @@ def look(run: Run, cache: Path, root: Path, device: str) -> Look:
         return Asked(few, model([emb_ND[few] for emb_ND in opened.emb]), len(rows))
 
     dataset = cache / opened.items.folder_name
-    return Look(opened, list(opened.names), asked(splits[0].val), asked(splits[0].test), asked(never), splits[0].labelled,
+    return Look(opened, list(opened.names), asked(splits[0].val), asked(never), splits[0].labelled,
                 Pictures(dataset, opened.items, root))
 
 
@@ -143,15 +142,16 @@ def next_section(seen: Look) -> Section | None:
     what = "images without a label" if len(bare) else "unlabelled images"
     return Section("next", "Label these next", join([gallery(cards), tag("details", tag("summary", "their keys, to copy"), command(keys), class_="values")]),
                    f"Chosen by {kind} among {len(pool):,} {what}{_sampled(asked)}, then spread out so that no two ask the same. No hidden label has a say. "
-                   "Their labels go into a table of path and label (or path, label and split) of all images: DATA=labels.csv. Where DATA was that table "
-                   "already, make extract embeds nothing anew; files moved to other folders are other images to it.")
+                   "To label them, move the files into their classes' folders, or write their labels into the table that DATA is; then type the same "
+                   "make extract once more for each view, which embeds no image again, and train under another RUN.")
 
 
 def suspects_section(seen: Look) -> Section | None:
-    """Suspected wrong labels, by probabilities of probes that never saw the label: validation, test, and training images whose label no seed was given."""
+    """Suspected wrong labels, by probabilities of probes that never saw the label: validation, and training images whose label no seed was given. Not test:
+    who corrects the labels there that the model disputes makes its accuracy look better than it is."""
     items = seen.cache.items
     known = np.flatnonzero(items.label[seen.rest.rows] >= 0)
-    parts = [("validation", seen.val, np.arange(len(seen.val.rows))), ("test", seen.test, np.arange(len(seen.test.rows))), ("training", seen.rest, known)]
+    parts = [("validation", seen.val, np.arange(len(seen.val.rows))), ("training", seen.rest, known)]
     joint_nC = np.concatenate([asked.says.joint_nC[at] for _, asked, at in parts])
     where = [(split, asked, int(i)) for split, asked, at in parts for i in at]
     label_n = np.concatenate([items.label[asked.rows[at]] for _, asked, at in parts])
@@ -161,7 +161,7 @@ def suspects_section(seen: Look) -> Section | None:
         bold("label", items.classes[label_n[i]], joint_nC[i, label_n[i]]), bold("rather", items.classes[joint_nC[i].argmax()], joint_nC[i].max()), where[i][0]],
         found) for i in chosen]
     return Section("suspects", "Suspected labels", gallery(cards, empty="No label is suspected."),
-                   f"The labels that look most wrong among {len(label_n):,} that no probe was given (validation, test, hidden training labels), by {rule}. "
+                   f"The labels that look most wrong among {len(label_n):,} that no probe was given (validation and hidden training; not test), by {rule}. "
                    "With few labels many of these are the model's errors: look before you correct.")
 
 

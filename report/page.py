@@ -103,7 +103,7 @@ def _cell(cell: object, column: Column, first: bool) -> Html:
         cell = Cell(f"{cell:,.4g}" if isinstance(cell, float) else cell, cell if isinstance(cell, int | float) else None)
     value = short(cell.value, 6) if isinstance(cell.value, int | float) else cell.value
     return tag("th" if first else "td", "" if cell.shown is None else cell.shown, scope="row" if first else None, data_v=value,
-               class_="number" if column.number else None)
+               class_="number" if column.number else None, title=cell.shown if type(cell.shown) is str and len(cell.shown) > 16 else None)
 
 
 def note(*text: object, warning: bool = False) -> Html:

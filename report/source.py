@@ -1,6 +1,5 @@
 """What a run's folder holds, read for a page: settings, summary, the records of its training, and the predictions on validation and test images."""
 
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ import numpy as np
 
 from cache_specs.errors import IntegrityError, UsageError, did_you_mean
 from train.methods import PLANS, TITLES
-from train.report import read_summary
+from train.report import AGAIN, checked, read_summary
+from train.rundir import read_config
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,16 +63,17 @@ def read_run(folder: Path) -> Run:
         there = [path.parent.name for path in folder.parent.glob("*/config.json")]
         raise UsageError(f"RUN={folder.name}: there is no run {folder}{did_you_mean(folder.name, there)}. Type: make report RUN={there[0] if there else '…'}")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_config(folder)
         if not (folder / "summary.json").is_file():
             raise UsageError(f"RUN={folder.name} is not finished: it has no summary.json. Type the command that began it once more: make train "
                              f"VIEWS={config['settings']['views']} DATA={config['settings']['data']} RUN={folder.name} …")
         summary = read_summary(folder)
+        files = {name: checked(folder, name, summary) for name in summary["files"]}
         environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()] \
-            if (folder / "metrics.jsonl").is_file() else []
+        records = [json.loads(line) for line in files["metrics.jsonl"].read_text(encoding="utf-8").splitlines()] if "metrics.jsonl" in files else []
         method = shown_method(summary)
-        return Run(folder, config["settings"], environment, summary, records, method, read_predictions(folder, summary["views"], method))
+        parts = read_predictions(files["predictions.parquet"], summary["views"], method, len(summary["seeds"]))
+        return Run(folder, config["settings"], environment, summary, records, method, parts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"the run {folder} cannot be read ({error!r}); train it again under another RUN=") from error
 
@@ -83,46 +84,32 @@ def shown_method(summary: dict[str, Any]) -> str:
     return "mct-graph" if "mct-graph" in kept else max(kept, key=lambda name: summary["methods"][name]["joint"]["val_top1"]["mean"])
 
 
-def read_predictions(folder: Path, views: Sequence[str], method: str) -> dict[str, dict[str, Part]]:
-    """predictions.parquet, batch by batch; the views' probabilities are reduced to a first choice at once, and read for `method` alone."""
+def read_predictions(path: Path, views: Sequence[str], method: str, seeds: int) -> dict[str, dict[str, Part]]:
+    """predictions.parquet, whose row groups are each a method on a split, seed after seed. The views' probabilities are read for `method` alone, and
+    reduced to a first choice at once."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = [f"prob_{view}" for view in views]
-    found: dict[tuple[str, str], list[tuple]] = {}
+    columns, parts = [f"prob_{view}" for view in views], {}
     try:
-        file = pq.ParquetFile(folder / "predictions.parquet", pre_buffer=False)
-        for batch in file.iter_batches(16_384, columns=["method", "seed", "id", "split", "label", "pred", "confidence", *columns], use_threads=False):
-            of, split = (np.array(batch[name].to_pylist(), object) for name in ("method", "split"))
-            seed = batch["seed"].to_numpy()
-            edges = [0, *(1 + np.flatnonzero((of[1:] != of[:-1]) | (split[1:] != split[:-1]) | (seed[1:] != seed[:-1]))), len(of)]
-            for first, last in itertools.pairwise(edges):
-                rows = batch.slice(first, last - first)
-                own = [_first(rows[name], last - first) for name in columns] if of[first] == method else []
-                found.setdefault((of[first], split[first]), []).append((
-                    int(seed[first]), rows["id"].to_pylist(), rows["label"].to_numpy(), rows["pred"].to_numpy(), rows["confidence"].to_numpy(), own))
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise IntegrityError(f"{folder / 'predictions.parquet'} cannot be read ({error}); delete {folder / 'summary.json'} and type the same `make train` "
-                             "to have both made again") from error
-    parts: dict[str, dict[str, Part]] = {}
-    for (name, split), pieces in found.items():
-        seeds = list(dict.fromkeys(piece[0] for piece in pieces))
-        each = [[piece for piece in pieces if piece[0] == seed] for seed in seeds]
-
-        def stack(of: Any, each: list = each) -> np.ndarray:
-            return np.stack([np.concatenate([of(piece) for piece in seed]) for seed in each])
-
-        own = [v for v in range(len(columns)) if pieces[0][5] and pieces[0][5][v] is not None]
-        empty = np.empty((0, len(seeds), len(stack(lambda piece: piece[3])[0])))
-        parts.setdefault(name, {})[split] = Part(
-            [key for piece in each[0] for key in piece[1]], np.concatenate([piece[2] for piece in each[0]]), stack(lambda piece: piece[3]),
-            stack(lambda piece: piece[4]),
-            np.stack([stack(lambda piece, v=v: piece[5][v][0]) for v in own]) if own else empty.astype(int),
-            np.stack([stack(lambda piece, v=v: piece[5][v][1]) for v in own]) if own else empty)
+        file = pq.ParquetFile(path, pre_buffer=False)
+        for group in range(file.num_row_groups):
+            rows = file.read_row_group(group, columns=["method", "id", "split", "label", "pred", "confidence"], use_threads=False)
+            name, split = rows["method"][0].as_py(), rows["split"][0].as_py()
+            label_En, pred_En, sure_En = (rows[column].to_numpy().reshape(seeds, -1) for column in ("label", "pred", "confidence"))
+            keys = rows["id"].slice(0, label_En.shape[1]).to_pylist()
+            pieces = [[_first(batch[column]) for column in columns] for batch in file.iter_batches(
+                16_384, row_groups=[group], columns=columns, use_threads=False)] if name == method else []
+            own = [[np.concatenate(part).reshape(seeds, -1) for part in zip(*view, strict=True)] for view in zip(*pieces, strict=True) if view[0]]
+            empty = np.empty((0, *pred_En.shape))
+            parts.setdefault(name, {})[split] = Part(keys, label_En[0], pred_En, sure_En, *(
+                np.stack([view[i] for view in own]) if own else empty.astype(kind) for i, kind in enumerate((int, np.float32))))
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise IntegrityError(f"{path} cannot be read ({error}). {AGAIN}") from error
     return parts
 
 
-def _first(column: Any, n: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """The first choice of each row and its probability; None for a column of NaN (the view has no opinion of its own)."""
-    prob_nC = column.flatten().to_numpy(zero_copy_only=False).reshape(n, -1)
-    return None if np.isnan(prob_nC[:1]).any() else (prob_nC.argmax(1), prob_nC.max(1).astype(np.float32))
+def _first(column: Any) -> tuple[np.ndarray, np.ndarray] | tuple[()]:
+    """The first choice of each row and its probability; nothing of a column of NaN (the view has no opinion of its own)."""
+    prob_nC = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    return () if np.isnan(prob_nC[:1]).any() else (prob_nC.argmax(1), prob_nC.max(1).astype(np.float32))

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,9 +73,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("Makefile", "pyproject.toml", "requirements.lock", "cache_specs", "extract", "train", "predict", "report", "coview"):
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv" / "bin").mkdir(parents=True)
-    python = folder / ".venv" / "bin" / "python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
+    for program in (Path(sys.executable), Path(sys.executable).with_name("jupyter")):
+        wrapper = folder / ".venv" / "bin" / program.name
+        wrapper.write_text(f'#!/bin/sh\nexec "{program}" "$@"\n')
+        wrapper.chmod(0o755)
+    shutil.copytree(ROOT / "examples", folder / "examples")             # which a command writes to
     (folder / ".venv" / ".ready").touch()
     for view in ("tiny-clip", "tiny-dinov2"):
         typed(folder, f"make extract VIEW={view} DATA=digits")

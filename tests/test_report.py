@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import VIEW_TOML, write_view
+from conftest import pixels_and_edges, reseal, write_views
 
+from cache_specs import durable
 from cache_specs.errors import IntegrityError, UsageError
 from cache_specs.items import Items, class_index, write_items
 from report import choose
@@ -26,13 +27,6 @@ from train.__main__ import run, run_and_report
 from train.config import TrainConfig, make_command
 
 HOSTILE = {"3": "<img src=x onerror=window.pwned=1>", "8": "</script><script>window.pwned=2</script>"}
-
-
-def views(folder: Path, dataset: Path, fingerprint: str, emb: dict[str, np.ndarray]) -> str:
-    for name, emb_ND in emb.items():
-        (folder / f"{name}.toml").write_text(VIEW_TOML.format(width=emb_ND.shape[1]))
-        write_view(dataset, folder / f"{name}.toml", emb_ND, fingerprint)
-    return ",".join(str(folder / f"{name}.toml") for name in emb)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +41,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     label, classes = class_index([HOSTILE.get(found.classes[c], found.classes[c]) for c in found.label])
     items = dataclasses.replace(found, label=label, classes=classes)
     dataset = write_items(folder / "cache", items, "digits")
-    padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
-    edges = np.concatenate([padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]], 1)
-    named = views(folder, dataset, items.fingerprint, {"pixels": images.reshape(len(images), -1), "edges": edges.reshape(len(images), -1)})
+    named = write_views(folder, dataset, items.fingerprint, pixels_and_edges(images))
     config = TrainConfig(views=named, data="digits", labels="2", seeds="0..1", method="supervised,label-propagation,mct,mct-graph", run="digits", warmup=20,
                          cotrain=40, cache=str(folder / "cache"), runs=str(folder / "runs"), device="cpu")
     run(config)
@@ -96,7 +88,7 @@ def thousand(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     group = chance.normal(size=(100, 32))[np.arange(1000) // 10]
     emb = {name: (group + chance.normal(size=(1000, 32)) * 0.7)[items.label] + chance.normal(size=(n, 32)) * noise
            for name, noise in (("clip", 0.6), ("dino", 0.8))}
-    named = views(folder, dataset, items.fingerprint, emb)
+    named = write_views(folder, dataset, items.fingerprint, emb)
     config = TrainConfig(views=named, data=str(folder / "birds.parquet"), labels="2", seeds="0", method="supervised,mct", run="birds", warmup=120, cotrain=40,
                          batch_labelled=256, lr=3e-3, hidden=64, cache=str(folder / "cache"), runs=str(folder / "runs"), device="cpu")
     run(config)
@@ -288,10 +280,38 @@ def test_runs_that_cannot_be_compared_are_told_why(digits: TrainConfig, thousand
     shutil.copytree(path_of(digits).parent, other, dirs_exist_ok=True)
     for seed in (0, 1):
         (other / "splits" / f"seed-{seed}.labelled.txt").write_text("0001\n")
+    reseal(other)
     text = compare([path_of(digits).parent, other, path_of(thousand).parent], tmp_path / "c.html")
     assert "relabelled: not comparable with digits: other labelled images" in text and "birds: not comparable with digits: other data" in text
     with pytest.raises(UsageError, match=r"there is no run .*did you mean 'digits'"):
         compare([path_of(digits).parent, Path(digits.runs) / "digit"], tmp_path / "c.html")
+
+
+def test_a_comparison_says_what_differs_and_tells_machines(digits: TrainConfig, command: Callable, tmp_path: Path) -> None:
+    other = Path(digits.runs) / "twice"
+    shutil.copytree(path_of(digits).parent, other, dirs_exist_ok=True)
+    record = durable.read_sealed(other / "config.json")
+    (other / "config.json").write_bytes(durable.sealed({**record, "settings": {**record["settings"], "lr": 0.5}}))
+    given = ("report.compare", "--names", "digits,twice", "--runs", digits.runs, "--to", str(tmp_path / "c.html"))
+    done = command(*given)
+    assert done.returncode == 0 and f"\nlr: {digits.lr} | 0.5\n" in done.stdout and "validation, by which to choose between runs" in done.stdout
+    found = json.loads(command(*given, "--json").stdout)
+    summary = json.loads((other / "summary.json").read_text())
+    assert found["ok"] and found["runs"]["twice"] == summary["methods"] and found["differing"] == {"lr": [str(digits.lr), "0.5"]}
+    assert {gain["mean"] for gain in found["differences"]} == {0.0} and found["differences"][0]["seeds"] == summary["seeds"]
+    failed = command("report.compare", "--names", "digits,nothing", "--runs", digits.runs, "--json")
+    assert json.loads(failed.stdout)["exit_code"] == failed.returncode == UsageError.exit_code
+
+
+def test_no_test_image_is_suspected(digits: TrainConfig) -> None:
+    """Of validation and hidden training images alone: a summary that is made better by its own disputes is none."""
+    from report.galleries import look, suspects_section
+    from report.source import read_run
+
+    found = read_run(path_of(digits).parent)
+    text = str(suspects_section(look(found, Path(digits.cache), Path("data"), "cpu")).body)
+    shown = re.findall(r'class="key"[^>]*>([^<]+)<', text)
+    assert len(shown) > 5 and not set(shown) & set(found.parts[found.method]["test"].keys)
 
 
 def test_the_page_holds_what_the_run_found(digits: TrainConfig) -> None:
@@ -316,10 +336,12 @@ def test_pseudo_labels_are_drawn_where_they_were_recorded(digits: TrainConfig) -
     told = [{**record, "pseudo": {"pixels": {"precision": 0.5, "coverage": 0.25}, "edges": {"precision": None, "coverage": 0.0}}} if "feedback" in record
             else record for record in records]
     (copy / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in told))
+    reseal(copy)
     text = write_report(copy, Path(digits.cache)).read_text()
     assert "Precision of the pseudo-labels" in text and "Coverage of the pseudo-labels" in text
     assert path_of(digits).read_text().count("Precision of the pseudo-labels") == 1, "the run recorded its own"
     (copy / "metrics.jsonl").write_text("".join(json.dumps({key: record[key] for key in record if key != "pseudo"}) + "\n" for record in records))
+    reseal(copy)
     assert "Precision of the pseudo-labels" not in write_report(copy, Path(digits.cache)).read_text()
 
 
@@ -370,7 +392,10 @@ def test_the_command_and_its_errors(digits: TrainConfig, command: Callable, tmp_
     damaged = tmp_path / "runs" / "x"
     shutil.copytree(path_of(digits).parent, damaged)
     (damaged / "predictions.parquet").write_bytes(b"PAR1")
-    with pytest.raises(IntegrityError, match=r"predictions.parquet cannot be read"):
+    with pytest.raises(IntegrityError, match=r"predictions.parquet is not the file that .*summary.json was made with"):
+        write_report(damaged, Path(digits.cache))
+    reseal(damaged)
+    with pytest.raises(IntegrityError, match=r"predictions.parquet cannot be read .*Delete summary.json and type the command of the run once more"):
         write_report(damaged, Path(digits.cache))
     (damaged / "summary.json").unlink()
     with pytest.raises(UsageError, match=r"not finished: it has no summary.json. Type the command that began it once more: make train"):
@@ -403,6 +428,10 @@ def test_label_next_is_uncertain_disagreeing_and_spread_out() -> None:
     assert len(set(chosen)) == 20 and (chosen % 2 == 0).all()
     assert (chosen >= n // 2).sum() <= 2                                    # of 100 that are nearly the same, hardly more than one
     assert len(choose.label_next(np.full((3, 2), 0.5), np.empty((0, 3, 2)), np.eye(3), 20)) == 3
+    few = np.where(np.isin(np.arange(n), chosen[:10])[:, None], views_VnC, [0.99, 0.01])      # ten are disputed, and all others are as good as sure
+    found = choose.label_next(few.mean(0), few, emb, 8)
+    assert set(found) < set(chosen[:10]), "sure ones are far from the others, and have nothing to tell"
+    assert set(chosen[:10]) < set(choose.label_next(few.mean(0), few, emb, 20)), "where more are asked for than are unsure, all of these are among them"
     assert len(choose.label_next(np.empty((0, 2)), np.empty((2, 0, 2)), np.empty((0, 3)), 20)) == 0
 
 

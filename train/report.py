@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from train.reader import Cache
 from train.splits import Split
 
 KEYS = ("test_top1", "test_nll", "test_ece", "val_top1")
+AGAIN = "Delete summary.json and type the command of the run once more, the same make train: the probes are kept, and what was made of them is made again"
 
 
 def write_probe(folder: Path, method: str, name: str, best: Params, fused: Params, source: Input) -> None:
@@ -121,9 +121,11 @@ def summarise(folder: Path, head: dict[str, Any], methods: Sequence[str], cache:
         found = {name: {key: _spread(values[key]) for key in KEYS} for name, values in scores.items()}
         summary["methods"][method] = {"views": {view: found[view] for view in views}, "joint": found["joint"], "probes": digests, "chosen": chosen}
     _write_parquet(folder / "predictions.parquet", tables)
+    written = [folder / "predictions.parquet", folder / "metrics.jsonl", *sorted(folder.glob("splits/*.txt"))]
+    summary["files"] = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in written if path.is_file()}
     summary["seconds"] = round(seconds, 1)
-    durable.write_json(folder / "summary.json", summary, "summary")
-    return summary
+    durable.write(folder / "summary.json", durable.sealed(summary), "summary")
+    return read_summary(folder)
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -166,7 +168,7 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 
 def _predictions(method: str, split: str, views: Sequence[str], logits: Sequence[Tensor], keys: Sequence[str], label: np.ndarray,
                  seeds: Sequence[int]) -> dict[str, Any]:
-    """The columns of predictions.parquet, seed after seed. margin: the joint's first minus its second probability."""
+    """The columns of a row group of predictions.parquet, seed after seed. margin: the joint's first minus its second probability."""
     probs = [torch.softmax(z, -1) for z in logits]
     top2 = probs[-1].topk(min(2, probs[-1].shape[-1]), -1)
     picks = torch.stack([p.argmax(-1) for p in probs])
@@ -184,13 +186,30 @@ def _write_parquet(path: Path, tables: Sequence[dict[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    sink = io.BytesIO()
-    pq.write_table(pa.concat_tables([pa.table(columns) for columns in tables]), sink, compression="zstd")
+    sink, each = io.BytesIO(), [pa.table(columns) for columns in tables]
+    with pq.ParquetWriter(sink, each[0].schema, compression="zstd") as writer:
+        for table in each:
+            writer.write_table(table, row_group_size=len(table))
     durable.write(path, sink.getvalue(), "predictions")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
+    """Raises IntegrityError where a byte of it is another than was written."""
     try:
-        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise IntegrityError(f"{folder / 'summary.json'} is damaged ({error}); delete it to have it made again") from error
+        return durable.read_sealed(folder / "summary.json")
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{folder / 'summary.json'} is damaged ({error}). {AGAIN}") from error
+
+
+def checked(folder: Path, name: str, summary: dict[str, Any]) -> Path:
+    """A file of a finished run that is, byte for byte, what its summary was made with. Raises IntegrityError."""
+    path = folder / name
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise IntegrityError(f"{path} cannot be read ({error.strerror}). {AGAIN}") from error
+    if found != summary["files"].get(name):
+        again = "Train again under another RUN" if name == "metrics.jsonl" else AGAIN
+        raise IntegrityError(f"{path} is not the file that {folder / 'summary.json'} was made with: it was changed afterwards. {again}")
+    return path

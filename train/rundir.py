@@ -1,14 +1,13 @@
 """A run's folder: what was asked, what was read, what came out. A second run never deletes a first.
 
-    runs/<id>/config.json environment.json       the resolved settings, the fingerprints of every view read; versions and device
+    runs/<id>/config.json environment.json       the resolved settings, the fingerprints of every view read (sealed); versions and device
               splits/seed-0.labelled.txt         the keys of the labelled images; usable as LABELS=
               metrics.jsonl  checkpoints/        while it trains
               probes/METHOD/VIEW.safetensors     the selected copies
-              predictions.parquet  summary.json  at the end
+              predictions.parquet  summary.json  at the end; the summary is sealed and holds the sha256 of every other file that a reader trusts
 """
 
 import dataclasses
-import json
 import os
 import platform
 import subprocess
@@ -31,26 +30,31 @@ def open_run(config: TrainConfig, fingerprints: dict[str, str], device: str, lea
     wanted = {"settings": _settings(config), "fingerprints": fingerprints, "device_type": device}
     path = folder / "config.json"
     if path.is_file():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise IntegrityError(f"{path} is damaged ({error}); use another RUN") from error
-        if changed := differences(found, wanted):
+        if changed := differences(read_config(folder), wanted):
             raise StaleError(f"the run {folder} was made with other settings or data:\n  " + "\n  ".join(changed) +
                              f"\nGive this one another name (RUN={config.run}-2), or repeat the old settings to resume it")
     elif leader:
         durable.make_folder(folder / "splits")
         durable.write_json(folder / "environment.json", _environment(device), "run.environment")
-        durable.write_json(path, wanted, "run.config")
+        durable.write(path, durable.sealed(wanted), "run.config")
     return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """settings, fingerprints and device_type of a run that was begun. Raises IntegrityError."""
+    try:
+        found = durable.read_sealed(folder / "config.json")
+        return {name: found[name] for name in ("settings", "fingerprints", "device_type")}
+    except (OSError, ValueError, KeyError) as error:
+        raise IntegrityError(f"{folder / 'config.json'} is damaged ({error}); use another RUN") from error
 
 
 def write_splits(folder: Path, items: Items, splits: Sequence[Split], seeds: Sequence[int]) -> None:
     """The labelled keys of each experiment, one a line."""
     for seed, split in zip(seeds, splits, strict=True):
-        path = folder / "splits" / f"seed-{seed}.labelled.txt"
-        if not path.is_file():
-            durable.write(path, "".join(f"{items.keys[row]}\n" for row in split.labelled).encode(), "run.split")
+        path, keys = folder / "splits" / f"seed-{seed}.labelled.txt", "".join(f"{items.keys[row]}\n" for row in split.labelled).encode()
+        if not path.is_file() or path.read_bytes() != keys:
+            durable.write(path, keys, "run.split")
 
 
 def is_finished(folder: Path) -> bool:

@@ -89,7 +89,7 @@ def scalars(record: dict[str, Any]) -> dict[str, float]:
 def tested(run: Path) -> dict[str, float]:
     """The means that stand in summary.json, as METHOD/VIEW/NUMBER: value; nothing if the run did not come so far."""
     path = run / "summary.json"
-    methods = json.loads(path.read_text(encoding="utf-8")).get("methods", {}) if path.is_file() else {}
+    methods = json.loads(path.read_text(encoding="utf-8"))["methods"] if path.is_file() else {}
     return {f"{method}/{name}/{key}": scores[key]["mean"] for method, found in methods.items()
             for name, scores in [*found["views"].items(), ("joint", found["joint"])] for key in ("test_top1", "test_nll", "test_ece")}
 
