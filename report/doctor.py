@@ -19,6 +19,12 @@ from report.probes import NOTE, OK, TORCH, WRONG, Asked, Finding, devices, spoke
 ROOT = Path(__file__).parent.parent
 OPTIONAL = {"tensorboard": "TensorBoard files of a run", "wandb": "Weights & Biases", "onnx": "make export-model with ONNX",
             "onnxruntime": "checking the ONNX file", "umap-learn": "UMAP maps in reports", "cleanlab": "its rule for wrong labels"}
+ANOTHER = "name another disk: make doctor CACHE=/another/disk"
+DISK = """
+import dataclasses, json, pathlib, sys
+from report.doctor import disk
+print(json.dumps([dataclasses.asdict(finding) for finding in disk(pathlib.Path(sys.argv[1]))]))
+"""
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,9 @@ class DoctorConfig:
 
 def examine(cache: Path, root: Path = ROOT) -> list[Finding]:
     """Every check, in the order in which they are shown."""
-    torch, gloo = Asked(TORCH), together("gloo", 2)
-    versions, *others = [*packages(root / "pyproject.toml"), *disk(cache), *memory(), *limits(), *hub()]
+    torch, gloo, of_disk = Asked(TORCH), together("gloo", 2), Asked(DISK, cache.absolute())
+    versions, *others = packages(root / "pyproject.toml")
+    others += [*_disk(*of_disk(), cache), *memory(), *limits(), *hub()]
     about, error = torch()
     findings = [versions, *devices(about, error), spoke("gloo", "2 processes", gloo()[1])]
     if about and (gpus := len(json.loads(about)["gpus"])):
@@ -72,6 +79,11 @@ def packages(pyproject: Path) -> list[Finding]:
     return [fine, *lost, Finding("optional", NOTE, ", ".join(extras))]
 
 
+def _disk(said: str, error: str, cache: Path) -> list[Finding]:
+    """What the process DISK found."""
+    return [Finding("disk", WRONG, f"{cache}: {error}", ANOTHER)] if error else [Finding(**one) for one in json.loads(said)]
+
+
 def disk(cache: Path, size: int = 1 << 26) -> list[Finding]:
     """Write, read and hash a file of 64 MB beside the cache; free space; whether locks work."""
     import fcntl
@@ -90,8 +102,7 @@ def disk(cache: Path, size: int = 1 << 26) -> list[Finding]:
             read = _timed(lambda: [os.pread(file.fileno(), 1 << 20, at) for at in range(0, size, 1 << 20)])
             hashed = _timed(lambda: xxh3(Path(file.name)))
     except OSError as error:
-        return [Finding("disk", WRONG, f"{folder} cannot be written to, or not locked: {error.strerror or error}",
-                        "name another disk: make doctor CACHE=/another/disk")]
+        return [Finding("disk", WRONG, f"{folder} cannot be written to, or not locked: {error.strerror or error}", ANOTHER)]
     text = f"{folder}: writes {size / write / 1e9:.2f} GB/s to the disk, reads {size / read / 1e9:.2f} GB/s, hashes {size / hashed / 1e9:.1f} GB/s"
     room = Finding("space", OK if free > 5e9 else WRONG, f"{free / 1e9:,.1f} GB free (a view of 1.3 million images takes 2 to 21 GB)",
                    "" if free > 5e9 else "make gc, or name a larger disk: make doctor CACHE=/another/disk")

@@ -97,3 +97,11 @@ def test_what_is_wrong_is_listed_with_its_command_and_ends_with_1(monkeypatch: p
     with pytest.raises(CoviewError, match=r"1 thing to mend: b; .*type: make doctor") as raised:
         doctor.doctor(doctor.DoctorConfig(), told)
     assert raised.value.exit_code == 1 and "  b: broken\n    make b" in capsys.readouterr().out and len(told["findings"]) == 2
+
+
+def test_a_disk_that_hangs_is_told_and_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = doctor.Asked
+    monkeypatch.setattr(doctor, "Asked", lambda code, *given: real(code, *given, seconds=2 if code == doctor.DISK else 60))
+    monkeypatch.setattr(doctor, "DISK", "import time; time.sleep(99)")
+    found = {finding.name: finding for finding in doctor.examine(tmp_path)}
+    assert found["disk"].state == WRONG and "hangs: no answer in 2 s" in found["disk"].text and "CACHE=" in found["disk"].mend and "space" not in found

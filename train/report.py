@@ -144,6 +144,8 @@ def table(summary: dict[str, Any]) -> str:
             value = f"{100 * top1['mean']:.1f} ± {100 * top1['std']:.1f}" if top1["n"] > 1 else f"{100 * top1['mean']:.1f}"
             lines.append(f"{name:50}{value:>13}{scores['test_nll']['mean']:8.3f}{scores['test_ece']['mean']:8.3f}{text}")
     lines.append(f"selected on {summary['rows']['val']} labelled validation images, tested once on {summary['rows']['test']}; {summary['seconds']:.0f} s")
+    if paired and len(seeds) < 5:
+        lines.append("against late fusion: mean difference ± standard error over the seeds; a p-value wants 5 of them: SEEDS=0..4")
     return "\n".join(lines)
 
 
