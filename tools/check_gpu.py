@@ -2,7 +2,8 @@
 
 Extracts the bundled views on the GPU and on the CPU and compares them row by row; trains on both and compares the accuracies;
 repeats the GPU run and asks for the same bytes; runs two views through torchrun with as many GPUs as there are (one rank, NCCL, on a
-machine with one). Prints a table, writes it as JSON, and exits with 1 if a line is not as it should be.
+machine with one); labels images on both, from the cache and live; writes a report; extracts with --compile; asks doctor (NCCL, driver).
+Prints a table, writes it as JSON, and exits with 1 if a line is not as it should be.
 """
 
 import argparse
@@ -30,6 +31,25 @@ def call(module: str, *args: object) -> float:
 
 def top1(folder: Path, method: str) -> float:
     return json.loads((folder / "summary.json").read_text())["methods"][method]["joint"]["test_top1"]["mean"]
+
+
+def predicted(work: Path, device: str) -> list[tuple[str, object, bool]]:
+    """The labels and confidences of a run on `device`, from the cache and of images embedded again, against those on the CPU."""
+    import pyarrow.parquet as pq
+
+    lines, tables = [], {}
+    for name, where, images in (("cached", device, ()), ("cpu", "cpu", ()), ("live", device, ("--images", "digits"))):
+        to = work / f"{name}.parquet"
+        seconds = call("predict", "--run", "first", "--runs", work / "runs", "--cache", work / device, "--device", where, "--to", to, *images)
+        lines.append((f"predict, {name}, on {where}, seconds", round(seconds, 1), True))
+        rows = pq.read_table(to).to_pydict()
+        tables[name] = {key: (label, sure) for key, label, sure in zip(rows["key"], rows["label"], rows["confidence"], strict=True)}
+    for name in ("cpu", "live"):
+        pairs = [(row, tables[name][key]) for key, row in tables["cached"].items()]
+        same, far = float(np.mean([a[0] == b[0] for a, b in pairs])), max(abs(a[1] - b[1]) for a, b in pairs)
+        lines.append((f"predict, {name}: share of labels that are those from the cache on {device}", round(same, 4), same > 0.995))
+        lines.append((f"predict, {name}: largest difference of a confidence", round(far, 5), far < 0.05))
+    return lines
 
 
 def main() -> int:
@@ -71,6 +91,15 @@ def main() -> int:
         for method in METHODS:
             same = abs(top1(work / "runs" / "ranks", method) - top1(work / "runs" / "first", method))
             lines.append((f"{method}: torchrun with {ranks} rank(s), joint accuracy, difference to one process", round(same, 4), same < 0.02))
+        lines += predicted(work, options.device)
+        call("report", "--run", "first", "--runs", work / "runs", "--cache", work / options.device, "--device", options.device)
+        call("extract", "--view", VIEWS[0], "--data", "digits", "--device", options.device, "--cache", work / "compiled", "--compile")
+        plain, compiled = (map_view(open_view(view_folders(next((work / cache).glob("digits-*")), VIEWS[0])[0])).astype(np.float32)
+                           for cache in (options.device, "compiled"))
+        far = float(np.abs(plain - compiled).max() / np.abs(plain).max())
+        lines.append(("--compile: largest difference to the plain model's rows, of the largest value", round(far, 6), far < 0.01))
+    said = subprocess.run([sys.executable, "-m", "report.doctor"], cwd=ROOT, capture_output=True, text=True)
+    lines.append(("doctor: what is wrong", said.stderr.strip() or "nothing", said.returncode == 0))
     good = all(fine for *_, fine in lines)
     for what, value, fine in lines:
         print(f"{what:70} {value!s:>10}  {'ok' if fine else 'NOT OK'}")
