@@ -1,7 +1,8 @@
 # Coview: embed images once with frozen foundation models, then co-train probes on the cache.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo views weights extract train predict export-model sweep verify repair import export status gc test test-all check-gpu bench-cache bench-extract bench-train bench-methods lock clean report compare inspect doctor
+COMMANDS := help setup demo views weights extract train predict export-model sweep verify repair import export status gc test test-all check-gpu bench-cache bench-extract bench-train bench-methods lock clean report compare inspect doctor
+.PHONY: $(COMMANDS)
 SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -14,10 +15,14 @@ flag = $(if $(call given,$1),--$2 "$$$1")
 GIVEN := $(filter-out VENV PYTHON3,$(foreach name,$(.VARIABLES),$(if $(call given,$(name)),$(name))))
 EXTRA = $(if $(call given,ARGS),$(ARGS))
 export GOALS = $(MAKECMDGOALS)
+export COMMANDS
 check = $(PYTHON) -m cache_specs.make $@ $(GIVEN)
 CACHED = $(call flag,DATA,data) $(call flag,CACHE,cache)
 EXPERIMENT = $(call flag,VIEWS,views) $(call flag,LABELS,labels) $(call flag,METHOD,method) $(call flag,SEEDS,seeds) $(call flag,RUN,run)
 SHARED = $(CACHED) $(call flag,DEVICE,device) $(call flag,GPUS,gpus)
+
+.DEFAULT:
+	@$(or $(wildcard $(PYTHON)),$${PYTHON3:-python3}) -m cache_specs.make '$@' $(GIVEN)
 
 help:  ## show this help
 	@echo "Coview. The two commands:  make demo   make test"; echo

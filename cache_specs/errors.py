@@ -10,15 +10,23 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 OF_THE_DISK = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)      # no bug, wherever it happens
 
 
 class CoviewError(Exception):
-    """What was found, what was expected, and what to type next; `exit_code` is the process's exit status."""
+    """What was found, what was expected, and what to type next; `exit_code` is the process's exit status.
+
+    instead: the change to the command that the message asks for, {"RUN": "demo-2"}: names of make, None to leave one out, and flags of ARGS,
+    {"--force": ""}. The command is then shown with it.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", instead: Mapping[str, str | None] | None = None) -> None:
+        super().__init__(message)
+        self.instead = dict(instead or {})
 
 
 class UsageError(CoviewError):
@@ -56,8 +64,14 @@ class StoppedError(CoviewError):
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """`; did you mean 'clip'` for a near miss, otherwise `; there is: …`, to be appended to what was not found."""
     choices = sorted(choices)
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}" if near else f"; there is: {', '.join(choices) or 'nothing yet'}"
+    near = nearest(name, choices)
+    return f"; did you mean {near!r}" if near else f"; there is: {', '.join(choices) or 'nothing yet'}"
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The one of the choices that was probably meant, also where only the case differs; '' where none is near."""
+    cased = {choice.lower(): choice for choice in sorted(choices)}
+    return next((cased[near] for near in difflib.get_close_matches(name.lower(), cased, n=1, cutoff=0.5)), "")
 
 
 PRESSED: list[int] = []         # interrupts that this process has had
@@ -72,8 +86,15 @@ def run_cli(main: Callable[[], None]) -> int:
         main()
         sys.stdout.flush()
     except CoviewError as error:
-        _say(str(error), error.exit_code)
+        _say(str(error), error.exit_code, error.instead)
         return error.exit_code
+    except SystemExit as error:
+        if error.code == UsageError.exit_code:              # the parser has said what is wrong with a flag; `python` alone may be another one
+            from cache_specs.make import started_as, typed
+
+            again = typed()
+            print(f"all settings: {started_as()} --help" + f"\nTo mend and type again: {again}" * bool(again), file=sys.stderr, flush=True)
+        raise
     except BrokenPipeError:                                 # who read our output (`| head`) has gone; nothing is left to be said to him
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
@@ -86,7 +107,7 @@ def run_cli(main: Callable[[], None]) -> int:
         _say(f"{error.filename or 'the disk'}: {error.strerror}. Make room, or mend the disk or the permissions", StorageError.exit_code)
         return StorageError.exit_code
     except KeyboardInterrupt:
-        _say("interrupted; what is committed is kept, and the same command goes on from there", StoppedError.exit_code)
+        _say("interrupted; what is finished is kept, and the same command does the rest", StoppedError.exit_code)
         return StoppedError.exit_code
     return 0
 
@@ -97,12 +118,14 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _say(message: str, code: int) -> None:
-    """On stderr. A message that ends with no command of its own gets the one that this process is."""
+def _say(message: str, code: int, instead: Mapping[str, str | None] | None = None) -> None:
+    """On stderr. A message that ends with no command of its own gets the one that this process is; changed, where the error says how."""
     from cache_specs.make import TARGETS, typed
 
-    again = typed()
-    if again and not re.search(rf"\bmake ({'|'.join(TARGETS)})\b", message):
+    again = typed(instead=instead)
+    if again and instead:
+        message += f"\nType: {again}"
+    elif again and not re.search(rf"\bmake ({'|'.join(TARGETS)})\b", message):
         how = {UsageError.exit_code: "To mend and type again", RankDiedError.exit_code: "To go on, type", PreemptedError.exit_code: "To go on, type",
                StoppedError.exit_code: "To go on, type"}.get(code, "Then type")
         message += f"\n{how}: {again}"

@@ -5,8 +5,9 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 
-from cache_specs.errors import UsageError, did_you_mean, run_cli
+from cache_specs.errors import UsageError, did_you_mean, nearest, run_cli
 
 COMMON = ("DATA", "DEVICE", "GPUS", "CACHE", "ARGS")
 CACHED = ("VIEW", "DATA", "CACHE", "ARGS")
@@ -31,24 +32,39 @@ MODULES = {"extract": "extract", "train": "train", "train.sweep": "sweep", "cach
            "cache_specs.gc": "gc", "cache_specs.export": "export", "extract.verify": "verify", "extract.repair": "repair", "extract.importer": "import",
            "extract.convert": "weights", "predict": "predict", "predict.export": "export-model", "report": "report", "report.compare": "compare",
            "report.inspect": "inspect", "report.doctor": "doctor"}
+NAMED = re.compile(r"\w+(?=[:+?!]?=)", re.ASCII)
 
 
-def check(target: str, given: list[str], goals: str = "") -> None:
-    """Raise UsageError for a name that the target does not take, with the nearest one and the right command; and for `goals` that are no commands: of
-    DATA=x-{0..9}.tar or DATA=photos/* without quotes the shell makes DATA=x-0.tar and nine further words."""
-    names, example = TARGETS[target]
-    if twice := repeated():
-        raise UsageError(f"{twice} was given several times. If the shell made that of {{0..9}} or {{a,b}}, quote it: make {target} {twice}='x-{{000..012}}'")
-    if stray := [goal for goal in goals.split() if not re.fullmatch(r"[a-z-]+", goal) or (goal not in TARGETS and os.path.exists(goal))]:
-        raise UsageError(f"make {target} was given a word that is no command: {stray[0]!r}. If it belongs to DATA (the shell expands {{0..9}} and *), quote "
+def check(target: str, given: list[str], goals: str = "", known: str = "") -> None:
+    """Raise UsageError, with the command as it was meant, for a name that the target does not take; for a name that stands there twice; and for `goals` that
+    are no commands, of those `known`: a typing error, VIEWS=clip, dinov2, and of DATA=x-{0..9}.tar or DATA=photos/* without quotes the shell makes
+    DATA=x-0.tar and nine further words."""
+    commands = known.split() or [*TARGETS]
+    words = on_the_line(goals.split())
+    if stray := next((goal for goal in goals.split() if goal not in commands), ""):
+        if (joined := join_lists(words, commands)) != words:
+            raise UsageError(f"{stray!r} stands behind a blank, where make begins a new word; leave no blank in a list. Type: {as_typed(joined)}")
+        if stray == target:
+            near = nearest(stray, commands)
+            again = as_typed([near if word == stray else word for word in words])
+            raise UsageError(f"make has no command {stray!r}" + (f"; did you mean {near!r}. Type: {again}" if near else ". All commands: make help"))
+        raise UsageError(f"make {target} was given a word that is no command: {stray!r}. If it belongs to DATA (the shell expands {{0..9}} and *), quote "
                          f"it: make {target} DATA='x-{{000..012}}.tar'")
-    for name in given:
-        if name not in names:
-            raise UsageError(f"make {target} takes no {name}{did_you_mean(name, names)}. Type: {example}   (names: {', '.join(names)})")
+    names, example = TARGETS[target]
+    heads = [match[0] for word in words if (match := NAMED.match(word))]
+    if twice := next((name for name in heads if heads.count(name) > 1), ""):
+        raise UsageError(f"{twice} was given several times. If the shell made that of {{0..9}} or {{a,b}}, quote it: make {target} {twice}='x-{{000..012}}'")
+    meant = {name: nearest(name, names) for name in given if name not in names}
+    for name in meant:
+        whole = [*meant.values(), *(head for head in heads if head not in meant)]
+        again = as_typed([meant.get(word.partition("=")[0], word.partition("=")[0]) + "".join(word.partition("=")[1:]) for word in words])
+        raise UsageError(f"make {target} takes no {name}{did_you_mean(name, names)}. Type: {again if all(whole) and len({*whole}) == len(heads) else example}"
+                         f"   (names: {', '.join(names)})")
 
 
-def repeated() -> str:
-    """The name that stands twice on the command line of the make that started this process; of several, make itself takes the last without a word."""
+def on_the_line(goals: list[str]) -> list[str]:
+    """The names and goals that stand on the command line of the make that started this process, in order; [] where the system does not tell. Of a name that
+    stands there twice make itself takes the last without a word."""
     pid = os.getpid()
     for _ in range(4):
         try:
@@ -59,15 +75,32 @@ def repeated() -> str:
         except (OSError, ValueError, IndexError):
             break
         if os.path.basename(words[0]) in ("make", "gmake"):
-            given = [word.partition("=")[0] for word in words if re.match(r"[A-Z0-9]+=", word)]
-            return next((name for name in given if given.count(name) > 1), "")
-    return ""
+            return [word for word in words[1:] if word in goals or (NAMED.match(word) and not word.startswith(("VENV=", "PYTHON3=")))]
+    return []
 
 
-def typed(without: str = "") -> str:
-    """The command of make that this process is: `make extract VIEW=clip DATA=photos/ ARGS='--batch 8'`; '' for a process that is none."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    target = MODULES.get(spec.name.removesuffix(".__main__"), "") if spec else ""
+def join_lists(words: list[str], commands: list[str]) -> list[str]:
+    """["VIEWS=clip,", "dinov2"] -> ["VIEWS=clip,dinov2"]: a word that is no command belongs to the list that a comma before or in it leaves open."""
+    found: list[str] = []
+    for word in words:
+        if found and NAMED.match(found[-1]) and not NAMED.match(word) and word not in commands and (found[-1][-1] in ",=" or word[0] == ","):
+            found[-1] += word
+        else:
+            found.append(word)
+    return found
+
+
+def as_typed(words: list[str]) -> str:
+    """Names and goals as one types them to make."""
+    parts = [word.partition("=") for word in words]
+    return " ".join(["make", *(name + equals + (shlex.quote(value) if value else "") for name, equals, value in parts)])
+
+
+def typed(without: str = "", instead: Mapping[str, str | None] | None = None) -> str:
+    """The command of make that this process is: `make extract VIEW=clip DATA=photos/ ARGS='--batch 8'`; '' for a process that is none.
+
+    without: a flag that is left out. instead: names that get another value (None: that are left out), and flags ({"--force": ""}) that are set."""
+    target = MODULES.get(_module(), "")
     if not target:
         return ""
     flags = {"--source" if name == "FROM" else f"--{name.lower()}": name for name in TARGETS[target][0] if name != "ARGS"}
@@ -78,10 +111,29 @@ def typed(without: str = "") -> str:
             words[flags[flag]] = value if equals else given.pop(0)
         elif flag != without:
             rest.append(flag + equals + value)
+    for name, value in (instead or {}).items():
+        if name.startswith("--"):
+            at = rest.index(name) if name in rest else len(rest)
+            rest[at:at + 1 + bool(value)] = [name, value] if value else [name]
+        elif value is None:
+            words.pop(name, None)
+        else:
+            words[name] = value
     if rest:
         words["ARGS"] = shlex.join(rest)
     return " ".join([f"make {target}", *(f"{name}={shlex.quote(value)}" for name, value in words.items())])
 
 
+def started_as() -> str:
+    """`.venv/bin/python -m train`: this Python and its module, as one types them here."""
+    here = os.path.relpath(sys.executable)
+    return f"{shlex.quote(sys.executable if here.startswith('..') else here)} -m {_module()}"
+
+
+def _module() -> str:
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec.name.removesuffix(".__main__") if spec else ""
+
+
 if __name__ == "__main__":
-    sys.exit(run_cli(lambda: check(sys.argv[1], sys.argv[2:], os.environ.get("GOALS", ""))))
+    sys.exit(run_cli(lambda: check(sys.argv[1], sys.argv[2:], os.environ.get("GOALS", ""), os.environ.get("COMMANDS", ""))))

@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from cache_specs.errors import UsageError, did_you_mean
 from cache_specs.items import Items
-from coview.rows import encode, hold_out, share_out
+from coview.rows import encode, hold_out, plainly, share_out
 from predict.model import experts_of
 from predict.network import Model, Opinions, View
 from train.config import TEACHING, UNLABELLED, TrainConfig
@@ -36,6 +36,7 @@ from train.splits import Split
 
 DTYPES = (np.float32, np.float16)       # of rows: these stay as they are, all others become the first
 NEVER = 10**9                           # steps between checkpoints
+MOST = 2**31                            # of seeds
 SETTINGS = ("lr", "weight_decay", "hidden", "layers", "members", "dropout", "batch_labelled", "batch_unlabelled", "warmup", "cotrain", "temperature",
             "patience", "eval_every")
 
@@ -82,7 +83,9 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         temperature; without them `validation_fraction` of the labelled rows is taken. Raises ValueError."""
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
-        emb_V = self._views(X, reset=True)
+        if (X_val is None) != (y_val is None):
+            raise ValueError(f"X_val and y_val belong together, and {'X_val' if X_val is None else 'y_val'} is missing: give both or neither")
+        emb_V = self._rows(X, reset=True)
         check_consistent_length(emb_V[0], y)
         label, self.classes_ = encode(y)
         if len(self.classes_) < 2:
@@ -90,7 +93,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         seed = self._seed()
         train, fitted = np.arange(len(label)), True
         if X_val is not None:
-            more_V = self._views(X_val, reset=False)
+            more_V = self._rows(X_val, reset=False)
             check_consistent_length(more_V[0], y_val)
             label_val, _ = encode(y_val, self.classes_)
             val = len(label) + np.flatnonzero(label_val >= 0)
@@ -145,6 +148,8 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
                              f"method={'supervised-graph' if len(names) > 1 else 'supervised'!r}")
         if not isinstance(self.seeds, int | np.integer) or self.seeds < 1:
             raise ValueError(f"seeds={self.seeds!r} must be a whole number, at least 1")
+        if seed + self.seeds > MOST:
+            raise ValueError(f"random_state={seed} and the {self.seeds - 1} seeds after it must be below 2**31")
         config = TrainConfig(views=",".join(names), data="memory", method=self.method, seeds=f"{seed}..{seed + self.seeds - 1}", checkpoint_every=NEVER,
                              **{name: getattr(self, name) for name in SETTINGS})
         try:
@@ -154,15 +159,24 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         return config
 
     def _seed(self) -> int:
-        """A whole number is the seed of `make train SEEDS=…`; anything else is asked for one."""
+        """A whole number is the seed of `make train SEEDS=…`; anything else is asked for one. Raises ValueError."""
         if isinstance(self.random_state, int | np.integer) and not isinstance(self.random_state, bool):
+            if not 0 <= self.random_state < MOST:
+                raise ValueError(f"random_state={self.random_state!r} must be in [0, 2**31), as SEEDS of `make train`")
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(2**30))
+
+    def _rows(self, X: Any, reset: bool) -> list[np.ndarray]:
+        """One finite array a view. Raises ValueError."""
+        try:
+            return self._views(X, reset)
+        except ValueError as error:
+            raise plainly(error) from None
 
     def opinions(self, X: Any) -> Opinions:
         """What the joint and each view think of the rows: joint_nC and views_VnC probabilities, agreement_n."""
         check_is_fitted(self)
-        return self.model_(self._views(X, reset=False))
+        return self.model_(self._rows(X, reset=False))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """(n, C) probabilities of `classes_`: the joint's, the mean over the seeds, at the temperature that fits the validation rows."""
@@ -179,7 +193,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_[choice_Vn]
 
     def agreement(self, X: Any) -> np.ndarray:
-        """(n,) the share of the views whose first choice is the joint's: where it is low, ask a person."""
+        """(n,) the share of the views whose first choice is the joint's: where it is low, ask a person. NaN for a method with one probe for all views."""
         return self.opinions(X).agreement_n
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:

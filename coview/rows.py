@@ -14,13 +14,18 @@ CHOICE = 5 << 40       # second word of the keys of these draws; train/splits.py
 def encode(y: Any, classes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(n,) labels -> (n,) int32 class numbers, -1 where there is no label, and the sorted classes (those given, where they are).
 
-    No label is -1 in an array of numbers (NaN too, of floats), "" in one of strings, and any of these or None in one of objects. Raises ValueError.
+    No label is -1 in an array of numbers (NaN too, of floats), "" in one of strings, and any of these or None in one of objects, or in a list of strings
+    and other things. Raises ValueError.
     """
-    y = column_or_1d(y, warn=True)
+    given, y = y, column_or_1d(y, warn=True)
+    if isinstance(given, list | tuple) and y.dtype.kind in "US" and not all(isinstance(value, str | bytes) for value in given):
+        y = np.array(given, object)                         # NumPy makes "3" of the 3 in ["a", 3], and "nan" of NaN
     known = _known(y)
     if not known.any():
         raise ValueError(f"none of the {len(y)} rows has a label; give some rows their class, and -1 to the others")
     told = y[known]
+    if told.dtype == object and len(kinds := {isinstance(value, str): value for value in told}) > 1:
+        raise ValueError(f"the labels are strings and other things, such as {kinds[True]!r} and {kinds[False]!r}: make all of them strings, or all numbers")
     if told.dtype == object and len({type(value) for value in told}) == 1:
         told = np.array(told.tolist())                      # what pandas and lists with None hold
     check_classification_targets(told)
@@ -33,6 +38,15 @@ def encode(y: Any, classes: np.ndarray | None = None) -> tuple[np.ndarray, np.nd
     label = np.full(len(y), -1, np.int32)
     label[known] = np.searchsorted(classes, found)[number]
     return label, classes
+
+
+def plainly(error: ValueError) -> ValueError:
+    """scikit-learn's error of an X that does not fit; of rows that are not finite with the way out that there is here, instead of other classifiers."""
+    what = str(error).split("\n")[0]
+    if "NaN" not in what and "infinity" not in what:
+        return error
+    return ValueError(f"{what}\nA row that could not be embedded is NaN, and has nothing to learn from: leave it out of every view and of y, by "
+                      "keep = np.isfinite(X).all(axis=1) of each view")
 
 
 def _known(y: np.ndarray) -> np.ndarray:

@@ -5,18 +5,21 @@ training images whose labels the run had hidden. With IMAGES: decodes and embeds
 Writes one row an image, and prints how sure it is.
 """
 
-import os
 import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from cache_specs.console import document
 from cache_specs.errors import DataQualityError, UsageError, run_cli
+from cache_specs.view import STATUS
+from predict.find import open_images
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from extract.datasets import Dataset
     from predict.network import Model, Opinions
     from train.reader import Cache
     from train.splits import Split
@@ -49,20 +52,27 @@ class PredictConfig:
     workers: int = -1
     """decode processes; -1 chooses, 0 decodes in the main process"""
     force: bool = False
-    """replace the file TO if it is there"""
+    """replace the file to write if it is there"""
     root: str = "data"
     """where torchvision data sets lie"""
+    json: bool = False
+    """one JSON document on stdout, for machines; what is meant for people goes to stderr"""
 
 
 def main() -> None:
     import tyro
 
-    predict(tyro.cli(PredictConfig, prog="python -m predict", description=PredictConfig.__doc__))
+    config = tyro.cli(PredictConfig, prog="python -m predict", description=PredictConfig.__doc__)
+    with document(config.json, "predict") as found:
+        predict(config, found)
 
 
-def predict(config: PredictConfig) -> Path:
-    """Write the table and print its summary; return the table's path. Raises CoviewError."""
-    to = _where_to(config)
+def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
+    """Write the table and print its summary; return the table's path. `found` is filled with what --json says. Raises CoviewError."""
+    run, to = _where_to(config)
+    dataset = open_images(config.images, Path(config.root)) if config.images else None
+
+    import numpy as np
 
     from extract.prepare import devices
     from predict import table
@@ -73,18 +83,23 @@ def predict(config: PredictConfig) -> Path:
         model = open_model(Path(config.model).expanduser(), device)
         print(f"{config.model}: {_called(model)}", flush=True)
     else:
-        model, cache, splits = of_run(Path(config.runs) / config.run, config.method, device, Path(config.cache))
-        print(f"run {Path(config.runs) / config.run}: {_called(model)}", flush=True)
-    found = _of_images(config, model, device) if config.images else _of_cache(config, model, cache, splits)
-    keys, status_n, said, truth_n = found
-    table.write(to, table.columns(model, keys, status_n, said))
-    print(f"{table.summary(model, said, truth_n)}\n{len(keys):,} rows in {to}", flush=True)
-    return to
+        model, cache, splits = of_run(run, config.method, device, Path(config.cache))
+        print(f"run {run}: {_called(model)}", flush=True)
+    keys, status_n, said, truth_n = _of_images(config, model, dataset, device) if dataset else _of_cache(config, model, cache, splits)
+    file, written = table.write(to, table.columns(model, keys, status_n, said), replace=config.force)
+    kept = f"{to} holds something else and is kept\n" if file != to else ""
+    print(f"{table.summary(model, said, truth_n)}\n{kept}{len(keys):,} rows in {file}{'' if written else ', which held just this already'}", flush=True)
+    if found is not None:
+        found |= {"file": str(file), "written": written, "rows": len(keys), "method": model.method, "views": model.names, "seeds": model.seeds,
+                  "status": {name: int(count) for name, count in zip(STATUS, np.bincount(status_n, minlength=len(STATUS)), strict=True) if count},
+                  **table.figures(said, truth_n)}
+    return file
 
 
-def _where_to(config: PredictConfig) -> Path:
-    """The file to write. Raises UsageError for what can be seen without reading any data."""
+def _where_to(config: PredictConfig) -> tuple[Path, Path]:
+    """The run's folder and the file to write. Raises CoviewError for what can be seen without reading any data."""
     from cache_specs.sources import dataset_name
+    from train.rundir import run_folder
 
     if bool(config.run) == bool(config.model):
         raise UsageError(f"{'RUN and MODEL are both given, one is wanted' if config.run else 'RUN is missing'}. Type: make predict RUN=demo   or   "
@@ -92,18 +107,19 @@ def _where_to(config: PredictConfig) -> Path:
     if config.model and not config.images:
         raise UsageError(f"IMAGES is missing: a model folder has no images of its own. Type: make predict MODEL={shlex.quote(config.model)} IMAGES=photos/")
     if config.model and config.method:
-        raise UsageError(f"METHOD={config.method}: a model folder holds one method. Leave METHOD out, or export another: make export-model RUN=… METHOD=… TO=…")
+        raise UsageError(f"METHOD={config.method}: a model folder holds one method. Leave METHOD out, or export another: make export-model RUN=… METHOD=… TO=…",
+                         instead={"METHOD": None})
+    run = run_folder(config.runs, config.run) if config.run else Path()
     if not config.to:
-        name = f"predicted-{dataset_name(config.images)}.parquet" if config.images else "predicted.parquet"
-        return (Path(config.runs) / config.run / name) if config.run else Path(name)
+        return run, run / (f"predicted-{dataset_name(config.images)}.parquet" if config.images else "predicted.parquet")
     to = Path(config.to).expanduser()
     if to.suffix.lower() not in ENDINGS:
-        raise UsageError(f"TO={config.to}: unknown format {to.suffix!r}; TO ends in .parquet or .csv")
+        raise UsageError(f"TO={config.to}: unknown format {to.suffix!r}; TO ends in .parquet or .csv", instead={"TO": str(to.with_suffix(".csv"))})
     if not to.parent.is_dir() or to.is_dir():
         raise UsageError(f"TO={config.to}: {to if to.is_dir() else to.parent} is {'a' if to.is_dir() else 'no'} folder")
     if to.exists() and not config.force:
-        raise UsageError(f"{to} is there already; to replace it: ARGS='--force'")
-    return to
+        raise UsageError(f"{to} is there already; to replace it: ARGS='--force'", instead={"--force": ""})
+    return run, to
 
 
 Found = tuple[list[str], "np.ndarray", "Opinions", "np.ndarray | None"]     # keys, status, opinions of the rows that are ok, known labels
@@ -144,15 +160,14 @@ def _of_cache(config: PredictConfig, model: "Model", cache: "Cache", splits: "li
     return [items.keys[row] for row in rows], status[rows], model([emb_ND[good] for emb_ND in cache.emb]), truth_n
 
 
-def _of_images(config: PredictConfig, model: "Model", device: str) -> Found:
+def _of_images(config: PredictConfig, model: "Model", dataset: "Dataset", device: str) -> Found:
     """New images, embedded here."""
     from extract import quality
-    from extract.datasets import build_items, open_dataset
+    from extract.datasets import build_items
     from extract.progress import Progress
     from predict.images import backbones, embed
 
     models = backbones(model.views, config.weights)
-    dataset = open_dataset(os.path.expanduser(config.images), Path(config.root))
     with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
         items = build_items(dataset, progress.advance)
     emb_V, status_n = embed(model.views, models, dataset, items, device, config.workers)

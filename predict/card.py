@@ -3,8 +3,9 @@
 import html
 from typing import Any
 
+from cache_specs.durable import canonical_json
 from cache_specs.errors import UsageError
-from cache_specs.spec import SPECS, fingerprint, load_spec
+from cache_specs.spec import fingerprint, load_spec
 from predict.network import Model, View
 from train.methods import TITLES
 
@@ -51,7 +52,7 @@ are as their probes give them.
 
 ## What it reads
 
-| view | width | architecture | spec and weights | weights sha256 | licence of the weights |
+| view | width | architecture | spec and weights | weights sha256 | licence of the published weights |
 |---|---|---|---|---|---|
 {views}
 
@@ -73,13 +74,15 @@ Files: `model.json` (all of the above for programs, with the sha256 of every fil
 
 
 def licence_of(view: View) -> str:
-    """What the spec says of the weights' licence, where it can be found and says it."""
-    name = view.name if (SPECS / f"{view.name}.toml").is_file() else view.spec_file
-    try:
-        about = load_spec(name).about if name else None
-    except UsageError:
-        about = None
-    return about.licence if about else "not stated in its spec: see where the weights come from"
+    """What the TOML file, the view's own or the bundled one of its name, says of the weights' licence, if it is the very spec that the run recorded."""
+    for name in (view.spec_file, view.name):
+        try:
+            spec = load_spec(name) if name else None
+        except UsageError:
+            continue
+        if spec and spec.about and canonical_json(spec.declared()) == canonical_json(view.spec):
+            return spec.about.licence
+    return "unknown: see its TOML file, or ask its authors"
 
 
 def _spread(found: dict[str, Any], scale: float = 1) -> str:

@@ -5,13 +5,17 @@ of their weights, README.md (a model card), and joint.onnx, which is run and com
 The backbones are not in it. Label images with it: make predict MODEL=folder IMAGES=photos/
 """
 
+import itertools
+import os
 import shlex
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from cache_specs.console import document
 from cache_specs.errors import IntegrityError, UsageError, run_cli
 
 if TYPE_CHECKING:
@@ -38,25 +42,32 @@ class ExportConfig:
     """where the embeddings are that the run was trained on"""
     runs: str = "runs"
     """where runs are"""
+    json: bool = False
+    """one JSON document on stdout, for machines; what is meant for people goes to stderr"""
 
 
 def main() -> None:
     import tyro
 
-    export(tyro.cli(ExportConfig, prog="python -m predict.export", description=ExportConfig.__doc__))
+    config = tyro.cli(ExportConfig, prog="python -m predict.export", description=ExportConfig.__doc__)
+    with document(config.json, "export-model") as found:
+        export(config, found)
 
 
-def export(config: ExportConfig) -> Path:
-    """Write the folder whole or not at all; return it. Raises CoviewError."""
+def export(config: ExportConfig, found: dict[str, Any] | None = None) -> Path:
+    """Write the folder whole or not at all; return it. `found` is filled with what --json says. Raises CoviewError."""
     if not config.run or not config.to:
         raise UsageError(f"{'TO' if config.run else 'RUN'} is missing. Type: make export-model RUN={config.run or 'demo'} "
                          f"TO={shlex.quote(config.to or 'model')}")
     to = Path(config.to).expanduser()
     if to.exists() or to.is_symlink():
-        raise UsageError(f"TO={config.to} is there already; name another folder: make export-model RUN={shlex.quote(config.run)} TO={shlex.quote(str(to))}-2")
+        free = next(name for number in itertools.count(2) if not os.path.lexists(name := f"{to}-{number}"))
+        raise UsageError(f"TO={config.to} is there already; name another folder", instead={"TO": free})
     if not to.parent.is_dir():
-        raise UsageError(f"TO={config.to}: {to.parent} is no folder")
+        raise UsageError(f"TO={config.to}: {to.parent} is no folder; make it, or name another")
+    from train.rundir import run_folder
 
+    run = run_folder(config.runs, config.run)               # a mistyped name is answered before torch is loaded
     import numpy as np
 
     from cache_specs import durable
@@ -64,16 +75,15 @@ def export(config: ExportConfig) -> Path:
     from predict.folder import write_record, write_tensors
     from predict.model import of_run
 
-    model, cache, splits = of_run(Path(config.runs) / config.run, config.method, "cpu", Path(config.cache))
+    model, cache, splits = of_run(run, config.method, "cpu", Path(config.cache))
     split = splits[0]
     rows = np.concatenate([part[:: -(-len(part) // (COMPARED // 4))] for part in (split.val, split.test, split.labelled, split.unlabelled) if len(part)])
-    temp = to.with_name(f".{to.name}.tmp")
+    temp = None
     try:
-        if temp.exists():
-            shutil.rmtree(temp)                             # of a killed export
-        durable.make_folder(temp)
+        temp = Path(tempfile.mkdtemp(prefix=f".{to.name}.", suffix=".tmp", dir=to.parent))         # nobody else's, whoever exports here too
+        temp.chmod(0o777 & ~_umask())
         write_tensors(model, temp)
-        told = _onnx(model, temp, [emb_ND[np.sort(rows)] for emb_ND in cache.emb])
+        told, far = _onnx(model, temp, [emb_ND[np.sort(rows)] for emb_ND in cache.emb])
         durable.write(temp / "README.md", card(model, told).encode(), "model.card")
         write_record(model, temp)
         durable.settle([folder for folder in (temp, *temp.rglob("*")) if folder.is_dir()])
@@ -83,17 +93,24 @@ def export(config: ExportConfig) -> Path:
     except OSError as error:
         raise durable.cannot_write(to, error) from error
     finally:
-        shutil.rmtree(temp, ignore_errors=True)
+        if temp is not None:
+            shutil.rmtree(temp, ignore_errors=True)
     size = sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
-    print(f"run {Path(config.runs) / config.run}: {model.method} on {', '.join(model.names)}, {len(model.seeds)} seeds, in {to}, {size / 1e6:,.1f} MB\n{told}\n"
+    if found is not None:
+        found |= {"folder": str(to), "bytes": size, "method": model.method, "views": model.names, "seeds": model.seeds, "onnx_difference": far}
+    print(f"run {run}: {model.method} on {', '.join(model.names)}, {len(model.seeds)} seeds, in {to}, {size / 1e6:,.1f} MB\n{told}\n"
           f"label images with it: make predict MODEL={shlex.quote(config.to)} IMAGES=photos/", flush=True)
     return to
 
 
-def _onnx(model: "Model", folder: Path, emb_V: "list[np.ndarray]") -> str:
-    """Write joint.onnx and compare; what is to be told of it. Raises IntegrityError when it says something else than torch."""
-    import os
+def _umask() -> int:
+    os.umask(mask := os.umask(0o077))
+    return mask
 
+
+def _onnx(model: "Model", folder: Path, emb_V: "list[np.ndarray]") -> tuple[str, float | None]:
+    """Write joint.onnx and compare: what is to be told of it, and the largest difference (None: not written). Raises IntegrityError when it says something
+    else than torch, or no number."""
     from predict import onnx
 
     path = folder / "joint.onnx"
@@ -103,14 +120,14 @@ def _onnx(model: "Model", folder: Path, emb_V: "list[np.ndarray]") -> str:
     except ImportError as error:
         for left in folder.glob("joint.onnx*"):
             left.unlink()
-        return f"joint.onnx is left out: {error.name} is not installed. For it, type: {NO_ONNX}   and export again"
+        return f"joint.onnx is left out: {error.name} is not installed. For it, type: {NO_ONNX}   and export again", None
     if not far < ALLOWED:
         raise IntegrityError(f"joint.onnx differs from torch by {far:.2g} in a log-probability of {len(emb_V[0])} real rows, allowed {ALLOWED:g}; nothing is "
                              "written. Another onnxruntime may compute otherwise; without onnx installed the folder is written without the file")
     for file in files:
         with file.open("rb+") as handle:
             os.fsync(handle.fileno())
-    return f"joint.onnx: largest difference of a log-probability from torch {far:.2g}, on {len(emb_V[0]):,} real rows, allowed {ALLOWED:g}"
+    return f"joint.onnx: largest difference of a log-probability from torch {far:.2g}, on {len(emb_V[0]):,} real rows, allowed {ALLOWED:g}", far
 
 
 if __name__ == "__main__":

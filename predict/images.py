@@ -37,7 +37,7 @@ def backbones(views: list[View], weights: str | None) -> list[tuple[ViewSpec, di
 
 
 def spec_of(view: View) -> ViewSpec:
-    """The spec as it was recorded. weights.path is relative to the bundled TOML file of that name, where there is one, else to the view's own."""
+    """The spec as it was recorded. weights.path is relative to the view's own TOML file; where that is not there, to the bundled one of its name."""
     if view.spec["backend"] == store.IMPORTED:
         raise UsageError(f"the view {view.name!r} was imported, not computed from images: nothing here can embed new ones. Add them to the file that it came "
                          "from, import that and train on it; RUN=… without IMAGES labels its rows")
@@ -45,8 +45,8 @@ def spec_of(view: View) -> ViewSpec:
     values["weights"] = {key: value for key, value in view.spec["weights"].items() if value is not None}
     if "tensors" in values:
         values["tensors"] = {**values["tensors"], "rename": dict(values["tensors"]["rename"])}
-    bundled = SPECS / f"{view.name}.toml"
-    source = bundled if bundled.is_file() else Path(view.spec_file or f"{view.name}.toml")
+    own, bundled = Path(view.spec_file or f"{view.name}.toml"), SPECS / f"{view.name}.toml"
+    source = bundled if bundled.is_file() and not (view.spec_file and own.is_file()) else own
     spec = build(ViewSpec, {"name": view.name, "source": source, **values}, f"the recorded spec of {view.name}")
     check(spec, f"the recorded spec of {view.name}")
     return spec

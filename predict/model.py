@@ -8,7 +8,6 @@ The joint is the mean of the seeds' distributions, at one temperature for all, f
 an image that is no node of it the mean of what its nearest nodes know, and of one that is, what that node knows.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from cache_specs import store
-from cache_specs.errors import IntegrityError, StaleError, UsageError, did_you_mean
+from cache_specs.errors import IntegrityError, StaleError, UsageError, did_you_mean, nearest
 from cache_specs.spec import differences
 from predict.network import Expert, Model, Opinions, View, features
 from train.feed import Input
@@ -27,7 +26,7 @@ from train.probe import Params
 from train.propagation import Graph
 from train.reader import Cache, open_cache
 from train.report import read_summary, read_tensors
-from train.rundir import is_finished
+from train.rundir import finished
 from train.splits import Split, make_split
 
 PRIVATE = ("views", "data", "labels")          # settings that may hold paths of this machine, or keys
@@ -41,19 +40,9 @@ def of_run(run: Path, method: str = "", device: str = "cpu", cache: Path = Path(
     finished, a method that keeps no model), StaleError (the cache or its labels are other ones), IntegrityError (a damaged probe).
     """
     run, cache = Path(run), Path(cache)
-    if not (run / "config.json").is_file():
-        raise UsageError(f"RUN={run.name}: there is no run {run}{did_you_mean(run.name, [path.parent.name for path in run.parent.glob('*/config.json')])}. "
-                         f"Make one: make train VIEWS=… DATA=… RUN={run.name}")
-    try:
-        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-        settings, trained_on = config["settings"], config["fingerprints"]
-        views = settings["views"].split(",")
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{run / 'config.json'} is damaged ({error}); use another RUN") from error
-    if not is_finished(run):
-        raise UsageError(f"RUN={run.name}: {run} is not finished, it has no summary.json. Type the command that began it once more: make train "
-                         f"VIEWS={settings['views']} DATA={settings['data']} RUN={run.name} …")
-    summary = read_summary(run)
+    config, summary = finished(run), read_summary(run)
+    settings, trained_on = config["settings"], config["fingerprints"]
+    views = settings["views"].split(",")
     method = choose(summary, method)
     folders = sorted(cache.glob(f"*-{trained_on['items'][:8]}/dataset.json"))
     if not folders:
@@ -89,11 +78,14 @@ def choose(summary: dict[str, Any], method: str) -> str:
     kept = [name for name in trained if name in PLANS]
     advice = f"Those of this run that keep one: {', '.join(kept)}" if kept else \
         "None of this run does: train one under another RUN, with METHOD=mct-graph or METHOD=supervised"
+    best = kept and ("mct-graph" if "mct-graph" in kept else max(kept, key=lambda name: summary["methods"][name]["joint"]["val_top1"]["mean"]))
     if method and method not in trained:
-        raise UsageError(f"METHOD={method}: the run did not train it{did_you_mean(method, trained)}")
+        near = nearest(method, trained)
+        raise UsageError(f"METHOD={method}: the run did not train it{did_you_mean(method, trained)}", instead={"METHOD": near or None})
     if (method and method not in kept) or not kept:
-        raise UsageError(f"METHOD={method or ','.join(trained)} keeps no model, only its scores on the run's own validation and test images. {advice}")
-    return method or ("mct-graph" if "mct-graph" in kept else max(kept, key=lambda name: summary["methods"][name]["joint"]["val_top1"]["mean"]))
+        raise UsageError(f"METHOD={method or ','.join(trained)} keeps no model, only its scores on the run's own validation and test images. {advice}",
+                         instead={"METHOD": best} if best else None)
+    return method or best
 
 
 def experts_of(cache: Cache, splits: Sequence[Split], pool: Params, probes: Sequence[Params], device: torch.device) -> list[Expert]:

@@ -41,7 +41,7 @@ class View:
 @dataclass(frozen=True, eq=False)
 class Opinions:
     """Of n images. joint_nC: float32 probabilities, the mean over the seeds, calibrated; views_VnC: each view's own, the mean over the seeds, as its probes
-    give them (V = 0 where one probe reads all views); agreement_n: the share of the views whose first choice is the joint's."""
+    give them (V = 0 where one probe reads all views); agreement_n: the share of the views whose first choice is the joint's, NaN where V = 0."""
 
     joint_nC: np.ndarray
     views_VnC: np.ndarray
@@ -133,7 +133,7 @@ class Model:
             views.append(log_views_VnC.exp().float().cpu().numpy())
         joint_nC, views_VnC = np.concatenate(joints), np.concatenate(views, 1)
         agrees_Vn = views_VnC.argmax(2) == joint_nC.argmax(1)
-        return Opinions(joint_nC, views_VnC, agrees_Vn.mean(0, dtype=np.float32) if len(views_VnC) else np.ones(len(joint_nC), np.float32))
+        return Opinions(joint_nC, views_VnC, agrees_Vn.mean(0, dtype=np.float32) if len(views_VnC) else np.full(len(joint_nC), np.nan, np.float32))
 
     @torch.no_grad()
     def scores(self, emb_V: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -178,7 +178,8 @@ class Model:
                              f"found the shapes {', '.join(map(str, found)) or 'none'}")
         for name, emb_nD in zip(self.names, emb_V, strict=True):
             if bad := int((~np.isfinite(emb_nD).all(1)).sum()):
-                raise DataQualityError(f"{bad} of {n} rows of the view {name!r} are not finite; leave out the rows whose status is not ok")
+                raise DataQualityError(f"{bad} of {n} rows of the view {name!r} are not finite. Rows that could not be embedded are NaN; "
+                                       "leave them out, in every view: those where np.isfinite(emb_nD).all(1) is False")
         nodes = max((len(expert.nodes_MD) for expert in self.experts), default=1)
         step = max(1, min(CHUNK, CELLS // nodes))
         return [[np.ascontiguousarray(emb_nD[first:first + step]) for emb_nD in emb_V] for first in range(0, max(n, 1), step)]

@@ -90,7 +90,8 @@ def write_onnx(model: Model, path: Path) -> list[Path]:
 
 
 def difference(model: Model, path: Path, emb_V: list[np.ndarray]) -> float:
-    """The largest |difference| of log-probabilities, joint and of each view, between onnxruntime and torch on these rows. Raises ImportError."""
+    """The largest |difference| of log-probabilities, joint and of each view, between onnxruntime and torch on these rows; NaN where either says NaN. Raises
+    ImportError."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -98,7 +99,7 @@ def difference(model: Model, path: Path, emb_V: list[np.ndarray]) -> float:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     found = session.run(None, {name: emb_nD.astype(np.float32) for name, emb_nD in zip(model.names, emb_V, strict=True)})
     views_VnC, joint_nC = model.log_probabilities(*model.scores(emb_V))
-    return max(float(np.abs(told - np.asarray(one.cpu())).max()) for told, one in zip(found, [joint_nC, *views_VnC], strict=True))
+    return float(np.max([np.abs(told - np.asarray(one.cpu())).max() for told, one in zip(found, [joint_nC, *views_VnC], strict=True)]))
 
 
 def _standardised(b: Builder, group: list[str], probe: Params) -> str:

@@ -2,11 +2,13 @@
 
     key, label, confidence, agreement, margin, status, then label_VIEW and confidence_VIEW of each view
 
-A row of another status than ok has nothing but its key and that: nothing is guessed.
+agreement is empty where no view has an opinion of its own (concat). A row of another status than ok has nothing but its key and that: nothing is guessed.
 """
 
 import csv
 import io
+import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,16 +37,47 @@ def columns(model: Model, keys: Sequence[str], status_n: np.ndarray, said: Opini
         return column([model.classes[c] for c in choice_n])
 
     table = {"key": list(keys), "label": names(said.choice_n), "confidence": column(said.confidence_n.tolist()),
-             "agreement": column(said.agreement_n.tolist()), "margin": column(said.margin_n.tolist()), "status": [STATUS[code] for code in status_n]}
+             "agreement": column(said.agreement_n.tolist() if len(said.views_VnC) else [None] * len(ok)),
+             "margin": column(said.margin_n.tolist()), "status": [STATUS[code] for code in status_n]}
     for name, p_nC in zip(model.names, said.views_VnC, strict=False):       # concat has no view's own
         table |= {f"label_{name}": names(p_nC.argmax(1)), f"confidence_{name}": column(p_nC.max(1).tolist())}
     return table
 
 
-def write(path: Path, table: dict[str, list[Any]]) -> None:
-    """Whole or not at all; the ending chooses the format. Raises StorageError."""
+def write(path: Path, table: dict[str, list[Any]], replace: bool = False) -> tuple[Path, bool]:
+    """Whole or not at all; the ending chooses the format. The file that holds the table now, and whether it was written: what is there already stays, and of
+    something else the next free name is taken (x-2.csv, x-3.csv …), unless `replace`. Raises StorageError."""
     durable.make_folder(path.parent)
-    durable.write(path, _csv(table) if path.suffix.lower() == ".csv" else _parquet(table), "predict.table")
+    data = _csv(table) if path.suffix.lower() == ".csv" else _parquet(table)
+    if replace:
+        durable.write(path, data, "predict.table")
+        return path, True
+    for number in itertools.count(1):
+        place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        if place.is_file() and place.read_bytes() == data:
+            return place, False
+        if not os.path.lexists(place) and _write_new(place, data):
+            return place, True
+    raise AssertionError
+
+
+def _write_new(path: Path, data: bytes) -> bool:
+    """False, and nothing is written, where another process was faster with this name. Raises StorageError."""
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    durable.write(temp, data, "predict.table")
+    try:
+        try:
+            os.link(temp, path)
+        except FileExistsError:
+            return False
+        except OSError:                                     # a file system without hard links
+            os.rename(temp, path)
+        durable.fsync_folder(path.parent)
+        return True
+    except OSError as error:
+        raise durable.cannot_write(path, error) from error
+    finally:
+        temp.unlink(missing_ok=True)
 
 
 def _csv(table: dict[str, list[Any]]) -> bytes:
@@ -72,19 +105,25 @@ def _parquet(table: dict[str, list[Any]]) -> bytes:
     return sink.getvalue()
 
 
+def figures(said: Opinions, truth_n: np.ndarray | None) -> dict[str, float | None]:
+    """Shares of the images that got a label: expected right, right (where truth_n, the labels, are known), with views that disagree (where there are two)."""
+    apart = (said.views_VnC.argmax(2) != said.views_VnC[0].argmax(1)).any(0) if len(said.views_VnC) > 1 else None
+    return {"expected_accuracy": float(said.confidence_n.mean()), "found_accuracy": None if truth_n is None else float((said.choice_n == truth_n).mean()),
+            "views_disagree": None if apart is None else float(apart.mean())}
+
+
 def summary(model: Model, said: Opinions, truth_n: np.ndarray | None) -> str:
     """A histogram of the confidences, what accuracy they promise, and how often the views disagree. truth_n: the labels, where they are known."""
-    n, confidence_n = len(said.joint_nC), said.confidence_n
+    n, confidence_n, shares = len(said.joint_nC), said.confidence_n, figures(said, truth_n)
     counts = np.bincount(np.clip(np.searchsorted(STEPS, confidence_n, side="right") - 1, 0, len(STEPS) - 2), minlength=len(STEPS) - 1)
     lines = ["confidence         images"]
     for low, high, count in zip(STEPS, STEPS[1:], counts, strict=False):
         lines.append(f"{low:4.2f} to {high:4.2f}  {count:11,}  {'#' * int(np.ceil(40 * count / max(1, counts.max())))}".rstrip())
     val = f"{model.about['rows']['val']:,} validation images of {model.about['dataset']}"
-    lines.append(f"expected accuracy {100 * confidence_n.mean():.1f} %: the mean confidence, calibrated on the {val}. It holds for images like those; "
+    lines.append(f"expected accuracy {100 * shares['expected_accuracy']:.1f} %: the mean confidence, calibrated on the {val}. It holds for images like those; "
                  "of images of another kind the model is surer than it should be")
     if truth_n is not None:
-        lines.append(f"found accuracy {100 * (said.choice_n == truth_n).mean():.1f} %: these images have labels, which were hidden in training")
-    if len(said.views_VnC) > 1:
-        apart = (said.views_VnC.argmax(2) != said.views_VnC[0].argmax(1)).any(0)
-        lines.append(f"the views disagree on {100 * apart.mean():.1f} % of {n:,} images")
+        lines.append(f"found accuracy {100 * shares['found_accuracy']:.1f} %: these images have labels, which were hidden in training")
+    if shares["views_disagree"] is not None:
+        lines.append(f"the views disagree on {100 * shares['views_disagree']:.1f} % of {n:,} images")
     return "\n".join(lines)

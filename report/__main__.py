@@ -32,9 +32,11 @@ def main() -> None:
     import tyro
 
     config = tyro.cli(ReportConfig, prog="python -m report", description=ReportConfig.__doc__)
-    if not config.run or "/" in config.run:
-        raise UsageError(f"RUN={config.run}: a run's name below {config.runs}/ is missing. Type: make report RUN=demo")
-    print(write_report(Path(config.runs) / config.run, Path(config.cache), Path(config.root), config.device))
+    if not config.run:
+        raise UsageError("RUN is missing. Type: make report RUN=demo")
+    from train.rundir import run_folder
+
+    print(write_report(run_folder(config.runs, config.run), Path(config.cache), Path(config.root), config.device))
 
 
 def write_report(folder: Path, cache: Path = Path("cache"), root: Path = Path("data"), device: str = "cpu") -> Path:

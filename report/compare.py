@@ -45,7 +45,9 @@ def main() -> None:
         from report.page import page_file
 
         to = page_file(config.to, f"make compare RUNS={config.names} TO=compare.html")
-        print(compare([Path(config.runs) / name for name in names], to, told))
+        from train.rundir import run_folder
+
+        print(compare([run_folder(config.runs, name) for name in names], to, told))
 
 
 def compare(folders: Sequence[Path], to: Path, told: dict[str, Any] | None = None) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from cache_specs.errors import IntegrityError, UsageError, did_you_mean
+from cache_specs.errors import IntegrityError
 from train.methods import PLANS, TITLES
 from train.report import AGAIN, checked, read_summary
-from train.rundir import read_config
+from train.rundir import finished
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +59,8 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Raises UsageError (there is no such run, or it is not finished) or IntegrityError (a damaged file of it)."""
-    if not (folder / "config.json").is_file():
-        there = [path.parent.name for path in folder.parent.glob("*/config.json")]
-        raise UsageError(f"RUN={folder.name}: there is no run {folder}{did_you_mean(folder.name, there)}. Type: make report RUN={there[0] if there else '…'}")
+    config = finished(folder)
     try:
-        config = read_config(folder)
-        if not (folder / "summary.json").is_file():
-            raise UsageError(f"RUN={folder.name} is not finished: it has no summary.json. Type the command that began it once more: make train "
-                             f"VIEWS={config['settings']['views']} DATA={config['settings']['data']} RUN={folder.name} …")
         summary = read_summary(folder)
         files = {name: checked(folder, name, summary) for name in summary["files"]}
         environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))

@@ -341,6 +341,29 @@ def test_a_message_with_a_command_of_its_own_keeps_it_as_the_last_word(as_comman
     assert run_cli(fail) == 5 and capsys.readouterr().err == "error: shard 3 is damaged. Type: make repair VIEW=a\n"
 
 
+@pytest.mark.parametrize(("instead", "last"), [
+    ({"RUN": "a-2"}, "Type: make predict RUN=a-2 TO=x.csv ARGS='--workers 0'"), ({"TO": None}, "Type: make predict RUN=a ARGS='--workers 0'"),
+    ({"METHOD": "my own"}, "Type: make predict RUN=a TO=x.csv METHOD='my own' ARGS='--workers 0'"), ({"--force": ""}, "TO=x.csv ARGS='--workers 0 --force'"),
+    ({"--workers": "2"}, "Type: make predict RUN=a TO=x.csv ARGS='--workers 2'")])
+def test_a_change_that_a_message_asks_for_is_made_in_the_command_below_it(as_command: Callable, capsys: pytest.CaptureFixture, instead: dict,
+                                                                          last: str) -> None:
+    """Also where the message speaks of another command."""
+    as_command("predict.__main__", "--run", "a", "--to=x.csv", "--workers", "0")
+
+    def fail() -> None:
+        raise errors.UsageError("that will not do; make train made it", instead=instead)
+
+    assert run_cli(fail) == 2 and capsys.readouterr().err.splitlines()[-1].endswith(last)
+
+
+def test_an_unknown_flag_is_followed_by_the_commands_to_type(tmp_path: Path, command: Callable) -> None:
+    said = command("predict", "--run", "a", "--nonsense")
+    assert said.returncode == 2 and "--nonsense" in said.stderr and "Traceback" not in said.stderr
+    assert said.stderr.splitlines()[-2:] == [f"all settings: {sys.executable} -m predict --help", "To mend and type again: make predict RUN=a ARGS=--nonsense"]
+    helped = command("predict", "--help")
+    assert helped.returncode == 0 and helped.stderr == ""
+
+
 @pytest.mark.parametrize(("module", "argv", "typed"), [
     ("extract.__main__", ["--view=clip", "--data", "it's; here", "--dry-run"], "make extract VIEW=clip DATA='it'\"'\"'s; here' ARGS=--dry-run"),
     ("extract.importer", ["--view", "mine", "--source", "x.npz", "--by-row-order"], "make import VIEW=mine FROM=x.npz ARGS=--by-row-order"),

@@ -115,6 +115,22 @@ def test_what_is_said_of_rows(made: Made) -> None:
     assert model.model_.seeds == [1, 2] and model.n_iter_ == 40 and [record["step"] for record in model.history_] == [10, 20, 30, 40]
 
 
+def test_names_of_columns_are_kept_as_scikit_learn_does(made: Made) -> None:
+    """Of tables of pandas, or of whatever speaks its protocol: pyarrow is here."""
+    import pyarrow as pa
+
+    emb_V, _, partly = some(made)
+    tables = [pa.table({f"{name}{d}": column for d, column in enumerate(emb_nD.astype(np.float32).T)})
+              for name, emb_nD in zip(("pixel", "edge"), emb_V, strict=True)]
+    single = ProbeClassifier(**SMALL).fit(tables[0], partly)
+    assert single.feature_names_in_.tolist() == [f"pixel{d}" for d in range(64)]
+    assert np.array_equal(single.predict_proba(tables[0]), ProbeClassifier(**SMALL).fit(emb_V[0], partly).predict_proba(emb_V[0]))
+    with pytest.raises(ValueError, match="feature names"):
+        single.predict(tables[0].rename_columns([f"x{d}" for d in range(64)]))
+    both = MetaCoTrainingClassifier(**SMALL).fit(tables, partly)
+    assert np.array_equal(both.predict(tables), MetaCoTrainingClassifier(**SMALL).fit(emb_V, partly).predict(emb_V))
+
+
 # ---------------------------------------------------------------- the same engine
 
 
@@ -148,6 +164,7 @@ def test_it_gives_the_numbers_of_make_train(made: Made, tmp_path: Path, method: 
 @pytest.mark.parametrize(("y", "label", "classes"), [
     ([3, -1, 7, 3], [0, -1, 1, 0], [3, 7]), (np.array([1.0, np.nan, -1.0, 2.0]), [0, -1, -1, 1], [1, 2]), (["b", "", "a", "b"], [1, -1, 0, 1], ["a", "b"]),
     (np.array(["b", None, float("nan"), "a"], object), [1, -1, -1, 0], ["a", "b"]), (np.array([5, None, -1, 6], object), [0, -1, -1, 1], [5, 6]),
+    (["b", -1, "a", float("nan")], [1, -1, 0, -1], ["a", "b"]), (("b", 1.0 * -1, "a"), [1, -1, 0], ["a", "b"]),
     (np.array([True, False, True]), [1, 0, 1], [False, True]), (np.array([0, 255, 1], np.uint8), [0, 2, 1], [0, 1, 255])])
 def test_what_counts_as_no_label(y: object, label: list, classes: list) -> None:
     found, names = encode(y)
@@ -187,7 +204,13 @@ def test_too_few_labels_to_hold_some_out_are_said(made: Made) -> None:
     ({"method": "mtc"}, None, "there is no method 'mtc' that keeps a model; did you mean 'mct'"),
     ({"method": "logreg"}, None, "there is no method 'logreg' that keeps a model"),
     ({"hidden": 0}, None, "--hidden must be at least 1"), ({"seeds": 0}, None, "seeds=0 must be a whole number"),
-    ({"validation_fraction": 1.0}, None, r"validation_fraction=1.0 must be in \[0, 1\)"), ({"random_state": -1}, None, "neither a number"),
+    ({"validation_fraction": 1.0}, None, r"validation_fraction=1.0 must be in \[0, 1\)"),
+    ({"random_state": -1}, None, r"random_state=-1 must be in \[0, 2\*\*31\)"),
+    ({"random_state": 2**32}, None, r"random_state=4294967296 must be in"), ({"random_state": 2**64}, None, "random_state=18446744073709551616 must be in"),
+    ({"random_state": 2**31 - 2, "seeds": 3}, None, r"random_state=2147483646 and the 2 seeds after it must be below 2\*\*31"),
+    ({}, ["a", 1] * 100, "the labels are strings and other things, such as 'a' and 1: make all of them strings, or all numbers"),
+    ({}, np.array(["a", 1] * 100, object), "the labels are strings and other things"),
+
     ({"views": [64, 100]}, None, "are 164 features, but X has 192 features"), ({"views": ["a", 3]}, None, r"must be widths such as \[512, 768\], or slices"),
     ({"views": [slice(0, 64), slice(200, 300)]}, None, "leaves a view without a column"), ({"views": [192]}, None, "needs at least two views, found 1"),
     ({}, [0] * 200, "there is only one class"), ({}, [-1] * 200, "none of the 200 rows has a label"), ({}, [0, 1] * 100, "learns from rows without a label"),
@@ -206,12 +229,16 @@ def test_rows_that_do_not_fit_are_named(made: Made) -> None:
         model.predict(emb_V)
     bad = emb_V[1].copy()
     bad[3, 0] = np.nan
-    for rows, message in ((emb_V[0], r"X is one ndarray, expected a list of one \(n, D\) array a view"), ([emb_V[0], bad], r"Input X\[1\] contains NaN"),
+    for rows, message in ((emb_V[0], r"X is one ndarray, expected a list of one \(n, D\) array a view"),
+                          ([emb_V[0], bad], r"Input X\[1\] contains NaN\.\nA row that could not be embedded.*np.isfinite\(X\).all\(axis=1\) of each view$"),
                           ([emb_V[0], emb_V[1][:9]], "inconsistent numbers of samples"), ([emb_V[0][:9], emb_V[1][:9]], "inconsistent numbers of samples")):
         with pytest.raises(ValueError, match=message):
             model.fit(rows, partly)
     with pytest.raises(ValueError, match=r"X has views of \[128, 64\] features, but MetaCoTrainingClassifier was fitted with \[64, 128\]"):
         model.fit(emb_V, partly).predict(emb_V[::-1])
+    for rows, label in (([emb_nD[:2] for emb_nD in emb_V], None), (None, [1, 2])):
+        with pytest.raises(ValueError, match=f"X_val and y_val belong together, and {'y_val' if rows else 'X_val'} is missing: give both or neither"):
+            model.fit(emb_V, partly, rows, label)
     with pytest.raises(ValueError, match="the validation rows have the class 99, which no labelled training row has"):
         model.fit(emb_V, partly, [emb_nD[:2] for emb_nD in emb_V], [1, 99])
 

@@ -38,8 +38,18 @@ def test_help_is_the_default_and_lists_every_target() -> None:
 
 
 @pytest.mark.parametrize(("args", "message"), [
-    (("train", "VIEW=clip", "DATA=photos/"), "make train takes no VIEW; did you mean 'VIEWS'. Type: make train VIEWS=clip,dinov2 DATA=photos/"),
-    (("extract", "VIEWS=clip", "DATA=digits"), "make extract takes no VIEWS; did you mean 'VIEW'. Type: make extract VIEW=clip DATA=photos/"),
+    (("train", "VIEW=clip", "DATA=photos/"), "make train takes no VIEW; did you mean 'VIEWS'. Type: make train VIEWS=clip DATA=photos/   (names: VIEWS, "),
+    (("extract", "VIEWS=clip", "DATA=digits"), "make extract takes no VIEWS; did you mean 'VIEW'. Type: make extract VIEW=clip DATA=digits   (names: VIEW, "),
+    (("train", "views=clip,dinov2", "Data=my photos/"), "did you mean 'VIEWS'. Type: make train VIEWS=clip,dinov2 DATA='my photos/'"),
+    (("train", "views=a"), "make train takes no views; did you mean 'VIEWS'. Type: make train VIEWS=a   (names: VIEWS, "),
+    (("train", "VIEW=a", "VIEWS=b"), "make train takes no VIEW; did you mean 'VIEWS'. Type: make train VIEWS=clip,dinov2 DATA=photos/   (names: "),
+    (("train", "VIEWS=clip,", "dinov2", "DATA=digits"), "'dinov2' stands behind a blank, where make begins a new word; leave no blank in a list. Type: make "
+                                                        "train VIEWS=clip,dinov2 DATA=digits"),
+    (("VIEWS=dinov2", ",clip,", "mae", "train"), "Type: make VIEWS=dinov2,clip,mae train"),
+    (("sweep", "VIEWS=", "clip", "DATA=d", "SEEDS=0,", "1", "GRID=lr=1"), "Type: make sweep VIEWS=clip DATA=d SEEDS=0,1 GRID=lr=1"),
+    (("trian", "VIEWS=clip"), "make has no command 'trian'; did you mean 'train'. Type: make train VIEWS=clip"),
+    (("xyzzy",), "make has no command 'xyzzy'. All commands: make help"),
+    (("train", "clip", "DATA=d"), "make train was given a word that is no command: 'clip'. If it belongs to DATA"),
     (("extract", "VEIW=clip", "DATA=digits"), "make extract takes no VEIW; did you mean 'VIEW'"),
     (("extract", "VIEW=clp", "DATA=digits"), "no view 'clp'; did you mean 'clip'. Type: make extract VIEW=clip DATA=…"),
     (("extract", "VIEW=clip"), "DATA is missing. Type: make extract VIEW=clip DATA=photos/"),

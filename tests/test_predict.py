@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -24,7 +26,7 @@ from extract.config import ExtractConfig
 from extract.run import run as extract
 from predict import onnx
 from predict.__main__ import PredictConfig, predict
-from predict.card import card
+from predict.card import card, licence_of
 from predict.export import ExportConfig, export
 from predict.images import spec_of
 from predict.model import Model, choose, of_run, open_model
@@ -95,7 +97,7 @@ def test_the_model_says_what_the_run_wrote_down(runs: Path, made: Made, name: st
         top2 = np.sort(said.joint_nC, 1)
         assert (said.choice_n == said.joint_nC.argmax(1)).all() and (said.confidence_n == top2[:, -1]).all()
         np.testing.assert_allclose(said.margin_n, top2[:, -1] - top2[:, -2])
-        agrees = [said.views_VnC[v].argmax(1) == said.choice_n for v in range(len(said.views_VnC))] or [np.ones(len(rows))]
+        agrees = [said.views_VnC[v].argmax(1) == said.choice_n for v in range(len(said.views_VnC))] or [np.full(len(rows), np.nan)]
         np.testing.assert_allclose(said.agreement_n, np.mean(agrees, 0))
 
 
@@ -298,13 +300,14 @@ def test_a_damaged_model_folder_is_refused_by_the_name_of_the_file(folder: Path,
     open_model(copy)
     record = open_record(copy)
     for changes, error, message in (({"format": 2}, StaleError, "has format 2, this version reads 1"),
-                                    ({"files": {"../x": {}}}, IntegrityError, "names the file '../x', which lies outside"),
+                                    ({"files": {**record["files"], "../x": {}}}, IntegrityError, "names the file '../x', which is none of a model's"),
+                                    ({"files": {**record["files"], "probes/x.safetensors": {}}}, IntegrityError, "'probes/x.safetensors', which is none"),
+                                    ({"files": {}}, IntegrityError, "model.json does not name the file graphs/0.safetensors"),
                                     ({"views": [{"name": "pixels"}]}, IntegrityError, "is damaged: .*missing 5 required"),
-                                    ({"graphs": []}, None, "")):
+                                    ({"graphs": []}, IntegrityError, "lacks a weight, and graphs, where the method has them, and only there")):
         (copy / "model.json").write_bytes(durable.sealed({**record, **changes}))
-        if error:
-            with pytest.raises(error, match=message):
-                open_model(copy)
+        with pytest.raises(error, match=message):
+            open_model(copy)
     (copy / "model.json").unlink()
     with pytest.raises(UsageError, match=r"there is no model.json in this folder. Make one: make export-model RUN=… TO="):
         open_model(copy)
@@ -312,11 +315,98 @@ def test_a_damaged_model_folder_is_refused_by_the_name_of_the_file(folder: Path,
         open_model(tmp_path / "none")
 
 
+def view_called(record: dict, name: str) -> dict:
+    """With the files of the first view under that name, if they were there."""
+    files = {path.replace("probes/pixels.", f"probes/{name}."): digest for path, digest in record["files"].items()}
+    return {"views": [{**record["views"][0], "name": name}, record["views"][1]], "files": files}
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda record: view_called(record, "../../pixels"), "lacks views of different names, which are names of files"),
+    (lambda record: view_called(record, "/pixels"), "lacks views of different names"),
+    (lambda record: view_called(record, "edges"), "lacks views of different names"),
+    (lambda record: {"views": [{**record["views"][0], "name": ["pixels"]}, record["views"][1]]}, "unhashable"),
+    (lambda record: {"views": [{**record["views"][0], "width": 10**12}, record["views"][1]]}, "lacks views of a possible width"),
+    (lambda record: {"views": [{**record["views"][0], "width": 63}, record["views"][1]]}, "is damaged"),
+    (lambda record: {"temperature": 0}, "lacks a temperature from 0.001"), (lambda record: {"temperature": -1.5}, "lacks a temperature"),
+    (lambda record: {"temperature": "1"}, "lacks a temperature"), (lambda record: {"temperature": True}, "lacks a temperature"),
+    (lambda record: {"classes": record["classes"][:1]}, "lacks two or more different classes"), (lambda record: {"classes": []}, "lacks two or more"),
+    (lambda record: {"classes": record["classes"][:9]}, "says no probabilities of 9 classes"), (lambda record: {"classes": [*range(10)]}, "lacks two or more"),
+    (lambda record: {"method": "knn"}, "lacks a method of supervised"), (lambda record: {"joint": "sum"}, "lacks a joint rule of logit-sum"),
+    (lambda record: {"method": "mct"}, "lacks a weight, and graphs"), (lambda record: {"weight": None}, "lacks a weight, and graphs"),
+    (lambda record: {"weight": [[1.0]]}, r"has a weight of the shape \(1, 1\)"), (lambda record: {"seeds": [0]}, "has 1 seeds, the probes have others"),
+    (lambda record: {"graphs": [{**graph, "neighbours": [10**6, 1]} for graph in record["graphs"]]}, "is damaged"),
+    (lambda record: {"graphs": [{**graph, "views": [-1]} for graph in record["graphs"]]}, "lacks views of graphs that are views of the model"),
+    (lambda record: {"about": {}}, "'rows'")])
+def test_a_record_that_was_edited_and_sealed_anew_leads_nowhere(folder: Path, tmp_path: Path, change: Callable, message: str) -> None:
+    shutil.copytree(folder, tmp_path / "a" / "b" / "model")
+    shutil.copy(folder / "probes" / "pixels.safetensors", tmp_path / "a" / "pixels.safetensors")         # what ../../pixels would be
+    record = open_record(folder)
+    (tmp_path / "a" / "b" / "model" / "model.json").write_bytes(durable.sealed({**record, **change(record)}))
+    with pytest.raises(IntegrityError, match=message):
+        open_model(tmp_path / "a" / "b" / "model")
+
+
+def test_tensors_that_are_not_finite_are_refused_also_with_their_digest(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    file = tmp_path / "model" / "probes" / "edges.safetensors"
+    tensors = load_file(file)
+    tensors["joint.w0"][0, 0, 0] = torch.nan
+    save_file(tensors, file)
+    record = open_record(folder)
+    data = file.read_bytes()
+    record["files"]["probes/edges.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (tmp_path / "model" / "model.json").write_bytes(durable.sealed(record))
+    with pytest.raises(IntegrityError, match=r"probes/edges.safetensors: the tensor 'joint.w0' is not finite"):
+        open_model(tmp_path / "model")
+
+
+def test_onnx_that_says_no_number_is_a_difference(runs: Path, made: Made, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where only the last of the outputs does."""
+    model, cache, splits = opened(runs, made)
+
+    class Silent:
+        def __init__(self, *given: object, **more: object) -> None:
+            pass
+
+        def run(self, *given: object) -> list[np.ndarray]:
+            views, joint = model.log_probabilities(*model.scores(emb_of(cache, splits[0].test[:5])))
+            return [joint.numpy(), *views[:-1].numpy(), np.full((5, 10), np.nan)]
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", Silent)
+    assert np.isnan(onnx.difference(model, folder / "joint.onnx", emb_of(cache, splits[0].test[:5])))
+    monkeypatch.setattr(onnx, "difference", lambda *_: float("nan"))
+    with pytest.raises(IntegrityError, match=r"joint.onnx differs from torch by nan"):
+        export(ExportConfig(run="a", method="mct", to=str(tmp_path / "model"), cache=str(made.cache), runs=str(runs)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_exports_at_once_and_a_folder_of_the_users_are_kept_apart(runs: Path, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from predict import export as module
+
+    wanted = ExportConfig(run="a", method="concat", to=str(tmp_path / "model"), cache=str(made.cache), runs=str(runs))
+    (tmp_path / ".model.tmp").mkdir()
+    (tmp_path / ".model.tmp" / "mine").write_text("kept")
+    inside, onnx_of = [], module._onnx
+
+    def second(*given: object) -> tuple:
+        monkeypatch.setattr(module, "_onnx", onnx_of)
+        inside.append(export(dataclasses.replace(wanted, method="mct")))                # another one is faster
+        return onnx_of(*given)
+
+    monkeypatch.setattr(module, "_onnx", second)
+    with pytest.raises(StorageError, match="move away what stands in that place"):
+        export(wanted)
+    assert inside == [tmp_path / "model"] and open_model(tmp_path / "model").method == "mct"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".model.tmp", "model"] and (tmp_path / ".model.tmp" / "mine").read_text() == "kept"
+    umask = os.umask(0o022)
+    os.umask(umask)
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
 def test_without_onnx_all_else_is_written_and_wrong_onnx_is_not(runs: Path, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                                 capsys: pytest.CaptureFixture) -> None:
     wanted = ExportConfig(run="a", method="mct", to=str(tmp_path / "model"), cache=str(made.cache), runs=str(runs))
-    (tmp_path / ".model.tmp").mkdir()                       # of a killed export
-    (tmp_path / ".model.tmp" / "stray").touch()
     with monkeypatch.context() as patch:
         patch.setattr(onnx, "difference", lambda *_: 1e-3)
         with pytest.raises(IntegrityError, match=r"joint.onnx differs from torch by 0.001 in a log-probability of \d+ real rows, allowed 0.0001; nothing is"):
@@ -342,8 +432,10 @@ def test_an_export_is_whole_or_not_there(runs: Path, made: Made, tmp_path: Path,
                 export(wanted)
         assert not list(tmp_path.iterdir())
     export(wanted)
-    with pytest.raises(UsageError, match=r"is there already; name another folder: make export-model RUN=.* TO=.*-2"):
+    (tmp_path / "model-2").touch()
+    with pytest.raises(UsageError, match=r"is there already; name another folder") as caught:
         export(wanted)
+    assert caught.value.instead == {"TO": str(tmp_path / "model-3")}
 
 
 def test_a_card_says_what_is_known_and_renders_no_markup(runs: Path, made: Made, folder: Path) -> None:
@@ -387,13 +479,24 @@ def test_hidden_training_rows_where_every_image_has_a_label(runs: Path, made: Ma
         assert text in out, (text, out)
     bins = [line.split() for line in out.splitlines() if " to " in line and "training" not in line]
     assert sum(int(line[3].replace(",", "")) for line in bins) == len(rows) and len(bins) == 7
-    assert predict(cached(made, runs)) == path              # its own file is replaced, one that was named is not
+    stamp = path.stat().st_mtime_ns
+    assert predict(cached(made, runs)) == path and path.stat().st_mtime_ns == stamp
+    assert f"{len(rows):,} rows in {path}, which held just this already" in capsys.readouterr().out
+    other = predict(cached(made, runs, method="mct"))       # no result is lost
+    assert other == runs / "a" / "predicted-2.parquet" and pq.read_table(path).to_pydict() == table
+    assert f"{path} holds something else and is kept\n{len(rows):,} rows in {other}\n" in capsys.readouterr().out
+    assert predict(cached(made, runs, method="mct")) == other and predict(cached(made, runs, method="concat")).name == "predicted-3.parquet"
+    assert pq.read_table(runs / "a" / "predicted-3.parquet")["agreement"].null_count == len(rows)           # no view has an opinion of its own
+    assert predict(cached(made, runs, force=True, method="mct")) == path and pq.read_table(path).equals(pq.read_table(other))
     named = cached(made, runs, to=str(tmp_path / "x.csv"), method="concat")
+    capsys.readouterr()
     predict(named)
     assert "the views disagree" not in capsys.readouterr().out.partition("concat on")[2]
     assert (tmp_path / "x.csv").read_bytes().startswith(b"key,label,confidence,agreement,margin,status\r\n")
-    with pytest.raises(UsageError, match=r"x.csv is there already; to replace it: ARGS='--force'"):
+    assert b",1.000000,," not in (tmp_path / "x.csv").read_bytes() and (tmp_path / "x.csv").read_text().splitlines()[1].split(",")[3] == ""
+    with pytest.raises(UsageError, match=r"x.csv is there already; to replace it: ARGS='--force'") as caught:
         predict(named)
+    assert caught.value.instead == {"--force": ""}
     predict(dataclasses.replace(named, force=True))
 
 
@@ -425,11 +528,13 @@ def test_nothing_is_left_where_every_label_was_seen(made: Made, tmp_path: Path) 
     ({"model": "m"}, "RUN and MODEL are both given, one is wanted"),
     ({"run": "", "model": "my m"}, "IMAGES is missing: a model folder has no images of its own. Type: make predict MODEL='my m' IMAGES=photos/"),
     ({"run": "", "model": "m", "images": "x", "method": "mct"}, "METHOD=mct: a model folder holds one method. Leave METHOD out"),
-    ({"run": "", "model": "m", "images": "x"}, "MODEL=m: there is no such folder. Make one: make export-model RUN=… TO=m"),
+    ({"run": "", "model": "m", "images": "digits"}, "MODEL=m: there is no such folder. Make one: make export-model RUN=… TO=m"),
     ({"to": "x.txt"}, "TO=x.txt: unknown format '.txt'; TO ends in .parquet or .csv"),
     ({"to": "/nowhere/x.csv"}, "TO=/nowhere/x.csv: /nowhere is no folder"),
     ({"method": "label-propagation"}, "METHOD=label-propagation keeps no model"),
-    ({"images": "/nowhere", "method": "mct"}, "the view 'pixels' needs the file .*config.json, which is not there"),
+    ({"images": "/nowhere", "method": "mct"}, "IMAGES=/nowhere: there is no such folder.* IMAGES may be a folder of images"),
+    ({"images": "digits", "method": "mct"}, "the view 'pixels' needs the file .*config.json, which is not there"),
+    ({"run": "memers"}, "RUN=memers: there is no run .*; did you mean 'members'$"),
 ])
 def test_a_wrong_command_is_told_the_right_one(runs: Path, made: Made, changes: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message.replace("(", r"\(")):
@@ -509,6 +614,84 @@ def test_cells_that_a_spreadsheet_would_compute_are_quoted(live: Path, tmp_path:
         assert [row[0] for row in csv.reader(file)][1:] == [f"'{cell}" for cell in nasty[:6]] + nasty[6:]
 
 
+def test_a_single_image_is_a_data_set_of_one(live: Path, tmp_path: Path) -> None:
+    image = live / "photos" / CLASSES[1] / "0.png"
+    table = pq.read_table(predict(of_live(live, images=str(image), to=str(tmp_path / "x.parquet")))).to_pydict()
+    whole = pq.read_table(predict(of_live(live, to=str(tmp_path / "y.parquet")))).to_pydict()
+    row = whole["key"].index(f"{CLASSES[1]}/0.png")
+    assert table["key"] == ["0.png"] and table["label"] == [whole["label"][row]] and table["confidence"][0] == pytest.approx(whole["confidence"][row], abs=2e-3)
+
+
+def test_images_are_looked_for_before_a_model_is_loaded(live: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("predict.model.of_run", None)
+    with pytest.raises(UsageError, match=r"^IMAGES=/no/DATA=x: there is no such folder") as caught:
+        predict(of_live(live, images="/no/DATA=x"))
+    assert "DATA" not in str(caught.value).replace("/no/DATA=x", "")
+
+
+def test_a_run_may_be_named_by_its_path(live: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(live)
+    by_path = of_live(live, run=str(live / "runs" / "p"), runs="/nowhere", images="", to=str(tmp_path / "x.csv"))
+    assert predict(dataclasses.replace(by_path, run="runs/p/")) == tmp_path / "x.csv"
+    assert predict(of_live(live, run="p/", images="", to=str(tmp_path / "y.csv"))) == tmp_path / "y.csv"
+    assert (tmp_path / "x.csv").read_bytes() == (tmp_path / "y.csv").read_bytes()
+    with pytest.raises(UsageError, match=r"RUN=.*/q: there is no run .*/runs/q; there is: p. Make one: make train VIEWS=… DATA=… RUN=q"):
+        predict(dataclasses.replace(by_path, run=str(live / "runs" / "q")))
+    (live / "runs" / "half").mkdir()
+    shutil.copy(live / "runs" / "p" / "config.json", live / "runs" / "half")
+    with pytest.raises(UsageError, match=r"no summary.json. Type the command that began it once more: make train VIEWS=tiny-clip,tiny-dinov2 DATA=.*/photos "
+                                         r"LABELS=3 SEEDS=0..1 METHOD=mct-graph RUN=half ARGS='"):
+        predict(of_live(live, run="half"))
+    with pytest.raises(UsageError) as caught:
+        predict(dataclasses.replace(by_path, run=str(live / "runs" / "hal")))
+    assert caught.value.instead == {"RUN": str(live / "runs" / "half")}
+
+
+def own_view(folder: Path) -> spec.ViewSpec:
+    """A view of the user's own under a bundled name, with weights beside its TOML file."""
+    folder.mkdir()
+    text = (spec.SPECS / "tiny-clip.toml").read_text()
+    assert 'path = "weights/tiny-clip"' in text
+    (folder / "tiny-clip.toml").write_text(text.replace('path = "weights/tiny-clip"', 'path = "mine"'))
+    return spec.load_spec(str(folder / "tiny-clip.toml"))
+
+
+def test_weights_beside_a_users_own_file_come_before_those_of_the_bundled_one(tmp_path: Path) -> None:
+    own = own_view(tmp_path / "own")
+    view = View("tiny-clip", own.width, json.loads(durable.canonical_json(own.declared())), "", str(own.source), 1)
+    assert spec_of(view).source == own.source
+    own.source.unlink()
+    assert spec_of(view).source == spec_of(dataclasses.replace(view, spec_file="")).source == spec.SPECS / "tiny-clip.toml"
+    other = dataclasses.replace(view, name="mine")
+    assert spec_of(other).source == own.source and spec_of(dataclasses.replace(other, spec_file="")).source == Path("mine.toml")
+
+
+def test_a_licence_is_stated_only_of_the_spec_that_says_it(tmp_path: Path) -> None:
+    bundled, text = spec.load_spec("clip"), (spec.SPECS / "clip.toml").read_text()
+    (tmp_path / "clip.toml").write_text(text.replace(f"crop = {bundled.preprocess.crop}", "crop = 200").replace(bundled.about.licence, "my own"))
+    own = spec.load_spec(str(tmp_path / "clip.toml"))
+    view = View("clip", own.width, json.loads(durable.canonical_json(bundled.declared())), "", "", 1)
+    assert licence_of(view) == bundled.about.licence
+    changed = dataclasses.replace(view, spec=json.loads(durable.canonical_json(own.declared())))
+    assert licence_of(changed) == "unknown: see its TOML file, or ask its authors"
+    assert licence_of(dataclasses.replace(changed, spec_file=str(own.source))) == "my own"                 # its own file says so
+    assert licence_of(dataclasses.replace(view, spec_file=str(own.source))) == bundled.about.licence
+    assert licence_of(View("x", 3, {"backend": "imported"}, "", "", 1)).startswith("unknown")
+
+
+def test_an_absolute_path_of_weights_stays_on_this_machine(live: Path, tmp_path: Path) -> None:
+    from predict.folder import write_record
+
+    model = open_model(live / "model")
+    secret = {**model.views[0].spec, "weights": {**model.views[0].spec["weights"], "path": "/home/somebody/secret/clip"}}
+    (tmp_path / "m").mkdir()
+    write_record(dataclasses.replace(model, views=[dataclasses.replace(model.views[0], spec=secret, spec_file="/home/somebody/x.toml"), model.views[1]]),
+                 tmp_path / "m")
+    record = open_record(tmp_path / "m")
+    assert "somebody" not in (tmp_path / "m" / "model.json").read_text() and record["views"][0]["spec"]["weights"]["path"] == "clip"
+    assert record["views"][1]["spec"] == model.views[1].spec
+
+
 def test_other_weights_are_refused_and_given_ones_are_found(live: Path, tmp_path: Path) -> None:
     own = spec.SPECS / "weights"
     for view in ("tiny-clip", "tiny-dinov2"):
@@ -546,3 +729,20 @@ def test_the_command(live: Path, tmp_path: Path, command: Callable) -> None:
     """As make runs it, in a fresh process."""
     done = command("predict", "--model", live / "model", "--images", live / "photos", "--to", tmp_path / "x.csv", "--device", "cpu")
     assert done.returncode == 0 and "expected accuracy" in done.stdout and done.stderr == "", done.stderr
+
+
+def test_both_commands_answer_in_json(live: Path, tmp_path: Path, command: Callable) -> None:
+    run_of = ("--run", "p", "--cache", live / "cache", "--runs", live / "runs", "--json")
+    done = command("predict", *run_of, "--images", live / "photos", "--to", tmp_path / "x.csv", "--device", "cpu")
+    found = json.loads(done.stdout)
+    assert found["ok"] and (found["command"], found["file"], found["written"], found["rows"]) == ("predict", str(tmp_path / "x.csv"), True, 120)
+    assert found["status"] == {"ok": 119, "truncated": 1} and found["found_accuracy"] is None and 0 < found["expected_accuracy"] <= 1
+    assert (found["method"], found["views"], found["seeds"]) == ("mct-graph", ["tiny-clip", "tiny-dinov2"], [0, 1]) and 0 <= found["views_disagree"] <= 1
+    assert "rows in" in done.stderr
+    again = command("predict", *run_of, "--images", live / "photos", "--to", tmp_path / "x.csv", "--device", "cpu")
+    found = json.loads(again.stdout)
+    assert again.returncode == 2 and not found["ok"] and "is there already" in found["error"] and again.stderr.splitlines()[-1].endswith(" --force'")
+    done = command("predict.export", *run_of, "--to", tmp_path / "m")
+    found = json.loads(done.stdout)
+    assert (found["command"], found["folder"], found["method"]) == ("export-model", str(tmp_path / "m"), "mct-graph") and found["onnx_difference"] < 1e-4
+    assert found["bytes"] == sum(path.stat().st_size for path in (tmp_path / "m").rglob("*") if path.is_file())

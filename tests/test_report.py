@@ -23,7 +23,7 @@ from report import choose
 from report.__main__ import write_report
 from report.compare import compare
 from report.page import Cell, Column, data, table, tag
-from train.__main__ import run, run_and_report
+from train.__main__ import next_step, run, run_and_report
 from train.config import TrainConfig, make_command
 
 HOSTILE = {"3": "<img src=x onerror=window.pwned=1>", "8": "</script><script>window.pwned=2</script>"}
@@ -377,15 +377,19 @@ def test_a_page_that_fails_changes_nothing(digits: TrainConfig, monkeypatch: pyt
         assert "page was not written" not in capsys.readouterr().err
         monkeypatch.undo()
         run_and_report(digits)
-        assert f"report {path_of(digits)}" in capsys.readouterr().err and path_of(digits).read_bytes() == kept
+        assert f"report {path_of(digits)}\n" in capsys.readouterr().err and path_of(digits).read_bytes() == kept
+        run_and_report(digits)                              # again, when all is there
+        command = next_step(digits, json.loads((folder / "summary.json").read_text()))
+        assert capsys.readouterr().err.endswith(f"report {path_of(digits)}\nto label images with it, type: {command}\n")
     finally:
         path_of(digits).write_bytes(kept)
 
 
 def test_the_command_and_its_errors(digits: TrainConfig, command: Callable, tmp_path: Path) -> None:
-    done = command("report", "--run", "digits", "--runs", digits.runs, "--cache", digits.cache)
+    for name in ("digits", str(path_of(digits).parent)):
+        done = command("report", "--run", name, "--runs", digits.runs, "--cache", digits.cache)
     assert done.returncode == 0 and done.stdout.strip() == str(path_of(digits)) and done.stderr == ""
-    with pytest.raises(UsageError, match=r"there is no run .*did you mean 'digits'. Type: make report RUN="):
+    with pytest.raises(UsageError, match=r"RUN=digit: there is no run .*did you mean 'digits'"):
         write_report(Path(digits.runs) / "digit")
     found = command("report.compare", "--names", "digits", "--runs", digits.runs)
     assert found.returncode == UsageError.exit_code and "Type: make compare RUNS=" in found.stderr
@@ -398,7 +402,7 @@ def test_the_command_and_its_errors(digits: TrainConfig, command: Callable, tmp_
     with pytest.raises(IntegrityError, match=r"predictions.parquet cannot be read .*Delete summary.json and type the command of the run once more"):
         write_report(damaged, Path(digits.cache))
     (damaged / "summary.json").unlink()
-    with pytest.raises(UsageError, match=r"not finished: it has no summary.json. Type the command that began it once more: make train"):
+    with pytest.raises(UsageError, match=r"not finished, it has no summary.json. Type the command that began it once more: make train"):
         write_report(damaged, Path(digits.cache))
 
 

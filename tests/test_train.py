@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,7 +32,7 @@ from cache_specs.sources import source_path
 from cache_specs.views import alike
 from extract.datasets import build_items, open_dataset
 from train import loop, methods, probe
-from train.__main__ import run
+from train.__main__ import next_step, run
 from train.batches import LABELLED, UNLABELLED, rows, uniforms
 from train.config import TrainConfig
 from train.evaluate import ece, joint, metrics
@@ -114,8 +115,9 @@ def test_nonsense_labels_are_refused(made: Made, labels: str) -> None:
 
 
 def test_more_labels_than_there_are(made: Made) -> None:
-    with pytest.raises(UsageError, match=r"class '.' has only \d+ labelled training images; type at most LABELS=\d+"):
+    with pytest.raises(UsageError, match=r"class '.' has only \d+ labelled training images; type at most LABELS=\d+") as caught:
         make_split(made.items, np.ones(len(made.items), bool), "500", 0)
+    make_split(made.items, np.ones(len(made.items), bool), caught.value.instead["LABELS"], 0)
 
 
 def test_missing_splits_are_filled_in_and_given_ones_stand(made: Made) -> None:
@@ -262,7 +264,10 @@ def test_a_run_is_not_resumed_with_other_settings(made: Made, tmp_path: Path, ch
     run(config(made, tmp_path, warmup=2, cotrain=0, method="supervised"))
     with pytest.raises(StaleError, match="made with other settings or data") as caught:
         run(config(made, tmp_path, warmup=2, cotrain=0, method="supervised", **change))
-    assert field in str(caught.value) and "RUN=a-2" in str(caught.value)
+    assert field in str(caught.value) and "RUN=a-2" in str(caught.value) and caught.value.instead == {"RUN": "a-2"}
+    (tmp_path / "a-2").mkdir()
+    with pytest.raises(StaleError, match="RUN=a-3"):        # a name that is free
+        run(config(made, tmp_path, warmup=2, cotrain=0, method="supervised", **change))
 
 
 @pytest.mark.parametrize(("method", "cotrain"), [("supervised", 60), ("mct", 50)])
@@ -494,7 +499,7 @@ def _is_rank(environ: Path, rank: int, folder: Path) -> bool:
 def test_every_mistake_on_the_command_line_names_the_right_command(made: Made, tmp_path: Path) -> None:
     good = config(made, tmp_path)
     cases = [({"views": ""}, "VIEWS is missing. Type: make train VIEWS=clip,dinov2 DATA=digits"), ({"data": ""}, "DATA is missing. Type: make train"),
-             ({"method": "mtc"}, "no method 'mtc'; did you mean 'mct'. Type: make train"), ({"views": "clip", "method": "mct"}, "at least two views"),
+             ({"method": "mtc"}, "no method 'mtc'; did you mean 'mct'"), ({"views": "clip", "method": "mct"}, "at least two views"),
              ({"views": "clip,clip"}, "each view and method once"), ({"gpus": 3}, "use GPUS=2"), ({"gpus": 0}, "use GPUS=1"),
              ({"hidden": 0}, "--hidden must be at least 1"), ({"lr": 0.0}, "must be positive"), ({"dropout": 1.0}, r"in \[0, 1\)"),
              ({"seeds": "a"}, "SEEDS=a: neither"), ({"seeds": "3..1"}, "SEEDS=3..1"), ({"seeds": "1,1"}, "different seeds"),
@@ -502,6 +507,42 @@ def test_every_mistake_on_the_command_line_names_the_right_command(made: Made, t
     for change, message in cases:
         with pytest.raises(UsageError, match=message):
             dataclasses.replace(good, **change).check()
+
+
+@pytest.mark.parametrize(("change", "instead"), [
+    ({"method": "supervised,mtc"}, {"METHOD": "supervised,mct"}), ({"method": "mtc,mct"}, {"METHOD": "mct"}), ({"method": "xyzzy"}, {"METHOD": None}),
+    ({"run": "runs/a"}, {"RUN": "a"}), ({"run": "my run"}, {"RUN": "my-run"}), ({"run": ".."}, {}), ({"gpus": 3}, {"GPUS": "2"})])
+def test_the_change_that_a_message_asks_for_is_known(made: Made, tmp_path: Path, change: dict, instead: dict) -> None:
+    with pytest.raises(UsageError) as caught:
+        dataclasses.replace(config(made, tmp_path), **change).check()
+    assert caught.value.instead == instead
+
+
+def test_a_command_to_type_again_has_no_run_that_was_made_up(made: Made, tmp_path: Path, command: Callable) -> None:
+    views = made.views("pixels", "edges")
+    words = ("train", "--views", views, "--data", "digits", "--cache", made.cache, "--runs", tmp_path, "--labels", "500")
+    said = command(*words).stderr
+    most = re.search(r"type at most LABELS=(\d+)", said)[1]
+    assert said.splitlines()[-1] == f"Type: make train VIEWS={views} DATA=digits CACHE={made.cache} LABELS={most} ARGS='--runs {tmp_path} --no-report'"
+    assert " RUN=mine " in command(*words, "--run", "mine").stderr.splitlines()[-1]
+
+
+def test_data_without_labels_are_a_matter_of_the_data(made: Made, tmp_path: Path) -> None:
+    """The same code whichever check finds it."""
+    shutil.copytree(made.cache, tmp_path / "cache")
+    for label, classes, message in ((np.full(len(made.items), -1), [], "has 0 class"), (np.zeros(len(made.items)), ["one"], "has 1 class"),
+                                    (np.full(len(made.items), -1), ["a", "b"], "no usable labelled training image")):
+        write_items(tmp_path / "cache", dataclasses.replace(made.items, label=label.astype(np.int32), classes=classes))
+        with pytest.raises(DataQualityError, match=message):
+            run(dataclasses.replace(config(made, tmp_path), cache=str(tmp_path / "cache")))
+
+
+def test_a_finished_run_says_what_to_type_next(made: Made, tmp_path: Path) -> None:
+    settings, rows = config(made, tmp_path, run="a"), {"unlabelled": 9}
+    assert next_step(TrainConfig(run="a"), {"methods": {"knn": {}, "mct": {}}, "rows": rows}) == "make predict RUN=a"
+    assert next_step(TrainConfig(run="a"), {"methods": {"knn": {}}, "rows": rows}) == ""
+    assert next_step(dataclasses.replace(settings, cache="my c"), {"methods": {"mct": {}}, "rows": {"unlabelled": 0}}) == \
+        f"make predict RUN=a IMAGES=photos/ CACHE='my c' ARGS='--runs {tmp_path}'"
 
 
 def test_what_the_cache_lacks_is_named_with_the_command(made: Made, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Trains the probes on the cache, prints a table with spreads, writes runs/<id>/. 
 
 import faulthandler
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -33,20 +34,40 @@ def main() -> None:
 
 
 def run_and_report(config: TrainConfig) -> None:
-    """Run; then rank 0 writes report.html, unless that of a finished run is there. Whatever goes wrong with it is one line and changes nothing else."""
-    run(config)
+    """Run; then rank 0 writes report.html, unless that of a finished run is there, and says what to type next. Whatever goes wrong with the page is one
+    line and changes nothing else."""
+    summary = run(config)
     from train.peers import my_rank
 
-    folder = Path(config.runs) / config.run
-    if my_rank() or not config.report or (folder / "report.html").is_file():
+    if my_rank():
         return
+    page = Path(config.runs) / config.run / "report.html"
+    if config.report and not page.is_file():
+        _write_page(config)
+    if page.is_file():
+        print(f"report {page}", file=sys.stderr, flush=True)
+    if command := next_step(config, summary):
+        print(f"to label images with it, type: {command}", file=sys.stderr, flush=True)
+
+
+def next_step(config: TrainConfig, summary: dict[str, Any]) -> str:
+    """The `make predict` of a finished run, of new images where it saw the labels of all; '' where no method of it keeps a model."""
+    from train.methods import PLANS
+
+    if not PLANS.keys() & summary["methods"]:
+        return ""
+    words = [f"make predict RUN={config.run}"] + ["IMAGES=photos/"] * (not summary["rows"]["unlabelled"])
+    words += [f"CACHE={shlex.quote(config.cache)}"] * (config.cache != TrainConfig.cache)
+    return " ".join(words + [f"ARGS={shlex.quote(f'--runs {shlex.quote(config.runs)}')}"] * (config.runs != TrainConfig.runs))
+
+
+def _write_page(config: TrainConfig) -> None:
     try:
         import torch
 
         from report.__main__ import write_report
 
-        page = write_report(folder, Path(config.cache), device="cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-        print(f"report {page}", file=sys.stderr, flush=True)
+        write_report(Path(config.runs) / config.run, Path(config.cache), device="cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     except (Exception, KeyboardInterrupt) as error:
         print(f"the run is finished, but its page was not written ({' '.join(f'{type(error).__name__} {error}'.split())[:300]}). Type: make report "
               f"RUN={config.run}", file=sys.stderr, flush=True)

@@ -5,9 +5,10 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from cache_specs.errors import UsageError, did_you_mean
+from cache_specs.errors import UsageError, did_you_mean, nearest
 
 METHODS = ("supervised", "concat", "logreg", "knn", "label-propagation", "self-training", "co-training", "fixmatch", "mpl", "mct-h0", "mct",
            "supervised-graph", "mct-graph")
@@ -151,8 +152,9 @@ class TrainConfig:
             raise UsageError(f"{'DATA' if views else 'VIEWS'} is missing. Type: {example}")
         for method in methods:
             if method not in METHODS:
-                raise UsageError(f"METHOD={self.method}: there is no method {method!r}{did_you_mean(method, METHODS)}. "
-                                 f"Type: {example} METHOD={','.join(DEFAULT)}")
+                near = nearest(method, METHODS)
+                raise UsageError(f"METHOD={self.method}: there is no method {method!r}{did_you_mean(method, METHODS)}",
+                                 instead={"METHOD": ",".join(dict.fromkeys(near if name == method else name for name in methods)) if near else None})
         if len(set(views)) < len(views) or len(set(methods)) < len(methods):
             raise UsageError(f"VIEWS={self.views} METHOD={self.method}: name at least one method, and each view and method once")
         if (alone := [method for method in methods if method in (*TEACHING, "concat")]) and len(views) < 2:
@@ -174,7 +176,9 @@ class TrainConfig:
         if positive <= 0 or not (0 <= self.dropout < 1 and 0 <= self.ema < 1):
             raise UsageError("--warmup plus --cotrain, --lr, --clip, --temperature and --timeout-s must be positive, --dropout and --ema in [0, 1)")
         if not re.fullmatch(r"[\w-][\w.-]*|", self.run):
-            raise UsageError(f"RUN={self.run}: a run's name is a folder's name below {self.runs}/: letters, digits, '-', '_' and '.'")
+            better = re.sub(r"[^\w.-]+", "-", Path(self.run).name).lstrip(".")
+            raise UsageError(f"RUN={self.run}: a run's name is a folder's name below {self.runs}/: letters, digits, '-', '_' and '.'",
+                             instead={"RUN": better} if better else None)
         self.seed_list()
 
 
@@ -189,5 +193,6 @@ def make_command(settings: Mapping[str, Any]) -> str:
 def refuse_ranks(ranks: int, views: int) -> None:
     """Raise UsageError unless every view gets a rank (a rank may have several), or every view equally many."""
     if ranks < 1 or (ranks > views and ranks % views):
+        fitting = max(1, ranks // views * views)
         raise UsageError(f"GPUS={ranks}, but {views} view{'s are' if views > 1 else ' is'} dealt out to at most {views}, or to a multiple of {views}, "
-                         f"which also deals out the rows of each batch; use GPUS={max(1, ranks // views * views)}")
+                         f"which also deals out the rows of each batch; use GPUS={fitting}", instead={"GPUS": str(fitting)})

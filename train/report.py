@@ -180,7 +180,7 @@ def _predictions(method: str, split: str, views: Sequence[str], logits: Sequence
             "label": np.tile(label, experiments), "pred": picks[-1].flatten().numpy().astype(np.int32),
             "confidence": top2.values[..., 0].flatten().float().numpy(),
             "margin": (top2.values[..., 0] - top2.values[..., -1]).flatten().float().numpy(),
-            "agreement": (picks[:-1] == picks[-1]).float().mean(0).flatten().numpy() if len(probs) > 1 else np.ones(experiments * n, np.float32),
+            "agreement": (picks[:-1] == picks[-1]).float().mean(0).flatten().numpy() if len(probs) > 1 else np.full(experiments * n, np.nan, np.float32),
             **{f"prob_{view}": list(p.flatten(0, 1).half().numpy()) for view, p in zip(views, own, strict=True)}}
 
 

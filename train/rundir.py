@@ -8,6 +8,7 @@
 """
 
 import dataclasses
+import itertools
 import os
 import platform
 import subprocess
@@ -17,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from cache_specs import durable
-from cache_specs.errors import IntegrityError, StaleError
+from cache_specs.errors import IntegrityError, StaleError, UsageError, did_you_mean, nearest
 from cache_specs.items import Items
 from cache_specs.spec import differences
-from train.config import PLACES, TrainConfig
+from train.config import PLACES, TrainConfig, make_command
 from train.splits import NUMBER, Split, read_keys
 
 
@@ -31,8 +32,9 @@ def open_run(config: TrainConfig, fingerprints: dict[str, str], device: str, lea
     path = folder / "config.json"
     if path.is_file():
         if changed := differences(read_config(folder), wanted):
+            free = next(name for number in itertools.count(2) if not folder.with_name(name := f"{config.run}-{number}").exists())
             raise StaleError(f"the run {folder} was made with other settings or data:\n  " + "\n  ".join(changed) +
-                             f"\nGive this one another name (RUN={config.run}-2), or repeat the old settings to resume it")
+                             f"\nGive this one another name (RUN={free}), or repeat the old settings to resume it", instead={"RUN": free})
     elif leader:
         durable.make_folder(folder / "splits")
         durable.write_json(folder / "environment.json", _environment(device), "run.environment")
@@ -45,8 +47,33 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         found = durable.read_sealed(folder / "config.json")
         return {name: found[name] for name in ("settings", "fingerprints", "device_type")}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"{folder / 'config.json'} is damaged ({error}); use another RUN") from error
+
+
+def run_folder(runs: str, run: str) -> Path:
+    """RUN=demo lies below `runs`; RUN=runs/demo is a path. Raises UsageError or IntegrityError where no finished run is there."""
+    folder = Path(run).expanduser() if "/" in run.rstrip("/") else Path(runs) / run
+    finished(folder, typed=run)
+    return folder
+
+
+def finished(folder: Path, typed: str = "") -> dict[str, Any]:
+    """What config.json of the finished run in `folder`, which was `typed` as RUN, holds. Raises UsageError (no such run, not finished) or IntegrityError."""
+    typed = typed or folder.name
+    if not (folder / "config.json").is_file():
+        there = [path.parent.name for path in folder.parent.glob("*/config.json")]
+        near = nearest(folder.name, there)
+        raise UsageError(f"RUN={typed}: there is no run {folder}{did_you_mean(folder.name, there)}" +
+                         ("" if near else f". Make one: make train VIEWS=… DATA=… RUN={folder.name}"),
+                         instead={"RUN": str(folder.with_name(near)) if "/" in typed.rstrip("/") else near} if near else None)
+    config = read_config(folder)
+    settings = config["settings"]
+    if not is_finished(folder):
+        labels = settings["labels"] if isinstance(settings["labels"], str) else "…"
+        raise UsageError(f"RUN={typed}: {folder} is not finished, it has no summary.json. Type the command that began it once more: "
+                         f"{make_command({**settings, 'labels': labels, 'run': folder.name})}")
+    return config
 
 
 def write_splits(folder: Path, items: Items, splits: Sequence[Split], seeds: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from cache_specs.errors import CoviewError, PreemptedError, StoppedError, UsageError
+from cache_specs.errors import CoviewError, DataQualityError, PreemptedError, StoppedError, UsageError
 from train.config import UNLABELLED, TrainConfig, refuse_ranks
 
 HEAVY = ("label-propagation", "supervised-graph", "mct-graph")
@@ -60,7 +60,7 @@ def start(config: TrainConfig, module: str, run: Callable[[Any], Any], outcome: 
         if config.dry_run:
             found |= rehearse(config)
             return
-        if not config.run:
+        if made_up := not config.run:
             config = dataclasses.replace(config, run=datetime.now().strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
             sys.argv += ["--run", config.run]               # every rank writes into one folder
         folder = Path(config.runs) / config.run
@@ -69,6 +69,10 @@ def start(config: TrainConfig, module: str, run: Callable[[Any], Any], outcome: 
             _start(config, module, run)
         except KeyboardInterrupt:
             raise StoppedError("stopped at once; finished methods and the last checkpoint are kept") from None
+        except CoviewError:
+            if made_up and not (folder / "config.json").is_file():
+                del sys.argv[-2:]                           # nothing goes by that name yet: the command to type again is the one that was typed
+            raise
         if told:
             found["result"] = json.loads((folder / outcome).read_text(encoding="utf-8"))
 
@@ -174,7 +178,7 @@ def read(config: TrainConfig, told: TextIO | None = None, remember: bool = True)
 
     cache = open_cache(Path(config.cache), os.path.expanduser(config.data), config.view_list(), remember)
     if len(cache.items.classes) < 2:
-        raise UsageError(f"{cache.items.name!r} has {len(cache.items.classes)} class(es); training needs at least two. Put the images into class "
+        raise DataQualityError(f"{cache.items.name!r} has {len(cache.items.classes)} class(es); training needs at least two. Put the images into class "
                          "folders, or give a table with the columns path,label,split")
     splits = [make_split(cache.items, cache.ok, config.labels, seed) for seed in config.seed_list()]
     methods, chosen = config.method_list(), config.method not in ("", "all")

@@ -92,7 +92,7 @@ def _choose(items: Items, known: np.ndarray, ok: np.ndarray, labels: str, seed: 
             counts = np.bincount(items.label[pool])
             counts[counts == 0] = len(pool) + 1
             raise UsageError(f"LABELS={labels}, but class {items.classes[counts.argmin()]!r} has only {counts.min()} labelled training images; "
-                             f"type at most LABELS={counts.min()}")
+                             f"type at most LABELS={counts.min()}", instead={"LABELS": str(counts.min())})
         chosen.append(rows[:take])
     return np.sort(np.concatenate(chosen)) if chosen else pool
 
