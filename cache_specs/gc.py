@@ -38,6 +38,7 @@ class Waste:
 def waste(cache: Path, unfinished: bool = False) -> Iterator[Waste]:
     """What could go, in order of removal; views with finished shards only if `unfinished`. What a process holds is left out."""
     from cache_specs import integrity, locks, store
+    from cache_specs.versions import is_older
 
     for dataset in sorted(path for path in cache.iterdir() if (path / "dataset.json").is_file() and not path.is_symlink()):
         yield from (_of(path, "a temp file") for path in (dataset / ".items.parquet.tmp", dataset / ".dataset.json.tmp") if path.exists())
@@ -47,7 +48,8 @@ def waste(cache: Path, unfinished: bool = False) -> Iterator[Waste]:
             if not held and store.is_leftover(folder):
                 going.append(_of(folder, "a view that was hardly begun"))
             elif not held and store.is_created(folder) and not (folder / "complete.json").is_file() and (unfinished or not (done or _has_shards(folder))):
-                going.append(_of(folder, f"an unfinished view ({done} shards are done; {store.command(folder, 'extract')} would go on)"))
+                going.append(_of(folder, f"an unfinished view ({done} shards are done; " + (
+                    "of an older version of its data set" if is_older(dataset) else f"{store.command(folder, 'extract')} would go on") + ")"))
             elif not held:
                 yield from (_of(path, "a temp file") for path in sorted(folder.rglob(".*.tmp")))
                 yield from (_of(path, "put aside by make repair, no shard of its view") for path in sorted(folder.glob("strays/*")))
@@ -55,7 +57,16 @@ def waste(cache: Path, unfinished: bool = False) -> Iterator[Waste]:
                     yield from (_of(stray.file, "a file that is no shard of its view") for stray in integrity.strays(store.open_view(folder)))
         yield from going
         if len(going) == len(folders) and not locks.lock_holder(dataset) and _is_ours(dataset, folders):
-            yield _of(dataset, "an item list without a view")
+            yield _of(dataset, "an item list without a view" + _before(dataset))
+
+
+def _before(dataset: Path) -> str:
+    """Said of an item list that is the current version of its data set."""
+    from cache_specs.versions import current, dataset_folders
+
+    folders = dataset_folders(dataset.parent, dataset.name.rpartition("-")[0])
+    before = current([folder for folder in folders if folder != dataset]) if len(folders) > 1 and current(folders) == dataset else None
+    return f" (without it {before.name} is the current version again)" if before else ""
 
 
 def _has_shards(folder: Path) -> bool:

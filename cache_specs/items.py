@@ -21,10 +21,10 @@ import numpy as np
 from cache_specs import durable, locks
 from cache_specs.errors import IntegrityError, StaleError
 from cache_specs.sources import dataset_name, is_gone, read_source, where
+from cache_specs.versions import IMPORTED, dataset_folders, latest, said, succession, version_of
 
 SPLITS = ("", "train", "val", "test", "unlabelled")
 FORMAT = 1
-IMPORTED = "imported"       # the adapter of a data set, and the backend of a view, that a file of embeddings made
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,33 +71,70 @@ def class_index(names: list[str]) -> tuple[np.ndarray, list[str]]:
     return np.array([index[name] for name in names], np.int32), classes
 
 
-def write_items(cache: Path, items: Items, source: str = "") -> Path:
+def write_items(cache: Path, items: Items, source: str = "", changed: bool = False) -> Path:
     """Write the item list under `cache` and return the dataset's folder. Byte-identical input gives byte-identical files.
 
-    A folder of the same name with other images is refused (StaleError), naming the first differing row. New labels or splits
-    for the same images replace the old ones. `source` is what DATA named (see `source_path`): recorded, no part of the fingerprint.
+    Other images under the same name become the current version, in a folder of its own, if all that was embedded is still there or they were
+    `changed` on purpose; otherwise they are refused (StaleError): see versions.py. New labels or splits for the same images replace the old ones.
+    `source` is what DATA named (see `source_path`): recorded, no part of the fingerprint.
     Where the same images are known from a folder that is gone, that folder was renamed: its embeddings are kept, under their old name.
     """
-    items = _moved(cache, items, source)
-    folder = cache / items.folder_name
-    for other in dataset_folders(cache, items.name):
-        if other != folder:
-            _refuse_changed(read_items(other), items, other)
-    source = _first_source(cache / items.folder_name, items) or source
-    table = _parquet(items)
-    record = durable.sealed({"format": FORMAT, "name": items.name, "adapter": items.adapter, "rows": len(items), "classes": items.classes,
-                             "fingerprint": items.fingerprint, "items_sha256": hashlib.sha256(table).hexdigest(), "source": source})
-    durable.make_folder(folder)
-    _relabel(folder, items, source)
-    with locks.lock(cache, wait=True):                   # two views of one new data set may be started at once
-        if not _is_written(folder, record, table):
+    durable.make_folder(cache)
+    table = _parquet(items)                              # beforehand: others wait for the lock
+    with locks.lock(cache, wait=True):                   # two extractions of one new data set, or of two states of one, may be started at once
+        items = _moved(cache, items, source)
+        folder = cache / items.folder_name
+        number, before, lines = next_version(cache, items, source, changed)
+        was, source = read_source(before), _first_source(folder, items) or source
+        durable.make_folder(folder)
+        if not _is_file(folder / "items.parquet", table):
+            _relabel(folder, items, source)
+        record = _record(items, source, number, table)
+        if not (_is_file(folder / "dataset.json", record) and _is_file(folder / "items.parquet", table)):
             durable.write(folder / "items.parquet", table, "items")
             durable.write(folder / "dataset.json", record, "dataset")
+        _follow(cache, folder, items.name, was, source)
+    for line in lines:
+        print(f"{line}. {folder.name} is the current version now, {before.name} stays for what was trained on it", flush=True)
     return folder
+
+
+def next_version(cache: Path, items: Items, source: str, changed: bool = False) -> tuple[int, Path, list[str]]:
+    """The version number that `items` get, the folder of the version before (or their own), and what changes. Raises StaleError where they are refused."""
+    folder = cache / items.folder_name
+    number, (top, others) = version_of(folder), latest(cache, items.name, but=folder)
+    if not others or number > top:
+        return max(number, 0), folder, []
+    return top + 1, others[-1], [_succession(other, items, source, changed) for other in others]
+
+
+def _record(items: Items, source: str, version: int, table: bytes) -> bytes:
+    return durable.sealed({"format": FORMAT, "name": items.name, "adapter": items.adapter, "rows": len(items), "classes": items.classes,
+                           "fingerprint": items.fingerprint, "items_sha256": hashlib.sha256(table).hexdigest(), "source": source,
+                           **({"version": version} if version else {})})
+
+
+def _succession(other: Path, items: Items, source: str, changed: bool) -> str:
+    try:
+        return succession(read_items(other), items, other, source, changed)
+    except IntegrityError:
+        if changed:
+            return f"{items.name}: the images have changed; the item list in {other} is damaged, so nothing says how"
+        raise
+
+
+def _follow(cache: Path, folder: Path, name: str, was: str, source: str) -> None:
+    """The older versions' images, too, were where `source` is now: the place was moved."""
+    for other in dataset_folders(cache, name):
+        known = read_source(other)
+        if other != folder and known not in ("", source) and (known == was or is_gone(known)):
+            durable.write(other / "dataset.json", durable.sealed({**durable.read_sealed(other / "dataset.json"), "source": source}), "dataset")
 
 
 def _first_source(folder: Path, items: Items) -> str:
     """The file that made an imported data set stays its source when another file with the same rows and labels adds a view; otherwise ''."""
+    if items.adapter != IMPORTED:
+        return ""
     try:
         old = read_items(folder)
     except IntegrityError:
@@ -108,18 +145,23 @@ def _first_source(folder: Path, items: Items) -> str:
 
 def _moved(cache: Path, items: Items, source: str) -> Items:
     """The items under the name that their embeddings have: that of a folder that is gone, or under which this very folder was taken over."""
-    for folder in sorted(cache.glob(f"*-{items.fingerprint[:8]}")):
+    if dataset_folders(cache, items.name):
+        return items
+    taken_over = set()
+    for folder in sorted(path.parent for path in cache.glob("*/dataset.json")):
         try:
             record = durable.read_sealed(folder / "dataset.json")
-            known = where(record["source"])
-            taken_over = record["source"] == source and items.name == dataset_name(source)
-            if record["fingerprint"] != items.fingerprint or known is None or not known.is_absolute() or dataset_folders(cache, items.name):
+            known, same = where(record["source"]), record["fingerprint"] == items.fingerprint
+            if known is None or not known.is_absolute() or record["adapter"] == IMPORTED != items.adapter:
                 continue
-            if taken_over or (is_gone(record["source"]) and read_items(folder).labels_fingerprint == items.labels_fingerprint):
+            if record["source"] == source and items.name == dataset_name(source) and (same or items.adapter != IMPORTED):
+                taken_over.add(record["name"])
+            if same and (record["name"] in taken_over or (is_gone(record["source"]) and
+                                                          read_items(folder).labels_fingerprint == items.labels_fingerprint)):
                 return dataclasses.replace(items, name=record["name"])
         except (OSError, ValueError, KeyError, TypeError, IntegrityError):
             continue
-    return items
+    return dataclasses.replace(items, name=taken_over.pop()) if len(taken_over) == 1 else items
 
 
 def _relabel(folder: Path, items: Items, source: str) -> None:
@@ -128,9 +170,7 @@ def _relabel(folder: Path, items: Items, source: str) -> None:
         old, known = read_items(folder), read_source(folder)
     except IntegrityError:
         return                                              # lost or not there yet
-    was = [(old.classes[label] if label >= 0 else "", split) for label, split in zip(old.label, old.split, strict=True)]
-    now = [(items.classes[label] if label >= 0 else "", split) for label, split in zip(items.label, items.split, strict=True)]
-    if changed := sum(a != b for a, b in zip(was, now, strict=True)):
+    if changed := sum(a != b for a, b in zip(said(old), said(items), strict=True)):
         if known != source:
             raise StaleError(f"{folder} has these very images with the labels of {known}; {changed} of {len(items)} labels or splits of {source} are "
                              f"others. To keep both, give this one a name: ARGS='--name {items.name}-2'. To replace them, first delete "
@@ -179,31 +219,11 @@ def _again(folder: Path) -> str:
     return f"Type: make {how}   with what {folder.name} was made of: it is written again, and no embedding is made again"
 
 
-def dataset_folders(cache: Path, name: str) -> list[Path]:
-    """The item lists of the dataset called `name` (one, unless somebody copied folders about)."""
-    return sorted(path.parent for path in cache.glob("*/dataset.json") if path.parent.name.rpartition("-")[0] == name)
-
-
-def _is_written(folder: Path, record: bytes, table: bytes) -> bool:
+def _is_file(path: Path, data: bytes) -> bool:
     try:
-        return (folder / "dataset.json").read_bytes() == record and (folder / "items.parquet").read_bytes() == table
+        return path.read_bytes() == data
     except OSError:
         return False
-
-
-def _refuse_changed(old: Items, new: Items, folder: Path) -> None:
-    pairs = enumerate(zip(zip(old.keys, old.sha256, strict=True), zip(new.keys, new.sha256, strict=True), strict=False))
-    row = next((row for row, (a, b) in pairs if a != b), min(len(old), len(new)))
-    was = old.keys[row] if row < len(old) else "(nothing)"
-    now = new.keys[row] if row < len(new) else "(nothing)"
-    change = f"content of {was}" if was == now else f"{was} -> {now}"
-    if was == now and not new.sha256[row]:
-        raise StaleError(f"the image {was} of {new.name!r} (row {row}) was embedded, but cannot be read now. Make it readable, then type the same command")
-    renamed = "" if sorted(old.sha256) != sorted(new.sha256) else " All contents are the same: only names or folders were changed."
-    raise StaleError(f"the images of {new.name!r} are not those that were embedded under this name ({len(old)} -> {len(new)} items): first difference "
-                     f"in row {row}: {change}.{renamed} To keep both, embed the new ones under another name, ARGS='--name {new.name}-2', "
-                     f"and train on DATA={new.name}-2. "
-                     f"To forget the old ones, delete {folder}")
 
 
 def _parquet(items: Items) -> bytes:

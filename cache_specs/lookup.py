@@ -2,7 +2,7 @@
 
     find_views(cache, "", "")               every view of every data set
     find_views(cache, "clip", "")           the view clip of every data set; also path/to/clip.toml, or a folder's own name
-    find_view(cache, "clip", "", "export")  exactly one, or an error that lists the commands to choose from
+    find_view(cache, "clip", "", "export")  exactly one, of the current versions if there are several, or an error that lists the commands to choose from
 """
 
 import shlex
@@ -10,8 +10,9 @@ from pathlib import Path
 
 from cache_specs import store
 from cache_specs.errors import StaleError, UsageError, did_you_mean
-from cache_specs.items import dataset_folders
+from cache_specs.items import read_items
 from cache_specs.sources import dataset_name, is_gone, read_source, source_path
+from cache_specs.versions import current, dataset_folders, is_older, version_of
 from cache_specs.view import view_name
 
 
@@ -34,6 +35,8 @@ def find_views(cache: Path, view: str = "", data: str = "") -> list[Path]:
 def find_view(cache: Path, view: str, data: str, target: str, rest: str = "") -> Path:
     """The one view folder that is meant. Raises UsageError listing the ways to name one, as commands `make target … rest`."""
     found = find_views(cache, view, data)
+    if len(found) > 1 and not data:
+        found = [folder for folder in found if not is_older(folder.parent)] or found
     if len(found) > 1:
         choices = "\n".join(f"  {store.command(folder, target)}{rest}" for folder in found)
         raise UsageError(f"{len(found)} views are meant, make {target} takes one. Type one of:\n{choices}")
@@ -41,14 +44,18 @@ def find_view(cache: Path, view: str, data: str, target: str, rest: str = "") ->
 
 
 def find_dataset(cache: Path, data: str) -> Path:
-    """The cached dataset that `DATA=data` names: a folder's or file's base name, a bundled name, or the cache folder's own name."""
+    """The cached dataset that `DATA=data` names: a folder's or file's base name, a bundled name, or the cache folder's own name; of several versions
+    the current one."""
     name = dataset_name(data)
     everything = [path.parent for path in sorted(cache.glob("*/dataset.json"))]
     found = dataset_folders(cache, name) or [folder for folder in everything if folder.name == name] or \
         [folder for folder in everything if not is_gone(data) and read_source(folder) == source_path(data)]      # it was renamed
-    if len(found) == 1:
-        _refuse_other_source(found[0], data)
-        return found[0]
+    chosen = found[0] if len(found) == 1 else current(found) if found else None
+    if chosen:
+        _refuse_other_source(chosen, data)
+        return chosen
+    for folder in (folder for folder in found if version_of(folder) < 0):
+        read_items(folder)                                  # its message names the damage and the command
     if found:
         raise StaleError(f"{cache} holds {len(found)} item lists called {name!r}: {', '.join(path.name for path in found)}. "
                          f"Name one: DATA={found[0].name}")

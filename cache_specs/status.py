@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from cache_specs.view import View
 
 
+_TO_GO_ON = {"make gc ARGS=--unfinished": "of images as they are no more; to remove it: "}
+
+
 @dataclass(frozen=True)
 class StatusConfig:
     """Show every view of the cache, and how far running extractions are."""
@@ -34,32 +37,37 @@ def records(cache: Path) -> list[dict[str, Any]]:
     from cache_specs.items import read_items
     from cache_specs.sources import read_source
     from cache_specs.store import lost_folders, view_folders
+    from cache_specs.versions import is_older, version_of
 
     if not cache.is_dir():
         raise UsageError(f"there is no cache {cache}; name it with CACHE=…, or fill it: make extract VIEW=clip DATA=photos/")
     found = []
     for dataset in sorted(path for path in cache.iterdir() if path.is_dir() and ((path / "dataset.json").is_file() or view_folders(path))):
-        record: dict[str, Any] = {"dataset": dataset.name, "items": None, "source": None, "error": None}
+        record: dict[str, Any] = {"dataset": dataset.name, "items": None, "source": None, "error": None,
+                                  "version": max(version_of(dataset), 0), "older": is_older(dataset)}
         try:
             record |= {"items": len(read_items(dataset)), "source": read_source(dataset)}
         except CoviewError as error:
             record["error"] = str(error)
         lost = [{"folder": folder.name, "state": "lost", "next": "make verify"} for folder in lost_folders(dataset)]
-        found.append({**record, "views": [_view(folder) for folder in view_folders(dataset)] + lost})
+        found.append({**record, "views": [_view(folder, record["older"]) for folder in view_folders(dataset)] + lost})
     return found
 
 
 def status(cache: Path) -> str:
     """The table as text. Raises UsageError when there is no such cache."""
-    lines = []
-    for dataset in records(cache):
-        lines.append(f"{dataset['dataset']}: {dataset['error'] or '{:,} items of {}'.format(dataset['items'], dataset['source'])}")
+    lines, found = [], records(cache)
+    several = {dataset["dataset"].rpartition("-")[0] for dataset in found if dataset["older"]}
+    for dataset in found:
+        name = dataset["dataset"]
+        which = f", an older version, DATA={name} names it" if dataset["older"] else ", the current version" if name.rpartition("-")[0] in several else ""
+        lines.append(f"{name}: {dataset['error'] or '{:,} items of {}'.format(dataset['items'], dataset['source'])}{which}")
         lines += [f"  {view['folder']:28} {_text(view)}" for view in dataset["views"]]
         lines += ["  no view yet"] * (not [view for view in dataset["views"] if view["state"] != "lost"])
     return "\n".join(lines or [f"{cache} is empty. Fill it: make extract VIEW=clip DATA=photos/"])
 
 
-def _view(folder: Path) -> dict[str, Any]:
+def _view(folder: Path, older: bool) -> dict[str, Any]:
     """state: finished, unfinished, running (an extraction writes to it now), damaged."""
     from cache_specs import integrity, locks, store
 
@@ -72,7 +80,7 @@ def _view(folder: Path) -> dict[str, Any]:
         if (holder := locks.lock_holder(folder)) is not None:
             return record | {"state": "running", "process": holder, "progress": _running(view)}
         if not view.is_complete:
-            return record | {"state": "unfinished", "next": store.command(folder, "extract")}
+            return record | {"state": "unfinished", "next": "make gc ARGS=--unfinished" if older else store.command(folder, "extract")}
         bad: Counter[str] = Counter()
         for commit in integrity.read_seal(view)["shards"]:
             bad.update({name: count for name, count in commit["status"].items() if name != store.STATUS[0]})
@@ -90,7 +98,7 @@ def _text(view: dict[str, Any]) -> str:
     if view["state"] == "running":
         return f"{head}: being written by process {view['process']}{_progress(view['progress'])}"
     if view["state"] == "unfinished":
-        return f"{head}: unfinished, {view['shards_done']} of {view['shards']} shards; to go on: {view['next']}"
+        return f"{head}: unfinished, {view['shards_done']} of {view['shards']} shards; {_TO_GO_ON.get(view['next'], 'to go on: ') + view['next']}"
     bad, when = view["bad"], view["verified"]
     return (f"{head}: finished {view['finished']}, {f'verified {when}' if when else 'not verified since'}, {sum(bad.values())} bad rows"
             + (f" ({', '.join(f'{count} {name}' for name, count in bad.items())})" if bad else ""))

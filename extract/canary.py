@@ -98,17 +98,14 @@ def keep_or_compare(view: View, make: Callable[[list[int]], Canary], items: Item
     if not path.exists():
         compare_stored(view, make, [shard for shard in range(view.shards) if view.commit_file(shard).is_file()] if trusted is None else trusted)
         if write:
-            canary = make(rows_of(view.n))
-            value = {"view": view.identity, "rows": canary.rows, "pixels": canary.pixels, "versions": provenance["versions"],
-                     "embeddings": base64.b64encode(canary.emb_KD.astype("<f4").tobytes()).decode()}
-            durable.write(path, durable.sealed(value), "canary")
+            _write(view, make(rows_of(view.n)), provenance["versions"])
         return
-    canary = make(rows_of(view.n))
     old, versions = _read(path, view)
+    canary = make(old.rows)
     changed = [f"  {name}: {was} -> {provenance['versions'].get(name)}" for name, was in versions.items() if was != provenance["versions"].get(name)]
     packages = "\n".join(changed or ["  (no package that is recorded changed its version)"])
     pixels = [row for row, a, b in zip(old.rows, old.pixels, canary.pixels, strict=False) if a != b]
-    if old.rows != canary.rows or pixels:
+    if pixels:
         raise StaleError(f"the pixels of {len(pixels)} of {len(old.rows)} fixed images are not those that {view.folder} was begun with, first row "
                          f"{pixels[0]} ({items.keys[pixels[0]]}): images are decoded or resized otherwise now.\n{packages}\n{_what_to_do(view)}")
     far = distance(old.emb_KD, canary.emb_KD)
@@ -116,6 +113,45 @@ def keep_or_compare(view: View, make: Callable[[list[int]], Canary], items: Item
     if not far.max() <= TOLERANCE:
         raise StaleError(f"the pixels of {len(old.rows)} fixed images are those that {view.folder} was begun with, but the model's outputs changed: "
                          f"relative distance {far.max():.2g} in row {old.rows[int(far.argmax())]}, allowed {TOLERANCE:g}.\n{packages}\n{_what_to_do(view)}")
+
+
+def differs(donor: View, place: dict[int, int], make: Callable[[list[int]], Canary]) -> str:
+    """Why rows of a finished view must not stand beside such as are computed now, '' where they may. `place`: its row -> the row of that image here."""
+    try:
+        old = _read(donor.folder / "canary.json", donor)[0]
+        shared = [k for k, row in enumerate(old.rows) if row in place]
+    except IntegrityError:
+        shared = []
+    if shared:
+        now = make([place[old.rows[k]] for k in shared])
+        if [old.pixels[k] for k in shared] != now.pixels:
+            return "its images are decoded or resized otherwise now"
+        far, most = distance(old.emb_KD[shared], now.emb_KD), TOLERANCE
+    else:
+        rows = sorted(place)
+        rows = [rows[i] for i in rows_of(len(rows))]
+        far, most = distance(store.read_rows(donor, rows)[0].astype(np.float32), make([place[row] for row in rows]).emb_KD), \
+            STORED[donor.attributes["spec"]["compute_dtype"]]
+    return "" if far.max() <= most else f"the model's outputs are others now, relative distance {far.max():.2g}, allowed {most:g}"
+
+
+def adopt(view: View, donor: View, place: dict[int, int]) -> bool:
+    """Write the donor's canary as that of a view all of whose rows are copied, as far as it has these images; False where they are too few."""
+    try:
+        old, versions = _read(donor.folder / "canary.json", donor)
+    except IntegrityError:
+        return False
+    shared = sorted((place[row], k) for k, row in enumerate(old.rows) if row in place)
+    if 2 * len(shared) < len(rows_of(view.n)):
+        return False
+    _write(view, Canary([row for row, _ in shared], [old.pixels[k] for _, k in shared], old.emb_KD[[k for _, k in shared]]), versions)
+    return True
+
+
+def _write(view: View, canary: Canary, versions: dict[str, str]) -> None:
+    value = {"view": view.identity, "rows": canary.rows, "pixels": canary.pixels, "versions": versions,
+             "embeddings": base64.b64encode(canary.emb_KD.astype("<f4").tobytes()).decode()}
+    durable.write(view.folder / "canary.json", durable.sealed(value), "canary")
 
 
 def compare_stored(view: View, make: Callable[[list[int]], Canary], shards: Sequence[int]) -> None:

@@ -31,6 +31,8 @@ class ExtractConfig:
     """torch.compile the model: a minute or more before the first image, then faster on a GPU; needs a C++ compiler; recorded and kept like --batch"""
     allow_leak: bool = False
     """embed with weights that were trained with ImageNet's labels all the same"""
+    changed: bool = False
+    """images that were embedded are gone, or have other contents, on purpose: make a new version of the data set all the same"""
     name: str | None = None
     """the data set's name in the cache; default: the folder's or file's"""
     root: str = "data"

@@ -14,6 +14,8 @@ A new kind of data set is one more function in ADAPTERS. `read(i)` gives item i'
 number and sha256; it is picklable.
 """
 
+import contextlib
+import difflib
 import itertools
 import os
 from collections import Counter
@@ -24,9 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_specs.errors import UsageError, did_you_mean
+from cache_specs.errors import UsageError
 from cache_specs.items import Items, class_index
-from cache_specs.sources import BRACES, dataset_name, split_subset
+from cache_specs.sources import BRACES, ENDINGS, dataset_name, is_gone, split_subset
 from extract import hdf5, hub, tables, tars, torchvision_sets
 from extract.naming import EXTENSIONS, find_images, hide_unlabelled, of_folders, say_left_out, text
 from extract.readers import ReadArrays, Reader, ReadFiles, Reordered
@@ -62,6 +64,8 @@ def open_dataset(data: str, root: Path, name: str | None = None) -> Dataset:
 
 
 def _adapter(data: str) -> str:
+    if data.endswith(ENDINGS) and is_gone(data) and (near := _near(data)):
+        raise UsageError(f"DATA={data}: there is no such file{near}")
     if data.startswith(("torchvision:", "hf:")):
         return data.split(":")[0]
     if data == "digits":
@@ -74,8 +78,17 @@ def _adapter(data: str) -> str:
         return "hdf5"
     if data.endswith(tars.ENDINGS) or BRACES.search(data):
         return "tars"
-    raise UsageError(f"DATA={data}: there is no such folder{did_you_mean(data, ['digits'])}. DATA may be a folder of images or of .tar shards, a .csv, "
+    raise UsageError(f"DATA={data}: there is no such folder{_near(data)}. DATA may be a folder of images or of .tar shards, a .csv, "
                      ".parquet, .h5 or .tar file, torchvision:NAME, hf:OWNER/NAME, or digits")
+
+
+def _near(data: str) -> str:
+    """A folder or file beside it, or a word, that is nearly called so."""
+    path, here = Path(data), []
+    with contextlib.suppress(OSError):
+        here = [f"{path.parent / inner.name}{'/' * inner.is_dir()}" for inner in path.expanduser().parent.iterdir() if not inner.name.startswith(".")]
+    near = difflib.get_close_matches(str(path), {"digits": "", **{name.rstrip("/"): name for name in here}}, n=1, cutoff=0.5)
+    return f"; did you mean {next((name for name in here if name.rstrip('/') == near[0]), near[0])!r}" if near else ""
 
 
 def _most_common(data: str, labels: Sequence[str], splits: Sequence[str], top: int) -> set[str]:

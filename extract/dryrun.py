@@ -27,15 +27,22 @@ SECONDS = 5.0               # for which batches are timed
 def plan(config: ExtractConfig, told: dict[str, Any]) -> None:
     """Print the plan of an extraction, and put it into `told` for --json. Raises CoviewError where the run itself would refuse to begin."""
     from cache_specs import store
+    from cache_specs.items import next_version
+    from cache_specs.sources import source_path
     from cache_specs.view import default_rows, shard_bytes
+    from extract import reuse
     from extract.prepare import prepare
 
     ready = prepare(config, fetch=False)
     spec, items, here, dataset = ready.spec, ready.items, bool(ready.files), Path(config.cache) / ready.items.folder_name
+    for line in next_version(dataset.parent, items, source_path(config.data), config.changed)[2]:
+        print(line)
     view = _existing(dataset, ready)
     rows = view.rows if view else min(config.shard_rows, len(items)) or default_rows(len(items))
     pending = view.pending() if view else list(range(-(-len(items) // rows)))
-    todo = sum(min((shard + 1) * rows, len(items)) - shard * rows for shard in pending)
+    place = store.view_folder(dataset, spec.name, spec.declared(), ready.weights_sha256) if here else dataset / f"{spec.name}-{'[0-9a-f]' * 12}"
+    known = reuse.recorded(view, items, remember=False) if view else reuse.find(place, spec.declared(), items, remember=False)
+    todo = sum(len(known.missing(shard * rows, min((shard + 1) * rows, len(items)))) for shard in pending)
     write, free = len(pending) * (shard_bytes(rows, spec.width) + 2048), shutil.disk_usage(_parent(dataset)).free
     if not todo:
         rate, how = None, "there is nothing to embed"
@@ -44,10 +51,11 @@ def plan(config: ExtractConfig, told: dict[str, Any]) -> None:
     else:
         rate, how = _at_best(spec)
     seconds = todo / rate if rate else None if todo else 0.0
-    name = store.view_folder(dataset, spec.name, spec.declared(), ready.weights_sha256).name if here else f"{spec.name}-…"
+    name, copied = place.name if here else f"{spec.name}-…", f" (the same images in other data sets: {known})" if known.donors and pending else ""
     told |= {"dry_run": True, "view": spec.name, "dataset": items.name, "rows": len(items), "hits": len(items) - todo, "to_embed": todo, "bytes": write,
              "bytes_free": free, "weights_here": here, "images_per_second": rate, "seconds": seconds, "rate_from": how}
-    print(f"{spec.name}: {len(items):,} images of {items.name!r}, {len(items) - todo:,} of them in the cache already, {todo:,} to embed -> {dataset / name}\n"
+    print(f"{spec.name}: {len(items):,} images of {items.name!r}, {len(items) - todo:,} of them in the cache already{copied}, {todo:,} to embed "
+          f"-> {dataset / name}\n"
           f"to write: {write / 1e6:,.1f} MB in {len(pending)} shards of {rows:,} rows x {spec.width} {spec.storage_dtype}; {free / 1e6:,.0f} MB are free")
     if not here:
         print(f"weights: not on this machine; {_fetched(spec)}")

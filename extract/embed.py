@@ -18,31 +18,38 @@ from extract.backbones import Backbone
 from extract.images import NON_FINITE, OK, Batches
 from extract.prepare import workers_of
 from extract.progress import Clock, Progress
+from extract.reuse import Known
 
 
-def embed(view: store.View, backbone: Backbone, prep: Preprocess, read: Any, sha256: Sequence[str], shards: list[int], batch: int,
+def embed(view: store.View, backbone: Backbone | None, prep: Preprocess, read: Any, sha256: Sequence[str], shards: list[int], known: Known, batch: int,
           workers: int, device: str, progress: Progress, look: Callable[[], None], stopping: Callable[[], bool]) -> None:
     """Embed `shards` of `view`, in order. `read(row) -> bytes` and `sha256[row]` describe the images; see extract/datasets.py.
 
+    `known` rows are copied, and the others of a shard alone make up its batches. Without any of these no backbone is needed.
+
     `look()` is called after each commit of a shard with bad rows; it may raise. After any, once `stopping()` is true, the others stay pending.
     """
-    plan = [(shard, rows) for shard in shards for rows in batch_rows(*view.bounds(shard), batch)]
-    loader = load(Batches(read, sha256, prep, [rows for _, rows in plan], batch), workers, device)
-    for (shard, rows), (emb_BD, status_B) in zip(plan, embedded(loader, backbone, device, progress.clock), strict=True):
+    plan = []
+    for rows in (known.missing(*view.bounds(shard)) for shard in shards):
+        plan.append([rows[part.start:part.stop] for part in batch_rows(0, len(rows), batch)])
+    todo = [rows for part in plan for rows in part]
+    computed = embedded(load(Batches(read, sha256, prep, todo, batch), workers, device), backbone, device, progress.clock) if todo else iter(())
+    for shard, part in zip(shards, plan, strict=True):
         first, last = view.bounds(shard)
-        if rows.start == first:
-            emb_RD = np.full((view.rows, view.width), np.nan, np.float16)
-            status_R = np.zeros(view.rows, np.uint8)
-        place = slice(rows.start - first, rows.stop - first)
-        emb_RD[place], status_R[place] = emb_BD[:len(rows)], status_B[:len(rows)]
-        if rows.stop == last:
-            with progress.clock("write"):
-                store.write_shard(view, shard, emb_RD, status_R)
-            if status_R.any():
-                look()
-        progress.advance(len(rows))
-        if rows.stop == last and stopping():
+        emb_RD, status_R = np.full((view.rows, view.width), np.nan, np.float16), np.zeros(view.rows, np.uint8)
+        with progress.clock("copy"):
+            known.copy(first, last, emb_RD, status_R)
+        for rows, (emb_BD, status_B) in zip(part, computed, strict=False):
+            place = np.array(rows) - first
+            emb_RD[place], status_R[place] = emb_BD[:len(rows)], status_B[:len(rows)]
+            progress.advance(len(rows))
+        with progress.clock("write"):
+            store.write_shard(view, shard, emb_RD, status_R)
+        if status_R.any():
+            look()
+        if stopping():
             return
+    assert next(computed, None) is None                     # and the workers end
 
 
 def _deaf(worker: int) -> None:

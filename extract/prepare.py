@@ -40,6 +40,9 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
         what = "VIEW" if not config.view else "DATA"
         raise UsageError(f"{what} is missing. Type: make extract VIEW={config.view or 'clip'} DATA={shlex.quote(config.data or 'photos/')}   "
                          f"(views: {', '.join(view_names())})")
+    if "," in config.view:
+        lines = [f"make extract VIEW={shlex.quote(view.strip())} DATA={shlex.quote(config.data)}" for view in config.view.split(",") if view.strip()]
+        raise UsageError(f"VIEW={config.view}: make extract takes one view at a time. Type one after the other:\n  " + "\n  ".join(lines))
     if config.batch < 1 or config.gpus < 1 or config.shard_rows < 0:
         raise UsageError(f"--batch and --gpus must be at least 1 and --shard-rows at least 0, found {config.batch}, {config.gpus}, {config.shard_rows}")
     quality.allowed(config.max_bad, sys.maxsize)

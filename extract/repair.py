@@ -5,6 +5,7 @@ computed again from the images, and nothing else. What was finished is finished 
 an earlier repair, cut short, left so: `make extract` then computes the rest).
 """
 
+import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from cache_specs.integrity import Problem
     from cache_specs.view import View
     from extract.datasets import Dataset
+    from extract.reuse import Known
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def mend_view(config: RepairConfig) -> None:
     from cache_specs import locks, repair, store
     from cache_specs.items import read_items
     from cache_specs.lookup import find_view
+    from extract import reuse
 
     if not config.view:
         raise UsageError("VIEW is missing. Type: make repair VIEW=clip   (make verify says which views are damaged)")
@@ -65,7 +68,13 @@ def mend_view(config: RepairConfig) -> None:
             read_items(folder.parent)                       # its message says what writes a damaged item list again
         compute = None
         if not imported and (todo.lost or _items_damaged(folder.parent) or _canary_damaged(todo.found)):
-            compute = _prepared(config, view, todo.lost)
+            whole = not _items_damaged(folder.parent) and not _canary_damaged(todo.found)
+            known = reuse.for_repair(view, read_items(folder.parent), todo.lost) if whole else None
+            if known and not known.lacks(view, todo.lost):
+                print(f"{view.name}: all rows to be mended are copied from the same images in other finished views ({known})", flush=True)
+                compute = functools.partial(_copied, known)
+            else:
+                compute = _prepared(config, view, todo.lost)
         view, found, lost = repair.mend(folder, chosen)
         for line in lines + found:
             print(f"{view.name}: {line}")
@@ -77,14 +86,23 @@ def mend_view(config: RepairConfig) -> None:
     print(f"{view.name}: {'mended' if lines + found or lost or compute else 'nothing is damaged'}")
 
 
+def _copied(known: "Known", view: "View") -> None:
+    """Write the lost shards from other views, and seal: without the images and the model."""
+    from cache_specs import integrity
+    from extract import reuse
+
+    if not view.is_complete:
+        reuse.write(view, known, view.pending())
+        integrity.seal(view)
+    integrity.check(view)
+
+
 def _prepared(config: RepairConfig, view: "View", lost: list[int]) -> "Callable[[View], None]":
     """What computes the lost shards and seals the view, after everything that could stop it has been tried. Raises CoviewError."""
-    import functools
-
     from cache_specs import integrity, store
     from cache_specs.items import read_items, write_items
     from cache_specs.sources import read_source
-    from extract import canary
+    from extract import canary, reuse
     from extract.backbones import load_backbone
     from extract.config import ExtractConfig
     from extract.datasets import build_items
@@ -99,7 +117,7 @@ def _prepared(config: RepairConfig, view: "View", lost: list[int]) -> "Callable[
         if items.folder_name != dataset_folder.name:
             raise StaleError(f"the item list in {dataset_folder} is damaged, and the images in {read_source(dataset_folder)} are not those that it was made of "
                              f"({items.folder_name}): put them back, then type the same command")
-        write_items(Path(config.cache), items, read_source(dataset_folder))
+        write_items(Path(config.cache), items, read_source(dataset_folder), changed=True)      # that it was embedded, it was
     items = read_items(dataset_folder)
     if dataset.keys != items.keys:
         raise StaleError(f"the images in {read_source(dataset_folder)} are not those of the item list ({len(dataset.keys)} instead of {len(items)}, or other "
@@ -108,7 +126,7 @@ def _prepared(config: RepairConfig, view: "View", lost: list[int]) -> "Callable[
         if items.sha256[row] and _digest(dataset, row) != items.sha256[row]:
             raise StaleError(f"the image {items.keys[row]!r} is gone or has changed, and its shard must be computed again: put it back, then type the "
                              "same command. Nothing is changed")
-    where = devices(config.device, config.gpus)
+    known, where = reuse.for_repair(view, items, lost), devices(config.device, config.gpus)
     backbone = load_backbone(spec, files, where[0])
     make, provenance = functools.partial(canary.take, items, dataset.read, spec.preprocess, backbone, where[0]), provenance_of(ExtractConfig(), spec, where[0])
     trusted = [shard for shard in range(view.shards) if shard not in lost and view.commit_file(shard).is_file()]
@@ -121,7 +139,7 @@ def _prepared(config: RepairConfig, view: "View", lost: list[int]) -> "Callable[
         settings = ExtractConfig(weights=config.weights, workers=config.workers, max_bad="100%")
         canary.keep_or_compare(view, make, items, provenance, trusted)
         if not view.is_complete:
-            embed_all(where, settings, spec, files, dataset, items, view, backbone)
+            embed_all(where, settings, spec, files, dataset, items, view, known, backbone)
             refuse_pending(view, f"\nTo go on, type: {store.command(view.folder, 'extract')}")
             integrity.seal(view)
         integrity.check(view)

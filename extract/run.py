@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from extract.backbones import Backbone
     from extract.datasets import Dataset
     from extract.prepare import Ready
+    from extract.reuse import Known
 
 
 def run(config: ExtractConfig, told: dict[str, Any] | None = None) -> "View":
@@ -47,20 +48,32 @@ def _run(config: ExtractConfig, ready: "Ready") -> "tuple[View, np.ndarray, int,
     from cache_specs.items import write_items
     from cache_specs.sources import source_path
     from cache_specs.view import default_rows
-    from extract import canary, quality
+    from extract import canary, quality, reuse
     from extract.backbones import load_backbone
 
     spec, files, weights_sha256, where, dataset, items = ready
-    folder = write_items(Path(config.cache), items, source_path(config.data))
+    folder = write_items(Path(config.cache), items, source_path(config.data), config.changed)
     for other in store.view_folders(folder, spec.name):             # told before a model is loaded
         store.refuse_changed(store.open_view(other), spec.declared(), weights_sha256)
-    backbone = load_backbone(spec, files, where[0])                # weights that do not fit leave no empty view behind
-    canary.refuse_unusable(spec, backbone, where[0])
-    provenance = provenance_of(config, spec, where[0])
+    place = store.view_folder(folder, spec.name, spec.declared(), weights_sha256)
+    known = None if store.is_created(place) else reuse.find(place, spec.declared(), items)
+
+    @functools.cache
+    def backbone() -> "Backbone":
+        loaded = load_backbone(spec, files, where[0])
+        canary.refuse_unusable(spec, loaded, where[0])
+        return loaded
+
+    def make(rows: list[int]) -> canary.Canary:
+        return canary.take(items, dataset.read, spec.preprocess, backbone(), where[0], rows)
+
+    if known and (known.missing(0, len(items)) or len(known.donors) > 1):        # weights that do not fit leave no empty view behind
+        backbone()
+        known = reuse.agreeing(known, functools.partial(canary.differs, make=make))
+    provenance = provenance_of(config, spec, where[0]) | ({"reused": known.record()} if known and known.donors else {})
     rows = min(config.shard_rows, len(items)) or default_rows(len(items))
-    _announce(config, spec, store.view_folder(folder, spec.name, spec.declared(), weights_sha256), len(items), rows)
+    _announce(config, spec, place, len(items), rows)
     view = store.create_view(folder, spec.name, spec.declared(), weights_sha256, items.fingerprint, len(items), rows, provenance)
-    make = functools.partial(canary.take, items, dataset.read, spec.preprocess, backbone, where[0])
     if view.is_complete:
         status = integrity.check(view)
         with contextlib.nullcontext() if (view.folder / "canary.json").exists() else store.writer_lock(view.folder):
@@ -68,17 +81,24 @@ def _run(config: ExtractConfig, ready: "Ready") -> "tuple[View, np.ndarray, int,
         print(f"{spec.name}: already in the cache, nothing to do: {view.n:,} rows x {view.width} in {view.folder}")
         quality.report(status, items, view)
         return view, status, 0, 0.0
-    begun, todo = time.monotonic(), sum(last - first for first, last in map(view.bounds, view.pending()))
+    if known is None or view.attributes["provenance"].get("reused", []) != provenance.get("reused", []):       # it goes on, or another run began it
+        known = reuse.recorded(view, items)
+    begun, todo, pending = time.monotonic(), known.lacks(view, view.pending()), sum(last - first for first, last in map(view.bounds, view.pending()))
+    if known.donors:
+        print(f"{spec.name}: {pending - todo:,} rows are copied, of the same images in finished views ({known}); {todo:,} to embed", flush=True)
     with store.writer_lock(view.folder):
         integrity.check_commits(view)
-        canary.keep_or_compare(view, make, items, provenance)
-        embed_all(where, config, spec, files, dataset, items, view, backbone)
+        here = (view.folder / "canary.json").exists()
+        if todo or not known.donors or not (here or canary.adopt(view, known.donors[0], known.place(0))):       # what is only copied needs no model
+            canary.keep_or_compare(view, make, items, provenance)
+        embed_all(where, config, spec, files, dataset, items, view, known, backbone() if todo else None)
         quality.enforce(view, items, config.max_bad)
         refuse_pending(view)
         integrity.seal(view)
     status = integrity.check(view)
     seconds = time.monotonic() - begun
-    print(f"{spec.name}: finished, {todo:,} images in {seconds:.1f} s ({todo / seconds:,.0f} images/s), sealed in {view.folder}")
+    print(f"{spec.name}: finished, {todo:,} images in {seconds:.1f} s ({todo / seconds:,.0f} images/s)"
+          f"{f', {pending - todo:,} copied' if known.donors else ''}, sealed in {view.folder}")
     quality.report(status, items, view)
     return view, status, todo, seconds
 
@@ -111,21 +131,23 @@ def refuse_pending(view: "View", then: str = "") -> None:
 
 
 def embed_all(devices: list[str], config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], dataset: "Dataset", items: "Items",
-               view: "View", backbone: "Backbone | None") -> None:
+              view: "View", known: "Known", backbone: "Backbone | None") -> None:
     """Embed all pending shards; after Ctrl-C those under way, and the others stay pending."""
     import torch
 
     from cache_specs.interrupt import heeded
     from cache_specs.make import typed
 
+    if not known.lacks(view, view.pending()):               # copying needs no devices
+        devices = devices[:1]
     asked = threading.Event() if len(devices) == 1 else torch.multiprocessing.get_context("spawn").Event()
     several = "each process finishes its shard" if len(devices) > 1 else "this shard is finished"
     with heeded(asked.set, f"stopping: {several} first (Ctrl-C again drops it)",
                 f"stopped at once; finished shards are kept in {view.folder}\nTo go on, type: {typed()}"):
         if len(devices) == 1:
-            return embed_part(0, devices, config, spec, files, dataset, items, view, asked, backbone)
+            return embed_part(0, devices, config, spec, files, dataset, items, view, known, asked, backbone)
         del backbone                                        # each process loads its own
-        _embed_in_processes(torch.multiprocessing, (os.getpid(), devices, config, spec, files, dataset, items, view, asked))
+        _embed_in_processes(torch.multiprocessing, (os.getpid(), devices, config, spec, files, dataset, items, view, known, asked))
 
 
 def _embed_in_processes(spawn: Any, given: tuple) -> None:
@@ -151,7 +173,7 @@ def _embed_in_processes(spawn: Any, given: tuple) -> None:
 
 
 def _child(part: int, parent: int, devices: list[str], config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], dataset: "Dataset",
-           items: "Items", view: "View", asked: Any) -> None:
+           items: "Items", view: "View", known: "Known", asked: Any) -> None:
     """embed_part in a process of its own, with the exit codes of a command. It dies with its parent, which holds the view's lock."""
     import ctypes
     import signal
@@ -162,12 +184,12 @@ def _child(part: int, parent: int, devices: list[str], config: ExtractConfig, sp
     if os.getppid() != parent:
         sys.exit(1)
     with locks.shared_lock(view.folder, store.PARTS):
-        if code := run_cli(lambda: embed_part(part, devices, config, spec, files, dataset, items, view, asked)):
+        if code := run_cli(lambda: embed_part(part, devices, config, spec, files, dataset, items, view, known, asked)):
             sys.exit(code)
 
 
 def embed_part(part: int, devices: list[str], config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], dataset: "Dataset",
-               items: "Items", view: "View", asked: Any, backbone: "Backbone | None" = None) -> None:
+               items: "Items", view: "View", known: "Known", asked: Any, backbone: "Backbone | None" = None) -> None:
     """Embed the pending shards that belong to process `part`, on its device, until the event `asked` is set."""
     import torch
 
@@ -180,13 +202,13 @@ def embed_part(part: int, devices: list[str], config: ExtractConfig, spec: "View
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(devices)))
     mine = [shard for shard in view.pending() if shard % len(devices) == part]
     total = sum(last - first for first, last in map(view.bounds, range(part, view.shards, len(devices))))
-    todo = sum(last - first for first, last in map(view.bounds, mine))
-    backbone = backbone or load_backbone(spec, files, devices[part])
-    if view.attributes["provenance"].get("compile"):        # as the view was begun, so that one resumed or repaired gets the same bytes
+    todo = known.lacks(view, mine)
+    backbone = backbone or (load_backbone(spec, files, devices[part]) if todo else None)
+    if backbone and view.attributes["provenance"].get("compile"):        # as the view was begun, so that one resumed or repaired gets the same bytes
         canary.compile_model(backbone, view.attributes["provenance"]["batch"], spec, devices[part])
     title = spec.name if len(devices) == 1 else f"{spec.name} on {devices[part]} ({part + 1} of {len(devices)})"
     with Progress(title, total, total - todo, live=view.folder / f"progress-{part}.json") as progress:
-        embed(view, backbone, spec.preprocess, dataset.read, items.sha256, mine, view.attributes["provenance"]["batch"], config.workers,
+        embed(view, backbone, spec.preprocess, dataset.read, items.sha256, mine, known, view.attributes["provenance"]["batch"], config.workers,
               devices[part], progress, lambda: quality.enforce(view, items, config.max_bad), asked.is_set)
 
 

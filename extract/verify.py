@@ -134,7 +134,30 @@ def images_of(view: "View", asked: str, weights: str | None, root: str) -> tuple
     if is_gone(source):
         raise UsageError(f"the images of {view.folder.parent.name} were in {source}, which is gone. If they were moved, type first: "
                          f"make extract VIEW={toml} DATA=…, where they are now; it notes the place and embeds nothing")
-    return spec, files, open_dataset(source, Path(root), view.folder.parent.name.rpartition("-")[0])
+    return spec, files, _as_listed(open_dataset(source, Path(root), view.folder.parent.name.rpartition("-")[0]), view.folder.parent)
+
+
+def _as_listed(dataset: "Dataset", folder: Path) -> "Dataset":
+    """The images under the keys of the item list: those of an older version have other names now, and the current version's list says which."""
+    import dataclasses
+
+    import numpy as np
+
+    from cache_specs.items import read_items
+    from cache_specs.versions import current, dataset_folders
+    from extract.readers import Reordered
+
+    now = current(dataset_folders(folder.parent, dataset.name))
+    if now in (None, folder):
+        return dataset
+    try:
+        items, listed = read_items(folder), read_items(now)
+    except IntegrityError:                                  # whoever needs the list says so
+        return dataset
+    row_of = {sha: row for row, sha in enumerate(listed.sha256) if sha}
+    if dataset.keys != listed.keys or not row_of.keys() >= set(items.sha256):
+        return dataset
+    return dataclasses.replace(dataset, keys=items.keys, read=Reordered(dataset.read, np.array([row_of[sha] for sha in items.sha256])))
 
 
 def _recompute(view: "View", config: VerifyConfig) -> str:
@@ -154,8 +177,8 @@ def _recompute(view: "View", config: VerifyConfig) -> str:
     items, device = read_items(view.folder.parent), devices(config.device, 1)[0]
     backbone, chance = load_backbone(spec, files, device), np.random.default_rng(config.seed)
     if dataset.keys != items.keys:
-        raise StaleError(f"the images of {dataset.name} are not those of the item list any more; this names the first difference: "
-                         f"{store.command(view.folder, 'extract')}")
+        raise StaleError(f"the images of {dataset.name} are not those of the item list any more. Put them back; or this makes a version of what they are "
+                         f"now: {store.command(view.folder, 'extract')}")
     batch = view.attributes["provenance"]["batch"]
     rows = np.concatenate([np.sort(chance.choice(np.arange(*view.bounds(shard)), min(config.recompute, len(range(*view.bounds(shard)))), replace=False))
                            for shard in range(view.shards) if view.commit_file(shard).is_file()]).tolist()
@@ -180,7 +203,8 @@ def _recompute(view: "View", config: VerifyConfig) -> str:
                              + "\n".join(wrong[:20]) + f"\nTo compute their shards again: {store.command(view.folder)} ARGS='--shards {shards}'")
     if changed:
         raise StaleError(f"{view.folder}: {len(changed)} of {len(rows)} images are gone or have changed since they were embedded, first {changed[0]!r}; the "
-                         "stored rows are undamaged. Put the images back, or embed the new ones under another name: make extract … ARGS='--name …'")
+                         "stored rows are undamaged. Put the images back; or make extract … ARGS=--changed makes a version of what they are now, in which "
+                         "only they are embedded")
     return f"{len(rows)} rows computed again: largest relative distance {farthest:.2g}, allowed {tolerance}"
 
 

@@ -97,9 +97,7 @@ class Made:
         self.items = Items("digits", "digits", keys, label, splits, np.ones(len(keys), np.int64), [f"{i:064x}" for i in range(len(keys))], classes)
         self.cache = folder / "cache"
         self.dataset = write_items(self.cache, self.items)
-        padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
-        edges = np.concatenate([padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]], 1).reshape(len(images), -1)
-        self.emb = {"pixels": images.reshape(len(images), -1), "edges": edges, "thirds": images.reshape(-1, 4, 2, 4, 2).mean((2, 4)).reshape(len(images), -1)}
+        self.emb = {**pixels_and_edges(images), "thirds": images.reshape(-1, 4, 2, 4, 2).mean((2, 4)).reshape(len(images), -1)}
         self.tomls: dict[str, Path] = {}
         for name, emb in self.emb.items():
             self.tomls[name] = folder / f"{name}.toml"

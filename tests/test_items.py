@@ -10,17 +10,20 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from test_machine import Killed, killing
 
 from cache_specs import durable
 from cache_specs.errors import CoviewError, IntegrityError, StaleError, UsageError
 from cache_specs.items import Items, class_index, read_items, write_items
 from cache_specs.lookup import find_dataset
-from cache_specs.sources import dataset_name, source_path
+from cache_specs.sources import dataset_name, read_source, source_path
+from cache_specs.versions import is_older, version_of
 from extract.datasets import build_items, open_dataset
 
 KEYS = ["A.jpg", "Z/1.jpg", "a.jpg", "a/10.jpg", "a/2.jpg", "ä.jpg"]         # byte order: capitals first, / after ., ä last
@@ -78,20 +81,129 @@ def test_a_parquet_reader_sees_the_seven_columns(tmp_path):
 
 
 @pytest.mark.parametrize(("changed", "message"), [
-    (make(sha256=[*make().sha256[:3], "f" * 64, *make().sha256[4:]]), r"\(6 -> 6 items\): first difference in row 3: content of a/10\.jpg\."),
-    (make([*KEYS[:2], "b.jpg", *KEYS[3:]]), r"row 2: a\.jpg -> b\.jpg\."),
-    (make([*KEYS, "ö.jpg"], labels="xxxxxxx"), r"\(6 -> 7 items\).*row 6: \(nothing\) -> ö\.jpg"),
-    (make(KEYS[:-1]), r"\(6 -> 5 items\).*row 5: ä\.jpg -> \(nothing\)"),
-], ids=["content", "name", "one more", "one less"])
-def test_changed_images_are_refused_naming_row_and_key(tmp_path, changed, message):
+    (make(sha256=[*make().sha256[:3], "f" * 64, *make().sha256[4:]]), r"the contents of 1 are gone or have changed, first a/10\.jpg \(row 3\)"),
+    (make(["b.jpg", *KEYS[3:]]), r"\(6 -> 4 items\): the contents of 3 are gone or have changed, first A\.jpg \(row 0\)"),
+    (make(KEYS[:-1]), r"\(6 -> 5 items\): the contents of 1 are gone or have changed, first ä\.jpg \(row 5\)"),
+], ids=["content", "others", "one less"])
+def test_contents_that_are_gone_are_refused_unless_on_purpose(tmp_path, changed, message, capsys):
     folder = write_items(tmp_path, make())
     before = files(folder)
     with pytest.raises(StaleError, match=message) as caught:
         write_items(tmp_path, changed)
-    assert "ARGS='--name d-2'" in str(caught.value) and f"delete {folder}" in str(caught.value)
+    assert "ARGS='--name d-2'" in str(caught.value) and str(caught.value).endswith("\n  make extract VIEW=… DATA=… ARGS=--changed")
     assert list(tmp_path.glob("[!.]*")) == [folder] and files(folder) == before
     write_items(tmp_path, dataclasses.replace(changed, name="d-2"))
     assert find_dataset(tmp_path, "d") == folder
+    new = write_items(tmp_path, changed, changed=True)
+    assert find_dataset(tmp_path, "d") == new != folder and files(folder) == before and "gone" in capsys.readouterr().out
+
+
+RENAMED = make(["b.jpg" if key == "a.jpg" else key for key in KEYS], sha256=make().sha256)
+MORE = make([*KEYS, "ö.jpg"], labels="xyxy?xx")
+
+
+@pytest.mark.parametrize(("changed", "line"), [
+    (RENAMED, "d: the images have changed: 1 moved or renamed; 6 of 6 are known by their content"),
+    (MORE, "d: the images have changed: 1 new; 6 of 7 are known by their content"),
+    (make(["A.jpg", "Z/1.jpg", "b/a.jpg", *KEYS[3:]], sha256=make().sha256, labels="xyyy?y", split=["train"] * 5 + ["test"]),
+     "d: the images have changed: 1 moved or renamed, 2 with another label or split; 6 of 6 are known by their content"),
+], ids=["renamed", "added", "labelled"])
+def test_images_that_are_all_there_make_a_version_and_the_older_one_stays(tmp_path, changed, line, capsys):
+    folder = write_items(tmp_path, make())
+    before = files(folder)
+    new = write_items(tmp_path, changed)
+    assert capsys.readouterr().out == f"{line}. {new.name} is the current version now, {folder.name} stays for what was trained on it\n"
+    assert files(folder) == before and find_dataset(tmp_path, "d") == new and find_dataset(tmp_path, folder.name) == folder
+    assert (version_of(folder), version_of(new)) == (0, 1) and is_older(folder) and not is_older(new)
+    stamps = files(new)
+    assert write_items(tmp_path, changed) == new and files(new) == stamps and not capsys.readouterr().out
+
+
+def test_a_copy_that_is_deleted_takes_no_content_away(tmp_path, capsys):
+    write_items(tmp_path, make(sha256=["c" * 64, *make().sha256[1:5], "c" * 64]))
+    write_items(tmp_path, make(KEYS[:-1], sha256=["c" * 64, *make().sha256[1:5]]))
+    assert "1 copies fewer; 5 of 5 are known" in capsys.readouterr().out
+
+
+def test_an_earlier_state_becomes_the_current_version_again(tmp_path):
+    folder = write_items(tmp_path, make())
+    table = (folder / "items.parquet").read_bytes()
+    write_items(tmp_path, RENAMED)
+    more = write_items(tmp_path, MORE)
+    assert version_of(more) == 2
+    with pytest.raises(StaleError, match="the contents of 1 are gone"):           # a folder that is not mounted any more looks just like that
+        write_items(tmp_path, make())
+    assert write_items(tmp_path, make(), changed=True) == folder == find_dataset(tmp_path, "d") and version_of(folder) == 3
+    assert (folder / "items.parquet").read_bytes() == table and read_items(folder).keys == KEYS
+
+
+def test_the_images_of_another_place_are_another_data_set(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name / "d").mkdir(parents=True)
+    cache, one, two = tmp_path / "cache", str(tmp_path / "one" / "d"), str(tmp_path / "two" / "d")
+    folder = write_items(cache, make(), one)
+    with pytest.raises(StaleError, match=rf"those in {folder} are of {one}, these of {two}\. To keep both, .*--name d-2"):
+        write_items(cache, MORE, two, changed=True)
+    (tmp_path / "one" / "d").rmdir()                                              # it was moved, and added to
+    new = write_items(cache, MORE, two)
+    assert read_source(folder) == read_source(new) == two and find_dataset(cache, two) == find_dataset(cache, "d") == new
+
+
+def test_a_renamed_folder_goes_on_under_its_old_name_also_when_it_changes(tmp_path):
+    cache, old, new = tmp_path / "cache", tmp_path / "old", tmp_path / "new"
+    folder = write_items(cache, make(name="old"), str(old))
+    new.mkdir()
+    write_items(cache, make(name="new"), str(new))
+    with pytest.raises(StaleError, match="the contents of 1 are gone"):
+        write_items(cache, make(KEYS[:-1], name="new"), str(new))
+    more = write_items(cache, dataclasses.replace(MORE, name="new"), str(new))
+    assert more.name.startswith("old-") and find_dataset(cache, str(new)) == more and read_source(folder) == str(new)
+
+
+@pytest.mark.parametrize("adapters", [("imported", "imported"), ("folder", "imported"), ("imported", "folder")])
+def test_an_imported_data_set_has_no_versions(tmp_path, adapters):
+    write_items(tmp_path, make(adapter=adapters[0]))
+    with pytest.raises(StaleError, match=r"To keep both, .*--name d-2'.*To forget the old ones, delete"):
+        write_items(tmp_path, dataclasses.replace(MORE, adapter=adapters[1]), changed=True)
+
+
+@pytest.mark.parametrize("place", range(1, 40))
+def test_killed_while_a_version_is_written_the_next_start_ends_with_the_same_files(tmp_path, place):
+    def all_files() -> dict[str, bytes]:
+        return {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file() and path.name != ".lock"}
+
+    write_items(tmp_path / "want", make())
+    write_items(tmp_path / "want", MORE)
+    want = {name.removeprefix("want/"): data for name, data in all_files().items()}
+    shutil.rmtree(tmp_path / "want")
+    folder = write_items(tmp_path, make())
+    with suppress(Killed), killing(place):
+        write_items(tmp_path, MORE)
+    assert find_dataset(tmp_path, "d") in (folder, tmp_path / MORE.folder_name) and read_items(find_dataset(tmp_path, "d")).keys
+    write_items(tmp_path, MORE)
+    assert {name: data for name, data in all_files().items() if not name.endswith(".tmp")} == want
+
+
+def test_two_states_at_once_become_two_versions_one_after_the_other(tmp_path):
+    write_items(tmp_path, make())
+    with ThreadPoolExecutor(4) as pool:
+        made = [*pool.map(lambda items: write_items(tmp_path, items), [MORE, MORE, MORE, MORE])]
+    assert len(set(made)) == 1 and version_of(made[0]) == 1
+
+
+def test_a_damaged_version_is_not_passed_over(tmp_path):
+    folder = write_items(tmp_path, make())
+    new = write_items(tmp_path, MORE)
+    (new / "dataset.json").write_text("{}")
+    with pytest.raises(IntegrityError, match=f"the item list in {new} cannot be read"):
+        find_dataset(tmp_path, "d")
+    assert write_items(tmp_path, MORE) == new == find_dataset(tmp_path, "d") and find_dataset(tmp_path, folder.name) == folder
+    (new / "items.parquet").write_bytes(b"damaged")
+    with pytest.raises(IntegrityError, match="the item list in"):
+        write_items(tmp_path, RENAMED)
+    assert find_dataset(tmp_path, "d") == new
+    write_items(tmp_path, RENAMED, changed=True)
+    assert find_dataset(tmp_path, "d").name == RENAMED.folder_name
 
 
 def test_new_labels_and_splits_replace_the_old_ones_in_place(tmp_path):
@@ -193,8 +305,7 @@ def test_a_name_that_has_a_list_of_its_own_is_not_taken_for_a_renamed_folder(tmp
     gone = write_items(cache, make(name="old"), str(tmp_path / "old"))
     taken = write_items(cache, make(KEYS[:-1], name="new"), str(tmp_path / "new"))
     before = files(gone), files(taken)
-    with pytest.raises(StaleError, match="not those that were embedded under this name"):
-        write_items(cache, make(name="new"), str(tmp_path / "new"))
+    assert write_items(cache, make(name="new"), str(tmp_path / "new")).name == make(name="new").folder_name       # a version of its own
     assert (files(gone), files(taken)) == before
 
 

@@ -270,6 +270,24 @@ def test_a_run_is_not_resumed_with_other_settings(made: Made, tmp_path: Path, ch
         run(config(made, tmp_path, warmup=2, cotrain=0, method="supervised", **change))
 
 
+def test_a_run_goes_on_with_the_images_of_then_under_the_name_that_they_have_now(tmp_path: Path) -> None:
+    """An image was added since: DATA=digits is a newer version, and the run's own images are called by their folder."""
+    old = Made(tmp_path)
+    run(config(old, tmp_path / "runs", warmup=2, cotrain=0, method="supervised"))
+    (tmp_path / "runs" / "a" / "summary.json").unlink()     # as if it were not finished
+    items = dataclasses.replace(old.items, keys=[*old.items.keys, "x"], label=np.append(old.items.label, -1), split=[*old.items.split, "unlabelled"],
+                                size=np.append(old.items.size, 1), sha256=[*old.items.sha256, "f" * 64])
+    folder = write_items(old.cache, items)
+    for name, emb in old.emb.items():
+        write_view(folder, old.tomls[name], np.concatenate([emb, emb[:1]]), items.fingerprint)
+    with pytest.raises(StaleError, match=rf"(?s)fingerprints.items: .*The images that it was made of are DATA={old.dataset.name}\n"):
+        run(config(old, tmp_path / "runs", warmup=2, cotrain=0, method="supervised"))
+    then = dataclasses.replace(config(old, tmp_path / "runs", warmup=2, cotrain=0, method="supervised"), data=old.dataset.name)
+    assert run(then)["methods"]["supervised"]["joint"]["test_top1"]["n"] == 2
+    with pytest.raises(StaleError, match=r"settings.lr: 0.005 -> 0.01\n(?!The images)"):
+        run(dataclasses.replace(then, lr=0.01))
+
+
 @pytest.mark.parametrize(("method", "cotrain"), [("supervised", 60), ("mct", 50)])
 def test_the_best_copy_on_validation_is_kept(made: Made, tmp_path: Path, method: str, cotrain: int) -> None:
     """The reported validation accuracy is the best of the curve, which then went down: neither the last state nor an alias of it."""
@@ -311,7 +329,8 @@ def test_copies_of_test_images_among_the_training_images_are_said(made: Made, ca
     assert "warning: 1 of 355 test images are byte for byte also training images" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_not_what_was_embedded_is_said(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_folder_that_is_not_what_was_embedded_is_said(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     items = build_items(open_dataset(str(folder), tmp_path))
@@ -321,8 +340,12 @@ def test_a_folder_that_is_not_what_was_embedded_is_said(photos: Path, tmp_path: 
     (folder / items.keys[1]).write_bytes(b"other")
     (folder / items.keys[2]).unlink()
     cache.warn_of_drift()
-    assert f"warning: of {len(items)} images looked at in {folder}, 2 are gone or changed since they were embedded, the first is '{items.keys[1]}'" \
-        in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"warning: of {len(items)} images looked at in {folder}, 2 were moved, are gone or have changed since they were embedded, " \
+        f"the first is '{items.keys[1]}'" in err and f"make extract VIEW=… DATA={folder}" in err
+    monkeypatch.setattr("train.reader.LOOKED_AT", 3)
+    cache.warn_of_drift()
+    assert not capsys.readouterr().err                       # of the first, the middle and the last one
 
 
 def test_a_bad_image_changes_no_other_draw(made: Made) -> None:

@@ -18,11 +18,13 @@ from cache_specs import integrity, store
 from cache_specs.errors import DataQualityError, IntegrityError, StorageError, UsageError
 from cache_specs.items import Items, read_items
 from cache_specs.lookup import find_dataset
-from cache_specs.sources import read_source
+from cache_specs.sources import is_gone, read_source
 from cache_specs.spec import load_spec
+from cache_specs.versions import dataset_folders, is_older
 from cache_specs.view import view_name
 
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
+LOOKED_AT = 20_000               # files at most that are looked at before training
 RESERVED = ("joint", "pool", "scores", "concat")       # names of lines and files beside those of the views
 
 
@@ -37,16 +39,23 @@ class Cache:
     fingerprints: dict[str, str]
     stamps: dict[Path, dict[str, list]]
     source: str
+    older: bool = False         # the images of `source` have other names or company now, and the data set a newer version
 
     def warn_of_drift(self) -> None:
-        """Say that the folder no longer holds what was embedded, where a look at 100 of its files shows it: training reads the cache alone."""
-        items, folder = self.items, Path(self.source)
-        if items.adapter != "folder" or not folder.is_dir():
+        """Say that the folder no longer holds what was embedded, where a look at its files (at most 20,000) shows it: training reads the cache alone."""
+        items, folder = self.items, self.source
+        if items.adapter != "folder" or self.older or not os.path.isdir(folder):
             return
-        rows = [row for row in np.unique(np.linspace(0, len(items) - 1, 100).astype(int)) if items.sha256[row] and "\\" not in items.keys[row]]
-        if changed := [row for row in rows if _size(folder / items.keys[row]) != items.size[row]]:
-            print(f"warning: of {len(rows)} images looked at in {folder}, {len(changed)} are gone or changed since they were embedded, the first is "
-                  f"{items.keys[changed[0]]!r}. Training uses what was embedded; `make extract` says what has changed", file=sys.stderr, flush=True)
+        rows = [row for row in np.unique(np.linspace(0, len(items) - 1, LOOKED_AT).astype(int)).tolist() if items.sha256[row] and "\\" not in items.keys[row]]
+        size = items.size.tolist()
+        if changed := [row for row in rows if _size(f"{folder}/{items.keys[row]}") != size[row]]:
+            print(f"warning: of {len(rows):,} images looked at in {folder}, {len(changed):,} were moved, are gone or have changed since they were embedded, "
+                  f"the first is {items.keys[changed[0]]!r}. Training uses images and labels as they were embedded. To train on what is there now, type first "
+                  f"(known images are not embedded again): {self._extract()}", file=sys.stderr, flush=True)
+
+    def _extract(self) -> str:
+        commands = [command for folder in self.stamps if (command := store.command(folder, "extract")).startswith("make extract ")]
+        return commands[0] if commands else f"make extract VIEW=… DATA={shlex.quote(self.source)}"
 
     def refuse_changed(self) -> None:
         """Raise IntegrityError when a file was written to since the cache was opened: then what was trained on is not what was checked."""
@@ -67,7 +76,7 @@ def open_cache(cache: Path, data: str, views: list[str], remember: bool = True) 
     items = read_items(folder)
     names, emb, stamps, ok, fingerprints = [], [], {}, np.ones(len(items), bool), {"items": items.fingerprint, "labels": items.labels_fingerprint}
     for name in views:
-        hint = f"make extract VIEW={shlex.quote(name)} DATA={where}"
+        hint = _hint(folder, name, data)
         if store.is_imported(folder, name):
             view = store.find_view(folder, name, hint)
         else:
@@ -90,7 +99,18 @@ def open_cache(cache: Path, data: str, views: list[str], remember: bool = True) 
     if not ok.any():
         raise DataQualityError(f"no image of {items.name!r} could be embedded in all of the views {', '.join(names)}; train on "
                                "fewer VIEWS=, or mend the images and extract them again")
-    return Cache(items, names, emb, ok, fingerprints, stamps, read_source(folder))
+    return Cache(items, names, emb, ok, fingerprints, stamps, read_source(folder), is_older(folder))
+
+
+def _hint(dataset: Path, name: str, data: str) -> str:
+    """The command that makes a view which a data set lacks, and that it is cheap where an older version has it."""
+    source = read_source(dataset)
+    command = f"make extract VIEW={shlex.quote(name)} DATA={shlex.quote(source if source and is_gone(data) else data)}"
+    if is_older(dataset):
+        return f"{command}, which makes it for the current version, not for {dataset.name}; train on that: DATA={shlex.quote(source)}"
+    older = [folder.name for folder in dataset_folders(dataset.parent, dataset.name.rpartition("-")[0])
+             if folder != dataset and store.view_folders(folder, Path(name).stem if name.endswith(".toml") else name)]
+    return command + (f"   (its embeddings of the images that {older[-1]} has are copied; only new images are embedded)" if older else "")
 
 
 def _where_it_is(cache: Path, dataset: Path, name: str) -> str:
@@ -100,9 +120,9 @@ def _where_it_is(cache: Path, dataset: Path, name: str) -> str:
             (f"; {name!r} is a view of another data set: DATA={others[0]}" if others else ""))
 
 
-def _size(path: Path) -> int | None:
+def _size(path: str) -> int | None:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size
     except OSError:
         return None
 

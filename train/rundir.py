@@ -31,8 +31,14 @@ def open_run(config: TrainConfig, fingerprints: dict[str, str], device: str, lea
     wanted = {"settings": _settings(config), "fingerprints": fingerprints, "device_type": device}
     path = folder / "config.json"
     if path.is_file():
-        if changed := differences(read_config(folder), wanted):
+        found = read_config(folder)
+        if found["fingerprints"] == fingerprints:           # the same images, whatever DATA calls them: photos/, or photos-1f2e3d4c once it has a newer version
+            wanted["settings"]["data"] = found["settings"].get("data")
+        if changed := differences(found, wanted):
             free = next(name for number in itertools.count(2) if not folder.with_name(name := f"{config.run}-{number}").exists())
+            for known in sorted(Path(config.cache).glob(f"*-{found['fingerprints']['items'][:8]}/dataset.json")):
+                if found["fingerprints"]["items"] != fingerprints["items"]:
+                    changed.append(f"The images that it was made of are DATA={known.parent.name}")
             raise StaleError(f"the run {folder} was made with other settings or data:\n  " + "\n  ".join(changed) +
                              f"\nGive this one another name (RUN={free}), or repeat the old settings to resume it", instead={"RUN": free})
     elif leader:
