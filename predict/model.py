@@ -23,7 +23,7 @@ from train.feed import Input
 from train.jobs import groups_of
 from train.methods import PLANS, TITLES
 from train.probe import Params
-from train.propagation import Graph
+from train.propagation import Graph, nodes_of
 from train.reader import Cache, open_cache
 from train.report import read_summary, read_tensors
 from train.rundir import finished
@@ -89,17 +89,19 @@ def choose(summary: dict[str, Any], method: str) -> str:
 
 
 def experts_of(cache: Cache, splits: Sequence[Split], pool: Params, probes: Sequence[Params], device: torch.device) -> list[Expert]:
-    """The graphs of a run, solved again with what it chose."""
-    found = []
-    for group, k_E, alpha_E in zip(groups_of(len(cache.names)), pool["chosen.neighbours"].tolist(), pool["chosen.alpha"].tolist(), strict=True):
-        emb_V = [cache.emb[view] for view in group]
-        graph = Graph(emb_V, cache.items.label, splits, len(cache.items.classes), device, list(zip(k_E, alpha_E, strict=True)))
-        nodes = np.unique(np.concatenate([of.nodes for of, *_ in graph.solved_E]))
+    """The graphs of a run with what their nodes know: as the run wrote it down, or, where that was too much to keep, solved again with what it chose."""
+    found, nodes_E = [], [nodes_of(split) for split in splits]
+    nodes = np.unique(np.concatenate(nodes_E))
+    for number, group in enumerate(groups_of(len(cache.names))):
+        k_E, alpha_E = (pool[f"chosen.{key}"][number].tolist() for key in ("neighbours", "alpha"))
+        kept = [pool[f"told.{number}.{e}"] for e in range(len(splits))] if "told.0.0" in pool else []
+        told = kept if [len(told_nC) for told_nC in kept] == [len(rows) for rows in nodes_E] else [p_nC for _, p_nC, *_ in Graph(
+            [cache.emb[view] for view in group], cache.items.label, splits, len(cache.items.classes), device, list(zip(k_E, alpha_E, strict=True))).solved_E]
         member_EM = torch.zeros(len(splits), len(nodes), dtype=torch.bool, device=device)
         told_EMC = torch.zeros(len(splits), len(nodes), len(cache.items.classes), device=device)
-        for e, (of, p_nC, *_) in enumerate(graph.solved_E):
-            at = torch.from_numpy(np.searchsorted(nodes, of.nodes)).to(device)
-            member_EM[e, at], told_EMC[e, at] = True, p_nC
+        for e, told_nC in enumerate(told):
+            at = torch.from_numpy(np.searchsorted(nodes, nodes_E[e])).to(device)
+            member_EM[e, at], told_EMC[e, at] = True, told_nC
         x_V = [Input([cache.emb[view]], probes[view]["input_mean"], probes[view]["input_std"])(nodes) for view in group]
         found.append(Expert(group, features(x_V), member_EM, told_EMC, k_E))
     return found

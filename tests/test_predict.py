@@ -126,6 +126,25 @@ def test_a_graph_says_of_its_nodes_and_of_others_what_it_said_in_training(runs: 
             assert (difference < 1e-4).double().mean() > 0.995, difference.max()       # of integer pixels, some neighbours are equally near
 
 
+def test_what_the_nodes_know_is_kept_and_is_what_solving_them_again_gives(runs: Path, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit; and where it was too much to keep, the same comes of solving."""
+    from predict import model as module
+    from train import jobs
+
+    solved = []
+    monkeypatch.setattr(module, "Graph", lambda *given: solved.append(1) or propagation.Graph(*given))
+    kept, *_ = opened(runs, made, "a", "mct-graph")
+    assert not solved and {f"told.{g}.{e}" for g in range(3) for e in range(2)} <= load_file(runs / "a" / "probes" / "mct-graph" / "pool.safetensors").keys()
+    monkeypatch.setattr(jobs, "TOLD_BYTES", 0)
+    config = TrainConfig(**json.loads((runs / "a" / "config.json").read_text())["settings"] | {"runs": str(tmp_path), "run": "a", "cache": str(made.cache)})
+    run(dataclasses.replace(config, method="mct-graph", report=False))
+    assert not any(name.startswith("told") for name in load_file(tmp_path / "a" / "probes" / "mct-graph" / "pool.safetensors"))
+    again, *_ = opened(tmp_path, made, "a", "mct-graph")
+    assert len(solved) == 3
+    for one, other in zip(kept.experts, again.experts, strict=True):
+        assert torch.equal(one.told_EMC, other.told_EMC) and torch.equal(one.member_EM, other.member_EM) and torch.equal(one.nodes_MD, other.nodes_MD)
+
+
 def test_a_copy_of_a_node_is_the_node_and_nodes_of_one_seed_are_not_asked_by_another() -> None:
     nodes = torch.nn.functional.normalize(torch.randn(20, 6, generator=torch.Generator().manual_seed(0)), dim=1)
     member = torch.ones(2, 20, dtype=torch.bool)

@@ -24,6 +24,8 @@ from train.reader import Cache
 from train.report import is_trained, write_probe, write_tensors
 from train.splits import Split
 
+TOLD_BYTES = 2**28           # of what the nodes of a method's graphs know, in the run's folder
+
 
 def train_method(method: str, config: TrainConfig, cache: Cache, splits: Sequence[Split], peers: Peers, listener: Listener, folder: Path,
                  device: torch.device, stop: threading.Event) -> None:
@@ -46,7 +48,7 @@ def train_method(method: str, config: TrainConfig, cache: Cache, splits: Sequenc
             if job.task.graphs and peers.rank == 0:
                 scores = {part: torch.stack([graph(getattr(splits[0], part)) for graph in job.task.graphs]).half() for part in ("val", "test")}
                 chosen = {f"chosen.{key}": torch.stack([graph.chosen[key] for graph in job.task.graphs]) for key in job.task.graphs[0].chosen}
-                write_tensors(folder, method, "pool", {**scores, **chosen, "weight": done.fused_pool})
+                write_tensors(folder, method, "pool", {**scores, **chosen, **told(job.task.graphs), "weight": done.fused_pool})
 
 
 def _classic(method: str, cache: Cache, splits: Sequence[Split], folder: Path, stop: threading.Event) -> None:
@@ -79,6 +81,12 @@ def experiments(config: TrainConfig) -> list[Experiment]:
 def graphs_of(cache: Cache, splits: tuple[Split, ...], device: torch.device) -> list[Graph]:
     """On each view, and on all side by side where there are several; the two methods of a run that have graphs have the same."""
     return [Graph([cache.emb[view] for view in group], cache.items.label, splits, len(cache.items.classes), device) for group in groups_of(len(cache.names))]
+
+
+def told(graphs: Sequence[Graph]) -> dict[str, torch.Tensor]:
+    """told.GRAPH.EXPERIMENT: what the nodes know, so that who predicts need not solve the graphs again; nothing where that is too much to keep."""
+    found = {f"told.{g}.{e}": told_nC for g, graph in enumerate(graphs) for e, (_, told_nC, *_) in enumerate(graph.solved_E)}
+    return found if sum(told_nC.nbytes for told_nC in found.values()) <= TOLD_BYTES else {}
 
 
 def groups_of(views: int) -> list[list[int]]:

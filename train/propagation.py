@@ -133,6 +133,12 @@ def base_of(train: np.ndarray) -> np.ndarray:
     return train if len(train) <= NODES else train[np.linspace(0, len(train) - 1, NODES).astype(np.int64)]
 
 
+def nodes_of(split: Split) -> np.ndarray:
+    """The rows that are an experiment's nodes, in order: the base's, and its own labelled ones besides."""
+    base = base_of(np.union1d(split.labelled, split.unlabelled))
+    return np.concatenate([base, np.setdiff1d(split.labelled, base)])
+
+
 @dataclass(frozen=True)
 class Place:
     """Where every row stands among the nodes of a graph. near_NK: the nearest nodes of each row, its own alone for a node; node_N: which rows are nodes."""
