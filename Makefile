@@ -22,7 +22,7 @@ EXPERIMENT = $(call flag,VIEWS,views) $(call flag,LABELS,labels) $(call flag,MET
 SHARED = $(CACHED) $(call flag,DEVICE,device) $(call flag,GPUS,gpus)
 
 .DEFAULT:
-	@$(or $(wildcard $(PYTHON)),$${PYTHON3:-python3}) -m cache_specs.make '$@' $(GIVEN)
+	@$(or $(wildcard $(PYTHON)),$${PYTHON3:-python3}) -m cache_specs.make '$(subst ','\'',$@)' $(GIVEN)
 
 help:  ## show this help
 	@echo "Coview. The two commands:  make demo   make test"; echo

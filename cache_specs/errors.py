@@ -123,7 +123,7 @@ def _say(message: str, code: int, instead: Mapping[str, str | None] | None = Non
     from cache_specs.make import TARGETS, typed
 
     again = typed(instead=instead)
-    if again and instead:
+    if again != typed():
         message += f"\nType: {again}"
     elif again and not re.search(rf"\bmake ({'|'.join(TARGETS)})\b", message):
         how = {UsageError.exit_code: "To mend and type again", RankDiedError.exit_code: "To go on, type", PreemptedError.exit_code: "To go on, type",

@@ -9,13 +9,13 @@ two again, to the same embeddings, byte for byte.
 
 import contextlib
 import errno
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_specs.errors import StorageError, UsageError, run_cli
+from cache_specs.make import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,7 +82,7 @@ def export(config: ExportConfig) -> Path:
     from cache_specs.lookup import find_view
 
     if not config.view or not config.to:
-        raise UsageError(f"{'VIEW' if not config.view else 'TO'} is missing. Type: make export VIEW={config.view or 'clip'} DATA=… TO=embeddings.h5")
+        raise UsageError(f"{'VIEW' if not config.view else 'TO'} is missing. Type: make export VIEW={quoted(config.view or 'clip')} DATA=… TO=embeddings.h5")
     to = Path(config.to).expanduser()
     if to.suffix.lower() not in WRITERS:
         raise UsageError(f"TO={config.to}: unknown format {to.suffix!r}; TO may end in .npz, .h5 (or .hdf5), or .parquet")
@@ -90,7 +90,7 @@ def export(config: ExportConfig) -> Path:
         raise UsageError(f"TO={config.to}: {to if to.is_dir() else to.parent} is {'a' if to.is_dir() else 'no'} folder; name a file in one that is there")
     if to.exists() and not config.force:
         raise UsageError(f"{to} is there already; to replace it: ARGS='--force'")
-    folder = find_view(Path(config.cache), config.view, config.data, "export", f" TO={shlex.quote(config.to)}")
+    folder = find_view(Path(config.cache), config.view, config.data, "export", f" TO={quoted(config.to)}")
     view, items = store.open_view(folder), read_items(folder.parent)
     store.refuse_other_images(view, items.fingerprint, len(items))
     status = integrity.check(view)

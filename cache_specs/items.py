@@ -21,7 +21,7 @@ import numpy as np
 from cache_specs import durable, locks
 from cache_specs.errors import IntegrityError, StaleError
 from cache_specs.sources import dataset_name, is_gone, read_source, where
-from cache_specs.versions import IMPORTED, dataset_folders, latest, said, succession, version_of
+from cache_specs.versions import IMPORTED, dataset_folders, follow, is_older, killed_relabelling, latest, refuse_overtaken, said, succession, version_of
 
 SPLITS = ("", "train", "val", "test", "unlabelled")
 FORMAT = 1
@@ -71,7 +71,7 @@ def class_index(names: list[str]) -> tuple[np.ndarray, list[str]]:
     return np.array([index[name] for name in names], np.int32), classes
 
 
-def write_items(cache: Path, items: Items, source: str = "", changed: bool = False) -> Path:
+def write_items(cache: Path, items: Items, source: str = "", changed: bool = False, seen: dict[str, int] | None = None) -> Path:
     """Write the item list under `cache` and return the dataset's folder. Byte-identical input gives byte-identical files.
 
     Other images under the same name become the current version, in a folder of its own, if all that was embedded is still there or they were
@@ -84,16 +84,18 @@ def write_items(cache: Path, items: Items, source: str = "", changed: bool = Fal
     with locks.lock(cache, wait=True):                   # two extractions of one new data set, or of two states of one, may be started at once
         items = _moved(cache, items, source)
         folder = cache / items.folder_name
+        if seen is not None:                             # before the images were read
+            refuse_overtaken(cache, items, seen)
         number, before, lines = next_version(cache, items, source, changed)
         was, source = read_source(before), _first_source(folder, items) or source
         durable.make_folder(folder)
         if not _is_file(folder / "items.parquet", table):
-            _relabel(folder, items, source)
+            _relabel(folder, items, source)                 # a run that was trained on the old labels stays usable
         record = _record(items, source, number, table)
         if not (_is_file(folder / "dataset.json", record) and _is_file(folder / "items.parquet", table)):
             durable.write(folder / "items.parquet", table, "items")
             durable.write(folder / "dataset.json", record, "dataset")
-        _follow(cache, folder, items.name, was, source)
+        follow(cache, folder, items, was, source)
     for line in lines:
         print(f"{line}. {folder.name} is the current version now, {before.name} stays for what was trained on it", flush=True)
     return folder
@@ -118,17 +120,11 @@ def _succession(other: Path, items: Items, source: str, changed: bool) -> str:
     try:
         return succession(read_items(other), items, other, source, changed)
     except IntegrityError:
+        if old := killed_relabelling(other):
+            return succession(old, items, other, source, changed)
         if changed:
             return f"{items.name}: the images have changed; the item list in {other} is damaged, so nothing says how"
         raise
-
-
-def _follow(cache: Path, folder: Path, name: str, was: str, source: str) -> None:
-    """The older versions' images, too, were where `source` is now: the place was moved."""
-    for other in dataset_folders(cache, name):
-        known = read_source(other)
-        if other != folder and known not in ("", source) and (known == was or is_gone(known)):
-            durable.write(other / "dataset.json", durable.sealed({**durable.read_sealed(other / "dataset.json"), "source": source}), "dataset")
 
 
 def _first_source(folder: Path, items: Items) -> str:
@@ -175,20 +171,27 @@ def _relabel(folder: Path, items: Items, source: str) -> None:
             raise StaleError(f"{folder} has these very images with the labels of {known}; {changed} of {len(items)} labels or splits of {source} are "
                              f"others. To keep both, give this one a name: ARGS='--name {items.name}-2'. To replace them, first delete "
                              f"{folder / 'dataset.json'}")
-        print(f"{items.name}: labels or splits of {changed} of {len(items)} images have changed, and replace the old ones")
+        kept = durable.make_folder(folder / "labels" / old.labels_fingerprint[:12])
+        for name in ("items.parquet", "dataset.json"):
+            durable.write(kept / name, (folder / name).read_bytes(), "labels")
+        print(f"{items.name}: labels or splits of {changed} of {len(items)} images have changed, and replace the old ones, which are kept in {kept}")
 
 
-def read_items(folder: Path) -> Items:
-    """Read and check an item list: its fingerprint must be the one recorded beside it. Raises IntegrityError."""
+def read_items(folder: Path, labels: str = "") -> Items:
+    """Read and check an item list: its fingerprint must be the one recorded beside it. Raises IntegrityError.
+
+    labels: the fingerprint of the labels that are meant; where they were replaced since, those that were kept."""
     import pyarrow as pa
 
+    kept = folder / "labels" / labels[:12]
+    place = kept if labels and (kept / "dataset.json").is_file() else folder
     try:
-        record = durable.read_sealed(folder / "dataset.json")
+        record = durable.read_sealed(place / "dataset.json")
         version = record["format"]
         if version != FORMAT:
             raise StaleError(f"{folder} has format {version}, this version reads {FORMAT}; run `make extract` into another CACHE")
         expected, fingerprint, rows = record["items_sha256"], record["fingerprint"], record["rows"]
-        data = (folder / "items.parquet").read_bytes()
+        data = (place / "items.parquet").read_bytes()
         found = hashlib.sha256(data).hexdigest()
         if found != expected:
             raise ValueError(f"items.parquet is damaged: sha256 {found[:12]}, expected {expected[:12]}")
@@ -215,6 +218,9 @@ def _again(folder: Path) -> str:
     source, imported = read_source(folder), False
     with suppress(OSError, ValueError, KeyError, TypeError):
         imported = durable.read_sealed(folder / "dataset.json")["adapter"] == IMPORTED
+    if is_older(folder):
+        return (f"It is an older version of its data set, which is not written again from the images as they are now, and not needed for the current one: put "
+                f"{folder} back from a copy, or delete it if nothing that was trained on it is used any more")
     how = ("import VIEW=… FROM=" if imported else "extract VIEW=… DATA=") + (shlex.quote(source) if source else "…")
     return f"Type: make {how}   with what {folder.name} was made of: it is written again, and no embedding is made again"
 

@@ -5,12 +5,13 @@
     find_view(cache, "clip", "", "export")  exactly one, of the current versions if there are several, or an error that lists the commands to choose from
 """
 
-import shlex
+import sys
 from pathlib import Path
 
 from cache_specs import store
-from cache_specs.errors import StaleError, UsageError, did_you_mean
+from cache_specs.errors import StaleError, UsageError, did_you_mean, nearest
 from cache_specs.items import read_items
+from cache_specs.make import quoted
 from cache_specs.sources import dataset_name, is_gone, read_source, source_path
 from cache_specs.versions import current, dataset_folders, is_older, version_of
 from cache_specs.view import view_name
@@ -44,14 +45,17 @@ def find_view(cache: Path, view: str, data: str, target: str, rest: str = "") ->
 
 
 def find_dataset(cache: Path, data: str) -> Path:
-    """The cached dataset that `DATA=data` names: a folder's or file's base name, a bundled name, or the cache folder's own name; of several versions
-    the current one."""
+    """The cached dataset that `DATA=data` names: the cache folder's own name, else a folder's or file's base name, or a bundled name; of several versions
+    the current one. Says which of the others cannot be read."""
     name = dataset_name(data)
     everything = [path.parent for path in sorted(cache.glob("*/dataset.json"))]
-    found = dataset_folders(cache, name) or [folder for folder in everything if folder.name == name] or \
+    found = [folder for folder in everything if folder.name == data] or dataset_folders(cache, name) or \
+        [folder for folder in everything if folder.name == name] or \
         [folder for folder in everything if not is_gone(data) and read_source(folder) == source_path(data)]      # it was renamed
     chosen = found[0] if len(found) == 1 else current(found) if found else None
     if chosen:
+        for folder in (folder for folder in found if folder != chosen and version_of(folder) < 0):
+            print(f"warning: {folder / 'dataset.json'}, of an older version of {chosen.name}, cannot be read: see make status", file=sys.stderr)
         _refuse_other_source(chosen, data)
         return chosen
     for folder in (folder for folder in found if version_of(folder) < 0):
@@ -60,7 +64,9 @@ def find_dataset(cache: Path, data: str) -> Path:
         raise StaleError(f"{cache} holds {len(found)} item lists called {name!r}: {', '.join(path.name for path in found)}. "
                          f"Name one: DATA={found[0].name}")
     known = sorted({path.parent.name.rpartition("-")[0] for path in cache.glob("*/dataset.json")})
-    raise UsageError(f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}. Embed it first: make extract VIEW=… DATA={shlex.quote(data)}")
+    near = nearest(name, known) if is_gone(data) else ""            # what lies there, though nobody embedded it, is what was meant
+    raise UsageError(f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}" +
+                     ("" if near else f". Embed it first: make extract VIEW=… DATA={quoted(data)}"), instead={"DATA": near} if near else None)
 
 
 def _refuse_other_source(folder: Path, data: str) -> None:
@@ -72,5 +78,5 @@ def _refuse_other_source(folder: Path, data: str) -> None:
         raise UsageError(f"DATA={data}: there is no such file or folder. To train on the cache alone, type its name: DATA={folder.name}")
     if here != source and (Path(here).is_absolute() or ":" in data):
         raise StaleError(f"{folder} was embedded from {source}, not from {here}. If that is another data set, give it a name: "
-                         f"make extract VIEW=… DATA={shlex.quote(data)} ARGS='--name …' and train on DATA=that name. If the folder was moved, "
+                         f"make extract VIEW=… DATA={quoted(data)} ARGS='--name …' and train on DATA=that name. If the folder was moved, "
                          "run make extract on it once more: nothing is embedded again")

@@ -96,6 +96,16 @@ def as_typed(words: list[str]) -> str:
     return " ".join(["make", *(name + equals + (shlex.quote(value) if value else "") for name, equals, value in parts)])
 
 
+def quoted(value: str) -> str:
+    """A value as one types it to make: quoted for the shell, and each `$` doubled, since make takes what follows one for a variable of its own."""
+    return shlex.quote(value.replace("$", "$$"))
+
+
+def line_of(target: str, words: Mapping[str, str]) -> str:
+    """The command of make with these names and values; a value of ARGS is for the shell already."""
+    return " ".join([f"make {target}", *(f"{name}={quoted(value)}" for name, value in words.items())])
+
+
 def typed(without: str = "", instead: Mapping[str, str | None] | None = None) -> str:
     """The command of make that this process is: `make extract VIEW=clip DATA=photos/ ARGS='--batch 8'`; '' for a process that is none.
 
@@ -103,7 +113,7 @@ def typed(without: str = "", instead: Mapping[str, str | None] | None = None) ->
     target = MODULES.get(_module(), "")
     if not target:
         return ""
-    flags = {"--source" if name == "FROM" else f"--{name.lower()}": name for name in TARGETS[target][0] if name != "ARGS"}
+    flags = {{"FROM": "--source", "RUNS": "--names"}.get(name, f"--{name.lower()}"): name for name in TARGETS[target][0] if name != "ARGS"}
     words, rest, given = {}, [], list(sys.argv[1:])
     while given:
         flag, equals, value = given.pop(0).partition("=")
@@ -117,11 +127,11 @@ def typed(without: str = "", instead: Mapping[str, str | None] | None = None) ->
             rest[at:at + 1 + bool(value)] = [name, value] if value else [name]
         elif value is None:
             words.pop(name, None)
-        else:
+        elif name in TARGETS[target][0]:
             words[name] = value
     if rest:
         words["ARGS"] = shlex.join(rest)
-    return " ".join([f"make {target}", *(f"{name}={shlex.quote(value)}" for name, value in words.items())])
+    return line_of(target, words)
 
 
 def started_as() -> str:

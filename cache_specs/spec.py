@@ -7,19 +7,19 @@ the speed (batch size, workers, device, paths) is a flag of the command line and
 """
 
 import dataclasses
-import difflib
 import hashlib
 import math
 import re
 import tomllib
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cache_specs.durable import canonical_json
-from cache_specs.errors import UsageError, did_you_mean
+from cache_specs.errors import UsageError, did_you_mean, nearest
 
 SPECS = Path(__file__).parent
 
@@ -133,18 +133,18 @@ def view_names() -> list[str]:
     return sorted(path.stem for path in SPECS.glob("*.toml"))
 
 
-def load_spec(view: str, command: str = "make extract VIEW={view} DATA=…") -> ViewSpec:
+def load_spec(view: str, among: Sequence[str] = ()) -> ViewSpec:
     """The spec of a bundled view's name or of a path to a TOML file.
 
-    Raises UsageError naming the nearest view, with `command` filled in, or the nearest key.
+    Raises UsageError naming the nearest view, for VIEW or, `among` others, for VIEWS, or the nearest key.
     """
     path = Path(view) if view.endswith(".toml") else SPECS / f"{view}.toml"
     if not path.is_file():
         if view.endswith(".toml"):
             raise UsageError(f"there is no view file {path}; type VIEW=path/to/mine.toml of one that is there")
-        near = difflib.get_close_matches(view, view_names(), n=1, cutoff=0.5) or ["clip"]
-        raise UsageError(f"no view {view!r}{did_you_mean(view, view_names())}. Type: {command.format(view=near[0])}   "
-                         "(a view of your own is a TOML file: path/to/mine.toml)")
+        near = nearest(view, view_names())
+        meant = {"VIEWS": ",".join(near if name == view else name for name in among)} if among else {"VIEW": near}
+        raise UsageError(f"no view {view!r}{did_you_mean(view, view_names())}. A view of your own is a TOML file: path/to/mine.toml", meant if near else None)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -28,6 +28,7 @@ from cache_specs import durable, locks
 from cache_specs.documents import DOCUMENTS, FORMAT, check_documents, write_documents
 from cache_specs.errors import IntegrityError, StaleError, UsageError
 from cache_specs.items import IMPORTED
+from cache_specs.make import line_of
 from cache_specs.sources import dataset_name, read_source
 from cache_specs.spec import SPECS, differences, fingerprint
 from cache_specs.view import CRC_BYTES, STATUS, View, view_name
@@ -145,16 +146,16 @@ def command(folder: Path, target: str = "repair") -> str:
             made = json.loads((folder / "zarr.json").read_bytes())["attributes"]["provenance"]
         if "imported" in made:
             flags = [flag for name, flag in (("by_row_order", "--by-row-order"), ("partial", "--partial")) if made.get(name)]
-            flags += [f"--array {made['array']}"] if made.get("array") else []
-            target, words = "import", {**words, "FROM": made.get("source", "…"), **({"ARGS": " ".join(flags)} if flags else {})}
+            flags += ["--array", str(made["array"])] if made.get("array") else []
+            target, words = "import", {**words, "FROM": made.get("source", "…"), **({"ARGS": shlex.join(flags)} if flags else {})}
         else:
             toml = Path(made.get("spec_file", SPECS / "x.toml"))
             words = {"VIEW": words["VIEW"] if toml.parent == SPECS else str(toml), "DATA": data or "…"}
             if data and dataset_name(data) != view_name(dataset):
-                words["ARGS"] = f"--name {view_name(dataset)}"
+                words["ARGS"] = shlex.join(["--name", view_name(dataset)])
     if str(cache) != "cache":
         words["CACHE"] = str(cache)
-    return f"make {target} " + " ".join(f"{name}={shlex.quote(value)}" for name, value in words.items())
+    return line_of(target, words)
 
 
 def refuse_other_images(view: View, items_fingerprint: str, n: int) -> None:
@@ -207,14 +208,18 @@ def write_shard(view: View, shard: int, emb_RD: np.ndarray, status_R: np.ndarray
     finite_R = np.isfinite(emb_RD).all(1)
     assert (finite_R[:count] == (status_R[:count] == 0)).all() and np.isnan(emb_RD[count:]).all() and not status_R[count:].any(), shard
     files = {}
-    for path, array, point in ((view.embeddings_file(shard), emb_RD, "embeddings"), (view.status_file(shard), status_R, "status")):
-        data = _chunk(array)
+    for (path, data), point in zip(shard_files(view, shard, emb_RD, status_R).items(), ("embeddings", "status"), strict=True):
         durable.make_folder(path.parent)
         durable.write(path, data, point)
         files[str(path.relative_to(view.folder))] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "xxh3": xxh3(data)}
     counts = {STATUS[code]: int(number) for code, number in enumerate(np.bincount(status_R[:count])) if number}
     record = {"view": view.identity, "shard": shard, "rows": [first, last], "files": files, "status": counts}
     durable.write(view.commit_file(shard), durable.sealed(record), "commit")
+
+
+def shard_files(view: View, shard: int, emb_RD: np.ndarray, status_R: np.ndarray) -> dict[Path, bytes]:
+    """What the two files of a shard hold."""
+    return {view.embeddings_file(shard): _chunk(emb_RD), view.status_file(shard): _chunk(status_R)}
 
 
 def read_rows(view: View, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -4,19 +4,22 @@ Each state of the images has its own folder <name>-<fp8>. `"version": k` in its 
 largest is the current one, which DATA=name and DATA=photos/ mean. An older one is named by its folder: DATA=photos-1a2b3c4d.
 """
 
-import shlex
+import hashlib
+import json
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cache_specs import durable
-from cache_specs.errors import StaleError
-from cache_specs.make import typed
+from cache_specs.errors import IntegrityError, StaleError
+from cache_specs.make import quoted, typed
 from cache_specs.sources import is_gone, read_source
 
 if TYPE_CHECKING:
     from cache_specs.items import Items
 
+KEYS = {"format", "name", "adapter", "rows", "classes", "fingerprint", "items_sha256", "source", "sha256"}         # of dataset.json
 IMPORTED = "imported"       # the adapter of a data set, and the backend of a view, that a file of embeddings made
 
 
@@ -34,12 +37,23 @@ def version_of(folder: Path) -> int:
     return version if isinstance(version, int) else -1
 
 
+def _said_to_be(folder: Path) -> int:
+    """The number of a version whose dataset.json is damaged, but still a whole record; one that is larger than any where it is not."""
+    try:
+        record = json.loads((folder / "dataset.json").read_bytes())
+        return int(record.get("version", 0)) if KEYS <= record.keys() <= KEYS | {"version"} else sys.maxsize
+    except (OSError, ValueError, TypeError, AttributeError):
+        return sys.maxsize
+
+
 def current(folders: list[Path]) -> Path | None:
-    """The current one of the versions of a data set; None where nothing says which: equal numbers, or made of several places that are there."""
+    """The current one of the versions of a data set; None where nothing says which: equal numbers, or made of several places that are there.
+    One that cannot be read may have been the current one, unless its number is a smaller one."""
     numbers = [version_of(folder) for folder in folders]
+    doubtful = [folder for folder, number in zip(folders, numbers, strict=True) if number < 0 and _said_to_be(folder) >= max(numbers)]
     places = {source for folder in folders if (source := read_source(folder)) and not is_gone(source)}
     top = [folder for folder, number in zip(folders, numbers, strict=True) if number == max(numbers)]
-    return top[0] if len(top) == 1 and len(places) <= 1 and min(numbers) >= 0 else None
+    return top[0] if len(top) == 1 and len(places) <= 1 and not doubtful else None
 
 
 def is_older(folder: Path) -> bool:
@@ -52,6 +66,70 @@ def latest(cache: Path, name: str, but: Path) -> tuple[int, list[Path]]:
     others = [folder for folder in dataset_folders(cache, name) if folder != but]
     top = max(map(version_of, others), default=-1)
     return top, [folder for folder in others if version_of(folder) == top]
+
+
+def refuse_overtaken(cache: Path, items: "Items", seen: dict[str, int]) -> None:
+    """Raise StaleError where another version became the current one after `seen` (see `tops`), which was looked at before the images were: the state that
+    was seen first must not follow the one that was seen later."""
+    folder = cache / items.folder_name
+    top, others = latest(cache, items.name, but=folder)
+    if top > max(seen.get(items.name, -1), version_of(folder)):
+        raise StaleError(f"while the images of {items.name!r} were read, {others[-1].name} became the current version of them. Type the same command again: "
+                         "it reads them as they are now")
+
+
+def tops(cache: Path) -> dict[str, int]:
+    """The largest version number of each data set of a cache, by name."""
+    found: dict[str, int] = {}
+    for path in cache.glob("*/dataset.json"):
+        name = path.parent.name.rpartition("-")[0]
+        found[name] = max(found.get(name, -1), version_of(path.parent))
+    return found
+
+
+def killed_relabelling(folder: Path) -> "Items | None":
+    """The item list of a folder where a killed extraction has written the new labels to items.parquet, but not yet dataset.json; else None."""
+    import pyarrow as pa
+
+    from cache_specs.items import Items, read_parquet
+
+    try:
+        record = durable.read_sealed(folder / "dataset.json")
+        table = read_parquet((folder / "items.parquet").read_bytes())
+        names, label = table["label_name"].to_pylist(), table["label"].to_numpy()
+        classes = {**dict(enumerate(record["classes"])), **{int(number): name for number, name in zip(label, names, strict=True) if number >= 0}}
+        classes = {number: classes[number] for number in range(int(label.max(initial=-1)) + 1)}
+        items = Items(record["name"], record["adapter"], table["key"].to_pylist(), label, table["split"].to_pylist(), table["bytes"].to_numpy(),
+                      table["sha256"].to_pylist(), list(classes.values()))
+        same = names == [classes[number] if number >= 0 else "" for number in label.tolist()]
+        return items if same and (items.fingerprint, items.folder_name) == (record["fingerprint"], folder.name) else None
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return None
+
+
+def follow(cache: Path, folder: Path, items: "Items", was: str, source: str) -> None:
+    """The older versions' images, too, were where `source` is now, if all their contents are there: the place was moved. And what a killed relabelling
+    left of one is finished."""
+    from cache_specs.items import read_items
+
+    now = set(items.sha256) | {""}
+    for other in dataset_folders(cache, items.name):
+        if other == folder:
+            continue
+        try:
+            old = read_items(other)
+        except IntegrityError:
+            if (old := killed_relabelling(other)) is None:
+                continue
+            table = hashlib.sha256((other / "items.parquet").read_bytes()).hexdigest()
+            _amend(other, classes=old.classes, items_sha256=table)
+        known = read_source(other)
+        if known not in ("", source) and (known == was or is_gone(known)) and now.issuperset(old.sha256):
+            _amend(other, source=source)
+
+
+def _amend(folder: Path, **changes: Any) -> None:
+    durable.write(folder / "dataset.json", durable.sealed({**durable.read_sealed(folder / "dataset.json"), **changes}), "dataset")
 
 
 def succession(old: "Items", new: "Items", folder: Path, source: str, changed: bool) -> str:
@@ -100,9 +178,5 @@ def said(items: "Items") -> list[tuple[str, str]]:
 
 def _on_purpose(source: str) -> str:
     """This very command of make with --changed."""
-    command = typed()
-    if not command.startswith("make extract "):
-        return f"make extract VIEW=… DATA={shlex.quote(source) if source else '…'} ARGS=--changed"
-    words = shlex.split(command)
-    words = [*words[:-1], f"{words[-1]} --changed"] if words[-1].startswith("ARGS=") else [*words, "ARGS=--changed"]
-    return " ".join([*words[:2], *(f"{name}={shlex.quote(value)}" for name, _, value in (word.partition("=") for word in words[2:]))])
+    command = typed(instead={"--changed": ""})
+    return command if command.startswith("make extract ") else f"make extract VIEW=… DATA={quoted(source) if source else '…'} ARGS=--changed"

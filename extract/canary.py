@@ -122,30 +122,34 @@ def differs(donor: View, place: dict[int, int], make: Callable[[list[int]], Cana
         shared = [k for k, row in enumerate(old.rows) if row in place]
     except IntegrityError:
         shared = []
-    if shared:
-        now = make([place[old.rows[k]] for k in shared])
-        if [old.pixels[k] for k in shared] != now.pixels:
-            return "its images are decoded or resized otherwise now"
-        far, most = distance(old.emb_KD[shared], now.emb_KD), TOLERANCE
-    else:
-        rows = sorted(place)
-        rows = [rows[i] for i in rows_of(len(rows))]
-        far, most = distance(store.read_rows(donor, rows)[0].astype(np.float32), make([place[row] for row in rows]).emb_KD), \
-            STORED[donor.attributes["spec"]["compute_dtype"]]
-    return "" if far.max() <= most else f"the model's outputs are others now, relative distance {far.max():.2g}, allowed {most:g}"
+    rows = [old.rows[k] for k in shared] if shared else [sorted(place)[i] for i in rows_of(len(place))]
+    now = make([place[row] for row in rows])
+    if shared and [old.pixels[k] for k in shared] != now.pixels:
+        return "its images are decoded or resized otherwise now"
+    if shared and not (far := distance(old.emb_KD[shared], now.emb_KD).max()) <= TOLERANCE:
+        return f"the model's outputs are others now, relative distance {far:.2g}, allowed {TOLERANCE:g}"
+    far, most = distance(store.read_rows(donor, rows)[0].astype(np.float32), now.emb_KD).max(), STORED[donor.attributes["spec"]["compute_dtype"]]
+    return "" if far <= most else f"the model's outputs are others now, relative distance {far:.2g} of its stored rows, allowed {most:g}"
 
 
-def adopt(view: View, donor: View, place: dict[int, int]) -> bool:
-    """Write the donor's canary as that of a view all of whose rows are copied, as far as it has these images; False where they are too few."""
+def adoptable(n: int, donor: View, place: dict[int, int]) -> tuple[Canary, dict[str, str]] | None:
+    """The donor's canary and its versions as those of a view of `n` rows that are all copied, as far as it has these images; None where they are too few."""
     try:
         old, versions = _read(donor.folder / "canary.json", donor)
     except IntegrityError:
-        return False
+        return None
     shared = sorted((place[row], k) for k, row in enumerate(old.rows) if row in place)
-    if 2 * len(shared) < len(rows_of(view.n)):
-        return False
-    _write(view, Canary([row for row, _ in shared], [old.pixels[k] for _, k in shared], old.emb_KD[[k for _, k in shared]]), versions)
-    return True
+    if 2 * len(shared) < len(rows_of(n)):
+        return None
+    return Canary([row for row, _ in shared], [old.pixels[k] for _, k in shared], old.emb_KD[[k for _, k in shared]]), versions
+
+
+def adopt(view: View, donor: View, place: dict[int, int]) -> bool:
+    """Write the donor's canary as that of the view, if it is `adoptable`."""
+    found = adoptable(view.n, donor, place)
+    if found:
+        _write(view, *found)
+    return found is not None
 
 
 def _write(view: View, canary: Canary, versions: dict[str, str]) -> None:

@@ -48,10 +48,9 @@ def convert(config: ConvertConfig) -> Path:
     from cache_specs import durable
     from cache_specs.spec import load_spec
 
-    command = "make weights VIEW={view}"
     if not config.view:
-        raise UsageError(f"VIEW is missing. Type: {command.format(view='swav')}")
-    spec = load_spec(config.view, command)
+        raise UsageError("VIEW is missing. Type: make weights VIEW=swav")
+    spec = load_spec(config.view)
     if spec.weights.url is None:
         raise UsageError(f"the view {spec.name!r} needs no conversion: its weights are {spec.weights.hub or spec.weights.path}. "
                          f"Type: make extract VIEW={config.view} DATA=photos/")

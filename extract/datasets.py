@@ -64,8 +64,10 @@ def open_dataset(data: str, root: Path, name: str | None = None) -> Dataset:
 
 
 def _adapter(data: str) -> str:
-    if data.endswith(ENDINGS) and is_gone(data) and (near := _near(data)):
-        raise UsageError(f"DATA={data}: there is no such file{near}")
+    near = _near(data) if is_gone(data) else ""
+    meant = f"; did you mean {near!r}" if near else ""
+    if data.endswith(ENDINGS) and near:
+        raise UsageError(f"DATA={data}: there is no such file; did you mean {near!r}", instead={"DATA": near})
     if data.startswith(("torchvision:", "hf:")):
         return data.split(":")[0]
     if data == "digits":
@@ -78,17 +80,17 @@ def _adapter(data: str) -> str:
         return "hdf5"
     if data.endswith(tars.ENDINGS) or BRACES.search(data):
         return "tars"
-    raise UsageError(f"DATA={data}: there is no such folder{_near(data)}. DATA may be a folder of images or of .tar shards, a .csv, "
-                     ".parquet, .h5 or .tar file, torchvision:NAME, hf:OWNER/NAME, or digits")
+    raise UsageError(f"DATA={data}: there is no such folder{meant}. DATA may be a folder of images or of .tar shards, a .csv, "
+                     ".parquet, .h5 or .tar file, torchvision:NAME, hf:OWNER/NAME, or digits", instead={"DATA": near} if near else None)
 
 
 def _near(data: str) -> str:
-    """A folder or file beside it, or a word, that is nearly called so."""
+    """A folder or file beside it, or a word, that is nearly called so; '' if there is none."""
     path, here = Path(data), []
     with contextlib.suppress(OSError):
         here = [f"{path.parent / inner.name}{'/' * inner.is_dir()}" for inner in path.expanduser().parent.iterdir() if not inner.name.startswith(".")]
     near = difflib.get_close_matches(str(path), {"digits": "", **{name.rstrip("/"): name for name in here}}, n=1, cutoff=0.5)
-    return f"; did you mean {next((name for name in here if name.rstrip('/') == near[0]), near[0])!r}" if near else ""
+    return next((name for name in here if name.rstrip("/") == near[0]), near[0]) if near else ""
 
 
 def _most_common(data: str, labels: Sequence[str], splits: Sequence[str], top: int) -> set[str]:

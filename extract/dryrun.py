@@ -87,7 +87,7 @@ def _measured(config: ExtractConfig, ready: "Ready", todo: int) -> tuple[float, 
     from extract.images import Batches
     from extract.prepare import workers_of
 
-    spec, files, _, devices, dataset, items = ready
+    spec, files, _, devices, dataset, items, _ = ready
     backbone, device, decode, model, done = load_backbone(spec, files, devices[0]), devices[0], 0.0, 0.0, 0
     size, first, begun = min(config.batch, 4), 0, time.monotonic()
     with torch.inference_mode():

@@ -25,7 +25,8 @@ def embed(view: store.View, backbone: Backbone | None, prep: Preprocess, read: A
           workers: int, device: str, progress: Progress, look: Callable[[], None], stopping: Callable[[], bool]) -> None:
     """Embed `shards` of `view`, in order. `read(row) -> bytes` and `sha256[row]` describe the images; see extract/datasets.py.
 
-    `known` rows are copied, and the others of a shard alone make up its batches. Without any of these no backbone is needed.
+    `known` rows are copied, and the others of a shard alone make up its batches. Without any of these no backbone is needed. A shard that does not come
+    out as it must (`known.sealed`) is left pending.
 
     `look()` is called after each commit of a shard with bad rows; it may raise. After any, once `stopping()` is true, the others stay pending.
     """
@@ -44,7 +45,8 @@ def embed(view: store.View, backbone: Backbone | None, prep: Preprocess, read: A
             emb_RD[place], status_R[place] = emb_BD[:len(rows)], status_B[:len(rows)]
             progress.advance(len(rows))
         with progress.clock("write"):
-            store.write_shard(view, shard, emb_RD, status_R)
+            if known.fits(view, shard, emb_RD, status_R):
+                store.write_shard(view, shard, emb_RD, status_R)
         if status_R.any():
             look()
         if stopping():

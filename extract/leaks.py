@@ -2,12 +2,12 @@
 
 import json
 import re
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from cache_specs.errors import UsageError
 from cache_specs.items import Items
+from cache_specs.make import quoted
 from cache_specs.spec import ViewSpec
 from extract.config import ExtractConfig
 
@@ -25,7 +25,7 @@ def refuse_labels(config: ExtractConfig, spec: ViewSpec, files: dict[str, Path] 
     if seen is not None:
         raise UsageError(f"the weights of {spec.name!r} ({seen}) were trained with ImageNet's labels, so probes on few labels of ImageNet, and of what is "
                          "like it, would be measured with labels that they must not have. Take weights that were trained without labels, or, where that is "
-                         f"meant, type: make extract VIEW={config.view} DATA={shlex.quote(config.data)} ARGS=--allow-leak")
+                         f"meant, type: make extract VIEW={config.view} DATA={quoted(config.data)} ARGS=--allow-leak")
 
 
 def _in_names(config: ExtractConfig, spec: ViewSpec) -> Iterator[str]:
@@ -50,6 +50,19 @@ def _in_files(files: dict[str, Path]) -> Iterator[str]:
                 yield from (f"{name} of {shape[0]:,} classes in {path.name}" for name, shape in shapes.items() if len(shape) == 2 and shape[0] in CLASSES)
         except (OSError, ValueError, AttributeError, TypeError, SafetensorError):
             continue
+
+
+def warn_of_classes(items: Items) -> None:
+    """Print which classes are called nearly the same: Circle and circle are two."""
+    alike: dict[str, list[str]] = {}
+    for name in items.classes:
+        alike.setdefault("".join(name.split()).casefold(), []).append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            counts = [int((items.label == items.classes.index(name)).sum()) for name in names]
+            told = " and ".join(f"{name!r} ({count:,} images)" for name, count in zip(names, counts, strict=True))
+            print(f"warning: {told} are classes of their own, though their names differ in case or blanks alone; if they are one, mend the labels and type "
+                  "the same command again", flush=True)
 
 
 def warn_of_copies(items: Items) -> None:

@@ -6,7 +6,6 @@
 
 import hashlib
 import os
-import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from cache_specs.errors import IntegrityError, StaleError, UsageError, did_you_m
 from cache_specs.exchange import KEYS, LABELS, Source, texts
 from cache_specs.items import IMPORTED, SPLITS, Items, class_index, dataset_folders, read_items
 from cache_specs.lookup import find_dataset
+from cache_specs.make import quoted
 from cache_specs.sources import dataset_name, is_gone, read_source, source_path
 from cache_specs.view import STATUS
 from extract import quality
@@ -105,7 +105,7 @@ def _items(cache: Path, data: str, root: Path, name: str | None) -> tuple[Items,
     try:
         folder = find_dataset(cache, name or data)
         if name and read_source(folder) not in ("", source_path(data)):
-            raise StaleError(f"the data set {name!r} in {folder} was made of {read_source(folder)}, not of {data}. To import for it: DATA={shlex.quote(name)} "
+            raise StaleError(f"the data set {name!r} in {folder} was made of {read_source(folder)}, not of {data}. To import for it: DATA={quoted(name)} "
                              "without --name. For another data set take another name")
         return read_items(folder), folder
     except UsageError:
@@ -137,7 +137,7 @@ def own_items(source: Source, n: int, name: str | None) -> tuple[Items, np.ndarr
     label, classes = class_index([labels[row] for row in order])
     ordered = [keys[row] for row in order]
     print(f"data set {called!r}: {n:,} items, {len(classes)} classes, {int((label >= 0).sum()):,} labelled. Further views of the same rows, and training: "
-          f"DATA={shlex.quote(called)}")
+          f"DATA={quoted(called)}")
     return Items(called, IMPORTED, ordered, label, [splits[row] for row in order], np.array([len(key.encode()) for key in ordered], np.int64),
                  [hashlib.sha256(f"{called}\0{key}".encode()).hexdigest() for key in ordered], classes), place
 
@@ -183,7 +183,7 @@ def refuse_other_file(cache: Path, items: Items, source: Source) -> None:
             other = ". Its item list is damaged, and the import of the very file that it was made of writes it again" if made_of else ""
         if other and here not in made_of:
             raise StaleError(f"the data set {items.name!r} in {folder} was made of {' or '.join(sorted(made_of)) or 'another file'}, not of {here}{other}. "
-                             f"For one more view of the same rows: make import VIEW=… FROM=… DATA={shlex.quote(items.name)}"
+                             f"For one more view of the same rows: make import VIEW=… FROM=… DATA={quoted(items.name)}"
                              + ("" if keyed else " ARGS='--by-row-order'") + ". For another data set: ARGS='--name …'")
 
 

@@ -2,12 +2,12 @@
 
 import os
 import re
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cache_specs.errors import UsageError
+from cache_specs.make import quoted
 from extract.config import ExtractConfig
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Ready(NamedTuple):
-    """weights_sha256 is empty, and there are no files, where the weights are not here and were not fetched."""
+    """weights_sha256 is empty, and there are no files, where the weights are not here and were not fetched. seen: the data sets' versions before hashing."""
 
     spec: "ViewSpec"
     files: dict[str, Path]
@@ -25,23 +25,25 @@ class Ready(NamedTuple):
     devices: list[str]
     dataset: "Dataset"
     items: "Items"
+    seen: dict[str, int]
 
 
 def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
     """Check the settings, find (or `fetch`) the weights, hash the images. Raises CoviewError."""
     from cache_specs.spec import load_spec, view_names
+    from cache_specs.versions import tops
     from extract import quality
     from extract.datasets import build_items, open_dataset
-    from extract.leaks import refuse_labels, warn_of_copies
+    from extract.leaks import refuse_labels, warn_of_classes, warn_of_copies
     from extract.progress import Progress
     from extract.weights import find_weights
 
     if not config.view or not config.data:
         what = "VIEW" if not config.view else "DATA"
-        raise UsageError(f"{what} is missing. Type: make extract VIEW={config.view or 'clip'} DATA={shlex.quote(config.data or 'photos/')}   "
+        raise UsageError(f"{what} is missing. Type: make extract VIEW={config.view or 'clip'} DATA={quoted(config.data or 'photos/')}   "
                          f"(views: {', '.join(view_names())})")
     if "," in config.view:
-        lines = [f"make extract VIEW={shlex.quote(view.strip())} DATA={shlex.quote(config.data)}" for view in config.view.split(",") if view.strip()]
+        lines = [f"make extract VIEW={quoted(view.strip())} DATA={quoted(config.data)}" for view in config.view.split(",") if view.strip()]
         raise UsageError(f"VIEW={config.view}: make extract takes one view at a time. Type one after the other:\n  " + "\n  ".join(lines))
     if config.batch < 1 or config.gpus < 1 or config.shard_rows < 0:
         raise UsageError(f"--batch and --gpus must be at least 1 and --shard-rows at least 0, found {config.batch}, {config.gpus}, {config.shard_rows}")
@@ -50,14 +52,19 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
     refuse_labels(config, spec)
     if config.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
         raise UsageError(f"--name {config.name!r}: a data set's name is made of letters, digits, '-', '_' and '.', and begins with a letter or digit")
+    if config.name is not None and re.search(r"-[0-9a-f]{8}$", config.name):
+        raise UsageError(f"--name {config.name!r} looks like the folder of a version of {config.name[:-9]!r} (eight hexadecimal digits at the end): choose "
+                         "another name")
     files, weights_sha256 = find_weights(spec, config.weights, fetch)
     refuse_labels(config, spec, files)
     dataset = open_dataset(os.path.expanduser(config.data), Path(config.root), config.name)
+    seen = tops(Path(config.cache))
     with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
         items = build_items(dataset, progress.advance)
     quality.refuse_unreadable(items, config.max_bad)
     warn_of_copies(items)
-    return Ready(spec, files, weights_sha256, where, dataset, items)
+    warn_of_classes(items)
+    return Ready(spec, files, weights_sha256, where, dataset, items, seen)
 
 
 def workers_of(workers: int, todo: int, device: str) -> int:

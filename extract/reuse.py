@@ -5,17 +5,18 @@
     known.missing(first, last)  the rows that must be computed
 """
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cache_specs import integrity, store
-from cache_specs.errors import CoviewError, StorageError
+from cache_specs import durable, integrity, store
+from cache_specs.errors import CoviewError, IntegrityError, StorageError
 from cache_specs.items import Items, read_items
 from cache_specs.view import STATUS, View
 
@@ -24,11 +25,13 @@ OK = STATUS.index("ok")
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """Of N rows: which_N, the number of the donor that holds a row, -1 if none does; row_N, its row there."""
+    """Of N rows: which_N, the number of the donor that holds a row, -1 if none does; row_N, its row there.
+    sealed, of shards that are mended: the sha256 of both files, by name, as they were. One that comes out otherwise is not written."""
 
     donors: list[View]
     which_N: np.ndarray
     row_N: np.ndarray
+    sealed: Mapping[int, dict[str, str]] = field(default_factory=dict)
 
     def missing(self, first: int, last: int) -> list[int]:
         """Those of the rows [first, last) that no donor holds."""
@@ -52,6 +55,11 @@ class Known:
                 chosen = shard == part
                 emb_RD[here[chosen]] = _read(donor, part, offset[chosen].tolist())
                 status_R[here[chosen]] = OK
+
+    def fits(self, view: View, shard: int, emb_RD: np.ndarray, status_R: np.ndarray) -> bool:
+        """Are these the bytes that were sealed, where any are asked for?"""
+        return shard not in self.sealed or self.sealed[shard] == {
+            str(path.relative_to(view.folder)): hashlib.sha256(data).hexdigest() for path, data in store.shard_files(view, shard, emb_RD, status_R).items()}
 
     def record(self) -> list[dict[str, Any]]:
         """For the provenance: whose rows, and how many."""
@@ -82,33 +90,45 @@ def find(folder: Path, declared: dict[str, Any], items: Items, remember: bool = 
     return _join(sorted(found, key=lambda one: -int((one[1] >= 0).sum())), len(items))
 
 
-def recorded(view: View, items: Items, remember: bool = True) -> Known:
-    """What the donors hold that the view was begun with. One that is gone, damaged or made anew holds nothing: its rows are computed."""
-    return _join(_donors(view, items, remember), len(items))
+def recorded(view: View, items: Items, remember: bool = True, doubt: bool = False) -> Known:
+    """What the donors hold that the view was begun with. One that is gone, damaged or made anew holds nothing: its rows are computed.
+    `doubt` (the caller holds the writer's lock): what was copied from one that is damaged now was never checked again, so those shards are not kept."""
+    return _join(_donors(view, items, remember, doubt), len(items))
 
 
-def for_repair(view: View, items: Items, lost: list[int]) -> Known:
-    """`recorded`, and for those of the lost shards that can be had whole also what was copied from this view to others."""
-    donors, heirs = _donors(view, items), []
-    for path in _elsewhere(view.folder):
+def nothing(n: int) -> Known:
+    """Of n rows no one is known."""
+    return _join([], n)
+
+
+def copies(view: View, items: Items, sealed: Mapping[int, dict[str, str]]) -> dict[int, Known]:
+    """The shards whose sealed bytes other finished views still have, and where: of the same images, but only the sha256 says that it is the same copy."""
+    sources, found = [], {}
+    for path in _elsewhere(view.folder) if sealed else []:
         with suppress(CoviewError):
-            heir = store.open_view(path)
-            if any((one["dataset"], one["items"]) == (view.folder.parent.name, view.attributes["items_fingerprint"])
-                   for one in heir.attributes["provenance"].get("reused", [])):
-                heirs.append((heir, rows_in(heir, items)))
-    known, both = _join(donors, len(items)), _join(donors + heirs, len(items))
-    for first, last in map(view.bounds, lost):
-        if not both.missing(first, last):
-            known.which_N[first:last] = both.which_N[first:last]
-    return Known(both.donors, known.which_N, both.row_N)
+            donor = store.open_view(path)
+            sources.append((donor, rows_in(donor, items)))
+    for turn in range(len(sources)):                        # each first in its turn
+        known = replace(_join(sources[turn:] + sources[:turn], len(items)), sealed=sealed)
+        for shard in sealed.keys() - found.keys():
+            with suppress(StorageError):
+                if not known.missing(*view.bounds(shard)) and known.fits(view, shard, *_filled(view, known, shard)):
+                    found[shard] = known
+    return found
 
 
-def write(view: View, known: Known, shards: list[int]) -> None:
-    """Write shards of which every row is known."""
-    for shard in shards:
-        emb_RD, status_R = np.full((view.rows, view.width), np.nan, np.float16), np.zeros(view.rows, np.uint8)
-        known.copy(*view.bounds(shard), emb_RD, status_R)
-        store.write_shard(view, shard, emb_RD, status_R)
+def write(view: View, known: Known, shard: int) -> None:
+    """Write a shard of which every row is known. Raises StorageError where it is not any more what was sealed."""
+    emb_RD, status_R = _filled(view, known, shard)
+    if not known.fits(view, shard, emb_RD, status_R):
+        raise StorageError(f"what shard {shard} of {view.folder} is copied from has changed meanwhile; type the same command again")
+    store.write_shard(view, shard, emb_RD, status_R)
+
+
+def _filled(view: View, known: Known, shard: int) -> tuple[np.ndarray, np.ndarray]:
+    emb_RD, status_R = np.full((view.rows, view.width), np.nan, np.float16), np.zeros(view.rows, np.uint8)
+    known.copy(*view.bounds(shard), emb_RD, status_R)
+    return emb_RD, status_R
 
 
 def _elsewhere(folder: Path) -> list[Path]:
@@ -116,7 +136,7 @@ def _elsewhere(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.parent.parent.glob(f"*/{folder.name}")) if path.parent != folder.parent and (path / "complete.json").is_file()]
 
 
-def _donors(view: View, items: Items, remember: bool = True) -> list[tuple[View, np.ndarray]]:
+def _donors(view: View, items: Items, remember: bool = True, doubt: bool = False) -> list[tuple[View, np.ndarray]]:
     found = []
     for record in view.attributes["provenance"].get("reused", []):
         path = view.folder.parent.parent / record["dataset"] / view.folder.name
@@ -126,7 +146,23 @@ def _donors(view: View, items: Items, remember: bool = True) -> list[tuple[View,
                 found.append((donor, rows_in(donor, items, remember)))
         except CoviewError as error:
             print(f"{view.name}: {path} cannot be copied from any more, so its rows are embedded: {error}", flush=True)
+            if doubt and path.is_dir():
+                forget(view, _holding(view, items, path.parent))
     return found
+
+
+def _holding(view: View, items: Items, dataset: Path) -> list[int]:
+    """The shards of `view` that have an image of another data set; all, where its item list is damaged."""
+    with suppress(IntegrityError):
+        there = set(read_items(dataset).sha256)
+        return sorted({row // view.rows for row, sha in enumerate(items.sha256) if sha in there})
+    return list(range(view.shards))
+
+
+def forget(view: View, shards: Iterable[int]) -> None:
+    """Take the commits of these shards back: they are made again."""
+    for shard in sorted(shards):
+        durable.remove(view.commit_file(shard), "commit")
 
 
 def rows_in(donor: View, items: Items, remember: bool = True) -> np.ndarray:
@@ -143,10 +179,17 @@ def rows_in(donor: View, items: Items, remember: bool = True) -> np.ndarray:
 
 def agreeing(known: Known, differs: Callable[[View, dict[int, int]], str]) -> Known:
     """Without the donors whose rows are not what is computed now: `differs(donor, place)` says why, or ''. Says so."""
-    wrong = {number: why for number, donor in enumerate(known.donors) if (why := differs(donor, known.place(number)))}
+    wrong = {number: why for number, donor in enumerate(known.donors) if (why := _why_not(donor, known.place(number), differs))}
     for number, why in wrong.items():
         print(f"nothing is copied from {known.donors[number].folder}: {why}", flush=True)
     return known.without(set(wrong))
+
+
+def _why_not(donor: View, place: dict[int, int], differs: Callable[[View, dict[int, int]], str]) -> str:
+    try:
+        return differs(donor, place)
+    except (OSError, ValueError) as error:                  # gone, or cut short, meanwhile
+        return f"it cannot be read now ({error})"
 
 
 def _join(found: list[tuple[View, np.ndarray]], n: int) -> Known:
@@ -161,10 +204,21 @@ def _join(found: list[tuple[View, np.ndarray]], n: int) -> Known:
 
 def _read(donor: View, shard: int, offsets: list[int]) -> np.ndarray:
     """(K, D) float16: these rows of a shard. Not mapped: a file that is cut short meanwhile would end the process."""
-    size = donor.width * 2
-    with open(donor.embeddings_file(shard), "rb", buffering=0) as file:
-        rows = [os.pread(file.fileno(), size, offset * size) for offset in offsets]
-    data = np.frombuffer(b"".join(rows), "<f2")
-    if data.size != len(offsets) * donor.width or not np.isfinite(data).all():
+    data = np.frombuffer(stored(donor, shard, offsets), np.uint8)
+    if data.size != len(offsets) * donor.width * 2 or not np.isfinite(data.view("<f2")).all():
         raise StorageError(f"{donor.embeddings_file(shard)} changed while it was copied from; type the same command again")
-    return data.reshape(-1, donor.width)
+    return data.view("<f2").reshape(-1, donor.width)
+
+
+def stored(view: View, shard: int, offsets: list[int]) -> bytes:
+    size = view.width * 2
+    try:
+        with open(view.embeddings_file(shard), "rb", buffering=0) as file:
+            return b"".join(os.pread(file.fileno(), size, offset * size) for offset in offsets)
+    except OSError as error:
+        raise unreadable(view, shard, error) from error
+
+
+def unreadable(view: View, shard: int, error: OSError) -> StorageError:
+    return StorageError(f"cannot read {view.embeddings_file(shard)} while it is copied from ({error.strerror or error}); type the same command again: "
+                        "what cannot be copied is embedded")

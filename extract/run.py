@@ -48,11 +48,13 @@ def _run(config: ExtractConfig, ready: "Ready") -> "tuple[View, np.ndarray, int,
     from cache_specs.items import write_items
     from cache_specs.sources import source_path
     from cache_specs.view import default_rows
-    from extract import canary, quality, reuse
+    from extract import canary, quality, recheck, reuse
     from extract.backbones import load_backbone
 
-    spec, files, weights_sha256, where, dataset, items = ready
-    folder = write_items(Path(config.cache), items, source_path(config.data), config.changed)
+    spec, files, weights_sha256, where, dataset, items, seen = ready
+    folder = write_items(Path(config.cache), items, source_path(config.data), config.changed, seen)
+    if folder.name != items.folder_name:
+        print(f"{items.name}: these are the images of {folder.name}, whose name they keep in the cache", flush=True)
     for other in store.view_folders(folder, spec.name):             # told before a model is loaded
         store.refuse_changed(store.open_view(other), spec.declared(), weights_sha256)
     place = store.view_folder(folder, spec.name, spec.declared(), weights_sha256)
@@ -67,9 +69,14 @@ def _run(config: ExtractConfig, ready: "Ready") -> "tuple[View, np.ndarray, int,
     def make(rows: list[int]) -> canary.Canary:
         return canary.take(items, dataset.read, spec.preprocess, backbone(), where[0], rows)
 
-    if known and (known.missing(0, len(items)) or len(known.donors) > 1):        # weights that do not fit leave no empty view behind
-        backbone()
-        known = reuse.agreeing(known, functools.partial(canary.differs, make=make))
+    def held(known: "Known") -> "Known":
+        """Only the donors whose rows may stand beside those of now. Without the model, where one has all and its canary is taken over."""
+        if len(known.donors) == 1 and not known.missing(0, len(items)) and canary.adoptable(len(items), known.donors[0], known.place(0)):
+            return known
+        backbone()                                          # weights that do not fit leave no empty view behind
+        return reuse.agreeing(known, functools.partial(canary.differs, make=make))
+
+    known = held(known) if known else None
     provenance = provenance_of(config, spec, where[0]) | ({"reused": known.record()} if known and known.donors else {})
     rows = min(config.shard_rows, len(items)) or default_rows(len(items))
     _announce(config, spec, place, len(items), rows)
@@ -81,19 +88,22 @@ def _run(config: ExtractConfig, ready: "Ready") -> "tuple[View, np.ndarray, int,
         print(f"{spec.name}: already in the cache, nothing to do: {view.n:,} rows x {view.width} in {view.folder}")
         quality.report(status, items, view)
         return view, status, 0, 0.0
-    if known is None or view.attributes["provenance"].get("reused", []) != provenance.get("reused", []):       # it goes on, or another run began it
-        known = reuse.recorded(view, items)
-    begun, todo, pending = time.monotonic(), known.lacks(view, view.pending()), sum(last - first for first, last in map(view.bounds, view.pending()))
-    if known.donors:
-        print(f"{spec.name}: {pending - todo:,} rows are copied, of the same images in finished views ({known}); {todo:,} to embed", flush=True)
     with store.writer_lock(view.folder):
         integrity.check_commits(view)
-        here = (view.folder / "canary.json").exists()
+        here, begun = (view.folder / "canary.json").exists(), time.monotonic()
+        if known is None or view.attributes["provenance"].get("reused", []) != provenance.get("reused", []):   # it goes on, or another run began it
+            known = reuse.recorded(view, items, doubt=True)
+            if known.donors and not here:
+                view, known = recheck.begin_again(view, known, held(known))
+        todo, pending = known.lacks(view, view.pending()), sum(last - first for first, last in map(view.bounds, view.pending()))
+        if known.donors:
+            print(f"{spec.name}: {pending - todo:,} rows are copied, of the same images in finished views ({known}); {todo:,} to embed", flush=True)
         if todo or not known.donors or not (here or canary.adopt(view, known.donors[0], known.place(0))):       # what is only copied needs no model
             canary.keep_or_compare(view, make, items, provenance)
         embed_all(where, config, spec, files, dataset, items, view, known, backbone() if todo else None)
         quality.enforce(view, items, config.max_bad)
         refuse_pending(view)
+        recheck.recheck(view, known)
         integrity.seal(view)
     status = integrity.check(view)
     seconds = time.monotonic() - begun
@@ -131,8 +141,8 @@ def refuse_pending(view: "View", then: str = "") -> None:
 
 
 def embed_all(devices: list[str], config: ExtractConfig, spec: "ViewSpec", files: dict[str, Path], dataset: "Dataset", items: "Items",
-              view: "View", known: "Known", backbone: "Backbone | None") -> None:
-    """Embed all pending shards; after Ctrl-C those under way, and the others stay pending."""
+              view: "View", known: "Known", backbone: "Backbone | None") -> bool:
+    """Embed all pending shards; after Ctrl-C those under way, and the others stay pending: then it returns True."""
     import torch
 
     from cache_specs.interrupt import heeded
@@ -145,9 +155,10 @@ def embed_all(devices: list[str], config: ExtractConfig, spec: "ViewSpec", files
     with heeded(asked.set, f"stopping: {several} first (Ctrl-C again drops it)",
                 f"stopped at once; finished shards are kept in {view.folder}\nTo go on, type: {typed()}"):
         if len(devices) == 1:
-            return embed_part(0, devices, config, spec, files, dataset, items, view, known, asked, backbone)
-        del backbone                                        # each process loads its own
-        _embed_in_processes(torch.multiprocessing, (os.getpid(), devices, config, spec, files, dataset, items, view, known, asked))
+            embed_part(0, devices, config, spec, files, dataset, items, view, known, asked, backbone)
+        else:                                               # each process loads its own backbone
+            _embed_in_processes(torch.multiprocessing, (os.getpid(), devices, config, spec, files, dataset, items, view, known, asked))
+    return bool(asked.is_set())
 
 
 def _embed_in_processes(spawn: Any, given: tuple) -> None:

@@ -1,12 +1,12 @@
 """Where a view's weights come from: WEIGHTS=, the spec's own folder, `make weights`, or the Hugging Face hub. Always safetensors, always hashed."""
 
 import hashlib
-import shlex
 import sys
 from pathlib import Path
 
 from cache_specs.durable import canonical_json
 from cache_specs.errors import UsageError
+from cache_specs.make import quoted
 from cache_specs.spec import SPECS, ViewSpec
 from extract.convert import weights_folder
 
@@ -22,7 +22,7 @@ def find_weights(spec: ViewSpec, override: str | None, fetch: bool = True) -> tu
     if override is not None:
         source = Path(override).expanduser()
         if source.is_file() and len(names) == 1 and source.suffix != ".safetensors":
-            how = f"type: make weights VIEW={called(spec)} FROM={shlex.quote(override)}   and then this command without WEIGHTS" if where.url is not None else \
+            how = f"type: make weights VIEW={called(spec)} FROM={quoted(override)}   and then this command without WEIGHTS" if where.url is not None else \
                 "other checkpoints are pickles, which are not opened here: fetch the .safetensors file, or save one (safetensors.torch.save_file)"
             raise UsageError(f"WEIGHTS={override}: the view {spec.name!r} needs a .safetensors file; {how}")
         if source.is_file() and len(names) == 1:
@@ -58,7 +58,7 @@ def find_weights(spec: ViewSpec, override: str | None, fetch: bool = True) -> tu
 
 def called(spec: ViewSpec) -> str:
     """What VIEW= was: the name of a bundled view, or the path of the TOML file."""
-    return spec.name if spec.source.parent == SPECS else shlex.quote(str(spec.source))
+    return spec.name if spec.source.parent == SPECS else quoted(str(spec.source))
 
 
 def _download(spec: ViewSpec, fetch: bool) -> dict[str, Path]:

@@ -5,7 +5,6 @@ training images whose labels the run had hidden. With IMAGES: decodes and embeds
 Writes one row an image, and prints how sure it is.
 """
 
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache_specs.console import document
 from cache_specs.errors import DataQualityError, UsageError, run_cli
+from cache_specs.make import quoted
 from cache_specs.view import STATUS
 from predict.find import open_images
 
@@ -86,13 +86,15 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
         model, cache, splits = of_run(run, config.method, device, Path(config.cache))
         print(f"run {run}: {_called(model)}", flush=True)
     keys, status_n, said, truth_n = _of_images(config, model, dataset, device) if dataset else _of_cache(config, model, cache, splits)
-    file, written = table.write(to, table.columns(model, keys, status_n, said), replace=config.force)
+    columns = table.columns(model, keys, status_n, said)
+    file, written = table.write(to, columns, replace=config.force)
     kept = f"{to} holds something else and is kept\n" if file != to else ""
-    print(f"{table.summary(model, said, truth_n)}\n{kept}{len(keys):,} rows in {file}{'' if written else ', which held just this already'}", flush=True)
+    rows = f"{len(keys):,} row{'s' * (len(keys) != 1)} in {file}{'' if written else ', which held just this already'}"
+    print(f"{table.listed(columns)}{table.summary(model, said, truth_n, new=bool(dataset))}\n{kept}{rows}", flush=True)
     if found is not None:
         found |= {"file": str(file), "written": written, "rows": len(keys), "method": model.method, "views": model.names, "seeds": model.seeds,
                   "status": {name: int(count) for name, count in zip(STATUS, np.bincount(status_n, minlength=len(STATUS)), strict=True) if count},
-                  **table.figures(said, truth_n)}
+                  **table.figures(model, said, truth_n, new=bool(dataset))}
     return file
 
 
@@ -105,7 +107,7 @@ def _where_to(config: PredictConfig) -> tuple[Path, Path]:
         raise UsageError(f"{'RUN and MODEL are both given, one is wanted' if config.run else 'RUN is missing'}. Type: make predict RUN=demo   or   "
                          "make predict RUN=demo IMAGES=photos/   or   make predict MODEL=folder IMAGES=photos/")
     if config.model and not config.images:
-        raise UsageError(f"IMAGES is missing: a model folder has no images of its own. Type: make predict MODEL={shlex.quote(config.model)} IMAGES=photos/")
+        raise UsageError(f"IMAGES is missing: a model folder has no images of its own. Type: make predict MODEL={quoted(config.model)} IMAGES=photos/")
     if config.model and config.method:
         raise UsageError(f"METHOD={config.method}: a model folder holds one method. Leave METHOD out, or export another: make export-model RUN=… METHOD=… TO=…",
                          instead={"METHOD": None})
@@ -147,7 +149,7 @@ def _of_cache(config: PredictConfig, model: "Model", cache: "Cache", splits: "li
         truth_n = items.label[rows]
         if not len(rows):
             raise UsageError(f"every image of {items.name} has a label, and the run saw those of all training images: nothing is left to be labelled. "
-                             f"Name new images: make predict RUN={config.run} IMAGES=photos/")
+                             f"Name new images: make predict RUN={quoted(config.run)} IMAGES=photos/")
         print(f"every image of {items.name} has a label: these are the {len(rows):,} training images whose labels the run had hidden "
               f"({model.about['labels_text']}) from every seed", flush=True)
     if (bad := int((status[rows] > 0).sum())):

@@ -7,7 +7,6 @@ The backbones are not in it. Label images with it: make predict MODEL=folder IMA
 
 import itertools
 import os
-import shlex
 import shutil
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache_specs.console import document
 from cache_specs.errors import IntegrityError, UsageError, run_cli
+from cache_specs.make import quoted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,8 +57,8 @@ def main() -> None:
 def export(config: ExportConfig, found: dict[str, Any] | None = None) -> Path:
     """Write the folder whole or not at all; return it. `found` is filled with what --json says. Raises CoviewError."""
     if not config.run or not config.to:
-        raise UsageError(f"{'TO' if config.run else 'RUN'} is missing. Type: make export-model RUN={config.run or 'demo'} "
-                         f"TO={shlex.quote(config.to or 'model')}")
+        raise UsageError(f"{'TO' if config.run else 'RUN'} is missing. Type: make export-model RUN={quoted(config.run or 'demo')} "
+                         f"TO={quoted(config.to or 'model')}")
     to = Path(config.to).expanduser()
     if to.exists() or to.is_symlink():
         free = next(name for number in itertools.count(2) if not os.path.lexists(name := f"{to}-{number}"))
@@ -99,7 +99,7 @@ def export(config: ExportConfig, found: dict[str, Any] | None = None) -> Path:
     if found is not None:
         found |= {"folder": str(to), "bytes": size, "method": model.method, "views": model.names, "seeds": model.seeds, "onnx_difference": far}
     print(f"run {run}: {model.method} on {', '.join(model.names)}, {len(model.seeds)} seeds, in {to}, {size / 1e6:,.1f} MB\n{told}\n"
-          f"label images with it: make predict MODEL={shlex.quote(config.to)} IMAGES=photos/", flush=True)
+          f"label images with it: make predict MODEL={quoted(config.to)} IMAGES=photos/", flush=True)
     return to
 
 

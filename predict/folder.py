@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cache_specs import durable
 from cache_specs.errors import IntegrityError, StaleError, UsageError
+from cache_specs.make import quoted
 from predict.network import Expert, Model, View
 from train.config import TrainConfig
 from train.methods import PLANS
@@ -58,8 +59,8 @@ def write_record(model: Model, folder: Path) -> None:
 def read_model(folder: Path, device: torch.device) -> Model:
     """Raises UsageError (no folder of ours), StaleError (of another version) or IntegrityError naming the damaged file."""
     if not (folder / RECORD).is_file():
-        raise UsageError(f"MODEL={folder}: there is no {RECORD} in this folder. Make one: make export-model RUN=… TO={folder}" if folder.is_dir() else
-                         f"MODEL={folder}: there is no such folder. Make one: make export-model RUN=… TO={folder}")
+        raise UsageError(f"MODEL={folder}: there is no {f'{RECORD} in this' if folder.is_dir() else 'such'} folder. Make one: make export-model RUN=… "
+                         f"TO={quoted(str(folder))}")
     try:
         record = durable.read_sealed(folder / RECORD)
         if record["format"] != FORMAT:

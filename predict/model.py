@@ -17,6 +17,7 @@ import torch
 
 from cache_specs import store
 from cache_specs.errors import IntegrityError, StaleError, UsageError, did_you_mean, nearest
+from cache_specs.make import quoted
 from cache_specs.spec import differences
 from predict.network import Expert, Model, Opinions, View, features
 from train.feed import Input
@@ -47,10 +48,10 @@ def of_run(run: Path, method: str = "", device: str = "cpu", cache: Path = Path(
     folders = sorted(cache.glob(f"*-{trained_on['items'][:8]}/dataset.json"))
     if not folders:
         raise UsageError(f"RUN={run.name} was trained on {summary['dataset']}-{trained_on['items'][:8]}, which is not in {cache}/. Name the cache it is in: "
-                         f"CACHE=…, or make it again: make extract VIEW={views[0].strip()} DATA={settings['data']}")
+                         f"CACHE=…, or make it again: make extract VIEW={quoted(views[0].strip())} DATA={quoted(settings['data'])}")
     names = [path.parent.name for path in folders]          # the same images may be there under another name too
     mine = next((name for name in names if name.rpartition("-")[0] == summary["dataset"]), names[0])
-    opened = open_cache(cache, mine, [name.strip() for name in views])
+    opened = open_cache(cache, mine, [name.strip() for name in views], labels=trained_on["labels"])
     if changed := differences(trained_on, opened.fingerprints):
         raise StaleError(f"{cache / mine} is not what {run} was trained on any more:\n  " + "\n  ".join(changed) +
                          "\nTrain on what it is now, under another RUN, or name the cache of then with CACHE=…")

@@ -18,7 +18,9 @@ import numpy as np
 from cache_specs import durable
 from cache_specs.view import STATUS
 from predict.network import Model, Opinions
+from train.report import doubt
 
+FEW = 12                    # images, or fewer, are listed one by one
 STEPS = (0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
 FORMULA = ("=", "+", "-", "@", "\t", "\r")       # a spreadsheet would compute it
 
@@ -70,7 +72,11 @@ def _write_new(path: Path, data: bytes) -> bool:
             os.link(temp, path)
         except FileExistsError:
             return False
-        except OSError:                                     # a file system without hard links
+        except OSError:                                     # a file system without hard links: the name is taken, and then filled
+            try:
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return False
             os.rename(temp, path)
         durable.fsync_folder(path.parent)
         return True
@@ -105,23 +111,41 @@ def _parquet(table: dict[str, list[Any]]) -> bytes:
     return sink.getvalue()
 
 
-def figures(said: Opinions, truth_n: np.ndarray | None) -> dict[str, float | None]:
-    """Shares of the images that got a label: expected right, right (where truth_n, the labels, are known), with views that disagree (where there are two)."""
+def figures(model: Model, said: Opinions, truth_n: np.ndarray | None, new: bool) -> dict[str, float | None]:
+    """Shares of the images that got a label: expected right, and how far that is in doubt; right (where truth_n, the labels, are known); with views that
+    disagree (where there are two). new: the training has not seen them. Of those that it has, also without their labels, the confidence is no measure: the
+    probes learnt from one another's labels of these very images. So what is right of the validation images is expected of them."""
+    confidence = float(said.confidence_n.mean())
+    expected = confidence if new else model.about["scores"]["joint"]["val_top1"]["mean"]
     apart = (said.views_VnC.argmax(2) != said.views_VnC[0].argmax(1)).any(0) if len(said.views_VnC) > 1 else None
-    return {"expected_accuracy": float(said.confidence_n.mean()), "found_accuracy": None if truth_n is None else float((said.choice_n == truth_n).mean()),
+    return {"mean_confidence": confidence, "expected_accuracy": expected, "expected_accuracy_doubt": doubt(expected, model.about["rows"]["val"]),
+            "found_accuracy": None if truth_n is None else float((said.choice_n == truth_n).mean()),
             "views_disagree": None if apart is None else float(apart.mean())}
 
 
-def summary(model: Model, said: Opinions, truth_n: np.ndarray | None) -> str:
-    """A histogram of the confidences, what accuracy they promise, and how often the views disagree. truth_n: the labels, where they are known."""
-    n, confidence_n, shares = len(said.joint_nC), said.confidence_n, figures(said, truth_n)
+def listed(table: dict[str, list[Any]]) -> str:
+    """Each image with its label and the views' own, where there are few."""
+    if len(table["key"]) > FEW:
+        return ""
+    views = [name.removeprefix("label_") for name in table if name.startswith("label_")]
+    return "".join(f"{key}: " + (status if label is None else f"{label} {confidence:.2f}" + "".join(
+        f", {view} {table[f'label_{view}'][row]} {table[f'confidence_{view}'][row]:.2f}" for view in views)) + "\n"
+        for row, (key, label, confidence, status) in enumerate(zip(*(table[name] for name in ("key", "label", "confidence", "status")), strict=True)))
+
+
+def summary(model: Model, said: Opinions, truth_n: np.ndarray | None, new: bool) -> str:
+    """A histogram of the confidences, what accuracy to expect, and how often the views disagree. truth_n: the labels, where they are known."""
+    n, confidence_n, shares = len(said.joint_nC), said.confidence_n, figures(model, said, truth_n, new)
     counts = np.bincount(np.clip(np.searchsorted(STEPS, confidence_n, side="right") - 1, 0, len(STEPS) - 2), minlength=len(STEPS) - 1)
-    lines = ["confidence         images"]
-    for low, high, count in zip(STEPS, STEPS[1:], counts, strict=False):
+    lines = ["confidence         images"] if n > FEW else []
+    for low, high, count in zip(STEPS, STEPS[1:], counts, strict=False) if n > FEW else ():
         lines.append(f"{low:4.2f} to {high:4.2f}  {count:11,}  {'#' * int(np.ceil(40 * count / max(1, counts.max())))}".rstrip())
     val = f"{model.about['rows']['val']:,} validation images of {model.about['dataset']}"
-    lines.append(f"expected accuracy {100 * shares['expected_accuracy']:.1f} %: the mean confidence, calibrated on the {val}. It holds for images like those; "
-                 "of images of another kind the model is surer than it should be")
+    head = f"expected accuracy {100 * shares['expected_accuracy']:.1f} %, give or take {100 * shares['expected_accuracy_doubt']:.0f} points"
+    lines.append(f"{head}: the mean confidence, calibrated on the {val}, and two standard errors of so many. It holds for images like those; of images of "
+                 "another kind the model is surer than it should be" if new else
+                 f"{head}: that of the {val}, and two standard errors of so many. The mean confidence, {100 * shares['mean_confidence']:.1f} %, is no measure "
+                 "here: these very images, without their labels, were part of the training")
     if truth_n is not None:
         lines.append(f"found accuracy {100 * shares['found_accuracy']:.1f} %: these images have labels, which were hidden in training")
     if shares["views_disagree"] is not None:

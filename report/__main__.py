@@ -64,7 +64,8 @@ def write_report(folder: Path, cache: Path = Path("cache"), root: Path = Path("d
         agreed = agreed and Section(agreed.name, agreed.title, join([agreed.body, disagreement_gallery(seen)]), agreed.lead)
     sections = [scores(run), next_section(seen) if seen else None, confused, suspects_section(seen) if seen else None, classes(run, names), reliability(run),
                 agreed, map_section(seen) if seen else None, curves(run)]
-    head = join([intro(run), *[note(line, warning=True) for line in missing]])
+    older = seen.cache.items.folder_name if seen and seen.cache.older else ""
+    head = join([intro(run, older), *[note(line, warning=True) for line in missing]])
     text = page(run.name, [section for section in sections if section], intro=head, scripts=["report.js"])
     durable.write(folder / "report.html", text.encode("utf-8", "replace"), "report")
     return folder / "report.html"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache_specs.console import document
 from cache_specs.errors import UsageError, run_cli
+from cache_specs.make import line_of
 
 if TYPE_CHECKING:
     from report.page import Html, Section
@@ -44,10 +45,18 @@ def main() -> None:
             raise UsageError(f"RUNS={config.names}: at least two different runs are compared. Type: make compare RUNS=demo,demo-2")
         from report.page import page_file
 
-        to = page_file(config.to, f"make compare RUNS={config.names} TO=compare.html")
+        to = page_file(config.to, line_of("compare", {"RUNS": config.names, "TO": "compare.html"}))
         from train.rundir import run_folder
 
-        print(compare([run_folder(config.runs, name) for name in names], to, told))
+        folders = []
+        for name in names:
+            try:
+                folders.append(run_folder(config.runs, name))
+            except UsageError as error:
+                if near := error.instead.pop("RUN", None):
+                    error.instead["RUNS"] = ",".join(near if one == name else one for one in names)
+                raise
+        print(compare(folders, to, told))
 
 
 def compare(folders: Sequence[Path], to: Path, told: dict[str, Any] | None = None) -> str:
@@ -73,11 +82,15 @@ def labelled(run: "Run", seed: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
+KEEP = "to see what more labels bring, keep the test images apart before labelling, in folders val/ and test/ or a column split"
+
+
 def why_not(first: "Run", other: "Run") -> tuple[list[int], str]:
-    """The seeds over which two runs are paired, and, of none, the reason in words."""
-    prints = [run.summary["fingerprints"] for run in (first, other)]
-    if prints[0]["items"] != prints[1]["items"]:
-        return [], f"other data ({other.summary['dataset']} {prints[1]['items'][:8]}, not {first.summary['dataset']} {prints[0]['items'][:8]})"
+    """The seeds over which two runs are paired, and, of none, the reason in words. Of two versions of a data set the same test images will do."""
+    prints, names = ([run.summary["fingerprints"] for run in (first, other)], [run.summary["dataset"] for run in (first, other)])
+    same_test = first.parts[first.method]["test"].keys == other.parts[other.method]["test"].keys
+    if prints[0]["items"] != prints[1]["items"] and not (names[0] == names[1] and same_test):
+        return [], f"other data ({names[1]} {prints[1]['items'][:8]}, not {names[0]} {prints[0]['items'][:8]}" + (f"; {KEEP})" if names[0] == names[1] else ")")
     tests = [run.parts[run.method]["test"] for run in (first, other)]
     if tests[0].keys != tests[1].keys:
         return [], f"other test images ({len(tests[1].keys):,}, not these {len(tests[0].keys):,})"
@@ -85,9 +98,7 @@ def why_not(first: "Run", other: "Run") -> tuple[list[int], str]:
         return [], f"other labels of the test images ({int((tests[0].label_n != tests[1].label_n).sum()):,} differ)"
     shared = [seed for seed in first.summary["seeds"] if seed in other.summary["seeds"]]
     same = [seed for seed in shared if labelled(first, seed) and labelled(first, seed) == labelled(other, seed)]
-    if not same and shared:
-        return [], f"other labelled images ({other.summary['labels_text']}, not {first.summary['labels_text']})"
-    return same, "" if same else "no seed in common"
+    return same, ""
 
 
 @dataclass(frozen=True)
@@ -119,14 +130,19 @@ def differences(runs: Sequence["Run"]) -> list[Gain]:
             pairs.append((f"{title(run.method)} − {title(first.method)}", JOINT, *(one.summary["methods"][one.method]["joint"] for one in (run, first))))
         for method, what, *both in pairs:
             a, b = (_of(score, one, seeds) for score, one in zip(both, (run, first), strict=True))
-            gain = 100 * (sum(a) - sum(b)) / len(seeds)
-            text = against(*({"joint": {"test_top1": {"values": values}}} for values in (a, b))).strip() if len(seeds) > 1 else f"{gain:+.1f}"
-            found.append(Gain(run.name, method, what, f"{text}, {len(seeds)} seed{'s' * (len(seeds) > 1)}", gain, seeds))
+            gain = 100 * (sum(a) / len(a) - sum(b) / len(b))
+            if not seeds:
+                text = f"{gain:+.1f}, not paired: other labelled images or seeds"
+            else:
+                text = against(*({"joint": {"test_top1": {"values": values}}} for values in (a, b))).strip() if len(seeds) > 1 else f"{gain:+.1f}"
+                text += f", {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+            found.append(Gain(run.name, method, what, text, gain, seeds))
     return found
 
 
 def _of(score: dict[str, Any], run: "Run", seeds: Sequence[int]) -> list[float]:
-    return [score["test_top1"]["values"][run.summary["seeds"].index(seed)] for seed in seeds]
+    """The values of these seeds; of none, all."""
+    return [score["test_top1"]["values"][run.summary["seeds"].index(seed)] for seed in seeds or run.summary["seeds"]]
 
 
 def differing(runs: Sequence["Run"]) -> list[list[str]]:

@@ -80,7 +80,7 @@ def class_names(run: Run, cache: Path) -> list[str]:
     prints = run.summary["fingerprints"]
     for record in sorted(cache.glob(f"*-{prints['items'][:8]}/dataset.json")):
         with contextlib.suppress(CoviewError):
-            items = read_items(record.parent)
+            items = read_items(record.parent, prints["labels"])
             if items.labels_fingerprint == prints["labels"]:
                 return items.classes
     return [f"class {c}" for c in range(run.summary["classes"])]

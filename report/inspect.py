@@ -8,13 +8,13 @@ of the test images are not looked at. What takes long on large sets is done on e
 import itertools
 import json
 import os
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_specs.errors import UsageError, run_cli
+from cache_specs.make import line_of, quoted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ASKED, BANK, SHOWN = 10_000, 65_536, 12         # rows of the nearest-neighbour vote at most; pairs on the page
 ALIKE, SAME_ERRORS, LITTLE = 0.95, 0.8, 0.02    # rules of thumb: CKA and kappa of views too alike; share of images from which little is to be learnt
+ENOUGH = 30                 # validation images for a verdict
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,13 @@ def verdict(one: dict[str, Any], two: dict[str, Any], alike: float, seen: "Overl
     """`no`, `doubtful` or `worth trying`, and why, in words. Rules of thumb: only a run says whether co-training helps."""
     a, b, n = one["view"], two["view"], seen.n
     spread = 2 * (max(chance * (1 - chance), 0.01) / n) ** 0.5
-    for view in (one, two):
-        if view["knn_val"] <= chance + spread:
-            return "no", (f"{view['view']} knows next to nothing of these classes: its neighbours are right on {view['knn_val']:.1%} of {n:,} validation "
-                          f"images, the commonest class alone would be on {chance:.1%}. What it would teach is noise.")
+    if n < ENOUGH:
+        return "doubtful", (f"{n:,} labelled validation images are too few to say: one of them is {100 / n:.0f} points. Each labelled image by the others, "
+                            f"{a} is right on {one['knn_left_out']:.1%} and {b} on {two['knn_left_out']:.1%}.")
+    if poor := [view for view in (one, two) if view["knn_val"] <= chance + spread]:
+        return "no", (f"{' and '.join(view['view'] for view in poor)} {'know' if len(poor) > 1 else 'knows'} next to nothing of these classes: the neighbours "
+                      f"are right on {' and '.join(format(view['knn_val'], '.1%') for view in poor)} of {n:,} validation images, the commonest class alone "
+                      f"would be on {chance:.1%}. What {'they' if len(poor) > 1 else 'it'} would teach is noise.")
     if alike > ALIKE or seen.kappa > SAME_ERRORS:
         return "no", (f"{a} and {b} are too alike: CKA {alike:.2f}, kappa of their errors {seen.kappa:.2f} (1 would be the very same errors). "
                       "They have little to tell each other; late fusion would gain little too.")
@@ -192,16 +196,15 @@ def run(config: InspectConfig) -> dict[str, Any]:
 
     views = [name.strip() for name in config.views.split(",") if name.strip()]
     if not views or not config.data:
-        raise UsageError(f"{'DATA' if views else 'VIEWS'} is missing. Type: make inspect VIEWS={','.join(views) or 'clip,dinov2'} "
-                         f"DATA={shlex.quote(config.data or 'photos/')}")
-    to = page_file(config.to or str(Path(config.runs) / "inspect.html"), f"make inspect VIEWS={config.views} DATA={shlex.quote(config.data)} TO=inspect.html")
+        raise UsageError(f"{'DATA' if views else 'VIEWS'} is missing. Type: make inspect VIEWS={quoted(','.join(views) or 'clip,dinov2')} "
+                         f"DATA={quoted(config.data or 'photos/')}")
+    to = page_file(config.to or str(Path(config.runs) / "inspect.html"), line_of("inspect", {"VIEWS": config.views, "DATA": config.data, "TO": "inspect.html"}))
     data = os.path.expanduser(config.data)
     cache = open_cache(Path(config.cache), data, views)
     split = make_split(cache.items, cache.ok, config.labels, config.seed)
     found = look(cache, split)
     words = {"VIEWS": ",".join(views), "DATA": config.data, "LABELS": config.labels, "CACHE": config.cache}
-    found["next"] = "make train " + " ".join(f"{name}={shlex.quote(value)}" for name, value in words.items()
-                                              if (name, value) not in (("LABELS", "all"), ("CACHE", "cache")))
+    found["next"] = line_of("train", {name: value for name, value in words.items() if (name, value) not in (("LABELS", "all"), ("CACHE", "cache"))})
     durable.make_folder(to.parent.absolute())
     durable.write(to, page_of(found, cache, find_dataset(Path(config.cache), data), Path(config.root)).encode(), "inspect")
     print(f"{summary(found)}\n\n{to}\nOnly a run says whether co-training helps: {found['next']}", flush=True)

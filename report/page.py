@@ -88,8 +88,8 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[object]], *, name: 
           marked: Sequence[int] = ()) -> Html:
     """A table; its columns sort by a click or Enter. filtered: the placeholder of a field that hides the rows without its text; tall: it scrolls
     in itself; marked: the numbers of rows that stand out. A cell is text, a number, Html or Cell."""
-    head = [tag("th", tag("button", column.title, type="button") if sortable else column.title, scope="col", class_="number" if column.number else None,
-                title=column.about or None) for column in columns]
+    head = [tag("th", tag("button", column.title, type="button") if sortable and column.title else column.title, scope="col",
+                class_="number" if column.number else None, title=column.about or None) for column in columns]
     body = [tag("tr", *[_cell(cell, column, first=not place) for place, (cell, column) in enumerate(zip(row, columns, strict=True))],
                 class_="marked" if number in marked else None) for number, row in enumerate(rows)]
     field = tag("p", tag("input", type="search", placeholder=filtered, aria_label=filtered, class_="filter"), tag("span", class_="count", aria_live="polite"),

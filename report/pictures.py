@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache_specs.errors import CoviewError
-from cache_specs.items import IMPORTED, Items
+from cache_specs.items import IMPORTED, Items, read_items
 from cache_specs.sources import read_source
+from cache_specs.versions import current, dataset_folders
 
 SIDE = 96           # pixels
 
@@ -34,7 +35,7 @@ class Pictures:
     pictures; a single image that cannot be read, or whose bytes are not those that were embedded, has none. root: where torchvision's data sets lie."""
 
     def __init__(self, folder: Path, items: Items, root: Path = Path("data"), side: int = SIDE) -> None:
-        self.items, self.side, self.read, self.place, self.why = items, side, None, {}, ""
+        self.items, self.side, self.read, self.place, self.moved, self.why = items, side, None, {}, {}, ""
         source = read_source(folder)
         if items.adapter == IMPORTED or not source:
             self.why = "The embeddings were imported from a file, so there are no images to show."
@@ -51,20 +52,26 @@ class Pictures:
             return
         self.read = dataset.read
         self.place = {key: place for place, key in enumerate(dataset.keys)}
+        newest = current(dataset_folders(folder.parent, folder.name.rpartition("-")[0]))
+        if newest not in (folder, None):                                    # images may have been moved since: the newer list knows where to
+            with contextlib.suppress(CoviewError):
+                now = read_items(newest)
+                self.moved = dict(zip(now.sha256, now.keys, strict=True))
 
     def __call__(self, rows: Iterable[int]) -> dict[int, Picture]:
         """Those of these rows that can be read; each row once."""
         from extract.pixels import thumbnail
 
         def one(row: int) -> Picture | None:
-            try:
-                encoded = self.read(self.place[self.items.keys[row]])
-            except (OSError, KeyError):
-                return None
-            if hashlib.sha256(encoded).hexdigest() != self.items.sha256[row]:
-                return None
-            found = thumbnail(encoded, self.side)
-            return found and Picture(f"data:image/webp;base64,{base64.b64encode(found[0]).decode()}", *found[1:])
+            for key in (self.items.keys[row], self.moved.get(self.items.sha256[row], "")):
+                try:
+                    encoded = self.read(self.place[key])
+                except (OSError, KeyError):
+                    continue
+                if hashlib.sha256(encoded).hexdigest() == self.items.sha256[row]:
+                    found = thumbnail(encoded, self.side)
+                    return found and Picture(f"data:image/webp;base64,{base64.b64encode(found[0]).decode()}", *found[1:])
+            return None
 
         rows = list(dict.fromkeys(int(row) for row in rows)) if self.read else []
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

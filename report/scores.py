@@ -10,13 +10,13 @@ from report.page import Cell, Column, Html, Section, command, facts, grid, join,
 from report.source import Run
 from train.config import make_command
 from train.methods import TITLES
-from train.report import against
+from train.report import against, limits
 
 JOINT = "joint"
 
 
-def intro(run: Run) -> Html:
-    """The head of the page."""
+def intro(run: Run, data: str = "") -> Html:
+    """The head of the page. data: what the images are called in the cache, where DATA means a newer version by now."""
     summary, rows, environment = run.summary, run.summary["rows"], run.environment
     prints = ", ".join(f"{name} {value[:8]}" for name, value in summary["fingerprints"].items())
     versions = ", ".join(f"{name} {value}" for name, value in environment["versions"].items() if value)
@@ -27,14 +27,14 @@ def intro(run: Run) -> Html:
         ("classes", f"{summary['classes']:,}"), ("seeds", _seeds(summary["seeds"])), ("shown in detail", title(run.method)),
         ("device", f"{environment['gpu'] or 'CPU'} ({environment['cpus']} cores), {summary['seconds']:,.0f} s"),
         ("fingerprints", tag("code", prints)), ("versions", f"Python {environment['python']}, {versions}"), ("code", tag("code", git)),
-    ]), command(repeat(run)), class_="intro")
+    ]), command(repeat(run, data)), class_="intro")
 
 
-def repeat(run: Run) -> str:
-    """The command that trains this run again. Labels that came from a file are those that the run wrote down."""
+def repeat(run: Run, data: str = "") -> str:
+    """The command that trains this run again. Labels that came from a file are those that the run wrote down. data: what its images are called now."""
     labels = run.settings["labels"]
     written = labels if isinstance(labels, str) else str(run.folder / "splits" / f"seed-{run.summary['seeds'][0]}.labelled.txt")
-    return make_command({**run.settings, "labels": written})
+    return make_command({**run.settings, "labels": written, "data": data or run.settings["data"]})
 
 
 def title(method: str) -> str:
@@ -75,8 +75,10 @@ def scores(run: Run) -> Section:
             row.append(Cell(against(summary["methods"][method], fusion).strip(), gain) if other else Cell("", None))
         marked += [len(rows)] if method == run.method and fused else []
         rows.append(row)
-    spread = f"± is the spread over {len(seeds)} draws of labels, weights and batches." if len(seeds) > 1 else "One seed: there is no spread to judge by."
-    about = note(f"Selected on {summary['rows']['val']:,} labelled validation images, tested once on {summary['rows']['test']:,}. {spread} The row in bold is "
+    drawn = "weights and batches" if summary["labels"] == "all" else "labels, weights and batches"
+    spread = f"± is the spread over {len(seeds)} draws of {drawn}." if len(seeds) > 1 else "One seed: there is no spread to judge by."
+    about = note(f"Selected on {summary['rows']['val']:,} labelled validation images, tested once on {summary['rows']['test']:,}. {spread} "
+                 f"{limits(summary).capitalize()}. The row in bold is "
                  "the method that the rest of this page shows; the test split had no say in which.")
     return Section("scores", "Scores", join([table(columns, rows, name="scores-table", marked=marked), about]))
 

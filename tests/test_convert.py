@@ -218,7 +218,7 @@ def test_offline_nothing_is_fetched_but_a_file_is_taken(folder, monkeypatch, val
 def test_mistakes_are_named(folder):
     with pytest.raises(UsageError, match=r"VIEW is missing\. Type: make weights VIEW=swav"):
         convert(ConvertConfig())
-    with pytest.raises(UsageError, match=r"no view 'swaw'; did you mean 'swav'.*make weights VIEW=swav"):
+    with pytest.raises(UsageError, match=r"no view 'swaw'; did you mean 'swav'"):
         convert(ConvertConfig(view="swaw"))
     with pytest.raises(UsageError, match=r"the view 'clip' needs no conversion: its weights are timm/.*Type: make extract VIEW=clip"):
         convert(ConvertConfig(view="clip"))

@@ -258,8 +258,20 @@ def test_images_that_are_the_same_in_two_splits_or_classes_are_told(tmp_path, ca
         Image.new("L", (9, 9), level).save(tmp_path / "data" / split / label / f"{level}.png")
     run(config(tmp_path / "data", tmp_path / "cache"))
     out = capsys.readouterr().out
+    assert "differ in case" not in out
     assert "warning: 2 of 5 images of 'data' are byte for byte an image of another split (first: 'test/b/1.png' and 'train/a/1.png')" in out
     assert "warning: 1 of 5 images of 'data' are byte for byte an image of another class (first: 'test/b/1.png' and 'train/a/1.png')" in out
+
+
+def test_classes_that_are_called_nearly_the_same_are_told(tmp_path, capsys):
+    for name, levels in (("Circle", (1, 2)), ("circle", (3,)), ("big  dog", (4,)), ("bigdog", (5,)), ("square", (6,))):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for level in levels:
+            Image.new("L", (9, 9), level).save(tmp_path / "data" / name / f"{level}.png")
+    run(config(tmp_path / "data", tmp_path / "cache"))
+    out = capsys.readouterr().out
+    assert "warning: 'Circle' (2 images) and 'circle' (1 images) are classes of their own" in out and "'big  dog' (1 images) and 'bigdog'" in out
+    assert out.count("classes of their own") == 2
 
 
 # --- weights
@@ -406,7 +418,7 @@ def test_a_bad_image_alone_asks_for_no_second_computation():
 @pytest.mark.parametrize(("changes", "message"), [
     ({"view": ""}, r"VIEW is missing\. Type: make extract VIEW=clip DATA=.*\(views: aimv2, .*clip, .*tiny-dinov2, tipsv2\)"),
     ({"data": ""}, r"DATA is missing\. Type: make extract VIEW=tiny-clip DATA=photos/"),
-    ({"view": "tiny-clp"}, r"no view 'tiny-clp'; did you mean 'tiny-clip'\. Type: make extract VIEW=tiny-clip"),
+    ({"view": "tiny-clp"}, r"no view 'tiny-clp'; did you mean 'tiny-clip'"),
     ({"data": "/nowhere/photos"}, r"DATA=/nowhere/photos: there is no such folder"),
     ({"batch": 0}, "--batch and --gpus must be at least 1"),
     ({"gpus": 0}, "--batch and --gpus must be at least 1"),

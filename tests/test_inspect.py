@@ -101,17 +101,24 @@ def test_the_overlap_of_errors_is_scikit_learns_kappa() -> None:
     assert np.std(drawn) == pytest.approx(Overlap(147, 63, 63, 27).error, rel=0.2)
 
 
-ONE, TWO = {"view": "a", "knn_val": 0.7}, {"view": "b", "knn_val": 0.65}
+ONE, TWO = {"view": "a", "knn_val": 0.7, "knn_left_out": 0.6}, {"view": "b", "knn_val": 0.65, "knn_left_out": 0.5}
 
 
 @pytest.mark.parametrize(("one", "alike", "seen", "worth", "words"), [
     (ONE, 0.5, Overlap(180, 100, 80, 40), "worth trying", "of 100 images that a gets wrong b gets 67 right, and of 100 that b gets wrong a gets 71"),
     (ONE, 0.99, Overlap(180, 100, 80, 40), "no", "too alike: CKA 0.99"), (ONE, 0.5, Overlap(280, 6, 8, 106), "no", "kappa of their errors 0.9"),
     (ONE, 0.5, Overlap(260, 60, 3, 77), "doubtful", "b is right where a is wrong on 3 of 400 validation images only"),
-    ({"view": "a", "knn_val": 0.12}, 0.1, Overlap(30, 20, 230, 120), "no", "a knows next to nothing of these classes")])
+    ({**ONE, "knn_val": 0.02}, 0.1, Overlap(5, 9, 9, 6), "doubtful", "29 labelled validation images are too few to say: one of them is 3 points. Each labelled "
+     "image by the others, a is right on 60.0% and b on 50.0%."),
+    ({**ONE, "knn_val": 0.12}, 0.1, Overlap(30, 20, 230, 120), "no", "a knows next to nothing of these classes")])
 def test_the_verdict(one: dict, alike: float, seen: Overlap, worth: str, words: str) -> None:
     found = verdict(one, TWO, alike, seen, 0.1)
     assert found[0] == worth and words in found[1], found
+
+
+def test_both_views_that_know_nothing_are_named() -> None:
+    worth, words = verdict({**ONE, "knn_val": 0.12}, {**TWO, "knn_val": 0.09}, 0.1, Overlap(10, 20, 20, 350), 0.1)
+    assert worth == "no" and words.startswith("a and b know next to nothing of these classes: the neighbours are right on 12.0% and 9.0% of 400")
 
 
 # ---------------------------------------------------------------- planted faults

@@ -23,7 +23,8 @@ from cache_specs.errors import CoviewError, IntegrityError, StaleError, UsageErr
 from cache_specs.items import Items, class_index, read_items, write_items
 from cache_specs.lookup import find_dataset
 from cache_specs.sources import dataset_name, read_source, source_path
-from cache_specs.versions import is_older, version_of
+from cache_specs.status import status
+from cache_specs.versions import current, is_older, tops, version_of
 from extract.datasets import build_items, open_dataset
 
 KEYS = ["A.jpg", "Z/1.jpg", "a.jpg", "a/10.jpg", "a/2.jpg", "ä.jpg"]         # byte order: capitals first, / after ., ä last
@@ -385,3 +386,72 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(tmp_path):
     line = f"{shlex.quote(sys.executable)} -m cache_specs.status --cache {shlex.quote(str(tmp_path))} | true; echo ${{PIPESTATUS[0]}}"
     shown = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
     assert shown.stdout.strip() in ("0", "141") and not shown.stderr
+
+
+@pytest.mark.parametrize("field", ["source", "fingerprint", "name"])
+def test_a_damaged_older_version_does_not_unseat_the_current_one(tmp_path, field, capsys):
+    folder, new = write_items(tmp_path, make(), str(tmp_path)), write_items(tmp_path, MORE, str(tmp_path))
+    record = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**record, field: f"{record[field]}x"}))
+    assert find_dataset(tmp_path, "d") == new == current([folder, new]) and is_older(folder)
+    assert f"{folder / 'dataset.json'}, of an older version of {new.name}, cannot be read: see make status" in capsys.readouterr().err
+    assert f"{folder.name}: the item list in {folder} cannot be read" in status(tmp_path)
+    with pytest.raises(IntegrityError, match=r"It is an older version of its data set.*put .* back from a copy, or delete it"):
+        read_items(folder)
+    for harm in ({"versiom": 0}, {"version": 1}, {"version": 9}, {"version": None}):       # it may be the current one
+        (folder / "dataset.json").write_text(json.dumps(record | harm))
+        assert current([folder, new]) is None, harm
+
+
+def test_a_relabelling_that_was_killed_halfway_does_not_stop_the_next_version(tmp_path):
+    folder, point = write_items(tmp_path, make()), durable.fault
+
+    def fault(passed: str) -> None:
+        if passed == "dataset.open":
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(durable, "fault", fault)
+        write_items(tmp_path, make(labels="zzyyxx"))
+    assert durable.fault is point
+    with pytest.raises(IntegrityError):
+        read_items(folder)
+    new = write_items(tmp_path, make([*KEYS, "ö.jpg"], labels="zzyyxxx"))
+    assert find_dataset(tmp_path, "d") == new and version_of(folder) == 0
+    old = read_items(folder)
+    assert old.classes == ["x", "y", "z"] and old.label.tolist() == [2, 2, 1, 1, 0, 0]
+    (folder / "items.parquet").write_bytes((new / "items.parquet").read_bytes())        # of other images: damage
+    write_items(tmp_path, make([*KEYS, "ö.jpg", "ü.jpg"], labels="zzyyxxxx"))
+    with pytest.raises(IntegrityError):
+        read_items(folder)
+
+
+def test_the_older_versions_follow_only_to_where_their_images_are(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name / "d").mkdir(parents=True)
+    cache, one, two = tmp_path / "cache", str(tmp_path / "one" / "d"), str(tmp_path / "two" / "d")
+    folder = write_items(cache, make(), one)
+    (tmp_path / "one" / "d").rename(tmp_path / "unmounted")
+    for changed in (True, False):
+        new = write_items(cache, make(KEYS[:-1]), two, changed=changed)
+        assert (read_source(folder), read_source(new)) == (one, two)
+    (tmp_path / "two" / "d").rename(tmp_path / "d")
+    write_items(cache, MORE, str(tmp_path / "d"))
+    assert read_source(folder) == read_source(new) == str(tmp_path / "d")
+
+
+def test_the_state_that_was_read_first_does_not_follow_the_one_that_was_read_later(tmp_path):
+    write_items(tmp_path, make())
+    seen = tops(tmp_path)
+    assert seen == {"d": 0}
+    later = write_items(tmp_path, MORE, seen=seen)
+    with pytest.raises(StaleError, match=rf"while the images of 'd' were read, {later.name} became the current version of them\. Type the same command again"):
+        write_items(tmp_path, RENAMED, changed=True, seen=seen)
+    assert find_dataset(tmp_path, "d") == later == write_items(tmp_path, MORE, seen=seen)          # another view of the same state
+    assert version_of(write_items(tmp_path, RENAMED, changed=True, seen=tops(tmp_path))) == 2
+
+
+def test_the_name_of_a_folder_wins_over_that_of_a_data_set(tmp_path):
+    folder, new = write_items(tmp_path, make()), write_items(tmp_path, MORE)
+    other = write_items(tmp_path, make(KEYS[:3], name=folder.name))
+    assert find_dataset(tmp_path, folder.name) == folder and find_dataset(tmp_path, other.name) == other and find_dataset(tmp_path, "d") == new

@@ -1,6 +1,7 @@
 """The Makefile as a user types it. `make -n` where only the command matters, the real thing where the answer does."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+from cache_specs.make import line_of
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -37,6 +40,16 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     assert "VIEWS" in shown
 
 
+@pytest.mark.parametrize("value", ["my photos/", "cost$5/", "$(shell touch PWNED)", "a$$b", "it's", '"q"', "`touch PWNED`;touch PWNED", "a\\b", "#top10", "$@"])
+def test_a_printed_command_means_what_was_typed_and_runs_nothing_else(value: str, tmp_path: Path) -> None:
+    """Through the shell and through make, which both have characters of their own; of a value and of a flag."""
+    (tmp_path / "Makefile").write_text('extract:\n\t@printf %s "$$DATA"; printf "|%s" $(ARGS)\n')
+    line = line_of("extract", {"DATA": value, "ARGS": shlex.join(["--array", value])})
+    clean = {name: held for name, held in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}      # of the make that runs the tests
+    said = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=clean, capture_output=True, text=True, check=True).stdout
+    assert said == f"{value}|--array|{value}" and [path.name for path in tmp_path.iterdir()] == ["Makefile"]
+
+
 @pytest.mark.parametrize(("args", "message"), [
     (("train", "VIEW=clip", "DATA=photos/"), "make train takes no VIEW; did you mean 'VIEWS'. Type: make train VIEWS=clip DATA=photos/   (names: VIEWS, "),
     (("extract", "VIEWS=clip", "DATA=digits"), "make extract takes no VIEWS; did you mean 'VIEW'. Type: make extract VIEW=clip DATA=digits   (names: VIEW, "),
@@ -51,7 +64,8 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     (("xyzzy",), "make has no command 'xyzzy'. All commands: make help"),
     (("train", "clip", "DATA=d"), "make train was given a word that is no command: 'clip'. If it belongs to DATA"),
     (("extract", "VEIW=clip", "DATA=digits"), "make extract takes no VEIW; did you mean 'VIEW'"),
-    (("extract", "VIEW=clp", "DATA=digits"), "no view 'clp'; did you mean 'clip'. Type: make extract VIEW=clip DATA=…"),
+    (("extract", "VIEW=clp", "DATA=digits"), "no view 'clp'; did you mean 'clip'. A view of your own is a TOML file: path/to/mine.toml\n"
+                                             "Type: make extract VIEW=clip DATA=digits"),
     (("extract", "VIEW=clip"), "DATA is missing. Type: make extract VIEW=clip DATA=photos/"),
     (("extract", "DATA=digits"), "VIEW is missing. Type: make extract VIEW=clip DATA=digits"),
     (("extract", "VIEW=clip", "DATA=x-0.tar", "x-1.tar"), "make extract was given a word that is no command: 'x-1.tar'. If it belongs to DATA (the shell"),

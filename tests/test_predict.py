@@ -36,7 +36,7 @@ from train.__main__ import run
 from train.config import TrainConfig
 from train.evaluate import TEMPERATURES
 from train.jobs import graphs_of
-from train.reader import Cache
+from train.reader import Cache, open_cache
 from train.splits import Split, make_split
 
 METHODS = "supervised,concat,label-propagation,mpl,mct,supervised-graph,mct-graph"
@@ -218,6 +218,9 @@ def test_a_run_of_other_data_or_half_of_one_is_refused(runs: Path, made: Made, t
     data = bytearray(probe.read_bytes())
     data[-1] ^= 1
     probe.write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"mct/pixels.safetensors cannot be read \(it has changed since it was written\)"):
+        of_run(tmp_path / "a", "mct", cache=made.cache)
+    shutil.copy(probe.with_name("edges.safetensors"), probe)                # whole, and another view's
     with pytest.raises(IntegrityError, match=r"mct/pixels.safetensors is not the file that .*summary.json was made of"):
         of_run(tmp_path / "a", "mct", cache=made.cache)
     keys = tmp_path / "a" / "splits" / "seed-1.labelled.txt"
@@ -232,19 +235,31 @@ def test_a_run_of_other_data_or_half_of_one_is_refused(runs: Path, made: Made, t
         of_run(tmp_path / "a", cache=made.cache)
 
 
-def test_a_cache_with_new_labels_is_refused_and_labels_from_a_file_are_found_again(made: Made, tmp_path: Path) -> None:
+def test_a_run_finds_the_labels_that_it_was_trained_on_again_also_where_they_were_replaced(made: Made, tmp_path: Path) -> None:
     keys = tmp_path / "keys.txt"
     split = make_split(made.items, np.ones(len(made.items), bool), "4", 7)
     keys.write_text("".join(f"{made.items.keys[row]}\n" for row in split.labelled))
     shutil.copytree(made.cache, tmp_path / "cache")
     run(dataclasses.replace(config(made, tmp_path, labels=str(keys), method="supervised"), cache=str(tmp_path / "cache")))
     keys.unlink()
-    model, _, splits = of_run(tmp_path / "a", cache=tmp_path / "cache")
+    model, cache, splits = of_run(tmp_path / "a", cache=tmp_path / "cache")
     assert model.method == "supervised" and (splits[1].labelled == split.labelled).all()
+    before = model(emb_of(cache, splits[0].test))
     items = read_items(next((tmp_path / "cache").glob("digits-*")))
     label = items.label.copy()
     label[0] = (label[0] + 1) % 10
     write_items(tmp_path / "cache", dataclasses.replace(items, label=label))
+    folder = next((tmp_path / "cache").glob("digits-*"))
+    assert read_items(folder).label[0] == label[0] == open_cache(tmp_path / "cache", "digits", [made.views("pixels")]).items.label[0]
+    model, cache, splits = of_run(tmp_path / "a", cache=tmp_path / "cache")
+    assert cache.items.label[0] == items.label[0] and (model(emb_of(cache, splits[0].test)).joint_nC == before.joint_nC).all()
+    kept = folder / "labels" / items.labels_fingerprint[:12]
+    data = bytearray((kept / "items.parquet").read_bytes())
+    data[len(data) // 2] ^= 1
+    (kept / "items.parquet").write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"the item list in .* cannot be read"):
+        of_run(tmp_path / "a", cache=tmp_path / "cache")
+    shutil.rmtree(kept)
     with pytest.raises(StaleError, match=r"is not what .*/a was trained on any more:\n  labels: [0-9a-f]+ -> [0-9a-f]+\nTrain on what it is now"):
         of_run(tmp_path / "a", cache=tmp_path / "cache")
 
@@ -491,9 +506,14 @@ def test_hidden_training_rows_where_every_image_has_a_label(runs: Path, made: Ma
         np.testing.assert_allclose(table[name], expected, atol=1e-6)
     assert table["label_pixels"] == [cache.items.classes[c] for c in said.views_VnC[0].argmax(1)]
     hit = 100 * (said.choice_n == cache.items.label[rows]).mean()
+    right = json.loads((runs / "a" / "summary.json").read_text())["methods"]["mct-graph"]["joint"]["val_top1"]["mean"]
+    p = (right * len(splits[0].val) + 2) / (len(splits[0].val) + 4)
+    doubt = np.sqrt(p * (1 - p) / (len(splits[0].val) + 4))
     apart = 100 * (said.views_VnC[0].argmax(1) != said.views_VnC[1].argmax(1)).mean()
     for text in (f"every image of digits has a label: these are the {len(rows):,} training images whose labels the run had hidden (3 labels a class)",
-                 f"expected accuracy {100 * said.confidence_n.mean():.1f} %", f"found accuracy {hit:.1f} %", f"the views disagree on {apart:.1f} % of",
+                 f"expected accuracy {100 * right:.1f} %, give or take {200 * doubt:.0f} points: that of the {len(splits[0].val)} validation images of digits",
+                 f"The mean confidence, {100 * said.confidence_n.mean():.1f} %, is no measure here",
+                 f"found accuracy {hit:.1f} %", f"the views disagree on {apart:.1f} % of",
                  f"{len(rows):,} rows in {path}", "mct-graph on pixels, edges, 2 seeds, 10 classes"):
         assert text in out, (text, out)
     bins = [line.split() for line in out.splitlines() if " to " in line and "training" not in line]
@@ -633,9 +653,12 @@ def test_cells_that_a_spreadsheet_would_compute_are_quoted(live: Path, tmp_path:
         assert [row[0] for row in csv.reader(file)][1:] == [f"'{cell}" for cell in nasty[:6]] + nasty[6:]
 
 
-def test_a_single_image_is_a_data_set_of_one(live: Path, tmp_path: Path) -> None:
+def test_a_single_image_is_a_data_set_of_one(live: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     image = live / "photos" / CLASSES[1] / "0.png"
     table = pq.read_table(predict(of_live(live, images=str(image), to=str(tmp_path / "x.parquet")))).to_pydict()
+    out = capsys.readouterr().out
+    assert f"expected accuracy {100 * table['confidence'][0]:.1f} %, give or take " in out and "points: the mean confidence, calibrated on the " in out
+    assert f"\n0.png: {table['label'][0]} {table['confidence'][0]:.2f}, " in out and "1 row in" in out and "confidence         images" not in out
     whole = pq.read_table(predict(of_live(live, to=str(tmp_path / "y.parquet")))).to_pydict()
     row = whole["key"].index(f"{CLASSES[1]}/0.png")
     assert table["key"] == ["0.png"] and table["label"] == [whole["label"][row]] and table["confidence"][0] == pytest.approx(whole["confidence"][row], abs=2e-3)

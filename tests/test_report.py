@@ -275,16 +275,40 @@ def test_the_compared_runs_open_too(browser: Browser, digits: TrainConfig, tmp_p
     browser.screenshot(Path(os.environ.get("SCREENSHOTS", tmp_path)) / "compare.png")
 
 
-def test_runs_that_cannot_be_compared_are_told_why(digits: TrainConfig, thousand: TrainConfig, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_compared_are_told_why(digits: TrainConfig, thousand: TrainConfig, tmp_path: Path, command: Callable) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     other = Path(digits.runs) / "relabelled"
     shutil.copytree(path_of(digits).parent, other, dirs_exist_ok=True)
     for seed in (0, 1):
         (other / "splits" / f"seed-{seed}.labelled.txt").write_text("0001\n")
     reseal(other)
     text = compare([path_of(digits).parent, other, path_of(thousand).parent], tmp_path / "c.html")
-    assert "relabelled: not comparable with digits: other labelled images" in text and "birds: not comparable with digits: other data" in text
+    lines = [line for line in text.splitlines() if line.startswith("relabelled − digits, ")]
+    assert len(lines) == 12 and all(line.endswith("+0.0, not paired: other labelled images or seeds") for line in lines)
+    assert "birds: not comparable with digits: other data (birds " in text and "keep the test images apart" not in text
+    record = durable.read_sealed(other / "summary.json")
+    newer = {**record, "fingerprints": {**record["fingerprints"], "items": "0" * 64}}
+    (other / "summary.json").write_bytes(durable.sealed(newer))             # another version of the data set, with the same test images
+    assert "relabelled − digits, supervised: joint" in compare([path_of(digits).parent, other], tmp_path / "c.html")
+    (other / "summary.json").write_bytes(durable.sealed({**newer, "dataset": "letters"}))
+    assert "relabelled: not comparable with digits: other data (letters 00000000, not digits" in compare([path_of(digits).parent, other], tmp_path / "c.html")
+    (other / "summary.json").write_bytes(durable.sealed(newer))
+    table = pq.read_table(other / "predictions.parquet")
+    ids = pa.array([f"new/{name}" for name in table["id"].to_pylist()])
+    with pq.ParquetWriter(other / "predictions.parquet", table.schema) as writer:
+        file = pq.ParquetFile(path_of(digits).parent / "predictions.parquet")
+        for group in range(file.num_row_groups):
+            rows = file.read_row_group(group)
+            writer.write_table(rows.set_column(rows.schema.get_field_index("id"), "id", ids.slice(0, len(rows))), row_group_size=len(rows))
+    reseal(other)
+    text = compare([path_of(digits).parent, other], tmp_path / "c.html")
+    assert "other data (digits 00000000, not digits" in text and "keep the test images apart before labelling, in folders val/ and test/" in text
     with pytest.raises(UsageError, match=r"there is no run .*did you mean 'digits'"):
         compare([path_of(digits).parent, Path(digits.runs) / "digit"], tmp_path / "c.html")
+    said = command("report.compare", "--names", "relabelled,digit", "--runs", digits.runs)
+    assert said.returncode == UsageError.exit_code and said.stderr.splitlines()[-1] == f"Type: make compare RUNS=relabelled,digits ARGS='--runs {digits.runs}'"
 
 
 def test_a_comparison_says_what_differs_and_tells_machines(digits: TrainConfig, command: Callable, tmp_path: Path) -> None:
@@ -292,6 +316,7 @@ def test_a_comparison_says_what_differs_and_tells_machines(digits: TrainConfig, 
     shutil.copytree(path_of(digits).parent, other, dirs_exist_ok=True)
     record = durable.read_sealed(other / "config.json")
     (other / "config.json").write_bytes(durable.sealed({**record, "settings": {**record["settings"], "lr": 0.5}}))
+    reseal(other)
     given = ("report.compare", "--names", "digits,twice", "--runs", digits.runs, "--to", str(tmp_path / "c.html"))
     done = command(*given)
     assert done.returncode == 0 and f"\nlr: {digits.lr} | 0.5\n" in done.stdout and "validation, by which to choose between runs" in done.stdout
@@ -512,6 +537,26 @@ def test_an_image_that_changed_is_not_shown(tmp_path: Path) -> None:
     (tmp_path / "photos" / "a" / "2.jpg").write_bytes(b"no image")
     found = Pictures(dataset, items)(range(3))
     assert set(found) == {0} and found[0].uri.startswith("data:image/webp;base64,") and max(found[0].width, found[0].height) == 96
+
+
+def test_an_image_that_was_moved_is_shown(tmp_path: Path) -> None:
+    """By its content, of a run on an older version of its data set."""
+    from extract.datasets import build_items, open_dataset
+    from report.pictures import Pictures
+
+    photos = tmp_path / "photos"
+    for name in ("a", "b"):
+        (photos / name).mkdir(parents=True)
+    for i, encoded in enumerate(photographs(np.random.default_rng(0), 4)):
+        (photos / "a" / f"{i}.jpg").write_bytes(encoded)
+    items = build_items(open_dataset(str(photos), tmp_path))
+    older = write_items(tmp_path / "cache", items, str(photos))
+    before = Pictures(older, items)(range(4))
+    (photos / "a" / "0.jpg").rename(photos / "b" / "0.jpg")
+    (photos / "a" / "1.jpg").rename(photos / "a" / "9.jpg")
+    (photos / "a" / "2.jpg").rename(photos / "a" / "1.jpg")                 # under the name that another had
+    write_items(tmp_path / "cache", build_items(open_dataset(str(photos), tmp_path)), str(photos))
+    assert len(before) == 4 and Pictures(older, items)(range(4)) == before
 
 
 def test_a_page_never_takes_the_place_of_another_file(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_unlabelled_are_the_images_that_no_seed_had_a_label_of(found: Run, short
 
 @pytest.mark.parametrize(("name", "change"), [
     ("predictions.parquet", "sorted"), ("predictions.parquet", "flipped"), ("metrics.jsonl", "flipped"), ("splits/seed-5.labelled.txt", "flipped"),
-    ("summary.json", "edited"), ("config.json", "edited"), ("predictions.parquet", "gone"), ("metrics.jsonl", "gone"),
+    ("summary.json", "edited"), ("config.json", "edited"), ("environment.json", "flipped"), ("predictions.parquet", "gone"), ("metrics.jsonl", "gone"),
 ])
 def test_what_was_changed_after_the_run_is_refused_by_name(short: TrainConfig, tmp_path: Path, name: str, change: str) -> None:
     folder = tmp_path / "short"
@@ -179,6 +179,19 @@ def test_the_command_of_the_run_makes_what_was_changed_again(short: TrainConfig,
     run(dataclasses.replace(short, runs=str(tmp_path)))
     again = read_run(folder)
     assert again.summary["methods"] == found.summary["methods"] and again.summary["files"] == found.summary["files"] and again.records == found.records
+
+
+def test_a_damaged_probe_gets_no_score(short: TrainConfig, found: Run, tmp_path: Path) -> None:
+    """Also where summary.json, which knows its digest, was deleted as a message may ask for."""
+    folder = tmp_path / "short"
+    shutil.copytree(found.folder, folder)
+    path = folder / "probes" / "mct-graph" / "edges.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 64
+    path.write_bytes(data)
+    (folder / "summary.json").unlink()
+    with pytest.raises(IntegrityError, match=r"the probe .*mct-graph/edges.safetensors cannot be read \(it has changed since it was written\)"):
+        run(dataclasses.replace(short, runs=str(tmp_path)))
 
 
 def test_an_edited_configuration_is_refused_also_by_the_training(short: TrainConfig, tmp_path: Path) -> None:

@@ -11,17 +11,18 @@ from conftest import VIEW_TOML
 from PIL import Image
 from test_machine import Killed, killing
 
-from cache_specs import gc, integrity, store
-from cache_specs.errors import StaleError, UsageError
+from cache_specs import durable, gc, integrity, store
+from cache_specs.errors import IntegrityError, StaleError, StorageError, UsageError
 from cache_specs.items import Items, read_items
 from cache_specs.lookup import find_dataset, find_view
 from cache_specs.status import records, status
 from cache_specs.view import View
-from extract import backbones
+from extract import backbones, canary, reuse
 from extract.config import ExtractConfig
 from extract.dryrun import plan
+from extract.prepare import prepare
 from extract.repair import RepairConfig, mend_view
-from extract.run import run
+from extract.run import _run, run
 from extract.verify import VerifyConfig, verify
 from train.reader import open_cache
 
@@ -148,7 +149,7 @@ def test_the_current_version_is_what_data_means_and_the_older_one_has_its_folder
     open_cache(cache, data, [toml]).warn_of_drift()
     err = capsys.readouterr().err
     assert f"of 18 images looked at in {data}, 1 were moved, are gone or have changed" in err
-    assert f"type first (known images are not embedded again): make extract VIEW={toml} DATA={data} CACHE={cache}" in err
+    assert f"type first (known images are not embedded again):\n  make extract VIEW={toml} DATA={data} CACHE={cache}" in err
     again, told = extract(world)                                                  # back to what it was
     assert again.folder == old.folder and told["embedded"] == 0 and find_dataset(cache, data) == old.folder.parent
 
@@ -280,6 +281,7 @@ def test_a_donor_of_several_processes_is_the_same(photos, tmp_path):
     ({"data": "photso"}, "there is no such folder; did you mean 'photos/'. DATA may be"),
     ({"data": "lst.csv"}, "there is no such file; did you mean 'list.csv'"),
     ({"data": "digit"}, "there is no such folder; did you mean 'digits'"),
+    ({"name": "photos-1d655206"}, "looks like the folder of a version of 'photos'"),
     ({"data": "zzzzzzzz"}, "there is no such folder. DATA may be"),
     ({"view": "clip, dinov2"}, "one view at a time. Type one after the other:\n  make extract VIEW=clip DATA=photos\n  make extract VIEW=dinov2 DATA=photos"),
 ])
@@ -295,3 +297,221 @@ def test_the_same_images_under_another_name_are_copied_too(world):
     old, _ = extract(world)
     new, told = extract(world, name="pets")
     assert told["embedded"] == 0 and new.folder.parent.name.startswith("pets-") and rows(new) == rows(old)
+
+
+def dies(world: Path, point: str, **changes: object) -> None:
+    """Extract, killed at this fault point."""
+    def fault(passed: str) -> None:
+        if passed == point:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(durable, "fault", fault)
+        extract(world, **changes)
+
+
+def mend(world: Path, view: View, **changes: object) -> View:
+    LOADED.clear()
+    mend_view(RepairConfig(**{"view": "v", "data": view.folder.parent.name, "cache": str(world / "cache"), "device": "cpu", "workers": 0, **changes}))
+    return store.open_view(view.folder)
+
+
+def test_a_donor_that_is_damaged_after_the_check_is_not_copied_for_good(world, monkeypatch):
+    old, _ = extract(world)
+    want, first, agreeing = rows(old), old.embeddings_file(1).read_bytes(), reuse.agreeing
+    image(world / "photos" / "unlabelled" / "new.png", 100)
+
+    def damage(*given: object) -> reuse.Known:
+        known = agreeing(*given)
+        old.embeddings_file(1).write_bytes(bytes([first[0] ^ 0x40]) + first[1:])
+        return known
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reuse, "agreeing", damage)
+        with pytest.raises(IntegrityError, match=r"the shards 1 are not kept: .* changed while it was copied from\. Type: make repair VIEW=v DATA=photos-"):
+            extract(world)
+    assert list((world / "cache").glob("photos-*/v-*/commits/00001.json")) == [old.commit_file(1)]
+    assert mend(world, old).embeddings_file(1).read_bytes() == first
+    new, told = extract(world)
+    assert told["embedded"] == 0 and all(rows(new)[sha] == row for sha, row in want.items())
+
+
+@pytest.mark.parametrize("mended", [False, True])
+def test_what_a_killed_run_copied_is_not_kept_unless_the_donor_is_undamaged(world, mended):
+    old, _ = extract(world)
+    want, first = rows(old), old.embeddings_file(1).read_bytes()
+    image(world / "photos" / "unlabelled" / "new.png", 100)
+    dies(world, "complete.open")
+    view = store.open_view(next(path for path in (world / "cache").glob("photos-*/v-*") if path != old.folder))
+    emb_RD, status_R = store.read_rows(view, range(4, 8))
+    emb_RD[0] *= 1.01                                           # as from a damaged donor
+    store.write_shard(view, 1, emb_RD, status_R)
+    if mended:
+        with pytest.raises(IntegrityError, match="the shards 1 are not kept: they do not hold the rows that were to be copied"):
+            extract(world)
+    else:
+        old.embeddings_file(1).write_bytes(b"x" + first[1:])
+    new, told = extract(world)
+    assert told["embedded"] == (0 if mended else N + 1) and all((rows(new)[sha] == row) >= mended for sha, row in want.items())
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:9]), lambda file: file.write_bytes(b"\xff" * 99)],
+                         ids=["gone", "short", "not finite"])
+def test_a_donor_that_goes_while_it_is_copied_from_ends_the_run_with_the_command(world, monkeypatch, harm):
+    old, _ = extract(world)
+    image(world / "photos" / "unlabelled" / "new.png", 100)
+    create = store.create_view
+
+    def harmed(*given: object) -> View:
+        view = create(*given)
+        harm(old.embeddings_file(0))
+        return view
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "create_view", harmed)
+        with pytest.raises(StorageError, match=r"copied from.*type the same command again"):
+            extract(world)
+    assert extract(world)[0].is_complete
+
+
+def test_a_donor_that_was_made_anew_meanwhile_is_not_copied_from(world, monkeypatch):
+    old, _ = extract(world)
+    with monkeypatch.context() as patch:
+        patch.setattr(Wavering, "scale", 1.0005)                # within what the canary allows, and other bytes
+        other, _ = extract(world, cache=str(world / "other"))
+    image(world / "photos" / "unlabelled" / "new.png", 100)
+    dies(world, "commit.open")
+    shutil.rmtree(old.folder)
+    shutil.copytree(other.folder, old.folder)
+    assert extract(world)[1]["embedded"] == N + 1
+
+
+def test_images_that_are_decoded_otherwise_now_are_not_copied(world, monkeypatch, capsys):
+    old, _ = extract(world)
+    value = durable.read_sealed(old.folder / "canary.json")
+    (old.folder / "canary.json").write_bytes(durable.sealed({**value, "pixels": ["0" * 64, *value["pixels"][1:]]}))
+    image(world / "photos" / "unlabelled" / "new.png", 100)
+    assert extract(world)[1]["embedded"] == N + 1
+    assert f"nothing is copied from {old.folder}: its images are decoded or resized otherwise now" in capsys.readouterr().out
+
+
+def test_stored_rows_that_are_not_what_the_model_says_are_not_copied_though_the_canary_is(world, monkeypatch, capsys):
+    forward = Wavering.forward
+    with monkeypatch.context() as patch:                        # as a compiled model of then
+        patch.setattr(Wavering, "forward", lambda self, pixels, exact=False: forward(self, pixels, exact) * (1 if exact else 1.2))
+        extract(world)
+    image(world / "photos" / "unlabelled" / "new.png", 100)
+    assert extract(world)[1]["embedded"] == N + 1
+    assert "the model's outputs are others now, relative distance 0.17 of its stored rows, allowed 0.002" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("gone", "scale", "want"), [(24, 1.0, (False, 0)), (25, 1.0, (True, 0)), (25, 1.05, (True, 15))])
+def test_a_canary_is_taken_over_where_half_of_its_images_are_there_and_else_the_rows_are_held_against_the_model(world, monkeypatch, gone, scale, want):
+    for i in range(22):
+        image(world / "photos" / "b" / f"more{i}.png", 200 + i)
+    old, _ = extract(world)                                     # 40 images, of which 32 are the canary's
+    items = read_items(old.folder.parent)
+    for row in canary.rows_of(len(items))[:gone]:
+        (world / "photos" / items.keys[row]).unlink()
+    monkeypatch.setattr(Wavering, "scale", scale)
+    told = extract(world, changed=True)[1]
+    assert ("model" in LOADED, told["embedded"]) == want
+
+
+def test_of_several_donors_those_of_another_library_are_left_out_also_where_nothing_is_new(world, monkeypatch, capsys):
+    (world / "more").mkdir()
+    for i in range(7):
+        image(world / "more" / f"{i}.png", 100 + i)
+    extract(world)
+    with monkeypatch.context() as patch:
+        patch.setattr(Wavering, "scale", 1.05)
+        other, _ = extract(world, data=str(world / "more"))
+    shutil.copytree(world / "more", world / "photos" / "unlabelled", dirs_exist_ok=True)
+    new, told = extract(world, name="all")
+    assert told["embedded"] == 7 and [one["rows"] for one in new.attributes["provenance"]["reused"]] == [N]
+    assert f"nothing is copied from {other.folder}: the model's outputs are others now" in capsys.readouterr().out
+
+
+def test_killed_before_its_canary_and_gone_on_with_by_another_library_it_holds_the_donors_against_it_again(world, monkeypatch, capsys):
+    old, _ = extract(world)
+    image(world / "photos" / "unlabelled" / "new.png", 100)
+    dies(world, "canary.open")
+    monkeypatch.setattr(Wavering, "scale", 1.05)
+    dies(world, "commit.open")
+    new, told = extract(world)
+    assert told["embedded"] == N + 1 and "reused" not in new.attributes["provenance"] and not rows(new).items() & rows(old).items()
+    assert integrity.check(new) is not None and capsys.readouterr().out.count(f"nothing is copied from {old.folder}: the model's outputs") == 1
+
+
+def relabelled(world: Path) -> tuple[View, View]:
+    """A view, and that of the next version, all of whose rows but one are copied from it."""
+    old, _ = extract(world)
+    label(world, "01.png")
+    image(world / "photos" / "unlabelled" / "new.png", 100)
+    return old, extract(world)[0]
+
+
+def test_repair_says_so_where_the_bytes_cannot_be_had_again(world, capsys):
+    old, new = relabelled(world)
+    want, root = rows(new), integrity.root(new)
+    shutil.rmtree(old.folder.parent)
+    new.embeddings_file(1).unlink()
+    new = mend(world, new)
+    out = capsys.readouterr().out
+    assert "v: the bytes of the shards 1 are others than before: " in out and "train again, under another RUN" in out
+    assert integrity.root(new) != root and sum(rows(new)[sha] != row for sha, row in want.items()) in range(1, ROWS + 1)
+
+
+def test_repair_takes_no_rows_of_a_donor_or_an_heir_but_those_that_were_sealed(world, capsys, monkeypatch):
+    """The heir has the content from another donor, in other bytes."""
+    sub = world / "sub"
+    sub.mkdir()
+    extract(world)
+    for path in sorted((world / "photos").rglob("*.png"))[:7]:
+        shutil.copy(path, sub / path.name)
+    image(sub / "zz.png", 500)
+    other, _ = extract(world, data=str(sub), cache=str(world / "other"), batch=2)
+    shutil.copytree(other.folder.parent, world / "cache" / other.folder.parent.name)
+    other = store.open_view(world / "cache" / other.folder.parent.name / other.folder.name)
+    shutil.copy(sub / "zz.png", world / "photos" / "unlabelled" / "zz.png")
+    heir, told = extract(world)
+    assert told["embedded"] == 0 and len(heir.attributes["provenance"]["reused"]) == 2
+    want, taken = contents(other), contents(heir)
+    other.embeddings_file(0).unlink()
+    sub.rename(world / "away")
+    with pytest.raises(UsageError, match="which is gone"):
+        mend(world, other)
+    assert not other.embeddings_file(0).exists() and other.is_complete
+    (world / "away").rename(sub)
+    assert contents(mend(world, other)) == want and "others than before" not in capsys.readouterr().out        # by the model, in the batches of then
+    other.embeddings_file(0).unlink()
+    monkeypatch.setattr(Wavering, "scale", 1.0005)
+    other = mend(world, other)
+    assert contents(other) != want and "the bytes of the shards 0 are others than before" in capsys.readouterr().out and contents(heir) == taken
+
+
+def test_repair_copies_one_shard_and_computes_another(world, capsys):
+    old, new = relabelled(world)
+    want, shards = contents(new), [row // ROWS for row, key in enumerate(read_items(new.folder.parent).keys) if key.endswith(("new.png", "00.png"))]
+    for shard in shards:
+        new.status_file(shard).unlink()
+    assert contents(mend(world, new)) == want and LOADED.count("batch of 1") == 1 and "others than before" not in capsys.readouterr().out
+    assert len(set(shards)) == 2 and old.is_complete
+
+
+def test_shards_that_are_named_are_computed_and_not_copied(world, capsys, monkeypatch):
+    old, new = relabelled(world)
+    for view in (old, new):
+        assert mend(world, view, shards="0") and "model" in LOADED and LOADED.count("batch of 3") >= 1
+    assert "the bytes of the shards 0 are others" in capsys.readouterr().out
+
+
+def test_of_two_extractions_at_once_the_one_that_looked_first_is_not_the_last_word(world):
+    extract(world)
+    label(world, "01.png")
+    ready = prepare(settings(world))
+    label(world, "10.png")
+    new, _ = extract(world)
+    with pytest.raises(StaleError, match="became the current version"):
+        _run(settings(world), ready)
+    assert find_dataset(world / "cache", str(world / "photos")) == new.folder.parent

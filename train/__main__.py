@@ -13,6 +13,7 @@ from typing import Any
 
 from cache_specs.console import document
 from cache_specs.errors import UsageError, run_cli
+from cache_specs.make import quoted
 from train.config import TrainConfig
 
 
@@ -57,8 +58,8 @@ def next_step(config: TrainConfig, summary: dict[str, Any]) -> str:
     if not PLANS.keys() & summary["methods"]:
         return ""
     words = [f"make predict RUN={config.run}"] + ["IMAGES=photos/"] * (not summary["rows"]["unlabelled"])
-    words += [f"CACHE={shlex.quote(config.cache)}"] * (config.cache != TrainConfig.cache)
-    return " ".join(words + [f"ARGS={shlex.quote(f'--runs {shlex.quote(config.runs)}')}"] * (config.runs != TrainConfig.runs))
+    words += [f"CACHE={quoted(config.cache)}"] * (config.cache != TrainConfig.cache)
+    return " ".join(words + [f"ARGS={quoted(f'--runs {shlex.quote(config.runs)}')}"] * (config.runs != TrainConfig.runs))
 
 
 def _write_page(config: TrainConfig) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cache_specs.errors import UsageError, did_you_mean, nearest
+from cache_specs.make import line_of, quoted
 
 METHODS = ("supervised", "concat", "logreg", "knn", "label-propagation", "self-training", "co-training", "fixmatch", "mpl", "mct-h0", "mct",
            "supervised-graph", "mct-graph")
@@ -147,7 +148,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raise UsageError for what can be seen without reading any data, with the command to type."""
         views, methods = self.view_list(), self.method_list()
-        example = f"make train VIEWS={','.join(views) or 'clip,dinov2'} DATA={shlex.quote(self.data or 'photos/')}"
+        example = f"make train VIEWS={quoted(','.join(views) or 'clip,dinov2')} DATA={quoted(self.data or 'photos/')}"
         if not views or not self.data:
             raise UsageError(f"{'DATA' if views else 'VIEWS'} is missing. Type: {example}")
         for method in methods:
@@ -158,8 +159,8 @@ class TrainConfig:
         if len(set(views)) < len(views) or len(set(methods)) < len(methods):
             raise UsageError(f"VIEWS={self.views} METHOD={self.method}: name at least one method, and each view and method once")
         if (alone := [method for method in methods if method in (*TEACHING, "concat")]) and len(views) < 2:
-            raise UsageError(f"METHOD={alone[0]} needs at least two views, found {self.views}. Type: make train VIEWS={views[0]},dinov2 "
-                             f"DATA={shlex.quote(self.data)}   or, for one view: {example} METHOD=supervised")
+            raise UsageError(f"METHOD={alone[0]} needs at least two views, found {self.views}. Type: make train VIEWS={quoted(views[0])},dinov2 "
+                             f"DATA={quoted(self.data)}   or, for one view: {example} METHOD=supervised")
         refuse_ranks(self.gpus, len(views))
         for name, low in (("hidden", 1), ("layers", 0), ("members", 1), ("batch_labelled", 1), ("batch_unlabelled", 1), ("chunk", 0), ("warmup", 0),
                           ("cotrain", 0), ("eval_every", 1), ("checkpoint_every", 1), ("patience", 0), ("weight_decay", 0), ("noise", 0),
@@ -185,9 +186,9 @@ class TrainConfig:
 def make_command(settings: Mapping[str, Any]) -> str:
     """The `make train` of these settings (names of TrainConfig's fields): words for what has one, ARGS for what differs from its default."""
     words = {name.upper(): str(settings[name]) for name in WORDS if name in settings and str(settings[name]) not in ("", str(getattr(TrainConfig, name)))}
-    flags = " ".join(f"--{'no-' * (value is False)}{name.replace('_', '-')}" + ("" if isinstance(value, bool) else f" {value}")
-                     for name, value in settings.items() if name not in WORDS and value != getattr(TrainConfig, name, value))
-    return " ".join(["make train", *(f"{name}={shlex.quote(value)}" for name, value in (words | ({"ARGS": flags} if flags else {})).items())])
+    flags = shlex.join(word for name, value in settings.items() if name not in WORDS and value != getattr(TrainConfig, name, value)
+                       for word in [f"--{'no-' * (value is False)}{name.replace('_', '-')}", *([] if isinstance(value, bool) else [str(value)])])
+    return line_of("train", words | ({"ARGS": flags} if flags else {}))
 
 
 def refuse_ranks(ranks: int, views: int) -> None:

@@ -7,7 +7,6 @@ plain gather. That needs shards of whole pages, which all but tiny data sets hav
 import ctypes
 import mmap
 import os
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from cache_specs import integrity, store
 from cache_specs.errors import DataQualityError, IntegrityError, StorageError, UsageError
 from cache_specs.items import Items, read_items
 from cache_specs.lookup import find_dataset
+from cache_specs.make import quoted
 from cache_specs.sources import is_gone, read_source
 from cache_specs.spec import load_spec
 from cache_specs.versions import dataset_folders, is_older
@@ -51,11 +51,11 @@ class Cache:
         if changed := [row for row in rows if _size(f"{folder}/{items.keys[row]}") != size[row]]:
             print(f"warning: of {len(rows):,} images looked at in {folder}, {len(changed):,} were moved, are gone or have changed since they were embedded, "
                   f"the first is {items.keys[changed[0]]!r}. Training uses images and labels as they were embedded. To train on what is there now, type first "
-                  f"(known images are not embedded again): {self._extract()}", file=sys.stderr, flush=True)
+                  f"(known images are not embedded again):\n  {self._extract()}", file=sys.stderr, flush=True)
 
     def _extract(self) -> str:
         commands = [command for folder in self.stamps if (command := store.command(folder, "extract")).startswith("make extract ")]
-        return commands[0] if commands else f"make extract VIEW=… DATA={shlex.quote(self.source)}"
+        return "\n  ".join(commands) if commands else f"make extract VIEW=… DATA={quoted(self.source)}"
 
     def refuse_changed(self) -> None:
         """Raise IntegrityError when a file was written to since the cache was opened: then what was trained on is not what was checked."""
@@ -68,12 +68,12 @@ class Cache:
                     raise IntegrityError(f"{folder} was written anew while it was read; train on it under another RUN=")
 
 
-def open_cache(cache: Path, data: str, views: list[str], remember: bool = True) -> Cache:
-    """Check and map the views; what was checked is noted in the cache if `remember`.
+def open_cache(cache: Path, data: str, views: list[str], remember: bool = True, labels: str = "") -> Cache:
+    """Check and map the views; what was checked is noted in the cache if `remember`. labels: the fingerprint of those that are meant, if not the newest.
 
     Raises CoviewError when one is unfinished, damaged, stale or of other images than the item list."""
-    folder, where = find_dataset(cache, data), shlex.quote(data)
-    items = read_items(folder)
+    folder = find_dataset(cache, data)
+    items = read_items(folder, labels)
     names, emb, stamps, ok, fingerprints = [], [], {}, np.ones(len(items), bool), {"items": items.fingerprint, "labels": items.labels_fingerprint}
     for name in views:
         hint = _hint(folder, name, data)
@@ -81,9 +81,9 @@ def open_cache(cache: Path, data: str, views: list[str], remember: bool = True) 
             view = store.find_view(folder, name, hint)
         else:
             try:
-                spec = load_spec(name, f"make train VIEWS={','.join(views).replace(name, '{view}')} DATA={where}")
+                spec = load_spec(name, views)
             except UsageError as error:
-                raise UsageError(f"{error}{_where_it_is(cache, folder, name)}") from None
+                raise UsageError(f"{error}{_where_it_is(cache, folder, name)}", error.instead) from None
             view = store.find_view(folder, spec.name, hint)
             store.refuse_changed(view, spec.declared(), None)
         store.refuse_other_images(view, items.fingerprint, len(items))
@@ -105,9 +105,9 @@ def open_cache(cache: Path, data: str, views: list[str], remember: bool = True) 
 def _hint(dataset: Path, name: str, data: str) -> str:
     """The command that makes a view which a data set lacks, and that it is cheap where an older version has it."""
     source = read_source(dataset)
-    command = f"make extract VIEW={shlex.quote(name)} DATA={shlex.quote(source if source and is_gone(data) else data)}"
+    command = f"make extract VIEW={quoted(name)} DATA={quoted(source if source and is_gone(data) else data)}"
     if is_older(dataset):
-        return f"{command}, which makes it for the current version, not for {dataset.name}; train on that: DATA={shlex.quote(source)}"
+        return f"{command}, which makes it for the current version, not for {dataset.name}; train on that: DATA={quoted(source)}"
     older = [folder.name for folder in dataset_folders(dataset.parent, dataset.name.rpartition("-")[0])
              if folder != dataset and store.view_folders(folder, Path(name).stem if name.endswith(".toml") else name)]
     return command + (f"   (its embeddings of the images that {older[-1]} has are copied; only new images are embedded)" if older else "")

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,17 @@ def write_probe(folder: Path, method: str, name: str, best: Params, fused: Param
 
 
 def write_tensors(folder: Path, method: str, name: str, tensors: dict[str, Tensor]) -> None:
+    """probes/METHOD/NAME.safetensors, whose metadata hold the sha256 of its tensors."""
     durable.make_folder(folder / "probes" / method)
-    data = save({key: value.detach().contiguous().cpu().clone() for key, value in tensors.items()})
-    durable.write(folder / "probes" / method / f"{name}.safetensors", data, "probe")
+    kept = {key: value.detach().contiguous().cpu().clone() for key, value in tensors.items()}
+    durable.write(folder / "probes" / method / f"{name}.safetensors", save(kept, {"sha256": _digest(kept)}), "probe")
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}\n".encode() + tensors[key].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_tensors(folder: Path, method: str, name: str, device: torch.device) -> tuple[dict[str, Tensor], str]:
@@ -43,8 +52,11 @@ def read_tensors(folder: Path, method: str, name: str, device: torch.device) -> 
     path = folder / "probes" / method / f"{name}.safetensors"
     try:
         data = path.read_bytes()
-        return {key: value.clone().to(device) for key, value in load(data).items()}, hashlib.sha256(data).hexdigest()
-    except (OSError, ValueError, SafetensorError) as error:
+        tensors = load(data)
+        if json.loads(data[8:8 + int.from_bytes(data[:8], "little")])["__metadata__"]["sha256"] != _digest(tensors):
+            raise ValueError("it has changed since it was written")
+        return {key: value.clone().to(device) for key, value in tensors.items()}, hashlib.sha256(data).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise IntegrityError(f"the probe {path} cannot be read ({error}); delete {folder} and train again") from error
 
 
@@ -121,7 +133,7 @@ def summarise(folder: Path, head: dict[str, Any], methods: Sequence[str], cache:
         found = {name: {key: _spread(values[key]) for key in KEYS} for name, values in scores.items()}
         summary["methods"][method] = {"views": {view: found[view] for view in views}, "joint": found["joint"], "probes": digests, "chosen": chosen}
     _write_parquet(folder / "predictions.parquet", tables)
-    written = [folder / "predictions.parquet", folder / "metrics.jsonl", *sorted(folder.glob("splits/*.txt"))]
+    written = [*(folder / name for name in ("predictions.parquet", "metrics.jsonl", "config.json", "environment.json")), *sorted(folder.glob("splits/*.txt"))]
     summary["files"] = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in written if path.is_file()}
     summary["seconds"] = round(seconds, 1)
     durable.write(folder / "summary.json", durable.sealed(summary), "summary")
@@ -144,9 +156,23 @@ def table(summary: dict[str, Any]) -> str:
             value = f"{100 * top1['mean']:.1f} ± {100 * top1['std']:.1f}" if top1["n"] > 1 else f"{100 * top1['mean']:.1f}"
             lines.append(f"{name:50}{value:>13}{scores['test_nll']['mean']:8.3f}{scores['test_ece']['mean']:8.3f}{text}")
     lines.append(f"selected on {summary['rows']['val']} labelled validation images, tested once on {summary['rows']['test']}; {summary['seconds']:.0f} s")
+    lines.append(limits(summary))
     if paired and len(seeds) < 5:
-        lines.append("against late fusion: mean difference ± standard error over the seeds; a p-value wants 5 of them: SEEDS=0..4")
+        lines.append("against late fusion: mean difference and its standard error over the seeds; a p-value wants 5 of them: SEEDS=0..4")
     return "\n".join(lines)
+
+
+def doubt(share: float, n: int) -> float:
+    """Two standard errors of a share that was found on n images, with two more right and two more wrong ones (Agresti & Coull 1998)."""
+    p = (share * n + 2) / (n + 4)
+    return 2 * float(np.sqrt(p * (1 - p) / (n + 4)))
+
+
+def limits(summary: dict[str, Any]) -> str:
+    """What the number of test images leaves open, whatever the spread over the seeds is: they have them in common."""
+    best = max(found["joint"]["test_top1"]["mean"] for found in summary["methods"].values())
+    return (f"so many test images leave {100 * best:.1f} % in doubt by {100 * doubt(best, summary['rows']['test']):.1f} points (two standard errors), "
+            "and all seeds share them")
 
 
 def against(result: dict[str, Any], fusion: dict[str, Any]) -> str:
@@ -212,6 +238,7 @@ def checked(folder: Path, name: str, summary: dict[str, Any]) -> Path:
     except OSError as error:
         raise IntegrityError(f"{path} cannot be read ({error.strerror}). {AGAIN}") from error
     if found != summary["files"].get(name):
-        again = "Train again under another RUN" if name == "metrics.jsonl" else AGAIN
-        raise IntegrityError(f"{path} is not the file that {folder / 'summary.json'} was made with: it was changed afterwards. {again}")
+        again = name == "predictions.parquet" or name.startswith("splits/")
+        raise IntegrityError(f"{path} is not the file that {folder / 'summary.json'} was made with: it was changed afterwards. "
+                             f"{AGAIN if again else 'Train again under another RUN'}")
     return path

@@ -4,10 +4,11 @@
     LABELS=10%       that share of each class, at least 1   LABELS=my.txt   the keys in a file, one a line, or only their last parts
 
 For one seed the choices are nested: the rows of LABELS=3 are among those of LABELS=4. A data set without a test (or validation)
-split gives a fifth of its labelled rows to each, the same for every seed; rows that a file names are not given away. ImageNet's published lists
-(1percent.txt and 10percent.txt of github.com/google-research/simclr, folder imagenet_subsets/) hold bare file names, which is enough.
+split gives a fifth of its labelled rows to each, the same for every seed, chosen by their contents; rows that a file names are not given away. ImageNet's
+published lists (1percent.txt and 10percent.txt of github.com/google-research/simclr, folder imagenet_subsets/) hold bare file names, which is enough.
 """
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from cache_specs.errors import DataQualityError, UsageError, did_you_mean
 from cache_specs.items import Items
 
-CHOICE, FILL = 3 << 40, 4 << 40       # second words of the keys of draws; train/batches.py has 1 and 2 << 40
+CHOICE = 3 << 40                        # second word of the keys of draws; train/batches.py has 1 and 2 << 40
 NUMBER = re.compile(r"all|\d+|[\d.]+%")
 
 
@@ -61,14 +62,19 @@ def assign(items: Items, named: np.ndarray | None = None) -> np.ndarray:
             continue
         source = "train" if (role == "train").any() else "test"
         for label in range(len(items.classes)):
-            rows = np.flatnonzero((role == source) & (items.label == label))
-            rows = np.random.Generator(np.random.Philox(key=[label, FILL + key])).permutation(rows)
+            rows = _by_content(items, np.flatnonzero((role == source) & (items.label == label)), key)
             whole = int(((given == source) & (items.label == label)).sum())
             role[rows[:whole // 5 if whole >= 5 else int(len(rows) > 2)]] = name
     if named is not None:
         kept = named[given[named] == "train"]
         role[kept] = "train"
     return role
+
+
+def _by_content(items: Items, rows: np.ndarray, key: int) -> np.ndarray:
+    """The rows in an order that chance, by their contents, gives them: when images are added or moved, hardly one of the others changes its side."""
+    digests = [hashlib.sha256(f"{key} {items.sha256[row] or items.keys[row]}".encode()).digest() for row in rows]
+    return rows[sorted(range(len(rows)), key=digests.__getitem__)]
 
 
 def _choose(items: Items, known: np.ndarray, ok: np.ndarray, labels: str, seed: int) -> np.ndarray:

@@ -9,7 +9,6 @@ import dataclasses
 import faulthandler
 import itertools
 import os
-import shlex
 import sys
 import typing
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache_specs.errors import IntegrityError, UsageError, did_you_mean, run_cli
+from cache_specs.make import quoted
 from train.config import PLACES, TrainConfig, make_command
 
 INSIDE = ("lr", "weight_decay", "temperature", "pseudo")        # may differ between the experiments of one training
@@ -54,7 +54,7 @@ class SweepConfig(TrainConfig):
             except (ValueError, KeyError):
                 raise UsageError(f"GRID: {part!r}: {name} takes values such as {getattr(self, name)!r}. Type: {example}") from None
         if not axes:
-            raise UsageError(f"GRID is missing. Type: make sweep VIEWS={self.views or 'clip,dinov2'} DATA={self.data or 'photos/'} {example}")
+            raise UsageError(f"GRID is missing. Type: make sweep VIEWS={quoted(self.views or 'clip,dinov2')} DATA={quoted(self.data or 'photos/')} {example}")
         return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
     def check(self) -> None:
@@ -62,7 +62,7 @@ class SweepConfig(TrainConfig):
         super().check()
         if self.dry_run:
             raise UsageError(f"a sweep has no dry run. This one has {len(self.combinations()):,} combinations; for one of them type: "
-                             f"make train VIEWS={self.views} DATA={shlex.quote(self.data)} ARGS=--dry-run")
+                             f"make train VIEWS={quoted(self.views)} DATA={quoted(self.data)} ARGS=--dry-run")
         if self.at_once < 1:
             raise UsageError(f"--at-once must be at least 1, found {self.at_once}")
         for method in self.method_list():

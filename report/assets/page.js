@@ -39,7 +39,7 @@ const key = cell => {
 const compare = (a, b) => a === null || b === null ? (a === null) - (b === null) : typeof a === "number" && typeof b === "number" ? a - b
   : String(a).localeCompare(String(b), undefined, { numeric: true });
 for (const table of $$("table.sortable")) {
-  $$("thead th", table).forEach((head, column) => $("button", head).addEventListener("click", () => {
+  $$("thead th", table).forEach((head, column) => $("button", head)?.addEventListener("click", () => {
     const down = head.getAttribute("aria-sort") === "descending" || (!head.hasAttribute("aria-sort") && !head.classList.contains("number"));
     $$("thead th", table).forEach(other => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", down ? "ascending" : "descending");
