@@ -10,7 +10,6 @@ they may change (label -1 is "unknown") without making any embedding stale.
 import dataclasses
 import hashlib
 import io
-import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 
 from cache_specs import durable, locks
 from cache_specs.errors import IntegrityError, StaleError
+from cache_specs.make import quoted
 from cache_specs.sources import dataset_name, is_gone, read_source, where
 from cache_specs.versions import IMPORTED, dataset_folders, follow, is_older, killed_relabelling, latest, refuse_overtaken, said, succession, version_of
 
@@ -221,7 +221,7 @@ def _again(folder: Path) -> str:
     if is_older(folder):
         return (f"It is an older version of its data set, which is not written again from the images as they are now, and not needed for the current one: put "
                 f"{folder} back from a copy, or delete it if nothing that was trained on it is used any more")
-    how = ("import VIEW=… FROM=" if imported else "extract VIEW=… DATA=") + (shlex.quote(source) if source else "…")
+    how = ("import VIEW=… FROM=" if imported else "extract VIEW=… DATA=") + (quoted(source) if source else "…")
     return f"Type: make {how}   with what {folder.name} was made of: it is written again, and no embedding is made again"
 
 

@@ -253,6 +253,13 @@ def test_a_missing_or_truncated_list_is_named_with_the_command(tmp_path, harm):
         assert str(folder) in str(caught.value)
 
 
+def test_the_command_that_writes_a_list_again_is_quoted_for_make_too(tmp_path):
+    folder = write_items(tmp_path, make(), "/data/cost$(x)")
+    (folder / "items.parquet").unlink()
+    with pytest.raises(IntegrityError, match=r"Type: make extract VIEW=… DATA='/data/cost\$\$\(x\)'   with"):
+        read_items(folder)
+
+
 def test_a_renamed_folder_and_another_format_are_refused(tmp_path):
     folder = write_items(tmp_path, make())
     shutil.copytree(folder, tmp_path / "d-00000000")
