@@ -1,15 +1,22 @@
 """The backbones alone, at their real size with random weights: make bench-extract   (or python bench/bench_extract.py [--views clip,mae] [--device cpu])
+   and `make extract` of JPEG files beside its two limits: python bench/bench_extract.py --views dinov2-l14 --images 16384 --workers 8,16
 
 No checkpoint is needed: how fast a model is does not depend on its weights. Pixels are on the device; a figure is the median over the rounds of images a
 second, with [lowest to highest]; memory is the device's peak, without the library's own. On a GPU batches of 256 (of 32 at 960 pixels), the spec's compute
 dtype; on the CPU one image, which takes minutes for all views. Prints a table and writes bench/results/extract.json.
+
+With --images, of views that timm builds: that many photographs of 500 x 375 pixels (crops of scikit-learn's two, JPEG at quality 90) are embedded by the
+command, from the first image to the sealed view, in turns with its parts: decoding alone (the same workers, no model) and the model alone (the table above).
 """
 
 import argparse
+import concurrent.futures
 import datetime
 import json
 import os
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -57,7 +64,9 @@ def config_of(spec: ViewSpec) -> Any:
 
 def measure(spec: ViewSpec, device: torch.device, rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
-    backbone, side = random_backbone(spec).to(device), spec.preprocess.crop
+    with device:                                            # drawn there: a CPU takes a minute for the largest
+        backbone = random_backbone(spec).to(device)
+    side = spec.preprocess.crop
     cuda = device.type == "cuda"
     batch = (256 if side < 500 else 32) if cuda else 1
     pixels = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(device)
@@ -80,11 +89,76 @@ def measure(spec: ViewSpec, device: torch.device, rounds: int) -> dict[str, Any]
             "TFLOPS": 2 * spec.about.gmacs * batch / min(seconds) / 1e3 if spec.about else None}
 
 
+# --- the whole command
+
+def photographs(folder: Path, count: int) -> Path:
+    """`count` different JPEG files of 500 x 375 pixels."""
+    parts = [range(start, min(start + 256, count)) for start in range(0, count, 256)]
+    folder.mkdir()
+    with concurrent.futures.ProcessPoolExecutor() as pool:
+        list(pool.map(write_photographs, [folder] * len(parts), parts))
+    return folder
+
+
+def write_photographs(folder: Path, numbers: range) -> None:
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    photos = [Image.fromarray(image) for image in load_sample_images().images]
+    for number in numbers:
+        draws = np.random.default_rng(number)
+        photo = photos[number % 2]
+        left, top = draws.integers(photo.width - 500), draws.integers(photo.height - 375)
+        photo.crop((left, top, left + 500, top + 375)).rotate(draws.uniform(-5, 5)).save(folder / f"{number:07}.jpg", quality=90)
+
+
+def batch_of(device: str) -> int:
+    return 256 if device == "cuda" else 4
+
+
+def decoding(spec: ViewSpec, folder: Path, workers: int, device: str) -> float:
+    """Seconds in which the workers hand out all batches, and no model takes any."""
+    from extract.datasets import build_items, open_dataset
+    from extract.embed import batch_rows, load
+    from extract.images import Batches
+
+    dataset = open_dataset(str(folder), Path())
+    items = build_items(dataset)
+    batch = batch_of(device)
+    batches = Batches(dataset.read, items.sha256, spec.preprocess, [list(rows) for rows in batch_rows(0, len(items), batch)], batch)
+    begun = time.perf_counter()
+    for _ in load(batches, workers, device):
+        pass
+    return time.perf_counter() - begun
+
+
+def whole(spec: ViewSpec, images: int, workers: list[int], rounds: int, device: str) -> dict[str, Any]:
+    """images/s of the command and of its decoding, by the number of workers."""
+    from safetensors.torch import save_file
+
+    found: dict[str, dict[str, list[float]]] = {str(count): {"command": [], "decoding": []} for count in workers}
+    with tempfile.TemporaryDirectory(prefix="bench-extract-") as name:
+        folder, weights = photographs(Path(name) / "photos", images), Path(name) / "model.safetensors"
+        torch.manual_seed(0)
+        save_file(build_timm(spec).state_dict(), weights)
+        for number in range(rounds):
+            for count in workers:
+                found[str(count)]["decoding"].append(images / decoding(spec, folder, count, device))
+                command = ["-m", "extract", "--view", spec.name, "--data", folder, "--weights", weights, "--cache", Path(name) / f"cache-{number}-{count}",
+                           "--workers", count, "--device", device, "--batch", batch_of(device), "--json"]
+                said = subprocess.run([sys.executable, *map(str, command)], cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True, check=True)
+                found[str(count)]["command"].append(images / json.loads(said.stdout)["seconds"])
+    return {count: {part: spread(rates) for part, rates in parts.items()} for count, parts in found.items()}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--views", default="all", help="names, comma-separated")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
     parser.add_argument("--rounds", type=int, default=0, help="default: 9 on a GPU, 1 on the CPU")
+    parser.add_argument("--images", type=int, default=0, help="also the whole command, on that many photographs")
+    parser.add_argument("--workers", default="-1", help="of the whole command, comma-separated; -1: as it chooses")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "extract.json")
     args = parser.parse_args()
     device, found, wrong = torch.device(args.device), {}, []
@@ -100,9 +174,18 @@ def main() -> int:
         print(f"{name:18}{line['parameters'] / 1e6:8.1f} M{line['width']:7}{line['dtype']:>10}{line['batch']:7}"
               f"{rate['median']:10.2f} [{rate['low']:.2f} to {rate['high']:.2f}]{line['TFLOPS']:9.2f}{memory}" + ("   WRONG" if name in wrong else ""),
               flush=True)
-    gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
-    record = {"date": datetime.date.today().isoformat(), "machine": machine(), "gpu": gpu, "views": found}
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
+        gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
+        record = {"date": datetime.date.today().isoformat(), "machine": machine(), "gpu": gpu, "views": found}
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
+    for name in found if args.images else ():
+        parts = whole(load_spec(name), args.images, [int(count) for count in args.workers.split(",")], args.rounds or 3, args.device)
+        found[name]["whole"] = {"images": args.images, "workers": parts}
+        for count, rates in parts.items():
+            limit = min(rates["decoding"]["median"], found[name]["images_per_s"]["median"])
+            print(f"{name}, {args.images:,} JPEG files, {count} workers: the command " + ", ".join(
+                f"{part} {rate['median']:.1f} [{rate['low']:.1f} to {rate['high']:.1f}]" for part, rate in rates.items())
+                + f" images/s, {100 * rates['command']['median'] / limit:.0f} % of the slower of decoding and model")
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
     return 1 if wrong else 0
 
 

@@ -39,6 +39,16 @@ def document(asked: bool, command: str) -> Iterator[dict[str, Any]]:
         print(json.dumps(head | found, allow_nan=False, default=str), flush=True)
 
 
+def counted(n: int, what: str) -> str:
+    """1 -> "1 image", 1797 -> "1,797 images"."""
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
+def rate_text(rate: float) -> str:
+    """Two digits at least: 1234.5 -> "1,234", 0.0523 -> "0.052"."""
+    return f"{rate:,.0f}" if rate >= 9.95 else f"{rate:.2g}"
+
+
 def clock_text(seconds: float) -> str:
     """3725 -> 1:02:05."""
     minutes, seconds = divmod(int(seconds), 60)

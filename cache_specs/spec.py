@@ -158,15 +158,19 @@ def load_spec(view: str, among: Sequence[str] = ()) -> ViewSpec:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """`preprocess.resize: 224 -> 256` for every field that differs between two nested dicts, in order of name."""
+    """`preprocess.resize: 224 -> 256` for every field that differs between two nested dicts, in order of name; of digests the first 12 digits."""
     lines = []
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             lines += differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            lines.append(f"{prefix}{key}: {a} -> {b}")
+            lines.append(f"{prefix}{key}: {_short(a)} -> {_short(b)}")
     return lines
+
+
+def _short(value: Any) -> Any:
+    return f"{value[:12]}…" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else value
 
 
 def build(kind: type, values: dict[str, Any], where: str) -> Any:

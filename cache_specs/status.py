@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_specs.console import document
+from cache_specs.console import document, rate_text
 from cache_specs.errors import CoviewError, UsageError, run_cli
 
 if TYPE_CHECKING:
@@ -128,8 +128,8 @@ def _progress(found: dict[str, Any] | None) -> str:
         return ""
     seconds, left = found["seconds"], found["seconds_left"]
     shares = ", ".join(f"{step} {100 * used / max(sum(seconds.values()), 1e-9):.0f} %" for step, used in seconds.items())
-    return (f"\n{'':31}{found['done']:,} of {found['total']:,} images, {found['rate']:,.0f} images/s, {'?' if left is None else f'{left / 3600:.2f} h'} left; "
-            f"bottleneck: {next(iter(seconds), '?')} ({shares})")
+    return (f"\n{'':31}{found['done']:,} of {found['total']:,} images, {rate_text(found['rate'])} images/s, "
+            f"{'?' if left is None else f'{left / 3600:.2f} h'} left; bottleneck: {next(iter(seconds), '?')} ({shares})")
 
 
 def _when(path: Path) -> str:

@@ -26,7 +26,7 @@ import numpy as np
 
 from cache_specs import durable, locks
 from cache_specs.documents import DOCUMENTS, FORMAT, check_documents, write_documents
-from cache_specs.errors import IntegrityError, StaleError, UsageError
+from cache_specs.errors import IntegrityError, StaleError, UsageError, did_you_mean
 from cache_specs.items import IMPORTED
 from cache_specs.make import line_of
 from cache_specs.sources import dataset_name, read_source
@@ -123,7 +123,7 @@ def find_view(dataset: Path, name: str, hint: str) -> View:
     found = view_folders(dataset, name)
     if not found:
         known = sorted({view_name(folder) for folder in view_folders(dataset)})
-        raise UsageError(f"no view {name!r} in {dataset} (there is: {', '.join(known) or 'nothing yet'}). Extract it first: {hint}")
+        raise UsageError(f"no view {name!r} in {dataset}{did_you_mean(name, known)}. To extract it: {hint}")
     if len(found) > 1:
         raise StaleError(f"{dataset} holds {len(found)} versions of {name!r}: {', '.join(path.name for path in found)}; delete all but one")
     return open_view(found[0])

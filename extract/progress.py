@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from cache_specs.console import clock_text
+from cache_specs.console import clock_text, rate_text
 
 LINE_EVERY_S = 10.0
 FILE_EVERY_S = 1.0
@@ -46,10 +46,10 @@ class Progress:
         self.done += n
         now = time.monotonic()
         if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], completed=self.done, rate=f"{self.rate(now):,.0f}", wait=self.wait())
+            self.bar.update(self.bar.task_ids[0], completed=self.done, rate=rate_text(self.rate(now)), wait=self.wait())
         elif now - self.last_line >= LINE_EVERY_S:
             self.last_line = now
-            print(f"{self.title}: {self.done:,}/{self.total:,} {self.unit}, {self.rate(now):,.0f} {self.unit}/s, "
+            print(f"{self.title}: {self.done:,}/{self.total:,} {self.unit}, {rate_text(self.rate(now))} {self.unit}/s, "
                   f"{clock_text(self.left(now))} left{self.wait()}", file=sys.stderr, flush=True)
 
         if self.live and now - self.last_file >= FILE_EVERY_S:

@@ -45,6 +45,7 @@ def run(config: ExtractConfig, told: dict[str, Any] | None = None) -> "View":
 def _run(config: ExtractConfig, ready: "Ready") -> "tuple[View, np.ndarray, int, float]":
     """The finished view, its rows' status, how many rows were embedded now, and in how many seconds."""
     from cache_specs import integrity, store
+    from cache_specs.console import counted, rate_text
     from cache_specs.items import write_items
     from cache_specs.sources import source_path
     from cache_specs.view import default_rows
@@ -107,7 +108,7 @@ def _run(config: ExtractConfig, ready: "Ready") -> "tuple[View, np.ndarray, int,
         integrity.seal(view)
     status = integrity.check(view)
     seconds = time.monotonic() - begun
-    print(f"{spec.name}: finished, {todo:,} images in {seconds:.1f} s ({todo / seconds:,.0f} images/s)"
+    print(f"{spec.name}: finished, {counted(todo, 'image')} in {seconds:.1f} s{f' ({rate_text(todo / seconds)} images/s)' if todo else ''}"
           f"{f', {pending - todo:,} copied' if known.donors else ''}, sealed in {view.folder}")
     quality.report(status, items, view)
     return view, status, todo, seconds
@@ -118,6 +119,7 @@ def _announce(config: ExtractConfig, spec: "ViewSpec", folder: Path, n: int, row
     import shutil
 
     from cache_specs import store
+    from cache_specs.console import counted
     from cache_specs.view import shard_bytes
 
     shards, pending = -(-n // rows), -(-n // rows)
@@ -127,7 +129,7 @@ def _announce(config: ExtractConfig, spec: "ViewSpec", folder: Path, n: int, row
     need, free = pending * (shard_bytes(rows, spec.width) + 2048), shutil.disk_usage(config.cache).free
     if not pending:
         return
-    print(f"{spec.name}: {n:,} images -> {n} x {spec.width} {spec.storage_dtype} in {shards} shards ({shards - pending} done), "
+    print(f"{spec.name}: {counted(n, 'image')} -> {n:,} x {spec.width} {spec.storage_dtype} in {counted(shards, 'shard')} ({shards - pending:,} done), "
           f"{need / 1e6:,.1f} MB to write of {free / 1e6:,.1f} MB free, in {folder}", flush=True)
     if need + RESERVE > free:
         raise StorageError(f"{folder} needs {need / 1e6:,.1f} MB more, but {config.cache} has {free / 1e6:,.1f} MB free. Nothing is lost: make room, "

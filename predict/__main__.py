@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_specs.console import document
+from cache_specs.console import counted, document
 from cache_specs.errors import DataQualityError, UsageError, run_cli
 from cache_specs.make import quoted
 from cache_specs.view import STATUS
@@ -143,7 +143,7 @@ def _of_cache(config: PredictConfig, model: "Model", cache: "Cache", splits: "li
         found = integrity.check(store.find_view(Path(config.cache) / items.folder_name, name, ""))
         status = np.where(status > 0, status, found)
     if len(rows):
-        print(f"{len(rows):,} images of {items.name} have no label", flush=True)
+        print(f"{counted(len(rows), 'image')} of {items.name} without a label", flush=True)
     else:
         rows = functools.reduce(np.intersect1d, [split.unlabelled for split in splits])
         truth_n = items.label[rows]
@@ -175,7 +175,7 @@ def _of_images(config: PredictConfig, model: "Model", dataset: "Dataset", device
     emb_V, status_n = embed(model.views, models, dataset, items, device, config.workers)
     good = status_n == 0
     if not good.all():
-        print(f"{int((~good).sum())} of {len(items):,} images could not be read ({quality.counts(status_n)}); they get no label:\n"
+        print(f"{int((~good).sum()):,} of {counted(len(items), 'image')} could not be read ({quality.counts(status_n)}); they get no label:\n"
               f"{quality.listed(status_n, items)}", flush=True)
     if not good.any():
         raise DataQualityError(f"not one of the {len(items):,} images in {config.images} could be embedded; are they images? Nothing is written")

@@ -44,7 +44,7 @@ class InspectConfig:
     cache: str = "cache"
     """where the embeddings are"""
     runs: str = "runs"
-    """where the page goes: inspect.html in it"""
+    """where the page goes: inspect-DATA.html in it"""
     to: str = ""
     """the page's file, if it shall go elsewhere"""
     root: str = "data"
@@ -198,9 +198,11 @@ def run(config: InspectConfig) -> dict[str, Any]:
     if not views or not config.data:
         raise UsageError(f"{'DATA' if views else 'VIEWS'} is missing. Type: make inspect VIEWS={quoted(','.join(views) or 'clip,dinov2')} "
                          f"DATA={quoted(config.data or 'photos/')}")
-    to = page_file(config.to or str(Path(config.runs) / "inspect.html"), line_of("inspect", {"VIEWS": config.views, "DATA": config.data, "TO": "inspect.html"}))
+    example = line_of("inspect", {"VIEWS": config.views, "DATA": config.data, "TO": "inspect.html"})
+    to = page_file(config.to, example) if config.to else None
     data = os.path.expanduser(config.data)
     cache = open_cache(Path(config.cache), data, views)
+    to = to or page_file(str(Path(config.runs) / f"inspect-{cache.items.name}.html"), example)
     split = make_split(cache.items, cache.ok, config.labels, config.seed)
     found = look(cache, split)
     words = {"VIEWS": ",".join(views), "DATA": config.data, "LABELS": config.labels, "CACHE": config.cache}

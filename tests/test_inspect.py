@@ -194,8 +194,8 @@ def test_fewer_rows_are_asked_where_it_would_take_long(planted: Path, made: Made
 def test_one_view_and_json_and_what_is_missing(made: Made, tmp_path: Path, command: Callable) -> None:
     done = command("report.inspect", "--views", made.views("edges"), "--data", "digits", "--labels", 5, "--cache", made.cache, "--runs", tmp_path, "--json")
     found = json.loads(done.stdout)
-    assert found["command"] == "inspect" and found["ok"] and found["pairs"] == [] and found["page"] == str(tmp_path / "inspect.html")
-    assert (tmp_path / "inspect.html").is_file() and "kNN: 5 neighbours among 50 labelled images" in done.stderr
+    assert found["command"] == "inspect" and found["ok"] and found["pairs"] == [] and found["page"] == str(tmp_path / "inspect-digits.html")
+    assert (tmp_path / "inspect-digits.html").is_file() and "kNN: 5 neighbours among 50 labelled images" in done.stderr
     for config, words in ((InspectConfig(), "VIEWS is missing"), (InspectConfig("a"), "DATA is missing")):
         with pytest.raises(UsageError, match=rf"{words}. Type: make inspect VIEWS="):
             run(config)

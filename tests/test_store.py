@@ -197,7 +197,7 @@ def test_another_view_beside_it_is_not_in_the_way(tmp_path):
 
 def test_a_view_that_is_not_there_names_the_nearest_and_the_command(tmp_path):
     view = create(tmp_path, 100, ALIGNED)
-    with pytest.raises(UsageError, match=r"no view 'vv' in .*\(there is: v\)\. Extract it first: make extract VIEW=vv"):
+    with pytest.raises(UsageError, match=r"no view 'vv' in .*; did you mean 'v'\. To extract it: make extract VIEW=vv"):
         store.find_view(view.folder.parent, "vv", "make extract VIEW=vv DATA=d")
 
 

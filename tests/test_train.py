@@ -399,6 +399,16 @@ def test_three_views_and_one(made: Made, tmp_path: Path) -> None:
     assert list(one["methods"]) == ["supervised"] and "late fusion" not in table(one) and "pixels, supervised" in table(one)
 
 
+@pytest.mark.parametrize("method", ["mct-graph", "concat", "mpl"])
+def test_embeddings_kept_on_the_device_give_the_same_bytes(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """What a GPU has in its own memory, the CPU can have in its: batches without unlabelled rows, ensembles, predictions."""
+    run(config(made, tmp_path / "mapped", method=method, members=2))
+    monkeypatch.setattr("train.feed.fits", lambda emb, device: True)
+    run(config(made, tmp_path / "kept", method=method, members=2))
+    kept = outcome(tmp_path / "kept" / "a")
+    assert kept == outcome(tmp_path / "mapped" / "a") and any(name.startswith("probes") for name in kept)
+
+
 def test_hidden_labels_do_not_matter(made: Made, tmp_path: Path) -> None:
     """All hidden training labels and all test labels drawn anew: the trained bytes are the same."""
     chosen = make_split(made.items, np.ones(len(made.items), bool), "3", 0)
@@ -593,7 +603,7 @@ def test_what_the_cache_lacks_is_named_with_the_command(made: Made, tmp_path: Pa
     good = config(made, tmp_path)
     cases = [({"data": "digts"}, UsageError, "no dataset 'digts'.*did you mean 'digits'$"),
              ({"views": "tiny-clip,tiny-dinov2"}, UsageError,
-              r"no view 'tiny-clip' in .* \(there is: edges, pixels, thirds\). Extract it first: make extract VIEW=tiny-clip DATA=digits"),
+              r"no view 'tiny-clip' in .*; there is: edges, pixels, thirds. To extract it: make extract VIEW=tiny-clip DATA=digits"),
              ({"views": "tiny-clp,tiny-dinov2"}, UsageError, "did you mean 'tiny-clip'"),
              ({"views": "mine,edges"}, UsageError, r"no view 'mine'.*\ndigits-\w+ has the views: edges, pixels, thirds$"),
              ({"device": "cuda"}, UsageError, "torch sees no CUDA GPU here; use DEVICE=cpu")]

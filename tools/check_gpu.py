@@ -1,12 +1,13 @@
-"""All checks that need a GPU, in one call: make check-gpu   (or python tools/check_gpu.py [--device cpu] [--out FILE])
+"""All checks that need a GPU, in one call: make check-gpu   (or python tools/check_gpu.py [--device cpu] [--quick] [--out FILE])
 
 Extracts the bundled views on the GPU and on the CPU and compares them row by row; trains on both and compares the accuracies;
-repeats the GPU run and asks for the same bytes; runs two views through torchrun with as many GPUs as there are (one rank, NCCL, on a
-machine with one); labels images on both, from the cache and live; writes a report; extracts with --compile; asks doctor (NCCL, driver).
-Prints a table, writes it as JSON, and exits with 1 if a line is not as it should be.
+repeats the GPU run, once with embeddings that are not kept on the GPU, and asks for the same bytes; runs two views through torchrun with as many GPUs as there
+are (one rank, NCCL, on a machine with one); labels images on both, from the cache and live; writes a report; extracts with --compile; asks doctor (NCCL,
+driver). Goes on after a failure. Prints a table, writes it as JSON, and exits with 1 if a line is not as it should be.
 """
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys

@@ -43,7 +43,7 @@ class Input:
         device = self.mean_D.device
         if self.resident:
             where = torch.from_numpy(rows).to(device, non_blocking=True)
-            parts = [emb_ND.index_select(0, where.flatten()).view(*rows.shape, -1) for emb_ND in self.resident]
+            parts = [emb_ND.index_select(0, where.flatten()).view(*rows.shape, emb_ND.shape[1]) for emb_ND in self.resident]
         else:
             parts = [torch.from_numpy(gather(emb_ND, rows)) for emb_ND in self.emb]
         raw = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
@@ -60,10 +60,12 @@ def make_input(emb: Sequence[np.ndarray], train_rows: np.ndarray, device: torch.
     """The input of one view, or of several side by side, standardised by `statistics` of each."""
     found = [statistics(emb_ND, train_rows) for emb_ND in emb]
     mean_D, std_D = (torch.tensor(np.concatenate(parts), dtype=dtype, device=device) for parts in zip(*found, strict=True))
-    resident = ()
-    if device.type == "cuda" and sum(emb_ND.nbytes for emb_ND in emb) < RESIDENT * torch.cuda.mem_get_info(device)[0]:
-        resident = [torch.from_numpy(emb_ND).to(device) for emb_ND in emb]
-    return Input(emb, mean_D, std_D, resident)
+    return Input(emb, mean_D, std_D, [torch.from_numpy(emb_ND).to(device) for emb_ND in emb] if fits(emb, device) else ())
+
+
+def fits(emb: Sequence[np.ndarray], device: torch.device) -> bool:
+    """Is there room for them in the memory of the device, if that is a GPU?"""
+    return device.type == "cuda" and sum(emb_ND.nbytes for emb_ND in emb) < RESIDENT * torch.cuda.mem_get_info(device)[0]
 
 
 @dataclass(frozen=True)
