@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,11 @@ def document(asked: bool, command: str) -> Iterator[dict[str, Any]]:
         os.dup2(out, 1)
         os.close(out)
         print(json.dumps(head | found, allow_nan=False, default=str), flush=True)
+
+
+def short(value: Any) -> Any:
+    """Of a sha256 the first 12 digits, anything else as it is."""
+    return f"{value[:12]}…" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else value
 
 
 def counted(n: int, what: str) -> str:

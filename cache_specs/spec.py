@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cache_specs.console import short
 from cache_specs.durable import canonical_json
 from cache_specs.errors import UsageError, did_you_mean, nearest
 
@@ -165,12 +166,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         if isinstance(a, dict) and isinstance(b, dict):
             lines += differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            lines.append(f"{prefix}{key}: {_short(a)} -> {_short(b)}")
+            lines.append(f"{prefix}{key}: {short(a)} -> {short(b)}")
     return lines
-
-
-def _short(value: Any) -> Any:
-    return f"{value[:12]}…" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else value
 
 
 def build(kind: type, values: dict[str, Any], where: str) -> Any:
@@ -240,8 +237,7 @@ def check(spec: ViewSpec, where: str) -> None:
     if outside:
         raise UsageError(f"{where}: weights.files are relative to the repository or folder and stay inside it, found {outside[0]!r}")
     if spec.width < 1 or prep.crop < 1 or prep.resize < prep.crop:
-        raise UsageError(f"{where}: width and crop must be positive and resize at least crop, "
-                         f"found width {spec.width}, resize {prep.resize}, crop {prep.crop}")
+        raise UsageError(f"{where}: width and crop must be positive and resize at least crop, found {spec.width}, {prep.crop} and {prep.resize}")
     if prep.resize_rule == "pad" and prep.crop != prep.resize:
         raise UsageError(f"{where}: with resize_rule 'pad' crop must equal resize, found {prep.crop} and {prep.resize}")
     if not all(map(math.isfinite, (*prep.mean, *prep.std))) or min(prep.std) <= 0:

@@ -102,7 +102,7 @@ def _measured(config: ExtractConfig, ready: "Ready", todo: int) -> tuple[float, 
                 decode, model, done = decode + between - start, model + end - between, done + len(chosen)
             first += size
             size = min(config.batch, max(size, int(size * 1.5 / max(end - start, 1e-3))))          # small steps towards the batch, for slow models
-    workers = workers_of(config.workers, todo, device)
+    workers = workers_of(config.workers, todo, device, config.gpus)
     cores = max(1, (os.cpu_count() or 1) // (len(devices) if device == "cpu" else 1))
     one = max(decode / min(workers, cores), model) if workers else decode + model
     split = len(devices) if device != "cpu" else 1          # processes on one CPU share it

@@ -10,6 +10,8 @@ from cache_specs.errors import UsageError
 from cache_specs.make import quoted
 from extract.config import ExtractConfig
 
+MOST_WORKERS = 32           # of one device, where no number is asked for: some 10,000 photographs a second
+
 if TYPE_CHECKING:
     from cache_specs.items import Items
     from cache_specs.spec import ViewSpec
@@ -67,9 +69,12 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
     return Ready(spec, files, weights_sha256, where, dataset, items, seen)
 
 
-def workers_of(workers: int, todo: int, device: str) -> int:
-    """Decode processes for `todo` images on one device; as many as asked for, where that is not -1."""
-    return workers if workers >= 0 else min(8, os.cpu_count() or 1) if todo > 20_000 or device != "cpu" else 0
+def workers_of(workers: int, todo: int, device: str, devices: int = 1) -> int:
+    """Decode processes for `todo` images on one of so many devices; as many as asked for, where that is not -1."""
+    if not todo:
+        return 0
+    share = max(1, len(os.sched_getaffinity(0)) // devices)
+    return workers if workers >= 0 else min(MOST_WORKERS, share) if todo > 20_000 or device != "cpu" else 0
 
 
 def devices(device: str, gpus: int) -> list[str]:

@@ -17,6 +17,7 @@ from extract.backbones import load_backbone
 from extract.datasets import Dataset
 from extract.embed import batch_rows, embedded, load
 from extract.images import Batches
+from extract.prepare import workers_of
 from extract.progress import Progress
 from extract.weights import find_weights
 from predict.network import View
@@ -73,7 +74,7 @@ def embed(views: list[View], models: list[tuple[ViewSpec, dict[str, Path]]], dat
     for view, (spec, files) in zip(views, models, strict=True):
         plan, emb_nD = batch_rows(0, n, view.batch), np.empty((n, view.width), np.float16)
         backbone = load_backbone(spec, files, device)
-        loader = load(Batches(dataset.read, items.sha256, spec.preprocess, plan, view.batch), workers, device)
+        loader = load(Batches(dataset.read, items.sha256, spec.preprocess, plan, view.batch), workers_of(workers, n, device), device)
         with Progress(view.name, n) as progress:
             for rows, (emb_BD, status_B) in zip(plan, embedded(loader, backbone, device, progress.clock), strict=True):
                 place = slice(rows.start, rows.stop)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")           # two processes of tests share two cores; torch's threads would spin against each other
+os.environ["CUDA_VISIBLE_DEVICES"] = ""                 # the same tests on every machine; what needs a GPU is in tools/check_gpu.py
 
 import numpy as np
 import pytest
@@ -42,6 +43,11 @@ antialias = true
 mean = [0.5, 0.5, 0.5]
 std = [0.5, 0.5, 0.5]
 """
+
+
+def importing(folder: Path, **more: str) -> dict[str, str]:
+    """The environment of a child process that finds modules in `folder` before all others."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH")))), **more}
 
 
 def write_view(dataset: Path, toml: Path, emb_ND: np.ndarray, items_fingerprint: str, rows: int = 512, status: np.ndarray | None = None) -> store.View:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import VIEW_TOML
+from conftest import ROOT, VIEW_TOML, importing
 
 from cache_specs import durable, integrity, locks, repair, store
 from cache_specs.errors import CoviewError, RankDiedError
@@ -157,9 +157,8 @@ def trial(folder: Path, do: str = "extract", fault: str = "", kill_after: float 
 def run(steps: Steps, prefix: tuple[str, ...] = ()) -> list[list[Any]]:
     """Take the steps one after the other: a trial, a list of trials at once, or {"sh": a command}. Their results in a list for each step."""
     if prefix not in _servers:                  # its imports take longer than a hundred trials
-        root = str(Path(__file__).parents[1])
-        _servers[prefix] = subprocess.Popen([*prefix, sys.executable, "-W", "ignore::DeprecationWarning", __file__], cwd=root, text=True,
-                                            env={**os.environ, "PYTHONPATH": root}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        _servers[prefix] = subprocess.Popen([*prefix, sys.executable, "-W", "ignore::DeprecationWarning", __file__], cwd=ROOT, text=True,
+                                            env=importing(ROOT), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     server = _servers[prefix]
     print(json.dumps(steps), file=server.stdin, flush=True)
     return [json.loads(server.stdout.readline()) for _ in steps]

@@ -267,7 +267,7 @@ def test_a_view_that_is_not_whole_is_refused_by_name(made: Made, tmp_path: Path)
     shard.write_bytes(data)
     for name, kind, message in (("digits/pixels", UsageError, r"the view 'pixels' is not finished \(4 of 4 shards"),
                                 ("digits/edges", IntegrityError, r"edges-\w+: shard 1 .*damaged"),
-                                ("digits/egdes", UsageError, r"no view 'egdes' in .*there is: edges, pixels, thirds"),
+                                ("digits/egdes", UsageError, r"no view 'egdes' in .*; did you mean 'edges'\. To extract it: make extract VIEW=egdes"),
                                 ("digts/edges", UsageError, r"no dataset 'digts'.*did you mean 'digits'")):
         with pytest.raises(kind, match=message):
             open_view(tmp_path / "cache" / name)

@@ -1,6 +1,5 @@
 """Embeddings in from elsewhere and out to elsewhere: every format, every refusal, and the same bytes back."""
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -9,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +56,8 @@ def write(path: Path, **arrays) -> Path:
     else:
         group = zarr.open_group(path, mode="w")
         for name, array in arrays.items():
-            with pytest.warns() if np.asarray(array).dtype.kind == "U" else contextlib.nullcontext():      # zarr: a type of its own
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")             # zarr, until 3.4: strings of fixed length are a type of its own
                 group.create_array(name, data=np.asarray(array), chunks=(7, *np.shape(array)[1:]))
     return path
 
@@ -182,7 +183,7 @@ def test_again_is_a_hit_and_another_matrix_is_stale(home: Path, capsys) -> None:
     again = imported(home, write(home / "b.h5", embeddings=EMB[::-1], keys=np.array(KEYS[::-1])))     # another file and order, the same rows
     assert again == view and "already in the cache, nothing to do" in capsys.readouterr().out
     assert stamp == {path: path.stat().st_mtime_ns for path in stamp}
-    with pytest.raises(StaleError, match=r"was made of other embeddings:\n  embeddings.sha256: \w{64} -> \w{64}\nTo keep both, import these "
+    with pytest.raises(StaleError, match=r"was made of other embeddings:\n  embeddings.sha256: \w{12}… -> \w{12}…\nTo keep both, import these "
                                          "under another name: VIEW=mine-2. To make it anew, delete"):
         imported(home, write(home / "c.npz", embeddings=EMB + 1, keys=KEYS))
     with pytest.raises(StaleError, match="  width: 6 -> 5\n"):

@@ -430,7 +430,6 @@ def test_what_is_missing_or_wrong_is_named_with_the_command(photos, tmp_path, ch
     assert caught.value.exit_code == 2 and not (tmp_path / "cache").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_a_usage_error(photos, tmp_path):
     with pytest.raises(UsageError, match="torch sees no CUDA GPU here; use DEVICE=cpu"):
         run(config(photos, tmp_path, device="cuda"))

@@ -1,7 +1,6 @@
 """examples/digits.ipynb runs as a reader would run it, in a kernel of its own; what stands in it was put there by such a run."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Made
+from conftest import ROOT, Made, importing
 
 NOTEBOOK = ROOT / "examples" / "digits.ipynb"
 RUN = "import sys, nbformat\nfrom nbclient import NotebookClient\nbook = nbformat.read(sys.argv[1], 4)\n" \
@@ -30,7 +29,7 @@ def execute(text: str, folder: Path, cache: Path) -> list[str]:
     (folder / "cache").symlink_to(cache)
     path = folder / "examples" / "digits.ipynb"
     path.write_text(text)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder), "JUPYTER_PLATFORM_DIRS": "1"}
+    environment = importing(ROOT, HOME=str(folder), JUPYTER_PLATFORM_DIRS="1")
     done = subprocess.run([sys.executable, "-c", RUN, path, path.parent], env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     return said(json.loads(path.read_text()))

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Made
+from conftest import ROOT, Made, importing
 from test_train import _is_rank, flags, outcome, start, wait_for
 from test_train import config as plain_config
 
@@ -125,7 +125,7 @@ Launch = Callable[..., tuple[list[int], str]]
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     """launch(settings, rank=0, step=0, number="SIGKILL", point="") -> the ranks' exit statuses, and what they said."""
     log = tmp_path_factory.mktemp("log") / "log.txt"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = importing(ROOT, OMP_NUM_THREADS="1")
     server = subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(settings: TrainConfig, ranks: int = 0, rank: int = 0, step: int = 0, number: str = "SIGKILL", point: str = "") -> tuple[list[int], str]:
@@ -405,7 +405,7 @@ def test_a_rank_that_ends_badly_ends_the_job_in_time_with_code_7(made: Made, tmp
     harm, how, seconds = ENDS[end]
     (tmp_path / "sitecustomize.py").write_text(HARMFUL.format(harm=harm.replace("os.", f"open({str(tmp_path / 'now')!r}, 'w').close(); os.", 1)
                                                               .replace("raise", f"open({str(tmp_path / 'now')!r}, 'w').close(); raise", 1)))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    environment = importing(tmp_path, OMP_NUM_THREADS="1")
     process = subprocess.Popen([sys.executable, "-m", "train", *flags(config(made, tmp_path, gpus=2, timeout_s=5.0))], cwd=ROOT, env=environment,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (tmp_path / "now").exists():
@@ -453,7 +453,7 @@ def test_torchrun_with_restarts_resumes_by_itself(made: Made, tmp_path: Path, la
     settings = config(made, tmp_path, gpus=2, cotrain=60)
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "-m", "--", "train"]
     words += flags(dataclasses.replace(settings, gpus=1))
-    process = subprocess.Popen(words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)},
+    process = subprocess.Popen(words, cwd=ROOT, env=importing(tmp_path, OMP_NUM_THREADS="1"),
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(tmp_path / "a" / "checkpoints" / "LATEST", process)
     os.kill(rank_1(tmp_path), signal.SIGKILL)

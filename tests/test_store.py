@@ -186,7 +186,7 @@ def test_other_weights_are_refused_as_old_and_new(tmp_path):
     view = create(tmp_path, 100, ALIGNED)
     with pytest.raises(StaleError) as caught:
         store.create_view(view.folder.parent, "v", view.attributes["spec"], "f" * 64, ITEMS, 100, ROWS, {"batch": 1})
-    assert f"weights.sha256: {'0' * 64} -> {'f' * 64}" in str(caught.value)
+    assert "weights.sha256: 000000000000… -> ffffffffffff…" in str(caught.value)
 
 
 def test_another_view_beside_it_is_not_in_the_way(tmp_path):

@@ -8,11 +8,14 @@ driver). Goes on after a failure. Prints a table, writes it as JSON, and exits w
 
 import argparse
 import contextlib
+import functools
 import json
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,91 +26,143 @@ VIEWS = ("tiny-clip", "tiny-dinov2")
 METHODS = ("fixmatch", "mct", "supervised-graph", "mct-graph")
 
 
+# what `python -m train` does, but without a place for the embeddings in the GPU's memory: each batch comes through pinned memory
+STREAMED = "import runpy; from train import feed; feed.RESIDENT = 0; runpy.run_module('train', run_name='__main__', alter_sys=True)"
+
+
 def call(module: str, *args: object) -> float:
-    """Run `python -m module`; -> seconds. Ends the check when it fails."""
+    """Run `python -m module`, or a program that begins with import; -> seconds."""
     begun = time.monotonic()
-    subprocess.run([sys.executable, "-m", *module.split(), *map(str, args)], cwd=ROOT, check=True)
+    program = ["-c", module] if module.startswith("import ") else ["-m", *module.split()]
+    subprocess.run([sys.executable, *program, *map(str, args)], cwd=ROOT, check=True)
     return time.monotonic() - begun
 
 
-def top1(folder: Path, method: str) -> float:
-    return json.loads((folder / "summary.json").read_text())["methods"][method]["joint"]["test_top1"]["mean"]
+class Lines:
+    """What was found: (what, value, is it as it should be). A part that fails is a line too, and the others go on."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, object, bool]] = []
+
+    def __call__(self, what: str, value: object, fine: bool) -> None:
+        self.found.append((what, value, bool(fine)))
+
+    def seconds(self, what: str, module: str, *args: object) -> None:
+        self(f"{what}, seconds", round(call(module, *args), 1), True)
+
+    @contextlib.contextmanager
+    def part(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception:                                   # whatever it is, it is told, and counts
+            traceback.print_exc()
+            self(what, "failed", False)
 
 
-def predicted(work: Path, device: str) -> list[tuple[str, object, bool]]:
+def scores(folder: Path) -> dict[str, float]:
+    methods = json.loads((folder / "summary.json").read_text())["methods"]
+    return {method: methods[method]["joint"]["test_top1"]["mean"] for method in METHODS}
+
+
+def rows_of(cache: Path, view: str) -> np.ndarray:
+    from cache_specs.store import open_view, view_folders
+    from train.reader import map_view
+
+    return map_view(open_view(view_folders(next(cache.glob("digits-*")), view)[0])).astype(np.float32)
+
+
+def extract(lines: Lines, work: Path, device: str) -> None:
+    for where in dict.fromkeys((device, "cpu")):
+        for view in VIEWS:
+            lines.seconds(f"extract {view} on {where}", "extract", "--view", view, "--data", "digits", "--device", where, "--cache", work / where)
+    for view in VIEWS:
+        gpu, cpu = (rows_of(work / where, view) for where in (device, "cpu"))
+        cosine = ((gpu * cpu).sum(1) / np.linalg.norm(gpu, axis=1) / np.linalg.norm(cpu, axis=1)).min()
+        lines(f"{view}: smallest cosine to the CPU's row", round(float(cosine), 6), cosine > 0.999)
+
+
+def compiled(lines: Lines, work: Path, device: str) -> None:
+    lines.seconds("extract --compile", "extract", "--view", VIEWS[0], "--data", "digits", "--device", device, "--cache", work / "compiled", "--compile")
+    plain, other = (rows_of(work / cache, VIEWS[0]) for cache in (device, "compiled"))
+    far = float(np.abs(plain - other).max() / np.abs(plain).max())
+    lines("--compile: largest difference to the plain model's rows, of the largest value", round(far, 6), far < 0.01)
+
+
+def train(lines: Lines, work: Path, device: str, seeds: str) -> None:
+    common = ("--views", ",".join(VIEWS), "--data", "digits", "--labels", 3, "--seeds", seeds, "--cache", work / device, "--runs", work / "runs",
+              "--method", f"supervised,{','.join(METHODS)}")
+    runs = (("first", device, "train"), ("again", device, "train"), ("streamed", device, STREAMED), ("cpu", "cpu", "train"))
+    for run, where, program in runs:
+        with lines.part(f"train, {run}, on {where}"):
+            lines.seconds(f"train, {run}, on {where}", program, *common, "--device", where, "--run", run)
+    bytes_of = {run: [path.read_bytes() for path in sorted((work / "runs" / run / "probes").rglob("*.safetensors"))] for run, *_ in runs}
+    for run in ("again", "streamed"):
+        lines(f"train, {run}: the bytes of the first", bytes_of[run] == bytes_of["first"], bytes_of[run] == bytes_of["first"] != [])
+    ranks = min(len(VIEWS), torch.cuda.device_count()) if device == "cuda" else 2
+    with lines.part(f"train by torchrun with {ranks} rank(s)"):
+        lines.seconds(f"train by torchrun with {ranks} rank(s)", f"torch.distributed.run --standalone --nproc-per-node {ranks} -m -- train", *common,
+                      "--device", device, "--gpus", ranks, "--run", "ranks")
+    for run, most in (("cpu", 0.05), ("ranks", 0.02)):
+        with lines.part(f"train, {run}: accuracies"):
+            one, other = scores(work / "runs" / "first"), scores(work / "runs" / run)
+            for method in METHODS:
+                far = abs(one[method] - other[method])
+                lines(f"{method}: joint accuracy, difference of {run} to the first", round(far, 4), far < most)
+
+
+def predict(lines: Lines, work: Path, device: str) -> None:
     """The labels and confidences of a run on `device`, from the cache and of images embedded again, against those on the CPU."""
     import pyarrow.parquet as pq
 
-    lines, tables = [], {}
+    tables = {}
     for name, where, images in (("cached", device, ()), ("cpu", "cpu", ()), ("live", device, ("--images", "digits"))):
         to = work / f"{name}.parquet"
-        seconds = call("predict", "--run", "first", "--runs", work / "runs", "--cache", work / device, "--device", where, "--to", to, *images)
-        lines.append((f"predict, {name}, on {where}, seconds", round(seconds, 1), True))
+        lines.seconds(f"predict, {name}, on {where}", "predict", "--run", "first", "--runs", work / "runs", "--cache", work / device, "--device", where,
+                      "--to", to, *images)
         rows = pq.read_table(to).to_pydict()
         tables[name] = {key: (label, sure) for key, label, sure in zip(rows["key"], rows["label"], rows["confidence"], strict=True)}
     for name in ("cpu", "live"):
         pairs = [(row, tables[name][key]) for key, row in tables["cached"].items()]
         same, far = float(np.mean([a[0] == b[0] for a, b in pairs])), max(abs(a[1] - b[1]) for a, b in pairs)
-        lines.append((f"predict, {name}: share of labels that are those from the cache on {device}", round(same, 4), same > 0.995))
-        lines.append((f"predict, {name}: largest difference of a confidence", round(far, 5), far < 0.05))
-    return lines
+        lines(f"predict, {name}: share of labels that are those from the cache on {device}", round(same, 4), same > 0.995)
+        lines(f"predict, {name}: largest difference of a confidence", round(far, 5), far < 0.05)
+
+
+def report(lines: Lines, work: Path, device: str) -> None:
+    lines.seconds("report", "report", "--run", "first", "--runs", work / "runs", "--cache", work / device, "--device", device)
+    lines.seconds("export-model", "predict.export", "--run", "first", "--runs", work / "runs", "--cache", work / device, "--to", work / "model")
+    lines.seconds("predict by the exported model", "predict", "--model", work / "model", "--images", "digits", "--device", device, "--to", work / "model.csv")
+
+
+def doctor(lines: Lines, work: Path, device: str) -> None:
+    said = subprocess.run([sys.executable, "-m", "report.doctor"], cwd=ROOT, capture_output=True, text=True)
+    print(said.stdout)
+    lines("doctor: what is wrong", said.stderr.strip() or "nothing", said.returncode == 0)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu checks this script itself")
+    parser.add_argument("--quick", action="store_true", help="one seed")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "check_gpu.json")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         print("error: torch sees no CUDA GPU here; try --device cpu to check the script itself", file=sys.stderr)
         return 2
     sys.path.insert(0, str(ROOT))
-    from cache_specs.store import open_view, view_folders
-    from train.reader import map_view
-
-    lines: list[tuple[str, object, bool]] = []
+    lines, begun = Lines(), time.monotonic()
     with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        for device in dict.fromkeys((options.device, "cpu")):
-            for view in VIEWS:
-                seconds = call("extract", "--view", view, "--data", "digits", "--device", device, "--cache", work / device, "--workers", 2)
-                lines.append((f"extract {view} on {device}, seconds", round(seconds, 1), True))
-        for view in VIEWS:
-            gpu, cpu = (map_view(open_view(view_folders(next((work / device).glob("digits-*")), view)[0])).astype(np.float32)
-                        for device in (options.device, "cpu"))
-            cosine = (gpu * cpu).sum(1) / np.linalg.norm(gpu, axis=1) / np.linalg.norm(cpu, axis=1)
-            lines.append((f"{view}: smallest cosine to the CPU's row", round(float(cosine.min()), 6), bool(cosine.min() > 0.999)))
-        common = ("--views", ",".join(VIEWS), "--data", "digits", "--labels", 3, "--seeds", "0..4", "--cache", work / options.device, "--runs", work / "runs",
-                  "--method", f"supervised,{','.join(METHODS)}")
-        for run, device in (("first", options.device), ("again", options.device), ("cpu", "cpu")):
-            lines.append((f"train on {device}, seconds", round(call("train", *common, "--device", device, "--run", run), 1), True))
-        probes = [[path.read_bytes() for path in sorted((work / "runs" / run / "probes").rglob("*.safetensors"))] for run in ("first", "again")]
-        lines.append(("the same run again gives the same bytes", probes[0] == probes[1], probes[0] == probes[1]))
-        for method in METHODS:
-            difference = abs(top1(work / "runs" / "first", method) - top1(work / "runs" / "cpu", method))
-            lines.append((f"{method}: joint accuracy, difference to float32 on the CPU", round(difference, 4), difference < 0.05))
-        ranks = min(len(VIEWS), torch.cuda.device_count()) if options.device == "cuda" else 2
-        call(f"torch.distributed.run --standalone --nproc-per-node {ranks} -m -- train", *common, "--device", options.device, "--gpus", ranks,
-             "--run", "ranks")
-        for method in METHODS:
-            same = abs(top1(work / "runs" / "ranks", method) - top1(work / "runs" / "first", method))
-            lines.append((f"{method}: torchrun with {ranks} rank(s), joint accuracy, difference to one process", round(same, 4), same < 0.02))
-        lines += predicted(work, options.device)
-        call("report", "--run", "first", "--runs", work / "runs", "--cache", work / options.device, "--device", options.device)
-        call("extract", "--view", VIEWS[0], "--data", "digits", "--device", options.device, "--cache", work / "compiled", "--compile")
-        plain, compiled = (map_view(open_view(view_folders(next((work / cache).glob("digits-*")), VIEWS[0])[0])).astype(np.float32)
-                           for cache in (options.device, "compiled"))
-        far = float(np.abs(plain - compiled).max() / np.abs(plain).max())
-        lines.append(("--compile: largest difference to the plain model's rows, of the largest value", round(far, 6), far < 0.01))
-    said = subprocess.run([sys.executable, "-m", "report.doctor"], cwd=ROOT, capture_output=True, text=True)
-    lines.append(("doctor: what is wrong", said.stderr.strip() or "nothing", said.returncode == 0))
-    good = all(fine for *_, fine in lines)
-    for what, value, fine in lines:
-        print(f"{what:70} {value!s:>10}  {'ok' if fine else 'NOT OK'}")
+        for part in (extract, functools.partial(train, seeds="0" if options.quick else "0..4"), predict, report, compiled, doctor):
+            with lines.part(getattr(part, "func", part).__name__):
+                part(lines, Path(name), options.device)
+    good = all(fine for *_, fine in lines.found)
+    for what, value, fine in lines.found:
+        print(f"{what:76} {value!s:>10}  {'ok' if fine else 'NOT OK'}")
     machine = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"machine": machine, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "good": good,
-                                       "figures": {what: value for what, value, _ in lines}}, indent=1) + "\n")
+    record = {"machine": machine, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "good": good, "seconds": round(time.monotonic() - begun),
+              "figures": {what: value for what, value, _ in lines.found}}
+    options.out.write_text(json.dumps(record, indent=1) + "\n")
     return 0 if good else 1
 
 
