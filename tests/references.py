@@ -114,7 +114,7 @@ def joined(state: State, names: tuple[str, ...], into: str) -> State:
 
 BLOCKS = ((r"^encoder\.layers?\.", "blocks."), (r"^layers\.", "blocks."), (r"^model\.layer\.", "blocks."),
           (r"\.attention\.attention\.(query|key|value)\.", lambda found: f".attention.{found[1][0]}_proj."),         # transformers until 5.17
-          (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+          (r"\.attention\.output\.dense\.", ".attention.o_proj."), (r"\.mlp\.weights_in\.", ".mlp.fc1."), (r"\.mlp\.weights_out\.", ".mlp.fc2."),
           (r"\.attention\.o_proj\.|\.self_attn\.(out_proj|projection)\.", ".attn.proj."),
           (r"\.(attention|self_attn)\.", ".attn."), (r"layer_scale(\d)\.lambda1", r"ls\1.gamma"), (r"^embeddings\.(cls_token|class_embedding)", "cls_token"),
           (r"^embeddings\.register_tokens", "reg_token"), (r"^embeddings\.patch_embeddings?\.(projection\.)?", "patch_embed.proj."),
