@@ -6,6 +6,7 @@
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from cache_specs import store
@@ -44,9 +45,9 @@ def find_view(cache: Path, view: str, data: str, target: str, rest: str = "") ->
     return found[0]
 
 
-def find_dataset(cache: Path, data: str) -> Path:
+def find_dataset(cache: Path, data: str, views: Sequence[str] = ()) -> Path:
     """The cached dataset that `DATA=data` names: the cache folder's own name, else a folder's or file's base name, or a bundled name; of several versions
-    the current one. Says which of the others cannot be read."""
+    the current one. Says which of the others cannot be read. `views`: what the message says to extract."""
     name = dataset_name(data)
     everything = [path.parent for path in sorted(cache.glob("*/dataset.json"))]
     found = [folder for folder in everything if folder.name == data] or dataset_folders(cache, name) or \
@@ -65,8 +66,9 @@ def find_dataset(cache: Path, data: str) -> Path:
                          f"Name one: DATA={found[0].name}")
     known = sorted({path.parent.name.rpartition("-")[0] for path in cache.glob("*/dataset.json")})
     near = nearest(name, known) if is_gone(data) else ""            # what lies there, though nobody embedded it, is what was meant
-    raise UsageError(f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}" +
-                     ("" if near else f". Embed it first: make extract VIEW=… DATA={quoted(data)}"), instead={"DATA": near} if near else None)
+    commands = "\n  ".join(f"make extract VIEW={view} DATA={quoted(data)}" for view in [*map(quoted, views)] or ["…"])
+    raise UsageError(f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}" + ("" if near else f". Embed it first: {commands}"),
+                     instead={"DATA": near} if near else None)
 
 
 def _refuse_other_source(folder: Path, data: str) -> None:

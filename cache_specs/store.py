@@ -31,7 +31,7 @@ from cache_specs.items import IMPORTED
 from cache_specs.make import line_of
 from cache_specs.sources import dataset_name, read_source
 from cache_specs.spec import SPECS, differences, fingerprint
-from cache_specs.view import CRC_BYTES, STATUS, View, view_name
+from cache_specs.view import CRC_BYTES, STATUS, View, more_bad_rows, view_name
 
 PARTS = ".lock-parts"                                                               # held, shared, by the processes of one extraction
 
@@ -151,8 +151,9 @@ def command(folder: Path, target: str = "repair") -> str:
         else:
             toml = Path(made.get("spec_file", SPECS / "x.toml"))
             words = {"VIEW": words["VIEW"] if toml.parent == SPECS else str(toml), "DATA": data or "…"}
-            if data and dataset_name(data) != view_name(dataset):
-                words["ARGS"] = shlex.join(["--name", view_name(dataset)])
+            flags = ["--name", view_name(dataset)] if data and dataset_name(data) != view_name(dataset) else []
+            flags += ["--max-bad", str(bad)] if (bad := more_bad_rows(folder)) else []
+            words |= {"ARGS": shlex.join(flags)} if flags else {}
     if str(cache) != "cache":
         words["CACHE"] = str(cache)
     return line_of(target, words)
@@ -179,7 +180,8 @@ def refuse_changed(view: View, declared: dict[str, Any], weights_sha256: str | N
         keep = f"import these under another name: VIEW={view.name}-2" if new == IMPORTED else \
             f"copy the spec to another name and extract that: VIEW=path/to/{view.name}-2.toml"
         raise StaleError(f"the view {view.name!r} in {view.folder} was made {'of other embeddings' if old == new == IMPORTED else 'with another spec'}:\n  "
-                         + "\n  ".join(changed) + f"\nTo keep both, {keep}. To make it anew, delete {view.folder}")
+                         + "\n  ".join(changed) + f"\nTo keep both, {keep}. To make it anew, delete {view.folder}",
+                         instead={"VIEW": f"{view.name}-2"} if new == IMPORTED else None)
 
 
 @contextmanager

@@ -166,7 +166,9 @@ def _difference(old: "Items", new: "Items", gone: int) -> str:
         told[sha].add(what)
     known = [(key, sha, what) for key, sha, what in zip(new.keys, new.sha256, said(new), strict=True) if sha and sha in keys]
     fewer = sum(max(0, number - now[sha]) for sha, number in count.items() if sha and sha in now)
-    numbers = {"moved or renamed": sum(key not in keys[sha] for key, sha, _ in known), "new": sum(map(bool, new.sha256)) - len(known), "gone": gone,
+    more = sum(max(0, now[sha] - number) for sha, number in count.items() if sha)
+    numbers = {"moved or renamed": sum(key not in keys[sha] for key, sha, _ in known) - more, "copies more": more,
+               "new": sum(map(bool, new.sha256)) - len(known), "gone": gone,
                "copies fewer": fewer, "with another label or split": sum(what not in told[sha] for _, sha, what in known)}
     return f"{', '.join(f'{number:,} {what}' for what, number in numbers.items() if number)}; {len(known):,} of {len(new):,} are known by their content"
 

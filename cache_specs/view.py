@@ -1,6 +1,8 @@
 """What a view's folder looks like: N rows of width D in shards of R rows, and where each shard's files lie."""
 
+import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,3 +73,12 @@ def shard_bytes(rows: int, width: int) -> int:
 
 def view_name(folder: Path) -> str:
     return folder.name.rpartition("-")[0]
+
+
+def more_bad_rows(folder: Path) -> int:
+    """The bad rows of a finished view, where they are more than extract allows by itself; otherwise 0."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        counts = [shard["status"] for shard in json.loads((folder / "complete.json").read_bytes())["shards"]]
+        bad, rows = (sum(number for count in counts for name, number in count.items() if of(name)) for of in (STATUS[0].__ne__, bool))
+        return bad if bad > max(1, rows // 1000) else 0
+    return 0

@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from cache_specs import integrity, store
-from cache_specs.errors import UsageError
+from cache_specs.errors import UsageError, nearest
 from cache_specs.items import Items, read_items
 from cache_specs.lookup import find_dataset
+from cache_specs.make import quoted
+from cache_specs.sources import read_source
+from cache_specs.spec import view_names
 from train.reader import map_view
 
 
@@ -45,8 +48,11 @@ def _folder(path: Path) -> Path:
     if store.is_created(path):
         return path.absolute()
     dataset, cache = path.parent, path.parent.parent
+    if not dataset.name:
+        raise UsageError(f"{path}: a view is named by cache/DATA/VIEW, such as cache/digits/{path.name or 'tiny-clip'}; open that")
     if not cache.is_dir():
         raise UsageError(f"there is no cache {cache}; a view is cache/DATA/VIEW, such as {cache / 'digits' / 'tiny-clip'}. Make one: make extract "
                          f"VIEW={path.name} DATA=…")
     found = dataset if (dataset / "dataset.json").is_file() else find_dataset(cache, dataset.name)
-    return store.find_view(found, path.name, f"make extract VIEW={path.name} DATA={dataset.name}").folder.absolute()
+    view = nearest(path.name, view_names()) or path.name
+    return store.find_view(found, path.name, f"make extract VIEW={quoted(view)} DATA={quoted(read_source(found) or dataset.name)}").folder.absolute()

@@ -80,17 +80,17 @@ def _adapter(data: str) -> str:
         return "hdf5"
     if data.endswith(tars.ENDINGS) or BRACES.search(data):
         return "tars"
-    raise UsageError(f"DATA={data}: there is no such folder{meant}. DATA may be a folder of images or of .tar shards, a .csv, "
+    what = "is a file of none of these kinds" if Path(data).is_file() else f"there is no such folder{meant}"
+    raise UsageError(f"DATA={data}: {what}. DATA may be a folder of images or of .tar shards, a .csv, "
                      ".parquet, .h5 or .tar file, torchvision:NAME, hf:OWNER/NAME, or digits", instead={"DATA": near} if near else None)
 
 
 def _near(data: str) -> str:
     """A folder or file beside it, or a word, that is nearly called so; '' if there is none."""
-    path, here = Path(data), []
+    path, here = Path(data), {"digits": "digits"}
     with contextlib.suppress(OSError):
-        here = [f"{path.parent / inner.name}{'/' * inner.is_dir()}" for inner in path.expanduser().parent.iterdir() if not inner.name.startswith(".")]
-    near = difflib.get_close_matches(str(path), {"digits": "", **{name.rstrip("/"): name for name in here}}, n=1, cutoff=0.5)
-    return next((name for name in here if name.rstrip("/") == near[0]), near[0]) if near else ""
+        here |= {inner.name: f"{path.parent / inner.name}{'/' * inner.is_dir()}" for inner in path.expanduser().parent.iterdir() if inner.name[0] != "."}
+    return next((here[near] for near in difflib.get_close_matches(path.name, here, n=1, cutoff=0.7)), "")
 
 
 def _most_common(data: str, labels: Sequence[str], splits: Sequence[str], top: int) -> set[str]:
@@ -147,6 +147,8 @@ def _folder(data: str, root: Path) -> tuple:
     if not found:
         raise UsageError(f"DATA={data}: no image in this folder (looked for {', '.join(EXTENSIONS)}, at any depth); name the folder that "
                          "holds them")
+    if empty := sorted({inner.name for inner in base.iterdir() if inner.is_dir() and inner.name[0] != "."} - {path.parts[0] for path in found}):
+        print(f"warning: {data}: there is no image in {', '.join(map(text, empty[:10]))}{' …' if len(empty) > 10 else ''}", flush=True)
     labels, splits = of_folders(data, found)
     return [text(path.as_posix()) for path in found], [text(label) for label in labels], splits, ReadFiles([str(base / path) for path in found])
 

@@ -59,6 +59,7 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
                          "another name")
     files, weights_sha256 = find_weights(spec, config.weights, fetch)
     refuse_labels(config, spec, files)
+    _refuse_cached_name(config)
     dataset = open_dataset(os.path.expanduser(config.data), Path(config.root), config.name)
     seen = tops(Path(config.cache))
     with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
@@ -67,6 +68,17 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
     warn_of_copies(items)
     warn_of_classes(items)
     return Ready(spec, files, weights_sha256, where, dataset, items, seen)
+
+
+def _refuse_cached_name(config: ExtractConfig) -> None:
+    """Raise UsageError where DATA is what the cache calls a data set, and its images lie elsewhere."""
+    from cache_specs.sources import is_gone, read_source
+    from cache_specs.versions import dataset_folders
+
+    for folder in dataset_folders(Path(config.cache), config.data) if is_gone(config.data) else ():
+        if (source := read_source(folder)) and source != config.data and not is_gone(source):
+            raise UsageError(f"DATA={config.data}: there is no such folder here. The cache calls the images in {source} so: name that",
+                             instead={"DATA": source})
 
 
 def workers_of(workers: int, todo: int, device: str, devices: int = 1) -> int:

@@ -37,7 +37,7 @@ def refuse(status: np.ndarray, items: Items, max_bad: str) -> None:
     if bad > most:
         raise DataQualityError(f"{bad} images so far could not be embedded ({counts(status)}); of {len(items):,} images --max-bad {max_bad} allows {most}:\n"
                                f"{listed(status, items)}\nMend the files (a changed file makes another data set), or allow them: ARGS='--max-bad {bad}'. "
-                               "What is committed is kept, and the same command goes on from there")
+                               "What is committed is kept, and the same command goes on from there", instead={"--max-bad": str(bad)})
 
 
 def refuse_unreadable(items: Items, max_bad: str) -> None:

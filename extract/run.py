@@ -99,7 +99,7 @@ def _run(config: ExtractConfig, ready: "Ready") -> "tuple[View, np.ndarray, int,
             if known.donors and not here:
                 view, known = recheck.begin_again(view, known, held(known))
         todo, pending = known.lacks(view, view.pending()), sum(last - first for first, last in map(view.bounds, view.pending()))
-        if known.donors:
+        if known.donors and pending:
             print(f"{spec.name}: {pending - todo:,} rows are copied, of the same images in finished views ({known}); {todo:,} to embed", flush=True)
         if len(where) == 1:
             begin_workers(workers_of(config.workers, todo, where[0]))
@@ -113,7 +113,7 @@ def _run(config: ExtractConfig, ready: "Ready") -> "tuple[View, np.ndarray, int,
     status = integrity.check(view)
     seconds = time.monotonic() - begun
     print(f"{spec.name}: finished, {counted(todo, 'image')} in {seconds:.1f} s{f' ({rate_text(todo / seconds)} images/s)' if todo else ''}"
-          f"{f', {pending - todo:,} copied' if known.donors else ''}, sealed in {view.folder}")
+          f"{f', {pending - todo:,} copied' if pending > todo else ''}, sealed in {view.folder}")
     quality.report(status, items, view)
     return view, status, todo, seconds
 

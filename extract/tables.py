@@ -5,11 +5,13 @@ import posixpath
 from pathlib import Path
 from typing import Any
 
-from cache_specs.errors import UsageError, did_you_mean
+from cache_specs.errors import UsageError, did_you_mean, nearest
 from cache_specs.items import SPLITS, read_parquet
 from extract import columns
 from extract.naming import label_of, split_of
 from extract.readers import ReadFiles
+
+COLUMNS = ("path", "label", "split")
 
 
 def table(data: str, root: Path) -> tuple:
@@ -23,10 +25,12 @@ def table(data: str, root: Path) -> tuple:
     except (OSError, ValueError, csv.Error) as error:           # Arrow's errors are OSError or ValueError
         raise UsageError(f"{path} cannot be read: {error}; write it as a CSV in UTF-8 or as Parquet") from error
     for column in names:
-        if column not in ("path", "label", "split"):
-            raise UsageError(f"{path}: unknown column {column!r}{did_you_mean(column, ['path', 'label', 'split'])}")
+        if column not in COLUMNS and (near := nearest(str(column), COLUMNS)):
+            raise UsageError(f"{path}: unknown column {column!r}; did you mean {near!r}? Of the columns path, label and split only 'path' must be there")
     if "path" not in names or not rows:
         raise UsageError(f"{path}: a table needs a column 'path' and at least one row; found the columns {names} and {len(rows)} rows")
+    if others := [str(column) for column in names if column not in COLUMNS]:
+        print(f"{data}: the column{'s' * (len(others) > 1)} {', '.join(map(repr, others[:10]))} {'are' if len(others) > 1 else 'is'} not used", flush=True)
     keys = [posixpath.normpath(str(row["path"])) if row["path"] else "" for row in rows]
     splits = [split_of(row.get("split")) for row in rows]
     for line, (key, split) in enumerate(zip(keys, splits, strict=True), 2):
@@ -47,13 +51,17 @@ def table(data: str, root: Path) -> tuple:
 
 def _read_csv(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+        head = file.readline()
+        file.seek(0)
+        separator = next((mark for mark in ",;\t" if mark in head), ",")           # a spreadsheet writes ; where a comma is the decimal point
+        reader = csv.DictReader(file, delimiter=separator)
         rows, names = list(reader), list(reader.fieldnames or [])
     if twice := sorted({column for column in names if names.count(column) > 1}):
         raise ValueError(f"the column {twice[0]!r} stands there twice")
     for line, row in enumerate(rows, 2):
         if None in row:
-            raise ValueError(f"row {line} has more cells than the {len(names)} columns {names}; a cell with a comma in it is quoted: \"cat, big\"")
+            raise ValueError(f"row {line} has more cells than the {len(names)} columns {names}; a cell with a {separator!r} in it is quoted: "
+                             f"\"cat{separator} big\"")
     return rows, names
 
 

@@ -77,6 +77,7 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
     from extract.prepare import devices
     from predict import table
     from predict.model import of_run, open_model
+    from train.methods import learns_unlabelled
 
     device = devices(config.device, 1)[0]
     if config.model:
@@ -85,16 +86,21 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
     else:
         model, cache, splits = of_run(run, config.method, device, Path(config.cache))
         print(f"run {run}: {_called(model)}", flush=True)
-    keys, status_n, said, truth_n = _of_images(config, model, dataset, device) if dataset else _of_cache(config, model, cache, splits)
+        if cache.older:
+            now = "" if dataset else f". To label what is there now: make predict RUN={quoted(config.run)} IMAGES={quoted(cache.source)}"
+            print(f"its images are {cache.items.folder_name}, an older version of {cache.items.name!r}: what was added or moved since is not among them{now}",
+                  flush=True)
+    keys, status_n, said, truth_n, sha256 = _of_images(config, model, dataset, device) if dataset else _of_cache(config, model, cache, splits)
+    new = _are_new(model, sha256, None if config.model else (cache, splits)) if dataset else not learns_unlabelled(model.method)
     columns = table.columns(model, keys, status_n, said)
     file, written = table.write(to, columns, replace=config.force)
     kept = f"{to} holds something else and is kept\n" if file != to else ""
     rows = f"{len(keys):,} row{'s' * (len(keys) != 1)} in {file}{'' if written else ', which held just this already'}"
-    print(f"{table.listed(columns)}{table.summary(model, said, truth_n, new=bool(dataset))}\n{kept}{rows}", flush=True)
+    print(f"{table.listed(columns)}{table.summary(model, said, truth_n, new)}\n{kept}{rows}", flush=True)
     if found is not None:
         found |= {"file": str(file), "written": written, "rows": len(keys), "method": model.method, "views": model.names, "seeds": model.seeds,
                   "status": {name: int(count) for name, count in zip(STATUS, np.bincount(status_n, minlength=len(STATUS)), strict=True) if count},
-                  **table.figures(model, said, truth_n, new=bool(dataset))}
+                  **table.figures(model, said, truth_n, new)}
     return file
 
 
@@ -124,7 +130,8 @@ def _where_to(config: PredictConfig) -> tuple[Path, Path]:
     return run, to
 
 
-Found = tuple[list[str], "np.ndarray", "Opinions", "np.ndarray | None"]     # keys, status, opinions of the rows that are ok, known labels
+# keys, status, opinions of the rows that are ok, known labels, hashes
+Found = tuple[list[str], "np.ndarray", "Opinions", "np.ndarray | None", list[str]]
 
 
 def _of_cache(config: PredictConfig, model: "Model", cache: "Cache", splits: "list[Split]") -> Found:
@@ -159,7 +166,7 @@ def _of_cache(config: PredictConfig, model: "Model", cache: "Cache", splits: "li
     good = rows[status[rows] == 0]
     if not len(good):
         raise DataQualityError(f"not one of the {len(rows):,} images without a label could be embedded; nothing is written")
-    return [items.keys[row] for row in rows], status[rows], model([emb_ND[good] for emb_ND in cache.emb]), truth_n
+    return [items.keys[row] for row in rows], status[rows], model([emb_ND[good] for emb_ND in cache.emb]), truth_n, [items.sha256[row] for row in rows]
 
 
 def _of_images(config: PredictConfig, model: "Model", dataset: "Dataset", device: str) -> Found:
@@ -179,7 +186,20 @@ def _of_images(config: PredictConfig, model: "Model", dataset: "Dataset", device
               f"{quality.listed(status_n, items)}", flush=True)
     if not good.any():
         raise DataQualityError(f"not one of the {len(items):,} images in {config.images} could be embedded; are they images? Nothing is written")
-    return list(items.keys), status_n, model([emb_nD[good] for emb_nD in emb_V]), None
+    return list(items.keys), status_n, model([emb_nD[good] for emb_nD in emb_V]), None, list(items.sha256)
+
+
+def _are_new(model: "Model", sha256: list[str], trained: "tuple[Cache, list[Split]] | None") -> bool:
+    """Whether the training has learnt nothing from most of these images; says how many of them it had. `trained` on: unknown of a model folder."""
+    if trained is None:
+        return True
+    cache, splits = trained
+    had = {cache.items.sha256[row] for split in splits for rows in (split.labelled, split.unlabelled) for row in rows.tolist()}
+    if known := sum(one in had for one in sha256 if one):
+        print(f"{known:,} of {counted(len(sha256), 'image')} {'were' if known > 1 else 'was'} part of the training, with a label or without", flush=True)
+    from train.methods import learns_unlabelled
+
+    return not learns_unlabelled(model.method) or 2 * known < len(sha256)
 
 
 def _called(model: "Model") -> str:

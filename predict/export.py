@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_specs.console import document
+from cache_specs.console import counted, document
 from cache_specs.errors import IntegrityError, UsageError, run_cli
 from cache_specs.make import quoted
+from cache_specs.versions import IMPORTED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,8 +99,11 @@ def export(config: ExportConfig, found: dict[str, Any] | None = None) -> Path:
     size = sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
     if found is not None:
         found |= {"folder": str(to), "bytes": size, "method": model.method, "views": model.names, "seeds": model.seeds, "onnx_difference": far}
-    print(f"run {run}: {model.method} on {', '.join(model.names)}, {len(model.seeds)} seeds, in {to}, {size / 1e6:,.1f} MB\n{told}\n"
-          f"label images with it: make predict MODEL={quoted(config.to)} IMAGES=photos/", flush=True)
+    elsewhere = [view.name for view in model.views if view.spec["backend"] == IMPORTED]
+    use = f"the view {elsewhere[0]!r} was imported, so that no images can be embedded for it here: use joint.onnx, or in Python predict.model.open_model" \
+        if elsewhere else f"label images with it: make predict MODEL={quoted(config.to)} IMAGES=photos/"
+    print(f"run {run}: {model.method} on {', '.join(model.names)}, {counted(len(model.seeds), 'seed')}, in {to}, {size / 1e6:,.1f} MB\n{told}\n{use}",
+          flush=True)
     return to
 
 

@@ -25,4 +25,5 @@ def open_images(images: str, root: Path) -> "Dataset":
         return open_dataset(os.path.expanduser(images), root)
     except CoviewError as error:
         words = {"IMAGES" if name == "DATA" else name: value for name, value in error.instead.items()}
-        raise type(error)(re.sub(r"(?<![\w/.-])DATA(?==| may )", "IMAGES", str(error)), words) from None
+        said = re.sub(r"(?<![\w/.-])DATA(?==| may )", "IMAGES", str(error)).replace("IMAGES may be ", "IMAGES may be a single image, ")
+        raise type(error)(said, words) from None

@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cache_specs import durable
-from cache_specs.errors import IntegrityError, StaleError, UsageError
+from cache_specs.errors import IntegrityError, StaleError, UsageError, nearest
 from cache_specs.make import quoted
 from predict.network import Expert, Model, View
 from train.config import TrainConfig
@@ -59,8 +59,11 @@ def write_record(model: Model, folder: Path) -> None:
 def read_model(folder: Path, device: torch.device) -> Model:
     """Raises UsageError (no folder of ours), StaleError (of another version) or IntegrityError naming the damaged file."""
     if not (folder / RECORD).is_file():
-        raise UsageError(f"MODEL={folder}: there is no {f'{RECORD} in this' if folder.is_dir() else 'such'} folder. Make one: make export-model RUN=… "
-                         f"TO={quoted(str(folder))}")
+        near = nearest(folder.name, [path.parent.name for path in folder.parent.glob(f"*/{RECORD}")])
+        meant = str(folder.with_name(near)) if near else ""
+        then = f"; did you mean {meant!r}" if near else f". Make one: make export-model RUN=… TO={quoted(str(folder))}"
+        raise UsageError(f"MODEL={folder}: there is no {f'{RECORD} in this' if folder.is_dir() else 'such'} folder{then}",
+                         instead={"MODEL": meant} if near else None)
     try:
         record = durable.read_sealed(folder / RECORD)
         if record["format"] != FORMAT:

@@ -86,6 +86,10 @@ def choose(summary: dict[str, Any], method: str) -> str:
     if (method and method not in kept) or not kept:
         raise UsageError(f"METHOD={method or ','.join(trained)} keeps no model, only its scores on the run's own validation and test images. {advice}",
                          instead={"METHOD": best} if best else None)
+    scores = {name: summary["methods"][name]["joint"]["val_top1"]["mean"] for name in kept}
+    if not method and best != "mct-graph" and (tied := [name for name in kept if name != best and scores[name] == scores[best]]):
+        print(f"{best} is taken; on validation {', '.join(tied)} {'is' if len(tied) == 1 else 'are'} as good: METHOD={tied[0]} takes "
+              f"{'that' if len(tied) == 1 else 'the first'}", flush=True)
     return method or best
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cache_specs import durable
+from cache_specs.console import counted
 from cache_specs.view import STATUS
 from predict.network import Model, Opinions
 from train.report import doubt
@@ -113,8 +114,8 @@ def _parquet(table: dict[str, list[Any]]) -> bytes:
 
 def figures(model: Model, said: Opinions, truth_n: np.ndarray | None, new: bool) -> dict[str, float | None]:
     """Shares of the images that got a label: expected right, and how far that is in doubt; right (where truth_n, the labels, are known); with views that
-    disagree (where there are two). new: the training has not seen them. Of those that it has, also without their labels, the confidence is no measure: the
-    probes learnt from one another's labels of these very images. So what is right of the validation images is expected of them."""
+    disagree (where there are two). new: the training has not learnt from them. Of those that it has learnt from, also without their labels, the confidence
+    is no measure: the probes were told one another's labels of these very images. So what is right of the validation images is expected of them."""
     confidence = float(said.confidence_n.mean())
     expected = confidence if new else model.about["scores"]["joint"]["val_top1"]["mean"]
     apart = (said.views_VnC.argmax(2) != said.views_VnC[0].argmax(1)).any(0) if len(said.views_VnC) > 1 else None
@@ -145,9 +146,9 @@ def summary(model: Model, said: Opinions, truth_n: np.ndarray | None, new: bool)
     lines.append(f"{head}: the mean confidence, calibrated on the {val}, and two standard errors of so many. It holds for images like those; of images of "
                  "another kind the model is surer than it should be" if new else
                  f"{head}: that of the {val}, and two standard errors of so many. The mean confidence, {100 * shares['mean_confidence']:.1f} %, is no measure "
-                 "here: these very images, without their labels, were part of the training")
+                 "here: the training learnt from these very images, without their labels")
     if truth_n is not None:
         lines.append(f"found accuracy {100 * shares['found_accuracy']:.1f} %: these images have labels, which were hidden in training")
     if shares["views_disagree"] is not None:
-        lines.append(f"the views disagree on {100 * shares['views_disagree']:.1f} % of {n:,} images")
+        lines.append(f"the views disagree on {100 * shares['views_disagree']:.1f} % of {counted(n, 'image')}")
     return "\n".join(lines)

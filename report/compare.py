@@ -127,7 +127,7 @@ def differences(runs: Sequence["Run"]) -> list[Gain]:
         lines = {(method, what): score for method, what, score in score_rows(first.summary)}
         pairs = [(title(method), what, score, lines[method, what]) for method, what, score in score_rows(run.summary) if (method, what) in lines]
         if run.method != first.method:
-            pairs.append((f"{title(run.method)} − {title(first.method)}", JOINT, *(one.summary["methods"][one.method]["joint"] for one in (run, first))))
+            pairs.append((f"{title(run.method)} against {title(first.method)}", JOINT, *(one.summary["methods"][one.method]["joint"] for one in (run, first))))
         for method, what, *both in pairs:
             a, b = (_of(score, one, seeds) for score, one in zip(both, (run, first), strict=True))
             gain = 100 * (sum(a) / len(a) - sum(b) / len(b))

@@ -271,6 +271,8 @@ def test_a_view_that_is_not_whole_is_refused_by_name(made: Made, tmp_path: Path)
                                 ("digts/edges", UsageError, r"no dataset 'digts'.*did you mean 'digits'")):
         with pytest.raises(kind, match=message):
             open_view(tmp_path / "cache" / name)
+    with pytest.raises(UsageError, match=r"tiny-clip: a view is named by cache/DATA/VIEW, such as cache/digits/tiny-clip; open that"):
+        open_view("tiny-clip")
     with pytest.raises(UsageError, match=r"there is no cache .*a view is cache/DATA/VIEW"):
         open_view(tmp_path / "nowhere" / "digits" / "edges")
 

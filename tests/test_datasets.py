@@ -343,13 +343,45 @@ def test_a_batch_is_padded_with_black_and_knows_the_missing_and_the_changed(tmp_
 # --- labels that would be wrong without a word
 
 def test_an_unquoted_comma_or_a_second_column_of_one_name_is_refused(tmp_path):
-    for text, message in (("path,label\n1.png,cat, big\n", r"row 2 has more cells than the 2 columns .*a cell with a comma in it is quoted"),
+    for text, message in (("path,label\n1.png,cat, big\n", r"row 2 has more cells than the 2 columns .*a cell with a ',' in it is quoted: \"cat, big\""),
+                          ("path;label\n1.png;cat; big\n", r"row 2 has more cells than the 2 columns .*a cell with a ';' in it is quoted: \"cat; big\""),
                           ("path,label,label\n1.png,a,b\n", "the column 'label' stands there twice")):
         (tmp_path / "list.csv").write_text(text)
         with pytest.raises(UsageError, match=message):
             open_dataset(str(tmp_path / "list.csv"), Path())
     (tmp_path / "list.csv").write_text('path,label\n1.png,"cat, big"\n2.png\n')
     assert listed(str(tmp_path / "list.csv")) == [("1.png", "cat, big", ""), ("2.png", "", "")]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_table_of_a_spreadsheet_is_read_and_columns_of_other_names_are_told(tmp_path, capsys, separator):
+    rows = [("path", "taken", "label", "by"), ("1.png", "2,5", "cat", "x"), ("2.png", "", "dog", "y")]
+    text = "\n".join(separator.join(f'"{cell}"' if separator in cell else cell for cell in row) for row in rows)
+    (tmp_path / "list.csv").write_text(text, encoding="utf-8-sig")
+    assert listed(str(tmp_path / "list.csv")) == [("1.png", "cat", ""), ("2.png", "dog", "")]
+    assert "the columns 'taken', 'by' are not used" in capsys.readouterr().out
+
+
+def test_what_is_there_and_cannot_be_data_is_not_said_to_be_missing_and_nothing_far_is_proposed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UsageError, match=r"DATA=notes.txt: is a file of none of these kinds. DATA may be") as caught:
+        open_dataset("notes.txt", Path())
+    assert not caught.value.instead
+    with pytest.raises(UsageError, match=r"DATA=photos/: there is no such folder. DATA may be") as caught:
+        open_dataset("photos/", Path())
+    assert not caught.value.instead
+    (tmp_path / "photo").mkdir()
+    with pytest.raises(UsageError, match=r"did you mean 'photo/'") as caught:
+        open_dataset("photos/", Path())
+    assert caught.value.instead == {"DATA": "photo/"}
+
+
+def test_a_class_folder_without_an_image_is_said(tmp_path, capsys):
+    (tmp_path / "c2").mkdir()
+    listed(fill(tmp_path, "c0/1.png", "c1/2.png"))
+    assert "there is no image in c2\n" in capsys.readouterr().out
 
 
 def test_unlabelled_images_may_lie_beside_the_classes(tmp_path, capsys):

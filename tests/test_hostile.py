@@ -16,7 +16,7 @@ import pytest
 from conftest import BATCH, ROOT, ROWS, config
 from PIL import Image
 
-from cache_specs import integrity
+from cache_specs import integrity, store
 from cache_specs.errors import DataQualityError, UsageError
 from cache_specs.items import read_items
 from cache_specs.view import STATUS
@@ -175,8 +175,10 @@ def test_too_many_bad_images_end_the_run_with_the_list_and_it_goes_on_when_they_
     assert len(kept) == 2 and not (view / "complete.json").exists()
     done = command("extract", *where, "--max-bad", "2")
     assert done.returncode == 3 and "b/041.jpg: undecodable" in done.stderr and "allow them: ARGS='--max-bad 4'" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("--max-bad 4'")
     done = command("extract", *where, "--max-bad", "4")
     assert done.returncode == 0 and "4 of 45 images could not be embedded" in done.stdout
+    assert store.command(view, "extract").endswith("ARGS='--max-bad 4'")
     assert all(path.read_bytes() == data for path, data in kept.items())
 
 

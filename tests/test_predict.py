@@ -571,7 +571,7 @@ def test_nothing_is_left_where_every_label_was_seen(made: Made, tmp_path: Path) 
     ({"to": "x.txt"}, "TO=x.txt: unknown format '.txt'; TO ends in .parquet or .csv"),
     ({"to": "/nowhere/x.csv"}, "TO=/nowhere/x.csv: /nowhere is no folder"),
     ({"method": "label-propagation"}, "METHOD=label-propagation keeps no model"),
-    ({"images": "/nowhere", "method": "mct"}, "IMAGES=/nowhere: there is no such folder.* IMAGES may be a folder of images"),
+    ({"images": "/nowhere", "method": "mct"}, "IMAGES=/nowhere: there is no such folder.* IMAGES may be a single image, a folder of images"),
     ({"images": "digits", "method": "mct"}, "the view 'pixels' needs the file .*config.json, which is not there"),
     ({"run": "memers"}, "RUN=memers: there is no run .*; did you mean 'members'$"),
 ])
@@ -657,11 +657,25 @@ def test_a_single_image_is_a_data_set_of_one(live: Path, tmp_path: Path, capsys:
     image = live / "photos" / CLASSES[1] / "0.png"
     table = pq.read_table(predict(of_live(live, images=str(image), to=str(tmp_path / "x.parquet")))).to_pydict()
     out = capsys.readouterr().out
-    assert f"expected accuracy {100 * table['confidence'][0]:.1f} %, give or take " in out and "points: the mean confidence, calibrated on the " in out
+    val = of_run(live / "runs" / "p", cache=live / "cache")[0].about["scores"]["joint"]["val_top1"]["mean"]
+    assert "1 of 1 image was part of the training" in out and f"expected accuracy {100 * val:.1f} %, give or take " in out and "is no measure here" in out
     assert f"\n0.png: {table['label'][0]} {table['confidence'][0]:.2f}, " in out and "1 row in" in out and "confidence         images" not in out
     whole = pq.read_table(predict(of_live(live, to=str(tmp_path / "y.parquet")))).to_pydict()
     row = whole["key"].index(f"{CLASSES[1]}/0.png")
     assert table["key"] == ["0.png"] and table["label"] == [whole["label"][row]] and table["confidence"][0] == pytest.approx(whole["confidence"][row], abs=2e-3)
+
+
+def test_images_that_the_training_never_saw_are_expected_right_by_their_confidence(live: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """And so are those that no method of unlabelled images learnt from."""
+    new = Image.open(live / "photos" / CLASSES[1] / "0.png").rotate(3)
+    (tmp_path / "new").mkdir()
+    new.save(tmp_path / "new" / "a.png")
+    table = pq.read_table(predict(of_live(live, images=str(tmp_path / "new"), to=str(tmp_path / "x.parquet")))).to_pydict()
+    out = capsys.readouterr().out
+    assert f"expected accuracy {100 * table['confidence'][0]:.1f} %, give or take " in out and "part of the training" not in out
+    from train.methods import PLANS, learns_unlabelled
+
+    assert {method for method in PLANS if not learns_unlabelled(method)} == {"supervised", "concat"}
 
 
 def test_images_are_looked_for_before_a_model_is_loaded(live: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from test_train import QUICK
 from cache_specs.errors import IntegrityError, UsageError
 from train.__main__ import run
 from train.config import TrainConfig
+from train.rundir import finished
 from train.sweep import SweepConfig, batches_of, ranking, sweep
 
 GRID = "lr=1e-3,5e-3 temperature=0.5,1 hidden=8,16"
@@ -27,6 +28,9 @@ def test_a_combination_of_a_sweep_is_what_it_is_alone_to_the_last_bit(made: Made
     assert len(found) == 8 and [sum(record["val_top1"]) for record in found] == sorted((sum(record["val_top1"]) for record in found), reverse=True)
     assert json.loads((tmp_path / "a" / "sweep.json").read_text())["ranked"] == found
     out = capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"RUN=a: .*/a is a sweep, which keeps scores, but no model. To train and test its best, type: make train ") as caught:
+        finished(tmp_path / "a")
+    assert all(f"--{name} {value} " in f"{caught.value} ".replace("'", " ") for name, value in found[0]["settings"].items())
     assert "8 combinations, 2 seeds each" in out and "to train and test the best, type: make train VIEWS=" in out and "--warmup 20" in out
     for record in (found[0], found[-1]):
         alone = {field.name: getattr(settings(made, tmp_path), field.name) for field in dataclasses.fields(TrainConfig)}

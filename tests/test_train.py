@@ -44,7 +44,7 @@ from train.methods import Job
 from train.peers import LocalPeers
 from train.reader import Cache
 from train.report import against, table
-from train.session import read, warn_of_copies
+from train.session import read, warn_of_classes, warn_of_copies
 from train.splits import assign, make_split
 
 QUICK = {"labels": "3", "lr": 5e-3, "hidden": 16, "batch_unlabelled": 16, "warmup": 20, "cotrain": 20, "eval_every": 10, "checkpoint_every": 10, "threads": 1,
@@ -319,6 +319,19 @@ def test_a_run_is_not_resumed_on_other_labels_or_splits(made: Made, tmp_path: Pa
 def test_mct_needs_unlabelled_images(made: Made, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"LABELS=all leaves no unlabelled image for mct\. Give fewer"):
         run(config(made, tmp_path, labels="all"))
+
+
+def test_a_class_that_is_not_tested_is_said(made: Made, capsys: pytest.CaptureFixture) -> None:
+    ok = np.ones(len(made.items), bool)
+    split = make_split(made.items, ok, "3", 0)
+    cache = Cache(made.items, [], [], ok, {}, {}, "digits")
+    warn_of_classes(cache, split)
+    assert capsys.readouterr().err == ""
+    label = made.items.label
+    warn_of_classes(cache, dataclasses.replace(split, test=split.test[label[split.test] != 4], val=split.val[label[split.val] > 1]))
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: of 10 classes 2 have no validation image: '0', '1'. The validation scores say nothing of them",
+        "warning: of 10 classes 1 has no test image: '4'. The test scores say nothing of them"]
 
 
 def test_copies_of_test_images_among_the_training_images_are_said(made: Made, capsys: pytest.CaptureFixture) -> None:

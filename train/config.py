@@ -157,10 +157,10 @@ class TrainConfig:
                 raise UsageError(f"METHOD={self.method}: there is no method {method!r}{did_you_mean(method, METHODS)}",
                                  instead={"METHOD": ",".join(dict.fromkeys(near if name == method else name for name in methods)) if near else None})
         if len(set(views)) < len(views) or len(set(methods)) < len(methods):
-            raise UsageError(f"VIEWS={self.views} METHOD={self.method}: name at least one method, and each view and method once")
+            raise UsageError(f"VIEWS={self.views} METHOD={self.method}: name each view and each method once, and at least one method")
         if (alone := [method for method in methods if method in (*TEACHING, "concat")]) and len(views) < 2:
-            raise UsageError(f"METHOD={alone[0]} needs at least two views, found {self.views}. Type: make train VIEWS={quoted(views[0])},dinov2 "
-                             f"DATA={quoted(self.data)}   or, for one view: {example} METHOD=supervised")
+            raise UsageError(f"METHOD={alone[0]} needs at least two views, found {self.views}. Name another one too (make views lists them), or, for one view, "
+                             "leave METHOD out", instead={"METHOD": None})
         refuse_ranks(self.gpus, len(views))
         for name, low in (("hidden", 1), ("layers", 0), ("members", 1), ("batch_labelled", 1), ("batch_unlabelled", 1), ("chunk", 0), ("warmup", 0),
                           ("cotrain", 0), ("eval_every", 1), ("checkpoint_every", 1), ("patience", 0), ("weight_decay", 0), ("noise", 0),

@@ -18,6 +18,7 @@ A method is a list of jobs. A job trains the probes of some inputs, step by step
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from train.config import UNLABELLED
 from train.cotrain import mct_step
 from train.feed import Task
 from train.peers import Peers
@@ -53,6 +54,11 @@ PLANS = {
     "mct-h0": Plan(mct_step, feedback=False), "mct": Plan(mct_step), "mct-graph": Plan(mct_step, graphs=True),
     "supervised-graph": Plan(per_view=True, graphs=True),
 }
+
+
+def learns_unlabelled(method: str) -> bool:
+    """Do its probes or graphs learn from images without their labels?"""
+    return method in UNLABELLED or PLANS[method].graphs
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def open_cache(cache: Path, data: str, views: list[str], remember: bool = True, 
     """Check and map the views; what was checked is noted in the cache if `remember`. labels: the fingerprint of those that are meant, if not the newest.
 
     Raises CoviewError when one is unfinished, damaged, stale or of other images than the item list."""
-    folder = find_dataset(cache, data)
+    folder = find_dataset(cache, data, views)
     items = read_items(folder, labels)
     names, emb, stamps, ok, fingerprints = [], [], {}, np.ones(len(items), bool), {"items": items.fingerprint, "labels": items.labels_fingerprint}
     for name in views:

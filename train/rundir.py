@@ -9,6 +9,7 @@
 
 import dataclasses
 import itertools
+import json
 import os
 import platform
 import subprocess
@@ -75,8 +76,14 @@ def finished(folder: Path, typed: str = "") -> dict[str, Any]:
                          instead={"RUN": str(folder.with_name(near)) if "/" in typed.rstrip("/") else near} if near else None)
     config = read_config(folder)
     settings = config["settings"]
+    labels = settings["labels"] if isinstance(settings["labels"], str) else "…"
+    if (folder / "sweep.json").is_file():
+        from train.sweep import command_of
+
+        best = json.loads((folder / "sweep.json").read_text())["ranked"][0]
+        raise UsageError(f"RUN={typed}: {folder} is a sweep, which keeps scores, but no model. To train and test its best, type: "
+                         f"{command_of({**settings, 'labels': labels}, best)}")
     if not is_finished(folder):
-        labels = settings["labels"] if isinstance(settings["labels"], str) else "…"
         raise UsageError(f"RUN={typed}: {folder} is not finished, it has no summary.json. Type the command that began it once more: "
                          f"{make_command({**settings, 'labels': labels, 'run': folder.name})}")
     return config

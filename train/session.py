@@ -135,6 +135,7 @@ def session(config: TrainConfig) -> Iterator[Session]:
         if rank == 0:
             cache.warn_of_drift()
             warn_of_copies(cache, splits[0])
+            warn_of_classes(cache, splits[0])
             for (one, other), why in alike(cache.names).items():
                 print(f"warning: the views {one} and {other} are too alike to teach each other much: {why}", file=sys.stderr, flush=True)
             cleanup.enter_context(locks.lock(durable.make_folder(Path(config.runs) / config.run)))
@@ -197,6 +198,15 @@ def read(config: TrainConfig, told: TextIO | None = None, remember: bool = True)
             if told:
                 print(f"{why} {', '.join(hit)}: left out", file=told, flush=True)
     return cache, splits, methods
+
+
+def warn_of_classes(cache: "Cache", split: "Split") -> None:
+    """Say which classes have no validation or test image: no score and no choice says anything of them."""
+    for name, rows in (("validation", split.val), ("test", split.test)):
+        there = {*cache.items.label[rows].tolist()}
+        if lacking := [repr(label) for number, label in enumerate(cache.items.classes) if number not in there]:
+            print(f"warning: of {len(cache.items.classes):,} classes {len(lacking):,} ha{'ve' if len(lacking) > 1 else 's'} no {name} image: "
+                  f"{', '.join(lacking[:10])}{' …' if len(lacking) > 10 else ''}. The {name} scores say nothing of them", file=sys.stderr, flush=True)
 
 
 def warn_of_copies(cache: "Cache", split: "Split") -> None:

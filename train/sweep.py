@@ -155,10 +155,13 @@ def ranking(config: SweepConfig, found: list[dict[str, Any]], most: int = 30) ->
         words = " ".join(f"{name}={value}" for name, value in record["settings"].items())
         lines.append(f"{top1.mean():6.1f}{spread:7}  NLL {np.mean(record['val_nll']):.3f}  step {np.mean(record['step']):5.0f}  {record['method']}  {words}")
     lines += [f"… and {len(found) - most} more"] if len(found) > most else []
+    return "\n".join([*lines, f"to train and test the best, type: {command_of(dataclasses.asdict(config), found[0])}"])
+
+
+def command_of(settings: dict[str, Any], record: dict[str, Any]) -> str:
+    """What trains and tests one record of a sweep."""
     left = ("run", "device", "gpus", "grid", "at_once", "json", "dry_run")
-    best = {**dataclasses.asdict(config), **found[0]["settings"], "method": found[0]["method"]}
-    command = make_command({name: value for name, value in best.items() if name not in left})
-    return "\n".join([*lines, f"to train and test the best, type: {command}"])
+    return make_command({name: value for name, value in {**settings, **record["settings"], "method": record["method"]}.items() if name not in left})
 
 
 if __name__ == "__main__":
