@@ -122,13 +122,14 @@ def decoding(spec: ViewSpec, folder: Path, workers: int, device: str) -> float:
     from extract.datasets import build_items, open_dataset
     from extract.embed import batch_rows, load
     from extract.images import Batches
+    from extract.prepare import workers_of
 
     dataset = open_dataset(str(folder), Path())
     items = build_items(dataset)
     batch = batch_of(device)
     batches = Batches(dataset.read, items.sha256, spec.preprocess, [list(rows) for rows in batch_rows(0, len(items), batch)], batch)
     begun = time.perf_counter()
-    for _ in load(batches, workers, device):
+    for _ in load(batches, workers_of(workers, len(items), device), device):
         pass
     return time.perf_counter() - begun
 
@@ -182,7 +183,7 @@ def main() -> int:
         found[name]["whole"] = {"images": args.images, "workers": parts}
         for count, rates in parts.items():
             limit = min(rates["decoding"]["median"], found[name]["images_per_s"]["median"])
-            print(f"{name}, {args.images:,} JPEG files, {count} workers: the command " + ", ".join(
+            print(f"{name}, {args.images:,} JPEG files, {count} workers: " + ", ".join(
                 f"{part} {rate['median']:.1f} [{rate['low']:.1f} to {rate['high']:.1f}]" for part, rate in rates.items())
                 + f" images/s, {100 * rates['command']['median'] / limit:.0f} % of the slower of decoding and model")
         args.out.write_text(json.dumps(record, indent=1) + "\n")

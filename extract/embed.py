@@ -4,10 +4,8 @@ Batches never cross a shard's edge and the last one is padded, so a row's bytes 
 loses at most the shard it was computing; the next run goes on with the first uncommitted one and ends with the same bytes.
 """
 
-import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import forkserver
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from cache_specs import store
 from cache_specs.spec import Preprocess
 from extract.backbones import Backbone
 from extract.images import NON_FINITE, OK, Batches
+from extract.prepare import begin_workers
 from extract.progress import Clock, Progress
 from extract.reuse import Known
 
@@ -60,16 +59,10 @@ def _deaf(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def begin_workers(workers: int) -> None:
-    """If there will be any, begin the process that they are forked from, which imports what they need, once. It takes seconds, so call it early."""
-    if workers:
-        multiprocessing.set_forkserver_preload(["extract.images"])
-        forkserver.ensure_running()
-
-
 def load(batches: Batches, workers: int, device: str) -> DataLoader:
     """The batches, decoded ahead by `workers` processes (0: by this one)."""
-    begin_workers(workers)
+    if workers:
+        begin_workers()
     return DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=device.startswith("cuda"),
                       multiprocessing_context="forkserver" if workers else None, worker_init_fn=_deaf)
 

@@ -1,8 +1,10 @@
 """What an extraction looks at before it writes anything: its settings, the spec, the weights, the devices, and the images with their hashes."""
 
+import multiprocessing
 import os
 import re
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -50,7 +52,10 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
     if config.batch < 1 or config.gpus < 1 or config.shard_rows < 0:
         raise UsageError(f"--batch and --gpus must be at least 1 and --shard-rows at least 0, found {config.batch}, {config.gpus}, {config.shard_rows}")
     quality.allowed(config.max_bad, sys.maxsize)
-    spec, where = load_spec(config.view), devices(config.device, config.gpus)
+    spec = load_spec(config.view)
+    if config.workers > 0 or (config.workers < 0 and config.device != "cpu" and Path("/dev/nvidia0").exists()):
+        begin_workers()                                     # while torch is imported here too
+    where = devices(config.device, config.gpus)
     refuse_labels(config, spec)
     if config.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
         raise UsageError(f"--name {config.name!r}: a data set's name is made of letters, digits, '-', '_' and '.', and begins with a letter or digit")
@@ -79,6 +84,12 @@ def _refuse_cached_name(config: ExtractConfig) -> None:
         if (source := read_source(folder)) and source != config.data and not is_gone(source):
             raise UsageError(f"DATA={config.data}: there is no such folder here. The cache calls the images in {source} so: name that",
                              instead={"DATA": source})
+
+
+def begin_workers() -> None:
+    """Begin the process that decode workers are forked from, which imports what they need, once. It takes seconds, so call it early; again, it does nothing."""
+    multiprocessing.set_forkserver_preload(["extract.images"])
+    forkserver.ensure_running()
 
 
 def workers_of(workers: int, todo: int, device: str, devices: int = 1) -> int:

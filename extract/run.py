@@ -51,8 +51,7 @@ def _run(config: ExtractConfig, ready: "Ready") -> "tuple[View, np.ndarray, int,
     from cache_specs.view import default_rows
     from extract import canary, quality, recheck, reuse
     from extract.backbones import load_backbone
-    from extract.embed import begin_workers
-    from extract.prepare import workers_of
+    from extract.prepare import begin_workers, workers_of
 
     spec, files, weights_sha256, where, dataset, items, seen = ready
     folder = write_items(Path(config.cache), items, source_path(config.data), config.changed, seen)
@@ -101,8 +100,8 @@ def _run(config: ExtractConfig, ready: "Ready") -> "tuple[View, np.ndarray, int,
         todo, pending = known.lacks(view, view.pending()), sum(last - first for first, last in map(view.bounds, view.pending()))
         if known.donors and pending:
             print(f"{spec.name}: {pending - todo:,} rows are copied, of the same images in finished views ({known}); {todo:,} to embed", flush=True)
-        if len(where) == 1:
-            begin_workers(workers_of(config.workers, todo, where[0]))
+        if len(where) == 1 and workers_of(config.workers, todo, where[0]):
+            begin_workers()
         if todo or not known.donors or not (here or canary.adopt(view, known.donors[0], known.place(0))):       # what is only copied needs no model
             canary.keep_or_compare(view, make, items, provenance)
         embed_all(where, config, spec, files, dataset, items, view, known, backbone() if todo else None)
@@ -212,8 +211,8 @@ def embed_part(part: int, devices: list[str], config: ExtractConfig, spec: "View
 
     from extract import canary, quality
     from extract.backbones import load_backbone
-    from extract.embed import begin_workers, embed
-    from extract.prepare import workers_of
+    from extract.embed import embed
+    from extract.prepare import begin_workers, workers_of
     from extract.progress import Progress
 
     if len(devices) > 1 and devices[part] == "cpu":
@@ -222,7 +221,8 @@ def embed_part(part: int, devices: list[str], config: ExtractConfig, spec: "View
     total = sum(last - first for first, last in map(view.bounds, range(part, view.shards, len(devices))))
     todo = known.lacks(view, mine)
     workers = workers_of(config.workers, todo, devices[part], len(devices))
-    begin_workers(workers)
+    if workers:
+        begin_workers()
     backbone = backbone or (load_backbone(spec, files, devices[part]) if todo else None)
     if backbone and view.attributes["provenance"].get("compile"):        # as the view was begun, so that one resumed or repaired gets the same bytes
         canary.compile_model(backbone, view.attributes["provenance"]["batch"], spec, devices[part])

@@ -57,9 +57,12 @@ def test_the_benchmark_of_training_runs(tmp_path):
 def test_the_benchmark_of_the_backbones_runs(tmp_path):
     """A real-size model with random weights."""
     out = tmp_path / "extract.json"
-    command = [sys.executable, ROOT / "bench" / "bench_extract.py", "--views", "swav-rn50", "--device", "cpu", "--out", out]
+    command = [sys.executable, ROOT / "bench" / "bench_extract.py", "--views", "swav-rn50", "--device", "cpu", "--images", "5", "--workers", "0", "--rounds", "1",
+               "--out", out]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     line = json.loads(out.read_text())["views"]["swav-rn50"]
     assert line["width"] == 2048 and line["finite"] and round(line["parameters"] / 1e6, 1) == 23.5 and line["images_per_s"]["n"] == 1
-    assert "swav-rn50" in done.stdout and "WRONG" not in done.stdout
+    assert "swav-rn50, 5 JPEG files, 0 workers: command " in done.stdout and "WRONG" not in done.stdout
+    rates = line["whole"]["workers"]["0"]
+    assert 0 < rates["command"]["median"] < rates["decoding"]["median"]

@@ -131,5 +131,11 @@ def test_the_readme_and_the_pages_say_the_same():
             assert cells == [row[0], row[1], row[4], row[5], row[6]], line
             found += 1
     assert found == 4
+    measured = json.loads((ROOT / "bench" / "results" / "extract-gpu.json").read_text())["views"]
+    for line in (line for line in (ROOT / "docs" / "scaling.md").read_text().splitlines() if line.count("[") == 1 and "GB" not in line and line[:3] == "| `"):
+        rate = measured.pop(re.match(r"\| `([\w-]+)`", line)[1])
+        shown = [f"{rate['images_per_s'][name]:,.0f}" for name in ("median", "low", "high")] + [f"{rate['TFLOPS']:.0f}", f"{rate['GB']:.1f}"]
+        assert [cell.strip() for cell in line.split("|")[2:-1]] == ["{} [{} to {}]".format(*shown[:3]), *shown[3:]], line
+    assert not measured
     views = json.loads((ROOT / "bench" / "results" / "extract.json").read_text())["views"]
     assert len(views) == int(re.search(r"EVA, … (\d+) of them", readme)[1])

@@ -25,6 +25,7 @@ from cache_specs.view import shard_bytes
 from extract.backbones import Backbone, load_backbone
 from extract.embed import batch_rows, finish
 from extract.images import NON_FINITE, OK, UNDECODABLE, pipeline
+from extract.prepare import workers_of
 from extract.run import run
 from extract.weights import find_weights
 
@@ -428,6 +429,26 @@ def test_what_is_missing_or_wrong_is_named_with_the_command(photos, tmp_path, ch
     with pytest.raises(UsageError, match=message) as caught:
         run(config(photos, tmp_path / "cache", **changes))
     assert caught.value.exit_code == 2 and not (tmp_path / "cache").exists()
+
+
+def test_decode_workers_are_forked_from_a_process_that_has_imported_what_they_need():
+    """Each would take seconds for it."""
+    code = """if __name__ == "__main__":
+    import multiprocessing, sys
+    from extract.prepare import begin_workers
+    begin_workers()
+    assert "torch" not in sys.modules
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        print(pool.apply(eval, ("'extract.images' in __import__('sys').modules",)))"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120).stdout == "True\n"
+
+
+def test_all_cores_decode_for_a_gpu_and_each_gpu_has_its_share(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(24))
+    assert [workers_of(-1, 100, device, count) for device, count in (("cuda:0", 1), ("cuda:1", 4), ("cuda:0", 48), ("cpu", 1))] == [24, 6, 1, 0]
+    assert [workers_of(-1, 20_001, "cpu"), workers_of(3, 1, "cpu"), workers_of(3, 0, "cpu"), workers_of(-1, 0, "cuda:0")] == [24, 3, 0, 0]
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(256))
+    assert workers_of(-1, 100, "cuda:0") == 32
 
 
 def test_a_gpu_that_is_not_there_is_a_usage_error(photos, tmp_path):

@@ -178,7 +178,7 @@ def test_too_many_bad_images_end_the_run_with_the_list_and_it_goes_on_when_they_
     assert done.stderr.splitlines()[-1].endswith("--max-bad 4'")
     done = command("extract", *where, "--max-bad", "4")
     assert done.returncode == 0 and "4 of 45 images could not be embedded" in done.stdout
-    assert store.command(view, "extract").endswith("ARGS='--max-bad 4'")
+    assert " ARGS='--max-bad 4' " in store.command(view, "extract")
     assert all(path.read_bytes() == data for path, data in kept.items())
 
 

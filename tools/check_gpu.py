@@ -47,6 +47,11 @@ class Lines:
 
     def __call__(self, what: str, value: object, fine: bool) -> None:
         self.found.append((what, value, bool(fine)))
+        print(self.text(*self.found[-1]), flush=True)       # at once, so that a check cut short says what it found
+
+    @staticmethod
+    def text(what: str, value: object, fine: bool) -> str:
+        return f"{what:76} {value!s:>10}  {'ok' if fine else 'NOT OK'}"
 
     def seconds(self, what: str, module: str, *args: object) -> None:
         self(f"{what}, seconds", round(call(module, *args), 1), True)
@@ -156,8 +161,7 @@ def main() -> int:
             with lines.part(getattr(part, "func", part).__name__):
                 part(lines, Path(name), options.device)
     good = all(fine for *_, fine in lines.found)
-    for what, value, fine in lines.found:
-        print(f"{what:76} {value!s:>10}  {'ok' if fine else 'NOT OK'}")
+    print("\n".join(lines.text(*line) for line in lines.found))
     machine = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     options.out.parent.mkdir(parents=True, exist_ok=True)
     record = {"machine": machine, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "good": good, "seconds": round(time.monotonic() - begun),
