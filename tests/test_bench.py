@@ -57,8 +57,8 @@ def test_the_benchmark_of_training_runs(tmp_path):
 def test_the_benchmark_of_the_backbones_runs(tmp_path):
     """A real-size model with random weights."""
     out = tmp_path / "extract.json"
-    command = [sys.executable, ROOT / "bench" / "bench_extract.py", "--views", "swav-rn50", "--device", "cpu", "--images", "5", "--workers", "0", "--rounds", "1",
-               "--out", out]
+    command = [sys.executable, ROOT / "bench" / "bench_extract.py", "--views", "swav-rn50", "--device", "cpu", "--images", "5", "--workers", "0",
+               "--rounds", "1", "--out", out]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     line = json.loads(out.read_text())["views"]["swav-rn50"]
