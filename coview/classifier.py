@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from cache_specs.errors import UsageError, did_you_mean
 from cache_specs.items import Items
-from coview.rows import encode, hold_out, plainly, share_out
+from coview.rows import as_before_where_it_fails, encode, hold_out, plainly, share_out, value_errors
 from predict.model import experts_of
 from predict.network import Model, Opinions, View
 from train.config import TEACHING, UNLABELLED, TrainConfig
@@ -31,12 +31,11 @@ from train.log import Console, Ignore, Listener, Listeners
 from train.methods import PLANS
 from train.peers import LocalPeers, choose_device
 from train.reader import Cache
-from train.report import read_tensors
 from train.splits import Split
+from train.tensors import read_tensors
 
 DTYPES = (np.float32, np.float16)       # of rows: these stay as they are, all others become the first
-NEVER = 10**9                           # steps between checkpoints
-MOST = 2**31                            # of seeds
+NEVER, MOST = 10**9, 2**31              # steps between checkpoints; of seeds
 SETTINGS = ("lr", "weight_decay", "hidden", "layers", "members", "dropout", "batch_labelled", "batch_unlabelled", "warmup", "cotrain", "temperature",
             "patience", "eval_every")
 
@@ -78,6 +77,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
+    @as_before_where_it_fails
     def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> Self:
         """Train on the rows of X: those with a label, and those without. X_val, y_val: labelled rows that choose among the training's steps and fit the
         temperature; without them `validation_fraction` of the labelled rows is taken. Raises ValueError."""
@@ -176,7 +176,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
     def opinions(self, X: Any) -> Opinions:
         """What the joint and each view think of the rows: joint_nC and views_VnC probabilities, agreement_n."""
         check_is_fitted(self)
-        return self.model_(self._rows(X, reset=False))
+        return value_errors(self.model_, self._rows(X, reset=False))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """(n, C) probabilities of `classes_`: the joint's, the mean over the seeds, at the temperature that fits the validation rows."""
@@ -201,8 +201,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         opinions = self.opinions(X)
         check_consistent_length(opinions.joint_nC, y)
         label, classes = encode(y)
-        right_n = self.classes_[opinions.choice_n] == classes[label]
-        known = label >= 0
+        right_n, known = self.classes_[opinions.choice_n] == classes[label], label >= 0
         return float(np.average(right_n[known], weights=None if sample_weight is None else np.asarray(sample_weight)[known]))
 
 
@@ -226,9 +225,10 @@ class MetaCoTrainingClassifier(CoviewClassifier):
         self.views = views
 
     def _views(self, X: Any, reset: bool) -> list[np.ndarray]:
-        if self.views is not None:
+        self.views_ = self.views if reset else self.views_
+        if self.views_ is not None:
             wide_nD = validate_data(self, X, dtype=DTYPES, reset=reset)
-            return [wide_nD[:, part] for part in share_out(self.views, wide_nD.shape[1])]
+            return [wide_nD[:, part] for part in share_out(self.views_, wide_nD.shape[1])]
         if not isinstance(X, list | tuple):
             raise ValueError(f"X is one {type(X).__name__}, expected a list of one (n, D) array a view; for one wide array say how its columns are shared out: "
                              "views=[width, width]")

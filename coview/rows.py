@@ -1,6 +1,7 @@
 """What scikit-learn's users hand in: labels -> class numbers, columns of a wide array -> views, and which labelled rows choose among the training's steps."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from numbers import Number
 from typing import Any
 
@@ -8,7 +9,33 @@ import numpy as np
 from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
+from cache_specs.errors import DataQualityError
+
 CHOICE = 5 << 40       # second word of the keys of these draws; train/splits.py has 3 and 4 << 40
+
+
+def as_before_where_it_fails(fit: Callable[..., Any]) -> Callable[..., Any]:
+    """A `fit` that raises, or is interrupted, leaves what was fitted before."""
+
+    @functools.wraps(fit)
+    def whole(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = dict(vars(self))
+        try:
+            return fit(self, *args, **kwargs)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return whole
+
+
+def value_errors(model: Callable[[Any], Any], rows: Any) -> Any:
+    """What a model says of the rows; rows that it has no answer to are a ValueError."""
+    try:
+        return model(rows)
+    except DataQualityError as error:
+        raise ValueError(str(error)) from None
 
 
 def encode(y: Any, classes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

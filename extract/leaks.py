@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,13 +57,13 @@ def warn_of_classes(items: Items) -> None:
     """Print which classes are called nearly the same: Circle and circle are two."""
     alike: dict[str, list[str]] = {}
     for name in items.classes:
-        alike.setdefault("".join(name.split()).casefold(), []).append(name)
+        alike.setdefault("".join(unicodedata.normalize("NFKC", name).split()).casefold(), []).append(name)
     for names in alike.values():
         if len(names) > 1:
             counts = [int((items.label == items.classes.index(name)).sum()) for name in names]
             told = " and ".join(f"{name!r} ({count:,} images)" for name, count in zip(names, counts, strict=True))
-            print(f"warning: {told} are classes of their own, though their names differ in case or blanks alone; if they are one, mend the labels and type "
-                  "the same command again", flush=True)
+            print(f"warning: {told} are classes of their own, though their names differ in case, blanks or the coding of letters alone; if they are one, "
+                  "mend the labels and type the same command again", flush=True)
 
 
 def warn_of_copies(items: Items) -> None:

@@ -79,7 +79,7 @@ def label_of(value: Any) -> str:
     if not isinstance(value, str | int):
         raise ValueError(f"the label {value!r:.80}, expected a whole number or a name")
     found = str(value).strip()
-    return "" if re.fullmatch(r"-\d+", found) else found
+    return "" if re.fullmatch(r"-\d+(\.0+)?", found) else found
 
 
 def split_in(name: str) -> str:

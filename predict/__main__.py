@@ -77,7 +77,6 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
     from extract.prepare import devices
     from predict import table
     from predict.model import of_run, open_model
-    from train.methods import learns_unlabelled
 
     device = devices(config.device, 1)[0]
     if config.model:
@@ -91,7 +90,7 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
             print(f"its images are {cache.items.folder_name}, an older version of {cache.items.name!r}: what was added or moved since is not among them{now}",
                   flush=True)
     keys, status_n, said, truth_n, sha256 = _of_images(config, model, dataset, device) if dataset else _of_cache(config, model, cache, splits)
-    new = _are_new(model, sha256, None if config.model else (cache, splits)) if dataset else not learns_unlabelled(model.method)
+    new = bool(config.model) or _are_new(model, sha256, cache, splits, told=bool(dataset))
     columns = table.columns(model, keys, status_n, said)
     file, written = table.write(to, columns, replace=config.force)
     kept = f"{to} holds something else and is kept\n" if file != to else ""
@@ -189,13 +188,11 @@ def _of_images(config: PredictConfig, model: "Model", dataset: "Dataset", device
     return list(items.keys), status_n, model([emb_nD[good] for emb_nD in emb_V]), None, list(items.sha256)
 
 
-def _are_new(model: "Model", sha256: list[str], trained: "tuple[Cache, list[Split]] | None") -> bool:
-    """Whether the training has learnt nothing from most of these images; says how many of them it had. `trained` on: unknown of a model folder."""
-    if trained is None:
-        return True
-    cache, splits = trained
+def _are_new(model: "Model", sha256: list[str], cache: "Cache", splits: "list[Split]", told: bool) -> bool:
+    """Whether the training has learnt nothing from most of these images; if it is to be `told`, says how many of them it had."""
     had = {cache.items.sha256[row] for split in splits for rows in (split.labelled, split.unlabelled) for row in rows.tolist()}
-    if known := sum(one in had for one in sha256 if one):
+    known = sum(one in had for one in sha256 if one)
+    if known and told:
         print(f"{known:,} of {counted(len(sha256), 'image')} {'were' if known > 1 else 'was'} part of the training, with a label or without", flush=True)
     from train.methods import learns_unlabelled
 

@@ -26,9 +26,10 @@ from train.methods import PLANS, TITLES
 from train.probe import Params
 from train.propagation import Graph, nodes_of
 from train.reader import Cache, open_cache
-from train.report import read_summary, read_tensors
+from train.report import read_summary
 from train.rundir import finished
 from train.splits import Split, make_split
+from train.tensors import read_tensors
 
 PRIVATE = ("views", "data", "labels")          # settings that may hold paths of this machine, or keys
 __all__ = ["Model", "Opinions", "choose", "of_run", "open_model"]

@@ -125,13 +125,16 @@ class Model:
 
     def __call__(self, emb_V: Sequence[np.ndarray]) -> Opinions:
         """(n, D_v) embeddings, float16 or float32, one array a view in the order of `names`. Raises UsageError for other shapes, DataQualityError for
-        rows that are not finite."""
+        rows that are not finite, or so large that the probabilities are not."""
         joints, views = [], []
         for rows in self._chunks(emb_V):
             log_views_VnC, log_joint_nC = self.log_probabilities(*self.scores(rows))
             joints.append(log_joint_nC.exp().float().cpu().numpy())
             views.append(log_views_VnC.exp().float().cpu().numpy())
         joint_nC, views_VnC = np.concatenate(joints), np.concatenate(views, 1)
+        if bad := int((~np.isfinite(joint_nC).all(1)).sum()):
+            raise DataQualityError(f"the model gives no probabilities of {bad} of {len(joint_nC)} rows, since their numbers are too large. Give embeddings "
+                                   f"like those that it was trained on, of {', '.join(self.names)}")
         agrees_Vn = views_VnC.argmax(2) == joint_nC.argmax(1)
         return Opinions(joint_nC, views_VnC, agrees_Vn.mean(0, dtype=np.float32) if len(views_VnC) else np.full(len(joint_nC), np.nan, np.float32))
 

@@ -5,7 +5,6 @@ have where data, labelled images and test images are the same (and says so where
 """
 
 import dataclasses
-import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,9 +76,8 @@ def compare(folders: Sequence[Path], to: Path, told: dict[str, Any] | None = Non
 
 
 def labelled(run: "Run", seed: int) -> str:
-    """A digest of the keys that were labelled for a seed."""
-    path = run.folder / "splits" / f"seed-{seed}.labelled.txt"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    """A digest of the images that were labelled for a seed, and of their labels."""
+    return run.summary["contents"]["labelled"][run.summary["seeds"].index(seed)]
 
 
 KEEP = "to see what more labels bring, keep the test images apart before labelling, in folders val/ and test/ or a column split"
@@ -88,16 +86,17 @@ KEEP = "to see what more labels bring, keep the test images apart before labelli
 def why_not(first: "Run", other: "Run") -> tuple[list[int], str]:
     """The seeds over which two runs are paired, and, of none, the reason in words. Of two versions of a data set the same test images will do."""
     prints, names = ([run.summary["fingerprints"] for run in (first, other)], [run.summary["dataset"] for run in (first, other)])
-    same_test = first.parts[first.method]["test"].keys == other.parts[other.method]["test"].keys
+    of = [run.summary["contents"] for run in (first, other)]
+    same_test = first.parts[first.method]["test"].keys == other.parts[other.method]["test"].keys and of[0]["test"] == of[1]["test"]
     if prints[0]["items"] != prints[1]["items"] and not (names[0] == names[1] and same_test):
         return [], f"other data ({names[1]} {prints[1]['items'][:8]}, not {names[0]} {prints[0]['items'][:8]}" + (f"; {KEEP})" if names[0] == names[1] else ")")
     tests = [run.parts[run.method]["test"] for run in (first, other)]
     if tests[0].keys != tests[1].keys:
         return [], f"other test images ({len(tests[1].keys):,}, not these {len(tests[0].keys):,})"
-    if (tests[0].label_n != tests[1].label_n).any():
-        return [], f"other labels of the test images ({int((tests[0].label_n != tests[1].label_n).sum()):,} differ)"
+    if of[0]["test_labels"] != of[1]["test_labels"]:
+        return [], "other labels of the test images"
     shared = [seed for seed in first.summary["seeds"] if seed in other.summary["seeds"]]
-    same = [seed for seed in shared if labelled(first, seed) and labelled(first, seed) == labelled(other, seed)]
+    same = [seed for seed in shared if labelled(first, seed) == labelled(other, seed)]
     return same, ""
 
 

@@ -243,6 +243,43 @@ def test_rows_that_do_not_fit_are_named(made: Made) -> None:
         model.fit(emb_V, partly, [emb_nD[:2] for emb_nD in emb_V], [1, 99])
 
 
+def test_a_fit_that_fails_or_is_interrupted_leaves_what_was_fitted_before(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    emb_V, _, partly = some(made)
+    named = np.array([f"n{9 - label}" if label >= 0 else "" for label in partly])
+    model = MetaCoTrainingClassifier(**SMALL).fit(emb_V, partly)
+    before, state = model.predict(emb_V), set(vars(model))
+    with pytest.raises(ValueError, match="validation_fraction=2"):
+        model.set_params(validation_fraction=2).fit(emb_V, named)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("coview.classifier.train_method", interrupt)
+    for fitted in (model, MetaCoTrainingClassifier(**SMALL)):
+        with pytest.raises(KeyboardInterrupt):
+            fitted.set_params(validation_fraction=0.2).fit(emb_V, named)
+    assert np.array_equal(model.predict(emb_V), before) and set(vars(model)) == state
+    with pytest.raises(NotFittedError):
+        fitted.predict(emb_V)
+
+
+def test_rows_of_which_nothing_finite_can_be_said_are_a_value_error(made: Made) -> None:
+    emb_V, _, partly = some(made)
+    model = MetaCoTrainingClassifier(**SMALL).fit(emb_V, partly)
+    large = [emb_nD[:5].astype(np.float32) for emb_nD in emb_V]
+    large[0][2] *= 1e30
+    with pytest.raises(ValueError, match="the model gives no probabilities of 1 of 5 rows, since their numbers are too large"):
+        model.predict(large)
+
+
+def test_how_columns_are_shared_out_is_a_matter_of_the_fit(made: Made) -> None:
+    emb_V, _, partly = some(made)
+    wide = np.concatenate(emb_V, 1)
+    model = MetaCoTrainingClassifier([64, 128], **SMALL).fit(wide, partly)
+    before = model.predict(wide)
+    assert np.array_equal(model.set_params(views=[128, 64]).predict(wide), before)
+
+
 # ---------------------------------------------------------------- views as arrays
 
 

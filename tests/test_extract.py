@@ -265,14 +265,15 @@ def test_images_that_are_the_same_in_two_splits_or_classes_are_told(tmp_path, ca
 
 
 def test_classes_that_are_called_nearly_the_same_are_told(tmp_path, capsys):
-    for name, levels in (("Circle", (1, 2)), ("circle", (3,)), ("big  dog", (4,)), ("bigdog", (5,)), ("square", (6,))):
+    for name, levels in (("Circle", (1, 2)), ("circle", (3,)), ("big  dog", (4,)), ("bigdog", (5,)), ("square", (6,)), ("caf\u00e9", (7,)),
+                         ("cafe\u0301", (8,))):
         (tmp_path / "data" / name).mkdir(parents=True)
         for level in levels:
             Image.new("L", (9, 9), level).save(tmp_path / "data" / name / f"{level}.png")
     run(config(tmp_path / "data", tmp_path / "cache"))
     out = capsys.readouterr().out
     assert "warning: 'Circle' (2 images) and 'circle' (1 images) are classes of their own" in out and "'big  dog' (1 images) and 'bigdog'" in out
-    assert out.count("classes of their own") == 2
+    assert out.count("classes of their own") == 3
 
 
 # --- weights

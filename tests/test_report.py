@@ -281,9 +281,8 @@ def test_runs_that_cannot_be_compared_are_told_why(digits: TrainConfig, thousand
 
     other = Path(digits.runs) / "relabelled"
     shutil.copytree(path_of(digits).parent, other, dirs_exist_ok=True)
-    for seed in (0, 1):
-        (other / "splits" / f"seed-{seed}.labelled.txt").write_text("0001\n")
-    reseal(other)
+    made = durable.read_sealed(other / "summary.json")
+    (other / "summary.json").write_bytes(durable.sealed({**made, "contents": {**made["contents"], "labelled": ["0" * 64] * 2}}))
     text = compare([path_of(digits).parent, other, path_of(thousand).parent], tmp_path / "c.html")
     lines = [line for line in text.splitlines() if line.startswith("relabelled − digits, ")]
     assert len(lines) == 12 and all(line.endswith("+0.0, not paired: other labelled images or seeds") for line in lines)
@@ -292,6 +291,8 @@ def test_runs_that_cannot_be_compared_are_told_why(digits: TrainConfig, thousand
     newer = {**record, "fingerprints": {**record["fingerprints"], "items": "0" * 64}}
     (other / "summary.json").write_bytes(durable.sealed(newer))             # another version of the data set, with the same test images
     assert "relabelled − digits, supervised: joint" in compare([path_of(digits).parent, other], tmp_path / "c.html")
+    (other / "summary.json").write_bytes(durable.sealed({**newer, "contents": {**newer["contents"], "test": "0" * 64}}))
+    assert "relabelled: not comparable with digits: other data (digits 00000000, not digits" in compare([path_of(digits).parent, other], tmp_path / "c.html")
     (other / "summary.json").write_bytes(durable.sealed({**newer, "dataset": "letters"}))
     assert "relabelled: not comparable with digits: other data (letters 00000000, not digits" in compare([path_of(digits).parent, other], tmp_path / "c.html")
     (other / "summary.json").write_bytes(durable.sealed(newer))

@@ -133,6 +133,24 @@ def test_missing_splits_are_filled_in_and_given_ones_stand(made: Made) -> None:
         make_split(none, np.ones(len(none), bool), "all", 0)
 
 
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 40])
+def test_copies_of_an_image_are_drawn_to_one_side(made: Made, most: int) -> None:
+    """But for a class that is one image and its copies, which could not be tested at all."""
+    rows = np.flatnonzero(made.items.label < 3)
+    sha = [f"{made.items.label[row]} {number // most}" for number, row in enumerate(rows)]
+    items = dataclasses.replace(made.items, **{name: [getattr(made.items, name)[row] for row in rows] for name in ("keys",)}, sha256=sha,
+                                label=made.items.label[rows], size=made.items.size[rows], split=[""] * len(rows), classes=made.items.classes[:3])
+    role, sides = assign(items), {}
+    for one, where in zip(sha, role, strict=True):
+        sides.setdefault(one, set()).add(where)
+    assert all(len(where) == 1 for where in sides.values()) and {*role} == {"train", "val", "test"}
+    for label in range(3):
+        mine = role[items.label == label]
+        assert all(abs((mine == name).sum() - len(mine) // 5) < most for name in ("val", "test"))
+    alone = dataclasses.replace(items, sha256=["x"] * len(rows))
+    assert {*assign(alone)} == {"train", "val", "test"}
+
+
 def test_bad_rows_leave_every_split(made: Made) -> None:
     ok = np.arange(len(made.items)) % 3 > 0
     split = make_split(made.items, ok, "3", 0)

@@ -21,8 +21,8 @@ from train.methods import PLANS, Job
 from train.peers import LocalPeers, Peers
 from train.propagation import Graph
 from train.reader import Cache
-from train.report import is_trained, write_probe, write_tensors
 from train.splits import Split
+from train.tensors import is_trained, write_probe, write_tensors
 
 TOLD_BYTES = 2**28           # of what the nodes of a method's graphs know, in the run's folder
 

@@ -2,15 +2,12 @@
 
 import hashlib
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from cache_specs import durable
@@ -19,49 +16,12 @@ from train.config import TrainConfig
 from train.evaluate import joint, metrics, pooled, predict
 from train.feed import Input
 from train.methods import PLANS, TITLES
-from train.probe import Params
 from train.reader import Cache
 from train.splits import Split
+from train.tensors import read_tensors
 
 KEYS = ("test_top1", "test_nll", "test_ece", "val_top1")
 AGAIN = "Delete summary.json and type the command of the run once more, the same make train: the probes are kept, and what was made of them is made again"
-
-
-def write_probe(folder: Path, method: str, name: str, best: Params, fused: Params, source: Input) -> None:
-    """probes/METHOD/NAME.safetensors: a view's own (E, ...) parameters, those for the joint prediction, the input's mean and std."""
-    tensors = {**best, **{f"joint.{key}": value for key, value in fused.items()}, "input_mean": source.mean_D, "input_std": source.std_D}
-    write_tensors(folder, method, name, tensors)
-
-
-def write_tensors(folder: Path, method: str, name: str, tensors: dict[str, Tensor]) -> None:
-    """probes/METHOD/NAME.safetensors, whose metadata hold the sha256 of its tensors."""
-    durable.make_folder(folder / "probes" / method)
-    kept = {key: value.detach().contiguous().cpu().clone() for key, value in tensors.items()}
-    durable.write(folder / "probes" / method / f"{name}.safetensors", save(kept, {"sha256": _digest(kept)}), "probe")
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for key in sorted(tensors):
-        digest.update(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}\n".encode() + tensors[key].numpy().tobytes())
-    return digest.hexdigest()
-
-
-def read_tensors(folder: Path, method: str, name: str, device: torch.device) -> tuple[dict[str, Tensor], str]:
-    """The tensors and the sha256 of the file. Raises IntegrityError."""
-    path = folder / "probes" / method / f"{name}.safetensors"
-    try:
-        data = path.read_bytes()
-        tensors = load(data)
-        if json.loads(data[8:8 + int.from_bytes(data[:8], "little")])["__metadata__"]["sha256"] != _digest(tensors):
-            raise ValueError("it has changed since it was written")
-        return {key: value.clone().to(device) for key, value in tensors.items()}, hashlib.sha256(data).hexdigest()
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise IntegrityError(f"the probe {path} cannot be read ({error}); delete {folder} and train again") from error
-
-
-def is_trained(folder: Path, method: str, names: Sequence[str]) -> bool:
-    return all((folder / "probes" / method / f"{name}.safetensors").is_file() for name in names)
 
 
 def describe(config: TrainConfig, cache: Cache, splits: Sequence[Split]) -> dict[str, Any]:
@@ -69,9 +29,18 @@ def describe(config: TrainConfig, cache: Cache, splits: Sequence[Split]) -> dict
     count = f"{config.labels} label{'s' * (config.labels != '1')} a class" if config.labels.isdigit() else f"labels: {config.labels}"
     text = "all labels" if config.labels == "all" else count
     split = splits[0]
-    return {"dataset": cache.items.name, "views": list(cache.names), "labels": config.labels, "labels_text": text, "seeds": config.seed_list(),
+    contents = {"test": _contents(cache, split.test), "test_labels": _contents(cache, split.test, labels=True),
+                "labelled": [_contents(cache, one.labelled, labels=True) for one in splits]}
+    return {"dataset": cache.items.name, "contents": contents, "views": list(cache.names), "labels": config.labels, "labels_text": text,
+            "seeds": config.seed_list(),
             "classes": len(cache.items.classes), "fingerprints": cache.fingerprints, "joint": config.joint,
             "rows": {"labelled": len(split.labelled), "unlabelled": len(split.unlabelled), "val": len(split.val), "test": len(split.test)}}
+
+
+def _contents(cache: Cache, rows: np.ndarray, labels: bool = False) -> str:
+    """A digest of what the images of these rows hold, and of their labels' names: whatever their files are called, and however classes are numbered."""
+    lines = sorted(f"{cache.items.sha256[row]} {cache.items.classes[cache.items.label[row]] if labels else ''}\n" for row in rows.tolist())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def logits_of(folder: Path, method: str, cache: Cache, split: Split, rule: str,

@@ -64,7 +64,7 @@ def assign(items: Items, named: np.ndarray | None = None) -> np.ndarray:
         for label in range(len(items.classes)):
             rows = _by_content(items, np.flatnonzero((role == source) & (items.label == label)), key)
             whole = int(((given == source) & (items.label == label)).sum())
-            role[rows[:whole // 5 if whole >= 5 else int(len(rows) > 2)]] = name
+            role[rows[:_whole_groups(items, rows, whole // 5 if whole >= 5 else int(len(rows) > 2))]] = name
     if named is not None:
         kept = named[given[named] == "train"]
         role[kept] = "train"
@@ -75,6 +75,16 @@ def _by_content(items: Items, rows: np.ndarray, key: int) -> np.ndarray:
     """The rows in an order that chance, by their contents, gives them: when images are added or moved, hardly one of the others changes its side."""
     digests = [hashlib.sha256(f"{key} {items.sha256[row] or items.keys[row]}".encode()).digest() for row in rows]
     return rows[sorted(range(len(rows)), key=digests.__getitem__)]
+
+
+def _whole_groups(items: Items, rows: np.ndarray, count: int) -> int:
+    """`count`, or, where it would cut through copies of one image, the number at which they end, or begin where they are the last; a class of one image's
+    copies alone is cut all the same."""
+    def copies(place: int) -> bool:
+        return 0 < place < len(rows) and bool(items.sha256[rows[place]]) and items.sha256[rows[place]] == items.sha256[rows[place - 1]]
+
+    end = next(place for place in range(count, len(rows) + 1) if not copies(place))
+    return end if end < len(rows) else next(place for place in range(count, -1, -1) if not copies(place)) or count
 
 
 def _choose(items: Items, known: np.ndarray, ok: np.ndarray, labels: str, seed: int) -> np.ndarray:
