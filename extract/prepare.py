@@ -12,7 +12,7 @@ from cache_specs.errors import UsageError
 from cache_specs.make import quoted
 from extract.config import ExtractConfig
 
-MOST_WORKERS = 32           # of one device, where no number is asked for: some 10,000 photographs a second
+MOST_WORKERS = 32           # of one device, where no number is asked for
 
 if TYPE_CHECKING:
     from cache_specs.items import Items

@@ -190,12 +190,12 @@ def _of_images(config: PredictConfig, model: "Model", dataset: "Dataset", device
 
 def _are_new(model: "Model", sha256: list[str], cache: "Cache", splits: "list[Split]", told: bool) -> bool:
     """Whether the training has learnt nothing from most of these images; if it is to be `told`, says how many of them it had."""
+    from train.methods import learns_unlabelled
+
     had = {cache.items.sha256[row] for split in splits for rows in (split.labelled, split.unlabelled) for row in rows.tolist()}
     known = sum(one in had for one in sha256 if one)
     if known and told:
         print(f"{known:,} of {counted(len(sha256), 'image')} {'were' if known > 1 else 'was'} part of the training, with a label or without", flush=True)
-    from train.methods import learns_unlabelled
-
     return not learns_unlabelled(model.method) or 2 * known < len(sha256)
 
 

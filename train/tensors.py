@@ -15,6 +15,8 @@ from cache_specs.errors import IntegrityError
 from train.feed import Input
 from train.probe import Params
 
+LAYOUT = ("views", "data", "method", "device", "gpus", "threads")       # settings that change none of a method's numbers, or stand among the fingerprints
+
 
 def write_probe(folder: Path, method: str, name: str, best: Params, fused: Params, source: Input) -> None:
     """probes/METHOD/NAME.safetensors: a view's own (E, ...) parameters, those for the joint prediction, the input's mean and std."""
@@ -23,16 +25,21 @@ def write_probe(folder: Path, method: str, name: str, best: Params, fused: Param
 
 
 def write_tensors(folder: Path, method: str, name: str, tensors: dict[str, Tensor]) -> None:
-    """probes/METHOD/NAME.safetensors, whose metadata hold the sha256 of its tensors and that of the run's config.json."""
+    """probes/METHOD/NAME.safetensors, whose metadata hold the sha256 of its tensors, and one of what the run is made of."""
     durable.make_folder(folder / "probes" / method)
     kept = {key: value.detach().contiguous().cpu().clone() for key, value in tensors.items()}
-    durable.write(folder / "probes" / method / f"{name}.safetensors", save(kept, {"sha256": _digest(kept), "config": _config(folder)}), "probe")
+    durable.write(folder / "probes" / method / f"{name}.safetensors", save(kept, {"sha256": _digest(kept), "made_of": _made_of(folder)}), "probe")
 
 
-def _config(folder: Path) -> str:
-    """The sha256 of config.json: settings, and fingerprints of what is trained on. Nothing in a folder without one."""
+def _made_of(folder: Path) -> str:
+    """A digest of what decides a run's numbers: its settings but for those that say where it is computed, and the embeddings. Nothing in a folder without
+    config.json."""
     path = folder / "config.json"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    config = json.loads(path.read_bytes())
+    kept = [{name: value for name, value in config[part].items() if name not in left} for part, left in (("settings", LAYOUT), ("fingerprints", ("labels",)))]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
@@ -51,7 +58,7 @@ def read_tensors(folder: Path, method: str, name: str, device: torch.device) -> 
         said = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         if said["sha256"] != _digest(tensors):
             raise ValueError("it has changed since it was written")
-        if said["config"] != _config(folder):
+        if said["made_of"] != _made_of(folder):
             raise ValueError("it is of another run")
         return {key: value.clone().to(device) for key, value in tensors.items()}, hashlib.sha256(data).hexdigest()
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
