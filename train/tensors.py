@@ -15,6 +15,7 @@ from cache_specs.errors import IntegrityError
 from train.feed import Input
 from train.probe import Params
 
+SEAL = "sha256"             # the only key of the metadata: of two, safetensors writes now the one, now the other first
 LAYOUT = ("views", "data", "method", "device", "gpus", "threads")       # settings that change none of a method's numbers, or stand among the fingerprints
 
 
@@ -28,7 +29,7 @@ def write_tensors(folder: Path, method: str, name: str, tensors: dict[str, Tenso
     """probes/METHOD/NAME.safetensors, whose metadata hold the sha256 of its tensors, and one of what the run is made of."""
     durable.make_folder(folder / "probes" / method)
     kept = {key: value.detach().contiguous().cpu().clone() for key, value in tensors.items()}
-    durable.write(folder / "probes" / method / f"{name}.safetensors", save(kept, {"sha256": _digest(kept), "made_of": _made_of(folder)}), "probe")
+    durable.write(folder / "probes" / method / f"{name}.safetensors", save(kept, {SEAL: f"{_digest(kept)} {_made_of(folder)}"}), "probe")
 
 
 def _made_of(folder: Path) -> str:
@@ -55,10 +56,10 @@ def read_tensors(folder: Path, method: str, name: str, device: torch.device) -> 
     try:
         data = path.read_bytes()
         tensors = load(data)
-        said = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        if said["sha256"] != _digest(tensors):
+        sha256, made_of = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])["__metadata__"][SEAL].split(" ")
+        if sha256 != _digest(tensors):
             raise ValueError("it has changed since it was written")
-        if said["made_of"] != _made_of(folder):
+        if made_of != _made_of(folder):
             raise ValueError("it is of another run")
         return {key: value.clone().to(device) for key, value in tensors.items()}, hashlib.sha256(data).hexdigest()
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
