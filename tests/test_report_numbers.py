@@ -194,17 +194,6 @@ def test_a_damaged_probe_gets_no_score(short: TrainConfig, found: Run, tmp_path:
         run(dataclasses.replace(short, runs=str(tmp_path)))
 
 
-def test_a_probe_of_another_run_gets_no_score(short: TrainConfig, found: Run, tmp_path: Path) -> None:
-    """A whole file, and the summary, which would know its digest, is gone."""
-    run(dataclasses.replace(short, runs=str(tmp_path), run="other", hidden=short.hidden + 1))
-    shutil.copytree(found.folder, tmp_path / "short")
-    for path in (tmp_path / "other" / "probes" / "supervised").glob("*.safetensors"):
-        shutil.copy(path, tmp_path / "short" / "probes" / "supervised")
-    (tmp_path / "short" / "summary.json").unlink()
-    with pytest.raises(IntegrityError, match=r"the probe .*supervised/.*.safetensors cannot be read \(it is of another run\)"):
-        run(dataclasses.replace(short, runs=str(tmp_path)))
-
-
 def test_an_edited_configuration_is_refused_also_by_the_training(short: TrainConfig, tmp_path: Path) -> None:
     folder = tmp_path / "short"
     shutil.copytree(Path(short.runs) / "short", folder)

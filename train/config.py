@@ -157,7 +157,7 @@ class TrainConfig:
                 raise UsageError(f"METHOD={self.method}: there is no method {method!r}{did_you_mean(method, METHODS)}",
                                  instead={"METHOD": ",".join(dict.fromkeys(near if name == method else name for name in methods)) if near else None})
         if len(set(views)) < len(views) or len(set(methods)) < len(methods):
-            raise UsageError(f"VIEWS={self.views} METHOD={self.method}: name each view and each method once, and at least one method")
+            raise UsageError(f"VIEWS={self.views} METHOD={self.method}: name at least one method, and each view and method once")
         if (alone := [method for method in methods if method in (*TEACHING, "concat")]) and len(views) < 2:
             raise UsageError(f"METHOD={alone[0]} needs at least two views, found {self.views}. Name another one too (make views lists them), or, for one view, "
                              "leave METHOD out", instead={"METHOD": None})

@@ -1,4 +1,4 @@
-"""The tensors that a run keeps: probes/METHOD/NAME.safetensors, each sealed, and each of its own run."""
+"""The tensors that a run keeps: probes/METHOD/NAME.safetensors, each sealed."""
 
 import hashlib
 import json
@@ -15,9 +15,6 @@ from cache_specs.errors import IntegrityError
 from train.feed import Input
 from train.probe import Params
 
-SEAL = "sha256"             # the only key of the metadata: of two, safetensors writes now the one, now the other first
-LAYOUT = ("views", "data", "method", "device", "gpus", "threads")       # settings that change none of a method's numbers, or stand among the fingerprints
-
 
 def write_probe(folder: Path, method: str, name: str, best: Params, fused: Params, source: Input) -> None:
     """probes/METHOD/NAME.safetensors: a view's own (E, ...) parameters, those for the joint prediction, the input's mean and std."""
@@ -26,21 +23,10 @@ def write_probe(folder: Path, method: str, name: str, best: Params, fused: Param
 
 
 def write_tensors(folder: Path, method: str, name: str, tensors: dict[str, Tensor]) -> None:
-    """probes/METHOD/NAME.safetensors, whose metadata hold the sha256 of its tensors, and one of what the run is made of."""
+    """probes/METHOD/NAME.safetensors, whose metadata hold the sha256 of its tensors."""
     durable.make_folder(folder / "probes" / method)
     kept = {key: value.detach().contiguous().cpu().clone() for key, value in tensors.items()}
-    durable.write(folder / "probes" / method / f"{name}.safetensors", save(kept, {SEAL: f"{_digest(kept)} {_made_of(folder)}"}), "probe")
-
-
-def _made_of(folder: Path) -> str:
-    """A digest of what decides a run's numbers: its settings but for those that say where it is computed, and the embeddings. Nothing in a folder without
-    config.json."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return ""
-    config = json.loads(path.read_bytes())
-    kept = [{name: value for name, value in config[part].items() if name not in left} for part, left in (("settings", LAYOUT), ("fingerprints", ("labels",)))]
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    durable.write(folder / "probes" / method / f"{name}.safetensors", save(kept, {"sha256": _digest(kept)}), "probe")
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
@@ -56,11 +42,8 @@ def read_tensors(folder: Path, method: str, name: str, device: torch.device) -> 
     try:
         data = path.read_bytes()
         tensors = load(data)
-        sha256, made_of = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])["__metadata__"][SEAL].split(" ")
-        if sha256 != _digest(tensors):
+        if json.loads(data[8:8 + int.from_bytes(data[:8], "little")])["__metadata__"]["sha256"] != _digest(tensors):
             raise ValueError("it has changed since it was written")
-        if made_of != _made_of(folder):
-            raise ValueError("it is of another run")
         return {key: value.clone().to(device) for key, value in tensors.items()}, hashlib.sha256(data).hexdigest()
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise IntegrityError(f"the probe {path} cannot be read ({error}); delete {folder} and train again") from error
