@@ -64,7 +64,7 @@ def config_of(spec: ViewSpec) -> Any:
 
 def measure(spec: ViewSpec, device: torch.device, rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
-    with device:                                            # drawn there: a CPU takes a minute for the largest
+    with device:                                            # random weights are drawn there
         backbone = random_backbone(spec).to(device)
     side = spec.preprocess.crop
     cuda = device.type == "cuda"
