@@ -8,7 +8,7 @@ from typing import Any
 from cache_specs.errors import UsageError, did_you_mean, nearest
 from cache_specs.items import SPLITS, read_parquet
 from extract import columns
-from extract.naming import label_of, split_of
+from extract.naming import EXTENSIONS, label_of, split_of
 from extract.readers import ReadFiles
 
 COLUMNS = ("path", "label", "split")
@@ -27,8 +27,12 @@ def table(data: str, root: Path) -> tuple:
     for column in names:
         if column not in COLUMNS and (near := nearest(str(column), COLUMNS)):
             raise UsageError(f"{path}: unknown column {column!r}; did you mean {near!r}? Of the columns path, label and split only 'path' must be there")
-    if "path" not in names or not rows:
-        raise UsageError(f"{path}: a table needs a column 'path' and at least one row; found the columns {names} and {len(rows)} rows")
+    if not rows:
+        raise UsageError(f"{path}: the table has no row; write one row for each image: path,label")
+    if "path" not in names:
+        named = next((str(name) for name in names if str(rows[0][name]).lower().endswith(EXTENSIONS)), None)
+        raise UsageError(f"{path}: a table needs a column 'path', the images' files; found the columns {names}; "
+                         + (f"rename {named!r} to 'path'" if named else "add it"))
     if others := [str(column) for column in names if column not in COLUMNS]:
         print(f"{data}: the column{'s' * (len(others) > 1)} {', '.join(map(repr, others[:10]))} {'are' if len(others) > 1 else 'is'} not used", flush=True)
     keys = [posixpath.normpath(str(row["path"])) if row["path"] else "" for row in rows]

@@ -94,7 +94,7 @@ def test_real_images_are_read_from_their_row_group_in_any_order(tmp_path, monkey
     (pa.table({"image": [b"x", b"y"], "key": ["a", None]}), r"the key of row 1 is empty"),
     (pa.table({"image": [b"x"], "a": [1], "b": [2]}).replace_schema_metadata(features(a=["u", "v"], b=["u", "v", "w"])), r"several columns are labels: a, b"),
     (pa.table({"image": pa.array([], pa.binary())}), r"no image in it"),
-    (pa.table({"image": ["text"]}), r"unknown column 'image'"),
+    (pa.table({"image": ["text"]}), r"found the columns \['image'\]; add it"),
 ])
 def test_a_mistake_in_a_table_of_images_is_named(tmp_path, table, message):
     with pytest.raises(UsageError, match=message):

@@ -142,8 +142,9 @@ def test_minus_one_is_an_unknown_label(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 @pytest.mark.parametrize(("columns", "message"), [
     ({"path": ["a.jpg"], "lable": ["x"]}, r"unknown column 'lable'; did you mean 'label'"),
-    ({"label": ["x"]}, r"needs a column 'path' and at least one row; found the columns \['label'\] and 1 rows"),
-    ({"path": []}, r"at least one row; found the columns \['path'\] and 0 rows"),
+    ({"label": ["x"]}, r"needs a column 'path', the images' files; found the columns \['label'\]; add it"),
+    ({"file": ["a/B.JPG"], "label": ["x"]}, r"found the columns \['file', 'label'\]; rename 'file' to 'path'"),
+    ({"path": []}, r"the table has no row; write one row for each image"),
     ({"path": ["a.jpg", "../b.jpg"]}, r"row 3: the path '\.\./b\.jpg' leaves the table's folder"),
     ({"path": ["in/../../b.jpg"]}, r"row 2: the path .* leaves the table's folder"),
     ({"path": ["/etc/passwd"]}, r"row 2: the path '/etc/passwd' leaves the table's folder"),
