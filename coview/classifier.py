@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from cache_specs.errors import UsageError, did_you_mean
 from cache_specs.items import Items
-from coview.rows import as_before_where_it_fails, encode, hold_out, plainly, share_out, value_errors
+from coview.rows import as_before_where_it_fails, encode, encode_alike, hold_out, plainly, share_out, value_errors
 from predict.model import experts_of
 from predict.network import Model, Opinions, View
 from train.config import TEACHING, UNLABELLED, TrainConfig
@@ -200,7 +200,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         """Accuracy on the rows that have a label."""
         opinions = self.opinions(X)
         check_consistent_length(opinions.joint_nC, y)
-        label, classes = encode(y)
+        label, classes = encode_alike(y, self.classes_)
         right_n, known = self.classes_[opinions.choice_n] == classes[label], label >= 0
         return float(np.average(right_n[known], weights=None if sample_weight is None else np.asarray(sample_weight)[known]))
 

@@ -41,13 +41,15 @@ def value_errors(model: Callable[[Any], Any], rows: Any) -> Any:
 def encode(y: Any, classes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(n,) labels -> (n,) int32 class numbers, -1 where there is no label, and the sorted classes (those given, where they are).
 
-    No label is -1 in an array of numbers (NaN too, of floats), "" in one of strings, and any of these or None in one of objects, or in a list of strings
-    and other things. Raises ValueError.
+    No label is -1 in an array of numbers (NaN too, of floats), "" in one of strings, any of these, None or pandas' NA in one of objects or in a list of
+    strings and other things, and whatever is masked. Raises ValueError.
     """
     given, y = y, column_or_1d(y, warn=True)
+    if y.dtype.kind == "S":
+        raise ValueError(f"the labels are bytes, such as {bytes(y[0])!r}: make them strings, by np.char.decode(y)")
     if isinstance(given, list | tuple) and y.dtype.kind in "US" and not all(isinstance(value, str | bytes) for value in given):
         y = np.array(given, object)                         # NumPy makes "3" of the 3 in ["a", 3], and "nan" of NaN
-    known = _known(y)
+    known = _known(y) & ~np.ravel(np.ma.getmaskarray(given) if np.ma.isMaskedArray(given) else np.zeros(len(y), bool))
     if not known.any():
         raise ValueError(f"none of the {len(y)} rows has a label; give some rows their class, and -1 to the others")
     told = y[known]
@@ -67,6 +69,15 @@ def encode(y: Any, classes: np.ndarray | None = None) -> tuple[np.ndarray, np.nd
     return label, classes
 
 
+def encode_alike(y: Any, fitted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`encode`; raises ValueError too where one are names and the classes fitted are numbers, or the reverse: then no prediction could be right."""
+    label, classes = encode(y)
+    if (classes.dtype.kind == "U") != (fitted.dtype.kind == "U"):
+        raise ValueError(f"y has labels such as {classes.tolist()[0]!r}, but the model was fitted with such as {fitted.tolist()[0]!r}: give both as names, "
+                         "or both as numbers")
+    return label, classes
+
+
 def plainly(error: ValueError) -> ValueError:
     """scikit-learn's error of an X that does not fit; of rows that are not finite with the way out that there is here, instead of other classifiers."""
     what = str(error).split("\n")[0]
@@ -81,11 +92,18 @@ def _known(y: np.ndarray) -> np.ndarray:
         return y != -1
     if y.dtype.kind == "f":
         return ~np.isnan(y) & (y != -1)
-    if y.dtype.kind in "US":
-        return y != y.dtype.type()
+    if y.dtype.kind == "U":
+        return y != ""
     if y.dtype == object:
-        return np.array([not (value is None or value != value or (isinstance(value, str | Number) and value in ("", -1))) for value in y], bool)
+        return np.array([not (value is None or _differs_from_itself(value) or (isinstance(value, str | Number) and value in ("", -1))) for value in y], bool)
     return np.ones(len(y), bool)
+
+
+def _differs_from_itself(value: Any) -> bool:
+    try:
+        return bool(value != value)
+    except TypeError:                                       # pandas.NA has no truth
+        return True
 
 
 def hold_out(label: np.ndarray, fraction: float, seed: int) -> np.ndarray:

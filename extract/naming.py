@@ -10,6 +10,7 @@ from typing import Any
 
 from cache_specs.errors import UsageError
 
+UNREAD = (".arw", ".avif", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd", ".svg")      # images too, but not to be read here
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test", "testing": "test",
                "unlabelled": "unlabelled", "unlabeled": "unlabelled", "unsupervised": "unlabelled"}
@@ -34,8 +35,13 @@ def _is_loop(folder: Path) -> bool:
 
 
 def say_left_out(data: str, others: Counter[str], why: str, unit: str = "files") -> None:
+    """others: {"with .txt": count}; `unit` is the plural."""
     if others:
-        print(f"{data}: {others.total():,} {unit} are left out, {why}: " + ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(5)), flush=True)
+        count, plural = others.total(), others.total() != 1
+        print(f"{data}: {count:,} {unit if plural else unit[:-1]} {'are' if plural else 'is'} left out, {why}: " +
+              ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(5)), flush=True)
+    if unread := [ending for ending in UNREAD if others[f"with {ending}"]]:
+        print(f"warning: {data}: images with {', '.join(unread)} cannot be read; to use them too, make JPEG or PNG files of them first", flush=True)
 
 
 def of_folders(data: str, paths: Sequence[PurePosixPath | Path]) -> tuple[list[str], list[str]]:

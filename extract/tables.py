@@ -12,6 +12,7 @@ from extract.naming import EXTENSIONS, label_of, split_of
 from extract.readers import ReadFiles
 
 COLUMNS = ("path", "label", "split")
+MISSING = {"n/a", "na", "nan", "none", "null", "unknown", "?"}
 
 
 def table(data: str, root: Path) -> tuple:
@@ -50,6 +51,9 @@ def table(data: str, root: Path) -> tuple:
             labels.append("" if split == "unlabelled" else label_of(row.get("label")))
         except ValueError as error:
             raise UsageError(f"{path}, row {line}: {error}; mend the table") from error
+    if missing := sorted({label for label in labels if label.lower() in MISSING}):
+        taken = "are taken for classes" if len(missing) > 1 else "is taken for a class"
+        print(f"warning: {data}: {', '.join(map(repr, missing))} {taken}; where a label is unknown, leave its cell empty", flush=True)
     return keys, labels, splits, ReadFiles([str(path.parent / key) for key in keys])
 
 

@@ -161,10 +161,24 @@ def test_it_gives_the_numbers_of_make_train(made: Made, tmp_path: Path, method: 
 # ---------------------------------------------------------------- labels
 
 
+class NoTruth:
+    """As pandas.NA."""
+
+    __hash__ = None
+
+    def __ne__(self, other: object) -> "NoTruth":
+        return self
+
+    def __bool__(self) -> bool:
+        raise TypeError("boolean value of NA is ambiguous")
+
+
 @pytest.mark.parametrize(("y", "label", "classes"), [
     ([3, -1, 7, 3], [0, -1, 1, 0], [3, 7]), (np.array([1.0, np.nan, -1.0, 2.0]), [0, -1, -1, 1], [1, 2]), (["b", "", "a", "b"], [1, -1, 0, 1], ["a", "b"]),
     (np.array(["b", None, float("nan"), "a"], object), [1, -1, -1, 0], ["a", "b"]), (np.array([5, None, -1, 6], object), [0, -1, -1, 1], [5, 6]),
-    (["b", -1, "a", float("nan")], [1, -1, 0, -1], ["a", "b"]), (("b", 1.0 * -1, "a"), [1, -1, 0], ["a", "b"]),
+    (["b", -1, "a", float("nan")], [1, -1, 0, -1], ["a", "b"]), (np.ma.masked_equal([4, 9, 5], 9), [0, -1, 1], [4, 5]),
+    (np.ma.masked_array(["b", "c", "a"], [0, 1, 0]), [1, -1, 0], ["a", "b"]), ([NoTruth(), 2, 3], [-1, 0, 1], [2, 3]),
+    (("b", 1.0 * -1, "a"), [1, -1, 0], ["a", "b"]),
     (np.array([True, False, True]), [1, 0, 1], [False, True]), (np.array([0, 255, 1], np.uint8), [0, 2, 1], [0, 1, 255])])
 def test_what_counts_as_no_label(y: object, label: list, classes: list) -> None:
     found, names = encode(y)
@@ -175,6 +189,10 @@ def test_names_of_classes_come_back(made: Made) -> None:
     emb_V, _, partly = some(made)
     names = np.array([f"digit {label}" if label >= 0 else "" for label in partly])
     model, numbered = (ProbeClassifier(**SMALL).fit(emb_V[0], y) for y in (names, partly))
+    assert model.score(emb_V[0], names) == numbered.score(emb_V[0], partly) > 0.5
+    for fitted, other in ((model, partly), (numbered, names)):
+        with pytest.raises(ValueError, match=r"y has labels such as '?(digit )?0'?, but the model was fitted with such as '?(digit )?0'?: give both as names"):
+            fitted.score(emb_V[0], other)
     assert model.classes_[3] == "digit 3" and set(model.predict(emb_V[0])) <= set(model.classes_)
     assert np.array_equal(model.predict_proba(emb_V[0]), numbered.predict_proba(emb_V[0]))
 
@@ -210,7 +228,7 @@ def test_too_few_labels_to_hold_some_out_are_said(made: Made) -> None:
     ({"random_state": 2**31 - 2, "seeds": 3}, None, r"random_state=2147483646 and the 2 seeds after it must be below 2\*\*31"),
     ({}, ["a", 1] * 100, "the labels are strings and other things, such as 'a' and 1: make all of them strings, or all numbers"),
     ({}, np.array(["a", 1] * 100, object), "the labels are strings and other things"),
-
+    ({}, np.array([b"cat", b"dog"] * 100), r"the labels are bytes, such as b'cat': make them strings, by np\.char\.decode\(y\)"),
     ({"views": [64, 100]}, None, "are 164 features, but X has 192 features"), ({"views": ["a", 3]}, None, r"must be widths such as \[512, 768\], or slices"),
     ({"views": [slice(0, 64), slice(200, 300)]}, None, "leaves a view without a column"), ({"views": [192]}, None, "needs at least two views, found 1"),
     ({}, [0] * 200, "there is only one class"), ({}, [-1] * 200, "none of the 200 rows has a label"), ({}, [0, 1] * 100, "learns from rows without a label"),

@@ -135,6 +135,15 @@ def test_a_table_gives_paths_labels_and_splits(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_class_that_is_called_as_a_missing_value_is_pointed_out(tmp_path, kind, capsys):
+    found = listed(table(tmp_path, kind, {"path": ["a.jpg", "b.jpg", "c.jpg"], "label": ["nan", "None", "cat"]}))
+    assert [label for _, label, _ in found] == ["nan", "None", "cat"]
+    assert "warning: " in (out := capsys.readouterr().out) and "'None', 'nan' are taken for classes; where a label is unknown, leave its cell empty" in out
+    listed(table(tmp_path, kind, {"path": ["a.jpg", "b.jpg"], "label": ["naan", None]}))
+    assert "warning" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_minus_one_is_an_unknown_label(tmp_path, kind):
     assert [label for _, label, _ in listed(table(tmp_path, kind, {"path": ["a.jpg", "b.jpg", "c.jpg"], "label": [3, -1, 0]}))] == ["3", "", "0"]
 
@@ -407,7 +416,11 @@ def test_linked_class_folders_are_followed_and_loops_are_not(tmp_path):
 
 def test_files_of_other_kinds_are_counted(tmp_path, capsys):
     assert len(listed(fill(tmp_path, "c0/1.png", "c0/2.heic", "c0/3.HEIC", "README"))) == 1
-    assert "3 files are left out" in (out := capsys.readouterr().out) and "2 with .heic, 1 with no ending" in out
+    out = capsys.readouterr().out
+    assert "3 files are left out" in out and "2 with .heic, 1 with no ending" in out
+    assert "warning: " in out and "images with .heic cannot be read; to use them too, make JPEG or PNG files of them first" in out
+    listed(fill(tmp_path / "two", "c0/1.png", "notes.txt"))
+    assert "1 file is left out" in (out := capsys.readouterr().out) and "warning" not in out
 
 
 def test_training_and_testing_are_splits_and_a_stray_image_beside_two_of_them_is_an_error(tmp_path: Path) -> None:
