@@ -24,6 +24,7 @@ from extract.config import ExtractConfig
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:       # a job in a shell's background ignores Ctrl-C, and so would all that the tests start
     signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parent.parent
+pytest_plugins = ["browser"]
 VIEW_TOML = """
 backend = "transformers"
 architecture = "Dinov2Model"

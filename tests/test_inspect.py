@@ -1,16 +1,15 @@
 """make inspect: its measures against independent computations, planted faults, and the page."""
 
-import base64
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import Browser
 from conftest import Made, write_view
 from PIL import Image
 
@@ -229,33 +228,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (420, True)])
-def test_the_page_opens_offline_without_a_complaint(page: Path, tmp_path: Path, width: int, dark: bool) -> None:
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        assert os.environ.get("CI") != "true", "CI=true, but chromium or chromedriver is missing: apt-get install -y chromium chromium-driver"
-        pytest.skip("the browser tests need Chromium: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.options import Options
-    from selenium.webdriver.chrome.service import Service
-
-    options = Options()
-    options.binary_location = shutil.which("chromium")
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-    try:
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False})
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]})
-        driver.get(page.as_uri())
-        events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-        asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        assert driver.get_log("browser") == [] and [url for url in asked if not url.startswith(("data:", "about:"))] == [page.as_uri()]
-        assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-        assert driver.execute_script("return document.images.length") >= 4
-        assert driver.execute_script("return document.querySelectorAll('figure.chart .plot svg, figure.chart .plot canvas').length") == 2
-        height = driver.execute_script("return document.documentElement.scrollHeight")
-        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-        shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
-        (Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"inspect-{width}-{'dark' if dark else 'light'}.png").write_bytes(base64.b64decode(shot["data"]))
-    finally:
-        driver.quit()
+def test_the_page_opens_offline_without_a_complaint(browser: Browser, page: Path, tmp_path: Path, width: int, dark: bool) -> None:
+    browser.open(page, width, dark)
+    assert browser.complaints() == [] and browser.run("return document.documentElement.scrollWidth <= innerWidth")
+    assert browser.run("return document.images.length") >= 4
+    assert browser.run("return document.querySelectorAll('figure.chart .plot svg, figure.chart .plot canvas').length") == 2
+    browser.screenshot(Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"inspect-{width}-{'dark' if dark else 'light'}.png")

@@ -1,19 +1,18 @@
 """report.html and compare.html: what they hold, and how they behave in a real browser (Debian's Chromium), opened from the disk."""
 
-import base64
 import dataclasses
 import io
 import json
 import os
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser import Browser
 from conftest import pixels_and_edges, reseal, write_views
 
 from cache_specs import durable
@@ -98,80 +97,6 @@ def thousand(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 
 def path_of(config: TrainConfig) -> Path:
     return Path(config.runs) / config.run / "report.html"
-
-
-class Browser:
-    """Chromium without a window. Nothing that a page says or asks for goes unseen."""
-
-    def __init__(self, driver: Any) -> None:
-        self.driver = driver
-        self.run = driver.execute_script
-
-    def open(self, path: Path, width: int = 1280, dark: bool = False) -> None:
-        self.driver.get("about:blank")
-        self.driver.get_log("browser"), self.driver.get_log("performance")
-        features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}, {"name": "prefers-reduced-motion", "value": "reduce"}]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False})
-        self.driver.get(path.resolve().as_uri())
-        self.run("localStorage.clear()")                                    # the theme that another test chose
-        self.driver.refresh()
-        self.wait("return document.readyState === 'complete' && [...document.querySelectorAll('.chart .plot')].every(plot => plot.children.length)")
-
-    def wait(self, script: str, seconds: float = 10) -> None:
-        end = time.monotonic() + seconds
-        while not self.run(script):
-            assert time.monotonic() < end, f"never true: {script}"
-            time.sleep(0.05)
-
-    def complaints(self) -> list[str]:
-        """What the console says, and every request but for the page itself and its inline images."""
-        said = [entry["message"] for entry in self.driver.get_log("browser")]
-        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        return said + [url[:80] for url in asked if not url.startswith(("data:", "file:///", "about:"))] + [
-            url for url in asked if url.startswith("file:") and not url.endswith(".html")]
-
-    def click(self, selector: str) -> None:
-        from selenium.webdriver.common.by import By
-
-        element = self.driver.find_element(By.CSS_SELECTOR, selector)
-        self.run("arguments[0].scrollIntoView({block: 'center', inline: 'center'})", element)
-        element.click()
-
-    def press(self, *keys: str) -> None:
-        from selenium.webdriver import ActionChains
-
-        ActionChains(self.driver).send_keys(*keys).perform()
-
-    def shown(self, selector: str) -> int:
-        return self.run("return [...document.querySelectorAll(arguments[0])].filter(one => one.offsetParent).length", selector)
-
-    def screenshot(self, to: Path) -> bytes:
-        width, height = self.run("return [innerWidth, Math.min(16000, document.documentElement.scrollHeight)]")
-        found = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True, "clip": {
-            "x": 0, "y": 0, "width": width, "height": height, "scale": 1}})
-        to.write_bytes(base64.b64decode(found["data"]))
-        return to.read_bytes()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        assert os.environ.get("CI") != "true", "CI=true, but chromium or chromedriver is missing: apt-get install -y chromium chromium-driver"
-        pytest.skip("the browser tests need Chromium: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.options import Options
-    from selenium.webdriver.chrome.service import Service
-
-    options = Options()
-    options.binary_location = shutil.which("chromium")
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-    yield Browser(driver)
-    driver.quit()
 
 
 @pytest.mark.parametrize("which", ["digits", "thousand"])
@@ -287,8 +212,9 @@ def test_runs_that_cannot_be_compared_are_told_why(digits: TrainConfig, thousand
     lines = [line for line in text.splitlines() if line.startswith("relabelled − digits, ")]
     assert len(lines) == 12 and all(line.endswith("+0.0, not paired: other labelled images or seeds") for line in lines)
     assert "birds: not comparable with digits: other data (birds " in text and "keep the test images apart" not in text
-    record = durable.read_sealed(other / "summary.json")
-    newer = {**record, "fingerprints": {**record["fingerprints"], "items": "0" * 64}}
+    (other / "summary.json").write_bytes(durable.sealed({**made, "contents": {**made["contents"], "test_labels": "0" * 64}}))
+    assert "relabelled: not comparable with digits: other labels of the test images" in compare([path_of(digits).parent, other], tmp_path / "c.html")
+    newer = {**made, "fingerprints": {**made["fingerprints"], "items": "0" * 64}}
     (other / "summary.json").write_bytes(durable.sealed(newer))             # another version of the data set, with the same test images
     assert "relabelled − digits, supervised: joint" in compare([path_of(digits).parent, other], tmp_path / "c.html")
     (other / "summary.json").write_bytes(durable.sealed({**newer, "contents": {**newer["contents"], "test": "0" * 64}}))
