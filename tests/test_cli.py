@@ -64,7 +64,7 @@ def test_one_json_document_from_each_command(interrupted: SimpleNamespace, tmp_p
     assert (found["view"], found["rows"], found["bad"]) == ("tiny-clip", 1797, {}) and found["embedded"] + found["hits"] == 1797 and found["seconds"] > 0
     cache = ("--cache", shutil.copytree(folder, tmp_path / "cache"))
     view = answer(command("cache_specs.status", *cache, "--json"), "status")["datasets"][0]["views"][0]
-    assert (view["view"], view["state"], view["rows"], view["bad"], view["shards_done"]) == ("tiny-clip", "finished", 1797, {}, 113)
+    assert (view["view"], view["state"], view["rows"], view["bad"], view["shards_done"]) == ("tiny-clip", "finished", 1797, {}, 29)
     listed = {view["view"]: view for view in answer(command("cache_specs.views", *cache, "--json"), "views")["views"]}
     assert listed["tiny-clip"]["cached"] == 1 and listed["clip"]["cached"] == 0 and listed["clip"]["width"] == 1024
     assert [view["ok"] for view in answer(command("extract.verify", *cache, "--json"), "verify")["views"]] == [True]
@@ -150,9 +150,9 @@ def test_the_memory_of_the_parameters_is_that_of_real_probes(made: Made) -> None
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory, command: Callable) -> SimpleNamespace:
-    """An extraction in 113 shards: Ctrl-C after the third, then the same command, with --json, to its end."""
+    """An extraction in 29 shards: Ctrl-C after the third, then the same command, with --json, to its end."""
     cache = tmp_path_factory.mktemp("interrupted")
-    words = ("extract", "--view", "tiny-clip", "--data", "digits", "--cache", cache, "--shard-rows", 16)
+    words = ("extract", "--view", "tiny-clip", "--data", "digits", "--cache", cache, "--shard-rows", 64)
     process = start(*words)
     when(process, lambda: any(cache.glob("*/*/commits/00002.json")))
     os.killpg(process.pid, signal.SIGINT)                   # as a terminal does: to everybody
@@ -165,22 +165,22 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory, command: Callable) -> 
 def test_ctrl_c_finishes_the_shard_and_the_named_command_goes_on(interrupted: SimpleNamespace) -> None:
     said, kept = interrupted.said, interrupted.kept
     assert interrupted.code == 130 and "stopping: this shard is finished first (Ctrl-C again drops it)" in said, said
-    assert f"{len(kept)} of 113 shards are finished and kept" in said and 3 <= len(kept) < 113 and "Traceback" not in said and not interrupted.left
-    assert said.splitlines()[-1] == f"To go on, type: make extract VIEW=tiny-clip DATA=digits CACHE={interrupted.cache} ARGS='--shard-rows 16'"
+    assert f"{len(kept)} of 29 shards are finished and kept" in said and 3 <= len(kept) < 29 and "Traceback" not in said and not interrupted.left
+    assert said.splitlines()[-1] == f"To go on, type: make extract VIEW=tiny-clip DATA=digits CACHE={interrupted.cache} ARGS='--shard-rows 64'"
     after = {path.name: path.stat().st_ino for path in interrupted.cache.glob("*/*/commits/*.json")}
-    assert interrupted.again.returncode == 0 and f"({len(kept)} done)" in interrupted.again.stderr and len(after) == 113 and kept.items() <= after.items()
+    assert interrupted.again.returncode == 0 and f"({len(kept)} done)" in interrupted.again.stderr and len(after) == 29 and kept.items() <= after.items()
 
 
 @MANY
 @pytest.mark.parametrize("more", [("--gpus", 2), ("--workers", 2)], ids=["processes", "workers"])
 def test_ctrl_c_in_a_terminal_goes_to_all_processes_and_one_decides(tmp_path: Path, command: Callable, more: tuple) -> None:
-    words = ("extract", "--view", "tiny-clip", "--data", "digits", "--cache", tmp_path, "--shard-rows", 16, *more)
+    words = ("extract", "--view", "tiny-clip", "--data", "digits", "--cache", tmp_path, "--shard-rows", 64, *more)
     process = start(*words)
     when(process, lambda: any(tmp_path.glob("*/*/commits/00003.json")))
     os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     kept = len(list(tmp_path.glob("*/*/commits/*.json")))
-    assert process.returncode == 130 and f"{kept} of 113 shards are finished and kept" in said and "Traceback" not in said, said
+    assert process.returncode == 130 and f"{kept} of 29 shards are finished and kept" in said and "Traceback" not in said, said
     assert command(*words).returncode == 0
 
 
@@ -227,7 +227,7 @@ def test_ctrl_c_that_an_import_swallows_is_remembered() -> None:
 @pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=MANY)])
 def test_ctrl_c_saves_a_training_which_ends_with_the_same_bytes(made: Made, tmp_path: Path, command: Callable, gpus: int) -> None:
     words = ("train", "--views", made.views("pixels", "edges"), "--data", "digits", "--labels", 3, "--method", "mct,self-training", "--warmup", 40, "--cotrain",
-             800, "--hidden", 16, "--checkpoint-every", 100_000, "--threads", 1, "--cache", made.cache, "--runs", tmp_path, "--gpus", gpus)
+             300, "--hidden", 16, "--checkpoint-every", 100_000, "--threads", 1, "--cache", made.cache, "--runs", tmp_path, "--gpus", gpus)
     process = start(*words, "--run", "a")
     lines = tmp_path / "a" / "metrics.jsonl"
     when(process, lambda: lines.is_file() and lines.read_bytes().count(b"\n") > 8)

@@ -539,7 +539,7 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> Non
 
 
 def test_sigterm_saves_says_so_and_resumes_to_the_same_bytes(made: Made, tmp_path: Path) -> None:
-    settings = config(made, tmp_path, cotrain=600)
+    settings = config(made, tmp_path, cotrain=200)
     process = start(settings)
     wait_for(tmp_path / "a" / "metrics.jsonl", process)
     process.terminate()
