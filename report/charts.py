@@ -17,7 +17,8 @@ MOST_VALUES = 12    # rows of the table of values below a line chart
 
 @dataclass(frozen=True)
 class Series:
-    """A line: its name, and points. y may hold NaN or None where there is nothing. colour: which of the seven; dash: 0 solid, 1 to 3."""
+    """A line: its name, and points. y may hold NaN or None where there is nothing. colour: which of the seven; dash: 0 solid, 1 to 3; hollow: points that
+    stand for little, which the line leaves out."""
 
     name: str
     x: Sequence[float]
@@ -26,6 +27,7 @@ class Series:
     dash: int = 0
     dots: bool = False
     about: Sequence[str] = field(default=())
+    hollow: Sequence[bool] = field(default=())
 
 
 def lines(title: str, series: Sequence[Series], *, x: str, y: str, y_range: tuple[float, float] | None = None, diagonal: bool = False,
@@ -34,7 +36,7 @@ def lines(title: str, series: Sequence[Series], *, x: str, y: str, y_range: tupl
     steps = sorted({float(value) for line in series for value in line.x})
     spec = {"kind": "lines", "x": x, "y": y, "range": y_range, "diagonal": diagonal, "zero": zero, "series": [
         {"name": line.name, "x": [short(float(v), 6) for v in line.x], "y": [None if v is None else short(float(v)) for v in line.y],
-         "colour": line.colour % SERIES, "dash": line.dash, "dots": line.dots, "about": list(line.about)} for line in series]}
+         "colour": line.colour % SERIES, "dash": line.dash, "dots": line.dots, "about": list(line.about), "hollow": list(line.hollow)} for line in series]}
     shown = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, MOST_VALUES).astype(int))] if steps else []
     values = [dict(zip(map(float, line.x), line.y, strict=True)) for line in series]
     rows = [[Cell(f"{step:,.6g}", step), *[_number(found.get(step)) for found in values]] for step in shown]

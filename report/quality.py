@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cache_specs.console import counted
 from report.charts import Series, bars, heat, lines
 from report.page import Cell, Column, Section, grid, join, note, table, tag
 from report.scores import JOINT, mean_sd, title
 from report.source import Part, Run
 
 BINS = 15           # as in train/evaluate.ece
+FEW = 10            # images of a seed in a bin, below which its share says little
 
 
 def reliability(run: Run) -> Section:
@@ -19,15 +21,19 @@ def reliability(run: Run) -> Section:
                                                      zip(run.views, part.own_VEn, part.own_sure_VEn, strict=False)]
     found = [(name, *binned(sure.ravel(), right.ravel())) for name, sure, right in named]
     seeds = len(part.pred_En)
-    curves = [Series(name, at[count > 0].tolist(), share[count > 0].tolist(), number, dots=True,
-                     about=[f"{n / seeds:,.0f} images" for n in count[count > 0]]) for number, (name, at, share, count) in enumerate(found)]
+    curves = []
+    for number, (name, at, share, count) in enumerate(found):
+        there = count > 0
+        told = [f"{counted(n, 'image')}{' of all seeds' * (seeds > 1)}" for n in count[there].tolist()]
+        curves.append(Series(name, at[there].tolist(), share[there].tolist(), number, dots=True, about=told, hollow=(count[there] < FEW * seeds).tolist()))
     middle = [f"{(b + 0.5) / BINS:.2f}" for b in range(BINS)]
     return Section("reliability", "Reliability", grid(
         lines("Is the confidence right?", curves, x="confidence", y="share that is right", y_range=(0, 1), diagonal=True,
-              about="Points above the dotted line are too modest, points below it too sure."),
+              about="Points above the dotted line are too modest, points below it too sure. Hollow ones, which no line joins, stand for fewer than "
+                    f"{FEW} images{' a seed' * (seeds > 1)}."),
         bars("How often is it how sure?", middle, {name: (count / seeds).tolist() for name, _, _, count in found}, x="confidence", y="images")),
         f"{title(run.method)}, as trained, on {part.label_n.size:,} test images{f', mean of {seeds} seeds' if seeds > 1 else ''}. "
-        "make predict and the galleries below use one more temperature, fitted on validation.")
+        "make predict and the galleries use one more temperature, fitted on validation.")
 
 
 def binned(sure_n: np.ndarray, right_n: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

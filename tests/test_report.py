@@ -191,6 +191,22 @@ def test_the_theme_is_toggled_and_charts_answer_the_keyboard(browser: Browser, d
     assert browser.run("return document.querySelectorAll('#training figure .path').length") > 0 and browser.complaints() == []
 
 
+def test_shares_of_few_images_are_hollow_points_that_no_line_joins(browser: Browser, digits: TrainConfig) -> None:
+    from report.quality import FEW, binned
+    from report.source import read_run
+
+    run = read_run(path_of(digits).parent)
+    part = run.parts[run.method]["test"]
+    counts = [binned(sure.ravel(), np.ones(sure.size))[2] for sure in (part.sure_En, *part.own_sure_VEn)]
+    few, many = (sum(int(of(count).sum()) for count in counts) for of in (lambda n: (n > 0) & (n < FEW * 2), lambda n: n >= FEW * 2))
+    browser.open(path_of(digits))
+    curves = "document.querySelectorAll('#reliability figure:first-of-type %s')"
+    circles = f"return {curves}.length"
+    assert few > 0 and browser.run(circles % "circle.hollow") == few and browser.run(circles % "circle:not(.hollow)") == many
+    joined = browser.run(f"return [...{curves % '.path'}].map(path => (path.getAttribute('d').match(/[ML]/g) || []).length)")
+    assert sum(joined) == many
+
+
 def test_the_compared_runs_open_too(browser: Browser, digits: TrainConfig, tmp_path: Path) -> None:
     shutil.copytree(path_of(digits).parent, Path(digits.runs) / "copy", dirs_exist_ok=True)
     text = compare([Path(digits.runs) / "digits", Path(digits.runs) / "copy"], tmp_path / "c.html")

@@ -70,6 +70,10 @@ function drawLines(figure, spec) {
       let d = "", pen = false;
       s.x.forEach((x, i) => {
         if (s.y[i] === null) { pen = false; return; }
+        if (s.hollow[i]) {
+          svg.append(make("circle", { class: "hollow", cx: sx(x), cy: sy(s.y[i]), r: 2.4, style: `stroke:var(--s${s.colour})` }));
+          return;
+        }
         d += `${pen ? "L" : "M"}${sx(x).toFixed(1)} ${sy(s.y[i]).toFixed(1)}`;
         pen = true;
         if (s.dots || s.x.length === 1) svg.append(make("circle", { cx: sx(x), cy: sy(s.y[i]), r: 3.2, style: `fill:var(--s${s.colour})` }));
