@@ -23,6 +23,7 @@ from cache_specs.make import quoted
 from cache_specs.sources import dataset_name, is_gone, read_source, where
 from cache_specs.versions import IMPORTED, dataset_folders, follow, is_older, killed_relabelling, latest, refuse_overtaken, said, succession, version_of
 
+MISSING = {"n/a", "na", "nan", "none", "null", "unknown", "?"}         # what other programs write where there is no label
 SPLITS = ("", "train", "val", "test", "unlabelled")
 FORMAT = 1
 

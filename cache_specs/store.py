@@ -30,7 +30,7 @@ from cache_specs.errors import IntegrityError, StaleError, UsageError, did_you_m
 from cache_specs.items import IMPORTED
 from cache_specs.make import line_of
 from cache_specs.sources import dataset_name, read_source
-from cache_specs.spec import SPECS, differences, fingerprint
+from cache_specs.spec import SPECS, differences, fingerprint, view_names
 from cache_specs.view import CRC_BYTES, STATUS, View, more_bad_rows, view_name
 
 PARTS = ".lock-parts"                                                               # held, shared, by the processes of one extraction
@@ -123,7 +123,8 @@ def find_view(dataset: Path, name: str, hint: str) -> View:
     found = view_folders(dataset, name)
     if not found:
         known = sorted({view_name(folder) for folder in view_folders(dataset)})
-        raise UsageError(f"no view {name!r} in {dataset}{did_you_mean(name, known)}. To extract it: {hint}")
+        other = f"; there is: {', '.join(known) or 'nothing yet'}" if name in view_names() else did_you_mean(name, known)
+        raise UsageError(f"no view {name!r} in {dataset}{other}. To extract it: {hint}")
     if len(found) > 1:
         raise StaleError(f"{dataset} holds {len(found)} versions of {name!r}: {', '.join(path.name for path in found)}; delete all but one")
     return open_view(found[0])

@@ -1,6 +1,7 @@
 """What scikit-learn's users hand in: labels -> class numbers, columns of a wide array -> views, and which labelled rows choose among the training's steps."""
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from numbers import Number
 from typing import Any
@@ -10,6 +11,7 @@ from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
 from cache_specs.errors import DataQualityError
+from cache_specs.items import MISSING
 
 CHOICE = 5 << 40       # second word of the keys of these draws; train/splits.py has 3 and 4 << 40
 
@@ -58,6 +60,9 @@ def encode(y: Any, classes: np.ndarray | None = None) -> tuple[np.ndarray, np.nd
     if told.dtype == object and len({type(value) for value in told}) == 1:
         told = np.array(told.tolist())                      # what pandas and lists with None hold
     check_classification_targets(told)
+    if told.dtype.kind == "U" and (missing := sorted({label for label in told.tolist() if label.lower() in {*MISSING, "-1"}})):
+        warnings.warn(f"{', '.join(map(repr, missing))} in y: taken for a class; no label is an empty string there, or -1 among numbers", UserWarning,
+                      stacklevel=3)
     found, number = np.unique(told, return_inverse=True)
     if classes is None:
         classes = found

@@ -30,7 +30,7 @@ from cache_specs.errors import UsageError
 from cache_specs.items import Items, class_index
 from cache_specs.sources import BRACES, ENDINGS, dataset_name, is_gone, split_subset
 from extract import hdf5, hub, tables, tars, torchvision_sets
-from extract.naming import EXTENSIONS, find_images, hide_unlabelled, of_folders, say_left_out, text
+from extract.naming import EXTENSIONS, UNREAD, find_images, hide_unlabelled, of_folders, say_left_out, text
 from extract.readers import ReadArrays, Reader, ReadFiles, Reordered
 
 
@@ -145,8 +145,9 @@ def _folder(data: str, root: Path) -> tuple:
     say_left_out(data, Counter({f"with {ending}": count for ending, count in others.items()}),
                  f"their endings are not those of images ({', '.join(EXTENSIONS)})")
     if not found:
-        raise UsageError(f"DATA={data}: no image in this folder (looked for {', '.join(EXTENSIONS)}, at any depth); name the folder that "
-                         "holds them")
+        unread = [ending for ending in UNREAD if others[ending]]
+        raise UsageError(f"DATA={data}: no image in this folder (looked for {', '.join(EXTENSIONS)}, at any depth); " +
+                         (f"make JPEG or PNG files of those with {', '.join(unread)}" if unread else "name the folder that holds them"))
     if empty := sorted({inner.name for inner in base.iterdir() if inner.is_dir() and inner.name[0] != "."} - {path.parts[0] for path in found}):
         print(f"warning: {data}: there is no image in {', '.join(map(text, empty[:10]))}{' …' if len(empty) > 10 else ''}", flush=True)
     labels, splits = of_folders(data, found)

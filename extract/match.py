@@ -114,7 +114,7 @@ def _items(cache: Path, data: str, root: Path, name: str | None) -> tuple[Items,
     dataset = open_dataset(os.path.expanduser(data), root, name)
     with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
         items = build_items(dataset, progress.advance)
-    quality.refuse_unreadable(items, ExtractConfig.max_bad)
+    quality.refuse_unreadable(items, dataset.read, ExtractConfig.max_bad)
     return items, None
 
 

@@ -69,7 +69,7 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
     seen = tops(Path(config.cache))
     with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
         items = build_items(dataset, progress.advance)
-    quality.refuse_unreadable(items, config.max_bad)
+    quality.refuse_unreadable(items, dataset.read, config.max_bad)
     warn_of_copies(items)
     warn_of_classes(items)
     return Ready(spec, files, weights_sha256, where, dataset, items, seen)

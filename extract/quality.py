@@ -2,10 +2,12 @@
 
 import numpy as np
 
+from cache_specs.console import counted
 from cache_specs.errors import DataQualityError, UsageError
 from cache_specs.integrity import read_commit
 from cache_specs.items import Items
 from cache_specs.view import STATUS, View
+from extract.readers import Reader
 
 SHOWN = 20
 
@@ -29,19 +31,31 @@ def enforce(view: View, items: Items, max_bad: str) -> None:
             first, last = view.bounds(shard)
             status[first:last] = np.fromfile(view.status_file(shard), np.uint8, last - first)
     refuse(status, items, max_bad)
+    if (status > 0).all():
+        report(status, items, view)                         # raises: a view without one good row is never sealed
 
 
 def refuse(status: np.ndarray, items: Items, max_bad: str) -> None:
     """Raise DataQualityError when `status`, (N,), names more bad images than are allowed."""
     bad, most = int((status > 0).sum()), allowed(max_bad, len(items))
     if bad > most:
+        mend = "Mend the files (a changed file makes another data set)"
+        if bad == len(items):
+            raise DataQualityError(f"not one of the {bad:,} images could be embedded ({counts(status)}):\n{listed(status, items)}\n{mend}")
         raise DataQualityError(f"{bad} images so far could not be embedded ({counts(status)}); of {len(items):,} images --max-bad {max_bad} allows {most}:\n"
-                               f"{listed(status, items)}\nMend the files (a changed file makes another data set), or allow them: ARGS='--max-bad {bad}'. "
+                               f"{listed(status, items)}\n{mend}, or allow them: ARGS='--max-bad {bad}'. "
                                "What is committed is kept, and the same command goes on from there", instead={"--max-bad": str(bad)})
 
 
-def refuse_unreadable(items: Items, max_bad: str) -> None:
+def refuse_unreadable(items: Items, read: Reader, max_bad: str) -> None:
     """`refuse` before anything is embedded: images that could not even be hashed. One too large is found again by the run, under its own name."""
+    if not any(items.sha256):
+        try:
+            read(0)
+        except OSError as error:
+            hint = "The paths of a table are relative to its folder; mend them" if items.adapter == "table" else "Mend the files, or name others"
+            raise DataQualityError(f"not one of the {counted(len(items), 'image')} of {items.name!r} can be read; the first, {items.keys[0]!r}: {error}. "
+                                   f"{hint}") from error
     refuse(np.where(np.array(items.sha256) == "", STATUS.index("missing"), 0), items, max_bad)
 
 

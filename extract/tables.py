@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from cache_specs.errors import UsageError, did_you_mean, nearest
-from cache_specs.items import SPLITS, read_parquet
+from cache_specs.items import MISSING, SPLITS, read_parquet
 from extract import columns
 from extract.naming import EXTENSIONS, label_of, split_of
 from extract.readers import ReadFiles
 
 COLUMNS = ("path", "label", "split")
-MISSING = {"n/a", "na", "nan", "none", "null", "unknown", "?"}
 
 
 def table(data: str, root: Path) -> tuple:

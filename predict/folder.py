@@ -60,10 +60,11 @@ def read_model(folder: Path, device: torch.device) -> Model:
     """Raises UsageError (no folder of ours), StaleError (of another version) or IntegrityError naming the damaged file."""
     if not (folder / RECORD).is_file():
         near = nearest(folder.name, [path.parent.name for path in folder.parent.glob(f"*/{RECORD}")])
-        meant = str(folder.with_name(near)) if near else ""
-        then = f"; did you mean {meant!r}" if near else f". Make one: make export-model RUN=… TO={quoted(str(folder))}"
+        inner = [path.parent for path in folder.glob(f"*/{RECORD}")]
+        meant = str(inner[0]) if len(inner) == 1 else str(folder.with_name(near)) if near else ""
+        then = f"; did you mean {meant!r}" if meant else f". Make one: make export-model RUN=… TO={quoted(str(folder))}"
         raise UsageError(f"MODEL={folder}: there is no {f'{RECORD} in this' if folder.is_dir() else 'such'} folder{then}",
-                         instead={"MODEL": meant} if near else None)
+                         instead={"MODEL": meant} if meant else None)
     try:
         record = durable.read_sealed(folder / RECORD)
         if record["format"] != FORMAT:

@@ -65,6 +65,8 @@ def write_report(folder: Path, cache: Path = Path("cache"), root: Path = Path("d
     sections = [scores(run), next_section(seen) if seen else None, confused, suspects_section(seen) if seen else None, classes(run, names), reliability(run),
                 agreed, map_section(seen) if seen else None, curves(run)]
     older = seen.cache.items.folder_name if seen and seen.cache.older else ""
+    if older:
+        missing.append(f"This run was made of {older}, an older version of its data: what was added, moved or labelled since is not known to this page")
     head = join([intro(run, older), *[note(line, warning=True) for line in missing]])
     text = page(run.name, [section for section in sections if section], intro=head, scripts=["report.js"])
     durable.write(folder / "report.html", text.encode("utf-8", "replace"), "report")

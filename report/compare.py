@@ -41,7 +41,11 @@ def main() -> None:
     with document(config.json, "compare") as told:
         names = [name.strip() for name in config.names.split(",") if name.strip()]
         if len(names) < 2 or len(set(names)) < len(names):
-            raise UsageError(f"RUNS={config.names}: at least two different runs are compared. Type: make compare RUNS=demo,demo-2")
+            others = sorted(Path(config.runs).glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
+            others = [path.parent.name for path in others if path.parent.name not in names]
+            both = ",".join([*dict.fromkeys(names), *others[::-1]][:2])
+            raise UsageError(f"RUNS={config.names}: at least two different runs are compared" + ("" if "," in both else "; train another, under another RUN"),
+                             instead={"RUNS": both} if "," in both else None)
         from report.page import page_file
 
         to = page_file(config.to, line_of("compare", {"RUNS": config.names, "TO": "compare.html"}))
@@ -52,7 +56,7 @@ def main() -> None:
             try:
                 folders.append(run_folder(config.runs, name))
             except UsageError as error:
-                if near := error.instead.pop("RUN", None):
+                if (near := error.instead.pop("RUN", None)) and near not in names:
                     error.instead["RUNS"] = ",".join(near if one == name else one for one in names)
                 raise
         print(compare(folders, to, told))

@@ -197,6 +197,12 @@ def test_names_of_classes_come_back(made: Made) -> None:
     assert np.array_equal(model.predict_proba(emb_V[0]), numbered.predict_proba(emb_V[0]))
 
 
+def test_names_that_mean_no_label_elsewhere_are_pointed_out() -> None:
+    for name in ("nan", "-1", "None"):
+        with pytest.warns(UserWarning, match=f"'{name}' in y: taken for a class; no label is an empty string there, or -1 among numbers"):
+            assert encode(np.array(["cat", name, ""]))[0].max() == 1
+
+
 def test_validation_rows_are_a_share_of_each_class_and_a_matter_of_the_seed(made: Made) -> None:
     label = np.concatenate([np.repeat(np.arange(4), [1, 2, 3, 50]), np.full(9, -1)])
     held = hold_out(label, 0.2, 0)

@@ -419,6 +419,9 @@ def test_files_of_other_kinds_are_counted(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "3 files are left out" in out and "2 with .heic, 1 with no ending" in out
     assert "warning: " in out and "images with .heic cannot be read; to use them too, make JPEG or PNG files of them first" in out
+    with pytest.raises(UsageError, match=r"no image in this folder .*; make JPEG or PNG files of those with \.heic$"):
+        open_dataset(fill(tmp_path / "phone", "c0/1.heic"), Path())
+    capsys.readouterr()
     listed(fill(tmp_path / "two", "c0/1.png", "notes.txt"))
     assert "1 file is left out" in (out := capsys.readouterr().out) and "warning" not in out
 

@@ -130,6 +130,25 @@ def test_not_one_image_is_an_error_with_exit_code_3(tmp_path, capsys):
     with pytest.raises(DataQualityError, match="not one of the 1 images could be embedded") as caught:
         run(config(tmp_path / "text", tmp_path / "cache"))
     assert caught.value.exit_code == 3 and "row 0: a.jpg: undecodable" in capsys.readouterr().out
+    assert not list((tmp_path / "cache").rglob("complete.json")), "a view without one good row is not finished"
+    message = r"^not one of the 1 images could be embedded \(1 undecodable\):\n.*row 0: a.jpg: undecodable.*\nMend the files [^,]*$"
+    with pytest.raises(DataQualityError, match=message):
+        run(config(tmp_path / "text", tmp_path / "cache", max_bad="0"))          # nor is it proposed to allow all of them
+
+
+@pytest.mark.parametrize("kind", ["table", "folder"])
+def test_where_no_image_can_be_read_it_says_where_it_looked(tmp_path, kind):
+    data = tmp_path / "list.csv"
+    data.write_text("path,label\nsome/a.jpg,cat\nsome/b.jpg,dog\n")
+    if kind == "folder":
+        data = tmp_path / "photos"
+        (data / "cat").mkdir(parents=True)
+        (data / "cat" / "a.jpg").symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(DataQualityError, match=r"not one of the (2|1) images? of '(list|photos)' can be read; the first, '(some|cat)/a.jpg': ") as caught:
+        run(config(data, tmp_path / "cache", max_bad="100%"))
+    said = str(caught.value)
+    assert f"{tmp_path / 'some' if kind == 'table' else data / 'cat'}/a.jpg" in said and "--max-bad" not in said
+    assert ("paths of a table are relative to its folder" in said) == (kind == "table") and not (tmp_path / "cache").exists()
 
 
 def test_a_file_that_changes_between_hashing_and_embedding_is_missing_not_embedded_under_an_old_name(photos, tmp_path, monkeypatch):

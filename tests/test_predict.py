@@ -347,6 +347,11 @@ def test_a_damaged_model_folder_is_refused_by_the_name_of_the_file(folder: Path,
         open_model(copy)
     with pytest.raises(UsageError, match="there is no such folder"):
         open_model(tmp_path / "none")
+    (tmp_path / "above" / "inner").mkdir(parents=True)
+    (tmp_path / "above" / "inner" / "model.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"no model.json in this folder; did you mean '.*/above/inner'") as caught:
+        open_model(tmp_path / "above")
+    assert caught.value.instead == {"MODEL": str(tmp_path / "above" / "inner")}
 
 
 def view_called(record: dict, name: str) -> dict:
@@ -658,7 +663,7 @@ def test_a_single_image_is_a_data_set_of_one(live: Path, tmp_path: Path, capsys:
     table = pq.read_table(predict(of_live(live, images=str(image), to=str(tmp_path / "x.parquet")))).to_pydict()
     out = capsys.readouterr().out
     val = of_run(live / "runs" / "p", cache=live / "cache")[0].about["scores"]["joint"]["val_top1"]["mean"]
-    assert "1 of 1 image was part of the training" in out and f"expected accuracy {100 * val:.1f} %, give or take " in out and "is no measure here" in out
+    assert "1 of 1 image was part of the training, " in out and f"expected accuracy {100 * val:.1f} %, give or take " in out and "is no measure here" in out
     assert f"\n0.png: {table['label'][0]} {table['confidence'][0]:.2f}, " in out and "1 row in" in out and "confidence         images" not in out
     whole = pq.read_table(predict(of_live(live, to=str(tmp_path / "y.parquet")))).to_pydict()
     row = whole["key"].index(f"{CLASSES[1]}/0.png")

@@ -1,6 +1,8 @@
 """One mathematics in any layout: views and their replicas on gloo ranks against the same run in one process, in float64."""
 
 import dataclasses
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from test_train import config, flags, outcome
 from cache_specs.errors import UsageError
 from train.__main__ import run
 from train.config import TrainConfig, refuse_ranks
+from train.launch import FAILED, RUNNING, Board, _first_failed
 
 EXACT = {"precision": "float64", "warmup": 8, "cotrain": 12, "eval_every": 10, "seeds": "0..1"}
 
@@ -68,3 +71,13 @@ def test_ranks_must_share_the_views_or_the_rows_evenly(ranks: int, views: int, f
     else:
         with pytest.raises(UsageError, match=r"GPUS=\d, but .*use GPUS="):
             refuse_ranks(ranks, views)
+
+
+def test_ranks_that_vanish_between_two_looks_are_all_named(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for pids, codes, expected in (([gone.pid, gone.pid], [RUNNING, RUNNING], ([0, 1], "died")), ([os.getpid(), gone.pid], [RUNNING, RUNNING], ([1], "died")),
+                                  ([gone.pid, gone.pid], [RUNNING, FAILED], ([0], "died")),
+                                  ([gone.pid, gone.pid], [FAILED, FAILED], ([0], "raised an error (above)"))):
+        (tmp_path / "ranks.bin").write_bytes(np.array([[pid, 7, code] for pid, code in zip(pids, codes, strict=True)], np.int64).tobytes())
+        assert _first_failed(Board(str(tmp_path / "ranks.bin"))) == expected

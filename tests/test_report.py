@@ -250,6 +250,11 @@ def test_runs_that_cannot_be_compared_are_told_why(digits: TrainConfig, thousand
     assert "other data (digits 00000000, not digits" in text and "keep the test images apart before labelling, in folders val/ and test/" in text
     with pytest.raises(UsageError, match=r"there is no run .*did you mean 'digits'"):
         compare([path_of(digits).parent, Path(digits.runs) / "digit"], tmp_path / "c.html")
+    alone = command("report.compare", "--names", "relabelled", "--runs", digits.runs)
+    assert "at least two different runs are compared" in alone.stderr
+    assert re.search(r"ype: make compare RUNS=relabelled,[a-z]+ ", alone.stderr.splitlines()[-1]), alone.stderr
+    circle = command("report.compare", "--names", "digits,digit", "--runs", digits.runs)
+    assert circle.returncode == UsageError.exit_code and "RUNS=digits,digits" not in circle.stderr
     said = command("report.compare", "--names", "relabelled,digit", "--runs", digits.runs)
     assert said.returncode == UsageError.exit_code and said.stderr.splitlines()[-1] == f"Type: make compare RUNS=relabelled,digits ARGS='--runs {digits.runs}'"
 

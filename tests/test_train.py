@@ -585,7 +585,8 @@ def test_every_mistake_on_the_command_line_names_the_right_command(made: Made, t
     good = config(made, tmp_path)
     cases = [({"views": ""}, "VIEWS is missing. Type: make train VIEWS=clip,dinov2 DATA=digits"), ({"data": ""}, "DATA is missing. Type: make train"),
              ({"method": "mtc"}, "no method 'mtc'; did you mean 'mct'"), ({"views": "clip", "method": "mct"}, "at least two views"),
-             ({"views": "clip,clip"}, "each view and method once"), ({"gpus": 3}, "use GPUS=2"), ({"gpus": 0}, "use GPUS=1"),
+             ({"views": "clip,clip"}, "VIEWS=clip,clip: 'clip' stands there twice; name each once"),
+             ({"method": "mct,mct"}, "METHOD=mct,mct: 'mct' stands there twice"), ({"gpus": 3}, "use GPUS=2"), ({"gpus": 0}, "use GPUS=1"),
              ({"hidden": 0}, "--hidden must be at least 1"), ({"lr": 0.0}, "must be positive"), ({"dropout": 1.0}, r"in \[0, 1\)"),
              ({"seeds": "a"}, "SEEDS=a: neither"), ({"seeds": "3..1"}, "SEEDS=3..1"), ({"seeds": "1,1"}, "different seeds"),
              ({"warmup": 0, "cotrain": 0}, "must be positive"), ({"run": "../a"}, r"RUN=\.\./a: a run's name is a folder's name")]

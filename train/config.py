@@ -156,8 +156,9 @@ class TrainConfig:
                 near = nearest(method, METHODS)
                 raise UsageError(f"METHOD={self.method}: there is no method {method!r}{did_you_mean(method, METHODS)}",
                                  instead={"METHOD": ",".join(dict.fromkeys(near if name == method else name for name in methods)) if near else None})
-        if len(set(views)) < len(views) or len(set(methods)) < len(methods):
-            raise UsageError(f"VIEWS={self.views} METHOD={self.method}: name at least one method, and each view and method once")
+        for word, given, names in (("VIEWS", self.views, views), ("METHOD", self.method, methods)):
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise UsageError(f"{word}={given}: {twice[0]!r} stands there twice; name each once", instead={word: ",".join(dict.fromkeys(names))})
         if (alone := [method for method in methods if method in (*TEACHING, "concat")]) and len(views) < 2:
             raise UsageError(f"METHOD={alone[0]} needs at least two views, found {self.views}. Name another one too (make views lists them), or, for one view, "
                              "leave METHOD out", instead={"METHOD": None})

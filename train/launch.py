@@ -54,13 +54,14 @@ def launch(gpus: int, views: list[str], module: str = "train") -> None:
         torchrun = subprocess.Popen([sys.executable, "-m", "train.launch", "--standalone", "--nproc-per-node", str(gpus), "-m", "--", module,
                                      *sys.argv[1:]], env=environment, start_new_session=True)
         try:
-            (culprit, how), seconds = _watch(torchrun, board, asked)
+            (culprits, how), seconds = _watch(torchrun, board, asked)
         finally:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             _kill(torchrun, board)
-        if culprit is None and torchrun.returncode == 0:
+        if not culprits and torchrun.returncode == 0:
             return
-        rank = culprit or 0             # None: torchrun itself failed
+        culprits = culprits or [0]      # none: torchrun itself failed
+        rank = culprits[0]
         code, step = int(board.rows[rank, CODE]), int(board.rows[rank, STEP])
         if code == PreemptedError.exit_code and pressed:
             raise StoppedError("stopped, everything is saved")
@@ -68,7 +69,8 @@ def launch(gpus: int, views: list[str], module: str = "train") -> None:
             error = CoviewError(f"rank {rank} ended the run with exit code {code}; its message stands above")
             error.exit_code = code
             raise error
-        raise RankDiedError(f"rank {rank} ({', '.join(views_of(rank, gpus, views))}) {how} at step {step}; all ranks were ended within {seconds:.0f} s. "
+        named = " and ".join(f"rank {one} ({', '.join(views_of(one, gpus, views))})" for one in culprits)
+        raise RankDiedError(f"{named} {how} at step {step}; all ranks were ended within {seconds:.0f} s. "
                             "The same command goes on from the last checkpoint")
 
 
@@ -87,8 +89,8 @@ def views_of(rank: int, ranks: int, views: list[str]) -> list[str]:
     return views[rank % across::across]
 
 
-def _watch(torchrun: subprocess.Popen, board: Board, asked: threading.Event) -> tuple[tuple[int | None, str], float]:
-    """Wait for the end. -> (the rank that failed first and how, seconds from then to the end), or (None, "died"), 0 if none did."""
+def _watch(torchrun: subprocess.Popen, board: Board, asked: threading.Event) -> tuple[tuple[list[int], str], float]:
+    """Wait for the end. -> (the ranks that failed first and how, seconds from then to the end), or ([], "died"), 0 if none did."""
     culprit, since = None, 0.0
     while torchrun.poll() is None:
         time.sleep(0.1)
@@ -99,12 +101,14 @@ def _watch(torchrun: subprocess.Popen, board: Board, asked: threading.Event) -> 
         elif time.monotonic() - since > GRACE_S:
             _kill(torchrun, board)
     culprit = _first_failed(board) if culprit is None else culprit
-    return culprit or (None, "died"), time.monotonic() - since if culprit is not None and since else 0.0
+    return culprit or ([], "died"), time.monotonic() - since if culprit is not None and since else 0.0
 
 
-def _first_failed(board: Board) -> tuple[int, str] | None:
-    """Codes are read before life signs: a survivor that fails does so after the one that it waits for has vanished. A frozen one is
-    known by those that gave up waiting for it."""
+def _first_failed(board: Board) -> tuple[list[int], str] | None:
+    """The ranks that failed first: several where they had vanished between two looks, so that nobody knows which drew the others along.
+
+    Codes are read before life signs: a survivor that fails does so after the one that it waits for has vanished. A frozen one is known by those that gave up
+    waiting for it."""
     codes = board.rows[:, CODE].copy()
     states = [_life(int(pid)) for pid in board.rows[:, PID]]
     running = (codes == RUNNING) & (board.rows[:, PID] > 0) & (board.rows[:, CODE] == RUNNING)      # it may have ended well between the two looks
@@ -112,7 +116,7 @@ def _first_failed(board: Board) -> tuple[int, str] | None:
     frozen = running & np.array([state in STOPPED for state in states]) & (codes == FAILED).any()
     for found, how in ((codes > FAILED, ""), (vanished, "died"), (frozen, "is frozen (stopped by a signal)"), (codes == FAILED, "raised an error (above)")):
         if found.any():
-            return int(found.argmax()), how
+            return np.flatnonzero(found).tolist()[:None if found is vanished else 1], how
     return None
 
 

@@ -140,8 +140,8 @@ def doubt(share: float, n: int) -> float:
 def limits(summary: dict[str, Any]) -> str:
     """What the number of test images leaves open, whatever the spread over the seeds is: they have them in common."""
     best = max(found["joint"]["test_top1"]["mean"] for found in summary["methods"].values())
-    return (f"so many test images leave {100 * best:.1f} % in doubt by {100 * doubt(best, summary['rows']['test']):.1f} points (two standard errors), "
-            "and all seeds share them")
+    return (f"so many test images leave {100 * best:.1f} % in doubt by {100 * doubt(best, summary['rows']['test']):.1f} points (two standard errors)"
+            + (", and all seeds share them" if len(summary["seeds"]) > 1 else ""))
 
 
 def against(result: dict[str, Any], fusion: dict[str, Any]) -> str:

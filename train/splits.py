@@ -98,7 +98,7 @@ def _choose(items: Items, known: np.ndarray, ok: np.ndarray, labels: str, seed: 
         if (percent is None and count < 1) or (percent is not None and not 0 < percent <= 100):
             raise ValueError
     except ValueError:
-        raise UsageError(f"LABELS={labels}: neither a number a class (LABELS=4), nor a share (LABELS=10%), nor 'all', nor a file of keys") from None
+        raise UsageError(f"LABELS={labels}: neither a number a class (LABELS=4), nor a share (LABELS=10%), nor 'all', nor a file that is there") from None
     chosen = []
     for label in np.unique(items.label[pool]):
         rows = np.random.Generator(np.random.Philox(key=[seed, CHOICE + int(label)])).permutation(known[items.label[known] == label])
