@@ -189,7 +189,7 @@ def _of_images(config: PredictConfig, model: "Model", dataset: "Dataset", device
 
 
 def _are_new(model: "Model", sha256: list[str], cache: "Cache", splits: "list[Split]", told: bool) -> bool:
-    """Whether the training has learnt nothing from most of these images; if it is to be `told`, says how many of them it had."""
+    """Whether the training has learnt from less than half of these images; if it is to be `told`, says how many of them it had."""
     from train.methods import learns_unlabelled
 
     labelled, had = ({cache.items.sha256[row] for split in splits for rows in parts(split) for row in rows.tolist()}
@@ -197,7 +197,7 @@ def _are_new(model: "Model", sha256: list[str], cache: "Cache", splits: "list[Sp
     known, named = (sum(one in seen for one in sha256 if one) for seen in (had, labelled))
     if known and told:
         print(f"{known:,} of {counted(len(sha256), 'image')} {'were' if known > 1 else 'was'} part of the training, {named:,} of them with a label", flush=True)
-    return not learns_unlabelled(model.method) or 2 * known <= len(sha256)
+    return not learns_unlabelled(model.method) or 2 * known < len(sha256)
 
 
 def _called(model: "Model") -> str:

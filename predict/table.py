@@ -146,7 +146,7 @@ def summary(model: Model, said: Opinions, truth_n: np.ndarray | None, new: bool)
     lines.append(f"{head}: the mean confidence, calibrated on the {val}, and two standard errors of so many. It holds for images like those; of images of "
                  "another kind the model is surer than it should be" if new else
                  f"{head}: that of the {val}, and two standard errors of so many. The mean confidence, {100 * shares['mean_confidence']:.1f} %, is no measure "
-                 "here: these images, or most of them, were part of the training")
+                 "here: half of these images or more were part of the training")
     if truth_n is not None:
         lines.append(f"found accuracy {100 * shares['found_accuracy']:.1f} %: these images have labels, which were hidden in training")
     if shares["views_disagree"] is not None:
