@@ -192,9 +192,8 @@ def _are_new(model: "Model", sha256: list[str], cache: "Cache", splits: "list[Sp
     """Whether the training has learnt from less than half of these images; if it is to be `told`, says how many of them it had."""
     from train.methods import learns_unlabelled
 
-    labelled, had = ({cache.items.sha256[row] for split in splits for rows in parts(split) for row in rows.tolist()}
-                     for parts in (lambda split: [split.labelled], lambda split: [split.labelled, split.unlabelled]))
-    known, named = (sum(one in seen for one in sha256 if one) for seen in (had, labelled))
+    labelled, unlabelled = ({cache.items.sha256[row] for split in splits for row in getattr(split, part).tolist()} for part in ("labelled", "unlabelled"))
+    named, known = (sum(one in seen for one in sha256 if one) for seen in (labelled, labelled | unlabelled))
     if known and told:
         print(f"{known:,} of {counted(len(sha256), 'image')} {'were' if known > 1 else 'was'} part of the training, {named:,} of them with a label", flush=True)
     return not learns_unlabelled(model.method) or 2 * known < len(sha256)

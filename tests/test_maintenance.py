@@ -289,6 +289,8 @@ def test_views_are_found_by_name_and_data_set(view, original, tmp_path):
     assert lookup.find_views(cache) == lookup.find_views(cache, "tiny-clip", "photos") == lookup.find_views(cache, "x/tiny-clip.toml") == [view.folder]
     with pytest.raises(UsageError, match=r"no view 'tiny-clop'.* did you mean 'tiny-clip'"):
         lookup.find_views(cache, "tiny-clop")
+    with pytest.raises(UsageError, match=r"no view 'tiny-dinov2' in .*; there is: tiny-clip\. To extract it: type it"):      # a view that we know is no slip
+        store.find_view(view.folder.parent, "tiny-dinov2", "type it")
     with pytest.raises(UsageError, match="there is no cache"):
         lookup.find_views(tmp_path / "nowhere")
 

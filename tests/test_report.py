@@ -17,7 +17,7 @@ from conftest import pixels_and_edges, reseal, write_views
 
 from cache_specs import durable
 from cache_specs.errors import IntegrityError, UsageError
-from cache_specs.items import Items, class_index, write_items
+from cache_specs.items import Items, class_index, read_items, write_items
 from report import choose
 from report.__main__ import write_report
 from report.compare import compare
@@ -485,6 +485,16 @@ def test_an_image_that_changed_is_not_shown(tmp_path: Path) -> None:
     (tmp_path / "photos" / "a" / "2.jpg").write_bytes(b"no image")
     found = Pictures(dataset, items)(range(3))
     assert set(found) == {0} and found[0].uri.startswith("data:image/webp;base64,") and max(found[0].width, found[0].height) == 96
+
+
+def test_a_page_of_an_older_version_says_so(digits: TrainConfig, tmp_path: Path) -> None:
+    said = "This run was made of digits-[0-9a-f]{8}, an older version of its data: what was added, moved or labelled since is not known to this page"
+    shutil.copytree(digits.cache, tmp_path / "cache")
+    folder = shutil.copytree(path_of(digits).parent, tmp_path / "digits")
+    assert not re.search(said, write_report(folder, tmp_path / "cache").read_text())
+    items = read_items(next((tmp_path / "cache").glob("digits-*")))
+    write_items(tmp_path / "cache", dataclasses.replace(items, keys=[*items.keys[:-1], "moved"]), "digits")
+    assert re.search(said, write_report(folder, tmp_path / "cache").read_text())
 
 
 def test_an_image_that_was_moved_is_shown(tmp_path: Path) -> None:
