@@ -663,14 +663,25 @@ def test_a_single_image_is_a_data_set_of_one(live: Path, tmp_path: Path, capsys:
     table = pq.read_table(predict(of_live(live, images=str(image), to=str(tmp_path / "x.parquet")))).to_pydict()
     out = capsys.readouterr().out
     val = of_run(live / "runs" / "p", cache=live / "cache")[0].about["scores"]["joint"]["val_top1"]["mean"]
-    cache, splits = of_run(live / "runs" / "p", cache=live / "cache")[1:]
-    named = any(cache.items.keys[row] == f"{CLASSES[1]}/0.png" for split in splits for row in split.labelled)
-    assert f"1 of 1 image was part of the training, {int(named)} of them with a label" in out
+    assert "1 of 1 image was part of the training, 1 of them with a label" in out
     assert f"expected accuracy {100 * val:.1f} %, give or take " in out and "is no measure here" in out
     assert f"\n0.png: {table['label'][0]} {table['confidence'][0]:.2f}, " in out and "1 row in" in out and "confidence         images" not in out
     whole = pq.read_table(predict(of_live(live, to=str(tmp_path / "y.parquet")))).to_pydict()
     row = whole["key"].index(f"{CLASSES[1]}/0.png")
     assert table["key"] == ["0.png"] and table["label"] == [whole["label"][row]] and table["confidence"][0] == pytest.approx(whole["confidence"][row], abs=2e-3)
+
+
+def test_how_many_images_the_training_had_and_how_many_with_a_label_is_said(live: Path, capsys: pytest.CaptureFixture) -> None:
+    from predict.__main__ import _are_new
+
+    model, cache, splits = of_run(live / "runs" / "p", cache=live / "cache")
+    named = cache.items.sha256[splits[0].labelled[0]]
+    labelled = {cache.items.sha256[row] for split in splits for row in split.labelled}
+    others = [cache.items.sha256[row] for row in splits[0].unlabelled if cache.items.sha256[row] not in {"", *labelled}][:2]
+    assert not _are_new(model, [named, *others, "new"], cache, splits, told=True)
+    assert capsys.readouterr().out == f"{1 + len(others)} of 4 images were part of the training, 1 of them with a label\n" and len(others) == 2
+    assert _are_new(model, [named, "new", "newer"], cache, splits, told=False) and not _are_new(model, [named, "new"], cache, splits, told=False)
+    assert capsys.readouterr().out == ""
 
 
 def test_images_that_the_training_never_saw_are_expected_right_by_their_confidence(live: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
