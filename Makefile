@@ -16,13 +16,13 @@ GIVEN := $(filter-out VENV PYTHON3,$(foreach name,$(.VARIABLES),$(if $(call give
 EXTRA = $(if $(call given,ARGS),$(ARGS))
 export GOALS = $(MAKECMDGOALS)
 export COMMANDS
-check = $(PYTHON) -m cache_specs.make $@ $(GIVEN)
+check = $(PYTHON) -m base.commands $@ $(GIVEN)
 CACHED = $(call flag,DATA,data) $(call flag,CACHE,cache)
 EXPERIMENT = $(call flag,VIEWS,views) $(call flag,LABELS,labels) $(call flag,METHOD,method) $(call flag,SEEDS,seeds) $(call flag,RUN,run)
 SHARED = $(CACHED) $(call flag,DEVICE,device) $(call flag,GPUS,gpus)
 
 .DEFAULT:
-	@$(or $(wildcard $(PYTHON)),$${PYTHON3:-python3}) -m cache_specs.make '$(subst ','\'',$@)' $(GIVEN)
+	@$(or $(wildcard $(PYTHON)),$${PYTHON3:-python3}) -m base.commands '$(subst ','\'',$@)' $(GIVEN)
 
 help:  ## show this help
 	@echo "Coview. The two commands:  make demo   make test"; echo

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cache_specs.errors import CoviewError, DataQualityError, UsageError
+from base.errors import CoviewError, DataQualityError, UsageError
 
 BLOCK = 4096                # rows read at a time
 ADVICE = ("A pickle can run code when it is read, so none is read here. In the program that made it, save plain arrays as .npz: "

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cache_specs import durable
+from base import durable
 from cache_specs.spec import fingerprint
 
 FORMAT = 1

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from base.errors import DataQualityError, UsageError, did_you_mean
 from cache_specs import integrity, store
 from cache_specs.arrays import ADVICE, READERS, Array, open_zarr, reading
-from cache_specs.errors import DataQualityError, UsageError, did_you_mean
 from cache_specs.items import read_items
 from cache_specs.view import STATUS
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_specs.errors import StorageError, UsageError, run_cli
-from cache_specs.make import quoted
+from base.commands import quoted, run_cli
+from base.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,7 +77,8 @@ def export(config: ExportConfig) -> Path:
     """Write the file whole or not at all; return its path. Raises CoviewError."""
     import os
 
-    from cache_specs import durable, integrity, store
+    from base import durable
+    from cache_specs import integrity, store
     from cache_specs.items import read_items
     from cache_specs.lookup import find_view
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache_specs.errors import CoviewError, StorageError, UsageError, run_cli
+from base.commands import run_cli
+from base.errors import CoviewError, StorageError, UsageError
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Waste:
 
 def waste(cache: Path, unfinished: bool = False) -> Iterator[Waste]:
     """What could go, in order of removal; views with finished shards only if `unfinished`. What a process holds is left out."""
-    from cache_specs import integrity, locks, store
+    from base import locks
+    from cache_specs import integrity, store
     from cache_specs.versions import is_older
 
     for dataset in sorted(path for path in cache.iterdir() if (path / "dataset.json").is_file() and not path.is_symlink()):
@@ -86,7 +88,8 @@ def _of(path: Path, why: str) -> Waste:
 
 def remove(one: Waste) -> None:
     """Remove one thing, holding the lock of the view or data set that it is or lies in. Raises StorageError when somebody is at work there."""
-    from cache_specs import durable, locks, store
+    from base import durable, locks
+    from cache_specs import store
 
     if not one.path.exists() and not one.path.is_symlink():
         return
@@ -136,7 +139,7 @@ def collect(config: GcConfig) -> None:
 @contextlib.contextmanager
 def _alone(cache: Path) -> Iterator[None]:
     """While no extraction, import or repair runs: between its item list and its first shard it holds nothing else."""
-    from cache_specs import locks
+    from base import locks
 
     try:
         with locks.lock(cache, name=locks.USERS):

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from cache_specs import durable, store
-from cache_specs.errors import IntegrityError, StorageError, UsageError
+from base import durable
+from base.errors import IntegrityError, StorageError, UsageError
+from cache_specs import store
 from cache_specs.view import STATUS, View
 
 RACY_NS = 100_000_000       # a file written within this time of its check may be written again under the same stamp: not remembered

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from cache_specs import durable, locks
-from cache_specs.errors import IntegrityError, StaleError
-from cache_specs.make import quoted
+from base import durable, locks
+from base.commands import quoted
+from base.errors import IntegrityError, StaleError
 from cache_specs.sources import dataset_name, is_gone, read_source, where
 from cache_specs.versions import IMPORTED, dataset_folders, follow, is_older, killed_relabelling, latest, refuse_overtaken, said, succession, version_of
 

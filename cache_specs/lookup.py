@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from base.commands import quoted
+from base.errors import StaleError, UsageError, did_you_mean, nearest
 from cache_specs import store
-from cache_specs.errors import StaleError, UsageError, did_you_mean, nearest
 from cache_specs.items import read_items
-from cache_specs.make import quoted
 from cache_specs.sources import dataset_name, is_gone, read_source, source_path
 from cache_specs.versions import current, dataset_folders, is_older, version_of
 from cache_specs.view import view_name

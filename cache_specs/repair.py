@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from cache_specs import durable, store
-from cache_specs.errors import IntegrityError
+from base import durable
+from base.errors import IntegrityError
+from cache_specs import store
 from cache_specs.integrity import Problem, damaged, embeddings_name, read_commit, read_seal, seal, status_name, strays, xxh3
 from cache_specs.view import STATUS, View
 

@@ -4,8 +4,8 @@ import os
 import re
 from pathlib import Path
 
-from cache_specs import durable
-from cache_specs.errors import UsageError
+from base import durable
+from base.errors import UsageError
 
 LONGEST = 200               # bytes of a data set's name: a file's may have 255, and more is appended
 MOST_SHARDS = 100_000

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cache_specs.console import short
-from cache_specs.durable import canonical_json
-from cache_specs.errors import UsageError, did_you_mean, nearest
+from base.console import short
+from base.durable import canonical_json
+from base.errors import UsageError, did_you_mean, nearest
 
 SPECS = Path(__file__).parent
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_specs.console import document, rate_text
-from cache_specs.errors import CoviewError, UsageError, run_cli
+from base.commands import run_cli
+from base.console import document, rate_text
+from base.errors import CoviewError, UsageError
 
 if TYPE_CHECKING:
     from cache_specs.view import View
@@ -69,7 +70,8 @@ def status(cache: Path) -> str:
 
 def _view(folder: Path, older: bool) -> dict[str, Any]:
     """state: finished, unfinished, running (an extraction writes to it now), damaged."""
-    from cache_specs import integrity, locks, store
+    from base import locks
+    from cache_specs import integrity, store
 
     record: dict[str, Any] = {"folder": folder.name, "view": folder.name.rpartition("-")[0]}
     try:

@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from cache_specs import durable, locks
+from base import durable, locks
+from base.commands import line_of
+from base.errors import IntegrityError, StaleError, UsageError, did_you_mean
 from cache_specs.documents import DOCUMENTS, FORMAT, check_documents, write_documents
-from cache_specs.errors import IntegrityError, StaleError, UsageError, did_you_mean
 from cache_specs.items import IMPORTED
-from cache_specs.make import line_of
 from cache_specs.sources import dataset_name, read_source
 from cache_specs.spec import SPECS, differences, fingerprint, view_names
 from cache_specs.view import CRC_BYTES, STATUS, View, more_bad_rows, view_name

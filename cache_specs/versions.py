@@ -11,9 +11,9 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_specs import durable
-from cache_specs.errors import IntegrityError, StaleError
-from cache_specs.make import quoted, typed
+from base import durable
+from base.commands import quoted, typed
+from base.errors import IntegrityError, StaleError
 from cache_specs.sources import is_gone, read_source
 
 if TYPE_CHECKING:

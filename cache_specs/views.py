@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache_specs.console import document
-from cache_specs.errors import run_cli
+from base.commands import run_cli
+from base.console import document
 
 
 @dataclass(frozen=True)

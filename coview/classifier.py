@@ -20,7 +20,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_array, check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from cache_specs.errors import UsageError, did_you_mean
+from base.errors import UsageError, did_you_mean
 from cache_specs.items import Items
 from coview.rows import as_before_where_it_fails, encode, encode_alike, hold_out, plainly, share_out, value_errors
 from predict.model import experts_of

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
-from cache_specs.errors import DataQualityError
+from base.errors import DataQualityError
 from cache_specs.items import MISSING
 
 CHOICE = 5 << 40       # second word of the keys of these draws; train/splits.py has 3 and 4 << 40

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from base.commands import quoted
+from base.errors import UsageError, nearest
 from cache_specs import integrity, store
-from cache_specs.errors import UsageError, nearest
 from cache_specs.items import Items, read_items
 from cache_specs.lookup import find_dataset
-from cache_specs.make import quoted
 from cache_specs.sources import read_source
 from cache_specs.spec import view_names
 from train.reader import map_view

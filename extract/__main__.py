@@ -6,7 +6,7 @@ Hashes the images, embeds those that the cache does not hold yet, ends with one 
 import os
 import sys
 
-from cache_specs.errors import run_cli
+from base.commands import run_cli
 from extract.config import ExtractConfig
 
 
@@ -16,7 +16,7 @@ def main() -> None:
     config = tyro.cli(ExtractConfig, prog="python -m extract", description=ExtractConfig.__doc__)
     if config.dry_run:
         os.environ["HF_HUB_OFFLINE"] = "1"                  # read when huggingface_hub is imported: nothing is fetched
-    from cache_specs.console import document
+    from base.console import document
     from extract.dryrun import plan
     from extract.run import run
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache_specs import durable, store
-from cache_specs.errors import IntegrityError, StaleError, UsageError
+from base import durable
+from base.errors import IntegrityError, StaleError, UsageError
+from cache_specs import store
 from cache_specs.items import Items
 from cache_specs.spec import Preprocess, ViewSpec
 from cache_specs.view import STATUS, View

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache_specs.errors import IntegrityError, StorageError, UsageError, run_cli
+from base.commands import run_cli
+from base.errors import IntegrityError, StorageError, UsageError
 
 PIECE = 2**20
 
@@ -45,7 +46,7 @@ def main() -> None:
 
 def convert(config: ConvertConfig) -> Path:
     """Leave the safetensors file, unless it is there. Raises UsageError, IntegrityError for a checkpoint that is another one or no checkpoint."""
-    from cache_specs import durable
+    from base import durable
     from cache_specs.spec import load_spec
 
     if not config.view:

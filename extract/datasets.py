@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_specs.errors import UsageError
+from base.errors import UsageError
 from cache_specs.items import Items, class_index
 from cache_specs.sources import BRACES, ENDINGS, dataset_name, is_gone, split_subset
 from extract import hdf5, hub, tables, tars, torchvision_sets

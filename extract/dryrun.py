@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_specs.console import clock_text
-from cache_specs.errors import StorageError
-from cache_specs.make import typed
+from base.commands import typed
+from base.console import clock_text
+from base.errors import StorageError
 from extract.config import ExtractConfig
 
 if TYPE_CHECKING:

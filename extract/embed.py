@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from base.progress import Clock, Progress
 from cache_specs import store
 from cache_specs.spec import Preprocess
 from extract.backbones import Backbone
 from extract.images import NON_FINITE, OK, Batches
 from extract.prepare import begin_workers
-from extract.progress import Clock, Progress
 from extract.reuse import Known
 
 

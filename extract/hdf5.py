@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from base.errors import UsageError, did_you_mean
 from cache_specs.arrays import open_h5
-from cache_specs.errors import UsageError, did_you_mean
 from cache_specs.items import SPLITS
 from extract.naming import label_of, split_of
 from extract.readers import MAX_BYTES, FileTooLargeError, Reader, pnm

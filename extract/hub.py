@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from cache_specs.errors import UsageError, did_you_mean
+from base.errors import UsageError, did_you_mean
 from cache_specs.sources import split_config
 from extract import columns
 from extract.naming import split_in

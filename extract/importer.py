@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache_specs.errors import UsageError, run_cli
+from base.commands import run_cli
+from base.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,8 +103,8 @@ def _write(config: ImportConfig, folder: Path, items: "Items", emb_ND: "np.ndarr
 
     import numpy as np
 
+    from base.errors import IntegrityError
     from cache_specs import integrity, repair, store
-    from cache_specs.errors import IntegrityError
     from cache_specs.view import STATUS, default_rows
 
     n, width = emb_ND.shape

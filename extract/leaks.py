@@ -6,9 +6,9 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from cache_specs.errors import UsageError
+from base.commands import quoted
+from base.errors import UsageError
 from cache_specs.items import Items
-from cache_specs.make import quoted
 from cache_specs.spec import ViewSpec
 from extract.config import ExtractConfig
 

@@ -11,19 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
+from base.commands import quoted
+from base.errors import IntegrityError, StaleError, UsageError, did_you_mean
+from base.progress import Progress
 from cache_specs import store
-from cache_specs.errors import IntegrityError, StaleError, UsageError, did_you_mean
 from cache_specs.exchange import KEYS, LABELS, Source, texts
 from cache_specs.items import IMPORTED, SPLITS, Items, class_index, dataset_folders, read_items
 from cache_specs.lookup import find_dataset
-from cache_specs.make import quoted
 from cache_specs.sources import dataset_name, is_gone, read_source, source_path
 from cache_specs.view import STATUS
 from extract import quality
 from extract.config import ExtractConfig
 from extract.datasets import build_items, open_dataset
 from extract.naming import split_of
-from extract.progress import Progress
 
 EXAMPLE = "make import VIEW=… FROM=… DATA=…"
 MISSING, NON_FINITE = STATUS.index("missing"), STATUS.index("non-finite")

@@ -8,8 +8,8 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cache_specs.errors import UsageError
-from cache_specs.make import quoted
+from base.commands import quoted
+from base.errors import UsageError
 from extract.config import ExtractConfig
 
 MOST_WORKERS = 32           # of one device, where no number is asked for
@@ -34,12 +34,12 @@ class Ready(NamedTuple):
 
 def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
     """Check the settings, find (or `fetch`) the weights, hash the images. Raises CoviewError."""
+    from base.progress import Progress
     from cache_specs.spec import load_spec, view_names
     from cache_specs.versions import tops
     from extract import quality
     from extract.datasets import build_items, open_dataset
     from extract.leaks import refuse_labels, warn_of_classes, warn_of_copies
-    from extract.progress import Progress
     from extract.weights import find_weights
 
     if not config.view or not config.data:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from cache_specs.console import counted
-from cache_specs.errors import DataQualityError, UsageError
+from base.console import counted
+from base.errors import DataQualityError, UsageError
 from cache_specs.integrity import read_commit
 from cache_specs.items import Items
 from cache_specs.view import STATUS, View

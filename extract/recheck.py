@@ -8,9 +8,9 @@ from contextlib import suppress
 
 import numpy as np
 
+from base.errors import IntegrityError, StaleError
 from cache_specs import integrity, store
 from cache_specs.documents import write_documents
-from cache_specs.errors import IntegrityError, StaleError
 from cache_specs.view import View
 from extract.reuse import Known, forget, stored, unreadable
 

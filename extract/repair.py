@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache_specs.errors import IntegrityError, StaleError, UsageError, run_cli
+from base.commands import run_cli
+from base.errors import IntegrityError, StaleError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +53,8 @@ class RepairConfig:
 
 def mend_view(config: RepairConfig) -> None:
     """Raises CoviewError; nothing is removed before all that is needed to compute it again has been found, loaded and compared."""
-    from cache_specs import locks, repair, store
+    from base import locks
+    from cache_specs import repair, store
     from cache_specs.items import read_items
     from cache_specs.lookup import find_view
     from extract import reuse

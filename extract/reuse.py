@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from cache_specs import durable, integrity, store
-from cache_specs.errors import CoviewError, IntegrityError, StorageError
+from base import durable
+from base.errors import CoviewError, IntegrityError, StorageError
+from cache_specs import integrity, store
 from cache_specs.items import Items, read_items
 from cache_specs.view import STATUS, View
 

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_specs.errors import CoviewError, RankDiedError, StoppedError, StorageError, run_cli
+from base.commands import run_cli
+from base.errors import CoviewError, RankDiedError, StoppedError, StorageError
 from cache_specs.view import STATUS
 from extract.config import ExtractConfig
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 def run(config: ExtractConfig, told: dict[str, Any] | None = None) -> "View":
     """Extract one view; return it, finished; what --json says of it is put into `told`. Raises CoviewError."""
-    from cache_specs import durable, locks
+    from base import durable, locks
     from extract.prepare import prepare
 
     ready = prepare(config)
@@ -44,8 +45,8 @@ def run(config: ExtractConfig, told: dict[str, Any] | None = None) -> "View":
 
 def _run(config: ExtractConfig, ready: "Ready") -> "tuple[View, np.ndarray, int, float]":
     """The finished view, its rows' status, how many rows were embedded now, and in how many seconds."""
+    from base.console import counted, rate_text
     from cache_specs import integrity, store
-    from cache_specs.console import counted, rate_text
     from cache_specs.items import write_items
     from cache_specs.sources import source_path
     from cache_specs.view import default_rows
@@ -121,8 +122,8 @@ def _announce(config: ExtractConfig, spec: "ViewSpec", folder: Path, n: int, row
     """Say how large the view gets, and refuse to begin what the disk cannot hold. Raises StorageError."""
     import shutil
 
+    from base.console import counted
     from cache_specs import store
-    from cache_specs.console import counted
     from cache_specs.view import shard_bytes
 
     shards, pending = -(-n // rows), -(-n // rows)
@@ -150,8 +151,8 @@ def embed_all(devices: list[str], config: ExtractConfig, spec: "ViewSpec", files
     """Embed all pending shards; after Ctrl-C those under way, and the others stay pending: then it returns True."""
     import torch
 
-    from cache_specs.interrupt import heeded
-    from cache_specs.make import typed
+    from base.commands import typed
+    from base.interrupt import heeded
 
     if not known.lacks(view, view.pending()):               # copying needs no devices
         devices = devices[:1]
@@ -194,7 +195,8 @@ def _child(part: int, parent: int, devices: list[str], config: ExtractConfig, sp
     import ctypes
     import signal
 
-    from cache_specs import locks, store
+    from base import locks
+    from cache_specs import store
 
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)              # PR_SET_PDEATHSIG
     if os.getppid() != parent:
@@ -209,11 +211,11 @@ def embed_part(part: int, devices: list[str], config: ExtractConfig, spec: "View
     """Embed the pending shards that belong to process `part`, on its device, until the event `asked` is set."""
     import torch
 
+    from base.progress import Progress
     from extract import canary, quality
     from extract.backbones import load_backbone
     from extract.embed import embed
     from extract.prepare import begin_workers, workers_of
-    from extract.progress import Progress
 
     if len(devices) > 1 and devices[part] == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(devices)))

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_specs import durable
+from base import durable
+from base.errors import DataQualityError
+from base.progress import Progress
 from cache_specs.arrays import Array
-from cache_specs.errors import DataQualityError
 from cache_specs.exchange import Source, statuses
 from cache_specs.items import Items
 from cache_specs.view import STATUS
-from extract.progress import Progress
 
 MISSING, NON_FINITE = STATUS.index("missing"), STATUS.index("non-finite")
 

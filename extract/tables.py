@@ -5,7 +5,7 @@ import posixpath
 from pathlib import Path
 from typing import Any
 
-from cache_specs.errors import UsageError, did_you_mean, nearest
+from base.errors import UsageError, did_you_mean, nearest
 from cache_specs.items import MISSING, SPLITS, read_parquet
 from extract import columns
 from extract.naming import EXTENSIONS, label_of, split_of

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cache_specs.errors import UsageError
+from base.errors import UsageError
 from cache_specs.sources import expand_shards
 from extract.naming import EXTENSIONS, find_images, label_of, of_folders, say_left_out, split_in, text
 from extract.readers import ReadPieces, open_regular

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from cache_specs.errors import UsageError
+from base.errors import UsageError
 from cache_specs.spec import ViewSpec
 
 

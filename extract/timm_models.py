@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cache_specs.errors import UsageError, did_you_mean
+from base.errors import UsageError, did_you_mean
 from cache_specs.spec import ViewSpec
 from extract.tensors import mapped, require_fit, safetensors_of
 

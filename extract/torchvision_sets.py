@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cache_specs.errors import UsageError, did_you_mean
+from base.errors import UsageError, did_you_mean
 from extract.hdf5 import ReadHdf5, open_images
 from extract.naming import SPLIT_NAMES, find_images, text
 from extract.readers import Reader, ReadFiles, ReadTorchvision

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_specs.console import document
-from cache_specs.errors import CoviewError, IntegrityError, StaleError, UsageError, run_cli
+from base.commands import run_cli
+from base.console import document
+from base.errors import CoviewError, IntegrityError, StaleError, UsageError
 
 if TYPE_CHECKING:
     from cache_specs.spec import ViewSpec

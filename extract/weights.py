@@ -4,9 +4,9 @@ import hashlib
 import sys
 from pathlib import Path
 
-from cache_specs.durable import canonical_json
-from cache_specs.errors import UsageError
-from cache_specs.make import quoted
+from base.commands import quoted
+from base.durable import canonical_json
+from base.errors import UsageError
 from cache_specs.spec import SPECS, ViewSpec
 from extract.convert import weights_folder
 

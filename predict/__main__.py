@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_specs.console import counted, document
-from cache_specs.errors import DataQualityError, UsageError, run_cli
-from cache_specs.make import quoted
+from base.commands import quoted, run_cli
+from base.console import counted, document
+from base.errors import DataQualityError, UsageError
 from cache_specs.view import STATUS
 from predict.find import open_images
 
@@ -170,9 +170,9 @@ def _of_cache(config: PredictConfig, model: "Model", cache: "Cache", splits: "li
 
 def _of_images(config: PredictConfig, model: "Model", dataset: "Dataset", device: str) -> Found:
     """New images, embedded here."""
+    from base.progress import Progress
     from extract import quality
     from extract.datasets import build_items
-    from extract.progress import Progress
     from predict.images import backbones, embed
 
     models = backbones(model.views, config.weights)

@@ -3,8 +3,8 @@
 import html
 from typing import Any
 
-from cache_specs.durable import canonical_json
-from cache_specs.errors import UsageError
+from base.durable import canonical_json
+from base.errors import UsageError
 from cache_specs.spec import fingerprint, load_spec
 from predict.network import Model, View
 from train.methods import TITLES

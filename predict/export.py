@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_specs.console import counted, document
-from cache_specs.errors import IntegrityError, UsageError, run_cli
-from cache_specs.make import quoted
+from base.commands import quoted, run_cli
+from base.console import counted, document
+from base.errors import IntegrityError, UsageError
 from cache_specs.versions import IMPORTED
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def export(config: ExportConfig, found: dict[str, Any] | None = None) -> Path:
     run = run_folder(config.runs, config.run)               # a mistyped name is answered before torch is loaded
     import numpy as np
 
-    from cache_specs import durable
+    from base import durable
     from predict.card import card
     from predict.folder import write_record, write_tensors
     from predict.model import of_run

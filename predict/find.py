@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache_specs.errors import CoviewError
+from base.errors import CoviewError
 
 if TYPE_CHECKING:
     from extract.datasets import Dataset

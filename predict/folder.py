@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from cache_specs import durable
-from cache_specs.errors import IntegrityError, StaleError, UsageError, nearest
-from cache_specs.make import quoted
+from base import durable
+from base.commands import quoted
+from base.errors import IntegrityError, StaleError, UsageError, nearest
 from predict.network import Expert, Model, View
 from train.config import TrainConfig
 from train.methods import PLANS

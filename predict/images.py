@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from base.errors import StaleError, UsageError
+from base.progress import Progress
 from cache_specs import store
-from cache_specs.errors import StaleError, UsageError
 from cache_specs.items import Items
 from cache_specs.spec import SPECS, ViewSpec, build, check
 from extract.backbones import load_backbone
@@ -18,7 +19,6 @@ from extract.datasets import Dataset
 from extract.embed import batch_rows, embedded, load
 from extract.images import Batches
 from extract.prepare import workers_of
-from extract.progress import Progress
 from extract.weights import find_weights
 from predict.network import View
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from base.commands import quoted
+from base.errors import IntegrityError, StaleError, UsageError, did_you_mean, nearest
 from cache_specs import store
-from cache_specs.errors import IntegrityError, StaleError, UsageError, did_you_mean, nearest
-from cache_specs.make import quoted
 from cache_specs.spec import differences
 from predict.network import Expert, Model, Opinions, View, features
 from train.feed import Input

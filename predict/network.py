@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from cache_specs.errors import DataQualityError, UsageError
+from base.errors import DataQualityError, UsageError
 from train.evaluate import TEMPERATURES, joint, pooled
 from train.feed import Input
 from train.probe import Params, forward

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from cache_specs import durable
-from cache_specs.console import counted
+from base import durable
+from base.console import counted
 from cache_specs.view import STATUS
 from predict.network import Model, Opinions
 from train.report import doubt

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cache_specs.errors import CoviewError, UsageError, run_cli
+from base.commands import run_cli
+from base.errors import CoviewError, UsageError
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def main() -> None:
 def write_report(folder: Path, cache: Path = Path("cache"), root: Path = Path("data"), device: str = "cpu") -> Path:
     """Write FOLDER/report.html and return its path. What needs the embeddings or the images is left out, with a line that says why, where they are gone.
     Raises CoviewError where the run itself cannot be read."""
-    from cache_specs import durable
+    from base import durable
     from report.confusion import confusion
     from report.galleries import class_names, disagreement_gallery, error_gallery, look, map_section, next_section, suspects_section
     from report.page import Section, join, note, page

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_specs.console import document
-from cache_specs.errors import UsageError, run_cli
-from cache_specs.make import line_of
+from base.commands import line_of, run_cli
+from base.console import document
+from base.errors import UsageError
 
 if TYPE_CHECKING:
     from report.page import Html, Section
@@ -64,7 +64,7 @@ def main() -> None:
 
 def compare(folders: Sequence[Path], to: Path, told: dict[str, Any] | None = None) -> str:
     """Write the page; return the tables as text; what --json says of them is put into `told`. Raises CoviewError for a run that cannot be read."""
-    from cache_specs import durable
+    from base import durable
     from report.page import page
     from report.source import read_run
 

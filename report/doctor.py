@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cache_specs.errors import CoviewError, run_cli
+from base.commands import run_cli
+from base.errors import CoviewError
 from report.probes import NOTE, OK, TORCH, WRONG, Asked, Finding, devices, spoke, together
 
 ROOT = Path(__file__).parent.parent
@@ -177,7 +178,7 @@ def doctor(config: DoctorConfig, told: dict[str, Any]) -> None:
 def main() -> None:
     import tyro
 
-    from cache_specs.console import document
+    from base.console import document
 
     config = tyro.cli(DoctorConfig, prog="python -m report.doctor", description=DoctorConfig.__doc__)
     with document(config.json, "doctor") as found:

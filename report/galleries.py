@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cache_specs.errors import CoviewError
+from base.errors import CoviewError
 from cache_specs.items import read_items
 from report import choose
 from report.maps import POINTS, maps

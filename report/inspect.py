@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_specs.errors import UsageError, run_cli
-from cache_specs.make import line_of, quoted
+from base.commands import line_of, quoted, run_cli
+from base.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -187,7 +187,7 @@ def _crossing(found: dict[str, int]) -> str:
 
 def run(config: InspectConfig) -> dict[str, Any]:
     """Print the summary and write the page. Raises CoviewError."""
-    from cache_specs import durable
+    from base import durable
     from cache_specs.lookup import find_dataset
     from report.inspected import page_of
     from report.page import page_file
@@ -216,7 +216,7 @@ def run(config: InspectConfig) -> dict[str, Any]:
 def main() -> None:
     import tyro
 
-    from cache_specs.console import document
+    from base.console import document
 
     config = tyro.cli(InspectConfig, prog="python -m report.inspect", description=InspectConfig.__doc__)
     with document(config.json, "inspect") as found:

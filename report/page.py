@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache_specs.errors import UsageError
+from base.errors import UsageError
 
 ASSETS = Path(__file__).parent / "assets"
 VOID = ("img", "input", "meta", "link", "br")

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache_specs.errors import CoviewError
+from base.errors import CoviewError
 from cache_specs.items import IMPORTED, Items, read_items
 from cache_specs.sources import read_source
 from cache_specs.versions import current, dataset_folders

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cache_specs.console import counted
+from base.console import counted
 from report.charts import Series, bars, heat, lines
 from report.page import Cell, Column, Section, grid, join, note, table, tag
 from report.scores import JOINT, mean_sd, title

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cache_specs.errors import IntegrityError
+from base.errors import IntegrityError
 from train.methods import PLANS, TITLES
 from train.report import AGAIN, checked, read_summary
 from train.rundir import finished

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cache_specs import durable, integrity, store
+from base import durable
+from cache_specs import integrity, store
 from cache_specs.items import Items, class_index, write_items
 from cache_specs.spec import load_spec
 from extract.config import ExtractConfig

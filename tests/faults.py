@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from conftest import ROOT, VIEW_TOML, importing
 
-from cache_specs import durable, integrity, locks, repair, store
-from cache_specs.errors import CoviewError, RankDiedError
+from base import durable, locks
+from base.errors import CoviewError, RankDiedError
+from cache_specs import integrity, repair, store
 from cache_specs.items import Items, write_items
 from cache_specs.spec import load_spec
 from cache_specs.store import View

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import ROWS, config
 
-from cache_specs import gc, integrity, locks, store
-from cache_specs.errors import IntegrityError, StaleError, StorageError, UsageError, run_cli
+from base import locks
+from base.commands import run_cli
+from base.errors import IntegrityError, StaleError, StorageError, UsageError
+from cache_specs import gc, integrity, store
 from cache_specs.status import status
 from cache_specs.view import View
 from extract import images

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import Made
 
-from cache_specs.errors import DataQualityError, UsageError
+from base.errors import DataQualityError, UsageError
 from train import classic, propagation
 from train.classic import CLASSIC, FLOOR, INVERSE_PENALTIES, VOTERS, Scores, classify
 from train.propagation import ALPHAS, NEIGHBOURS, links_of, nearest, solve, standardise, statistics

@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT, Made, config
 
-from cache_specs import errors, make
-from cache_specs.errors import run_cli
+from base import commands, errors
+from base.commands import run_cli
 from extract.dryrun import plan
 from extract.run import run as extract
 
@@ -207,8 +207,8 @@ def test_ctrl_c_before_anything_is_written_says_the_command(tmp_path: Path) -> N
 def test_ctrl_c_that_an_import_swallows_is_remembered() -> None:
     script = """if True:
         import os, signal, sys
-        from cache_specs.errors import run_cli
-        from cache_specs.interrupt import heeded
+        from base.commands import run_cli
+        from base.interrupt import heeded
 
         def main():
             try:
@@ -373,14 +373,14 @@ def test_an_unknown_flag_is_followed_by_the_commands_to_type(tmp_path: Path, com
     ("cache_specs.status", [], "make status"), ("pytest.__main__", ["-q"], "")])
 def test_the_command_that_a_process_is(as_command: Callable, module: str, argv: list[str], typed: str) -> None:
     as_command(module, *argv)
-    assert make.typed() == typed
-    assert make.typed(without="--dry-run") == typed.replace(" ARGS=--dry-run", "")
+    assert commands.typed() == typed
+    assert commands.typed(without="--dry-run") == typed.replace(" ARGS=--dry-run", "")
 
 
 def test_every_target_that_takes_names_is_known_both_ways() -> None:
-    assert sorted(make.MODULES.values()) == sorted(make.TARGETS)
+    assert sorted(commands.MODULES.values()) == sorted(commands.TARGETS)
     makefile = (ROOT / "Makefile").read_text()
-    for module, target in make.MODULES.items():
+    for module, target in commands.MODULES.items():
         assert re.search(rf"^{target}: .*\n\t@\$\(check\) && \$\(PYTHON\) -m {re.escape(module)} ", makefile, re.M), target
 
 

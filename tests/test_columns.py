@@ -17,7 +17,7 @@ from conftest import ROOT
 from PIL import Image
 from test_datasets import encoded, listed, picture
 
-from cache_specs.errors import UsageError
+from base.errors import UsageError
 from extract import columns
 from extract.datasets import build_items, open_dataset
 
@@ -206,7 +206,7 @@ def test_damaged_arrow_files_do_not_end_the_process(tmp_path):
     code = f"""
 import warnings
 from pathlib import Path
-from cache_specs.errors import UsageError
+from base.errors import UsageError
 from extract.datasets import build_items, open_dataset
 path, refused = Path({str(path)!r}), 0
 whole = path.read_bytes()

@@ -15,7 +15,7 @@ from models import unpickle_here, write_spec
 from safetensors.torch import load_file
 
 import extract.convert as convert_module
-from cache_specs.errors import IntegrityError, StorageError, UsageError
+from base.errors import IntegrityError, StorageError, UsageError
 from cache_specs.spec import ViewSpec, load_spec
 from extract.convert import ConvertConfig, convert, weights_folder
 from extract.weights import find_weights

@@ -11,8 +11,9 @@ import pytest
 from conftest import VIEW_TOML
 from faults import ROWS, SHARDS, WIDTH, computed, contents
 
-from cache_specs import durable, integrity, repair, store
-from cache_specs.errors import CoviewError, IntegrityError, UsageError
+from base import durable
+from base.errors import CoviewError, IntegrityError, UsageError
+from cache_specs import integrity, repair, store
 from cache_specs.items import read_items
 from cache_specs.store import View
 from train.reader import open_cache

@@ -22,8 +22,8 @@ from sklearn.preprocessing import MaxAbsScaler
 from sklearn.utils.estimator_checks import check_estimator
 from test_train import QUICK, config
 
+from base.errors import IntegrityError, UsageError
 from cache_specs import store
-from cache_specs.errors import IntegrityError, UsageError
 from coview import MetaCoTrainingClassifier, ProbeClassifier, open_items, open_view
 from coview.rows import encode, hold_out
 from train.__main__ import run

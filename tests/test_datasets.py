@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from cache_specs.errors import UsageError
+from base.errors import UsageError
 from cache_specs.spec import Preprocess
 from cache_specs.store import STATUS
 from extract.datasets import build_items, open_dataset

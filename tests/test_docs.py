@@ -39,7 +39,7 @@ def commands() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "command"), commands())
 def test_every_make_command_is_one(page, command):
     """Its target is there and takes the names that it is given; what stands for something (…) counts as given."""
-    from cache_specs.make import TARGETS
+    from base.commands import TARGETS
 
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     words = shlex.split(command.split("   ")[0].replace("…", "x"))[1:]

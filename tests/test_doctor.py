@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cache_specs.errors import CoviewError
+from base.errors import CoviewError
 from report import doctor, probes
 from report.doctor import NOTE, OK, WRONG, Finding
 

@@ -19,8 +19,9 @@ import pytest
 import zarr
 from conftest import ROOT, config
 
-from cache_specs import durable, integrity, items, lookup, sources, store
-from cache_specs.errors import CoviewError, DataQualityError, IntegrityError, StaleError, StorageError, UsageError
+from base import durable
+from base.errors import CoviewError, DataQualityError, IntegrityError, StaleError, StorageError, UsageError
+from cache_specs import integrity, items, lookup, sources, store
 from cache_specs.export import ExportConfig, export
 from cache_specs.view import STATUS
 from extract.importer import ImportConfig, run

@@ -17,8 +17,8 @@ import torch
 from conftest import BAD, BATCH, ROOT, ROWS, N, config
 from PIL import Image
 
+from base.errors import DataQualityError, StorageError, UsageError
 from cache_specs import integrity
-from cache_specs.errors import DataQualityError, StorageError, UsageError
 from cache_specs.spec import SPECS, load_spec
 from cache_specs.store import STATUS, View
 from cache_specs.view import shard_bytes

@@ -16,8 +16,9 @@ import pytest
 from conftest import ROOT
 from faults import ROWS, SHARDS, computed, contents, run, trial
 
-from cache_specs import durable, integrity, store
-from cache_specs.errors import IntegrityError, RankDiedError, StorageError
+from base import durable
+from base.errors import IntegrityError, RankDiedError, StorageError
+from cache_specs import integrity, store
 
 STRIDE = 3          # make test takes every STRIDE-th fault point, make test-all every one
 PARTS, PART_SHARDS = 4, 8

@@ -10,7 +10,7 @@ import torch
 from models import images, load, pixels, same, unpickle_here, write_spec, write_weights
 from references import EVA02_TIMM, REFERENCES, SMALL_SWIN, Reference, normalised, renamed, swin_means, swin_state, written
 
-from cache_specs.errors import UsageError
+from base.errors import UsageError
 from cache_specs.spec import load_spec
 from extract.backbones import Backbone, load_backbone
 from extract.convert import ConvertConfig, convert

@@ -16,8 +16,8 @@ import pytest
 from conftest import BATCH, ROOT, ROWS, config
 from PIL import Image
 
+from base.errors import DataQualityError, UsageError
 from cache_specs import integrity, store
-from cache_specs.errors import DataQualityError, UsageError
 from cache_specs.items import read_items
 from cache_specs.view import STATUS
 from extract import images, quality, readers

@@ -13,7 +13,7 @@ from browser import Browser
 from conftest import Made, write_view
 from PIL import Image
 
-from cache_specs.errors import UsageError
+from base.errors import UsageError
 from cache_specs.items import Items, write_items
 from extract.config import ExtractConfig
 from extract.run import run as extract

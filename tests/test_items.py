@@ -18,8 +18,8 @@ import pytest
 from conftest import ROOT
 from test_machine import Killed, killing
 
-from cache_specs import durable
-from cache_specs.errors import CoviewError, IntegrityError, StaleError, UsageError
+from base import durable
+from base.errors import CoviewError, IntegrityError, StaleError, UsageError
 from cache_specs.items import Items, class_index, read_items, write_items
 from cache_specs.lookup import find_dataset
 from cache_specs.sources import dataset_name, read_source, source_path

@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from PIL import Image
 
-from cache_specs import durable, gc, store
-from cache_specs.errors import CoviewError, IntegrityError, StaleError, UsageError
+from base import durable
+from base.errors import CoviewError, IntegrityError, StaleError, UsageError
+from cache_specs import gc, store
 from extract import backbones
 from extract.config import ExtractConfig
 from extract.repair import RepairConfig, mend_view

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from conftest import BAD, ROOT, ROWS, Made, N, config
 
-from cache_specs import gc, integrity, locks, lookup, repair, store
-from cache_specs.errors import CoviewError, IntegrityError, StorageError, UsageError
+from base import locks
+from base.errors import CoviewError, IntegrityError, StorageError, UsageError
+from cache_specs import gc, integrity, lookup, repair, store
 from cache_specs.gc import GcConfig
 from cache_specs.items import read_items, write_items
 from cache_specs.status import status

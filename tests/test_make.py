@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from cache_specs.make import line_of
+from base.commands import line_of
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 

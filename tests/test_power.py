@@ -17,8 +17,9 @@ import faults
 import pytest
 from faults import contents
 
-from cache_specs import durable, integrity, store
-from cache_specs.errors import CoviewError
+from base import durable
+from base.errors import CoviewError
+from cache_specs import integrity, store
 
 Operation = tuple[Any, ...]     # ("data", file, bytes), ("name", folder, name, file or None), ("sync", file or folder), ("mark", text)
 Contents = dict[str, bytes]

@@ -19,8 +19,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_train import QUICK, config
 
-from cache_specs import durable, spec
-from cache_specs.errors import DataQualityError, IntegrityError, StaleError, StorageError, UsageError
+from base import durable
+from base.errors import DataQualityError, IntegrityError, StaleError, StorageError, UsageError
+from cache_specs import spec
 from cache_specs.items import read_items, write_items
 from extract.config import ExtractConfig
 from extract.run import run as extract

@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import load, write_spec, write_weights
 
-from cache_specs.errors import UsageError
+from base.errors import UsageError
 from cache_specs.spec import load_spec, view_names
 from extract.canary import refuse_unusable
 

@@ -13,7 +13,7 @@ from conftest import VIEW_TOML, Made, write_view
 from safetensors.torch import load_file
 from test_train import config, flags, outcome
 
-from cache_specs.errors import UsageError
+from base.errors import UsageError
 from train.__main__ import run
 from train.config import TrainConfig, refuse_ranks
 from train.launch import FAILED, RUNNING, Board, _first_failed

@@ -75,7 +75,7 @@ def child(order: dict, rank: int, port: int) -> int:
                 os.environ["COVIEW_FAULT"] = order["point"]
             if order["step"]:
                 harm_at(order["step"], getattr(signal, order["signal"]))
-        from cache_specs.errors import run_cli
+        from base.commands import run_cli
         from train.__main__ import main
 
         sys.argv = ["train", *order["flags"]]

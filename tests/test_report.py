@@ -15,8 +15,8 @@ import pytest
 from browser import Browser
 from conftest import pixels_and_edges, reseal, write_views
 
-from cache_specs import durable
-from cache_specs.errors import IntegrityError, UsageError
+from base import durable
+from base.errors import IntegrityError, UsageError
 from cache_specs.items import Items, class_index, read_items, write_items
 from report import choose
 from report.__main__ import write_report

@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import pixels_and_edges, reseal, write_views
 
-from cache_specs import durable
-from cache_specs.errors import IntegrityError, StaleError
+from base import durable
+from base.errors import IntegrityError, StaleError
 from cache_specs.items import write_items
 from report.quality import agreement, binned, classes, recall
 from report.source import Run, read_run

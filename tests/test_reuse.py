@@ -11,8 +11,9 @@ from conftest import VIEW_TOML
 from PIL import Image
 from test_machine import Killed, killing
 
-from cache_specs import durable, gc, integrity, store
-from cache_specs.errors import IntegrityError, StaleError, StorageError, UsageError
+from base import durable
+from base.errors import IntegrityError, StaleError, StorageError, UsageError
+from cache_specs import gc, integrity, store
 from cache_specs.items import Items, read_items
 from cache_specs.lookup import find_dataset, find_view
 from cache_specs.status import records, status

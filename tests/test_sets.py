@@ -16,7 +16,7 @@ import torchvision.datasets as sets
 from PIL import Image
 from test_datasets import fill, idx, listed, table
 
-from cache_specs.errors import UsageError
+from base.errors import UsageError
 from cache_specs.items import Items, class_index
 from cache_specs.lookup import find_dataset
 from cache_specs.sources import dataset_name, is_gone, source_path

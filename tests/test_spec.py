@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import VIEW_TOML
 
-from cache_specs.errors import UsageError
+from base.errors import UsageError
 from cache_specs.spec import SPECS, ViewSpec, differences, fingerprint, load_spec, view_names
 
 TOML = VIEW_TOML.format(width=16)

@@ -10,7 +10,7 @@ import torch
 from conftest import BATCH, N, config
 from PIL import Image
 
-from cache_specs.errors import CoviewError, IntegrityError, StaleError
+from base.errors import CoviewError, IntegrityError, StaleError
 from cache_specs.integrity import check
 from cache_specs.spec import SPECS
 from cache_specs.view import View
@@ -224,7 +224,7 @@ def test_a_damaged_canary_is_refused_with_the_command(copy: Path, harm: str) -> 
         data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data[:-5] if harm == "truncate" else data))
     if harm == "foreign":
-        from cache_specs import durable
+        from base import durable
 
         path.write_bytes(durable.sealed({**durable.read_sealed(path), "view": "0" * 64}))
     with pytest.raises(IntegrityError, match=r"canary\.json is damaged .*Type: make repair VIEW=v DATA=photos-"):

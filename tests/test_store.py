@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, VIEW_TOML, write_view
 
-from cache_specs import durable, integrity, store
-from cache_specs.errors import IntegrityError, StaleError, StorageError, UsageError
+from base import durable
+from base.errors import IntegrityError, StaleError, StorageError, UsageError
+from cache_specs import integrity, store
 from cache_specs.spec import load_spec
 from cache_specs.store import View
 from train.reader import map_view
@@ -457,7 +458,7 @@ def test_a_cache_that_cannot_be_written_is_still_checked(view, monkeypatch):
     (view.folder / "verified.json").unlink(missing_ok=True)
     monkeypatch.setenv("COVIEW_FAULT", "EROFS:1:verified.open")
     grow_old(view)
-    monkeypatch.setattr("cache_specs.durable._passed", 0)
+    monkeypatch.setattr("base.durable._passed", 0)
     assert not integrity.check(view).any() and not (view.folder / "verified.json").exists()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, VIEW_TOML, write_view
 
-from cache_specs.errors import IntegrityError, StorageError
+from base.errors import IntegrityError, StorageError
 from cache_specs.store import View
 from train import stream as module
 from train.reader import map_view

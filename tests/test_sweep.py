@@ -9,7 +9,7 @@ import pytest
 from conftest import Made
 from test_train import QUICK
 
-from cache_specs.errors import IntegrityError, UsageError
+from base.errors import IntegrityError, UsageError
 from train.__main__ import run
 from train.config import TrainConfig
 from train.rundir import finished

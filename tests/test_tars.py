@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_datasets import encoded, fill, listed, picture
 
-from cache_specs.errors import UsageError
+from base.errors import UsageError
 from cache_specs.sources import expand_shards
 from extract.datasets import build_items, open_dataset
 from extract.images import OK, decode

@@ -24,8 +24,8 @@ import torch
 from conftest import ROOT, Made, write_view
 from safetensors.numpy import load_file
 
-from cache_specs import locks
-from cache_specs.errors import DataQualityError, IntegrityError, PreemptedError, StaleError, StorageError, UsageError
+from base import locks
+from base.errors import DataQualityError, IntegrityError, PreemptedError, StaleError, StorageError, UsageError
 from cache_specs.items import Items, write_items
 from cache_specs.lookup import find_dataset
 from cache_specs.sources import source_path

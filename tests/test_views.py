@@ -12,7 +12,7 @@ from models import calibrated, images, load, pixels, randomised, same, write_spe
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cache_specs.errors import UsageError
+from base.errors import UsageError
 from cache_specs.spec import SPECS, load_spec, view_names
 from extract.backbones import load_backbone
 from extract.config import ExtractConfig

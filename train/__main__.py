@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cache_specs.console import document
-from cache_specs.errors import UsageError, run_cli
-from cache_specs.make import quoted
+from base.commands import quoted, run_cli
+from base.console import document
+from base.errors import UsageError
 from train.config import TrainConfig
 
 

@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from cache_specs import durable
-from cache_specs.errors import IntegrityError, StaleError
+from base import durable
+from base.errors import IntegrityError, StaleError
 from train.optimise import State
 from train.peers import Peers
 from train.probe import Params

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cache_specs.errors import DataQualityError, UsageError, did_you_mean
+from base.errors import DataQualityError, UsageError, did_you_mean
 from train.propagation import NEIGHBOURS, base_of, grid_of, links_of, nearest, solve, standardise, statistics, unit
 from train.splits import Split
 

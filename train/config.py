@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cache_specs.errors import UsageError, did_you_mean, nearest
-from cache_specs.make import line_of, quoted
+from base.commands import line_of, quoted
+from base.errors import UsageError, did_you_mean, nearest
 
 METHODS = ("supervised", "concat", "logreg", "knn", "label-propagation", "self-training", "co-training", "fixmatch", "mpl", "mct-h0", "mct",
            "supervised-graph", "mct-graph")

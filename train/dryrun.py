@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_specs.console import clock_text
-from cache_specs.make import typed
+from base.commands import typed
+from base.console import clock_text
 from train.config import TrainConfig
 from train.log import Ignore
 

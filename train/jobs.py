@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cache_specs.errors import PreemptedError
+from base.errors import PreemptedError
 from train.classic import CLASSIC, classify
 from train.config import TrainConfig
 from train.feed import Experiment, Task, make_input

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_specs.errors import CoviewError, PreemptedError, RankDiedError, StoppedError
+from base.errors import CoviewError, PreemptedError, RankDiedError, StoppedError
 from train.log import Ignore
 
 PID, STEP, CODE = range(3)          # columns of the board; a code of RUNNING means that the rank has not ended by itself

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from cache_specs.console import clock_text
-from cache_specs.errors import IntegrityError
+from base.console import clock_text
+from base.errors import IntegrityError
 from train.tracker import AFTER_S, ENDED
 
 WAIT_S = 0.3        # that a run which is over waits for its trackers

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache_specs.errors import PreemptedError
+from base.errors import PreemptedError
 from train import probe
 from train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from train.config import TrainConfig

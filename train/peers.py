@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cache_specs.errors import UsageError
+from base.errors import UsageError
 from train.config import refuse_ranks
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from base.commands import quoted
+from base.errors import DataQualityError, IntegrityError, StorageError, UsageError
 from cache_specs import integrity, store
-from cache_specs.errors import DataQualityError, IntegrityError, StorageError, UsageError
 from cache_specs.items import Items, read_items
 from cache_specs.lookup import find_dataset
-from cache_specs.make import quoted
 from cache_specs.sources import is_gone, read_source
 from cache_specs.spec import load_spec
 from cache_specs.versions import dataset_folders, is_older

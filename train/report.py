@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache_specs import durable
-from cache_specs.errors import IntegrityError
+from base import durable
+from base.errors import IntegrityError
 from train.config import TrainConfig
 from train.evaluate import joint, metrics, pooled, predict
 from train.feed import Input

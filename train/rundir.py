@@ -18,8 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cache_specs import durable
-from cache_specs.errors import IntegrityError, StaleError, UsageError, did_you_mean, nearest
+from base import durable
+from base.errors import IntegrityError, StaleError, UsageError, did_you_mean, nearest
 from cache_specs.items import Items
 from cache_specs.spec import differences
 from train.config import PLACES, TrainConfig, make_command

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cache_specs.errors import DataQualityError
+from base.errors import DataQualityError
 from train.checkpoint import Progress
 from train.config import TrainConfig
 from train.cotrain import teacher

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from cache_specs.errors import CoviewError, DataQualityError, PreemptedError, StoppedError, UsageError
+from base.errors import CoviewError, DataQualityError, PreemptedError, StoppedError, UsageError
 from train.config import UNLABELLED, TrainConfig, refuse_ranks
 
 HEAVY = ("label-propagation", "supervised-graph", "mct-graph")
@@ -50,7 +50,7 @@ def start(config: TrainConfig, module: str, run: Callable[[Any], Any], outcome: 
     """Run a command: in this process, or in as many as GPUS says. Without a name the run is called by date and time. outcome: the file it ends with."""
     import json
 
-    from cache_specs.console import document
+    from base.console import document
     from train.dryrun import rehearse
     from train.launch import BOARD
     from train.peers import my_rank
@@ -102,9 +102,9 @@ def session(config: TrainConfig) -> Iterator[Session]:
     """Open all that a run needs. Raises CoviewError."""
     import torch
 
-    from cache_specs import durable, locks
-    from cache_specs.interrupt import heeded
-    from cache_specs.make import typed
+    from base import durable, locks
+    from base.commands import typed
+    from base.interrupt import heeded
     from cache_specs.views import alike
     from train.checkpoint import mend, metrics_bytes
     from train.launch import BOARD, FAILED, Board

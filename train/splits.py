@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_specs.errors import DataQualityError, UsageError, did_you_mean
+from base.errors import DataQualityError, UsageError, did_you_mean
 from cache_specs.items import Items
 
 CHOICE = 3 << 40                        # second word of the keys of draws; train/batches.py has 1 and 2 << 40

@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 
+from base.errors import StorageError
 from cache_specs import integrity, store
-from cache_specs.errors import StorageError
 
 _STREAM = 5 << 40       # second word of the keys of draws; batches.py and splits.py have 1 to 4 << 40
 

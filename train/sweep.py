@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cache_specs.errors import IntegrityError, UsageError, did_you_mean, run_cli
-from cache_specs.make import quoted
+from base.commands import quoted, run_cli
+from base.errors import IntegrityError, UsageError, did_you_mean
 from train.config import PLACES, TrainConfig, make_command
 
 INSIDE = ("lr", "weight_decay", "temperature", "pseudo")        # may differ between the experiments of one training
@@ -106,7 +106,7 @@ def batches_of(config: SweepConfig, methods: list[str]) -> Iterator[tuple[str, s
 
 def sweep(config: SweepConfig) -> list[dict[str, Any]]:
     """Train what is not trained yet; return (on rank 0) one record a combination and method, best first. Raises CoviewError."""
-    from cache_specs import durable
+    from base import durable
     from train.jobs import autocast, experiments, make_jobs
     from train.loop import fit
     from train.session import session

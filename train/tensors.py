@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from cache_specs import durable
-from cache_specs.errors import IntegrityError
+from base import durable
+from base.errors import IntegrityError
 from train.feed import Input
 from train.probe import Params
 

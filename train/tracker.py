@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cache_specs.locks import lock
+from base.locks import lock
 
 EVERY_S, AFTER_S, ORPHAN_S = 0.5, 600, 3
 ENDED = b"end"

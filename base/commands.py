@@ -1,13 +1,17 @@
-"""What `make` was given on its command line, checked before anything starts: `python -m cache_specs.make extract VIEW DATA`. And the way back:
+"""What `make` was given on its command line, checked before anything starts: `python -m base.commands extract VIEW DATA`. And the way back:
 the command of make that this process is, for messages."""
 
+import errno
 import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 
-from cache_specs.errors import UsageError, did_you_mean, nearest, run_cli
+from base import interrupt
+from base.errors import CoviewError, PreemptedError, RankDiedError, StoppedError, StorageError, UsageError, did_you_mean, nearest
 
 COMMON = ("DATA", "DEVICE", "GPUS", "CACHE", "ARGS")
 CACHED = ("VIEW", "DATA", "CACHE", "ARGS")
@@ -32,6 +36,7 @@ MODULES = {"extract": "extract", "train": "train", "train.sweep": "sweep", "cach
            "cache_specs.gc": "gc", "cache_specs.export": "export", "extract.verify": "verify", "extract.repair": "repair", "extract.importer": "import",
            "extract.convert": "weights", "predict": "predict", "predict.export": "export-model", "report": "report", "report.compare": "compare",
            "report.inspect": "inspect", "report.doctor": "doctor"}
+OF_THE_DISK = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)      # no bug, wherever it happens
 NAMED = re.compile(r"\w+(?=[:+?!]?=)", re.ASCII)
 
 
@@ -143,6 +148,51 @@ def started_as() -> str:
 def _module() -> str:
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     return spec.name.removesuffix(".__main__") if spec else ""
+
+
+def run_cli(main: Callable[[], None]) -> int:
+    """Run a command; an expected error becomes one message on stderr, with the command to type, and its exit code, without a traceback."""
+    interrupt.PRESSED.clear()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, interrupt.pressed)
+    try:
+        main()
+        sys.stdout.flush()
+    except CoviewError as error:
+        _say(str(error), error.exit_code, error.instead)
+        return error.exit_code
+    except SystemExit as error:
+        if error.code == UsageError.exit_code:              # the parser has said what is wrong with a flag; `python` alone may be another one
+            again = typed()
+            print(f"all settings: {started_as()} --help" + f"\nTo mend and type again: {again}" * bool(again), file=sys.stderr, flush=True)
+        raise
+    except BrokenPipeError:                                 # who read our output (`| head`) has gone; nothing is left to be said to him
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            _say(f"{str(error.filename)[:80]}…: this name is too long for the file system; take a shorter one", UsageError.exit_code)
+            return UsageError.exit_code
+        if error.errno not in OF_THE_DISK:
+            raise
+        _say(f"{error.filename or 'the disk'}: {error.strerror}. Make room, or mend the disk or the permissions", StorageError.exit_code)
+        return StorageError.exit_code
+    except KeyboardInterrupt:
+        _say("interrupted; what is finished is kept, and the same command does the rest", StoppedError.exit_code)
+        return StoppedError.exit_code
+    return 0
+
+
+def _say(message: str, code: int, instead: Mapping[str, str | None] | None = None) -> None:
+    """On stderr. A message that ends with no command of its own gets the one that this process is; changed, where the error says how."""
+    again = typed(instead=instead)
+    if again != typed():
+        message += f"\nType: {again}"
+    elif again and not re.search(rf"\bmake ({'|'.join(TARGETS)})\b", message):
+        how = {UsageError.exit_code: "To mend and type again", RankDiedError.exit_code: "To go on, type", PreemptedError.exit_code: "To go on, type",
+               StoppedError.exit_code: "To go on, type"}.get(code, "Then type")
+        message += f"\n{how}: {again}"
+    print(message if code == StoppedError.exit_code else f"error: {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from cache_specs.console import clock_text, rate_text
+from base.console import clock_text, rate_text
 
 LINE_EVERY_S = 10.0
 FILE_EVERY_S = 1.0

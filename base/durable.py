@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cache_specs.errors import StorageError
+from base.errors import StorageError
 
 _passed = 0
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cache_specs.durable import cannot_write
-from cache_specs.errors import StorageError
+from base.durable import cannot_write
+from base.errors import StorageError
 
 USERS = ".lock-users"       # of a cache: shared by all that write to it, exclusive to `make gc`
 

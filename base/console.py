@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cache_specs.errors import CoviewError
+from base.errors import CoviewError
 
 SCHEMA = 1          # grows when a key changes its meaning or goes; new keys may come at any time
 

@@ -10,9 +10,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from cache_specs.errors import PRESSED
-
 INTERRUPTED = 130
+PRESSED: list[int] = []         # interrupts that this process has had
+
+
+def pressed(number: int, frame: object) -> None:
+    """Ctrl-C as Python has it, but remembered: what is raised in the middle of a library's import may be swallowed there. See heeded."""
+    PRESSED.append(number)
+    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -42,12 +47,12 @@ def heeded(first: Callable[[], None], plan: str, kept: str) -> Iterator[None]:
 
 
 def _listen(hear: int, first: Callable[[], None], plan: str, kept: str) -> None:
-    pressed = 0
+    times = 0
     while number := os.read(hear, 1):
         if number[0] != signal.SIGINT:
             continue
-        pressed += 1
-        if pressed == 1:
+        times += 1
+        if times == 1:
             first()
             print(f"{_fresh_line()}{plan}", file=sys.stderr, flush=True)
         else:                                               # not through sys.stderr: its lock may be held by what is stopped
