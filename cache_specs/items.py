@@ -7,7 +7,6 @@ The fingerprint covers the ordered keys and the content hashes, and is stamped i
 they may change (label -1 is "unknown") without making any embedding stale.
 """
 
-import dataclasses
 import hashlib
 import io
 from contextlib import suppress
@@ -17,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from base import durable, locks
+from base import durable
 from base.commands import quoted
 from base.errors import IntegrityError, StaleError
-from cache_specs.sources import dataset_name, is_gone, read_source, where
-from cache_specs.versions import IMPORTED, dataset_folders, follow, is_older, killed_relabelling, latest, refuse_overtaken, said, succession, version_of
+from cache_specs.sources import read_source
+from cache_specs.versions import IMPORTED, is_older
 
 MISSING = {"n/a", "na", "nan", "none", "null", "unknown", "?"}         # what other programs write where there is no label
 SPLITS = ("", "train", "val", "test", "unlabelled")
@@ -72,112 +71,6 @@ def class_index(names: list[str]) -> tuple[np.ndarray, list[str]]:
     return np.array([index[name] for name in names], np.int32), classes
 
 
-def write_items(cache: Path, items: Items, source: str = "", changed: bool = False, seen: dict[str, int] | None = None) -> Path:
-    """Write the item list under `cache` and return the dataset's folder. Byte-identical input gives byte-identical files.
-
-    Other images under the same name become the current version, in a folder of its own, if all that was embedded is still there or they were
-    `changed` on purpose; otherwise they are refused (StaleError): see versions.py. New labels or splits for the same images replace the old ones.
-    `source` is what DATA named (see `source_path`): recorded, no part of the fingerprint.
-    Where the same images are known from a folder that is gone, that folder was renamed: its embeddings are kept, under their old name.
-    """
-    durable.make_folder(cache)
-    table = _parquet(items)                              # beforehand: others wait for the lock
-    with locks.lock(cache, wait=True):                   # two extractions of one new data set, or of two states of one, may be started at once
-        items = _moved(cache, items, source)
-        folder = cache / items.folder_name
-        if seen is not None:                             # before the images were read
-            refuse_overtaken(cache, items, seen)
-        number, before, lines = next_version(cache, items, source, changed)
-        was, source = read_source(before), _first_source(folder, items) or source
-        durable.make_folder(folder)
-        if not _is_file(folder / "items.parquet", table):
-            _relabel(folder, items, source)                 # a run that was trained on the old labels stays usable
-        record = _record(items, source, number, table)
-        if not (_is_file(folder / "dataset.json", record) and _is_file(folder / "items.parquet", table)):
-            durable.write(folder / "items.parquet", table, "items")
-            durable.write(folder / "dataset.json", record, "dataset")
-        follow(cache, folder, items, was, source)
-    for line in lines:
-        print(f"{line}. {folder.name} is the current version now, {before.name} stays for what was trained on it", flush=True)
-    return folder
-
-
-def next_version(cache: Path, items: Items, source: str, changed: bool = False) -> tuple[int, Path, list[str]]:
-    """The version number that `items` get, the folder of the version before (or their own), and what changes. Raises StaleError where they are refused."""
-    folder = cache / items.folder_name
-    number, (top, others) = version_of(folder), latest(cache, items.name, but=folder)
-    if not others or number > top:
-        return max(number, 0), folder, []
-    return top + 1, others[-1], [_succession(other, items, source, changed) for other in others]
-
-
-def _record(items: Items, source: str, version: int, table: bytes) -> bytes:
-    return durable.sealed({"format": FORMAT, "name": items.name, "adapter": items.adapter, "rows": len(items), "classes": items.classes,
-                           "fingerprint": items.fingerprint, "items_sha256": hashlib.sha256(table).hexdigest(), "source": source,
-                           **({"version": version} if version else {})})
-
-
-def _succession(other: Path, items: Items, source: str, changed: bool) -> str:
-    try:
-        return succession(read_items(other), items, other, source, changed)
-    except IntegrityError:
-        if old := killed_relabelling(other):
-            return succession(old, items, other, source, changed)
-        if changed:
-            return f"{items.name}: the images have changed; the item list in {other} is damaged, so nothing says how"
-        raise
-
-
-def _first_source(folder: Path, items: Items) -> str:
-    """The file that made an imported data set stays its source when another file with the same rows and labels adds a view; otherwise ''."""
-    if items.adapter != IMPORTED:
-        return ""
-    try:
-        old = read_items(folder)
-    except IntegrityError:
-        return ""
-    same = old.adapter == items.adapter == IMPORTED and (old.fingerprint, old.labels_fingerprint) == (items.fingerprint, items.labels_fingerprint)
-    return read_source(folder) if same else ""
-
-
-def _moved(cache: Path, items: Items, source: str) -> Items:
-    """The items under the name that their embeddings have: that of a folder that is gone, or under which this very folder was taken over."""
-    if dataset_folders(cache, items.name):
-        return items
-    taken_over = set()
-    for folder in sorted(path.parent for path in cache.glob("*/dataset.json")):
-        try:
-            record = durable.read_sealed(folder / "dataset.json")
-            known, same = where(record["source"]), record["fingerprint"] == items.fingerprint
-            if known is None or not known.is_absolute() or record["adapter"] == IMPORTED != items.adapter:
-                continue
-            if record["source"] == source and items.name == dataset_name(source) and (same or items.adapter != IMPORTED):
-                taken_over.add(record["name"])
-            if same and (record["name"] in taken_over or (is_gone(record["source"]) and
-                                                          read_items(folder).labels_fingerprint == items.labels_fingerprint)):
-                return dataclasses.replace(items, name=record["name"])
-        except (OSError, ValueError, KeyError, TypeError, IntegrityError):
-            continue
-    return dataclasses.replace(items, name=taken_over.pop()) if len(taken_over) == 1 else items
-
-
-def _relabel(folder: Path, items: Items, source: str) -> None:
-    """Say that labels change. Raises StaleError where they are another file's or folder's, and would replace those of the first."""
-    try:
-        old, known = read_items(folder), read_source(folder)
-    except IntegrityError:
-        return                                              # lost or not there yet
-    if changed := sum(a != b for a, b in zip(said(old), said(items), strict=True)):
-        if known != source:
-            raise StaleError(f"{folder} has these very images with the labels of {known}; {changed} of {len(items)} labels or splits of {source} are "
-                             f"others. To keep both, give this one a name: ARGS='--name {items.name}-2'. To replace them, first delete "
-                             f"{folder / 'dataset.json'}")
-        kept = durable.make_folder(folder / "labels" / old.labels_fingerprint[:12])
-        for name in ("items.parquet", "dataset.json"):
-            durable.write(kept / name, (folder / name).read_bytes(), "labels")
-        print(f"{items.name}: labels or splits of {changed} of {len(items)} images have changed, and replace the old ones, which are kept in {kept}")
-
-
 def read_items(folder: Path, labels: str = "") -> Items:
     """Read and check an item list: its fingerprint must be the one recorded beside it. Raises IntegrityError.
 
@@ -226,14 +119,8 @@ def _again(folder: Path) -> str:
     return f"Type: make {how}   with what {folder.name} was made of: it is written again, and no embedding is made again"
 
 
-def _is_file(path: Path, data: bytes) -> bool:
-    try:
-        return path.read_bytes() == data
-    except OSError:
-        return False
-
-
-def _parquet(items: Items) -> bytes:
+def parquet(items: Items) -> bytes:
+    """The bytes of items.parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -247,3 +134,8 @@ def _parquet(items: Items) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
+
+
+def said(items: Items) -> list[tuple[str, str]]:
+    """Each image's label and split."""
+    return [(items.classes[label] if label >= 0 else "", split) for label, split in zip(items.label.tolist(), items.split, strict=True)]

@@ -27,11 +27,10 @@ import numpy as np
 from base import durable, locks
 from base.commands import line_of
 from base.errors import IntegrityError, StaleError, UsageError, did_you_mean
-from cache_specs.documents import DOCUMENTS, FORMAT, check_documents, write_documents
 from cache_specs.items import IMPORTED
 from cache_specs.sources import dataset_name, read_source
 from cache_specs.spec import SPECS, differences, fingerprint, view_names
-from cache_specs.view import CRC_BYTES, STATUS, View, more_bad_rows, view_name
+from cache_specs.view import CRC_BYTES, DOCUMENTS, FORMAT, STATUS, View, check_documents, more_bad_rows, view_name, write_documents
 
 PARTS = ".lock-parts"                                                               # held, shared, by the processes of one extraction
 

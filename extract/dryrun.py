@@ -27,8 +27,8 @@ SECONDS = 5.0               # for which batches are timed
 def plan(config: ExtractConfig, told: dict[str, Any]) -> None:
     """Print the plan of an extraction, and put it into `told` for --json. Raises CoviewError where the run itself would refuse to begin."""
     from cache_specs import store
-    from cache_specs.items import next_version
     from cache_specs.sources import source_path
+    from cache_specs.succession import next_version
     from cache_specs.view import default_rows, shard_bytes
     from extract import reuse
     from extract.prepare import prepare

@@ -62,8 +62,8 @@ def main() -> None:
 def run(config: ImportConfig) -> "View":
     """Import one view; return it, finished. Raises CoviewError. Nothing is written before the whole file has been read once."""
     from cache_specs.exchange import choose, open_source
-    from cache_specs.items import write_items
     from cache_specs.sources import source_path
+    from cache_specs.succession import write_items
     from extract.match import match, own_items, refuse_other_file
     from extract.staging import staged
 
@@ -104,7 +104,7 @@ def _write(config: ImportConfig, folder: Path, items: "Items", emb_ND: "np.ndarr
     import numpy as np
 
     from base.errors import IntegrityError
-    from cache_specs import integrity, repair, store
+    from cache_specs import integrity, mend, store
     from cache_specs.view import STATUS, default_rows
 
     n, width = emb_ND.shape
@@ -120,7 +120,7 @@ def _write(config: ImportConfig, folder: Path, items: "Items", emb_ND: "np.ndarr
     done = status is not None
     if not done:
         with store.writer_lock(view.folder):
-            lost = sorted({problem.shard for problem in repair.problems(view) if problem.shard is not None})
+            lost = sorted({problem.shard for problem in mend.problems(view) if problem.shard is not None})
             if lost:
                 print(f"{view.name}: damaged, so written again: {len(lost)} of {view.shards} shards: {', '.join(map(str, lost))}")
             for shard in sorted({*view.pending(), *lost}):

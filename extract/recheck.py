@@ -10,8 +10,7 @@ import numpy as np
 
 from base.errors import IntegrityError, StaleError
 from cache_specs import integrity, store
-from cache_specs.documents import write_documents
-from cache_specs.view import View
+from cache_specs.view import View, write_documents
 from extract.reuse import Known, forget, stored, unreadable
 
 

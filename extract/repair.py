@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cache_specs.integrity import Problem
-    from cache_specs.repair import Plan
+    from cache_specs.mend import Plan
     from cache_specs.view import View
     from extract.datasets import Dataset
     from extract.reuse import Known
@@ -54,7 +54,7 @@ class RepairConfig:
 def mend_view(config: RepairConfig) -> None:
     """Raises CoviewError; nothing is removed before all that is needed to compute it again has been found, loaded and compared."""
     from base import locks
-    from cache_specs import repair, store
+    from cache_specs import mend, store
     from cache_specs.items import read_items
     from cache_specs.lookup import find_view
     from extract import reuse
@@ -63,10 +63,10 @@ def mend_view(config: RepairConfig) -> None:
         raise UsageError("VIEW is missing. Type: make repair VIEW=clip   (make verify says which views are damaged)")
     folder = find_view(Path(config.cache), config.view, config.data, "repair")
     with locks.shared_lock(Path(config.cache), locks.USERS), store.writer_lock(folder):
-        lines = repair.mend_documents(folder)
+        lines = mend.mend_documents(folder)
         view = store.open_view(folder)
         chosen, was_complete = _chosen(config.shards, view.shards), view.is_complete
-        todo, imported = repair.plan(view, chosen), view.attributes["spec"]["backend"] == store.IMPORTED
+        todo, imported = mend.plan(view, chosen), view.attributes["spec"]["backend"] == store.IMPORTED
         if imported and todo.lost:
             raise IntegrityError(f"{folder}: the shards {', '.join(map(str, todo.lost))} are damaged; it was imported, so they cannot be computed again. "
                                  f"Nothing is removed. This writes just these anew: {store.command(folder, 'extract')}")
@@ -80,7 +80,7 @@ def mend_view(config: RepairConfig) -> None:
             rest = [shard for shard in todo.lost if shard not in copies]
             if rest or not whole or _canary_damaged(todo.found):
                 compute = _prepared(config, view, todo.lost, rest, {shard: files for shard, files in sealed.items() if shard not in chosen})
-        view, found, lost = repair.mend(folder, chosen)
+        view, found, lost = mend.mend(folder, chosen)
         for line in lines + found:
             print(f"{view.name}: {line}")
         if was_complete and not imported and (compute or copies):
@@ -133,8 +133,9 @@ def _prepared(config: RepairConfig, view: "View", lost: list[int], rest: list[in
     """What computes the `rest` of the lost shards, with the `sealed` bytes if it can, after everything that could stop it has been tried.
     Raises CoviewError."""
     from cache_specs import store
-    from cache_specs.items import read_items, write_items
+    from cache_specs.items import read_items
     from cache_specs.sources import read_source
+    from cache_specs.succession import write_items
     from extract import canary, reuse
     from extract.backbones import load_backbone
     from extract.config import ExtractConfig

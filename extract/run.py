@@ -47,8 +47,8 @@ def _run(config: ExtractConfig, ready: "Ready") -> "tuple[View, np.ndarray, int,
     """The finished view, its rows' status, how many rows were embedded now, and in how many seconds."""
     from base.console import counted, rate_text
     from cache_specs import integrity, store
-    from cache_specs.items import write_items
     from cache_specs.sources import source_path
+    from cache_specs.succession import write_items
     from cache_specs.view import default_rows
     from extract import canary, quality, recheck, reuse
     from extract.backbones import load_backbone

@@ -76,14 +76,14 @@ def verify(config: VerifyConfig, records: list[dict[str, Any]] | None = None) ->
 
 
 def _verify_one(folder: Path, config: VerifyConfig) -> str:
-    from cache_specs import integrity, repair, store
+    from cache_specs import integrity, mend, store
     from cache_specs.items import read_items
 
     items = read_items(folder.parent)
     view = store.open_view(folder)
     store.refuse_other_images(view, items.fingerprint, len(items))
     begun = time.monotonic()
-    found = list(repair.problems(view))
+    found = list(mend.problems(view))
     seconds = time.monotonic() - begun
     if found:
         with suppress(OSError):

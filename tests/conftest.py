@@ -18,8 +18,9 @@ from PIL import Image
 
 from base import durable
 from cache_specs import integrity, store
-from cache_specs.items import Items, class_index, write_items
+from cache_specs.items import Items, class_index
 from cache_specs.spec import load_spec
+from cache_specs.succession import write_items
 from extract.config import ExtractConfig
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:       # a job in a shell's background ignores Ctrl-C, and so would all that the tests start

@@ -23,10 +23,12 @@ from conftest import ROOT, VIEW_TOML, importing
 
 from base import durable, locks
 from base.errors import CoviewError, RankDiedError
-from cache_specs import integrity, repair, store
-from cache_specs.items import Items, write_items
+from cache_specs import integrity, store
+from cache_specs import mend as cache_mend
+from cache_specs.items import Items
 from cache_specs.spec import load_spec
 from cache_specs.store import View
+from cache_specs.succession import write_items
 
 SHARDS, ROWS, WIDTH, BAD = 3, 16, 8, 5             # row BAD has the status "non-finite"
 UNEQUAL = ("verified.json", ".lock", ".lock-parts")         # inodes, process ids: never the same in two runs
@@ -121,7 +123,7 @@ def mend(folder: Path) -> list[int]:
     """What `make repair` does before it extracts; the shards that are lost."""
     view_folder, = (folder / "cache").glob("d-*/v-*")
     with store.writer_lock(view_folder):
-        return repair.mend(view_folder)[2]
+        return cache_mend.mend(view_folder)[2]
 
 
 def refused(folder: Path) -> str:

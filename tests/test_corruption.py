@@ -13,7 +13,7 @@ from faults import ROWS, SHARDS, WIDTH, computed, contents
 
 from base import durable
 from base.errors import CoviewError, IntegrityError, UsageError
-from cache_specs import integrity, repair, store
+from cache_specs import integrity, mend, store
 from cache_specs.items import read_items
 from cache_specs.store import View
 from train.reader import open_cache
@@ -129,7 +129,7 @@ def test_a_harmed_shard_is_found_named_and_computed_again(folder, original, harm
     harm(view.folder / name.format(0), view.folder / name.format(1))
     said = train_says(folder)
     assert f"{view.folder}: shard 0 (rows 0 to {ROWS - 1}) is damaged: {name.format(0)}" in said and f"Type: {store.command(view.folder)}" in said
-    assert [(problem.file, problem.shard) for problem in repair.problems(view)] == [(view.folder / name.format(0), 0)]
+    assert [(problem.file, problem.shard) for problem in mend.problems(view)] == [(view.folder / name.format(0), 0)]
     mends(folder, original, [0])
 
 
@@ -140,7 +140,7 @@ def test_two_shards_exchanged_are_found_and_computed_again(folder, original):
     two.rename(one)
     one.with_name("x").rename(two)
     assert f"shard 1 (rows {ROWS} to {2 * ROWS - 1}) is damaged: embeddings/c/1/0 has changed" in train_says(folder)
-    assert {problem.file for problem in repair.problems(view)} == {one, two}
+    assert {problem.file for problem in mend.problems(view)} == {one, two}
     mends(folder, original, [1, 2])
 
 
@@ -158,7 +158,7 @@ def test_a_shard_of_another_view_is_found_and_computed_again(folder, foreign, or
     elif len(names) == 3:
         with pytest.raises(IntegrityError, match=r"shard 1 .*commits/00001\.json: it is the record of shard 1 of another view\. .* Type: make repair"):
             integrity.check_commits(view)
-    assert view.folder / names[-1 if len(names) == 3 else 0].format(1) in {problem.file for problem in repair.problems(view)}
+    assert view.folder / names[-1 if len(names) == 3 else 0].format(1) in {problem.file for problem in mend.problems(view)}
     mends(folder, original, [1])
 
 
@@ -169,7 +169,7 @@ def test_a_file_too_many_is_found_and_put_aside(folder, original, name):
     (view.folder / name).write_bytes(b"0")
     named = view.folder / name.removesuffix("/0")
     assert f"{named} does not belong to this view. Type: {store.command(view.folder)}" in train_says(folder)
-    assert [problem.file for problem in repair.problems(view)] == [named]
+    assert [problem.file for problem in mend.problems(view)] == [named]
     mends(folder, original, [])
     kept = [path for path in (view.folder / "strays").rglob("*") if path.is_file()]            # it may be somebody's copy
     assert [path.read_bytes() for path in kept] == [b"0"]
@@ -188,7 +188,7 @@ def test_a_harmed_description_commit_or_seal_is_found_named_and_written_again_fr
         said = train_says(folder)
         assert name in said and str(here) in said and f"Type: {store.command(here)}" in said
         if "zarr.json" not in name:
-            assert [problem.file for problem in repair.problems(view_of(folder))] == [here / name]
+            assert [problem.file for problem in mend.problems(view_of(folder))] == [here / name]
     mends(folder, original, [])
 
 
@@ -259,7 +259,7 @@ def flips(folder: Path, original: dict[str, bytes], number: int, repair_every: i
         assert said, f"{where} went unseen"
         assert name.removeprefix(inside).split("/", 2 * (not name.startswith(inside)))[-1] in said and "Type: make " in said, (where, said)
         if name.startswith(inside) and not name.endswith("zarr.json"):
-            assert folder / name in [problem.file for problem in repair.problems(view_of(folder))], where
+            assert folder / name in [problem.file for problem in mend.problems(view_of(folder))], where
         if trial % repair_every == 0:
             mends(folder, original, [int(name.split("/c/")[1].split("/")[0])] if "/c/" in name else [], where)
         (folder / name).write_bytes(original[name])

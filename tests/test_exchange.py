@@ -562,7 +562,7 @@ def test_damaged_shards_are_mended_by_the_same_import(home: Path, how: str, unfi
     assert unfinished or view.embeddings_file(0).stat().st_ino == inode
     damage(view.folder / "complete.json", how)
     assert imported(home, source) == view and contents(view.folder) == before
-    monkeypatch.setattr("cache_specs.repair.problems", None)        # a hit searches for nothing
+    monkeypatch.setattr("cache_specs.mend.problems", None)        # a hit searches for nothing
     assert imported(home, source) == view and "already in the cache, nothing to do" in capsys.readouterr().out
 
 

@@ -14,7 +14,8 @@ from conftest import Made, write_view
 from PIL import Image
 
 from base.errors import UsageError
-from cache_specs.items import Items, write_items
+from cache_specs.items import Items
+from cache_specs.succession import write_items
 from extract.config import ExtractConfig
 from extract.run import run as extract
 from report import measures

@@ -20,10 +20,11 @@ from test_machine import Killed, killing
 
 from base import durable
 from base.errors import CoviewError, IntegrityError, StaleError, UsageError
-from cache_specs.items import Items, class_index, read_items, write_items
+from cache_specs.items import Items, class_index, read_items
 from cache_specs.lookup import find_dataset
 from cache_specs.sources import dataset_name, read_source, source_path
 from cache_specs.status import status
+from cache_specs.succession import write_items
 from cache_specs.versions import current, is_older, tops, version_of
 from extract.datasets import build_items, open_dataset
 

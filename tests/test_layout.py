@@ -17,7 +17,7 @@ MAY_IMPORT = {"cache_specs": {"cache_specs"}, "extract": {"cache_specs", "extrac
               "coview": {"cache_specs", "train", "predict", "coview"}}
 EDGES = {("train/__main__.py", "report.__main__")}      # a run makes its report at its end
 DOORS = {
-    "zarr": {"cache_specs/documents.py", "cache_specs/arrays.py"}, "wandb": {"train/tracker.py"}, "tensorboard": {"train/tracker.py"},
+    "zarr": {"cache_specs/view.py", "cache_specs/arrays.py"}, "wandb": {"train/tracker.py"}, "tensorboard": {"train/tracker.py"},
     "torch.distributed": {"train/peers.py", "train/launch.py"},
     "open_clip": {"extract/backbones.py"}, "transformers": {"extract/backbones.py"}, "datasets": set(),
     "torchvision": {"extract/images.py", "extract/torchvision_sets.py"},

@@ -15,10 +15,11 @@ from conftest import BAD, ROOT, ROWS, Made, N, config
 
 from base import locks
 from base.errors import CoviewError, IntegrityError, StorageError, UsageError
-from cache_specs import gc, integrity, lookup, repair, store
+from cache_specs import gc, integrity, lookup, mend, store
 from cache_specs.gc import GcConfig
-from cache_specs.items import read_items, write_items
+from cache_specs.items import read_items
 from cache_specs.status import status
+from cache_specs.succession import write_items
 from cache_specs.view import View
 from extract.repair import RepairConfig, mend_view
 from extract.run import run
@@ -308,7 +309,7 @@ def test_the_commands_exit_with_their_codes(view, command: Callable):
     shown = command("cache_specs.status", "--cache", cache_of(view))
     assert shown.returncode == 0 and "finished" in shown.stdout
     assert command("cache_specs.gc", "--cache", cache_of(view)).returncode == 0
-    assert json.loads((view.folder / "complete.json").read_text())["n"] == N and not list(repair.problems(view))
+    assert json.loads((view.folder / "complete.json").read_text())["n"] == N and not list(mend.problems(view))
 
 
 def test_an_imported_view_is_filled_in_by_importing_again(tmp_path):

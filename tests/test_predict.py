@@ -22,7 +22,8 @@ from test_train import QUICK, config
 from base import durable
 from base.errors import DataQualityError, IntegrityError, StaleError, StorageError, UsageError
 from cache_specs import spec
-from cache_specs.items import read_items, write_items
+from cache_specs.items import read_items
+from cache_specs.succession import write_items
 from extract.config import ExtractConfig
 from extract.run import run as extract
 from predict import onnx

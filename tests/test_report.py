@@ -17,7 +17,8 @@ from conftest import pixels_and_edges, reseal, write_views
 
 from base import durable
 from base.errors import IntegrityError, UsageError
-from cache_specs.items import Items, class_index, read_items, write_items
+from cache_specs.items import Items, class_index, read_items
+from cache_specs.succession import write_items
 from report import choose
 from report.__main__ import write_report
 from report.compare import compare

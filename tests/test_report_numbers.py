@@ -13,7 +13,7 @@ from conftest import pixels_and_edges, reseal, write_views
 
 from base import durable
 from base.errors import IntegrityError, StaleError
-from cache_specs.items import write_items
+from cache_specs.succession import write_items
 from report.quality import agreement, binned, classes, recall
 from report.source import Run, read_run
 from train.__main__ import run

@@ -426,7 +426,7 @@ def test_each_form_has_a_name_in_the_cache(data, name):
 
 
 def test_each_form_is_recorded_so_that_it_is_found_again(tmp_path, monkeypatch):
-    from cache_specs.items import write_items
+    from cache_specs.succession import write_items
 
     monkeypatch.chdir(tmp_path)
     data = fill(tmp_path / "photos", "a/1.jpg", "a/2.jpg", "b/1.jpg")

@@ -536,7 +536,8 @@ def test_sealing_twice_is_sealing_once_and_a_nan_is_refused():
 
 def test_a_view_copied_to_other_images_is_refused_by_training(tmp_path):
     """Of the same number, with the same keys: only the contents differ."""
-    from cache_specs.items import Items, write_items
+    from cache_specs.items import Items
+    from cache_specs.succession import write_items
     from train.reader import open_cache
 
     n, folders = 2 * ROWS, []

@@ -26,9 +26,10 @@ from safetensors.numpy import load_file
 
 from base import locks
 from base.errors import DataQualityError, IntegrityError, PreemptedError, StaleError, StorageError, UsageError
-from cache_specs.items import Items, write_items
+from cache_specs.items import Items
 from cache_specs.lookup import find_dataset
 from cache_specs.sources import source_path
+from cache_specs.succession import write_items
 from cache_specs.views import alike
 from extract.datasets import build_items, open_dataset
 from train import loop, methods, probe
