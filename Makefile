@@ -48,7 +48,7 @@ demo: $(STAMP)  ## the whole pipeline on bundled images: extract two views, trai
 		--method supervised,label-propagation,mct,supervised-graph,mct-graph
 
 views: $(STAMP)  ## list the views: width, size, arithmetic, licence, cached, too alike  [DATA= CACHE=]
-	@$(check) && $(PYTHON) -m cache_specs.views $(CACHED) $(EXTRA)
+	@$(check) && $(PYTHON) -m upkeep.list_views $(CACHED) $(EXTRA)
 
 weights: $(STAMP)  ## the authors' checkpoint of a view to safetensors, once:  make weights VIEW=swav  [FROM=checkpoint.pth]
 	@$(check) && $(PYTHON) -m extract.convert $(call flag,VIEW,view) $(call flag,FROM,source) $(EXTRA)
@@ -76,28 +76,28 @@ compare: $(STAMP)  ## runs side by side, paired over their seeds:  make compare 
 	@$(check) && $(PYTHON) -m report.compare $(call flag,RUNS,names) $(call flag,TO,to) $(EXTRA)
 
 status: $(STAMP)  ## what the cache holds, and how far running extractions are  [CACHE=]
-	@$(check) && $(PYTHON) -m cache_specs.status $(call flag,CACHE,cache) $(EXTRA)
+	@$(check) && $(PYTHON) -m upkeep.status $(call flag,CACHE,cache) $(EXTRA)
 
 verify: $(STAMP)  ## read every byte of the cache and compare:  make verify  [VIEW= DATA= CACHE= ARGS='--recompute 4']
-	@$(check) && $(PYTHON) -m extract.verify $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(CACHED) $(call flag,DEVICE,device) $(EXTRA)
+	@$(check) && $(PYTHON) -m upkeep.verify $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(CACHED) $(call flag,DEVICE,device) $(EXTRA)
 
 repair: $(STAMP)  ## compute again what is damaged, and only that:  make repair VIEW=clip  [DATA= CACHE= ARGS=]
-	@$(check) && $(PYTHON) -m extract.repair $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(SHARED) $(EXTRA)
+	@$(check) && $(PYTHON) -m upkeep.repair $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(SHARED) $(EXTRA)
 
 import: $(STAMP)  ## embeddings from elsewhere:  make import VIEW=mine FROM=x.npz|x.npy|x.h5|zarr-folder/  [DATA=photos/ CACHE= ARGS=]
-	@$(check) && $(PYTHON) -m extract.importer $(call flag,VIEW,view) $(call flag,FROM,source) $(CACHED) $(EXTRA)
+	@$(check) && $(PYTHON) -m exchange.importer $(call flag,VIEW,view) $(call flag,FROM,source) $(CACHED) $(EXTRA)
 
 export: $(STAMP)  ## embeddings to elsewhere:  make export VIEW=clip TO=clip.h5|.npz|.parquet  [DATA= CACHE= ARGS=]
-	@$(check) && $(PYTHON) -m cache_specs.export $(call flag,VIEW,view) $(call flag,TO,to) $(CACHED) $(EXTRA)
+	@$(check) && $(PYTHON) -m exchange.export $(call flag,VIEW,view) $(call flag,TO,to) $(CACHED) $(EXTRA)
 
 gc: $(STAMP)  ## remove what no finished view needs, after asking  [CACHE=]
-	@$(check) && $(PYTHON) -m cache_specs.gc $(call flag,CACHE,cache) $(EXTRA)
+	@$(check) && $(PYTHON) -m upkeep.gc $(call flag,CACHE,cache) $(EXTRA)
 
 inspect: $(STAMP)  ## before training: leaks, dead dimensions, kNN, are these views worth co-training?  make inspect VIEWS=clip,dinov2 DATA=photos/  [LABELS= TO=]
 	@$(check) && $(PYTHON) -m report.inspect $(call flag,VIEWS,views) $(call flag,LABELS,labels) $(call flag,TO,to) $(CACHED) $(EXTRA)
 
 doctor: $(STAMP)  ## versions, devices, backends, disk, limits: what is wrong with this machine, and what mends it  [CACHE=]
-	@$(check) && $(PYTHON) -m report.doctor $(call flag,CACHE,cache) $(EXTRA)
+	@$(check) && $(PYTHON) -m upkeep.doctor $(call flag,CACHE,cache) $(EXTRA)
 
 test: $(STAMP)  ## lint and test, in minutes
 	@$(VENV)/bin/ruff check --quiet . && $(PYTHON) -m pytest -m "not many" -q -n 2 --dist loadfile $(EXTRA)

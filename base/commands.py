@@ -32,10 +32,10 @@ TARGETS = {"extract": (("VIEW", "WEIGHTS", *COMMON), "make extract VIEW=clip DAT
            "gc": (("CACHE", "ARGS"), "make gc"),
            "inspect": (("VIEWS", "LABELS", "TO", "DATA", "CACHE", "ARGS"), "make inspect VIEWS=clip,dinov2 DATA=photos/"),
            "doctor": (("CACHE", "ARGS"), "make doctor")}
-MODULES = {"extract": "extract", "train": "train", "train.sweep": "sweep", "cache_specs.status": "status", "cache_specs.views": "views",
-           "cache_specs.gc": "gc", "cache_specs.export": "export", "extract.verify": "verify", "extract.repair": "repair", "extract.importer": "import",
+MODULES = {"extract": "extract", "train": "train", "train.sweep": "sweep", "upkeep.status": "status", "upkeep.list_views": "views",
+           "upkeep.gc": "gc", "exchange.export": "export", "upkeep.verify": "verify", "upkeep.repair": "repair", "exchange.importer": "import",
            "extract.convert": "weights", "predict": "predict", "predict.export": "export-model", "report": "report", "report.compare": "compare",
-           "report.inspect": "inspect", "report.doctor": "doctor"}
+           "report.inspect": "inspect", "upkeep.doctor": "doctor"}
 OF_THE_DISK = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)      # no bug, wherever it happens
 NAMED = re.compile(r"\w+(?=[:+?!]?=)", re.ASCII)
 

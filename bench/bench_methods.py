@@ -41,7 +41,7 @@ def prepare(work: Path, tasks: list[str]) -> None:
             continue
         call("bench/tasks.py", work / "tasks", "--only", task)
         for view, data in (("a", ["--name", task]), ("b", ["--data", task])):
-            call("-m extract.importer", "--view", view, "--source", work / "tasks" / f"{task}-{view}.npz", *data, "--cache", work / "cache")
+            call("-m exchange.importer", "--view", view, "--source", work / "tasks" / f"{task}-{view}.npz", *data, "--cache", work / "cache")
 
 
 def top1(summary: dict[str, Any], method: str, view: str = "joint") -> np.ndarray:

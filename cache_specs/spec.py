@@ -1,6 +1,6 @@
 """A view's specification: everything that can change an embedding's numbers, in one TOML file, hashed.
 
-    cache_specs/clip.toml   ->   load_spec("clip")   ->   .fingerprint(weights_sha256)   ->   cache/<dataset>/clip-<12 hex>/
+    cache_specs/views/clip.toml  ->   load_spec("clip")   ->   .fingerprint(weights_sha256)   ->   cache/<dataset>/clip-<12 hex>/
 
 A new view is one more TOML file, here or anywhere (VIEW=path/to/mine.toml). Unknown keys are errors. What only changes
 the speed (batch size, workers, device, paths) is a flag of the command line and never stands here.
@@ -22,7 +22,7 @@ from base.console import short
 from base.durable import canonical_json
 from base.errors import UsageError, did_you_mean, nearest
 
-SPECS = Path(__file__).parent
+SPECS = Path(__file__).parent / "views"
 
 
 @dataclass(frozen=True)

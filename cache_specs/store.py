@@ -150,7 +150,8 @@ def command(folder: Path, target: str = "repair") -> str:
             target, words = "import", {**words, "FROM": made.get("source", "…"), **({"ARGS": shlex.join(flags)} if flags else {})}
         else:
             toml = Path(made.get("spec_file", SPECS / "x.toml"))
-            words = {"VIEW": words["VIEW"] if toml.parent == SPECS else str(toml), "DATA": data or "…"}
+            bundled = toml.parent == SPECS or (toml.stem in view_names() and not toml.is_file())      # also where it lay in an older version
+            words = {"VIEW": words["VIEW"] if bundled else str(toml), "DATA": data or "…"}
             flags = ["--name", view_name(dataset)] if data and dataset_name(data) != view_name(dataset) else []
             flags += ["--max-bad", str(bad)] if (bad := more_bad_rows(folder)) else []
             words |= {"ARGS": shlex.join(flags)} if flags else {}

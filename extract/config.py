@@ -8,7 +8,7 @@ class ExtractConfig:
     """Embed every image of a data set once with one frozen foundation model, into a Zarr cache. A finished view is not computed again."""
 
     view: str = ""
-    """name of a view (cache_specs/*.toml), or the path of a TOML file of your own"""
+    """name of a view (cache_specs/views/*.toml), or the path of a TOML file of your own"""
     data: str = ""
     """a folder of images or tars, a .csv, .parquet, .h5 or .tar file, torchvision:NAME, hf:OWNER/NAME, or digits"""
     weights: str | None = None

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from base.errors import UsageError, did_you_mean
-from cache_specs.arrays import open_h5
 from cache_specs.items import SPLITS
 from extract.naming import label_of, split_of
 from extract.readers import MAX_BYTES, FileTooLargeError, Reader, pnm
@@ -38,7 +37,7 @@ class ReadHdf5(Reader):
         try:
             with _LOCK:
                 if (path, os.getpid()) not in _OPEN:
-                    _OPEN[path, os.getpid()] = open_h5(Path(path), "r")
+                    _OPEN[path, os.getpid()] = _open(path)
                 value = _OPEN[path, os.getpid()][self.array][row]
         except Exception as error:                              # h5py raises OSError, KeyError, RuntimeError … on a damaged file
             raise OSError(f"{path}, row {row}: {error}") from error
@@ -49,10 +48,16 @@ class ReadHdf5(Reader):
         return value.tobytes()
 
 
+def _open(path: str) -> Any:
+    import h5py
+
+    return h5py.File(path, "r")
+
+
 def open_images(path: str, name: str = "") -> tuple[str, int, dict[str, list[Any]]]:
     """The images' array, how many there are, and the other arrays. Raises UsageError."""
     try:
-        with open_h5(Path(path), "r") as file:
+        with _open(path) as file:
             names = {key: next((word for word in words if word in file), "") for key, words in NAMES.items()}
             names["images"] = name or names["images"]
             if not names["images"]:

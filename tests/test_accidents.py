@@ -12,14 +12,15 @@ from conftest import ROWS, config
 from base import locks
 from base.commands import run_cli
 from base.errors import IntegrityError, StaleError, StorageError, UsageError
-from cache_specs import gc, integrity, store
-from cache_specs.status import status
+from cache_specs import integrity, store
 from cache_specs.view import View
 from extract import images
-from extract.repair import RepairConfig, mend_view
 from extract.run import run
-from extract.verify import VerifyConfig, verify
 from train.reader import open_cache
+from upkeep import gc
+from upkeep.repair import RepairConfig, mend_view
+from upkeep.status import status
+from upkeep.verify import VerifyConfig, verify
 
 
 @pytest.fixture(scope="module")

@@ -63,13 +63,13 @@ def test_one_json_document_from_each_command(interrupted: SimpleNamespace, tmp_p
     found, folder = answer(interrupted.again, "extract"), interrupted.cache
     assert (found["view"], found["rows"], found["bad"]) == ("tiny-clip", 1797, {}) and found["embedded"] + found["hits"] == 1797 and found["seconds"] > 0
     cache = ("--cache", shutil.copytree(folder, tmp_path / "cache"))
-    view = answer(command("cache_specs.status", *cache, "--json"), "status")["datasets"][0]["views"][0]
+    view = answer(command("upkeep.status", *cache, "--json"), "status")["datasets"][0]["views"][0]
     assert (view["view"], view["state"], view["rows"], view["bad"], view["shards_done"]) == ("tiny-clip", "finished", 1797, {}, 29)
-    listed = {view["view"]: view for view in answer(command("cache_specs.views", *cache, "--json"), "views")["views"]}
+    listed = {view["view"]: view for view in answer(command("upkeep.list_views", *cache, "--json"), "views")["views"]}
     assert listed["tiny-clip"]["cached"] == 1 and listed["clip"]["cached"] == 0 and listed["clip"]["width"] == 1024
-    assert [view["ok"] for view in answer(command("extract.verify", *cache, "--json"), "verify")["views"]] == [True]
+    assert [view["ok"] for view in answer(command("upkeep.verify", *cache, "--json"), "verify")["views"]] == [True]
     next((tmp_path / "cache").glob("*/tiny-clip-*/embeddings/c/0/0")).write_bytes(bytes(100))
-    broken = answer(command("extract.verify", *cache, "--json"), "verify", 5)
+    broken = answer(command("upkeep.verify", *cache, "--json"), "verify", 5)
     assert [view["ok"] for view in broken["views"]] == [False] and "make repair VIEW=tiny-clip" in broken["views"][0]["error"]
 
 
@@ -368,9 +368,9 @@ def test_an_unknown_flag_is_followed_by_the_commands_to_type(tmp_path: Path, com
 
 @pytest.mark.parametrize(("module", "argv", "typed"), [
     ("extract.__main__", ["--view=clip", "--data", "it's; here", "--dry-run"], "make extract VIEW=clip DATA='it'\"'\"'s; here' ARGS=--dry-run"),
-    ("extract.importer", ["--view", "mine", "--source", "x.npz", "--by-row-order"], "make import VIEW=mine FROM=x.npz ARGS=--by-row-order"),
+    ("exchange.importer", ["--view", "mine", "--source", "x.npz", "--by-row-order"], "make import VIEW=mine FROM=x.npz ARGS=--by-row-order"),
     ("train.sweep", ["--views", "a,b", "--grid", "lr=1,2", "--lr", "3"], "make sweep VIEWS=a,b GRID=lr=1,2 ARGS='--lr 3'"),
-    ("cache_specs.status", [], "make status"), ("pytest.__main__", ["-q"], "")])
+    ("upkeep.status", [], "make status"), ("pytest.__main__", ["-q"], "")])
 def test_the_command_that_a_process_is(as_command: Callable, module: str, argv: list[str], typed: str) -> None:
     as_command(module, *argv)
     assert commands.typed() == typed

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from base.errors import CoviewError
-from report import doctor, probes
-from report.doctor import NOTE, OK, WRONG, Finding
+from upkeep import doctor, machine
+from upkeep.doctor import NOTE, OK, WRONG, Finding
 
 
 def test_a_fit_machine_in_json(tmp_path: Path, command: Callable) -> None:
-    done = command("report.doctor", "--cache", tmp_path, "--json")
+    done = command("upkeep.doctor", "--cache", tmp_path, "--json")
     found = json.loads(done.stdout)
     names = {finding["name"]: finding for finding in found["findings"]}
     assert (found["command"], found["ok"], found["exit_code"]) == ("doctor", done.returncode == 0, done.returncode)
@@ -40,7 +40,7 @@ def test_versions_below_the_floors_and_missing_packages_are_named_with_the_comma
                                             ("import os, time\nif os.fork(): time.sleep(60)\ntime.sleep(60)", "it hangs")])
 def test_a_check_that_hangs_raises_or_dies_is_reported(code: str, what: str) -> None:
     begun = time.monotonic()
-    asked = probes.Asked(code, seconds=1)
+    asked = machine.Asked(code, seconds=1)
     said, error = asked()
     assert said == "" and what in error and time.monotonic() - begun < 20
     assert not [state for state, group in processes() if group == asked.process.pid and state != "Z"]         # nor is anything left of its children
@@ -57,7 +57,7 @@ def processes() -> list[tuple[str, int]]:
 
 
 def test_ranks_that_cannot_meet_are_reported() -> None:
-    finding = probes.spoke("gloo", "2 processes", probes.Asked(probes.TOGETHER, "gloo", 2, "tcp://192.0.2.1:9", seconds=8)()[1])      # an address of nobody
+    finding = machine.spoke("gloo", "2 processes", machine.Asked(machine.TOGETHER, "gloo", 2, "tcp://192.0.2.1:9", seconds=8)()[1])      # an address of nobody
     assert finding.state == WRONG and finding.mend.endswith("make doctor"), finding
 
 
@@ -65,15 +65,15 @@ ABOUT = {"torch": "2.15.0", "built_for": None, "cuda": False, "threads": 2, "gpu
 
 
 def test_what_torch_says_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "_driver", lambda: "")
-    assert [finding.state for finding in probes.devices(json.dumps(ABOUT), "")] == [NOTE, OK]
-    assert probes.devices("", "ImportError: libcudart")[0].state == WRONG
-    assert probes.devices(json.dumps({**ABOUT, "mismatch": "RuntimeError: operator torchvision::nms does not exist"}), "")[1].state == WRONG
-    monkeypatch.setattr(probes, "_driver", lambda: "570.1")
-    lost = probes.devices(json.dumps(ABOUT), "")[0]
+    monkeypatch.setattr(machine, "_driver", lambda: "")
+    assert [finding.state for finding in machine.devices(json.dumps(ABOUT), "")] == [NOTE, OK]
+    assert machine.devices("", "ImportError: libcudart")[0].state == WRONG
+    assert machine.devices(json.dumps({**ABOUT, "mismatch": "RuntimeError: operator torchvision::nms does not exist"}), "")[1].state == WRONG
+    monkeypatch.setattr(machine, "_driver", lambda: "570.1")
+    lost = machine.devices(json.dumps(ABOUT), "")[0]
     assert lost.state == WRONG and "driver 570.1" in lost.text and "CPUs only" in lost.text and lost.mend
     gpu = {"name": "H100", "bytes": 80e9, "free": 70e9, "capability": "9.0"}
-    there = probes.devices(json.dumps({**ABOUT, "built_for": "13.0", "cuda": True, "gpus": [gpu]}), "")[0]
+    there = machine.devices(json.dumps({**ABOUT, "built_for": "13.0", "cuda": True, "gpus": [gpu]}), "")[0]
     assert there.state == OK and "H100, 80 GB (70 free), compute 9.0; driver 570.1" in there.text
 
 

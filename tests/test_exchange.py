@@ -22,13 +22,14 @@ from conftest import ROOT, config
 from base import durable
 from base.errors import CoviewError, DataQualityError, IntegrityError, StaleError, StorageError, UsageError
 from cache_specs import integrity, items, lookup, sources, store
-from cache_specs.export import ExportConfig, export
+from cache_specs.succession import write_items
 from cache_specs.view import STATUS
-from extract.importer import ImportConfig, run
-from extract.repair import RepairConfig, mend_view
+from exchange.export import ExportConfig, export
+from exchange.importer import ImportConfig, run
 from extract.run import run as extract
-from extract.verify import VerifyConfig, verify
 from train.reader import map_view, open_cache
+from upkeep.repair import RepairConfig, mend_view
+from upkeep.verify import VerifyConfig, verify
 
 N, D, ROWS = 50, 6, 16
 KEYS = [f"{label}/{row:02d}.jpg" for row, label in enumerate(["cat", "dog"] * (N // 2))]
@@ -40,7 +41,7 @@ def home(tmp_path: Path) -> Path:
     """A cache with one data set, `pets`: the items of KEYS (sorted, so not in the order of EMB) and no view."""
     keys = sorted(KEYS)
     label, classes = items.class_index([key.split("/")[0] for key in keys])
-    items.write_items(tmp_path / "cache", items.Items("pets", "folder", keys, label, [""] * N, np.ones(N, np.int64), [f"{i:064x}" for i in range(N)], classes))
+    write_items(tmp_path / "cache", items.Items("pets", "folder", keys, label, [""] * N, np.ones(N, np.int64), [f"{i:064x}" for i in range(N)], classes))
     return tmp_path
 
 
@@ -127,7 +128,7 @@ def test_shard_edges_and_row_order(tmp_path: Path, n: int, fortran: bool) -> Non
 
 
 def test_blocks_are_put_together(home: Path, monkeypatch) -> None:
-    monkeypatch.setattr("cache_specs.arrays.BLOCK", 7)
+    monkeypatch.setattr("exchange.arrays.BLOCK", 7)
     for number, suffix in enumerate((".npz", ".h5", ".zarr", ".npy")):
         keys = {} if suffix == ".npy" else {"keys": KEYS}
         view = imported(home, write(home / f"clip{suffix}", embeddings=EMB, **keys), f"v{number}", by_row_order=suffix == ".npy")
@@ -424,7 +425,7 @@ def test_data_that_the_cache_does_not_know_is_hashed_first(tmp_path: Path) -> No
 def test_a_killed_import_goes_on(tmp_path: Path, command: Callable, point: str) -> None:
     source = write(tmp_path / "one.npz", X=EMB, y=np.arange(N) % 2)
     whole = imported(tmp_path / "whole", source, data="")
-    arguments = ["extract.importer", "--view", "mine", "--source", source, "--cache", tmp_path / "cache", "--shard-rows", ROWS]
+    arguments = ["exchange.importer", "--view", "mine", "--source", source, "--cache", tmp_path / "cache", "--shard-rows", ROWS]
     number = 2 if point.startswith(("embeddings", "commit", "metadata")) else 1
     assert command(*arguments, env={"COVIEW_FAULT": f"kill:{number}:{point}"}).returncode == -9
     committed = {path: path.stat().st_ino for path in (tmp_path / "cache").rglob("commits/0*.json")}
@@ -452,7 +453,7 @@ def test_an_imported_data_set_is_trained_on(made, tmp_path: Path, command: Calla
     two = write(tmp_path / "edges.h5", embeddings=made.emb["edges"][::-1], keys=keys[::-1])
     cache = ["--cache", tmp_path / "cache"]
     for arguments in (["--view", "pixels", "--source", one], ["--view", "clip", "--source", two, "--data", "nums"]):
-        done = command("extract.importer", *arguments, *cache)
+        done = command("exchange.importer", *arguments, *cache)
         assert done.returncode == 0, done.stderr
     trained = command("train", "--views", "pixels,clip", "--data", "nums", *cache, "--labels", 5, "--method", "supervised", "--seeds", 0, "--warmup", 60,
                       "--cotrain", 60, "--runs", tmp_path / "runs", "--run", "r")
@@ -460,7 +461,7 @@ def test_an_imported_data_set_is_trained_on(made, tmp_path: Path, command: Calla
     summary = json.loads((tmp_path / "runs" / "r" / "summary.json").read_text())
     assert "selected on 355 labelled validation images, tested once on 355" in trained.stdout and summary
     assert max(float(line.split()[2]) for line in trained.stdout.splitlines() if line.startswith(("pixels,", "clip,"))) > 50
-    stale = command("extract.importer", "--view", "clip", "--source", write(tmp_path / "z.npz", X=made.emb["edges"], keys=keys[::-1]), "--data", "nums", *cache)
+    stale = command("exchange.importer", "--view", "clip", "--source", write(tmp_path / "z.npz", X=made.emb["edges"], keys=keys[::-1]), "--data", "nums", *cache)
     assert stale.returncode == 6 and "error: the view 'clip'" in stale.stderr and "Traceback" not in stale.stderr
 
 
@@ -573,7 +574,7 @@ def test_a_killed_mending_goes_on(home: Path, command: Callable, point: str) -> 
     before = contents(view.folder)
     for shard in (1, 2):
         damage(view.embeddings_file(shard), "flip")
-    arguments = ["extract.importer", "--view", "mine", "--source", source, "--data", "pets", "--cache", home / "cache"]
+    arguments = ["exchange.importer", "--view", "mine", "--source", source, "--data", "pets", "--cache", home / "cache"]
     assert command(*arguments, env={"COVIEW_FAULT": f"kill:1:{point}"}).returncode == -9
     assert view.is_complete
     if point != "complete.half":                                    # all shards are written by then
@@ -659,7 +660,7 @@ def test_which_views_are_meant(home: Path) -> None:
 
 
 def test_commands_answer_at_once(command: Callable) -> None:
-    for module in ("extract.importer", "cache_specs.export"):
+    for module in ("exchange.importer", "exchange.export"):
         failed = command(module, "--view", "a")
         assert failed.returncode == 2 and failed.stderr.startswith("error: ") and "Traceback" not in failed.stderr
         heavy = f"import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_module('{module}', run_name='__main__')\nexcept SystemExit: pass\n" \

@@ -23,10 +23,10 @@ from base.errors import CoviewError, IntegrityError, StaleError, UsageError
 from cache_specs.items import Items, class_index, read_items
 from cache_specs.lookup import find_dataset
 from cache_specs.sources import dataset_name, read_source, source_path
-from cache_specs.status import status
 from cache_specs.succession import write_items
 from cache_specs.versions import current, is_older, tops, version_of
 from extract.datasets import build_items, open_dataset
+from upkeep.status import status
 
 KEYS = ["A.jpg", "Z/1.jpg", "a.jpg", "a/10.jpg", "a/2.jpg", "ä.jpg"]         # byte order: capitals first, / after ., ä last
 
@@ -385,13 +385,13 @@ def test_names_that_a_file_system_or_json_cannot_hold(tmp_path, command):
     with pytest.raises(UsageError, match="is not UTF-8, so it cannot be recorded"):
         source_path(odd)
     assert len(dataset_name("x" * 250).encode()) == len(dataset_name("ä" * 150).encode()) == 200
-    done = command("cache_specs.export", "--view", "x", "--to", f"{tmp_path}/{'y' * 300}.npz", "--cache", write_items(tmp_path / "cache", make()).parent)
+    done = command("exchange.export", "--view", "x", "--to", f"{tmp_path}/{'y' * 300}.npz", "--cache", write_items(tmp_path / "cache", make()).parent)
     assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
 def test_a_reader_that_goes_away_ends_a_command_quietly(tmp_path):
     write_items(tmp_path, make())
-    line = f"{shlex.quote(sys.executable)} -m cache_specs.status --cache {shlex.quote(str(tmp_path))} | true; echo ${{PIPESTATUS[0]}}"
+    line = f"{shlex.quote(sys.executable)} -m upkeep.status --cache {shlex.quote(str(tmp_path))} | true; echo ${{PIPESTATUS[0]}}"
     shown = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
     assert shown.stdout.strip() in ("0", "141") and not shown.stderr
 

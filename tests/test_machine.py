@@ -19,13 +19,14 @@ from PIL import Image
 
 from base import durable
 from base.errors import CoviewError, IntegrityError, StaleError, UsageError
-from cache_specs import gc, store
+from cache_specs import store
 from extract import backbones
 from extract.config import ExtractConfig
-from extract.repair import RepairConfig, mend_view
 from extract.run import run
-from extract.verify import VerifyConfig, verify
 from train.reader import open_cache
+from upkeep import gc
+from upkeep.repair import RepairConfig, mend_view
+from upkeep.verify import VerifyConfig, verify
 
 N, ROWS, WIDTH = 18, 4, 8           # 5 shards, the last one half full
 SPECS = ('antialias = true', 'antialias = false')

@@ -13,19 +13,20 @@ from test_machine import Killed, killing
 
 from base import durable
 from base.errors import IntegrityError, StaleError, StorageError, UsageError
-from cache_specs import gc, integrity, store
+from cache_specs import integrity, store
 from cache_specs.items import Items, read_items
 from cache_specs.lookup import find_dataset, find_view
-from cache_specs.status import records, status
 from cache_specs.view import View
 from extract import backbones, canary, reuse
 from extract.config import ExtractConfig
 from extract.dryrun import plan
 from extract.prepare import prepare
-from extract.repair import RepairConfig, mend_view
 from extract.run import _run, run
-from extract.verify import VerifyConfig, verify
 from train.reader import open_cache
+from upkeep import gc
+from upkeep.repair import RepairConfig, mend_view
+from upkeep.status import records, status
+from upkeep.verify import VerifyConfig, verify
 
 N, ROWS, WIDTH = 18, 4, 8           # 5 shards, the last one half full
 LOADED: list[str] = []              # a line for every model that was loaded, and for every batch how many of its images are no padding

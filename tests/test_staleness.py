@@ -63,7 +63,7 @@ FIELDS = {
     "std": ("std = [0.5,", "std = [0.25,", "preprocess.std: [0.5, 0.5, 0.5] -> [0.25, 0.5, 0.5]"),
     "width": ("width = ", "width = 1", "width: "),
     "architecture": ('architecture = "Dinov2Model"', 'architecture = "ViTModel"', "architecture: Dinov2Model -> ViTModel"),
-    "weights.path": (f'path = "{SPECS}/weights/tiny-dinov2"', f'path = "{SPECS}/../cache_specs/weights/tiny-dinov2"', "weights.path: "),
+    "weights.path": (f'path = "{SPECS}/weights/tiny-dinov2"', f'path = "{SPECS}/../views/weights/tiny-dinov2"', "weights.path: "),
 }
 
 

@@ -26,11 +26,11 @@ from safetensors.numpy import load_file
 
 from base import locks
 from base.errors import DataQualityError, IntegrityError, PreemptedError, StaleError, StorageError, UsageError
+from cache_specs.alike import alike
 from cache_specs.items import Items
 from cache_specs.lookup import find_dataset
 from cache_specs.sources import source_path
 from cache_specs.succession import write_items
-from cache_specs.views import alike
 from extract.datasets import build_items, open_dataset
 from train import loop, methods, probe
 from train.__main__ import next_step, run
@@ -717,7 +717,7 @@ def test_names_of_views_that_would_be_mixed_up_are_refused(made: Made, tmp_path:
 
 def test_views_that_are_too_alike_are_warned_of(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     assert list(alike(["eva01", "clip", "pixels", "blip"])) == [("blip", "eva01")] and not alike(["clip", "dinov2", "no-such-view"])
-    monkeypatch.setattr("cache_specs.views.alike", lambda names: {tuple(names): "the same network"})
+    monkeypatch.setattr("cache_specs.alike.alike", lambda names: {tuple(names): "the same network"})
     run(config(made, tmp_path, method="supervised"))
     assert "warning: the views pixels and edges are too alike to teach each other much: the same network" in capsys.readouterr().err
 

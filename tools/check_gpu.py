@@ -140,7 +140,7 @@ def report(lines: Lines, work: Path, device: str) -> None:
 
 
 def doctor(lines: Lines, work: Path, device: str) -> None:
-    said = subprocess.run([sys.executable, "-m", "report.doctor"], cwd=ROOT, capture_output=True, text=True)
+    said = subprocess.run([sys.executable, "-m", "upkeep.doctor"], cwd=ROOT, capture_output=True, text=True)
     print(said.stdout)
     lines("doctor: what is wrong", said.stderr.strip() or "nothing", said.returncode == 0)
 

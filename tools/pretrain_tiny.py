@@ -1,4 +1,4 @@
-"""Train the two small foundation models of cache_specs/weights, on procedural drawings only (tools/render.py; no digit is drawn).
+"""Train the two small foundation models of cache_specs/views/weights, on procedural drawings only (tools/render.py; no digit is drawn).
 
     pip install matplotlib Hershey-Fonts        # the fonts; besides torch, open_clip_torch, transformers, scipy
     python tools/pretrain_tiny.py clip --seed 0
@@ -29,7 +29,7 @@ from render import augment, make_bank
 from torch import nn
 
 MEAN = STD = 0.5
-WEIGHTS = Path(__file__).resolve().parent.parent / "cache_specs" / "weights"
+WEIGHTS = Path(__file__).resolve().parent.parent / "cache_specs" / "views" / "weights"
 
 
 def cpu_seconds():

@@ -1,6 +1,6 @@
-"""Measure the tiny foundation models of cache_specs/weights on scikit-learn's digits (8x8 scans they were not trained on).
+"""Measure the tiny foundation models of cache_specs/views/weights on scikit-learn's digits (8x8 scans they were not trained on).
 
-    python tools/probe_tiny.py [--weights cache_specs/weights] [--untrained-seeds 2]
+    python tools/probe_tiny.py [--weights cache_specs/views/weights] [--untrained-seeds 2]
 
 Prints the test accuracy of a logistic regression on the frozen features: with all labels of the training part (60/20/20 split, C
 chosen on the validation part), and with 3 labels per class (10 draws, C = 1) for each view, for their late fusion (sum of
@@ -111,7 +111,7 @@ def report(name, views, y, split):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=Path(__file__).resolve().parent.parent / "cache_specs" / "weights")
+    parser.add_argument("--weights", type=Path, default=Path(__file__).resolve().parent.parent / "cache_specs" / "views" / "weights")
     parser.add_argument("--untrained-seeds", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(2)

@@ -105,7 +105,7 @@ def session(config: TrainConfig) -> Iterator[Session]:
     from base import durable, locks
     from base.commands import typed
     from base.interrupt import heeded
-    from cache_specs.views import alike
+    from cache_specs.alike import alike
     from train.checkpoint import mend, metrics_bytes
     from train.launch import BOARD, FAILED, Board
     from train.log import Console, Ignore, Jsonl, Listeners, Trackers

@@ -1,4 +1,4 @@
-"""make views [DATA=photos/]     (python -m cache_specs.views)
+"""make views [DATA=photos/]     (python -m upkeep.list_views)
 
 Every bundled view: width, parameters, arithmetic, licence, whether it is in the cache; and which pairs are too alike to teach each other.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 from base.commands import run_cli
 from base.console import document
+from cache_specs.alike import alike
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class ViewsConfig:
 def main() -> None:
     import tyro
 
-    config = tyro.cli(ViewsConfig, prog="python -m cache_specs.views", description=ViewsConfig.__doc__)
+    config = tyro.cli(ViewsConfig, prog="python -m upkeep.list_views", description=ViewsConfig.__doc__)
     with document(config.json, "views") as found:
         if config.json:
             views = records(Path(config.cache), config.data)
@@ -64,19 +65,6 @@ def table(cache: Path, data: str | None = None) -> str:
         lines.append(f"{view['view']:18}{view['width']:6}{numbers}{view['width'] * 2e-3:8.2f}  {view['licence'] or '':16}{cached:9}{view['model'] or ''}")
     pairs = alike([view["view"] for view in views])
     return "\n".join([*lines, "", "too alike to teach each other:", *(f"  {one} and {other}: {why}" for (one, other), why in pairs.items())])
-
-
-def alike(views: list[str]) -> dict[tuple[str, str], str]:
-    """The pairs of these views of which one's spec says that they are too alike, and why; each pair once. What is no bundled view has no say."""
-    from cache_specs.spec import load_spec, view_names
-
-    found: dict[tuple[str, str], str] = {}
-    for one in sorted(set(views) & set(view_names())):
-        about = load_spec(one).about
-        for other, why in (about.alike if about else {}).items():
-            if other in views and (other, one) not in found:
-                found[one, other] = why
-    return found
 
 
 if __name__ == "__main__":

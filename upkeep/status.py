@@ -1,4 +1,4 @@
-"""make status [CACHE=…]     (python -m cache_specs.status)
+"""make status [CACHE=…]     (python -m upkeep.status)
 
 Every view of the cache: rows, bytes, since when, verified when, bad rows; of an extraction that runs now the rate, the time left, and
 which step its time goes into. Reads descriptions only, no embeddings (that is `make verify`).
@@ -141,7 +141,7 @@ def _when(path: Path) -> str:
 def main() -> None:
     import tyro
 
-    config = tyro.cli(StatusConfig, prog="python -m cache_specs.status", description=StatusConfig.__doc__)
+    config = tyro.cli(StatusConfig, prog="python -m upkeep.status", description=StatusConfig.__doc__)
     with document(config.json, "status") as found:
         if config.json:
             found |= {"cache": config.cache, "datasets": records(Path(config.cache))}

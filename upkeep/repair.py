@@ -1,4 +1,4 @@
-"""make repair VIEW=clip [DATA=photos/]     (python -m extract.repair --view clip)
+"""make repair VIEW=clip [DATA=photos/]     (python -m upkeep.repair --view clip)
 
 Mends a damaged view: descriptions, commits and the seal are rebuilt from one another, damaged shards (and those of `--shards 3,7`) are
 computed again from the images, and nothing else. A damaged shard gets the bytes that were sealed where another finished view still has them, or the
@@ -142,7 +142,7 @@ def _prepared(config: RepairConfig, view: "View", lost: list[int], rest: list[in
     from extract.datasets import build_items
     from extract.prepare import devices
     from extract.run import embed_all, provenance_of, refuse_pending
-    from extract.verify import images_of
+    from upkeep.verify import images_of
 
     spec, files, dataset = images_of(view, config.view, config.weights, config.root)
     dataset_folder = view.folder.parent
@@ -220,7 +220,7 @@ def _chosen(shards: str, count: int) -> list[int]:
 def main() -> None:
     import tyro
 
-    mend_view(tyro.cli(RepairConfig, prog="python -m extract.repair", description=RepairConfig.__doc__))
+    mend_view(tyro.cli(RepairConfig, prog="python -m upkeep.repair", description=RepairConfig.__doc__))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""make export VIEW=clip DATA=photos/ TO=clip.h5     (python -m cache_specs.export --view clip --data photos/ --to clip.h5)
+"""make export VIEW=clip DATA=photos/ TO=clip.h5     (python -m exchange.export --view clip --data photos/ --to clip.h5)
 
 Writes one finished, checked view with its items to one file that other programs read: .npz, .h5 or .parquet. `make import` reads the first
 two again, to the same embeddings, byte for byte.
@@ -70,7 +70,7 @@ class Table:
 def main() -> None:
     import tyro
 
-    export(tyro.cli(ExportConfig, prog="python -m cache_specs.export", description=ExportConfig.__doc__))
+    export(tyro.cli(ExportConfig, prog="python -m exchange.export", description=ExportConfig.__doc__))
 
 
 def export(config: ExportConfig) -> Path:
@@ -142,7 +142,7 @@ def _npz(path: Path, table: Table) -> None:
 
 
 def _h5(path: Path, table: Table) -> None:
-    from cache_specs.arrays import open_h5
+    from exchange.arrays import open_h5
 
     with open_h5(path, "w") as file:
         embeddings = file.create_dataset("embeddings", (table.view.n, table.view.width), "<f2")

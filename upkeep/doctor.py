@@ -1,4 +1,4 @@
-"""make doctor [CACHE=…]     (python -m report.doctor)
+"""make doctor [CACHE=…]     (python -m upkeep.doctor)
 
 Looks at this machine in a few seconds: versions against what is needed, GPUs, whether processes can speak to each other, the disk of the cache,
 memory, the hub's cache, limits. Ends with what is wrong and the command that mends each; exits with 1 if anything is. Changes nothing.
@@ -15,7 +15,7 @@ from typing import Any
 
 from base.commands import run_cli
 from base.errors import CoviewError
-from report.probes import NOTE, OK, TORCH, WRONG, Asked, Finding, devices, spoke, together
+from upkeep.machine import NOTE, OK, TORCH, WRONG, Asked, Finding, devices, spoke, together
 
 ROOT = Path(__file__).parent.parent
 OPTIONAL = {"tensorboard": "TensorBoard files of a run", "wandb": "Weights & Biases", "onnx": "make export-model with ONNX",
@@ -23,7 +23,7 @@ OPTIONAL = {"tensorboard": "TensorBoard files of a run", "wandb": "Weights & Bia
 ANOTHER = "name another disk: make doctor CACHE=/another/disk"
 DISK = """
 import dataclasses, json, pathlib, sys
-from report.doctor import disk
+from upkeep.doctor import disk
 print(json.dumps([dataclasses.asdict(finding) for finding in disk(pathlib.Path(sys.argv[1]))]))
 """
 
@@ -180,7 +180,7 @@ def main() -> None:
 
     from base.console import document
 
-    config = tyro.cli(DoctorConfig, prog="python -m report.doctor", description=DoctorConfig.__doc__)
+    config = tyro.cli(DoctorConfig, prog="python -m upkeep.doctor", description=DoctorConfig.__doc__)
     with document(config.json, "doctor") as found:
         doctor(config, found)
 

@@ -1,4 +1,4 @@
-"""make gc [CACHE=…] [ARGS=--yes]     (python -m cache_specs.gc)
+"""make gc [CACHE=…] [ARGS=--yes]     (python -m upkeep.gc)
 
 Lists what no finished view needs: left-over temp files, stray shards, views hardly begun (with --unfinished also those with finished shards),
 item lists without a view. Asks, and removes it on "yes". A finished view is never removed, damaged or not, nor anything that a process holds,
@@ -153,7 +153,7 @@ def _alone(cache: Path) -> Iterator[None]:
 def main() -> None:
     import tyro
 
-    collect(tyro.cli(GcConfig, prog="python -m cache_specs.gc", description=GcConfig.__doc__))
+    collect(tyro.cli(GcConfig, prog="python -m upkeep.gc", description=GcConfig.__doc__))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""make verify [VIEW=clip] [DATA=photos/] [ARGS='--recompute 4']     (python -m extract.verify --view clip)
+"""make verify [VIEW=clip] [DATA=photos/] [ARGS='--recompute 4']     (python -m upkeep.verify --view clip)
 
 Reads every byte of the views (without VIEW, of all): descriptions, item list, sizes, both digests, counts, and that each row is what its
 status says. `--recompute K` also embeds K random rows of each shard again, from the images, and compares. Prints a line a view; exits
@@ -212,7 +212,7 @@ def _recompute(view: "View", config: VerifyConfig) -> str:
 def main() -> None:
     import tyro
 
-    config = tyro.cli(VerifyConfig, prog="python -m extract.verify", description=VerifyConfig.__doc__)
+    config = tyro.cli(VerifyConfig, prog="python -m upkeep.verify", description=VerifyConfig.__doc__)
     with document(config.json, "verify") as found:
         found["views"] = []
         verify(config, found["views"])

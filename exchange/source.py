@@ -18,9 +18,9 @@ import numpy as np
 
 from base.errors import DataQualityError, UsageError, did_you_mean
 from cache_specs import integrity, store
-from cache_specs.arrays import ADVICE, READERS, Array, open_zarr, reading
 from cache_specs.items import read_items
 from cache_specs.view import STATUS
+from exchange.arrays import ADVICE, READERS, Array, open_zarr, reading
 
 EMBEDDINGS, KEYS, LABELS = ("embeddings", "X", "features", "emb"), ("keys", "paths", "ids"), ("y", "labels")
 FORMATS = ".npz, .npy, .h5 (or .hdf5), or a folder of Zarr"

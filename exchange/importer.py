@@ -1,4 +1,4 @@
-"""make import VIEW=mine FROM=embeddings.npz DATA=photos/     (python -m extract.importer --view mine --source embeddings.npz --data photos/)
+"""make import VIEW=mine FROM=embeddings.npz DATA=photos/     (python -m exchange.importer --view mine --source embeddings.npz --data photos/)
 
 Turns embeddings that were computed elsewhere into a finished view. With DATA the rows are matched to the data set's items by the keys in
 the file; without it the file itself makes a data set, by its keys and labels. Ends with what was rounded, left out or not finite.
@@ -16,9 +16,9 @@ from base.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from cache_specs.arrays import Array
     from cache_specs.items import Items
     from cache_specs.store import View
+    from exchange.arrays import Array
 
 EXAMPLE = "make import VIEW=mine FROM=embeddings.npz DATA=photos/"
 
@@ -56,16 +56,16 @@ class ImportConfig:
 def main() -> None:
     import tyro
 
-    run(tyro.cli(ImportConfig, prog="python -m extract.importer", description=ImportConfig.__doc__))
+    run(tyro.cli(ImportConfig, prog="python -m exchange.importer", description=ImportConfig.__doc__))
 
 
 def run(config: ImportConfig) -> "View":
     """Import one view; return it, finished. Raises CoviewError. Nothing is written before the whole file has been read once."""
-    from cache_specs.exchange import choose, open_source
     from cache_specs.sources import source_path
     from cache_specs.succession import write_items
-    from extract.match import match, own_items, refuse_other_file
-    from extract.staging import staged
+    from exchange.match import match, own_items, refuse_other_file
+    from exchange.source import choose, open_source
+    from exchange.staging import staged
 
     _check(config)
     cache, path, folder = Path(config.cache), Path(config.source).expanduser(), None

@@ -1,4 +1,4 @@
-"""Which row of a file of embeddings is whose, and the rows in the items' order (for extract/importer.py).
+"""Which row of a file of embeddings is whose, and the rows in the items' order (for exchange/importer.py).
 
     match(...)        rows -> the items of a data set that is there, by their keys or in row order
     own_items(...)    a data set made of the file's own keys, labels and splits
@@ -15,11 +15,11 @@ from base.commands import quoted
 from base.errors import IntegrityError, StaleError, UsageError, did_you_mean
 from base.progress import Progress
 from cache_specs import store
-from cache_specs.exchange import KEYS, LABELS, Source, texts
 from cache_specs.items import IMPORTED, SPLITS, Items, class_index, dataset_folders, read_items
 from cache_specs.lookup import find_dataset
 from cache_specs.sources import dataset_name, is_gone, read_source, source_path
 from cache_specs.view import STATUS
+from exchange.source import KEYS, LABELS, Source, texts
 from extract import quality
 from extract.config import ExtractConfig
 from extract.datasets import build_items, open_dataset

@@ -1,4 +1,4 @@
-"""The rows of a file of embeddings in the items' order, as the cache will hold them (for extract/importer.py)."""
+"""The rows of a file of embeddings in the items' order, as the cache will hold them (for exchange/importer.py)."""
 
 import contextlib
 import mmap
@@ -12,10 +12,10 @@ import numpy as np
 from base import durable
 from base.errors import DataQualityError
 from base.progress import Progress
-from cache_specs.arrays import Array
-from cache_specs.exchange import Source, statuses
 from cache_specs.items import Items
 from cache_specs.view import STATUS
+from exchange.arrays import Array
+from exchange.source import Source, statuses
 
 MISSING, NON_FINITE = STATUS.index("missing"), STATUS.index("non-finite")
 
