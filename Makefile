@@ -51,7 +51,7 @@ views: $(STAMP)  ## list the views: width, size, arithmetic, licence, cached, to
 	@$(check) && $(PYTHON) -m upkeep.list_views $(CACHED) $(EXTRA)
 
 weights: $(STAMP)  ## the authors' checkpoint of a view to safetensors, once:  make weights VIEW=swav  [FROM=checkpoint.pth]
-	@$(check) && $(PYTHON) -m extract.convert $(call flag,VIEW,view) $(call flag,FROM,source) $(EXTRA)
+	@$(check) && $(PYTHON) -m extract.models.convert $(call flag,VIEW,view) $(call flag,FROM,source) $(EXTRA)
 
 extract: $(STAMP)  ## embed images:  make extract VIEW=clip DATA=photos/  [WEIGHTS= DEVICE= GPUS= CACHE= ARGS=]
 	@$(check) && $(PYTHON) -m extract $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(SHARED) $(EXTRA)
@@ -64,7 +64,7 @@ predict: $(STAMP)  ## label images:  make predict RUN=name  [IMAGES=photos/ TO=l
 		$(call flag,WEIGHTS,weights) $(call flag,DEVICE,device) $(call flag,CACHE,cache) $(EXTRA)
 
 export-model: $(STAMP)  ## a trained model as one folder:  make export-model RUN=name TO=folder  [METHOD= CACHE= ARGS=]
-	@$(check) && $(PYTHON) -m predict.export $(call flag,RUN,run) $(call flag,TO,to) $(call flag,METHOD,method) $(call flag,CACHE,cache) $(EXTRA)
+	@$(check) && $(PYTHON) -m predict.bundle.export $(call flag,RUN,run) $(call flag,TO,to) $(call flag,METHOD,method) $(call flag,CACHE,cache) $(EXTRA)
 
 sweep: $(STAMP)  ## rank a grid of settings on validation:  make sweep VIEWS=clip,dinov2 DATA=photos/ GRID='lr=1e-4,3e-4 temperature=0.5,1'
 	@$(check) && $(PYTHON) -m train.sweep $(EXPERIMENT) $(call flag,GRID,grid) $(SHARED) $(EXTRA)

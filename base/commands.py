@@ -34,7 +34,7 @@ TARGETS = {"extract": (("VIEW", "WEIGHTS", *COMMON), "make extract VIEW=clip DAT
            "doctor": (("CACHE", "ARGS"), "make doctor")}
 MODULES = {"extract": "extract", "train": "train", "train.sweep": "sweep", "upkeep.status": "status", "upkeep.list_views": "views",
            "upkeep.gc": "gc", "exchange.export": "export", "upkeep.verify": "verify", "upkeep.repair": "repair", "exchange.importer": "import",
-           "extract.convert": "weights", "predict": "predict", "predict.export": "export-model", "report": "report", "report.compare": "compare",
+           "extract.models.convert": "weights", "predict": "predict", "predict.bundle.export": "export-model", "report": "report", "report.compare": "compare",
            "report.inspect": "inspect", "upkeep.doctor": "doctor"}
 OF_THE_DISK = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)      # no bug, wherever it happens
 NAMED = re.compile(r"\w+(?=[:+?!]?=)", re.ASCII)

@@ -32,10 +32,11 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from stream import Order, stream
+
 from cache_specs import integrity, store
 from cache_specs.spec import load_spec
-from train.reader import gather, map_view
-from train.stream import Order, stream
+from train.data.reader import gather, map_view
 
 BATCH, SHARD, BLOCK, WINDOW = 1024, 4096, 256, 128
 PACKAGES = ("numpy", "torch", "zarr", "tensorstore", "h5py", "datasets", "pyarrow", "xxhash")

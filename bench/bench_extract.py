@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench_cache import machine, spread
 
 from cache_specs.spec import ViewSpec, load_spec, view_names
-from extract.backbones import Backbone
-from extract.timm_models import build_timm, timm_features
+from extract.models.backbones import Backbone
+from extract.models.timm_backend import build_timm, timm_features
 
 
 def random_backbone(spec: ViewSpec) -> Backbone:
@@ -119,7 +119,7 @@ def batch_of(device: str) -> int:
 
 def decoding(spec: ViewSpec, folder: Path, workers: int, device: str) -> float:
     """Seconds in which the workers hand out all batches, and no model takes any."""
-    from extract.datasets import build_items, open_dataset
+    from extract.data.datasets import build_items, open_dataset
     from extract.embed import batch_rows, load
     from extract.images import Batches
     from extract.prepare import workers_of

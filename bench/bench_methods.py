@@ -54,10 +54,10 @@ def parts(work: Path, task: str, labels: str, seeds: str) -> dict[str, np.ndarra
     import torch
     from safetensors.torch import load_file
 
-    from train.evaluate import fit_pool, pooled, predict, top1_nll
-    from train.feed import Input
-    from train.reader import open_cache
-    from train.splits import make_split
+    from train.algorithm.evaluate import fit_pool, pooled, predict, top1_nll
+    from train.data.feed import Input
+    from train.data.reader import open_cache
+    from train.data.splits import make_split
 
     cache, probes = open_cache(work / "cache", task, ["a", "b"]), work / "runs" / f"f-{task}-{labels}" / "probes" / "mct-graph"
     split, graphs, of_probes, y = make_split(cache.items, cache.ok, labels, 0), load_file(probes / "pool.safetensors"), {}, {}

@@ -48,16 +48,17 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench_cache import machine, spread
 
-from train import loop, probe
+from train import loop
+from train.algorithm import probe
+from train.algorithm.cotrain import mct_step, supervised_step
+from train.algorithm.optimise import Adam, State, fresh
+from train.algorithm.peers import GroupPeers, LocalPeers, Peers
+from train.algorithm.rivals import Rival
 from train.config import TrainConfig
-from train.cotrain import mct_step, supervised_step
-from train.feed import INIT, PURPOSES, Experiment, Feeder, Input, Task, make_input
-from train.log import Console, Ignore, Jsonl
+from train.data.feed import INIT, PURPOSES, Experiment, Feeder, Input, Task, make_input
+from train.data.splits import Split
 from train.methods import Job
-from train.optimise import Adam, State, fresh
-from train.peers import GroupPeers, LocalPeers, Peers
-from train.rivals import Rival
-from train.splits import Split
+from train.run.log import Console, Ignore, Jsonl
 
 WIDTHS, IMAGENET, LABELLED = (1024, 768), 1_281_167, 128_117        # and 10 % of them
 SMALL = {"classes": 10, "rows": 20_000, "labelled": 2_000}
@@ -263,8 +264,8 @@ def digits(images: int, names: Sequence[str], device: torch.device) -> tuple[Tas
     from sklearn.datasets import load_digits
 
     from cache_specs.spec import load_spec
-    from extract.backbones import load_backbone
-    from extract.weights import find_weights
+    from extract.models.backbones import load_backbone
+    from extract.models.weights import find_weights
 
     bunch = load_digits()
     grey_NHW = torch.from_numpy(bunch.images[:images]).float()[:, None] * (255 / 16)

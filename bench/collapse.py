@@ -20,12 +20,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from train import cotrain, probe
-from train.batches import LABELLED, UNLABELLED, rows, uniforms
-from train.cotrain import Batch, Method, mct_step, supervised_step
-from train.optimise import Adam, fresh
-from train.peers import LocalPeers
-from train.probe import Params
+from train.algorithm import cotrain, probe
+from train.algorithm.batches import LABELLED, UNLABELLED, rows, uniforms
+from train.algorithm.cotrain import Batch, Method, mct_step, supervised_step
+from train.algorithm.optimise import Adam, fresh
+from train.algorithm.peers import LocalPeers
+from train.algorithm.probe import Params
 
 SEEDS, LABELS, WARMUP, COTRAIN, HIDDEN = range(8), 4, 200, 600, 256
 

@@ -74,7 +74,7 @@ def digits() -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
     """scikit-learn's digits with the splits that DATA=digits has: keys, labels, splits, (N, 8, 8) uint8 images."""
     from sklearn.datasets import load_digits
 
-    from extract.datasets import open_dataset
+    from extract.data.datasets import open_dataset
 
     dataset = open_dataset("digits", Path())
     images = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
@@ -129,9 +129,9 @@ def embed(images: np.ndarray, view: str) -> np.ndarray:
     from PIL import Image
 
     from cache_specs.spec import load_spec
-    from extract.backbones import load_backbone
     from extract.images import pipeline
-    from extract.weights import find_weights
+    from extract.models.backbones import load_backbone
+    from extract.models.weights import find_weights
 
     spec = load_spec(view)
     backbone = load_backbone(spec, find_weights(spec, None)[0], "cpu")

@@ -8,7 +8,7 @@
     <view>-<key12>/complete.json        all commit records and the root hash; the only proof that the view is finished
 
 One writer writes one whole shard. Every file is written by `durable.write` (temp, fsync, rename, fsync of the folder), every JSON file
-holds its own sha256. Any Zarr reader opens the group; ours maps the files (train/reader.py), so this module alone knows zarr
+holds its own sha256. Any Zarr reader opens the group; ours maps the files (train/data/reader.py), so this module alone knows zarr
 (and arrays.py, which reads other people's).
 """
 

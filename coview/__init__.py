@@ -7,7 +7,7 @@ What is heavy (torch, scikit-learn) is imported with the class that needs it: `o
 
 from typing import Any
 
-_HOMES = {"MetaCoTrainingClassifier": "coview.classifier", "ProbeClassifier": "coview.classifier", "open_items": "coview.views", "open_view": "coview.views"}
+_HOMES = {"MetaCoTrainingClassifier": "coview.classifier", "ProbeClassifier": "coview.classifier", "open_items": "coview.arrays", "open_view": "coview.arrays"}
 __all__ = ["MetaCoTrainingClassifier", "ProbeClassifier", "open_items", "open_view"]
 
 

@@ -22,17 +22,17 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from base.errors import UsageError, did_you_mean
 from cache_specs.items import Items
-from coview.rows import as_before_where_it_fails, encode, encode_alike, hold_out, plainly, share_out, value_errors
-from predict.model import experts_of
-from predict.network import Model, Opinions, View
+from coview.labels import as_before_where_it_fails, encode, encode_alike, hold_out, plainly, share_out, value_errors
+from predict.from_run import experts_of
+from predict.model import Model, Opinions, View
+from train.algorithm.peers import LocalPeers, choose_device
 from train.config import TEACHING, UNLABELLED, TrainConfig
+from train.data.reader import Cache
+from train.data.splits import Split
 from train.jobs import graphs_of, train_method
-from train.log import Console, Ignore, Listener, Listeners
 from train.methods import PLANS
-from train.peers import LocalPeers, choose_device
-from train.reader import Cache
-from train.splits import Split
-from train.tensors import read_tensors
+from train.run.log import Console, Ignore, Listener, Listeners
+from train.run.probe_files import read_tensors
 
 DTYPES = (np.float32, np.float16)       # of rows: these stay as they are, all others become the first
 NEVER, MOST = 10**9, 2**31              # steps between checkpoints; of seeds

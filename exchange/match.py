@@ -15,15 +15,16 @@ from base.commands import quoted
 from base.errors import IntegrityError, StaleError, UsageError, did_you_mean
 from base.progress import Progress
 from cache_specs import store
-from cache_specs.items import IMPORTED, SPLITS, Items, class_index, dataset_folders, read_items
+from cache_specs.items import IMPORTED, SPLITS, Items, class_index, read_items
 from cache_specs.lookup import find_dataset
 from cache_specs.sources import dataset_name, is_gone, read_source, source_path
+from cache_specs.versions import dataset_folders
 from cache_specs.view import STATUS
 from exchange.source import KEYS, LABELS, Source, texts
-from extract import quality
+from extract import bad_images
 from extract.config import ExtractConfig
-from extract.datasets import build_items, open_dataset
-from extract.naming import split_of
+from extract.data.datasets import build_items, open_dataset
+from extract.data.naming import split_of
 
 EXAMPLE = "make import VIEW=… FROM=… DATA=…"
 MISSING, NON_FINITE = STATUS.index("missing"), STATUS.index("non-finite")
@@ -114,7 +115,7 @@ def _items(cache: Path, data: str, root: Path, name: str | None) -> tuple[Items,
     dataset = open_dataset(os.path.expanduser(data), root, name)
     with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
         items = build_items(dataset, progress.advance)
-    quality.refuse_unreadable(items, dataset.read, ExtractConfig.max_bad)
+    bad_images.refuse_unreadable(items, dataset.read, ExtractConfig.max_bad)
     return items, None
 
 

@@ -17,7 +17,7 @@ def main() -> None:
     if config.dry_run:
         os.environ["HF_HUB_OFFLINE"] = "1"                  # read when huggingface_hub is imported: nothing is fetched
     from base.console import document
-    from extract.dryrun import plan
+    from extract.plan import plan
     from extract.run import run
 
     with document(config.json, "extract") as found:

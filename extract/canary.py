@@ -21,9 +21,9 @@ from cache_specs import store
 from cache_specs.items import Items
 from cache_specs.spec import Preprocess, ViewSpec
 from cache_specs.view import STATUS, View
-from extract.backbones import Backbone
+from extract.data.readers import Reader
 from extract.images import OK, Batches
-from extract.readers import Reader
+from extract.models.backbones import Backbone
 
 ROWS = 32
 TOLERANCE = 1e-3                                        # largest relative L2 distance of two float32 rows, whatever the device

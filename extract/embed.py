@@ -15,15 +15,15 @@ from torch.utils.data import DataLoader
 from base.progress import Clock, Progress
 from cache_specs import store
 from cache_specs.spec import Preprocess
-from extract.backbones import Backbone
 from extract.images import NON_FINITE, OK, Batches
+from extract.models.backbones import Backbone
 from extract.prepare import begin_workers
 from extract.reuse import Known
 
 
 def embed(view: store.View, backbone: Backbone | None, prep: Preprocess, read: Any, sha256: Sequence[str], shards: list[int], known: Known, batch: int,
           workers: int, device: str, progress: Progress, look: Callable[[], None], stopping: Callable[[], bool]) -> None:
-    """Embed `shards` of `view`, in order. `read(row) -> bytes` and `sha256[row]` describe the images; see extract/datasets.py.
+    """Embed `shards` of `view`, in order. `read(row) -> bytes` and `sha256[row]` describe the images; see extract/data/datasets.py.
 
     `known` rows are copied, and the others of a shard alone make up its batches. Without any of these no backbone is needed. A shard that does not come
     out as it must (`known.sealed`) is left pending.

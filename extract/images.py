@@ -17,8 +17,8 @@ from torchvision.transforms import v2
 
 from cache_specs.spec import Preprocess
 from cache_specs.view import STATUS
+from extract.data.readers import FileTooLargeError
 from extract.pixels import FORMATS, MAX_PIXELS, rgb
-from extract.readers import FileTooLargeError
 
 MAX_RESIZED = 2**25             # of the scaled image: a 1 x 20,000 strip would become 224 x 4,480,000
 OK, UNDECODABLE, TRUNCATED, MISSING, NON_FINITE, TOO_LARGE = range(len(STATUS))

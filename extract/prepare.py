@@ -17,7 +17,7 @@ MOST_WORKERS = 32           # of one device, where no number is asked for
 if TYPE_CHECKING:
     from cache_specs.items import Items
     from cache_specs.spec import ViewSpec
-    from extract.datasets import Dataset
+    from extract.data.datasets import Dataset
 
 
 class Ready(NamedTuple):
@@ -37,10 +37,11 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
     from base.progress import Progress
     from cache_specs.spec import load_spec, view_names
     from cache_specs.versions import tops
-    from extract import quality
-    from extract.datasets import build_items, open_dataset
-    from extract.leaks import refuse_labels, warn_of_classes, warn_of_copies
-    from extract.weights import find_weights
+    from extract import bad_images
+    from extract.data.datasets import build_items, open_dataset
+    from extract.data.suspects import warn_of_classes, warn_of_copies
+    from extract.models.leaks import refuse_labels
+    from extract.models.weights import find_weights
 
     if not config.view or not config.data:
         what = "VIEW" if not config.view else "DATA"
@@ -51,25 +52,27 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
         raise UsageError(f"VIEW={config.view}: make extract takes one view at a time. Type one after the other:\n  " + "\n  ".join(lines))
     if config.batch < 1 or config.gpus < 1 or config.shard_rows < 0:
         raise UsageError(f"--batch and --gpus must be at least 1 and --shard-rows at least 0, found {config.batch}, {config.gpus}, {config.shard_rows}")
-    quality.allowed(config.max_bad, sys.maxsize)
+    bad_images.allowed(config.max_bad, sys.maxsize)
     spec = load_spec(config.view)
     if config.workers > 0 or (config.workers < 0 and config.device != "cpu" and Path("/dev/nvidia0").exists()):
         begin_workers()                                     # while torch is imported here too
     where = devices(config.device, config.gpus)
-    refuse_labels(config, spec)
+    if not config.allow_leak:
+        refuse_labels(spec, config.weights)
     if config.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
         raise UsageError(f"--name {config.name!r}: a data set's name is made of letters, digits, '-', '_' and '.', and begins with a letter or digit")
     if config.name is not None and re.search(r"-[0-9a-f]{8}$", config.name):
         raise UsageError(f"--name {config.name!r} looks like the folder of a version of {config.name[:-9]!r} (eight hexadecimal digits at the end): choose "
                          "another name")
     files, weights_sha256 = find_weights(spec, config.weights, fetch)
-    refuse_labels(config, spec, files)
+    if not config.allow_leak:
+        refuse_labels(spec, config.weights, files)
     _refuse_cached_name(config)
     dataset = open_dataset(os.path.expanduser(config.data), Path(config.root), config.name)
     seen = tops(Path(config.cache))
     with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
         items = build_items(dataset, progress.advance)
-    quality.refuse_unreadable(items, dataset.read, config.max_bad)
+    bad_images.refuse_unreadable(items, dataset.read, config.max_bad)
     warn_of_copies(items)
     warn_of_classes(items)
     return Ready(spec, files, weights_sha256, where, dataset, items, seen)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from cache_specs.items import Items
     from cache_specs.spec import ViewSpec
     from cache_specs.store import View
-    from extract.backbones import Backbone
-    from extract.datasets import Dataset
+    from extract.data.datasets import Dataset
+    from extract.models.backbones import Backbone
     from extract.prepare import Ready
     from extract.reuse import Known
 
@@ -50,8 +50,8 @@ def _run(config: ExtractConfig, ready: "Ready") -> "tuple[View, np.ndarray, int,
     from cache_specs.sources import source_path
     from cache_specs.succession import write_items
     from cache_specs.view import default_rows
-    from extract import canary, quality, recheck, reuse
-    from extract.backbones import load_backbone
+    from extract import bad_images, canary, recheck, reuse
+    from extract.models.backbones import load_backbone
     from extract.prepare import begin_workers, workers_of
 
     spec, files, weights_sha256, where, dataset, items, seen = ready
@@ -89,7 +89,7 @@ def _run(config: ExtractConfig, ready: "Ready") -> "tuple[View, np.ndarray, int,
         with contextlib.nullcontext() if (view.folder / "canary.json").exists() else store.writer_lock(view.folder):
             canary.keep_or_compare(view, make, items, provenance)
         print(f"{spec.name}: already in the cache, nothing to do: {view.n:,} rows x {view.width} in {view.folder}")
-        quality.report(status, items, view)
+        bad_images.report(status, items, view)
         return view, status, 0, 0.0
     with store.writer_lock(view.folder):
         integrity.check_commits(view)
@@ -106,7 +106,7 @@ def _run(config: ExtractConfig, ready: "Ready") -> "tuple[View, np.ndarray, int,
         if todo or not known.donors or not (here or canary.adopt(view, known.donors[0], known.place(0))):       # what is only copied needs no model
             canary.keep_or_compare(view, make, items, provenance)
         embed_all(where, config, spec, files, dataset, items, view, known, backbone() if todo else None)
-        quality.enforce(view, items, config.max_bad)
+        bad_images.enforce(view, items, config.max_bad)
         refuse_pending(view)
         recheck.recheck(view, known)
         integrity.seal(view)
@@ -114,7 +114,7 @@ def _run(config: ExtractConfig, ready: "Ready") -> "tuple[View, np.ndarray, int,
     seconds = time.monotonic() - begun
     print(f"{spec.name}: finished, {counted(todo, 'image')} in {seconds:.1f} s{f' ({rate_text(todo / seconds)} images/s)' if todo else ''}"
           f"{f', {pending - todo:,} copied' if pending > todo else ''}, sealed in {view.folder}")
-    quality.report(status, items, view)
+    bad_images.report(status, items, view)
     return view, status, todo, seconds
 
 
@@ -212,9 +212,9 @@ def embed_part(part: int, devices: list[str], config: ExtractConfig, spec: "View
     import torch
 
     from base.progress import Progress
-    from extract import canary, quality
-    from extract.backbones import load_backbone
+    from extract import bad_images, canary
     from extract.embed import embed
+    from extract.models.backbones import load_backbone
     from extract.prepare import begin_workers, workers_of
 
     if len(devices) > 1 and devices[part] == "cpu":
@@ -231,7 +231,7 @@ def embed_part(part: int, devices: list[str], config: ExtractConfig, spec: "View
     title = spec.name if len(devices) == 1 else f"{spec.name} on {devices[part]} ({part + 1} of {len(devices)})"
     with Progress(title, total, total - todo, live=view.folder / f"progress-{part}.json") as progress:
         embed(view, backbone, spec.preprocess, dataset.read, items.sha256, mine, known, view.attributes["provenance"]["batch"], workers,
-              devices[part], progress, lambda: quality.enforce(view, items, config.max_bad), asked.is_set)
+              devices[part], progress, lambda: bad_images.enforce(view, items, config.max_bad), asked.is_set)
 
 
 def provenance_of(config: ExtractConfig, spec: "ViewSpec", device: str) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from predict.find import open_images
 if TYPE_CHECKING:
     import numpy as np
 
-    from extract.datasets import Dataset
-    from predict.network import Model, Opinions
-    from train.reader import Cache
-    from train.splits import Split
+    from extract.data.datasets import Dataset
+    from predict.model import Model, Opinions
+    from train.data.reader import Cache
+    from train.data.splits import Split
 
 ENDINGS = (".parquet", ".csv")
 
@@ -76,7 +76,7 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
 
     from extract.prepare import devices
     from predict import table
-    from predict.model import of_run, open_model
+    from predict.from_run import of_run, open_model
 
     device = devices(config.device, 1)[0]
     if config.model:
@@ -106,7 +106,7 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
 def _where_to(config: PredictConfig) -> tuple[Path, Path]:
     """The run's folder and the file to write. Raises CoviewError for what can be seen without reading any data."""
     from cache_specs.sources import dataset_name
-    from train.rundir import run_folder
+    from train.run.rundir import run_folder
 
     if bool(config.run) == bool(config.model):
         raise UsageError(f"{'RUN and MODEL are both given, one is wanted' if config.run else 'RUN is missing'}. Type: make predict RUN=demo   or   "
@@ -140,7 +140,7 @@ def _of_cache(config: PredictConfig, model: "Model", cache: "Cache", splits: "li
     import numpy as np
 
     from cache_specs import integrity, store
-    from extract import quality
+    from extract import bad_images
 
     items, truth_n = cache.items, None
     rows = np.flatnonzero(items.label < 0)
@@ -161,7 +161,7 @@ def _of_cache(config: PredictConfig, model: "Model", cache: "Cache", splits: "li
     if (bad := int((status[rows] > 0).sum())):
         shown = np.zeros_like(status)
         shown[rows] = status[rows]
-        print(f"{bad} of them could not be embedded ({quality.counts(status[rows])}); they get no label:\n{quality.listed(shown, items)}", flush=True)
+        print(f"{bad} of them could not be embedded ({bad_images.counts(status[rows])}); they get no label:\n{bad_images.listed(shown, items)}", flush=True)
     good = rows[status[rows] == 0]
     if not len(good):
         raise DataQualityError(f"not one of the {len(rows):,} images without a label could be embedded; nothing is written")
@@ -171,8 +171,8 @@ def _of_cache(config: PredictConfig, model: "Model", cache: "Cache", splits: "li
 def _of_images(config: PredictConfig, model: "Model", dataset: "Dataset", device: str) -> Found:
     """New images, embedded here."""
     from base.progress import Progress
-    from extract import quality
-    from extract.datasets import build_items
+    from extract import bad_images
+    from extract.data.datasets import build_items
     from predict.images import backbones, embed
 
     models = backbones(model.views, config.weights)
@@ -181,8 +181,8 @@ def _of_images(config: PredictConfig, model: "Model", dataset: "Dataset", device
     emb_V, status_n = embed(model.views, models, dataset, items, device, config.workers)
     good = status_n == 0
     if not good.all():
-        print(f"{int((~good).sum()):,} of {counted(len(items), 'image')} could not be read ({quality.counts(status_n)}); they get no label:\n"
-              f"{quality.listed(status_n, items)}", flush=True)
+        print(f"{int((~good).sum()):,} of {counted(len(items), 'image')} could not be read ({bad_images.counts(status_n)}); they get no label:\n"
+              f"{bad_images.listed(status_n, items)}", flush=True)
     if not good.any():
         raise DataQualityError(f"not one of the {len(items):,} images in {config.images} could be embedded; are they images? Nothing is written")
     return list(items.keys), status_n, model([emb_nD[good] for emb_nD in emb_V]), None, list(items.sha256)

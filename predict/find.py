@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from base.errors import CoviewError
 
 if TYPE_CHECKING:
-    from extract.datasets import Dataset
+    from extract.data.datasets import Dataset
 
 
 def open_images(images: str, root: Path) -> "Dataset":
     """The images that IMAGES names: whatever DATA may be for extract, or a single image file. Raises CoviewError, as open_dataset does."""
     from cache_specs.sources import dataset_name
-    from extract.datasets import Dataset, open_dataset
-    from extract.naming import EXTENSIONS, text
-    from extract.readers import ReadFiles
+    from extract.data.datasets import Dataset, open_dataset
+    from extract.data.naming import EXTENSIONS, text
+    from extract.data.readers import ReadFiles
 
     path = Path(images).expanduser()
     if path.name.lower().endswith(EXTENSIONS) and path.is_file():

@@ -14,13 +14,13 @@ from base.progress import Progress
 from cache_specs import store
 from cache_specs.items import Items
 from cache_specs.spec import SPECS, ViewSpec, build, check
-from extract.backbones import load_backbone
-from extract.datasets import Dataset
+from extract.data.datasets import Dataset
 from extract.embed import batch_rows, embedded, load
 from extract.images import Batches
+from extract.models.backbones import load_backbone
+from extract.models.weights import find_weights
 from extract.prepare import workers_of
-from extract.weights import find_weights
-from predict.network import View
+from predict.model import View
 
 
 def backbones(views: list[View], weights: str | None) -> list[tuple[ViewSpec, dict[str, Path]]]:

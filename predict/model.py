@@ -1,148 +1,198 @@
-"""A trained model applied to embeddings: the probes of all seeds, the graphs, the pool, a temperature.
+"""What a trained model is and says: views, probes, graphs, pool, temperature -> probabilities. Knows neither runs nor files; see predict/from_run.py.
 
-    model, cache, splits = of_run(Path("runs/demo"))        from a finished run and the cache that it was trained on
-    model = open_model(Path("model"))                       from a folder that `make export-model` wrote, without either
-    model([clip_nD, dinov2_nD]).joint_nC                    probabilities of n images, of which each view has one embedding
-
-The joint is the mean of the seeds' distributions, at one temperature for all, fitted on the run's validation rows. A graph (train/propagation.py) says of
-an image that is no node of it the mean of what its nearest nodes know, and of one that is, what that node knows.
+Read `Model.scores`, then `Model.log_probabilities`.
 """
 
+import math
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
 
-from base.commands import quoted
-from base.errors import IntegrityError, StaleError, UsageError, did_you_mean, nearest
-from cache_specs import store
-from cache_specs.spec import differences
-from predict.network import Expert, Model, Opinions, View, features
-from train.feed import Input
-from train.jobs import groups_of
-from train.methods import PLANS, TITLES
-from train.probe import Params
-from train.propagation import Graph, nodes_of
-from train.reader import Cache, open_cache
-from train.report import read_summary
-from train.rundir import finished
-from train.splits import Split, make_split
-from train.tensors import read_tensors
+from base.errors import DataQualityError, UsageError
+from train.algorithm.evaluate import TEMPERATURES, joint, pooled
+from train.algorithm.probe import Params, forward
+from train.data.feed import Input
+from train.data.graph import LEAST
 
-PRIVATE = ("views", "data", "labels")          # settings that may hold paths of this machine, or keys
-__all__ = ["Model", "Opinions", "choose", "of_run", "open_model"]
+SAME = 1e-2                 # the distance, of rows of length 1, within which an image is a node: the noise of float16 is a tenth of that
+TIE = 1e-13                 # of two nodes equally near the earlier one comes first, here as in ONNX
+CHUNK, CELLS = 4_096, 2**25  # rows at a time, and rows times nodes
+FITTED = 8_192              # validation rows, evenly spaced, for the temperature
+FLOOR = math.log(torch.finfo(torch.float32).tiny)          # of log-probabilities: -87.3
 
 
-def of_run(run: Path, method: str = "", device: str = "cpu", cache: Path = Path("cache")) -> tuple[Model, Cache, list[Split]]:
-    """The model of a finished run's METHOD, the cache that it was trained on and the seeds' splits.
+@dataclass(frozen=True)
+class View:
+    """One view as it was when the model was trained: its declared spec, the hash of its weights, its TOML file, and the images of a batch."""
 
-    method "": mct-graph if it is there, else the one with the best joint on validation; the test split has no say. Raises UsageError (no such run, not
-    finished, a method that keeps no model), StaleError (the cache or its labels are other ones), IntegrityError (a damaged probe).
-    """
-    run, cache = Path(run), Path(cache)
-    config, summary = finished(run), read_summary(run)
-    settings, trained_on = config["settings"], config["fingerprints"]
-    views = settings["views"].split(",")
-    method = choose(summary, method)
-    folders = sorted(cache.glob(f"*-{trained_on['items'][:8]}/dataset.json"))
-    if not folders:
-        raise UsageError(f"RUN={run.name} was trained on {summary['dataset']}-{trained_on['items'][:8]}, which is not in {cache}/. Name the cache it is in: "
-                         f"CACHE=…, or make it again: make extract VIEW={quoted(views[0].strip())} DATA={quoted(settings['data'])}")
-    names = [path.parent.name for path in folders]          # the same images may be there under another name too
-    mine = next((name for name in names if name.rpartition("-")[0] == summary["dataset"]), names[0])
-    opened = open_cache(cache, mine, [name.strip() for name in views], labels=trained_on["labels"])
-    if changed := differences(trained_on, opened.fingerprints):
-        raise StaleError(f"{cache / mine} is not what {run} was trained on any more:\n  " + "\n  ".join(changed) +
-                         "\nTrain on what it is now, under another RUN, or name the cache of then with CACHE=…")
-    splits = [_split(run, opened, settings["labels"], seed) for seed in summary["seeds"]]
-    where, found = torch.device(device), summary["methods"][method]
-    names = ["concat"] if method == "concat" else opened.names
-    probes, pool = [_tensors(run, method, name, found, where) for name in names], None
-    experts = []
-    if PLANS[method].graphs:
-        pool = _tensors(run, method, "pool", found, where)
-        experts = experts_of(opened, splits, pool, probes, where)
-    about = {key: summary[key] for key in ("dataset", "labels_text", "rows", "fingerprints")} | {"run": run.name, "scores": found,
-             "settings": {key: value for key, value in settings.items() if key not in PRIVATE}}
-    if not isinstance(settings["labels"], str):
-        about["labels_text"] = "a list of labelled images"
-    model = Model([_view(cache / mine, name, emb_ND.shape[1]) for name, emb_ND in zip(opened.names, opened.emb, strict=True)], opened.items.classes,
-                  method, summary["seeds"], summary["joint"], probes, experts, None if pool is None else pool["weight"], 1.0, about)
-    val = splits[0].val
-    return model.calibrated([emb_ND[val] for emb_ND in opened.emb], opened.items.label[val]), opened, splits
+    name: str
+    width: int
+    spec: dict[str, Any]
+    weights_sha256: str
+    spec_file: str
+    batch: int
 
 
-def choose(summary: dict[str, Any], method: str) -> str:
-    """The method that is asked for, or the one that a user should take. Raises UsageError naming those that keep a model."""
-    trained = [name for name in TITLES if name in summary["methods"]]
-    kept = [name for name in trained if name in PLANS]
-    advice = f"Those of this run that keep one: {', '.join(kept)}" if kept else \
-        "None of this run does: train one under another RUN, with METHOD=mct-graph or METHOD=supervised"
-    best = kept and ("mct-graph" if "mct-graph" in kept else max(kept, key=lambda name: summary["methods"][name]["joint"]["val_top1"]["mean"]))
-    if method and method not in trained:
-        near = nearest(method, trained)
-        raise UsageError(f"METHOD={method}: the run did not train it{did_you_mean(method, trained)}", instead={"METHOD": near or None})
-    if (method and method not in kept) or not kept:
-        raise UsageError(f"METHOD={method or ','.join(trained)} keeps no model, only its scores on the run's own validation and test images. {advice}",
-                         instead={"METHOD": best} if best else None)
-    scores = {name: summary["methods"][name]["joint"]["val_top1"]["mean"] for name in kept}
-    if not method and best != "mct-graph" and (tied := [name for name in kept if name != best and scores[name] == scores[best]]):
-        print(f"{best} is taken; on validation {', '.join(tied)} {'is' if len(tied) == 1 else 'are'} as good: METHOD={tied[0]} takes "
-              f"{'that' if len(tied) == 1 else 'the first'}", flush=True)
-    return method or best
+@dataclass(frozen=True, eq=False)
+class Opinions:
+    """Of n images. joint_nC: float32 probabilities, the mean over the seeds, calibrated; views_VnC: each view's own, the mean over the seeds, as its probes
+    give them (V = 0 where one probe reads all views); agreement_n: the share of the views whose first choice is the joint's, NaN where V = 0."""
+
+    joint_nC: np.ndarray
+    views_VnC: np.ndarray
+    agreement_n: np.ndarray
+
+    @property
+    def choice_n(self) -> np.ndarray:
+        return self.joint_nC.argmax(1)
+
+    @property
+    def confidence_n(self) -> np.ndarray:
+        return self.joint_nC.max(1)
+
+    @property
+    def margin_n(self) -> np.ndarray:
+        """The first minus the second probability."""
+        top2 = np.partition(self.joint_nC, -2, 1)[:, -2:]
+        return top2[:, 1] - top2[:, 0]
 
 
-def experts_of(cache: Cache, splits: Sequence[Split], pool: Params, probes: Sequence[Params], device: torch.device) -> list[Expert]:
-    """The graphs of a run with what their nodes know: as the run wrote it down, or, where that was too much to keep, solved again with what it chose."""
-    found, nodes_E = [], [nodes_of(split) for split in splits]
-    nodes = np.unique(np.concatenate(nodes_E))
-    for number, group in enumerate(groups_of(len(cache.names))):
-        k_E, alpha_E = (pool[f"chosen.{key}"][number].tolist() for key in ("neighbours", "alpha"))
-        kept = [pool[f"told.{number}.{e}"] for e in range(len(splits))] if "told.0.0" in pool else []
-        told = kept if [len(told_nC) for told_nC in kept] == [len(rows) for rows in nodes_E] else [p_nC for _, p_nC, *_ in Graph(
-            [cache.emb[view] for view in group], cache.items.label, splits, len(cache.items.classes), device, list(zip(k_E, alpha_E, strict=True))).solved_E]
-        member_EM = torch.zeros(len(splits), len(nodes), dtype=torch.bool, device=device)
-        told_EMC = torch.zeros(len(splits), len(nodes), len(cache.items.classes), device=device)
-        for e, told_nC in enumerate(told):
-            at = torch.from_numpy(np.searchsorted(nodes, nodes_E[e])).to(device)
-            member_EM[e, at], told_EMC[e, at] = True, told_nC
-        x_V = [Input([cache.emb[view]], probes[view]["input_mean"], probes[view]["input_std"])(nodes) for view in group]
-        found.append(Expert(group, features(x_V), member_EM, told_EMC, k_E))
-    return found
+@dataclass(frozen=True, eq=False)
+class Expert:
+    """What label propagation on the views `views`, side by side, knows. nodes_MD: float32 rows of length 1; member_EM: which of them are nodes of each seed's
+    graph; told_EMC: float32, what these know; neighbours_E: the number of nearest nodes that speak for another image."""
+
+    views: list[int]
+    nodes_MD: Tensor
+    member_EM: Tensor
+    told_EMC: Tensor
+    neighbours_E: list[int]
+    offset_EM: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        order_M = torch.arange(len(self.nodes_MD), dtype=torch.float64, device=self.nodes_MD.device)
+        offset_M = -self.nodes_MD.double().square().sum(1) / 2 - TIE * order_M
+        object.__setattr__(self, "offset_EM", torch.where(self.member_EM, offset_M, -torch.inf))
+
+    def __call__(self, x_V: Sequence[Tensor]) -> Tensor:
+        """(n, D_v) standardised embeddings of all views -> (E, n, C) float32 log-probabilities."""
+        x_nD = features([x_V[view] for view in self.views]).double()
+        likeness_nM, length_n = x_nD @ self.nodes_MD.double().T, x_nD.square().sum(1)
+        found = []
+        for offset_M, told_MC, k in zip(self.offset_EM, self.told_EMC, self.neighbours_E, strict=True):
+            near = (likeness_nM + offset_M).topk(k)                         # the largest: half of |x|^2 minus the squared distance
+            is_node_n = length_n - 2 * near.values[:, 0] < SAME**2
+            mean_nC = told_MC[near.indices.flatten()].view(len(x_nD), k, told_MC.shape[1]).mean(1)
+            found.append(torch.where(is_node_n[:, None], told_MC[near.indices[:, 0]], mean_nC))
+        return torch.stack(found).clamp_min(LEAST).log()
 
 
-def open_model(folder: Path, device: str = "cpu") -> Model:
-    """The model in a folder that `make export-model` wrote. Raises UsageError (no such folder, or none of ours) or IntegrityError naming the damaged file."""
-    from predict.folder import read_model
-
-    return read_model(Path(folder), torch.device(device))
-
-
-def _split(run: Path, cache: Cache, labels: str | list[str], seed: int) -> Split:
-    """As it was: by the rule, or, of LABELS=file, by the keys that the run wrote down. Raises StaleError where the rule gives other rows now."""
-    written = run / "splits" / f"seed-{seed}.labelled.txt"
-    split = make_split(cache.items, cache.ok, labels if isinstance(labels, str) else str(written), seed)
-    try:
-        same = written.read_text(encoding="utf-8") == "".join(f"{cache.items.keys[row]}\n" for row in split.labelled)
-    except (OSError, ValueError):
-        same = False
-    if not same:
-        raise StaleError(f"{written} does not name the labelled images that LABELS={labels} gives for seed {seed}: it was changed, or the run is of another "
-                         "version. Train again under another RUN")
-    return split
+def features(x_V: Sequence[Tensor]) -> Tensor:
+    """(n, D) float32 rows of length 1, each view with the same share in it."""
+    length_V = [x_nD.norm(dim=1, keepdim=True) for x_nD in x_V]
+    return torch.cat([x_nD / torch.where(length == 0, 1, length) for x_nD, length in zip(x_V, length_V, strict=True)], 1).float() * len(x_V) ** -0.5
 
 
-def _tensors(run: Path, method: str, name: str, found: dict[str, Any], device: torch.device) -> Params:
-    tensors, sha256 = read_tensors(run, method, name, device)
-    if sha256 != found["probes"][name]:
-        raise IntegrityError(f"{run / 'probes' / method / name}.safetensors is not the file that {run / 'summary.json'} was made of (sha256 {sha256[:12]}, "
-                             f"expected {found['probes'][name][:12]}); train again under another RUN")
-    return tensors
+@dataclass(frozen=True, eq=False)
+class Model:
+    """probes: of each view (of a single one that reads all of them, for concat) the tensors of the run's file: `joint.*` (E, …) parameters for the joint,
+    the same without the prefix for the view's own opinion, and the input's mean and deviation. weight_ME: of the pool, where there are experts.
+    scores: what the run's summary says of the method, with the rest of what a reader of the model wants to know."""
+
+    views: list[View]
+    classes: list[str]
+    method: str
+    seeds: list[int]
+    rule: str
+    probes: list[Params]
+    experts: list[Expert]
+    weight_ME: Tensor | None
+    temperature: float
+    about: dict[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        return [view.name for view in self.views]
+
+    @property
+    def widths(self) -> list[int]:
+        return [view.width for view in self.views]
+
+    def __call__(self, emb_V: Sequence[np.ndarray]) -> Opinions:
+        """(n, D_v) embeddings, float16 or float32, one array a view in the order of `names`. Raises UsageError for other shapes, DataQualityError for
+        rows that are not finite, or so large that the probabilities are not."""
+        joints, views = [], []
+        for rows in self._chunks(emb_V):
+            log_views_VnC, log_joint_nC = self.log_probabilities(*self.scores(rows))
+            joints.append(log_joint_nC.exp().float().cpu().numpy())
+            views.append(log_views_VnC.exp().float().cpu().numpy())
+        joint_nC, views_VnC = np.concatenate(joints), np.concatenate(views, 1)
+        if bad := int((~np.isfinite(joint_nC).all(1)).sum()):
+            raise DataQualityError(f"the model gives no probabilities of {bad} of {len(joint_nC)} rows, since their numbers are too large. Give embeddings "
+                                   f"like those that it was trained on, of {', '.join(self.names)}")
+        agrees_Vn = views_VnC.argmax(2) == joint_nC.argmax(1)
+        return Opinions(joint_nC, views_VnC, agrees_Vn.mean(0, dtype=np.float32) if len(views_VnC) else np.full(len(joint_nC), np.nan, np.float32))
+
+    @torch.no_grad()
+    def scores(self, emb_V: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """(V, E, n, C) logits of each view's own probes, and (E, n, C) log-scores of the joint without its temperature; all rows at once."""
+        groups = [list(emb_V)] if self.method == "concat" else [[emb_nD] for emb_nD in emb_V]
+        every = np.arange(len(emb_V[0]))
+        x_V = [Input(group, probe["input_mean"], probe["input_std"])(every) for group, probe in zip(groups, self.probes, strict=True)]
+        fused = [{key.removeprefix("joint."): p for key, p in probe.items() if key.startswith("joint.")} for probe in self.probes]
+        own_V = [_logits({key: probe[key] for key in params}, x_nD) for params, probe, x_nD in zip(fused, self.probes, x_V, strict=True)]
+        if self.method == "concat":
+            return own_V[0].new_empty(0, *own_V[0].shape), own_V[0]
+        fused_V = [_logits(params, x_nD) for params, x_nD in zip(fused, x_V, strict=True)]
+        if not self.experts:
+            return torch.stack(own_V), joint(fused_V, self.rule)
+        return torch.stack(own_V), pooled(torch.stack([*fused_V, *(expert(x_V).to(fused_V[0].dtype) for expert in self.experts)]), self.weight_ME)
+
+    def log_probabilities(self, views_VEnC: Tensor, joint_EnC: Tensor) -> tuple[Tensor, Tensor]:
+        """(V, n, C) and (n, C) float64, the means over the seeds, none below FLOOR."""
+        return _mean(views_VEnC).clamp_min(FLOOR), _mean(joint_EnC.double() / self.temperature).clamp_min(FLOOR)
+
+    def calibrated(self, emb_V: Sequence[np.ndarray], y_n: np.ndarray) -> "Model":
+        """This model at the temperature, of a grid of 61, at which these labelled rows have the lowest loss.
+
+        The loss of a row is that of Platt (1999): the share 1 / (n + 2) of it counts as wrong, so that n rows without an error do not make the model
+        infinitely sure of itself.
+        """
+        every = slice(None, None, -(-len(y_n) // FITTED))
+        y_n, doubt = torch.from_numpy(y_n[every].astype(np.int64)), 1 / (len(y_n[every]) + 2)
+        scores_EnC = torch.cat([self.scores(rows)[1].double().cpu() for rows in self._chunks([emb_nD[every] for emb_nD in emb_V])], 1)
+        losses = []
+        for temperature in TEMPERATURES.tolist():
+            told_n = _mean(scores_EnC / temperature).gather(-1, y_n[:, None]).squeeze(-1)
+            losses.append(-((1 - doubt) * told_n + doubt * torch.log(-torch.expm1(told_n.clamp_max(-1e-12)))).mean())
+        return replace(self, temperature=float(TEMPERATURES[torch.stack(losses).argmin()]))
+
+    def _chunks(self, emb_V: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        """The rows in pieces, at least one. Raises as __call__ does."""
+        found = [np.shape(emb_nD) for emb_nD in emb_V]
+        n = found[0][0] if found and found[0] else 0
+        if found != [(n, width) for width in self.widths]:
+            raise UsageError(f"the model reads {', '.join(f'{view.name} (n, {view.width})' for view in self.views)}, in this order and of the same n images; "
+                             f"found the shapes {', '.join(map(str, found)) or 'none'}")
+        for name, emb_nD in zip(self.names, emb_V, strict=True):
+            if bad := int((~np.isfinite(emb_nD).all(1)).sum()):
+                raise DataQualityError(f"{bad} of {n} rows of the view {name!r} are not finite. Rows that could not be embedded are NaN; "
+                                       "leave them out, in every view: those where np.isfinite(emb_nD).all(1) is False")
+        nodes = max((len(expert.nodes_MD) for expert in self.experts), default=1)
+        step = max(1, min(CHUNK, CELLS // nodes))
+        return [[np.ascontiguousarray(emb_nD[first:first + step]) for emb_nD in emb_V] for first in range(0, max(n, 1), step)]
 
 
-def _view(dataset: Path, name: str, width: int) -> View:
-    attributes = store.find_view(dataset, name, "").attributes
-    provenance = attributes["provenance"]
-    return View(name, width, attributes["spec"], attributes["weights_sha256"], provenance.get("spec_file", ""), provenance.get("batch", 64))
+def _logits(params: Params, x_nD: Tensor) -> Tensor:
+    return forward(params, x_nD.expand(len(params["b0"]), -1, -1))
+
+
+def _mean(scores_EnC: Tensor) -> Tensor:
+    """The logarithm of the mean over the seeds of the distributions, float64."""
+    log_p = log_softmax(scores_EnC.double(), -1)
+    return log_p.logsumexp(-3) - math.log(log_p.shape[-3])

@@ -18,8 +18,8 @@ import numpy as np
 from base import durable
 from base.console import counted
 from cache_specs.view import STATUS
-from predict.network import Model, Opinions
-from train.report import doubt
+from predict.model import Model, Opinions
+from train.run.summary import doubt
 
 FEW = 12                    # images, or fewer, are listed one by one
 STEPS = (0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)

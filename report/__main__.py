@@ -35,7 +35,7 @@ def main() -> None:
     config = tyro.cli(ReportConfig, prog="python -m report", description=ReportConfig.__doc__)
     if not config.run:
         raise UsageError("RUN is missing. Type: make report RUN=demo")
-    from train.rundir import run_folder
+    from train.run.rundir import run_folder
 
     print(write_report(run_folder(config.runs, config.run), Path(config.cache), Path(config.root), config.device))
 
@@ -44,12 +44,12 @@ def write_report(folder: Path, cache: Path = Path("cache"), root: Path = Path("d
     """Write FOLDER/report.html and return its path. What needs the embeddings or the images is left out, with a line that says why, where they are gone.
     Raises CoviewError where the run itself cannot be read."""
     from base import durable
-    from report.confusion import confusion
-    from report.galleries import class_names, disagreement_gallery, error_gallery, look, map_section, next_section, suspects_section
-    from report.page import Section, join, note, page
-    from report.quality import agreement, classes, reliability
-    from report.scores import curves, intro, scores
-    from report.source import read_run
+    from report.html.page import Section, join, note, page
+    from report.run import read_run
+    from report.sections.calibration import agreement, classes, reliability
+    from report.sections.confusion import confusion
+    from report.sections.galleries import class_names, disagreement_gallery, error_gallery, look, map_section, next_section, suspects_section
+    from report.sections.scores import curves, intro, scores
 
     run = read_run(folder)
     seen, missing = None, []

@@ -16,8 +16,8 @@ from base.console import document
 from base.errors import UsageError
 
 if TYPE_CHECKING:
-    from report.page import Html, Section
-    from report.source import Run
+    from report.html.page import Html, Section
+    from report.run import Run
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ def main() -> None:
             both = ",".join([*dict.fromkeys(names), *others[::-1]][:2])
             raise UsageError(f"RUNS={config.names}: at least two different runs are compared" + ("" if "," in both else "; train another, under another RUN"),
                              instead={"RUNS": both} if "," in both else None)
-        from report.page import page_file
+        from report.html.page import page_file
 
         to = page_file(config.to, line_of("compare", {"RUNS": config.names, "TO": "compare.html"}))
-        from train.rundir import run_folder
+        from train.run.rundir import run_folder
 
         folders = []
         for name in names:
@@ -65,8 +65,8 @@ def main() -> None:
 def compare(folders: Sequence[Path], to: Path, told: dict[str, Any] | None = None) -> str:
     """Write the page; return the tables as text; what --json says of them is put into `told`. Raises CoviewError for a run that cannot be read."""
     from base import durable
-    from report.page import page
-    from report.source import read_run
+    from report.html.page import page
+    from report.run import read_run
 
     runs = [read_run(folder) for folder in folders]
     gains = differences(runs)
@@ -118,8 +118,8 @@ class Gain:
 
 def differences(runs: Sequence["Run"]) -> list[Gain]:
     """For every run but the first: each line that both have, and what each run would use (its shown method), paired where that is fair."""
-    from report.scores import JOINT, score_rows, title
-    from train.report import against
+    from report.sections.scores import JOINT, score_rows, title
+    from train.run.summary import against
 
     first, found = runs[0], []
     for run in runs[1:]:
@@ -163,8 +163,8 @@ def differing(runs: Sequence["Run"]) -> list[list[str]]:
 
 
 def settings(runs: Sequence["Run"]) -> "Section":
-    from report.page import Column, Section, command, facts, join, note, table, tag
-    from report.scores import repeat
+    from report.html.page import Column, Section, command, facts, join, note, table, tag
+    from report.sections.scores import repeat
 
     rows = differing(runs)
     columns = [Column("setting"), *[Column(run.name) for run in runs]]
@@ -175,8 +175,8 @@ def settings(runs: Sequence["Run"]) -> "Section":
 
 
 def scores(runs: Sequence["Run"], gains: Sequence[Gain]) -> "Section":
-    from report.page import Cell, Column, Section, join, note, table, tag
-    from report.scores import percent, score_rows, title
+    from report.html.page import Cell, Column, Section, join, note, table, tag
+    from report.sections.scores import percent, score_rows, title
 
     each = [{(method, what): score for method, what, score in score_rows(run.summary)} for run in runs]
 
@@ -199,9 +199,9 @@ def scores(runs: Sequence["Run"], gains: Sequence[Gain]) -> "Section":
 
 def curves(runs: Sequence["Run"]) -> "Section":
     """The joint's validation accuracy, one figure a method, one line a run."""
-    from report.charts import Series, lines
-    from report.page import Section, grid, note
-    from report.scores import JOINT, by_method, title
+    from report.html.charts import Series, lines
+    from report.html.page import Section, grid, note
+    from report.sections.scores import JOINT, by_method, title
 
     each = [by_method(run.records) for run in runs]
     methods = list(dict.fromkeys(method for one in each for method in one))
@@ -214,7 +214,7 @@ def curves(runs: Sequence["Run"]) -> "Section":
 
 
 def _text(runs: Sequence["Run"], gains: Sequence[Gain]) -> str:
-    from report.scores import JOINT, score_rows, title
+    from report.sections.scores import JOINT, score_rows, title
 
     wide = max(14, *(len(run.name) + 2 for run in runs))
     each = [{(method, what): score for method, what, score in score_rows(run.summary)} for run in runs]

@@ -42,7 +42,7 @@ class Pictures:
             return
         if source.startswith("hf:"):
             os.environ["HF_HUB_OFFLINE"] = "1"                              # a page is made of what is here
-        from extract.datasets import open_dataset
+        from extract.data.datasets import open_dataset
 
         try:
             with contextlib.redirect_stdout(io.StringIO()):                 # what is left out was said when it was embedded

@@ -98,7 +98,7 @@ class Made:
     def __init__(self, folder: Path, labels: list[str] | None = None, bad: list[int] | None = None) -> None:
         from sklearn.datasets import load_digits
 
-        from extract.datasets import _digits
+        from extract.data.datasets import _digits
 
         images = load_digits().images.astype(np.float32)
         keys, names, splits, _ = _digits("digits", folder)

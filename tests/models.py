@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cache_specs.spec import ViewSpec, load_spec
-from extract.backbones import Backbone, load_backbone
+from extract.models.backbones import Backbone, load_backbone
 
 TOML = """
 backend = "{backend}"
@@ -100,17 +100,17 @@ def calibrated(model: nn.Module, images_BCHW: torch.Tensor) -> nn.Module:
 
 def unpickle_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """`make weights` opens checkpoints in this process instead of one of its own, which takes seconds to import torch."""
-    from extract import unpickle
+    from extract.models import unpickle
 
     def run(command: list[str], **given: object) -> subprocess.CompletedProcess:
-        assert command[1:3] == ["-m", "extract.unpickle"]
+        assert command[1:3] == ["-m", "extract.models.unpickle"]
         try:
             unpickle.main(*command[3:])
         except Exception as error:
             return subprocess.CompletedProcess(command, 1, "", f"Traceback\n{type(error).__name__}: {' '.join(str(error).split())}")
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr("extract.convert.subprocess.run", run)
+    monkeypatch.setattr("extract.models.convert.subprocess.run", run)
 
 
 def pixels(crop: int = 32, batch: int = 2, seed: int = 0) -> torch.Tensor:

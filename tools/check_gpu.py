@@ -72,7 +72,7 @@ def scores(folder: Path) -> dict[str, float]:
 
 def rows_of(cache: Path, view: str) -> np.ndarray:
     from cache_specs.store import open_view, view_folders
-    from train.reader import map_view
+    from train.data.reader import map_view
 
     return map_view(open_view(view_folders(next(cache.glob("digits-*")), view)[0])).astype(np.float32)
 
@@ -135,7 +135,7 @@ def predict(lines: Lines, work: Path, device: str) -> None:
 
 def report(lines: Lines, work: Path, device: str) -> None:
     lines.seconds("report", "report", "--run", "first", "--runs", work / "runs", "--cache", work / device, "--device", device)
-    lines.seconds("export-model", "predict.export", "--run", "first", "--runs", work / "runs", "--cache", work / device, "--to", work / "model")
+    lines.seconds("export-model", "predict.bundle.export", "--run", "first", "--runs", work / "runs", "--cache", work / device, "--to", work / "model")
     lines.seconds("predict by the exported model", "predict", "--model", work / "model", "--images", "digits", "--device", device, "--to", work / "model.csv")
 
 

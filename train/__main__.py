@@ -29,16 +29,17 @@ def main() -> None:
         with document(config.json, "train"):
             raise
 
-    from train.session import start
+    from train.rehearse import rehearse
+    from train.run.session import start
 
-    start(config, "train", run_and_report)
+    start(config, "train", run_and_report, rehearse)
 
 
 def run_and_report(config: TrainConfig) -> None:
     """Run; then rank 0 writes report.html, unless that of a finished run is there, and says what to type next. Whatever goes wrong with the page is one
     line and changes nothing else."""
     summary = run(config)
-    from train.peers import my_rank
+    from train.algorithm.ranks import my_rank
 
     if my_rank():
         return
@@ -76,11 +77,11 @@ def _write_page(config: TrainConfig) -> None:
 
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train, evaluate, print the table; return the summary (on rank 0). Raises CoviewError."""
+    from train.algorithm.peers import LocalPeers
     from train.jobs import train_method
     from train.methods import SOLO
-    from train.peers import LocalPeers
-    from train.report import describe, read_summary, summarise, table
-    from train.session import session
+    from train.run.session import session
+    from train.run.summary import describe, read_summary, summarise, table
 
     begun = time.monotonic()
     with session(config) as s:

@@ -2,7 +2,7 @@
 
 They see what the probes see: the same rows, the same standardisation, and everything chosen on validation accuracy (ties: validation
 loss, then the first of the grid). The labels of test rows and the hidden labels of training rows are never read.
-Read `classify` first, then `_pick`; then the three methods, each an iterator over its grid; then train/propagation.py. One view of 6,000 x 768, 3,600 training
+Read `classify` first, then `_pick`; then the three methods, each an iterator over its grid; then train/data/graph.py. One view of 6,000 x 768, 3,600 training
 rows, 10 classes, one core, after the imports: below two seconds each with 3 labels a class; with all 3,600, logistic regression 50 s, the others two.
 """
 
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from base.errors import DataQualityError, UsageError, did_you_mean
-from train.propagation import NEIGHBOURS, base_of, grid_of, links_of, nearest, solve, standardise, statistics, unit
-from train.splits import Split
+from train.data.graph import NEIGHBOURS, base_of, grid_of, links_of, nearest, solve, standardise, statistics, unit
+from train.data.splits import Split
 
 FLOOR = 1e-12                                               # the least probability: a class that nobody voted for costs 27.6 nats, not infinitely many
 INVERSE_PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -136,7 +136,7 @@ def _propagation(x_nD: np.ndarray, y_n: np.ndarray, queries: list[np.ndarray], c
 
     That is what LabelSpreading.predict_proba does with its knn kernel. Its graph is not used: it links each row to itself and k - 1 others, one
     way only, where the paper asks for a symmetric one; it finds the neighbours anew for every alpha, and its fixed-point iteration at alpha
-    0.99 ends with a warning after the default 30 of the 2,700 rounds that it would take. See train/propagation.py.
+    0.99 ends with a warning after the default 30 of the 2,700 rounds that it would take. See train/data/graph.py.
     """
     graph_nK = nearest(x_nD, None, max(NEIGHBOURS))[1]
     found_Q = [nearest(x_nD, query, max(NEIGHBOURS))[1] for query in queries]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from base.commands import line_of, quoted
 from base.errors import UsageError, did_you_mean, nearest
+from train.algorithm.ranks import refuse_ranks
 
 METHODS = ("supervised", "concat", "logreg", "knn", "label-propagation", "self-training", "co-training", "fixmatch", "mpl", "mct-h0", "mct",
            "supervised-graph", "mct-graph")
@@ -190,11 +191,3 @@ def make_command(settings: Mapping[str, Any]) -> str:
     flags = shlex.join(word for name, value in settings.items() if name not in WORDS and value != getattr(TrainConfig, name, value)
                        for word in [f"--{'no-' * (value is False)}{name.replace('_', '-')}", *([] if isinstance(value, bool) else [str(value)])])
     return line_of("train", words | ({"ARGS": flags} if flags else {}))
-
-
-def refuse_ranks(ranks: int, views: int) -> None:
-    """Raise UsageError unless every view gets a rank (a rank may have several), or every view equally many."""
-    if ranks < 1 or (ranks > views and ranks % views):
-        fitting = max(1, ranks // views * views)
-        raise UsageError(f"GPUS={ranks}, but {views} view{'s are' if views > 1 else ' is'} dealt out to at most {views}, or to a multiple of {views}, "
-                         f"which also deals out the rows of each batch; use GPUS={fitting}", instead={"GPUS": str(fitting)})

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 
 from base.errors import PreemptedError
+from train.algorithm.peers import LocalPeers, Peers
 from train.classic import CLASSIC, classify
 from train.config import TrainConfig
-from train.feed import Experiment, Task, make_input
-from train.log import Listener
+from train.data.feed import Experiment, Task, make_input
+from train.data.graph import Graph
+from train.data.reader import Cache
+from train.data.splits import Split
 from train.loop import fit
 from train.methods import PLANS, Job
-from train.peers import LocalPeers, Peers
-from train.propagation import Graph
-from train.reader import Cache
-from train.splits import Split
-from train.tensors import is_trained, write_probe, write_tensors
+from train.run.log import Listener
+from train.run.probe_files import is_trained, write_probe, write_tensors
 
 TOLD_BYTES = 2**28           # of what the nodes of a method's graphs know, in the run's folder
 

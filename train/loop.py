@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from base.errors import PreemptedError
-from train import probe
-from train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from train.algorithm import probe
+from train.algorithm.cotrain import Told, supervised_step
+from train.algorithm.evaluate import choices, fit_pool
+from train.algorithm.optimise import Adam, average, fresh
+from train.algorithm.rivals import Rival, pseudo_step
 from train.config import TrainConfig
-from train.cotrain import Told, supervised_step
-from train.evaluate import choices, fit_pool
-from train.feed import INIT, PURPOSES, Feeder, Task
-from train.log import Listener
+from train.data.feed import INIT, PURPOSES, Feeder, Task
 from train.methods import PLANS, ROUNDS, Job, Plan
-from train.optimise import Adam, average, fresh
-from train.rivals import Rival, pseudo_step
+from train.run.checkpoint import Progress, load_checkpoint, save_checkpoint
+from train.run.log import Listener
 from train.selection import not_finite, select, shown
 
 

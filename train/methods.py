@@ -11,18 +11,18 @@ A method is a list of jobs. A job trains the probes of some inputs, step by step
     mct, mct-h0         Meta Co-Training, and without its feedback
     supervised-graph    supervised, and the graphs of mct-graph pooled with the probes in the same way: what mct-graph has without co-training
     mct-graph           Meta Co-Training from the first step, whose teachers also know what label propagation on each view, and on all side by
-                        side, says (train/propagation.py); every expert is weighted by what it is worth on validation, in the teachers and in the joint
+                        side, says (train/data/graph.py); every expert is weighted by what it is worth on validation, in the teachers and in the joint
     logreg, knn, label-propagation      scikit-learn's, per view and on all side by side (train/classic.py)
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from train.algorithm.cotrain import mct_step
+from train.algorithm.peers import Peers
+from train.algorithm.rivals import fixmatch_step, mpl_step, pseudo_step
 from train.config import UNLABELLED
-from train.cotrain import mct_step
-from train.feed import Task
-from train.peers import Peers
-from train.rivals import fixmatch_step, mpl_step, pseudo_step
+from train.data.feed import Task
 
 TITLES = {      # of a view's own line, and of the joint line
     "supervised": ("supervised", "late fusion"), "concat": ("concat", "one probe on all views"), "logreg": ("logistic regression", "on all views"),

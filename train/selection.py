@@ -1,6 +1,6 @@
 """Model selection: the validation scores of every view and of the joint, and *copies* of the parameters where they were best.
 
-With graphs (see train/propagation.py) the joint is a pool of all experts, whose weights, and those of each student's teachers, are fitted here on the
+With graphs (see train/data/graph.py) the joint is a pool of all experts, whose weights, and those of each student's teachers, are fitted here on the
 same validation labels: a handful of numbers, so that the joint's validation score is slightly too good. The test split is not looked at.
 """
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from base.errors import DataQualityError
-from train.checkpoint import Progress
+from train.algorithm.cotrain import teacher
+from train.algorithm.evaluate import calibrate, fit_pool, joint, pooled, predict, top1_nll
+from train.algorithm.optimise import State
+from train.algorithm.probe import Params
 from train.config import TrainConfig
-from train.cotrain import teacher
-from train.evaluate import calibrate, fit_pool, joint, pooled, predict, top1_nll
 from train.methods import PLANS, Job
-from train.optimise import State
-from train.probe import Params
+from train.run.checkpoint import Progress
 
 
 def select(progress: Progress, job: Job, config: TrainConfig, y_val: Tensor, graphs: Sequence[Tensor]) -> dict:

@@ -85,9 +85,10 @@ def main() -> None:
     config = tyro.cli(SweepConfig, prog="python -m train.sweep", description=SweepConfig.__doc__)
     config.check()
 
-    from train.session import start
+    from train.rehearse import rehearse
+    from train.run.session import start
 
-    start(config, "train.sweep", sweep, "sweep.json")
+    start(config, "train.sweep", sweep, rehearse, "sweep.json")
 
 
 def batches_of(config: SweepConfig, methods: list[str]) -> Iterator[tuple[str, str, TrainConfig, list[dict[str, Any]]]]:
@@ -109,7 +110,7 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
     from base import durable
     from train.jobs import autocast, experiments, make_jobs
     from train.loop import fit
-    from train.session import session
+    from train.run.session import session
 
     seeds, found = config.seed_list(), []
     with session(config) as s:
@@ -137,7 +138,7 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
         s.cache.refuse_changed()
         found.sort(key=lambda record: (-sum(record["val_top1"]), sum(record["val_nll"])))
         if s.peers.rank == 0:
-            durable.write_json(s.folder / "sweep.json", {"seeds": seeds, "ranked": found}, "sweep")
+            durable.write_json(s.folder / "sweep.json", {"seeds": seeds, "ranked": found, "best": command_of(dataclasses.asdict(config), found[0])}, "sweep")
             print(f"\n{ranking(config, found)}\n{s.folder / 'sweep.json'}", flush=True)
         s.peers.close()
     return found

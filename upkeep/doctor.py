@@ -145,7 +145,7 @@ def limits() -> list[Finding]:
 
 def hub() -> list[Finding]:
     """Where weights come from: the hub's cache, whether it may be asked, and what `make weights` made."""
-    from extract.convert import weights_folder
+    from extract.models.convert import weights_folder
 
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()

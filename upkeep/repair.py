@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cache_specs.integrity import Problem
     from cache_specs.mend import Plan
     from cache_specs.view import View
-    from extract.datasets import Dataset
+    from extract.data.datasets import Dataset
     from extract.reuse import Known
 
 
@@ -137,9 +137,9 @@ def _prepared(config: RepairConfig, view: "View", lost: list[int], rest: list[in
     from cache_specs.sources import read_source
     from cache_specs.succession import write_items
     from extract import canary, reuse
-    from extract.backbones import load_backbone
     from extract.config import ExtractConfig
-    from extract.datasets import build_items
+    from extract.data.datasets import build_items
+    from extract.models.backbones import load_backbone
     from extract.prepare import devices
     from extract.run import embed_all, provenance_of, refuse_pending
     from upkeep.verify import images_of

@@ -19,7 +19,7 @@ from base.errors import CoviewError, IntegrityError, StaleError, UsageError
 if TYPE_CHECKING:
     from cache_specs.spec import ViewSpec
     from cache_specs.view import View
-    from extract.datasets import Dataset
+    from extract.data.datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ def images_of(view: "View", asked: str, weights: str | None, root: str) -> tuple
     from cache_specs import store
     from cache_specs.sources import is_gone, read_source
     from cache_specs.spec import load_spec, view_names
-    from extract.datasets import open_dataset
-    from extract.weights import find_weights
+    from extract.data.datasets import open_dataset
+    from extract.models.weights import find_weights
 
     if view.attributes["spec"]["backend"] == store.IMPORTED:
         raise UsageError(f"{view.folder} was imported, not computed from images: there is nothing to compute its rows from; "
@@ -146,7 +146,7 @@ def _as_listed(dataset: "Dataset", folder: Path) -> "Dataset":
 
     from cache_specs.items import read_items
     from cache_specs.versions import current, dataset_folders
-    from extract.readers import Reordered
+    from extract.data.readers import Reordered
 
     now = current(dataset_folders(folder.parent, dataset.name))
     if now in (None, folder):
@@ -169,9 +169,9 @@ def _recompute(view: "View", config: VerifyConfig) -> str:
     from cache_specs.items import read_items
     from cache_specs.view import STATUS
     from extract import canary
-    from extract.backbones import load_backbone
     from extract.embed import finish
     from extract.images import OK, Batches
+    from extract.models.backbones import load_backbone
     from extract.prepare import devices
 
     spec, files, dataset = images_of(view, config.view, config.weights, config.root)
