@@ -11,32 +11,84 @@ import threading
 from collections.abc import Callable, Mapping
 
 from base import interrupt
-from base.errors import CoviewError, PreemptedError, RankDiedError, StoppedError, StorageError, UsageError, did_you_mean, nearest
+from base.errors import (
+    CoviewError,
+    PreemptedError,
+    RankDiedError,
+    StoppedError,
+    StorageError,
+    UsageError,
+    did_you_mean,
+    nearest,
+)
 
 COMMON = ("DATA", "DEVICE", "GPUS", "CACHE", "ARGS")
 CACHED = ("VIEW", "DATA", "CACHE", "ARGS")
-TARGETS = {"extract": (("VIEW", "WEIGHTS", *COMMON), "make extract VIEW=clip DATA=photos/"),
-           "views": (("DATA", "CACHE", "ARGS"), "make views"),
-           "weights": (("VIEW", "FROM", "ARGS"), "make weights VIEW=swav"),
-           "train": (("VIEWS", "LABELS", "METHOD", "SEEDS", "RUN", *COMMON), "make train VIEWS=clip,dinov2 DATA=photos/"),
-           "predict": (("RUN", "MODEL", "IMAGES", "TO", "METHOD", "WEIGHTS", "DEVICE", "CACHE", "ARGS"), "make predict RUN=demo IMAGES=photos/"),
-           "export-model": (("RUN", "TO", "METHOD", "CACHE", "ARGS"), "make export-model RUN=demo TO=model"),
-           "sweep": (("VIEWS", "LABELS", "METHOD", "SEEDS", "GRID", "RUN", *COMMON), "make sweep VIEWS=clip,dinov2 DATA=photos/ GRID='lr=1e-4,3e-4'"),
-           "report": (("RUN", "CACHE", "DEVICE", "ARGS"), "make report RUN=demo"),
-           "compare": (("RUNS", "TO", "ARGS"), "make compare RUNS=demo,demo-2"),
-           "verify": ((*CACHED, "WEIGHTS", "DEVICE"), "make verify   or   make verify VIEW=clip DATA=photos/"),
-           "repair": ((*CACHED, "WEIGHTS", "DEVICE", "GPUS"), "make repair VIEW=clip DATA=photos/"),
-           "import": ((*CACHED, "FROM"), "make import VIEW=mine FROM=embeddings.npz DATA=photos/"),
-           "export": ((*CACHED, "TO"), "make export VIEW=clip DATA=photos/ TO=clip.h5"),
-           "status": (("CACHE", "ARGS"), "make status"),
-           "gc": (("CACHE", "ARGS"), "make gc"),
-           "inspect": (("VIEWS", "LABELS", "TO", "DATA", "CACHE", "ARGS"), "make inspect VIEWS=clip,dinov2 DATA=photos/"),
-           "doctor": (("CACHE", "ARGS"), "make doctor")}
-MODULES = {"extract": "extract", "train": "train", "train.sweep": "sweep", "upkeep.status": "status", "upkeep.list_views": "views",
-           "upkeep.gc": "gc", "exchange.export": "export", "upkeep.verify": "verify", "upkeep.repair": "repair", "exchange.importer": "import",
-           "extract.models.convert": "weights", "predict": "predict", "predict.bundle.export": "export-model", "report": "report", "report.compare": "compare",
-           "report.inspect": "inspect", "upkeep.doctor": "doctor"}
-OF_THE_DISK = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)      # no bug, wherever it happens
+TARGETS = {
+    "extract": (("VIEW", "WEIGHTS", *COMMON), "make extract VIEW=clip DATA=photos/"),
+    "views": (("DATA", "CACHE", "ARGS"), "make views"),
+    "weights": (("VIEW", "FROM", "ARGS"), "make weights VIEW=swav"),
+    "train": (
+        ("VIEWS", "LABELS", "METHOD", "SEEDS", "RUN", *COMMON),
+        "make train VIEWS=clip,dinov2 DATA=photos/",
+    ),
+    "predict": (
+        ("RUN", "MODEL", "IMAGES", "TO", "METHOD", "WEIGHTS", "DEVICE", "CACHE", "ARGS"),
+        "make predict RUN=demo IMAGES=photos/",
+    ),
+    "export-model": (
+        ("RUN", "TO", "METHOD", "CACHE", "ARGS"),
+        "make export-model RUN=demo TO=model",
+    ),
+    "sweep": (
+        ("VIEWS", "LABELS", "METHOD", "SEEDS", "GRID", "RUN", *COMMON),
+        "make sweep VIEWS=clip,dinov2 DATA=photos/ GRID='lr=1e-4,3e-4'",
+    ),
+    "report": (("RUN", "CACHE", "DEVICE", "ARGS"), "make report RUN=demo"),
+    "compare": (("RUNS", "TO", "ARGS"), "make compare RUNS=demo,demo-2"),
+    "verify": (
+        (*CACHED, "WEIGHTS", "DEVICE"),
+        "make verify   or   make verify VIEW=clip DATA=photos/",
+    ),
+    "repair": ((*CACHED, "WEIGHTS", "DEVICE", "GPUS"), "make repair VIEW=clip DATA=photos/"),
+    "import": ((*CACHED, "FROM"), "make import VIEW=mine FROM=embeddings.npz DATA=photos/"),
+    "export": ((*CACHED, "TO"), "make export VIEW=clip DATA=photos/ TO=clip.h5"),
+    "status": (("CACHE", "ARGS"), "make status"),
+    "gc": (("CACHE", "ARGS"), "make gc"),
+    "inspect": (
+        ("VIEWS", "LABELS", "TO", "DATA", "CACHE", "ARGS"),
+        "make inspect VIEWS=clip,dinov2 DATA=photos/",
+    ),
+    "doctor": (("CACHE", "ARGS"), "make doctor"),
+}
+MODULES = {
+    "extract": "extract",
+    "train": "train",
+    "train.sweep": "sweep",
+    "upkeep.status": "status",
+    "upkeep.list_views": "views",
+    "upkeep.gc": "gc",
+    "exchange.export": "export",
+    "upkeep.verify": "verify",
+    "upkeep.repair": "repair",
+    "exchange.importer": "import",
+    "extract.models.convert": "weights",
+    "predict": "predict",
+    "predict.bundle.export": "export-model",
+    "report": "report",
+    "report.compare": "compare",
+    "report.inspect": "inspect",
+    "upkeep.doctor": "doctor",
+}
+OF_THE_DISK = (
+    errno.EIO,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ESTALE,
+)  # no bug, wherever it happens
 NAMED = re.compile(r"\w+(?=[:+?!]?=)", re.ASCII)
 
 
@@ -48,23 +100,44 @@ def check(target: str, given: list[str], goals: str = "", known: str = "") -> No
     words = on_the_line(goals.split())
     if stray := next((goal for goal in goals.split() if goal not in commands), ""):
         if (joined := join_lists(words, commands)) != words:
-            raise UsageError(f"{stray!r} stands behind a blank, where make begins a new word; leave no blank in a list. Type: {as_typed(joined)}")
+            raise UsageError(
+                f"{stray!r} stands behind a blank, where make begins a new word; leave no blank in a list. Type: {as_typed(joined)}"
+            )
         if stray == target:
             near = nearest(stray, commands)
             again = as_typed([near if word == stray else word for word in words])
-            raise UsageError(f"make has no command {stray!r}" + (f"; did you mean {near!r}. Type: {again}" if near else ". All commands: make help"))
-        raise UsageError(f"make {target} was given a word that is no command: {stray!r}. If it belongs to DATA (the shell expands {{0..9}} and *), quote "
-                         f"it: make {target} DATA='x-{{000..012}}.tar'")
+            raise UsageError(
+                f"make has no command {stray!r}"
+                + (
+                    f"; did you mean {near!r}. Type: {again}"
+                    if near
+                    else ". All commands: make help"
+                )
+            )
+        raise UsageError(
+            f"make {target} was given a word that is no command: {stray!r}. If it belongs to DATA (the shell expands {{0..9}} and *), quote "
+            f"it: make {target} DATA='x-{{000..012}}.tar'"
+        )
     names, example = TARGETS[target]
     heads = [match[0] for word in words if (match := NAMED.match(word))]
     if twice := next((name for name in heads if heads.count(name) > 1), ""):
-        raise UsageError(f"{twice} was given several times. If the shell made that of {{0..9}} or {{a,b}}, quote it: make {target} {twice}='x-{{000..012}}'")
+        raise UsageError(
+            f"{twice} was given several times. If the shell made that of {{0..9}} or {{a,b}}, quote it: make {target} {twice}='x-{{000..012}}'"
+        )
     meant = {name: nearest(name, names) for name in given if name not in names}
     for name in meant:
         whole = [*meant.values(), *(head for head in heads if head not in meant)]
-        again = as_typed([meant.get(word.partition("=")[0], word.partition("=")[0]) + "".join(word.partition("=")[1:]) for word in words])
-        raise UsageError(f"make {target} takes no {name}{did_you_mean(name, names)}. Type: {again if all(whole) and len({*whole}) == len(heads) else example}"
-                         f"   (names: {', '.join(names)})")
+        again = as_typed(
+            [
+                meant.get(word.partition("=")[0], word.partition("=")[0])
+                + "".join(word.partition("=")[1:])
+                for word in words
+            ]
+        )
+        raise UsageError(
+            f"make {target} takes no {name}{did_you_mean(name, names)}. Type: {again if all(whole) and len({*whole}) == len(heads) else example}"
+            f"   (names: {', '.join(names)})"
+        )
 
 
 def on_the_line(goals: list[str]) -> list[str]:
@@ -80,7 +153,12 @@ def on_the_line(goals: list[str]) -> list[str]:
         except (OSError, ValueError, IndexError):
             break
         if os.path.basename(words[0]) in ("make", "gmake"):
-            return [word for word in words[1:] if word in goals or (NAMED.match(word) and not word.startswith(("VENV=", "PYTHON3=")))]
+            return [
+                word
+                for word in words[1:]
+                if word in goals
+                or (NAMED.match(word) and not word.startswith(("VENV=", "PYTHON3=")))
+            ]
     return []
 
 
@@ -88,7 +166,13 @@ def join_lists(words: list[str], commands: list[str]) -> list[str]:
     """["VIEWS=clip,", "dinov2"] -> ["VIEWS=clip,dinov2"]: a word that is no command belongs to the list that a comma before or in it leaves open."""
     found: list[str] = []
     for word in words:
-        if found and NAMED.match(found[-1]) and not NAMED.match(word) and word not in commands and (found[-1][-1] in ",=" or word[0] == ","):
+        if (
+            found
+            and NAMED.match(found[-1])
+            and not NAMED.match(word)
+            and word not in commands
+            and (found[-1][-1] in ",=" or word[0] == ",")
+        ):
             found[-1] += word
         else:
             found.append(word)
@@ -98,7 +182,15 @@ def join_lists(words: list[str], commands: list[str]) -> list[str]:
 def as_typed(words: list[str]) -> str:
     """Names and goals as one types them to make."""
     parts = [word.partition("=") for word in words]
-    return " ".join(["make", *(name + equals + (shlex.quote(value) if value else "") for name, equals, value in parts)])
+    return " ".join(
+        [
+            "make",
+            *(
+                name + equals + (shlex.quote(value) if value else "")
+                for name, equals, value in parts
+            ),
+        ]
+    )
 
 
 def quoted(value: str) -> str:
@@ -108,7 +200,9 @@ def quoted(value: str) -> str:
 
 def line_of(target: str, words: Mapping[str, str]) -> str:
     """The command of make with these names and values; a value of ARGS is for the shell already."""
-    return " ".join([f"make {target}", *(f"{name}={quoted(value)}" for name, value in words.items())])
+    return " ".join(
+        [f"make {target}", *(f"{name}={quoted(value)}" for name, value in words.items())]
+    )
 
 
 def typed(without: str = "", instead: Mapping[str, str | None] | None = None) -> str:
@@ -118,7 +212,11 @@ def typed(without: str = "", instead: Mapping[str, str | None] | None = None) ->
     target = MODULES.get(_module(), "")
     if not target:
         return ""
-    flags = {{"FROM": "--source", "RUNS": "--names"}.get(name, f"--{name.lower()}"): name for name in TARGETS[target][0] if name != "ARGS"}
+    flags = {
+        {"FROM": "--source", "RUNS": "--names"}.get(name, f"--{name.lower()}"): name
+        for name in TARGETS[target][0]
+        if name != "ARGS"
+    }
     words, rest, given = {}, [], list(sys.argv[1:])
     while given:
         flag, equals, value = given.pop(0).partition("=")
@@ -129,7 +227,7 @@ def typed(without: str = "", instead: Mapping[str, str | None] | None = None) ->
     for name, value in (instead or {}).items():
         if name.startswith("--"):
             at = rest.index(name) if name in rest else len(rest)
-            rest[at:at + 1 + bool(value)] = [name, value] if value else [name]
+            rest[at : at + 1 + bool(value)] = [name, value] if value else [name]
         elif value is None:
             words.pop(name, None)
         elif name in TARGETS[target][0]:
@@ -153,7 +251,10 @@ def _module() -> str:
 def run_cli(main: Callable[[], None]) -> int:
     """Run a command; an expected error becomes one message on stderr, with the command to type, and its exit code, without a traceback."""
     interrupt.PRESSED.clear()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler and threading.current_thread() is threading.main_thread():
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        and threading.current_thread() is threading.main_thread()
+    ):
         signal.signal(signal.SIGINT, interrupt.pressed)
     try:
         main()
@@ -162,23 +263,41 @@ def run_cli(main: Callable[[], None]) -> int:
         _say(str(error), error.exit_code, error.instead)
         return error.exit_code
     except SystemExit as error:
-        if error.code == UsageError.exit_code:              # the parser has said what is wrong with a flag; `python` alone may be another one
+        if (
+            error.code == UsageError.exit_code
+        ):  # the parser has said what is wrong with a flag; `python` alone may be another one
             again = typed()
-            print(f"all settings: {started_as()} --help" + f"\nTo mend and type again: {again}" * bool(again), file=sys.stderr, flush=True)
+            print(
+                f"all settings: {started_as()} --help"
+                + f"\nTo mend and type again: {again}" * bool(again),
+                file=sys.stderr,
+                flush=True,
+            )
         raise
-    except BrokenPipeError:                                 # who read our output (`| head`) has gone; nothing is left to be said to him
+    except (
+        BrokenPipeError
+    ):  # who read our output (`| head`) has gone; nothing is left to be said to him
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            _say(f"{str(error.filename)[:80]}…: this name is too long for the file system; take a shorter one", UsageError.exit_code)
+            _say(
+                f"{str(error.filename)[:80]}…: this name is too long for the file system; take a shorter one",
+                UsageError.exit_code,
+            )
             return UsageError.exit_code
         if error.errno not in OF_THE_DISK:
             raise
-        _say(f"{error.filename or 'the disk'}: {error.strerror}. Make room, or mend the disk or the permissions", StorageError.exit_code)
+        _say(
+            f"{error.filename or 'the disk'}: {error.strerror}. Make room, or mend the disk or the permissions",
+            StorageError.exit_code,
+        )
         return StorageError.exit_code
     except KeyboardInterrupt:
-        _say("interrupted; what is finished is kept, and the same command does the rest", StoppedError.exit_code)
+        _say(
+            "interrupted; what is finished is kept, and the same command does the rest",
+            StoppedError.exit_code,
+        )
         return StoppedError.exit_code
     return 0
 
@@ -189,11 +308,28 @@ def _say(message: str, code: int, instead: Mapping[str, str | None] | None = Non
     if again != typed():
         message += f"\nType: {again}"
     elif again and not re.search(rf"\bmake ({'|'.join(TARGETS)})\b", message):
-        how = {UsageError.exit_code: "To mend and type again", RankDiedError.exit_code: "To go on, type", PreemptedError.exit_code: "To go on, type",
-               StoppedError.exit_code: "To go on, type"}.get(code, "Then type")
+        how = {
+            UsageError.exit_code: "To mend and type again",
+            RankDiedError.exit_code: "To go on, type",
+            PreemptedError.exit_code: "To go on, type",
+            StoppedError.exit_code: "To go on, type",
+        }.get(code, "Then type")
         message += f"\n{how}: {again}"
-    print(message if code == StoppedError.exit_code else f"error: {message}", file=sys.stderr, flush=True)
+    print(
+        message if code == StoppedError.exit_code else f"error: {message}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(lambda: check(sys.argv[1], sys.argv[2:], os.environ.get("GOALS", ""), os.environ.get("COMMANDS", ""))))
+    sys.exit(
+        run_cli(
+            lambda: check(
+                sys.argv[1],
+                sys.argv[2:],
+                os.environ.get("GOALS", ""),
+                os.environ.get("COMMANDS", ""),
+            )
+        )
+    )

@@ -1,6 +1,6 @@
 """`--json`: one document on stdout for machines, also where the command fails; what is meant for people goes to stderr.
 
-    {"schema": 1, "command": "status", "ok": true, "exit_code": 0, "error": null, …what the command found…}
+{"schema": 1, "command": "status", "ok": true, "exit_code": 0, "error": null, …what the command found…}
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 from base.errors import CoviewError
 
-SCHEMA = 1          # grows when a key changes its meaning or goes; new keys may come at any time
+SCHEMA = 1  # grows when a key changes its meaning or goes; new keys may come at any time
 
 
 @contextmanager
@@ -26,11 +26,23 @@ def document(asked: bool, command: str) -> Iterator[dict[str, Any]]:
     sys.stdout.flush()
     out = os.dup(1)
     os.dup2(2, 1)
-    head: dict[str, Any] = {"schema": SCHEMA, "command": command, "ok": True, "exit_code": 0, "error": None}
+    head: dict[str, Any] = {
+        "schema": SCHEMA,
+        "command": command,
+        "ok": True,
+        "exit_code": 0,
+        "error": None,
+    }
     try:
         yield found
     except BaseException as error:
-        code = error.exit_code if isinstance(error, CoviewError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+        code = (
+            error.exit_code
+            if isinstance(error, CoviewError)
+            else 130
+            if isinstance(error, KeyboardInterrupt)
+            else 1
+        )
         head |= {"ok": False, "exit_code": code, "error": str(error) or type(error).__name__}
         raise
     finally:
@@ -42,7 +54,11 @@ def document(asked: bool, command: str) -> Iterator[dict[str, Any]]:
 
 def short(value: Any) -> Any:
     """Of a sha256 the first 12 digits, anything else as it is."""
-    return f"{value[:12]}…" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else value
+    return (
+        f"{value[:12]}…"
+        if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
+        else value
+    )
 
 
 def counted(n: int, what: str) -> str:

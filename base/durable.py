@@ -100,22 +100,28 @@ def write(path: Path, data: bytes | memoryview, point: str) -> None:
 def cannot_write(path: Path, error: OSError) -> StorageError:
     in_the_way = error.errno in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY)
     if error.errno == errno.ENAMETOOLONG:
-        raise error                                         # a matter of usage: see `run_cli`
+        raise error  # a matter of usage: see `run_cli`
     advice = "move away what stands in that place" if in_the_way else "make room or mend the disk"
-    return StorageError(f"cannot write {path}: {error.strerror or error}. What is committed is safe; {advice}, "
-                        "then run the same command again: it goes on from here.")
+    return StorageError(
+        f"cannot write {path}: {error.strerror or error}. What is committed is safe; {advice}, "
+        "then run the same command again: it goes on from here."
+    )
 
 
 def reraise_unless_gone(path: Path, error: Exception) -> None:
     """A file that is gone is damage; one that cannot be read (permission, a failing disk) is a StorageError, and nothing is touched."""
-    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-        raise StorageError(f"cannot read {error.filename or path}: {error.strerror or error}. Nothing is changed; mend the disk or the permissions, "
-                           "then type the same command") from error
+    if isinstance(error, OSError) and not isinstance(
+        error, FileNotFoundError | NotADirectoryError | IsADirectoryError
+    ):
+        raise StorageError(
+            f"cannot read {error.filename or path}: {error.strerror or error}. Nothing is changed; mend the disk or the permissions, "
+            "then type the same command"
+        ) from error
 
 
 def _write_all(handle: int, data: memoryview) -> None:
     while data:
-        data = data[os.write(handle, data):]
+        data = data[os.write(handle, data) :]
 
 
 def remove(path: Path, point: str) -> None:
@@ -135,17 +141,25 @@ def write_json(path: Path, value: Any, point: str) -> None:
 
 
 def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    return (
+        json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    ).encode()
 
 
 def canonical_json(value: Any) -> bytes:
     """The one byte string of a value that is hashed: sorted keys, no blanks, UTF-8, NaN refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
+    ).encode()
 
 
 def sealed(document: dict[str, Any]) -> bytes:
     """A JSON file's bytes with, in the key `sha256` (of `attributes`, in Zarr's own files), the sha256 of the file without it."""
-    document = {**document, "attributes": dict(document["attributes"])} if "zarr_format" in document else dict(document)
+    document = (
+        {**document, "attributes": dict(document["attributes"])}
+        if "zarr_format" in document
+        else dict(document)
+    )
     place = _place(document)
     place["sha256"] = ""
     place["sha256"] = hashlib.sha256(_json(document)).hexdigest()
@@ -154,15 +168,20 @@ def sealed(document: dict[str, Any]) -> bytes:
 
 def read_sealed(path: Path) -> dict[str, Any]:
     """The document that `sealed` made. Raises OSError, or ValueError when a single byte of the file is another one."""
-    if not stat.S_ISREG(path.stat().st_mode):               # a FIFO would never end
+    if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would never end
         raise ValueError(f"{path.parent.name}/{path.name} is no regular file")
     data = path.read_bytes()
     try:
         document = json.loads(data)
         digest = _place(document)["sha256"]
-        intact = len(digest) == 64 and hashlib.sha256(data.replace(digest.encode(), b"", 1)).hexdigest() == digest
+        intact = (
+            len(digest) == 64
+            and hashlib.sha256(data.replace(digest.encode(), b"", 1)).hexdigest() == digest
+        )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path.parent.name}/{path.name} has changed since it was written: {error}") from error
+        raise ValueError(
+            f"{path.parent.name}/{path.name} has changed since it was written: {error}"
+        ) from error
     if not intact:
         raise ValueError(f"{path.parent.name}/{path.name} has changed since it was written")
     return document
@@ -178,7 +197,9 @@ def settle(folders: Iterable[Path]) -> None:
     for folder in folders:
         try:
             fault("settle.folder")
-            with contextlib.suppress(FileNotFoundError, PermissionError):          # a parent that is not ours was not made by us
+            with contextlib.suppress(
+                FileNotFoundError, PermissionError
+            ):  # a parent that is not ours was not made by us
                 fsync_folder(folder)
         except OSError as error:
             raise cannot_write(folder, error) from error

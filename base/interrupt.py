@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 INTERRUPTED = 130
-PRESSED: list[int] = []         # interrupts that this process has had
+PRESSED: list[int] = []  # interrupts that this process has had
 
 
 def pressed(number: int, frame: object) -> None:
@@ -30,11 +30,16 @@ def heeded(first: Callable[[], None], plan: str, kept: str) -> Iterator[None]:
         yield
         return
     if PRESSED:
-        raise KeyboardInterrupt                             # pressed while libraries were loading, one of which swallowed it
+        raise KeyboardInterrupt  # pressed while libraries were loading, one of which swallowed it
     hear, tell = os.pipe()
     os.set_blocking(tell, False)
-    handler, other = signal.signal(signal.SIGINT, lambda *_: None), signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
-    thread = threading.Thread(target=_listen, args=(hear, first, plan, kept), name="Ctrl-C", daemon=True)
+    handler, other = (
+        signal.signal(signal.SIGINT, lambda *_: None),
+        signal.set_wakeup_fd(tell, warn_on_full_buffer=False),
+    )
+    thread = threading.Thread(
+        target=_listen, args=(hear, first, plan, kept), name="Ctrl-C", daemon=True
+    )
     thread.start()
     try:
         yield
@@ -55,7 +60,7 @@ def _listen(hear: int, first: Callable[[], None], plan: str, kept: str) -> None:
         if times == 1:
             first()
             print(f"{_fresh_line()}{plan}", file=sys.stderr, flush=True)
-        else:                                               # not through sys.stderr: its lock may be held by what is stopped
+        else:  # not through sys.stderr: its lock may be held by what is stopped
             os.write(2, f"{_fresh_line(cursor=True)}{kept}\n".encode())
             os._exit(INTERRUPTED)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from base.durable import cannot_write
 from base.errors import StorageError
 
-USERS = ".lock-users"       # of a cache: shared by all that write to it, exclusive to `make gc`
+USERS = ".lock-users"  # of a cache: shared by all that write to it, exclusive to `make gc`
 
 
 @contextlib.contextmanager
@@ -19,8 +19,10 @@ def lock(folder: Path, wait: bool = False, name: str = ".lock") -> Iterator[None
     handle = _open_lock(folder / name)
     try:
         if not _flock(handle, fcntl.LOCK_EX, wait):
-            raise StorageError(f"{folder} is being written by process {_holder(handle)}; wait for it, or stop it and run this again")
-        with contextlib.suppress(OSError):                      # a full disk: the lock holds without the note
+            raise StorageError(
+                f"{folder} is being written by process {_holder(handle)}; wait for it, or stop it and run this again"
+            )
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without the note
             note = f"{os.getpid()} on {os.uname().nodename} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode()
             os.pwrite(handle, note, 0)
             os.truncate(handle, len(note))
@@ -60,7 +62,7 @@ def _open_lock(path: Path) -> int:
 
 
 def _flock(handle: int, kind: int, wait: bool) -> bool:
-    for last in (False, False, False, False, True):         # `lock_holder` may hold it for a moment
+    for last in (False, False, False, False, True):  # `lock_holder` may hold it for a moment
         try:
             fcntl.flock(handle, kind | (0 if wait else fcntl.LOCK_NB))
             return True
@@ -74,5 +76,5 @@ def _holder(handle: int) -> str:
     for _ in range(5):
         if note := os.pread(handle, 200, 0).decode(errors="replace").strip():
             return note
-        time.sleep(0.02)                                    # it has the lock and is about to write its name
+        time.sleep(0.02)  # it has the lock and is about to write its name
     return "(unknown)"

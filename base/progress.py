@@ -35,7 +35,9 @@ class Progress:
     With `live`, a file that tells other processes the same, and the seconds of `clock`.
     """
 
-    def __init__(self, title: str, total: int, done: int = 0, unit: str = "images", live: Path | None = None) -> None:
+    def __init__(
+        self, title: str, total: int, done: int = 0, unit: str = "images", live: Path | None = None
+    ) -> None:
         self.title, self.total, self.done, self.unit = title, total, done, unit
         self.live, self.clock, self.last_file = live, Clock(), 0.0
         self.first = done
@@ -46,17 +48,35 @@ class Progress:
         self.done += n
         now = time.monotonic()
         if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], completed=self.done, rate=rate_text(self.rate(now)), wait=self.wait())
+            self.bar.update(
+                self.bar.task_ids[0],
+                completed=self.done,
+                rate=rate_text(self.rate(now)),
+                wait=self.wait(),
+            )
         elif now - self.last_line >= LINE_EVERY_S:
             self.last_line = now
-            print(f"{self.title}: {self.done:,}/{self.total:,} {self.unit}, {rate_text(self.rate(now))} {self.unit}/s, "
-                  f"{clock_text(self.left(now))} left{self.wait()}", file=sys.stderr, flush=True)
+            print(
+                f"{self.title}: {self.done:,}/{self.total:,} {self.unit}, {rate_text(self.rate(now))} {self.unit}/s, "
+                f"{clock_text(self.left(now))} left{self.wait()}",
+                file=sys.stderr,
+                flush=True,
+            )
 
         if self.live and now - self.last_file >= FILE_EVERY_S:
             self.last_file = now
             temp = self.live.with_name(f".{self.live.name}.tmp")
-            with contextlib.suppress(OSError):          # a full disk is the writer's to report
-                temp.write_text(json.dumps({"done": self.done, "total": self.total, "rate": self.rate(now), "seconds": self.clock.seconds}))
+            with contextlib.suppress(OSError):  # a full disk is the writer's to report
+                temp.write_text(
+                    json.dumps(
+                        {
+                            "done": self.done,
+                            "total": self.total,
+                            "rate": self.rate(now),
+                            "seconds": self.clock.seconds,
+                        }
+                    )
+                )
                 os.rename(temp, self.live)
 
     def rate(self, now: float) -> float:
@@ -69,14 +89,23 @@ class Progress:
     def wait(self) -> str:
         """Which part of the time the model waited for images."""
         whole = sum(self.clock.seconds.values())
-        return f", {100 * self.clock.seconds['decode'] / whole:.0f} % waiting for images" if whole else ""
+        return (
+            f", {100 * self.clock.seconds['decode'] / whole:.0f} % waiting for images"
+            if whole
+            else ""
+        )
 
     def __enter__(self) -> "Progress":
         if self.bar is not None:
             self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self.bar is not None:
             self.bar.stop()
 
@@ -86,7 +115,13 @@ def _bar(title: str, total: int, done: int, unit: str):  # noqa: ANN202  rich is
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Rich
 
-    bar = Rich(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit + ", {task.fields[rate]}/s{task.fields[wait]}"),
-               TimeRemainingColumn(), console=Console(stderr=True))
+    bar = Rich(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit + ", {task.fields[rate]}/s{task.fields[wait]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
     bar.add_task(title, total=total, completed=done, rate="…", wait="")
     return bar

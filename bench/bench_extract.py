@@ -40,41 +40,63 @@ def random_backbone(spec: ViewSpec) -> Backbone:
     if spec.backend == "open_clip":
         import open_clip
 
-        model = open_clip.create_model(spec.architecture, load_weights=False, pretrained_image=False, pretrained_text=False).visual
+        model = open_clip.create_model(
+            spec.architecture, load_weights=False, pretrained_image=False, pretrained_text=False
+        ).visual
         model.proj = None
         return Backbone(model, model, spec)
     import transformers
 
     model = getattr(transformers, spec.architecture)._from_config(config_of(spec))
-    features = {"pooled": lambda out: out.pooler_output, "cls": lambda out: out.last_hidden_state[:, 0]}[spec.output]
-    return Backbone(model, lambda images: features(model(pixel_values=images, **spec.arguments)), spec)
+    features = {
+        "pooled": lambda out: out.pooler_output,
+        "cls": lambda out: out.last_hidden_state[:, 0],
+    }[spec.output]
+    return Backbone(
+        model, lambda images: features(model(pixel_values=images, **spec.arguments)), spec
+    )
 
 
 def config_of(spec: ViewSpec) -> Any:
     """What the hub's config.json says of the bundled transformers views."""
     import transformers
 
-    return {"Dinov2WithRegistersModel": lambda: transformers.Dinov2WithRegistersConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16,
-                                                                                       image_size=518, patch_size=14),
-            "Blip2VisionModel": lambda: transformers.Blip2VisionConfig(initializer_range=0.02),
-            "AlignVisionModel": transformers.AlignVisionConfig,
-            "Owlv2VisionModel": lambda: transformers.Owlv2VisionConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-                                                                       image_size=960, patch_size=16)}[spec.architecture]()
+    return {
+        "Dinov2WithRegistersModel": lambda: transformers.Dinov2WithRegistersConfig(
+            hidden_size=1024,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=518,
+            patch_size=14,
+        ),
+        "Blip2VisionModel": lambda: transformers.Blip2VisionConfig(initializer_range=0.02),
+        "AlignVisionModel": transformers.AlignVisionConfig,
+        "Owlv2VisionModel": lambda: transformers.Owlv2VisionConfig(
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            image_size=960,
+            patch_size=16,
+        ),
+    }[spec.architecture]()
 
 
 def measure(spec: ViewSpec, device: torch.device, rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
-    with device:                                            # random weights are drawn there
+    with device:  # random weights are drawn there
         backbone = random_backbone(spec).to(device)
     side = spec.preprocess.crop
     cuda = device.type == "cuda"
     batch = (256 if side < 500 else 32) if cuda else 1
-    pixels = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(device)
+    pixels = torch.randint(
+        256, (batch, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    ).to(device)
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     seconds = []
     with torch.inference_mode():
-        for number in range(rounds + 1):                    # the first warms up
+        for number in range(rounds + 1):  # the first warms up
             if cuda:
                 torch.cuda.synchronize(device)
             begun = time.perf_counter()
@@ -83,13 +105,20 @@ def measure(spec: ViewSpec, device: torch.device, rounds: int) -> dict[str, Any]
                 torch.cuda.synchronize(device)
             if number:
                 seconds.append(time.perf_counter() - begun)
-    return {"parameters": sum(p.numel() for p in backbone.parameters()), "width": emb_BD.shape[1], "finite": bool(torch.isfinite(emb_BD).all()), "batch": batch,
-            "images_per_s": spread([batch / s for s in seconds]), "dtype": spec.compute_dtype,
-            "GB": torch.cuda.max_memory_allocated(device) / 1e9 if cuda else None,
-            "TFLOPS": 2 * spec.about.gmacs * batch / min(seconds) / 1e3 if spec.about else None}
+    return {
+        "parameters": sum(p.numel() for p in backbone.parameters()),
+        "width": emb_BD.shape[1],
+        "finite": bool(torch.isfinite(emb_BD).all()),
+        "batch": batch,
+        "images_per_s": spread([batch / s for s in seconds]),
+        "dtype": spec.compute_dtype,
+        "GB": torch.cuda.max_memory_allocated(device) / 1e9 if cuda else None,
+        "TFLOPS": 2 * spec.about.gmacs * batch / min(seconds) / 1e3 if spec.about else None,
+    }
 
 
 # --- the whole command
+
 
 def photographs(folder: Path, count: int) -> Path:
     """`count` different JPEG files of 500 x 375 pixels."""
@@ -110,7 +139,9 @@ def write_photographs(folder: Path, numbers: range) -> None:
         draws = np.random.default_rng(number)
         photo = photos[number % 2]
         left, top = draws.integers(photo.width - 500), draws.integers(photo.height - 375)
-        photo.crop((left, top, left + 500, top + 375)).rotate(draws.uniform(-5, 5)).save(folder / f"{number:07}.jpg", quality=90)
+        photo.crop((left, top, left + 500, top + 375)).rotate(draws.uniform(-5, 5)).save(
+            folder / f"{number:07}.jpg", quality=90
+        )
 
 
 def batch_of(device: str) -> int:
@@ -127,65 +158,138 @@ def decoding(spec: ViewSpec, folder: Path, workers: int, device: str) -> float:
     dataset = open_dataset(str(folder), Path())
     items = build_items(dataset)
     batch = batch_of(device)
-    batches = Batches(dataset.read, items.sha256, spec.preprocess, [list(rows) for rows in batch_rows(0, len(items), batch)], batch)
+    batches = Batches(
+        dataset.read,
+        items.sha256,
+        spec.preprocess,
+        [list(rows) for rows in batch_rows(0, len(items), batch)],
+        batch,
+    )
     begun = time.perf_counter()
     for _ in load(batches, workers_of(workers, len(items), device), device):
         pass
     return time.perf_counter() - begun
 
 
-def whole(spec: ViewSpec, images: int, workers: list[int], rounds: int, device: str) -> dict[str, Any]:
+def whole(
+    spec: ViewSpec, images: int, workers: list[int], rounds: int, device: str
+) -> dict[str, Any]:
     """images/s of the command and of its decoding, by the number of workers."""
     from safetensors.torch import save_file
 
-    found: dict[str, dict[str, list[float]]] = {str(count): {"command": [], "decoding": []} for count in workers}
+    found: dict[str, dict[str, list[float]]] = {
+        str(count): {"command": [], "decoding": []} for count in workers
+    }
     with tempfile.TemporaryDirectory(prefix="bench-extract-") as name:
-        folder, weights = photographs(Path(name) / "photos", images), Path(name) / "model.safetensors"
+        folder, weights = (
+            photographs(Path(name) / "photos", images),
+            Path(name) / "model.safetensors",
+        )
         torch.manual_seed(0)
         save_file(build_timm(spec).state_dict(), weights)
         for number in range(rounds):
             for count in workers:
                 found[str(count)]["decoding"].append(images / decoding(spec, folder, count, device))
-                command = ["-m", "extract", "--view", spec.name, "--data", folder, "--weights", weights, "--cache", Path(name) / f"cache-{number}-{count}",
-                           "--workers", count, "--device", device, "--batch", batch_of(device), "--json"]
-                said = subprocess.run([sys.executable, *map(str, command)], cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True, check=True)
+                command = [
+                    "-m",
+                    "extract",
+                    "--view",
+                    spec.name,
+                    "--data",
+                    folder,
+                    "--weights",
+                    weights,
+                    "--cache",
+                    Path(name) / f"cache-{number}-{count}",
+                    "--workers",
+                    count,
+                    "--device",
+                    device,
+                    "--batch",
+                    batch_of(device),
+                    "--json",
+                ]
+                said = subprocess.run(
+                    [sys.executable, *map(str, command)],
+                    cwd=Path(__file__).parent.parent,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    check=True,
+                )
                 found[str(count)]["command"].append(images / json.loads(said.stdout)["seconds"])
-    return {count: {part: spread(rates) for part, rates in parts.items()} for count, parts in found.items()}
+    return {
+        count: {part: spread(rates) for part, rates in parts.items()}
+        for count, parts in found.items()
+    }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--views", default="all", help="names, comma-separated")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu")
+    )
     parser.add_argument("--rounds", type=int, default=0, help="default: 9 on a GPU, 1 on the CPU")
-    parser.add_argument("--images", type=int, default=0, help="also the whole command, on that many photographs")
-    parser.add_argument("--workers", default="-1", help="of the whole command, comma-separated; -1: as it chooses")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "extract.json")
+    parser.add_argument(
+        "--images", type=int, default=0, help="also the whole command, on that many photographs"
+    )
+    parser.add_argument(
+        "--workers", default="-1", help="of the whole command, comma-separated; -1: as it chooses"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "extract.json"
+    )
     args = parser.parse_args()
     device, found, wrong = torch.device(args.device), {}, []
-    print(f"{'view':18}{'params':>10}{'width':>7}{'dtype':>10}{'batch':>7}{'images/s':>28}{'TFLOP/s':>9}{'GB':>7}", flush=True)
+    print(
+        f"{'view':18}{'params':>10}{'width':>7}{'dtype':>10}{'batch':>7}{'images/s':>28}{'TFLOP/s':>9}{'GB':>7}",
+        flush=True,
+    )
     for name in view_names() if args.views == "all" else args.views.split(","):
         spec = load_spec(name)
         if spec.weights.path is not None:
-            continue                                        # the bundled ones are too small to say anything
-        line = found[name] = measure(spec, device, args.rounds or (9 if device.type == "cuda" else 1))
+            continue  # the bundled ones are too small to say anything
+        line = found[name] = measure(
+            spec, device, args.rounds or (9 if device.type == "cuda" else 1)
+        )
         rate = line["images_per_s"]
         wrong += [name] if line["width"] != spec.width or not line["finite"] else []
         memory = f"{line['GB']:7.2f}" if line["GB"] is not None else f"{'':7}"
-        print(f"{name:18}{line['parameters'] / 1e6:8.1f} M{line['width']:7}{line['dtype']:>10}{line['batch']:7}"
-              f"{rate['median']:10.2f} [{rate['low']:.2f} to {rate['high']:.2f}]{line['TFLOPS']:9.2f}{memory}" + ("   WRONG" if name in wrong else ""),
-              flush=True)
+        print(
+            f"{name:18}{line['parameters'] / 1e6:8.1f} M{line['width']:7}{line['dtype']:>10}{line['batch']:7}"
+            f"{rate['median']:10.2f} [{rate['low']:.2f} to {rate['high']:.2f}]{line['TFLOPS']:9.2f}{memory}"
+            + ("   WRONG" if name in wrong else ""),
+            flush=True,
+        )
         gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
-        record = {"date": datetime.date.today().isoformat(), "machine": machine(), "gpu": gpu, "views": found}
+        record = {
+            "date": datetime.date.today().isoformat(),
+            "machine": machine(),
+            "gpu": gpu,
+            "views": found,
+        }
         args.out.write_text(json.dumps(record, indent=1) + "\n")
     for name in found if args.images else ():
-        parts = whole(load_spec(name), args.images, [int(count) for count in args.workers.split(",")], args.rounds or 3, args.device)
+        parts = whole(
+            load_spec(name),
+            args.images,
+            [int(count) for count in args.workers.split(",")],
+            args.rounds or 3,
+            args.device,
+        )
         found[name]["whole"] = {"images": args.images, "workers": parts}
         for count, rates in parts.items():
             limit = min(rates["decoding"]["median"], found[name]["images_per_s"]["median"])
-            print(f"{name}, {args.images:,} JPEG files, {count} workers: " + ", ".join(
-                f"{part} {rate['median']:.1f} [{rate['low']:.1f} to {rate['high']:.1f}]" for part, rate in rates.items())
-                + f" images/s, {100 * rates['command']['median'] / limit:.0f} % of the slower of decoding and model")
+            print(
+                f"{name}, {args.images:,} JPEG files, {count} workers: "
+                + ", ".join(
+                    f"{part} {rate['median']:.1f} [{rate['low']:.1f} to {rate['high']:.1f}]"
+                    for part, rate in rates.items()
+                )
+                + f" images/s, {100 * rates['command']['median'] / limit:.0f} % of the slower of decoding and model"
+            )
         args.out.write_text(json.dumps(record, indent=1) + "\n")
     return 1 if wrong else 0
 

@@ -29,7 +29,9 @@ METHODS = "supervised,label-propagation,mct-h0,mct,supervised-graph,mct-graph"
 
 
 def call(module: str, *args: object) -> None:
-    done = subprocess.run([sys.executable, *module.split(), *map(str, args)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *module.split(), *map(str, args)], cwd=ROOT, capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(f"{module} {' '.join(map(str, args))}:\n{done.stderr[-2000:]}")
 
@@ -41,12 +43,23 @@ def prepare(work: Path, tasks: list[str]) -> None:
             continue
         call("bench/tasks.py", work / "tasks", "--only", task)
         for view, data in (("a", ["--name", task]), ("b", ["--data", task])):
-            call("-m exchange.importer", "--view", view, "--source", work / "tasks" / f"{task}-{view}.npz", *data, "--cache", work / "cache")
+            call(
+                "-m exchange.importer",
+                "--view",
+                view,
+                "--source",
+                work / "tasks" / f"{task}-{view}.npz",
+                *data,
+                "--cache",
+                work / "cache",
+            )
 
 
 def top1(summary: dict[str, Any], method: str, view: str = "joint") -> np.ndarray:
     found = summary["methods"][method]
-    return 100 * np.array((found["joint"] if view == "joint" else found["views"][view])["test_top1"]["values"])
+    return 100 * np.array(
+        (found["joint"] if view == "joint" else found["views"][view])["test_top1"]["values"]
+    )
 
 
 def parts(work: Path, task: str, labels: str, seeds: str) -> dict[str, np.ndarray]:
@@ -59,24 +72,75 @@ def parts(work: Path, task: str, labels: str, seeds: str) -> dict[str, np.ndarra
     from train.data.reader import open_cache
     from train.data.splits import make_split
 
-    cache, probes = open_cache(work / "cache", task, ["a", "b"]), work / "runs" / f"f-{task}-{labels}" / "probes" / "mct-graph"
-    split, graphs, of_probes, y = make_split(cache.items, cache.ok, labels, 0), load_file(probes / "pool.safetensors"), {}, {}
+    cache, probes = (
+        open_cache(work / "cache", task, ["a", "b"]),
+        work / "runs" / f"f-{task}-{labels}" / "probes" / "mct-graph",
+    )
+    split, graphs, of_probes, y = (
+        make_split(cache.items, cache.ok, labels, 0),
+        load_file(probes / "pool.safetensors"),
+        {},
+        {},
+    )
     for part in ("val", "test"):
         rows, scores = getattr(split, part), []
         for view, name in enumerate(cache.names):
             tensors = load_file(probes / f"{name}.safetensors")
-            params = {key.removeprefix("joint."): tensors[key].clone() for key in sorted(tensors) if key.startswith("joint.")}
-            scores.append(predict(params, Input([cache.emb[view]], tensors["input_mean"], tensors["input_std"]), rows))
-        of_probes[part], y[part] = torch.stack(scores), torch.from_numpy(cache.items.label[rows]).long()
+            params = {
+                key.removeprefix("joint."): tensors[key].clone()
+                for key in sorted(tensors)
+                if key.startswith("joint.")
+            }
+            scores.append(
+                predict(
+                    params,
+                    Input([cache.emb[view]], tensors["input_mean"], tensors["input_std"]),
+                    rows,
+                )
+            )
+        of_probes[part], y[part] = (
+            torch.stack(scores),
+            torch.from_numpy(cache.items.label[rows]).long(),
+        )
     found = {}
-    for name, experts in (("the graphs alone", {part: graphs[part].float() for part in y}), ("the probes alone", of_probes)):
-        weight = fit_pool(experts["val"], y["val"], torch.full(experts["val"].shape[:2], 0.2, dtype=torch.float64))
+    for name, experts in (
+        ("the graphs alone", {part: graphs[part].float() for part in y}),
+        ("the probes alone", of_probes),
+    ):
+        weight = fit_pool(
+            experts["val"], y["val"], torch.full(experts["val"].shape[:2], 0.2, dtype=torch.float64)
+        )
         found[name] = 100 * top1_nll(pooled(experts["test"], weight), y["test"])[0].numpy()
-    for name, change in (("without feedback", ("--feedback", "none")), ("temperature 1", ("--temperature", 1))):
+    for name, change in (
+        ("without feedback", ("--feedback", "none")),
+        ("temperature 1", ("--temperature", 1)),
+    ):
         run = f"a-{task}-{labels}-{name.replace(' ', '-')}"
-        call("-m train", "--views", "a,b", "--data", task, "--labels", labels, "--seeds", seeds, "--method", "mct-graph", "--cache", work / "cache",
-             "--runs", work / "runs", "--run", run, "--threads", 1, *change)
-        found[name] = top1(json.loads((work / "runs" / run / "summary.json").read_text()), "mct-graph")
+        call(
+            "-m train",
+            "--views",
+            "a,b",
+            "--data",
+            task,
+            "--labels",
+            labels,
+            "--seeds",
+            seeds,
+            "--method",
+            "mct-graph",
+            "--cache",
+            work / "cache",
+            "--runs",
+            work / "runs",
+            "--run",
+            run,
+            "--threads",
+            1,
+            *change,
+        )
+        found[name] = top1(
+            json.loads((work / "runs" / run / "summary.json").read_text()), "mct-graph"
+        )
     return found
 
 
@@ -84,60 +148,142 @@ def versus(a: np.ndarray, b: np.ndarray) -> str:
     """Paired over the draws: mean ± standard error of the difference, and its p-value."""
     gain = a - b
     p = ttest_rel(a, b).pvalue if gain.std() > 0 else 1.0
-    return f"{gain.mean():+5.1f} ± {gain.std(ddof=1) / len(gain)**0.5:.1f} ({'p < 0.001' if p < 0.001 else f'p = {p:.3f}'})"
+    return f"{gain.mean():+5.1f} ± {gain.std(ddof=1) / len(gain) ** 0.5:.1f} ({'p < 0.001' if p < 0.001 else f'p = {p:.3f}'})"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench-methods", help="cache and runs of this bench")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=ROOT / "runs" / "bench-methods",
+        help="cache and runs of this bench",
+    )
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--labels", default="1,2,4,8", help="labels a class")
     parser.add_argument("--seeds", default="0..9")
-    parser.add_argument("--methods", default=METHODS, help="all, or several: supervised, label-propagation, supervised-graph and mct-graph among them")
-    parser.add_argument("--ablations", action="store_true", help="also what the parts of mct-graph give, two more trainings each")
-    parser.add_argument("--quick", action="store_true", help="a small try of the script itself, on noise alone")
+    parser.add_argument(
+        "--methods",
+        default=METHODS,
+        help="all, or several: supervised, label-propagation, supervised-graph and mct-graph among them",
+    )
+    parser.add_argument(
+        "--ablations",
+        action="store_true",
+        help="also what the parts of mct-graph give, two more trainings each",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a small try of the script itself, on noise alone"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "methods.json")
     args = parser.parse_args()
     tasks, labels, more = args.tasks.split(","), args.labels.split(","), []
     if args.quick:
-        tasks, labels, args.seeds, more = ["noise"], ["2"], "0..2", ["--warmup", 10, "--cotrain", 10, "--eval-every", 10]
+        tasks, labels, args.seeds, more = (
+            ["noise"],
+            ["2"],
+            "0..2",
+            ["--warmup", 10, "--cotrain", 10, "--eval-every", 10],
+        )
     prepare(args.work, tasks)
     results: dict[str, dict[str, Any]] = {}
     for n in labels:
         for task in tasks:
-            call("-m train", "--views", "a,b", "--data", task, "--labels", n, "--seeds", args.seeds, "--method", args.methods, "--cache", args.work / "cache",
-                 "--runs", args.work / "runs", "--run", f"f-{task}-{n}", "--threads", 1, *more)
-            results[f"{task} {n}"] = json.loads((args.work / "runs" / f"f-{task}-{n}" / "summary.json").read_text())
+            call(
+                "-m train",
+                "--views",
+                "a,b",
+                "--data",
+                task,
+                "--labels",
+                n,
+                "--seeds",
+                args.seeds,
+                "--method",
+                args.methods,
+                "--cache",
+                args.work / "cache",
+                "--runs",
+                args.work / "runs",
+                "--run",
+                f"f-{task}-{n}",
+                "--threads",
+                1,
+                *more,
+            )
+            results[f"{task} {n}"] = json.loads(
+                (args.work / "runs" / f"f-{task}-{n}" / "summary.json").read_text()
+            )
             print(f"{task}, {n} labels a class: done", file=sys.stderr, flush=True)
     print(table(results))
     ablations: dict[str, dict[str, np.ndarray]] = {}
     for key, summary in results.items() if args.ablations else ():
         ablations[key] = parts(args.work, *key.split(), args.seeds)
-        gains = [f"{name} {versus(top1(summary, 'mct-graph'), other)}" for name, other in ablations[key].items()]
+        gains = [
+            f"{name} {versus(top1(summary, 'mct-graph'), other)}"
+            for name, other in ablations[key].items()
+        ]
         print(f"{key}: mct-graph over {'; '.join(gains)}", flush=True)
-    record = {"date": time.strftime("%Y-%m-%d"), "machine": f"{platform.machine()}, CPU", "seeds": args.seeds,
-              "test_top1": {key: {method: {view: top1(summary, method, view).round(3).tolist() for view in ("a", "b", "joint")
-                                           if view == "joint" or view in summary["methods"][method]["views"]} for method in summary["methods"]}
-                            for key, summary in results.items()},
-              "mct-graph's parts": {key: {name: values.round(3).tolist() for name, values in found.items()} for key, found in ablations.items()}}
+    record = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, CPU",
+        "seeds": args.seeds,
+        "test_top1": {
+            key: {
+                method: {
+                    view: top1(summary, method, view).round(3).tolist()
+                    for view in ("a", "b", "joint")
+                    if view == "joint" or view in summary["methods"][method]["views"]
+                }
+                for method in summary["methods"]
+            }
+            for key, summary in results.items()
+        },
+        "mct-graph's parts": {
+            key: {name: values.round(3).tolist() for name, values in found.items()}
+            for key, found in ablations.items()
+        },
+    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """One line a task and number of labels: each method's joint, the best single view of any baseline, and mct-graph against what it must not lose to."""
-    names = {"supervised": "late fusion", "label-propagation": "label prop.", "supervised-graph": "super.-graph"}
+    names = {
+        "supervised": "late fusion",
+        "label-propagation": "label prop.",
+        "supervised-graph": "super.-graph",
+    }
     methods = [method for method in TITLES if method in next(iter(results.values()))["methods"]]
     columns = [names.get(method, method) for method in methods] + ["best view"]
-    lines = [f"{'task, labels':14}" + "".join(f"{name:>16}" for name in columns) + "   mct-graph against late fusion   against label propagation    "
-             "against the best view        against supervised-graph"]
+    lines = [
+        f"{'task, labels':14}"
+        + "".join(f"{name:>16}" for name in columns)
+        + "   mct-graph against late fusion   against label propagation    "
+        "against the best view        against supervised-graph"
+    ]
     for key, summary in results.items():
         joints = {method: top1(summary, method) for method in methods}
-        views = {(method, view): top1(summary, method, view) for method in ("supervised", "label-propagation") for view in ("a", "b")}
+        views = {
+            (method, view): top1(summary, method, view)
+            for method in ("supervised", "label-propagation")
+            for view in ("a", "b")
+        }
         best = max(views, key=lambda pair: views[pair].mean())
-        cells = "".join(f"{values.mean():9.1f} ± {values.std(ddof=1):4.1f}" for values in [*joints.values(), views[best]])
+        cells = "".join(
+            f"{values.mean():9.1f} ± {values.std(ddof=1):4.1f}"
+            for values in [*joints.values(), views[best]]
+        )
         ours = joints["mct-graph"]
-        others = (joints["supervised"], joints["label-propagation"], views[best], joints["supervised-graph"])
+        others = (
+            joints["supervised"],
+            joints["label-propagation"],
+            views[best],
+            joints["supervised-graph"],
+        )
         lines.append(f"{key:14}{cells}   " + "   ".join(versus(ours, other) for other in others))
     return "\n".join(lines)
 

@@ -30,19 +30,35 @@ from train.algorithm.probe import Params
 SEEDS, LABELS, WARMUP, COTRAIN, HIDDEN = range(8), 4, 200, 600, 256
 
 
-def forward(params: Params, x_EBD: Tensor, keep: list[Tensor] = (), chunk: int = 0, norm: str = "layer", last: str = "none", scale: float = 1.0) -> Tensor:
+def forward(
+    params: Params,
+    x_EBD: Tensor,
+    keep: list[Tensor] = (),
+    chunk: int = 0,
+    norm: str = "layer",
+    last: str = "none",
+    scale: float = 1.0,
+) -> Tensor:
     """probe.forward with other choices: batch normalisation (always by the batch's own statistics), an activation on the logits, their scale."""
     h = x_EBD
     for i in range(2):
         h = torch.baddbmm(params[f"b{i}"], h, params[f"w{i}"])
         axis = -1 if norm == "layer" else 1
         if norm != "none":
-            h = (h - h.mean(axis, keepdim=True)) / torch.sqrt(h.var(axis, correction=0, keepdim=True) + 1e-5)
+            h = (h - h.mean(axis, keepdim=True)) / torch.sqrt(
+                h.var(axis, correction=0, keepdim=True) + 1e-5
+            )
         h = torch.relu(h * params[f"gain{i}"] + params[f"shift{i}"])
         if keep:
             h = h * keep[i]
     z = scale * torch.baddbmm(params["b2"], h, params["w2"])
-    return torch.relu(z) if last == "relu" else torch.nn.functional.leaky_relu(z, 0.01) if last == "leaky" else z
+    return (
+        torch.relu(z)
+        if last == "relu"
+        else torch.nn.functional.leaky_relu(z, 0.01)
+        if last == "leaky"
+        else z
+    )
 
 
 VARIANTS: dict[str, dict] = {
@@ -69,36 +85,93 @@ def digits() -> tuple[list[Tensor], np.ndarray, np.ndarray, np.ndarray]:
     bunch = load_digits()
     pixels = bunch.images.reshape(len(bunch.images), -1)
     padded = np.pad(bunch.images, ((0, 0), (1, 1), (1, 1)))
-    edges = np.concatenate([padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]], 1).reshape(len(pixels), -1)
+    edges = np.concatenate(
+        [padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]], 1
+    ).reshape(len(pixels), -1)
     order = np.random.default_rng(0).permutation(len(pixels))
-    made = [torch.from_numpy((x - x.mean(0)) / np.maximum(x.std(0), 1e-2)).float() for x in (pixels, edges)]
+    made = [
+        torch.from_numpy((x - x.mean(0)) / np.maximum(x.std(0), 1e-2)).float()
+        for x in (pixels, edges)
+    ]
     return made, bunch.target, np.sort(order[:1200]), np.sort(order[1200:])
 
 
-def run(variant: dict, views: list[Tensor], y: np.ndarray, train: np.ndarray, val: np.ndarray, cotrain_steps: int) -> dict[str, list[float]]:
+def run(
+    variant: dict,
+    views: list[Tensor],
+    y: np.ndarray,
+    train: np.ndarray,
+    val: np.ndarray,
+    cotrain_steps: int,
+) -> dict[str, list[float]]:
     """The four figures of a variant, one number a seed each."""
     shape = {name: variant[name] for name in ("norm", "last", "scale") if name in variant}
     mine: Callable = functools.partial(forward, **shape)
-    labelled = [np.concatenate([np.random.default_rng([seed, c]).permutation(train[y[train] == c])[:LABELS] for c in range(10)]) for seed in SEEDS]
+    labelled = [
+        np.concatenate(
+            [
+                np.random.default_rng([seed, c]).permutation(train[y[train] == c])[:LABELS]
+                for c in range(10)
+            ]
+        )
+        for seed in SEEDS
+    ]
     hidden = [np.setdiff1d(train, known) for known in labelled]
-    states = [fresh(probe.init(SEEDS, v, x.shape[1], HIDDEN, 2, 10, torch.float32)) for v, x in enumerate(views)]
-    method = Method(Adam(variant.get("lr", 3e-4), variant.get("clip", 1.0)), temperature=variant.get("temperature", 1.0),
-                    supervised=variant.get("supervised", 1.0))
-    warmup, found, y_val, best = variant.get("warmup", WARMUP), {}, torch.from_numpy(y[val]), np.zeros(len(SEEDS))
+    states = [
+        fresh(probe.init(SEEDS, v, x.shape[1], HIDDEN, 2, 10, torch.float32))
+        for v, x in enumerate(views)
+    ]
+    method = Method(
+        Adam(variant.get("lr", 3e-4), variant.get("clip", 1.0)),
+        temperature=variant.get("temperature", 1.0),
+        supervised=variant.get("supervised", 1.0),
+    )
+    warmup, found, y_val, best = (
+        variant.get("warmup", WARMUP),
+        {},
+        torch.from_numpy(y[val]),
+        np.zeros(len(SEEDS)),
+    )
 
     def scores() -> np.ndarray:
         with torch.no_grad():
-            z = sum(mine(state.params, x[torch.from_numpy(val)].expand(len(SEEDS), -1, -1)) for state, x in zip(states, views, strict=True))
+            z = sum(
+                mine(state.params, x[torch.from_numpy(val)].expand(len(SEEDS), -1, -1))
+                for state, x in zip(states, views, strict=True)
+            )
         return (z.argmax(-1) == y_val).double().mean(1).numpy()
 
     before, cotrain.forward = cotrain.forward, mine
     try:
         for step in range(warmup + cotrain_steps):
-            at_L, at_U = (torch.from_numpy(np.stack([rows(pool, seed, step, size, role) for pool, seed in zip(pools, SEEDS, strict=True)]))
-                          for pools, size, role in ((labelled, 40, LABELLED), (hidden, 128, UNLABELLED)))
-            batches = [Batch(x[at_U], x[at_L], torch.from_numpy(y)[at_L], probe.dropout(SEEDS, step, 2 * v, 128, HIDDEN, 2, 0.2, at_L.device, torch.float32),
-                             probe.dropout(SEEDS, step, 2 * v + 1, 40, HIDDEN, 2, 0.2, at_L.device, torch.float32)) for v, x in enumerate(views)]
-            draws = torch.from_numpy(np.stack([[uniforms(seed, step, 8 + v, 128) for seed in SEEDS] for v in range(2)]))
+            at_L, at_U = (
+                torch.from_numpy(
+                    np.stack(
+                        [
+                            rows(pool, seed, step, size, role)
+                            for pool, seed in zip(pools, SEEDS, strict=True)
+                        ]
+                    )
+                )
+                for pools, size, role in ((labelled, 40, LABELLED), (hidden, 128, UNLABELLED))
+            )
+            batches = [
+                Batch(
+                    x[at_U],
+                    x[at_L],
+                    torch.from_numpy(y)[at_L],
+                    probe.dropout(
+                        SEEDS, step, 2 * v, 128, HIDDEN, 2, 0.2, at_L.device, torch.float32
+                    ),
+                    probe.dropout(
+                        SEEDS, step, 2 * v + 1, 40, HIDDEN, 2, 0.2, at_L.device, torch.float32
+                    ),
+                )
+                for v, x in enumerate(views)
+            ]
+            draws = torch.from_numpy(
+                np.stack([[uniforms(seed, step, 8 + v, 128) for seed in SEEDS] for v in range(2)])
+            )
             if step < warmup:
                 states, _ = supervised_step(states, batches, LocalPeers(2), method)
             else:
@@ -110,26 +183,53 @@ def run(variant: dict, views: list[Tensor], y: np.ndarray, train: np.ndarray, va
                     found["warm-up"] = now.tolist()
         found |= {"best": best.tolist(), "end": scores().tolist()}
         with torch.no_grad():
-            z = sum(mine(state.params, x[torch.from_numpy(np.stack(hidden))]) for state, x in zip(states, views, strict=True))
-        found["largest class"] = [float(np.bincount(row, minlength=10).max() / len(row)) for row in z.argmax(-1).numpy()]
+            z = sum(
+                mine(state.params, x[torch.from_numpy(np.stack(hidden))])
+                for state, x in zip(states, views, strict=True)
+            )
+        found["largest class"] = [
+            float(np.bincount(row, minlength=10).max() / len(row)) for row in z.argmax(-1).numpy()
+        ]
     finally:
         cotrain.forward = before
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=COTRAIN, help="co-training steps")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "collapse.json")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "collapse.json"
+    )
     args = parser.parse_args()
     data, results = digits(), {}
     columns = ("warm-up", "best", "end", "largest class")
-    print(f"{len(SEEDS)} draws, {LABELS} labels a class, {WARMUP} + {args.steps} steps; mean ± std\n{'':50}" + "".join(f"{name:>16}" for name in columns))
+    print(
+        f"{len(SEEDS)} draws, {LABELS} labels a class, {WARMUP} + {args.steps} steps; mean ± std\n{'':50}"
+        + "".join(f"{name:>16}" for name in columns)
+    )
     for name, variant in VARIANTS.items():
         results[name] = run(variant, *data, args.steps)
         cells = [results[name].get(column) for column in columns]
-        print(f"{name:50}" + "".join(f"{100 * np.mean(cell):9.1f} ± {100 * np.std(cell, ddof=1):4.1f}" if cell else f"{'':16}" for cell in cells), flush=True)
-    record = {"date": time.strftime("%Y-%m-%d"), "machine": platform.machine(), "torch": torch.__version__, "n": len(SEEDS), "results": results}
+        print(
+            f"{name:50}"
+            + "".join(
+                f"{100 * np.mean(cell):9.1f} ± {100 * np.std(cell, ddof=1):4.1f}"
+                if cell
+                else f"{'':16}"
+                for cell in cells
+            ),
+            flush=True,
+        )
+    record = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "n": len(SEEDS),
+        "results": results,
+    }
     args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

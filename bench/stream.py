@@ -18,13 +18,24 @@ import numpy as np
 from base.errors import StorageError
 from cache_specs import integrity, store
 
-_STREAM = 5 << 40       # second word of the keys of draws; batches.py and splits.py have 1 to 4 << 40
+_STREAM = 5 << 40  # second word of the keys of draws; batches.py and splits.py have 1 to 4 << 40
 
 Order = Literal["sequential", "shuffled"]
 
 
-def stream(view: store.View, batch: int, order: Order = "shuffled", seed: int = 0, epoch: int = 0, first_batch: int = 0,
-           rows: np.ndarray | None = None, block: int = 256, window: int = 128, ahead: int = 1, threads: int = 4) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def stream(
+    view: store.View,
+    batch: int,
+    order: Order = "shuffled",
+    seed: int = 0,
+    epoch: int = 0,
+    first_batch: int = 0,
+    rows: np.ndarray | None = None,
+    block: int = 256,
+    window: int = 128,
+    ahead: int = 1,
+    threads: int = 4,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """One epoch of (row numbers (B,) int64, embeddings (B, D) float16), each row once; the last batch may be shorter. The arrays are new: keep them.
 
     rows: the row numbers to draw (default: all, also those whose status is not ok). Meant for most of a view: blocks are read whole.
@@ -33,19 +44,29 @@ def stream(view: store.View, batch: int, order: Order = "shuffled", seed: int = 
     Check the view first (integrity.check): digests are not looked at here. Raises IntegrityError (a file is short or gone) or StorageError
     (it cannot be read) from the iterator. The threads end with it: at its end, on an error, when it is closed or forgotten.
     """
-    assert order in ("sequential", "shuffled") and min(batch, block, window, ahead, threads) > 0 <= first_batch, (order, batch, block, window, first_batch)
+    assert (
+        order in ("sequential", "shuffled")
+        and min(batch, block, window, ahead, threads) > 0 <= first_batch
+    ), (order, batch, block, window, first_batch)
     assert rows is None or not len(rows) or 0 <= rows.min() <= rows.max() < view.n, (rows, view.n)
     shuffled = order == "shuffled"
     use_N = np.ones(view.n, bool)
     if rows is not None:
         use_N[:] = False
         use_N[rows] = True
-    sizes = np.add.reduceat(use_N, np.arange(0, view.n, block), dtype=np.int64)             # rows of each block
+    sizes = np.add.reduceat(
+        use_N, np.arange(0, view.n, block), dtype=np.int64
+    )  # rows of each block
     blocks = _draws(seed, epoch, 0).permutation(len(sizes)) if shuffled else np.arange(len(sizes))
     blocks = blocks[sizes[blocks] > 0]
-    windows = [np.sort(blocks[at:at + window]) for at in range(0, len(blocks), window)]     # in the order of the files
+    windows = [
+        np.sort(blocks[at : at + window]) for at in range(0, len(blocks), window)
+    ]  # in the order of the files
     ends = np.cumsum([sizes[blocks].sum() for blocks in windows])
-    buffers = [np.empty((min(window * block, view.n), view.width), np.float16) for _ in windows[:ahead + 1]]
+    buffers = [
+        np.empty((min(window * block, view.n), view.width), np.float16)
+        for _ in windows[: ahead + 1]
+    ]
     position = first_batch * batch
     first = submitted = int(np.searchsorted(ends, position, side="right"))
     jobs: deque[list[Future[None]]] = deque()
@@ -53,63 +74,101 @@ def stream(view: store.View, batch: int, order: Order = "shuffled", seed: int = 
     pool = ThreadPoolExecutor(threads, "stream")
     try:
         for index in range(first, len(windows)):
-            while submitted < min(index + len(buffers), len(windows)):                      # all but this window's buffer are free to be read into
+            while submitted < min(
+                index + len(buffers), len(windows)
+            ):  # all but this window's buffer are free to be read into
                 parts = np.array_split(np.arange(len(windows[submitted])), threads)
-                jobs.append([pool.submit(_read_blocks, view, windows[submitted][part], block, buffers[submitted % len(buffers)][part[0] * block:], shuffled)
-                             for part in parts if len(part)])
+                jobs.append(
+                    [
+                        pool.submit(
+                            _read_blocks,
+                            view,
+                            windows[submitted][part],
+                            block,
+                            buffers[submitted % len(buffers)][part[0] * block :],
+                            shuffled,
+                        )
+                        for part in parts
+                        if len(part)
+                    ]
+                )
                 submitted += 1
             for job in jobs.popleft():
                 job.result()
-            grid = (windows[index][:, None] * block + np.arange(block)).ravel()             # the row at each place of the buffer
-            grid = grid[grid < view.n]                                                      # the short block is the last of its window
+            grid = (
+                windows[index][:, None] * block + np.arange(block)
+            ).ravel()  # the row at each place of the buffer
+            grid = grid[grid < view.n]  # the short block is the last of its window
             places = np.flatnonzero(use_N[grid])
             if shuffled:
                 places = places[_draws(seed, epoch, index + 1).permutation(len(places))]
-            places = places[max(position - (ends[index] - len(places)), 0):]
+            places = places[max(position - (ends[index] - len(places)), 0) :]
             while len(places):
                 now, places = np.split(places, [batch - filled])
-                rows_B[filled:filled + len(now)] = grid[now]
-                np.take(buffers[index % len(buffers)], now, axis=0, out=emb_BD[filled:filled + len(now)], mode="clip")
+                rows_B[filled : filled + len(now)] = grid[now]
+                np.take(
+                    buffers[index % len(buffers)],
+                    now,
+                    axis=0,
+                    out=emb_BD[filled : filled + len(now)],
+                    mode="clip",
+                )
                 filled += len(now)
                 if filled == batch or (index == len(windows) - 1 and not len(places)):
                     yield rows_B[:filled], emb_BD[:filled]
-                    rows_B, emb_BD, filled = np.empty(batch, np.int64), np.empty((batch, view.width), np.float16), 0
+                    rows_B, emb_BD, filled = (
+                        np.empty(batch, np.int64),
+                        np.empty((batch, view.width), np.float16),
+                        0,
+                    )
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _draws(seed: int, epoch: int, purpose: int) -> np.random.Generator:
     """purpose: 0 for the order of the blocks, 1 + window for the rows within it."""
-    return np.random.Generator(np.random.Philox(key=[seed, _STREAM + epoch], counter=[0, 0, 0, purpose]))
+    return np.random.Generator(
+        np.random.Philox(key=[seed, _STREAM + epoch], counter=[0, 0, 0, purpose])
+    )
 
 
-def _read_blocks(view: store.View, blocks: np.ndarray, block: int, out_RD: np.ndarray, shuffled: bool) -> None:
+def _read_blocks(
+    view: store.View, blocks: np.ndarray, block: int, out_RD: np.ndarray, shuffled: bool
+) -> None:
     """Read blocks in ascending order, one after the other, into `out_RD`; neighbours in one go."""
     at = 0
     for run in np.split(blocks, np.flatnonzero(np.diff(blocks) > 1) + 1):
         row, end = int(run[0]) * block, min((int(run[-1]) + 1) * block, view.n)
-        while row < end:                                                                    # a block may straddle the edge of a shard
+        while row < end:  # a block may straddle the edge of a shard
             shard, offset = divmod(row, view.rows)
             count = min(end - row, view.rows - offset)
-            _read_rows(view, shard, offset, out_RD[at:at + count], shuffled)
+            _read_rows(view, shard, offset, out_RD[at : at + count], shuffled)
             row, at = row + count, at + count
 
 
-def _read_rows(view: store.View, shard: int, offset: int, out_RD: np.ndarray, shuffled: bool) -> None:
+def _read_rows(
+    view: store.View, shard: int, offset: int, out_RD: np.ndarray, shuffled: bool
+) -> None:
     path, row_bytes = view.embeddings_file(shard), view.width * 2
     left, position = memoryview(out_RD).cast("B"), offset * row_bytes
     try:
         handle = os.open(path, os.O_RDONLY)
         try:
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM if shuffled else os.POSIX_FADV_SEQUENTIAL)  # no read-ahead past a block that stands alone
+            os.posix_fadvise(
+                handle, 0, 0, os.POSIX_FADV_RANDOM if shuffled else os.POSIX_FADV_SEQUENTIAL
+            )  # no read-ahead past a block that stands alone
             while left:
                 done = os.preadv(handle, [left], position)
                 if not done:
-                    raise integrity.damaged(view, shard, f"{path.relative_to(view.folder)} ends at byte {position}")
+                    raise integrity.damaged(
+                        view, shard, f"{path.relative_to(view.folder)} ends at byte {position}"
+                    )
                 left, position = left[done:], position + done
         finally:
             os.close(handle)
     except FileNotFoundError as error:
         raise integrity.damaged(view, shard, f"{path.relative_to(view.folder)} is gone") from error
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}. Mend the disk, then run the same command again") from error
+        raise StorageError(
+            f"cannot read {path}: {error.strerror or error}. Mend the disk, then run the same command again"
+        ) from error

@@ -24,14 +24,26 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 MODELS = ("tiny-clip", "tiny-dinov2")
-UPPER, LOWER, GREEK = string.ascii_uppercase, "abdefghijmnqrty", "ΓΔΘΛΞΠΣΦΨΩβγδζλξπψω"     # no two look alike at 28 pixels
-COUNT = {"train": 56, "val": 16, "test": 24}                                            # images a letter
-SIDE, NOISE = 28, 1.0   # pixels of a letter; noise on the weak view, in standard deviations of a field
-SEEN, UNSEEN = ("DejaVuSans", "STIXGeneral", "cmr10", "cmtt10", "cmb10"), ("DejaVuSerif", "cmss10", "cmti10")      # how the faces' files begin
+UPPER, LOWER, GREEK = (
+    string.ascii_uppercase,
+    "abdefghijmnqrty",
+    "ΓΔΘΛΞΠΣΦΨΩβγδζλξπψω",
+)  # no two look alike at 28 pixels
+COUNT = {"train": 56, "val": 16, "test": 24}  # images a letter
+SIDE, NOISE = (
+    28,
+    1.0,
+)  # pixels of a letter; noise on the weak view, in standard deviations of a field
+SEEN, UNSEEN = (
+    ("DejaVuSans", "STIXGeneral", "cmr10", "cmtt10", "cmb10"),
+    ("DejaVuSerif", "cmss10", "cmti10"),
+)  # how the faces' files begin
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, help="folder for the files")
     parser.add_argument("--only", default="chars,weak,noise", help="these tasks, comma-separated")
     args = parser.parse_args()
@@ -40,24 +52,45 @@ def main() -> None:
         keys, y, split, views = TASKS[task]()
         for view, embeddings in views.items():
             path = args.out / f"{task}-{view}.npz"
-            np.savez(path, embeddings=embeddings.astype(np.float16), keys=np.array(keys), y=y.astype(np.int64), split=np.array(split))
-            print(f"{path}: {embeddings.shape[0]:,} x {embeddings.shape[1]}, {y.max() + 1} classes", flush=True)
+            np.savez(
+                path,
+                embeddings=embeddings.astype(np.float16),
+                keys=np.array(keys),
+                y=y.astype(np.int64),
+                split=np.array(split),
+            )
+            print(
+                f"{path}: {embeddings.shape[0]:,} x {embeddings.shape[1]}, {y.max() + 1} classes",
+                flush=True,
+            )
 
 
 def chars() -> tuple[list[str], np.ndarray, list[str], dict[str, np.ndarray]]:
     """The task chars: keys, labels, splits, {view: embeddings}."""
     images, y, split = render_chars()
-    keys = [f"{part}/{label:02d}/{i:05d}" for i, (part, label) in enumerate(zip(split, y, strict=True))]
+    keys = [
+        f"{part}/{label:02d}/{i:05d}" for i, (part, label) in enumerate(zip(split, y, strict=True))
+    ]
     return keys, y, split, {model: embed(images, model) for model in MODELS}
 
 
 def weak() -> tuple[list[str], np.ndarray, list[str], dict[str, np.ndarray]]:
     """The task weak."""
     keys, y, split, images = digits()
-    padded = np.pad(images.astype(np.float64), ((0, 0), (0, 1), (0, 1)))                # 8 x 8 -> 9 x 9: nine fields of 3 x 3
+    padded = np.pad(
+        images.astype(np.float64), ((0, 0), (0, 1), (0, 1))
+    )  # 8 x 8 -> 9 x 9: nine fields of 3 x 3
     fields = padded.reshape(-1, 3, 3, 3, 3).mean((2, 4)).reshape(len(images), 9)
     fields = (fields - fields.mean(0)) / fields.std(0)
-    return keys, y, split, {"a": embed(images, "tiny-clip"), "b": fields + NOISE * np.random.default_rng([1, 0]).normal(size=fields.shape)}
+    return (
+        keys,
+        y,
+        split,
+        {
+            "a": embed(images, "tiny-clip"),
+            "b": fields + NOISE * np.random.default_rng([1, 0]).normal(size=fields.shape),
+        },
+    )
 
 
 def noise() -> tuple[list[str], np.ndarray, list[str], dict[str, np.ndarray]]:
@@ -79,7 +112,12 @@ def digits() -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
     dataset = open_dataset("digits", Path())
     images = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
     rows = [int(key) for key in dataset.keys]
-    return list(dataset.keys), np.array([int(label) for label in dataset.labels]), list(dataset.splits), images[rows]
+    return (
+        list(dataset.keys),
+        np.array([int(label) for label in dataset.labels]),
+        list(dataset.splits),
+        images[rows],
+    )
 
 
 def render_chars(seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -115,11 +153,23 @@ def distort(images: np.ndarray, seed: int) -> np.ndarray:
         return torch.randn(len(images), *shape, generator=generator) * scale
 
     x = torch.from_numpy(images)[:, None].float() / 255
-    angle, shear, zoom_x, zoom_y = normal(0.05), normal(0.06), normal(0.05).exp(), normal(0.05).exp()
-    theta = torch.stack([torch.stack([angle.cos() * zoom_x, (shear - angle.sin()) * zoom_y, normal(0.03)], 1),
-                         torch.stack([angle.sin() * zoom_x, angle.cos() * zoom_y, normal(0.03)], 1)], 1)
+    angle, shear, zoom_x, zoom_y = (
+        normal(0.05),
+        normal(0.06),
+        normal(0.05).exp(),
+        normal(0.05).exp(),
+    )
+    theta = torch.stack(
+        [
+            torch.stack([angle.cos() * zoom_x, (shear - angle.sin()) * zoom_y, normal(0.03)], 1),
+            torch.stack([angle.sin() * zoom_x, angle.cos() * zoom_y, normal(0.03)], 1),
+        ],
+        1,
+    )
     x = grid_sample(x, affine_grid(theta, x.shape, align_corners=False), align_corners=False)
-    x = interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    x = interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False).clamp(
+        0, 1
+    )
     return ((x + normal(0.03, 1, SIDE, SIDE)).clamp(0, 1)[:, 0] * 255).round().byte().numpy()
 
 

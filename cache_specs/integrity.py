@@ -1,7 +1,7 @@
 """Is a view whole and unharmed? The seal over all commits, and the check that every reader makes before it trusts a row.
 
-    seal(view)       after the last shard: complete.json, all commit records and the root hash over everything
-    check(view)      before any use: raises IntegrityError naming file, rows and command, or returns the status of every row
+seal(view)       after the last shard: complete.json, all commit records and the root hash over everything
+check(view)      before any use: raises IntegrityError naming file, rows and command, or returns the status of every row
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from base.errors import IntegrityError, StorageError, UsageError
 from cache_specs import store
 from cache_specs.view import STATUS, View
 
-RACY_NS = 100_000_000       # a file written within this time of its check may be written again under the same stamp: not remembered
+RACY_NS = 100_000_000  # a file written within this time of its check may be written again under the same stamp: not remembered
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,12 @@ def seal(view: View) -> None:
         records.append(read_commit(view, shard))
         for name, recorded in records[-1]["files"].items():
             _size(view, shard, name, recorded["bytes"])
-    document = {"view": view.identity, "n": view.n, "shards": records, "root": root_hash(view, records)}
+    document = {
+        "view": view.identity,
+        "n": view.n,
+        "shards": records,
+        "root": root_hash(view, records),
+    }
     durable.write(view.folder / "complete.json", durable.sealed(document), "complete")
 
 
@@ -54,7 +59,11 @@ def check_commits(view: View) -> None:
 
 def root_hash(view: View, records: list[dict[str, Any]]) -> str:
     """sha256 over what the view is (not how it came to be) and every shard's digests: the same embeddings have the same root."""
-    digest = hashlib.sha256(durable.canonical_json({key: value for key, value in view.attributes.items() if key != "provenance"}))
+    digest = hashlib.sha256(
+        durable.canonical_json(
+            {key: value for key, value in view.attributes.items() if key != "provenance"}
+        )
+    )
     for record in records:
         for name, file in sorted(record["files"].items()):
             digest.update(f"{name}\0{file['sha256']}\n".encode())
@@ -68,14 +77,26 @@ def read_commit(view: View, shard: int) -> dict[str, Any]:
         _check_record(view, shard, record)
     except (OSError, ValueError, KeyError, TypeError) as error:
         durable.reraise_unless_gone(view.commit_file(shard), error)
-        raise damaged(view, shard, f"commits/{shard:05d}.json: {getattr(error, 'strerror', None) or error}") from error
+        raise damaged(
+            view, shard, f"commits/{shard:05d}.json: {getattr(error, 'strerror', None) or error}"
+        ) from error
     return record
 
 
 def _check_record(view: View, shard: int, record: dict[str, Any]) -> None:
-    if record["view"] != view.identity or record["shard"] != shard or record["rows"] != list(view.bounds(shard)):
-        raise ValueError(f"it is the record of shard {record['shard']}" + ("" if record["view"] == view.identity else " of another view"))
-    expected = {embeddings_name(shard): view.embeddings_bytes, status_name(shard): view.status_bytes}
+    if (
+        record["view"] != view.identity
+        or record["shard"] != shard
+        or record["rows"] != list(view.bounds(shard))
+    ):
+        raise ValueError(
+            f"it is the record of shard {record['shard']}"
+            + ("" if record["view"] == view.identity else " of another view")
+        )
+    expected = {
+        embeddings_name(shard): view.embeddings_bytes,
+        status_name(shard): view.status_bytes,
+    }
     if {name: file["bytes"] for name, file in record["files"].items()} != expected:
         raise ValueError("it does not list the shard's two files with their sizes")
 
@@ -84,11 +105,17 @@ def read_seal(view: View) -> dict[str, Any]:
     """complete.json, its records checked. Raises UsageError (not finished) or IntegrityError (damaged, or not this view's)."""
     if not view.is_complete:
         done = view.shards - len(view.pending())
-        raise UsageError(f"the view {view.name!r} is not finished ({done} of {view.shards} shards in {view.folder}); "
-                         f"finish it: {store.command(view.folder, 'extract')}")
+        raise UsageError(
+            f"the view {view.name!r} is not finished ({done} of {view.shards} shards in {view.folder}); "
+            f"finish it: {store.command(view.folder, 'extract')}"
+        )
     try:
         document = durable.read_sealed(view.folder / "complete.json")
-        if (document["view"], document["n"], len(document["shards"])) != (view.identity, view.n, view.shards):
+        if (document["view"], document["n"], len(document["shards"])) != (
+            view.identity,
+            view.n,
+            view.shards,
+        ):
             raise ValueError("it is the seal of another view")
         for shard, record in enumerate(document["shards"]):
             _check_record(view, shard, record)
@@ -96,7 +123,9 @@ def read_seal(view: View) -> dict[str, Any]:
             raise ValueError("the root hash is another one")
     except (OSError, ValueError, KeyError, TypeError) as error:
         durable.reraise_unless_gone(view.folder / "complete.json", error)
-        raise IntegrityError(f"{view.folder / 'complete.json'} is damaged ({error}). Type: {store.command(view.folder)}") from error
+        raise IntegrityError(
+            f"{view.folder / 'complete.json'} is damaged ({error}). Type: {store.command(view.folder)}"
+        ) from error
     return document
 
 
@@ -115,7 +144,12 @@ def check(view: View, verified: str | None = None, remember: bool = True) -> np.
     records = read_seal(view)["shards"]
     (known, when), begun = _remembered(view), time.time_ns()
     now = stamps(view, records)
-    due = [(shard, name, recorded) for shard, record in enumerate(records) for name, recorded in _files(shard, record) if known.get(name) != now[name]]
+    due = [
+        (shard, name, recorded)
+        for shard, record in enumerate(records)
+        for name, recorded in _files(shard, record)
+        if known.get(name) != now[name]
+    ]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for problem in pool.map(lambda job: _same(view, records, *job), due):
             if problem:
@@ -124,8 +158,12 @@ def check(view: View, verified: str | None = None, remember: bool = True) -> np.
         raise IntegrityError(f"{problem.file} {problem.what}. Type: {store.command(view.folder)}")
     sure = {name: stamp for name, stamp in now.items() if begun - stamp[3] > RACY_NS}
     if remember and (sure != known or verified):
-        with suppress(StorageError):                                # a read-only cache is checked anew at every start
-            durable.write(view.folder / "verified.json", durable.sealed({"files": sure, "verified": verified or when}), "verified")
+        with suppress(StorageError):  # a read-only cache is checked anew at every start
+            durable.write(
+                view.folder / "verified.json",
+                durable.sealed({"files": sure, "verified": verified or when}),
+                "verified",
+            )
     status = np.zeros(view.n, np.uint8)
     for shard, record in enumerate(records):
         if set(record["status"]) != {STATUS[0]}:
@@ -140,7 +178,13 @@ def stamps(view: View, records: list[dict[str, Any]]) -> dict[str, list[Any]]:
     for shard, record in enumerate(records):
         for name, recorded in _files(shard, record):
             stat = _size(view, shard, name, recorded["bytes"] if recorded else None, base)
-            found[name] = [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, recorded["xxh3"] if recorded else ""]
+            found[name] = [
+                stat.st_ino,
+                stat.st_size,
+                stat.st_mtime_ns,
+                stat.st_ctime_ns,
+                recorded["xxh3"] if recorded else "",
+            ]
     return found
 
 
@@ -162,7 +206,9 @@ def _remembered(view: View) -> tuple[dict[str, Any], str | None]:
         return {}, None
 
 
-def _size(view: View, shard: int, name: str, expected: int | None, base: str = "") -> os.stat_result:
+def _size(
+    view: View, shard: int, name: str, expected: int | None, base: str = ""
+) -> os.stat_result:
     try:
         stat = os.stat(f"{base or view.folder}/{name}")
     except OSError as error:
@@ -173,14 +219,23 @@ def _size(view: View, shard: int, name: str, expected: int | None, base: str = "
     return stat
 
 
-def _same(view: View, records: list[dict[str, Any]], shard: int, name: str, recorded: dict[str, Any] | None) -> Problem | None:
+def _same(
+    view: View,
+    records: list[dict[str, Any]],
+    shard: int,
+    name: str,
+    recorded: dict[str, Any] | None,
+) -> Problem | None:
     """Compare one file with its record: a shard's by its digest, a commit by its contents."""
     path = view.folder / name
     try:
         if recorded:
             fine, what = xxh3(path) == recorded["xxh3"], f"{name} has changed since it was written"
         else:
-            fine, what = durable.read_sealed(path) == records[shard], f"{name} is not the record that complete.json sealed"
+            fine, what = (
+                durable.read_sealed(path) == records[shard],
+                f"{name} is not the record that complete.json sealed",
+            )
     except (OSError, ValueError) as error:
         durable.reraise_unless_gone(path, error)
         fine, what = False, f"{name}: {error}"
@@ -195,7 +250,9 @@ def xxh3(path: Path) -> str:
     view = memoryview(buffer)
     with path.open("rb", buffering=0) as file:
         with suppress(OSError):
-            os.fsync(file.fileno())             # pages that a writable map holds dirty are cleaned, so that its next store changes the ctime again
+            os.fsync(
+                file.fileno()
+            )  # pages that a writable map holds dirty are cleaned, so that its next store changes the ctime again
         while count := file.readinto(buffer):
             digest.update(view[:count])
     return digest.hexdigest()
@@ -203,13 +260,16 @@ def xxh3(path: Path) -> str:
 
 def strays(view: View) -> Iterator[Problem]:
     """Files where shards and commits stand that are none: a foreign or left-over shard."""
-    for folder, names in (("embeddings/c", {str(shard) for shard in range(view.shards)}), ("status/c", {str(shard) for shard in range(view.shards)}),
-                          ("commits", {f"{shard:05d}.json" for shard in range(view.shards)})):
+    for folder, names in (
+        ("embeddings/c", {str(shard) for shard in range(view.shards)}),
+        ("status/c", {str(shard) for shard in range(view.shards)}),
+        ("commits", {f"{shard:05d}.json" for shard in range(view.shards)}),
+    ):
         try:
             found = os.listdir(view.folder / folder)
         except OSError as error:
             durable.reraise_unless_gone(view.folder / folder, error)
-            continue                                    # its files are missed by name
+            continue  # its files are missed by name
         for name in sorted(set(found) - names):
             if not name.startswith("."):
                 yield Problem(view.folder / folder / name, "does not belong to this view")
@@ -225,5 +285,7 @@ def status_name(shard: int) -> str:
 
 def damaged(view: View, shard: int, what: str) -> IntegrityError:
     first, last = view.bounds(shard)
-    return IntegrityError(f"{view.folder}: shard {shard} (rows {first} to {last - 1}) is damaged: {what}. "
-                          f"Only that is computed again. Type: {store.command(view.folder)}")
+    return IntegrityError(
+        f"{view.folder}: shard {shard} (rows {first} to {last - 1}) is damaged: {what}. "
+        f"Only that is computed again. Type: {store.command(view.folder)}"
+    )

@@ -22,7 +22,15 @@ from base.errors import IntegrityError, StaleError
 from cache_specs.sources import read_source
 from cache_specs.versions import IMPORTED, is_older
 
-MISSING = {"n/a", "na", "nan", "none", "null", "unknown", "?"}         # what other programs write where there is no label
+MISSING = {
+    "n/a",
+    "na",
+    "nan",
+    "none",
+    "null",
+    "unknown",
+    "?",
+}  # what other programs write where there is no label
 SPLITS = ("", "train", "val", "test", "unlabelled")
 FORMAT = 1
 
@@ -55,7 +63,9 @@ class Items:
     @property
     def labels_fingerprint(self) -> str:
         """sha256 over what `fingerprint` leaves out: classes, labels and splits. A run that is resumed must find them unchanged."""
-        return hashlib.sha256(durable.canonical_json([self.classes, self.label.tolist(), self.split])).hexdigest()
+        return hashlib.sha256(
+            durable.canonical_json([self.classes, self.label.tolist(), self.split])
+        ).hexdigest()
 
     @property
     def folder_name(self) -> str:
@@ -83,19 +93,35 @@ def read_items(folder: Path, labels: str = "") -> Items:
         record = durable.read_sealed(place / "dataset.json")
         version = record["format"]
         if version != FORMAT:
-            raise StaleError(f"{folder} has format {version}, this version reads {FORMAT}; run `make extract` into another CACHE")
+            raise StaleError(
+                f"{folder} has format {version}, this version reads {FORMAT}; run `make extract` into another CACHE"
+            )
         expected, fingerprint, rows = record["items_sha256"], record["fingerprint"], record["rows"]
         data = (place / "items.parquet").read_bytes()
         found = hashlib.sha256(data).hexdigest()
         if found != expected:
-            raise ValueError(f"items.parquet is damaged: sha256 {found[:12]}, expected {expected[:12]}")
+            raise ValueError(
+                f"items.parquet is damaged: sha256 {found[:12]}, expected {expected[:12]}"
+            )
         table = read_parquet(data)
-        items = Items(record["name"], record["adapter"], table["key"].to_pylist(), table["label"].to_numpy(), table["split"].to_pylist(),
-                      table["bytes"].to_numpy(), table["sha256"].to_pylist(), record["classes"])
+        items = Items(
+            record["name"],
+            record["adapter"],
+            table["key"].to_pylist(),
+            table["label"].to_numpy(),
+            table["split"].to_pylist(),
+            table["bytes"].to_numpy(),
+            table["sha256"].to_pylist(),
+            record["classes"],
+        )
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise IntegrityError(f"the item list in {folder} cannot be read ({error}). {_again(folder)}") from error
+        raise IntegrityError(
+            f"the item list in {folder} cannot be read ({error}). {_again(folder)}"
+        ) from error
     if items.fingerprint != fingerprint or folder.name != items.folder_name or len(items) != rows:
-        raise IntegrityError(f"{folder / 'items.parquet'} does not belong to its folder. {_again(folder)}")
+        raise IntegrityError(
+            f"{folder / 'items.parquet'} does not belong to its folder. {_again(folder)}"
+        )
     return items
 
 
@@ -113,9 +139,13 @@ def _again(folder: Path) -> str:
     with suppress(OSError, ValueError, KeyError, TypeError):
         imported = durable.read_sealed(folder / "dataset.json")["adapter"] == IMPORTED
     if is_older(folder):
-        return (f"It is an older version of its data set, which is not written again from the images as they are now, and not needed for the current one: put "
-                f"{folder} back from a copy, or delete it if nothing that was trained on it is used any more")
-    how = ("import VIEW=… FROM=" if imported else "extract VIEW=… DATA=") + (quoted(source) if source else "…")
+        return (
+            f"It is an older version of its data set, which is not written again from the images as they are now, and not needed for the current one: put "
+            f"{folder} back from a copy, or delete it if nothing that was trained on it is used any more"
+        )
+    how = ("import VIEW=… FROM=" if imported else "extract VIEW=… DATA=") + (
+        quoted(source) if source else "…"
+    )
     return f"Type: make {how}   with what {folder.name} was made of: it is written again, and no embedding is made again"
 
 
@@ -125,12 +155,17 @@ def parquet(items: Items) -> bytes:
     import pyarrow.parquet as pq
 
     names = [items.classes[label] if label >= 0 else "" for label in items.label]
-    table = pa.table({
-        "row": pa.array(np.arange(len(items)), pa.int64()), "key": pa.array(items.keys, pa.string()),
-        "label": pa.array(items.label, pa.int32()), "label_name": pa.array(names, pa.string()),
-        "split": pa.array(items.split, pa.string()), "bytes": pa.array(items.size, pa.int64()),
-        "sha256": pa.array(items.sha256, pa.string()),
-    })
+    table = pa.table(
+        {
+            "row": pa.array(np.arange(len(items)), pa.int64()),
+            "key": pa.array(items.keys, pa.string()),
+            "label": pa.array(items.label, pa.int32()),
+            "label_name": pa.array(names, pa.string()),
+            "split": pa.array(items.split, pa.string()),
+            "bytes": pa.array(items.size, pa.int64()),
+            "sha256": pa.array(items.sha256, pa.string()),
+        }
+    )
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
@@ -138,4 +173,7 @@ def parquet(items: Items) -> bytes:
 
 def said(items: Items) -> list[tuple[str, str]]:
     """Each image's label and split."""
-    return [(items.classes[label] if label >= 0 else "", split) for label, split in zip(items.label.tolist(), items.split, strict=True)]
+    return [
+        (items.classes[label] if label >= 0 else "", split)
+        for label, split in zip(items.label.tolist(), items.split, strict=True)
+    ]

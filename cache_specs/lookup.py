@@ -1,8 +1,8 @@
 """Which data set or view folders of a cache a command speaks of: VIEW=… DATA=…, either of which may be left out.
 
-    find_views(cache, "", "")               every view of every data set
-    find_views(cache, "clip", "")           the view clip of every data set; also path/to/clip.toml, or a folder's own name
-    find_view(cache, "clip", "", "export")  exactly one, of the current versions if there are several, or an error that lists the commands to choose from
+find_views(cache, "", "")               every view of every data set
+find_views(cache, "clip", "")           the view clip of every data set; also path/to/clip.toml, or a folder's own name
+find_view(cache, "clip", "", "export")  exactly one, of the current versions if there are several, or an error that lists the commands to choose from
 """
 
 import sys
@@ -22,15 +22,30 @@ def find_views(cache: Path, view: str = "", data: str = "") -> list[Path]:
     """The folders of the views that are meant, damaged or not, in order of path. Raises UsageError when there is none."""
     name = Path(view).stem if view.endswith(".toml") else view
     if not cache.is_dir():
-        raise UsageError(f"there is no cache {cache}; name it with CACHE=…, or fill it: make extract VIEW={name or 'clip'} DATA=…")
-    datasets = [find_dataset(cache, data)] if data else \
-        sorted(path for path in cache.iterdir() if path.is_dir() and ((path / "dataset.json").is_file() or store.view_folders(path)))
+        raise UsageError(
+            f"there is no cache {cache}; name it with CACHE=…, or fill it: make extract VIEW={name or 'clip'} DATA=…"
+        )
+    datasets = (
+        [find_dataset(cache, data)]
+        if data
+        else sorted(
+            path
+            for path in cache.iterdir()
+            if path.is_dir() and ((path / "dataset.json").is_file() or store.view_folders(path))
+        )
+    )
     everything = [folder for dataset in datasets for folder in store.view_folders(dataset)]
-    found = [folder for folder in everything if name in ("", view_name(folder))] or [folder for folder in everything if folder.name == name]
+    found = [folder for folder in everything if name in ("", view_name(folder))] or [
+        folder for folder in everything if folder.name == name
+    ]
     if not found and name:
-        raise UsageError(f"no view {name!r} in {datasets[0] if data else cache}{did_you_mean(name, map(view_name, everything))}")
+        raise UsageError(
+            f"no view {name!r} in {datasets[0] if data else cache}{did_you_mean(name, map(view_name, everything))}"
+        )
     if not found:
-        raise UsageError(f"no view in {datasets[0] if data else cache}. Make one: make extract VIEW=clip DATA=…")
+        raise UsageError(
+            f"no view in {datasets[0] if data else cache}. Make one: make extract VIEW=clip DATA=…"
+        )
     return found
 
 
@@ -41,7 +56,9 @@ def find_view(cache: Path, view: str, data: str, target: str, rest: str = "") ->
         found = [folder for folder in found if not is_older(folder.parent)] or found
     if len(found) > 1:
         choices = "\n".join(f"  {store.command(folder, target)}{rest}" for folder in found)
-        raise UsageError(f"{len(found)} views are meant, make {target} takes one. Type one of:\n{choices}")
+        raise UsageError(
+            f"{len(found)} views are meant, make {target} takes one. Type one of:\n{choices}"
+        )
     return found[0]
 
 
@@ -50,25 +67,44 @@ def find_dataset(cache: Path, data: str, views: Sequence[str] = ()) -> Path:
     the current one. Says which of the others cannot be read. `views`: what the message says to extract."""
     name = dataset_name(data)
     everything = [path.parent for path in sorted(cache.glob("*/dataset.json"))]
-    found = [folder for folder in everything if folder.name == data] or dataset_folders(cache, name) or \
-        [folder for folder in everything if folder.name == name] or \
-        [folder for folder in everything if not is_gone(data) and read_source(folder) == source_path(data)]      # it was renamed
+    found = (
+        [folder for folder in everything if folder.name == data]
+        or dataset_folders(cache, name)
+        or [folder for folder in everything if folder.name == name]
+        or [
+            folder
+            for folder in everything
+            if not is_gone(data) and read_source(folder) == source_path(data)
+        ]
+    )  # it was renamed
     chosen = found[0] if len(found) == 1 else current(found) if found else None
     if chosen:
         for folder in (folder for folder in found if folder != chosen and version_of(folder) < 0):
-            print(f"warning: {folder / 'dataset.json'}, of an older version of {chosen.name}, cannot be read: see make status", file=sys.stderr)
+            print(
+                f"warning: {folder / 'dataset.json'}, of an older version of {chosen.name}, cannot be read: see make status",
+                file=sys.stderr,
+            )
         _refuse_other_source(chosen, data)
         return chosen
     for folder in (folder for folder in found if version_of(folder) < 0):
-        read_items(folder)                                  # its message names the damage and the command
+        read_items(folder)  # its message names the damage and the command
     if found:
-        raise StaleError(f"{cache} holds {len(found)} item lists called {name!r}: {', '.join(path.name for path in found)}. "
-                         f"Name one: DATA={found[0].name}")
+        raise StaleError(
+            f"{cache} holds {len(found)} item lists called {name!r}: {', '.join(path.name for path in found)}. "
+            f"Name one: DATA={found[0].name}"
+        )
     known = sorted({path.parent.name.rpartition("-")[0] for path in cache.glob("*/dataset.json")})
-    near = nearest(name, known) if is_gone(data) else ""            # what lies there, though nobody embedded it, is what was meant
-    commands = "\n  ".join(f"make extract VIEW={view} DATA={quoted(data)}" for view in [*map(quoted, views)] or ["…"])
-    raise UsageError(f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}" + ("" if near else f". Embed it first: {commands}"),
-                     instead={"DATA": near} if near else None)
+    near = (
+        nearest(name, known) if is_gone(data) else ""
+    )  # what lies there, though nobody embedded it, is what was meant
+    commands = "\n  ".join(
+        f"make extract VIEW={view} DATA={quoted(data)}" for view in [*map(quoted, views)] or ["…"]
+    )
+    raise UsageError(
+        f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}"
+        + ("" if near else f". Embed it first: {commands}"),
+        instead={"DATA": near} if near else None,
+    )
 
 
 def _refuse_other_source(folder: Path, data: str) -> None:
@@ -77,8 +113,12 @@ def _refuse_other_source(folder: Path, data: str) -> None:
     if not source or data == folder.name:
         return
     if "/" in data and is_gone(data):
-        raise UsageError(f"DATA={data}: there is no such file or folder. To train on the cache alone, type its name: DATA={folder.name}")
+        raise UsageError(
+            f"DATA={data}: there is no such file or folder. To train on the cache alone, type its name: DATA={folder.name}"
+        )
     if here != source and (Path(here).is_absolute() or ":" in data):
-        raise StaleError(f"{folder} was embedded from {source}, not from {here}. If that is another data set, give it a name: "
-                         f"make extract VIEW=… DATA={quoted(data)} ARGS='--name …' and train on DATA=that name. If the folder was moved, "
-                         "run make extract on it once more: nothing is embedded again")
+        raise StaleError(
+            f"{folder} was embedded from {source}, not from {here}. If that is another data set, give it a name: "
+            f"make extract VIEW=… DATA={quoted(data)} ARGS='--name …' and train on DATA=that name. If the folder was moved, "
+            "run make extract on it once more: nothing is embedded again"
+        )

@@ -1,7 +1,7 @@
 """Everything that is wrong with a view's folder, and the mending of what needs no images (make verify, make repair).
 
-    problems(view)    reads every byte and names each wrong file
-    mend(folder)      rebuilds descriptions, commits and the seal from one another; says which shards must be computed again
+problems(view)    reads every byte and names each wrong file
+mend(folder)      rebuilds descriptions, commits and the seal from one another; says which shards must be computed again
 """
 
 import hashlib
@@ -17,7 +17,17 @@ import numpy as np
 from base import durable
 from base.errors import IntegrityError
 from cache_specs import store
-from cache_specs.integrity import Problem, damaged, embeddings_name, read_commit, read_seal, seal, status_name, strays, xxh3
+from cache_specs.integrity import (
+    Problem,
+    damaged,
+    embeddings_name,
+    read_commit,
+    read_seal,
+    seal,
+    status_name,
+    strays,
+    xxh3,
+)
 from cache_specs.view import STATUS, View
 
 
@@ -43,9 +53,17 @@ def problems(view: View) -> Iterator[Problem]:
         try:
             record = read_commit(view, shard)
             if sealed and record != sealed[shard]:
-                raise damaged(view, shard, f"commits/{shard:05d}.json is not the record that complete.json sealed")
+                raise damaged(
+                    view,
+                    shard,
+                    f"commits/{shard:05d}.json is not the record that complete.json sealed",
+                )
         except IntegrityError as error:
-            yield Problem(view.commit_file(shard), _why(error) or "is not the record that complete.json sealed", shard)
+            yield Problem(
+                view.commit_file(shard),
+                _why(error) or "is not the record that complete.json sealed",
+                shard,
+            )
             if not sealed:
                 continue
             record = sealed[shard]
@@ -63,7 +81,7 @@ def shard_problems(view: View, shard: int, record: dict[str, Any]) -> Iterator[P
     for name, recorded in record["files"].items():
         path = view.folder / name
         try:
-            if not stat.S_ISREG(path.stat().st_mode):          # a folder; or a FIFO, which would never end
+            if not stat.S_ISREG(path.stat().st_mode):  # a folder; or a FIFO, which would never end
                 yield Problem(path, "is no regular file", shard)
                 continue
             data[name] = path.read_bytes()
@@ -73,24 +91,43 @@ def shard_problems(view: View, shard: int, record: dict[str, Any]) -> Iterator[P
             continue
         if len(data[name]) != recorded["bytes"]:
             yield Problem(path, f"has {len(data[name])} bytes, expected {recorded['bytes']}", shard)
-        elif hashlib.sha256(data[name]).hexdigest() != recorded["sha256"] or xxh3(path) != recorded["xxh3"]:
+        elif (
+            hashlib.sha256(data[name]).hexdigest() != recorded["sha256"]
+            or xxh3(path) != recorded["xxh3"]
+        ):
             yield Problem(path, "has changed since it was written", shard)
         else:
             continue
         del data[name]
     if len(data) == 2:
         count = view.bounds(shard)[1] - view.bounds(shard)[0]
-        emb_RD = np.frombuffer(data[embeddings_name(shard)], "<f2", view.rows * view.width).reshape(view.rows, view.width)
+        emb_RD = np.frombuffer(data[embeddings_name(shard)], "<f2", view.rows * view.width).reshape(
+            view.rows, view.width
+        )
         status_R = np.frombuffer(data[status_name(shard)], np.uint8, view.rows)
         finite_R = np.isfinite(emb_RD).all(1)
         if record["status"] != status_counts(status_R[:count]):
-            yield Problem(view.status_file(shard), f"has {status_counts(status_R[:count])}, its record {record['status']}", shard)
-        if (finite_R[:count] != (status_R[:count] == 0)).any() or finite_R[count:].any() or status_R[count:].any():
-            yield Problem(view.embeddings_file(shard), "has rows that are not what their status says", shard)
+            yield Problem(
+                view.status_file(shard),
+                f"has {status_counts(status_R[:count])}, its record {record['status']}",
+                shard,
+            )
+        if (
+            (finite_R[:count] != (status_R[:count] == 0)).any()
+            or finite_R[count:].any()
+            or status_R[count:].any()
+        ):
+            yield Problem(
+                view.embeddings_file(shard), "has rows that are not what their status says", shard
+            )
 
 
 def status_counts(status: np.ndarray) -> dict[str, int]:
-    return {STATUS[code]: int(number) for code, number in enumerate(np.bincount(status, minlength=len(STATUS))) if number}
+    return {
+        STATUS[code]: int(number)
+        for code, number in enumerate(np.bincount(status, minlength=len(STATUS)))
+        if number
+    }
 
 
 @dataclass(frozen=True)
@@ -110,7 +147,11 @@ def plan(view: View, condemned: Sequence[int] = ()) -> Plan:
         sealed = read_seal(view)["shards"] if view.is_complete else None
     except IntegrityError:
         sealed = None
-    bad_files = {problem.shard for problem in found if problem.shard is not None and problem.file != view.commit_file(problem.shard)}
+    bad_files = {
+        problem.shard
+        for problem in found
+        if problem.shard is not None and problem.file != view.commit_file(problem.shard)
+    }
     bad_commits = {problem.shard for problem in found if problem.shard is not None} - bad_files
     lost = {*condemned, *bad_files} if sealed else {*condemned, *bad_files, *bad_commits}
     return Plan(found, sealed, sorted(lost), sorted(bad_commits - lost) if sealed else [])
@@ -132,11 +173,13 @@ def mend(folder: Path, condemned: Sequence[int] = ()) -> tuple[View, list[str], 
         if path in odd or (path.exists() and not path.is_file()):
             _put_aside(folder, path)
     if any(problem.file == folder / "canary.json" for problem in todo.found):
-        durable.remove(folder / "canary.json", "canary")                    # it is written again after a comparison
+        durable.remove(folder / "canary.json", "canary")  # it is written again after a comparison
     if lines or condemned:
         durable.remove(folder / "verified.json", "verified")
     for shard in todo.commits:
-        durable.write(view.commit_file(shard), durable.sealed(todo.sealed[shard]), "commit")     # its files are those that were sealed
+        durable.write(
+            view.commit_file(shard), durable.sealed(todo.sealed[shard]), "commit"
+        )  # its files are those that were sealed
     if todo.lost or (was_complete and not todo.sealed):
         durable.remove(folder / "complete.json", "complete")
     for shard in todo.lost:
@@ -156,8 +199,20 @@ def mend_documents(folder: Path) -> list[str]:
     intact: dict[str, dict[str, Any]] = {}
     for name in reversed(store.DOCUMENTS):
         try:
-            attributes = {key: value for key, value in durable.read_sealed(folder / name)["attributes"].items() if key != "sha256"}
-            if store.view_folder(folder.parent, attributes["view"], attributes["spec"], attributes["weights_sha256"]) != folder:
+            attributes = {
+                key: value
+                for key, value in durable.read_sealed(folder / name)["attributes"].items()
+                if key != "sha256"
+            }
+            if (
+                store.view_folder(
+                    folder.parent,
+                    attributes["view"],
+                    attributes["spec"],
+                    attributes["weights_sha256"],
+                )
+                != folder
+            ):
                 continue
         except (OSError, ValueError, KeyError, TypeError):
             continue
@@ -169,8 +224,10 @@ def mend_documents(folder: Path) -> list[str]:
                 _put_aside(folder, path)
         store.write_documents(folder, intact[name])
         return [f"zarr.json: written again, from {name}"]
-    raise IntegrityError(f"{folder}: all three zarr.json are damaged, so nothing says what the rows are. Delete {folder} and type: "
-                         f"{store.command(folder, 'extract')}")
+    raise IntegrityError(
+        f"{folder}: all three zarr.json are damaged, so nothing says what the rows are. Delete {folder} and type: "
+        f"{store.command(folder, 'extract')}"
+    )
 
 
 def _put_aside(folder: Path, path: Path) -> None:

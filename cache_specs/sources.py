@@ -7,7 +7,7 @@ from pathlib import Path
 from base import durable
 from base.errors import UsageError
 
-LONGEST = 200               # bytes of a data set's name: a file's may have 255, and more is appended
+LONGEST = 200  # bytes of a data set's name: a file's may have 255, and more is appended
 MOST_SHARDS = 100_000
 ENDINGS = (".csv", ".parquet", ".tar", ".h5", ".hdf5")
 SUBSET = re.compile(r"(.+)#top(\d{1,9})", re.DOTALL)
@@ -21,7 +21,9 @@ def dataset_name(data: str) -> str:
     base, config = (data, "") if not data.startswith("hf:") else split_config(data[3:])
     base = base.removeprefix("torchvision:")
     if (shards := BRACES.sub("", base)) != base and not Path(base).exists():
-        base = Path(shards).name.removesuffix(".tar").rstrip("-_.") or str(Path(shards).resolve().parent)
+        base = Path(shards).name.removesuffix(".tar").rstrip("-_.") or str(
+            Path(shards).resolve().parent
+        )
     base = Path(base).resolve().name if "/" in base or base == "." else base
     base = next((base.removesuffix(ending) for ending in ENDINGS if base.endswith(ending)), base)
     base += (f"-{config}" if config else "") + (f"-top{top}" if top else "")
@@ -35,11 +37,18 @@ def source_path(data: str) -> str:
     if path is not None and path.exists():
         plain, top = split_subset(data)
         plain, config = split_config(plain[3:]) if plain.startswith("hf:") else (plain, "")
-        found = "hf:" * data.startswith("hf:") + str(Path(plain).expanduser().resolve()) + (f"@{config}" if config else "") + (f"#top{top}" if top else "")
+        found = (
+            "hf:" * data.startswith("hf:")
+            + str(Path(plain).expanduser().resolve())
+            + (f"@{config}" if config else "")
+            + (f"#top{top}" if top else "")
+        )
     try:
         found.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"the name {os.fsencode(found)!r} is not UTF-8, so it cannot be recorded; rename the folder or file") from None
+        raise UsageError(
+            f"the name {os.fsencode(found)!r} is not UTF-8, so it cannot be recorded; rename the folder or file"
+        ) from None
     return found
 
 
@@ -67,14 +76,20 @@ def split_subset(data: str) -> tuple[str, int]:
     if found is None or Path(data).expanduser().exists():
         return data, 0
     if not int(found[2]):
-        raise UsageError(f"DATA={data}: #top0 would leave no class; type at least DATA={found[1]}#top1, and DATA={found[1]} is all of it")
+        raise UsageError(
+            f"DATA={data}: #top0 would leave no class; type at least DATA={found[1]}#top1, and DATA={found[1]} is all of it"
+        )
     return found[1], int(found[2])
 
 
 def split_config(name: str) -> tuple[str, str]:
     """owner/name@config -> ('owner/name', 'config'); ('owner/name', '') without one."""
     base, _, config = name.rpartition("@")
-    return (name, "") if not base or "/" in config or Path(name).expanduser().exists() else (base, config)
+    return (
+        (name, "")
+        if not base or "/" in config or Path(name).expanduser().exists()
+        else (base, config)
+    )
 
 
 def expand_shards(pattern: str) -> list[str]:
@@ -83,12 +98,18 @@ def expand_shards(pattern: str) -> list[str]:
     if found is None:
         return [pattern]
     first, last, words = found.groups()
-    rest = expand_shards(pattern[found.end():])
+    rest = expand_shards(pattern[found.end() :])
     count = len(words.split(",")) if words is not None else int(last) - int(first) + 1
     if not 0 < count * len(rest) <= MOST_SHARDS:
-        raise UsageError(f"DATA={pattern}: {found[0]} stands for {max(0, count * len(rest)):,} shards, expected 1 to {MOST_SHARDS:,}; type {{000000..000012}}")
-    parts = words.split(",") if words is not None else [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    return [pattern[:found.start()] + part + end for part in parts for end in rest]
+        raise UsageError(
+            f"DATA={pattern}: {found[0]} stands for {max(0, count * len(rest)):,} shards, expected 1 to {MOST_SHARDS:,}; type {{000000..000012}}"
+        )
+    parts = (
+        words.split(",")
+        if words is not None
+        else [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    )
+    return [pattern[: found.start()] + part + end for part in parts for end in rest]
 
 
 def read_source(folder: Path) -> str:

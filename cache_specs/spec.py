@@ -113,11 +113,21 @@ class ViewSpec:
         """The hashed values as plain JSON types: all but the view's name, the place of the TOML file, what it says about the model, and the
         check of a download (the weights' own hash is beside it). What a spec need not have is hashed where it has it."""
         values, weights = dataclasses.asdict(self), dataclasses.asdict(self.weights)
-        for key in ("name", "source", "about", *(["arguments"] if not self.arguments else []), *(["tensors"] if self.tensors == Tensors() else [])):
+        for key in (
+            "name",
+            "source",
+            "about",
+            *(["arguments"] if not self.arguments else []),
+            *(["tensors"] if self.tensors == Tensors() else []),
+        ):
             del values[key]
-        if "tensors" in values:                             # in their order, which canonical JSON would lose
+        if "tensors" in values:  # in their order, which canonical JSON would lose
             values["tensors"]["rename"] = list(self.tensors.rename.items())
-        values["weights"] = {key: value for key, value in weights.items() if key != "sha256" and (key not in ("url", "key") or value is not None)}
+        values["weights"] = {
+            key: value
+            for key, value in weights.items()
+            if key != "sha256" and (key not in ("url", "key") or value is not None)
+        }
         return _lists(values)
 
     def fingerprint(self, weights_sha256: str) -> str:
@@ -126,7 +136,9 @@ class ViewSpec:
 
 
 def fingerprint(declared: dict[str, Any], weights_sha256: str) -> str:
-    return hashlib.sha256(canonical_json({"spec": declared, "weights_sha256": weights_sha256})).hexdigest()
+    return hashlib.sha256(
+        canonical_json({"spec": declared, "weights_sha256": weights_sha256})
+    ).hexdigest()
 
 
 def view_names() -> list[str]:
@@ -142,17 +154,28 @@ def load_spec(view: str, among: Sequence[str] = ()) -> ViewSpec:
     path = Path(view) if view.endswith(".toml") else SPECS / f"{view}.toml"
     if not path.is_file():
         if view.endswith(".toml"):
-            raise UsageError(f"there is no view file {path}; type VIEW=path/to/mine.toml of one that is there")
+            raise UsageError(
+                f"there is no view file {path}; type VIEW=path/to/mine.toml of one that is there"
+            )
         near = nearest(view, view_names())
-        meant = {"VIEWS": ",".join(near if name == view else name for name in among)} if among else {"VIEW": near}
-        raise UsageError(f"no view {view!r}{did_you_mean(view, view_names())}. A view of your own is a TOML file: path/to/mine.toml", meant if near else None)
+        meant = (
+            {"VIEWS": ",".join(near if name == view else name for name in among)}
+            if among
+            else {"VIEW": near}
+        )
+        raise UsageError(
+            f"no view {view!r}{did_you_mean(view, view_names())}. A view of your own is a TOML file: path/to/mine.toml",
+            meant if near else None,
+        )
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML, mend it: {error}") from error
-    for key in ("name", "source"):          # of the file itself, and not hashed
+    for key in ("name", "source"):  # of the file itself, and not hashed
         if key in values:
-            raise UsageError(f"{path}: unknown key {key!r}: leave it out, a view is named after its file")
+            raise UsageError(
+                f"{path}: unknown key {key!r}: leave it out, a view is named after its file"
+            )
     spec = build(ViewSpec, {"name": path.stem, "source": path.resolve(), **values}, str(path))
     check(spec, str(path))
     return spec
@@ -179,9 +202,13 @@ def build(kind: type, values: dict[str, Any], where: str) -> Any:
     built = {}
     for field in dataclasses.fields(kind):
         if field.name in values:
-            built[field.name] = _convert(hints[field.name], values[field.name], f"{where}: {field.name}")
+            built[field.name] = _convert(
+                hints[field.name], values[field.name], f"{where}: {field.name}"
+            )
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise UsageError(f"{where}: the key {field.name!r} is missing; add it, as in {SPECS / 'clip.toml'}")
+            raise UsageError(
+                f"{where}: the key {field.name!r} is missing; add it, as in {SPECS / 'clip.toml'}"
+            )
     return kind(**built)
 
 
@@ -196,7 +223,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _convert(next(arg for arg in args if arg is not type(None)), value, where)
     if origin is dict and isinstance(value, dict):
-        return {key: item if args[1] is Any else _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {
+            key: item if args[1] is Any else _convert(args[1], item, f"{where}.{key}")
+            for key, item in value.items()
+        }
     if origin is tuple and isinstance(value, list):
         if args[-1] is Ellipsis and value:
             return tuple(_convert(args[0], item, where) for item in value)
@@ -204,7 +234,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return tuple(_convert(arg, item, where) for arg, item in zip(args, value, strict=True))
     if hint is float and type(value) in (int, float):
         return float(value)
-    if (isinstance(hint, type) and type(value) is hint) or (hint is Path and isinstance(value, Path)):
+    if (isinstance(hint, type) and type(value) is hint) or (
+        hint is Path and isinstance(value, Path)
+    ):
         return value
     wanted = str(hint) if origin else getattr(hint, "__name__", str(hint))
     raise UsageError(f"{where} = {value!r} is not of the type {wanted}; write one that is")
@@ -214,34 +246,61 @@ def check(spec: ViewSpec, where: str) -> None:
     weights, prep = spec.weights, spec.preprocess
     if sum(source is not None for source in (weights.hub, weights.path, weights.url)) != 1:
         raise UsageError(f"{where}: weights needs one of 'hub' (with 'revision'), 'path' and 'url'")
-    if weights.url is not None and (not weights.url.startswith("https://") or [Path(name).suffix for name in weights.files] != [".safetensors"]):
-        raise UsageError(f"{where}: weights.url must be https:// and weights.files the one .safetensors file that is made of it, found {weights.url!r} "
-                         f"and {list(weights.files)}")
+    if weights.url is not None and (
+        not weights.url.startswith("https://")
+        or [Path(name).suffix for name in weights.files] != [".safetensors"]
+    ):
+        raise UsageError(
+            f"{where}: weights.url must be https:// and weights.files the one .safetensors file that is made of it, found {weights.url!r} "
+            f"and {list(weights.files)}"
+        )
     if weights.url is None and (weights.sha256 or weights.key):
-        raise UsageError(f"{where}: weights.sha256 and weights.key belong to weights.url, and there is none: leave them out")
+        raise UsageError(
+            f"{where}: weights.sha256 and weights.key belong to weights.url, and there is none: leave them out"
+        )
     if not re.fullmatch("[0-9a-f]{64}", weights.sha256 or "0" * 64):
-        raise UsageError(f"{where}: weights.sha256 must be 64 hexadecimal digits, found {weights.sha256!r}")
+        raise UsageError(
+            f"{where}: weights.sha256 must be 64 hexadecimal digits, found {weights.sha256!r}"
+        )
     if "" in spec.tensors.drop:
-        raise UsageError(f"{where}: tensors.drop names beginnings, found an empty one, which drops every tensor: leave it out")
+        raise UsageError(
+            f"{where}: tensors.drop names beginnings, found an empty one, which drops every tensor: leave it out"
+        )
     for pattern, replacement in spec.tensors.rename.items():
         try:
             re.sub(f"{re.compile(pattern).pattern}|", replacement, "")
         except re.error as error:
-            raise UsageError(f"{where}: tensors.rename: {pattern!r} and {replacement!r} are no regular expression and its replacement: {error}") from error
+            raise UsageError(
+                f"{where}: tensors.rename: {pattern!r} and {replacement!r} are no regular expression and its replacement: {error}"
+            ) from error
     if weights.hub is not None and weights.revision is None:
-        raise UsageError(f"{where}: weights.hub needs weights.revision, a tag or commit of {weights.hub}")
+        raise UsageError(
+            f"{where}: weights.hub needs weights.revision, a tag or commit of {weights.hub}"
+        )
     unsafe = [name for name in weights.files if not name.endswith((".safetensors", ".json"))]
     if unsafe:
-        raise UsageError(f"{where}: weights.files may be .safetensors and .json only (no pickles), found {unsafe[0]!r}")
-    outside = [name for name in weights.files if Path(name).is_absolute() or ".." in Path(name).parts]
+        raise UsageError(
+            f"{where}: weights.files may be .safetensors and .json only (no pickles), found {unsafe[0]!r}"
+        )
+    outside = [
+        name for name in weights.files if Path(name).is_absolute() or ".." in Path(name).parts
+    ]
     if outside:
-        raise UsageError(f"{where}: weights.files are relative to the repository or folder and stay inside it, found {outside[0]!r}")
+        raise UsageError(
+            f"{where}: weights.files are relative to the repository or folder and stay inside it, found {outside[0]!r}"
+        )
     if spec.width < 1 or prep.crop < 1 or prep.resize < prep.crop:
-        raise UsageError(f"{where}: width and crop must be positive and resize at least crop, found {spec.width}, {prep.crop} and {prep.resize}")
+        raise UsageError(
+            f"{where}: width and crop must be positive and resize at least crop, found {spec.width}, {prep.crop} and {prep.resize}"
+        )
     if prep.resize_rule == "pad" and prep.crop != prep.resize:
-        raise UsageError(f"{where}: with resize_rule 'pad' crop must equal resize, found {prep.crop} and {prep.resize}")
+        raise UsageError(
+            f"{where}: with resize_rule 'pad' crop must equal resize, found {prep.crop} and {prep.resize}"
+        )
     if not all(map(math.isfinite, (*prep.mean, *prep.std))) or min(prep.std) <= 0:
-        raise UsageError(f"{where}: preprocess.std must be positive, found {list(prep.std)}, and mean finite, found {list(prep.mean)}")
+        raise UsageError(
+            f"{where}: preprocess.std must be positive, found {list(prep.std)}, and mean finite, found {list(prep.mean)}"
+        )
 
 
 def _lists(value: Any) -> Any:

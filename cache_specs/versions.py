@@ -11,13 +11,27 @@ from pathlib import Path
 from base import durable
 from cache_specs.sources import is_gone, read_source
 
-KEYS = {"format", "name", "adapter", "rows", "classes", "fingerprint", "items_sha256", "source", "sha256"}         # of dataset.json
-IMPORTED = "imported"       # the adapter of a data set, and the backend of a view, that a file of embeddings made
+KEYS = {
+    "format",
+    "name",
+    "adapter",
+    "rows",
+    "classes",
+    "fingerprint",
+    "items_sha256",
+    "source",
+    "sha256",
+}  # of dataset.json
+IMPORTED = "imported"  # the adapter of a data set, and the backend of a view, that a file of embeddings made
 
 
 def dataset_folders(cache: Path, name: str) -> list[Path]:
     """The item lists of the dataset called `name`: its versions, and what somebody copied there."""
-    return sorted(path.parent for path in cache.glob("*/dataset.json") if path.parent.name.rpartition("-")[0] == name)
+    return sorted(
+        path.parent
+        for path in cache.glob("*/dataset.json")
+        if path.parent.name.rpartition("-")[0] == name
+    )
 
 
 def version_of(folder: Path) -> int:
@@ -33,7 +47,11 @@ def _said_to_be(folder: Path) -> int:
     """The number of a version whose dataset.json is damaged, but still a whole record; one that is larger than any where it is not."""
     try:
         record = json.loads((folder / "dataset.json").read_bytes())
-        return int(record.get("version", 0)) if KEYS <= record.keys() <= KEYS | {"version"} else sys.maxsize
+        return (
+            int(record.get("version", 0))
+            if KEYS <= record.keys() <= KEYS | {"version"}
+            else sys.maxsize
+        )
     except (OSError, ValueError, TypeError, AttributeError):
         return sys.maxsize
 
@@ -42,15 +60,26 @@ def current(folders: list[Path]) -> Path | None:
     """The current one of the versions of a data set; None where nothing says which: equal numbers, or made of several places that are there.
     One that cannot be read may have been the current one, unless its number is a smaller one."""
     numbers = [version_of(folder) for folder in folders]
-    doubtful = [folder for folder, number in zip(folders, numbers, strict=True) if number < 0 and _said_to_be(folder) >= max(numbers)]
-    places = {source for folder in folders if (source := read_source(folder)) and not is_gone(source)}
-    top = [folder for folder, number in zip(folders, numbers, strict=True) if number == max(numbers)]
+    doubtful = [
+        folder
+        for folder, number in zip(folders, numbers, strict=True)
+        if number < 0 and _said_to_be(folder) >= max(numbers)
+    ]
+    places = {
+        source for folder in folders if (source := read_source(folder)) and not is_gone(source)
+    }
+    top = [
+        folder for folder, number in zip(folders, numbers, strict=True) if number == max(numbers)
+    ]
     return top[0] if len(top) == 1 and len(places) <= 1 and not doubtful else None
 
 
 def is_older(folder: Path) -> bool:
     """Is another version of this data set the current one?"""
-    return current(dataset_folders(folder.parent, folder.name.rpartition("-")[0])) not in (folder, None)
+    return current(dataset_folders(folder.parent, folder.name.rpartition("-")[0])) not in (
+        folder,
+        None,
+    )
 
 
 def latest(cache: Path, name: str, but: Path) -> tuple[int, list[Path]]:

@@ -7,17 +7,26 @@ What is heavy (torch, scikit-learn) is imported with the class that needs it: `o
 
 from typing import Any
 
-_HOMES = {"MetaCoTrainingClassifier": "coview.classifier", "ProbeClassifier": "coview.classifier", "open_items": "coview.arrays", "open_view": "coview.arrays"}
+_HOMES = {
+    "MetaCoTrainingClassifier": "coview.classifier",
+    "ProbeClassifier": "coview.classifier",
+    "open_items": "coview.arrays",
+    "open_view": "coview.arrays",
+}
 __all__ = ["MetaCoTrainingClassifier", "ProbeClassifier", "open_items", "open_view"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'coview' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'coview' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
     import os
     from importlib import import_module
 
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # before torch is there: its idle threads give way instead of spinning on a shared machine
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # before torch is there: its idle threads give way instead of spinning on a shared machine
     return getattr(import_module(_HOMES[name]), name)
 
 

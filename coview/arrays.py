@@ -39,7 +39,7 @@ def open_view(path: str | os.PathLike) -> np.ndarray:
 def open_items(path: str | os.PathLike) -> Items:
     """What the rows of the data set in the folder `path`, or of a view in it, are: keys, labels, class names, splits. Raises as `open_view` does."""
     path = Path(path)
-    if any(path.parent.glob("*/dataset.json")):             # path is cache/DATA
+    if any(path.parent.glob("*/dataset.json")):  # path is cache/DATA
         return read_items(find_dataset(path.parent, path.name))
     return read_items(_folder(path).parent)
 
@@ -49,10 +49,18 @@ def _folder(path: Path) -> Path:
         return path.absolute()
     dataset, cache = path.parent, path.parent.parent
     if not dataset.name:
-        raise UsageError(f"{path}: a view is named by cache/DATA/VIEW, such as cache/digits/{path.name or 'tiny-clip'}; open that")
+        raise UsageError(
+            f"{path}: a view is named by cache/DATA/VIEW, such as cache/digits/{path.name or 'tiny-clip'}; open that"
+        )
     if not cache.is_dir():
-        raise UsageError(f"there is no cache {cache}; a view is cache/DATA/VIEW, such as {cache / 'digits' / 'tiny-clip'}. Make one: make extract "
-                         f"VIEW={path.name} DATA=…")
+        raise UsageError(
+            f"there is no cache {cache}; a view is cache/DATA/VIEW, such as {cache / 'digits' / 'tiny-clip'}. Make one: make extract "
+            f"VIEW={path.name} DATA=…"
+        )
     found = dataset if (dataset / "dataset.json").is_file() else find_dataset(cache, dataset.name)
     view = nearest(path.name, view_names()) or path.name
-    return store.find_view(found, path.name, f"make extract VIEW={quoted(view)} DATA={quoted(read_source(found) or dataset.name)}").folder.absolute()
+    return store.find_view(
+        found,
+        path.name,
+        f"make extract VIEW={quoted(view)} DATA={quoted(read_source(found) or dataset.name)}",
+    ).folder.absolute()

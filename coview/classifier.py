@@ -22,7 +22,15 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from base.errors import UsageError, did_you_mean
 from cache_specs.items import Items
-from coview.labels import as_before_where_it_fails, encode, encode_alike, hold_out, plainly, share_out, value_errors
+from coview.labels import (
+    as_before_where_it_fails,
+    encode,
+    encode_alike,
+    hold_out,
+    plainly,
+    share_out,
+    value_errors,
+)
 from predict.from_run import experts_of
 from predict.model import Model, Opinions, View
 from train.algorithm.peers import LocalPeers, choose_device
@@ -34,10 +42,23 @@ from train.methods import PLANS
 from train.run.log import Console, Ignore, Listener, Listeners
 from train.run.probe_files import read_tensors
 
-DTYPES = (np.float32, np.float16)       # of rows: these stay as they are, all others become the first
-NEVER, MOST = 10**9, 2**31              # steps between checkpoints; of seeds
-SETTINGS = ("lr", "weight_decay", "hidden", "layers", "members", "dropout", "batch_labelled", "batch_unlabelled", "warmup", "cotrain", "temperature",
-            "patience", "eval_every")
+DTYPES = (np.float32, np.float16)  # of rows: these stay as they are, all others become the first
+NEVER, MOST = 10**9, 2**31  # steps between checkpoints; of seeds
+SETTINGS = (
+    "lr",
+    "weight_decay",
+    "hidden",
+    "layers",
+    "members",
+    "dropout",
+    "batch_labelled",
+    "batch_unlabelled",
+    "warmup",
+    "cotrain",
+    "temperature",
+    "patience",
+    "eval_every",
+)
 
 
 class History(Ignore):
@@ -53,10 +74,29 @@ class History(Ignore):
 class CoviewClassifier(ClassifierMixin, BaseEstimator):
     """What both classifiers share. A subclass says how its X becomes one array a view: `_views`."""
 
-    def __init__(self, *, method: str = "supervised", validation_fraction: float = 0.2, seeds: int = 1, lr: float = 3e-4, weight_decay: float = 0.0,
-                 hidden: int = 256, layers: int = 2, members: int = 1, dropout: float = 0.2, batch_labelled: int = 64, batch_unlabelled: int = 128,
-                 warmup: int = 100, cotrain: int = 500, temperature: float = 0.5, patience: int = 0, eval_every: int = 20, device: str = "auto",
-                 random_state: Any = None, verbose: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        method: str = "supervised",
+        validation_fraction: float = 0.2,
+        seeds: int = 1,
+        lr: float = 3e-4,
+        weight_decay: float = 0.0,
+        hidden: int = 256,
+        layers: int = 2,
+        members: int = 1,
+        dropout: float = 0.2,
+        batch_labelled: int = 64,
+        batch_unlabelled: int = 128,
+        warmup: int = 100,
+        cotrain: int = 500,
+        temperature: float = 0.5,
+        patience: int = 0,
+        eval_every: int = 20,
+        device: str = "auto",
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
         self.method = method
         self.validation_fraction = validation_fraction
         self.seeds = seeds
@@ -82,14 +122,20 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         """Train on the rows of X: those with a label, and those without. X_val, y_val: labelled rows that choose among the training's steps and fit the
         temperature; without them `validation_fraction` of the labelled rows is taken. Raises ValueError."""
         if y is None:
-            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None"
+            )
         if (X_val is None) != (y_val is None):
-            raise ValueError(f"X_val and y_val belong together, and {'X_val' if X_val is None else 'y_val'} is missing: give both or neither")
+            raise ValueError(
+                f"X_val and y_val belong together, and {'X_val' if X_val is None else 'y_val'} is missing: give both or neither"
+            )
         emb_V = self._rows(X, reset=True)
         check_consistent_length(emb_V[0], y)
         label, self.classes_ = encode(y)
         if len(self.classes_) < 2:
-            raise ValueError(f"there is only one class, {self.classes_.tolist()[0]!r}, among the labelled rows; training needs at least two classes")
+            raise ValueError(
+                f"there is only one class, {self.classes_.tolist()[0]!r}, among the labelled rows; training needs at least two classes"
+            )
         seed = self._seed()
         train, fitted = np.arange(len(label)), True
         if X_val is not None:
@@ -97,61 +143,132 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
             check_consistent_length(more_V[0], y_val)
             label_val, _ = encode(y_val, self.classes_)
             val = len(label) + np.flatnonzero(label_val >= 0)
-            emb_V, label = [np.concatenate(both) for both in zip(emb_V, more_V, strict=True)], np.concatenate([label, label_val])
+            emb_V, label = (
+                [np.concatenate(both) for both in zip(emb_V, more_V, strict=True)],
+                np.concatenate([label, label_val]),
+            )
         else:
             if not 0 <= self.validation_fraction < 1:
-                raise ValueError(f"validation_fraction={self.validation_fraction!r} must be in [0, 1)")
+                raise ValueError(
+                    f"validation_fraction={self.validation_fraction!r} must be in [0, 1)"
+                )
             val = hold_out(label, self.validation_fraction, seed)
             train = np.setdiff1d(train, val)
             if not len(val):
                 val, fitted = train[label[train] >= 0], False
                 if self.validation_fraction:
-                    warnings.warn("every class has one or two labelled rows, so none is held out for validation: the training rows themselves choose the step "
-                                  "and the weights, and the probabilities are not calibrated. Give X_val and y_val, or more labels", UserWarning, stacklevel=2)
+                    warnings.warn(
+                        "every class has one or two labelled rows, so none is held out for validation: the training rows themselves choose the step "
+                        "and the weights, and the probabilities are not calibrated. Give X_val and y_val, or more labels",
+                        UserWarning,
+                        stacklevel=2,
+                    )
         split = Split(train[label[train] >= 0], train[label[train] < 0], val, np.empty(0, np.int64))
         self.validation_rows_ = val if X_val is None and fitted else np.empty(0, np.int64)
         self._train(emb_V, label, split, seed, fitted)
         return self
 
-    def _train(self, emb_V: list[np.ndarray], label: np.ndarray, split: Split, seed: int, fitted: bool) -> None:
+    def _train(
+        self, emb_V: list[np.ndarray], label: np.ndarray, split: Split, seed: int, fitted: bool
+    ) -> None:
         names, n = [f"view{number}" for number in range(len(emb_V))], len(label)
         config = self._config(names, split, seed)
-        items = Items("memory", "memory", [""] * n, label, [""] * n, np.zeros(n, np.int64), [""] * n, [str(name) for name in self.classes_])
-        cache, splits = Cache(items, names, emb_V, np.ones(n, bool), {}, {}, ""), [split] * self.seeds
+        items = Items(
+            "memory",
+            "memory",
+            [""] * n,
+            label,
+            [""] * n,
+            np.zeros(n, np.int64),
+            [""] * n,
+            [str(name) for name in self.classes_],
+        )
+        cache, splits = (
+            Cache(items, names, emb_V, np.ones(n, bool), {}, {}, ""),
+            [split] * self.seeds,
+        )
         history, device = History(), choose_device(self.device, 1)
-        listener: Listener = Listeners(history, Console(config.log_every_s)) if self.verbose else history
+        listener: Listener = (
+            Listeners(history, Console(config.log_every_s)) if self.verbose else history
+        )
         with tempfile.TemporaryDirectory(prefix="coview-") as folder, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")          # nobody writes
+            warnings.filterwarnings(
+                "ignore", "The given NumPy array is not writable"
+            )  # nobody writes
             try:
-                train_method(self.method, config, cache, splits, LocalPeers(len(names)), listener, Path(folder), device, threading.Event())
+                train_method(
+                    self.method,
+                    config,
+                    cache,
+                    splits,
+                    LocalPeers(len(names)),
+                    listener,
+                    Path(folder),
+                    device,
+                    threading.Event(),
+                )
             finally:
-                graphs_of.cache_clear()                     # it would keep X alive
+                graphs_of.cache_clear()  # it would keep X alive
             files = ["concat"] if self.method == "concat" else names
-            probes, pool, experts = [read_tensors(Path(folder), self.method, name, device)[0] for name in files], None, []
+            probes, pool, experts = (
+                [read_tensors(Path(folder), self.method, name, device)[0] for name in files],
+                None,
+                [],
+            )
             if PLANS[self.method].graphs:
                 pool, _ = read_tensors(Path(folder), self.method, "pool", device)
                 experts = experts_of(cache, splits, pool, probes, device)
-            views = [View(name, emb_ND.shape[1], {}, "", "", 0) for name, emb_ND in zip(names, emb_V, strict=True)]
+            views = [
+                View(name, emb_ND.shape[1], {}, "", "", 0)
+                for name, emb_ND in zip(names, emb_V, strict=True)
+            ]
             weight_ME = None if pool is None else pool["weight"]
-            model = Model(views, items.classes, self.method, config.seed_list(), config.joint, probes, experts, weight_ME, 1.0, {})
-            self.model_ = model.calibrated([emb_ND[split.val] for emb_ND in emb_V], label[split.val]) if fitted else model
+            model = Model(
+                views,
+                items.classes,
+                self.method,
+                config.seed_list(),
+                config.joint,
+                probes,
+                experts,
+                weight_ME,
+                1.0,
+                {},
+            )
+            self.model_ = (
+                model.calibrated([emb_ND[split.val] for emb_ND in emb_V], label[split.val])
+                if fitted
+                else model
+            )
         self.history_, self.n_iter_ = history.records, history.records[-1]["step"]
 
     def _config(self, names: list[str], split: Split, seed: int) -> TrainConfig:
         """The settings as `make train` has them. Raises ValueError for those that cannot be meant."""
         if self.method not in PLANS:
-            raise ValueError(f"there is no method {self.method!r} that keeps a model{did_you_mean(str(self.method), PLANS)}")
+            raise ValueError(
+                f"there is no method {self.method!r} that keeps a model{did_you_mean(str(self.method), PLANS)}"
+            )
         if len(names) < 2 and self.method in (*TEACHING, "concat"):
             raise ValueError(f"method={self.method!r} needs at least two views, found {len(names)}")
         if self.method in UNLABELLED and not len(split.unlabelled):
-            raise ValueError(f"method={self.method!r} learns from rows without a label, and every row has one: add rows with y = -1, or take "
-                             f"method={'supervised-graph' if len(names) > 1 else 'supervised'!r}")
+            raise ValueError(
+                f"method={self.method!r} learns from rows without a label, and every row has one: add rows with y = -1, or take "
+                f"method={'supervised-graph' if len(names) > 1 else 'supervised'!r}"
+            )
         if not isinstance(self.seeds, int | np.integer) or self.seeds < 1:
             raise ValueError(f"seeds={self.seeds!r} must be a whole number, at least 1")
         if seed + self.seeds > MOST:
-            raise ValueError(f"random_state={seed} and the {self.seeds - 1} seeds after it must be below 2**31")
-        config = TrainConfig(views=",".join(names), data="memory", method=self.method, seeds=f"{seed}..{seed + self.seeds - 1}", checkpoint_every=NEVER,
-                             **{name: getattr(self, name) for name in SETTINGS})
+            raise ValueError(
+                f"random_state={seed} and the {self.seeds - 1} seeds after it must be below 2**31"
+            )
+        config = TrainConfig(
+            views=",".join(names),
+            data="memory",
+            method=self.method,
+            seeds=f"{seed}..{seed + self.seeds - 1}",
+            checkpoint_every=NEVER,
+            **{name: getattr(self, name) for name in SETTINGS},
+        )
         try:
             config.check()
         except UsageError as error:
@@ -160,9 +277,13 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
 
     def _seed(self) -> int:
         """A whole number is the seed of `make train SEEDS=…`; anything else is asked for one. Raises ValueError."""
-        if isinstance(self.random_state, int | np.integer) and not isinstance(self.random_state, bool):
+        if isinstance(self.random_state, int | np.integer) and not isinstance(
+            self.random_state, bool
+        ):
             if not 0 <= self.random_state < MOST:
-                raise ValueError(f"random_state={self.random_state!r} must be in [0, 2**31), as SEEDS of `make train`")
+                raise ValueError(
+                    f"random_state={self.random_state!r} must be in [0, 2**31), as SEEDS of `make train`"
+                )
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(2**30))
 
@@ -202,7 +323,12 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         check_consistent_length(opinions.joint_nC, y)
         label, classes = encode_alike(y, self.classes_)
         right_n, known = self.classes_[opinions.choice_n] == classes[label], label >= 0
-        return float(np.average(right_n[known], weights=None if sample_weight is None else np.asarray(sample_weight)[known]))
+        return float(
+            np.average(
+                right_n[known],
+                weights=None if sample_weight is None else np.asarray(sample_weight)[known],
+            )
+        )
 
 
 class MetaCoTrainingClassifier(CoviewClassifier):
@@ -214,14 +340,51 @@ class MetaCoTrainingClassifier(CoviewClassifier):
     and the training rows select. The other parameters are those of `make train`, with the same defaults.
     """
 
-    def __init__(self, views: Sequence[int | slice] | None = None, *, method: str = "mct-graph", validation_fraction: float = 0.2, seeds: int = 1,
-                 lr: float = 3e-4, weight_decay: float = 0.0, hidden: int = 256, layers: int = 2, members: int = 1, dropout: float = 0.2,
-                 batch_labelled: int = 64, batch_unlabelled: int = 128, warmup: int = 100, cotrain: int = 500, temperature: float = 0.5,
-                 patience: int = 0, eval_every: int = 20, device: str = "auto", random_state: Any = None, verbose: bool = False) -> None:
-        super().__init__(method=method, validation_fraction=validation_fraction, seeds=seeds, lr=lr, weight_decay=weight_decay, hidden=hidden,
-                         layers=layers, members=members, dropout=dropout, batch_labelled=batch_labelled, batch_unlabelled=batch_unlabelled,
-                         warmup=warmup, cotrain=cotrain, temperature=temperature, patience=patience, eval_every=eval_every, device=device,
-                         random_state=random_state, verbose=verbose)
+    def __init__(
+        self,
+        views: Sequence[int | slice] | None = None,
+        *,
+        method: str = "mct-graph",
+        validation_fraction: float = 0.2,
+        seeds: int = 1,
+        lr: float = 3e-4,
+        weight_decay: float = 0.0,
+        hidden: int = 256,
+        layers: int = 2,
+        members: int = 1,
+        dropout: float = 0.2,
+        batch_labelled: int = 64,
+        batch_unlabelled: int = 128,
+        warmup: int = 100,
+        cotrain: int = 500,
+        temperature: float = 0.5,
+        patience: int = 0,
+        eval_every: int = 20,
+        device: str = "auto",
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(
+            method=method,
+            validation_fraction=validation_fraction,
+            seeds=seeds,
+            lr=lr,
+            weight_decay=weight_decay,
+            hidden=hidden,
+            layers=layers,
+            members=members,
+            dropout=dropout,
+            batch_labelled=batch_labelled,
+            batch_unlabelled=batch_unlabelled,
+            warmup=warmup,
+            cotrain=cotrain,
+            temperature=temperature,
+            patience=patience,
+            eval_every=eval_every,
+            device=device,
+            random_state=random_state,
+            verbose=verbose,
+        )
         self.views = views
 
     def _views(self, X: Any, reset: bool) -> list[np.ndarray]:
@@ -230,15 +393,22 @@ class MetaCoTrainingClassifier(CoviewClassifier):
             wide_nD = validate_data(self, X, dtype=DTYPES, reset=reset)
             return [wide_nD[:, part] for part in share_out(self.views_, wide_nD.shape[1])]
         if not isinstance(X, list | tuple):
-            raise ValueError(f"X is one {type(X).__name__}, expected a list of one (n, D) array a view; for one wide array say how its columns are shared out: "
-                             "views=[width, width]")
-        emb_V = [check_array(x_nD, dtype=DTYPES, input_name=f"X[{number}]") for number, x_nD in enumerate(X)]
+            raise ValueError(
+                f"X is one {type(X).__name__}, expected a list of one (n, D) array a view; for one wide array say how its columns are shared out: "
+                "views=[width, width]"
+            )
+        emb_V = [
+            check_array(x_nD, dtype=DTYPES, input_name=f"X[{number}]")
+            for number, x_nD in enumerate(X)
+        ]
         check_consistent_length(*emb_V)
         widths = [x_nD.shape[1] for x_nD in emb_V]
         if reset:
             self.widths_, self.n_features_in_ = widths, sum(widths)
         elif widths != self.widths_:
-            raise ValueError(f"X has views of {widths} features, but {type(self).__name__} was fitted with {self.widths_}")
+            raise ValueError(
+                f"X has views of {widths} features, but {type(self).__name__} was fitted with {self.widths_}"
+            )
         return emb_V
 
 

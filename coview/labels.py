@@ -13,7 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from base.errors import DataQualityError
 from cache_specs.items import MISSING
 
-CHOICE = 5 << 40       # second word of the keys of these draws; train/data/splits.py has 3 and 4 << 40
+CHOICE = 5 << 40  # second word of the keys of these draws; train/data/splits.py has 3 and 4 << 40
 
 
 def as_before_where_it_fails(fit: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,27 +48,46 @@ def encode(y: Any, classes: np.ndarray | None = None) -> tuple[np.ndarray, np.nd
     """
     given, y = y, column_or_1d(y, warn=True)
     if y.dtype.kind == "S":
-        raise ValueError(f"the labels are bytes, such as {bytes(y[0])!r}: make them strings, by np.char.decode(y)")
-    if isinstance(given, list | tuple) and y.dtype.kind in "US" and not all(isinstance(value, str | bytes) for value in given):
-        y = np.array(given, object)                         # NumPy makes "3" of the 3 in ["a", 3], and "nan" of NaN
-    known = _known(y) & ~np.ravel(np.ma.getmaskarray(given) if np.ma.isMaskedArray(given) else np.zeros(len(y), bool))
+        raise ValueError(
+            f"the labels are bytes, such as {bytes(y[0])!r}: make them strings, by np.char.decode(y)"
+        )
+    if (
+        isinstance(given, list | tuple)
+        and y.dtype.kind in "US"
+        and not all(isinstance(value, str | bytes) for value in given)
+    ):
+        y = np.array(given, object)  # NumPy makes "3" of the 3 in ["a", 3], and "nan" of NaN
+    known = _known(y) & ~np.ravel(
+        np.ma.getmaskarray(given) if np.ma.isMaskedArray(given) else np.zeros(len(y), bool)
+    )
     if not known.any():
-        raise ValueError(f"none of the {len(y)} rows has a label; give some rows their class, and -1 to the others")
+        raise ValueError(
+            f"none of the {len(y)} rows has a label; give some rows their class, and -1 to the others"
+        )
     told = y[known]
     if told.dtype == object and len(kinds := {isinstance(value, str): value for value in told}) > 1:
-        raise ValueError(f"the labels are strings and other things, such as {kinds[True]!r} and {kinds[False]!r}: make all of them strings, or all numbers")
+        raise ValueError(
+            f"the labels are strings and other things, such as {kinds[True]!r} and {kinds[False]!r}: make all of them strings, or all numbers"
+        )
     if told.dtype == object and len({type(value) for value in told}) == 1:
-        told = np.array(told.tolist())                      # what pandas and lists with None hold
+        told = np.array(told.tolist())  # what pandas and lists with None hold
     check_classification_targets(told)
-    if told.dtype.kind == "U" and (missing := sorted({label for label in told.tolist() if label.lower() in {*MISSING, "-1"}})):
-        warnings.warn(f"{', '.join(map(repr, missing))} in y: taken for a class; no label is an empty string there, or -1 among numbers", UserWarning,
-                      stacklevel=3)
+    if told.dtype.kind == "U" and (
+        missing := sorted({label for label in told.tolist() if label.lower() in {*MISSING, "-1"}})
+    ):
+        warnings.warn(
+            f"{', '.join(map(repr, missing))} in y: taken for a class; no label is an empty string there, or -1 among numbers",
+            UserWarning,
+            stacklevel=3,
+        )
     found, number = np.unique(told, return_inverse=True)
     if classes is None:
         classes = found
     elif len(new := np.setdiff1d(found, classes)):
-        raise ValueError(f"the validation rows have the class {new.tolist()[0]!r}, which no labelled training row has; there is: "
-                         f"{', '.join(map(repr, classes.tolist()))}")
+        raise ValueError(
+            f"the validation rows have the class {new.tolist()[0]!r}, which no labelled training row has; there is: "
+            f"{', '.join(map(repr, classes.tolist()))}"
+        )
     label = np.full(len(y), -1, np.int32)
     label[known] = np.searchsorted(classes, found)[number]
     return label, classes
@@ -78,8 +97,10 @@ def encode_alike(y: Any, fitted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`encode`; raises ValueError too where one are names and the classes fitted are numbers, or the reverse: then no prediction could be right."""
     label, classes = encode(y)
     if (classes.dtype.kind == "U") != (fitted.dtype.kind == "U"):
-        raise ValueError(f"y has labels such as {classes.tolist()[0]!r}, but the model was fitted with such as {fitted.tolist()[0]!r}: give both as names, "
-                         "or both as numbers")
+        raise ValueError(
+            f"y has labels such as {classes.tolist()[0]!r}, but the model was fitted with such as {fitted.tolist()[0]!r}: give both as names, "
+            "or both as numbers"
+        )
     return label, classes
 
 
@@ -88,8 +109,10 @@ def plainly(error: ValueError) -> ValueError:
     what = str(error).split("\n")[0]
     if "NaN" not in what and "infinity" not in what:
         return error
-    return ValueError(f"{what}\nA row that could not be embedded is NaN, and has nothing to learn from: leave it out of every view and of y, by "
-                      "keep = np.isfinite(X).all(axis=1) of each view")
+    return ValueError(
+        f"{what}\nA row that could not be embedded is NaN, and has nothing to learn from: leave it out of every view and of y, by "
+        "keep = np.isfinite(X).all(axis=1) of each view"
+    )
 
 
 def _known(y: np.ndarray) -> np.ndarray:
@@ -100,14 +123,24 @@ def _known(y: np.ndarray) -> np.ndarray:
     if y.dtype.kind == "U":
         return y != ""
     if y.dtype == object:
-        return np.array([not (value is None or _differs_from_itself(value) or (isinstance(value, str | Number) and value in ("", -1))) for value in y], bool)
+        return np.array(
+            [
+                not (
+                    value is None
+                    or _differs_from_itself(value)
+                    or (isinstance(value, str | Number) and value in ("", -1))
+                )
+                for value in y
+            ],
+            bool,
+        )
     return np.ones(len(y), bool)
 
 
 def _differs_from_itself(value: Any) -> bool:
     try:
         return bool(value != value)
-    except TypeError:                                       # pandas.NA has no truth
+    except TypeError:  # pandas.NA has no truth
         return True
 
 
@@ -116,8 +149,14 @@ def hold_out(label: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     held = []
     for number in range(label.max() + 1):
         rows = np.flatnonzero(label == number)
-        take = min(max(int(len(rows) * fraction), int(len(rows) > 2 and fraction > 0)), len(rows) - 1)
-        held.append(np.random.Generator(np.random.Philox(key=[seed, CHOICE + number])).permutation(rows)[:take])
+        take = min(
+            max(int(len(rows) * fraction), int(len(rows) > 2 and fraction > 0)), len(rows) - 1
+        )
+        held.append(
+            np.random.Generator(np.random.Philox(key=[seed, CHOICE + number])).permutation(rows)[
+                :take
+            ]
+        )
     return np.sort(np.concatenate(held))
 
 
@@ -129,7 +168,9 @@ def share_out(views: Sequence[int | slice], width: int) -> list[slice]:
         ends = np.cumsum(views).tolist()
         parts = [slice(end - part, end) for end, part in zip(ends, views, strict=True)]
         if sum(views) != width:
-            raise ValueError(f"views={list(views)} are {sum(views)} features, but X has {width} features")
+            raise ValueError(
+                f"views={list(views)} are {sum(views)} features, but X has {width} features"
+            )
     else:
         raise ValueError(f"views={views!r} must be widths such as [512, 768], or slices of columns")
     if not parts or not all(len(range(width)[part]) for part in parts):

@@ -57,20 +57,35 @@ class Table:
 
         for shard in range(self.view.shards):
             first, last = self.view.bounds(shard)
-            yield first, last, np.fromfile(self.view.embeddings_file(shard), "<f2", (last - first) * self.view.width).reshape(last - first, self.view.width)
+            yield (
+                first,
+                last,
+                np.fromfile(
+                    self.view.embeddings_file(shard), "<f2", (last - first) * self.view.width
+                ).reshape(last - first, self.view.width),
+            )
 
     def columns(self) -> dict[str, Any]:
         """All but the embeddings, as .npz and .h5 have them."""
         from cache_specs.view import STATUS
 
-        return {"keys": self.items.keys, "y": self.items.label, "classes": self.items.classes, "split": self.items.split, "sha256": self.items.sha256,
-                "status": self.status, "status_names": list(STATUS)}
+        return {
+            "keys": self.items.keys,
+            "y": self.items.label,
+            "classes": self.items.classes,
+            "split": self.items.split,
+            "sha256": self.items.sha256,
+            "status": self.status,
+            "status_names": list(STATUS),
+        }
 
 
 def main() -> None:
     import tyro
 
-    export(tyro.cli(ExportConfig, prog="python -m exchange.export", description=ExportConfig.__doc__))
+    export(
+        tyro.cli(ExportConfig, prog="python -m exchange.export", description=ExportConfig.__doc__)
+    )
 
 
 def export(config: ExportConfig) -> Path:
@@ -83,23 +98,38 @@ def export(config: ExportConfig) -> Path:
     from cache_specs.lookup import find_view
 
     if not config.view or not config.to:
-        raise UsageError(f"{'VIEW' if not config.view else 'TO'} is missing. Type: make export VIEW={quoted(config.view or 'clip')} DATA=… TO=embeddings.h5")
+        raise UsageError(
+            f"{'VIEW' if not config.view else 'TO'} is missing. Type: make export VIEW={quoted(config.view or 'clip')} DATA=… TO=embeddings.h5"
+        )
     to = Path(config.to).expanduser()
     if to.suffix.lower() not in WRITERS:
-        raise UsageError(f"TO={config.to}: unknown format {to.suffix!r}; TO may end in .npz, .h5 (or .hdf5), or .parquet")
+        raise UsageError(
+            f"TO={config.to}: unknown format {to.suffix!r}; TO may end in .npz, .h5 (or .hdf5), or .parquet"
+        )
     if not to.parent.is_dir() or to.is_dir():
-        raise UsageError(f"TO={config.to}: {to if to.is_dir() else to.parent} is {'a' if to.is_dir() else 'no'} folder; name a file in one that is there")
+        raise UsageError(
+            f"TO={config.to}: {to if to.is_dir() else to.parent} is {'a' if to.is_dir() else 'no'} folder; name a file in one that is there"
+        )
     if to.exists() and not config.force:
         raise UsageError(f"{to} is there already; to replace it: ARGS='--force'")
-    folder = find_view(Path(config.cache), config.view, config.data, "export", f" TO={quoted(config.to)}")
+    folder = find_view(
+        Path(config.cache), config.view, config.data, "export", f" TO={quoted(config.to)}"
+    )
     view, items = store.open_view(folder), read_items(folder.parent)
     store.refuse_other_images(view, items.fingerprint, len(items))
     status = integrity.check(view)
-    attributes = {**view.attributes, "dataset": items.name, "labels_fingerprint": items.labels_fingerprint, "root": integrity.root(view)}
+    attributes = {
+        **view.attributes,
+        "dataset": items.name,
+        "labels_fingerprint": items.labels_fingerprint,
+        "root": integrity.root(view),
+    }
     temp = to.with_name(f".{to.name}.tmp")
     try:
         durable.fault("export.open")
-        WRITERS[to.suffix.lower()](temp, Table(view, items, status, durable.canonical_json(attributes).decode()))
+        WRITERS[to.suffix.lower()](
+            temp, Table(view, items, status, durable.canonical_json(attributes).decode())
+        )
         durable.fault("export.fsync")
         with temp.open("rb+") as file:
             os.fsync(file.fileno())
@@ -109,12 +139,20 @@ def export(config: ExportConfig) -> Path:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise
-        raise StorageError(f"cannot write {to}: {error.strerror or error}. Make room, or name another place: TO=…") from error
+        raise StorageError(
+            f"cannot write {to}: {error.strerror or error}. Make room, or name another place: TO=…"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temp.unlink(missing_ok=True)
-    print(f"{view.name}: {view.n:,} rows x {view.width} float16 of {items.name} in {to}, {to.stat().st_size / 1e6:,.1f} MB" +
-          (f"; {int((status > 0).sum()):,} rows have no embedding (NaN, see status)" if status.any() else ""))
+    print(
+        f"{view.name}: {view.n:,} rows x {view.width} float16 of {items.name} in {to}, {to.stat().st_size / 1e6:,.1f} MB"
+        + (
+            f"; {int((status > 0).sum()):,} rows have no embedding (NaN, see status)"
+            if status.any()
+            else ""
+        )
+    )
     return to
 
 
@@ -124,21 +162,53 @@ def _npz(path: Path, table: Table) -> None:
 
     import numpy as np
 
-    def member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: Any, blocks: "Iterator[np.ndarray]", packed: bool) -> None:
-        info = zipfile.ZipInfo(f"{name}.npy")               # its date is fixed: the same view gives the same bytes
+    def member(
+        archive: zipfile.ZipFile,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: Any,
+        blocks: "Iterator[np.ndarray]",
+        packed: bool,
+    ) -> None:
+        info = zipfile.ZipInfo(
+            f"{name}.npy"
+        )  # its date is fixed: the same view gives the same bytes
         info.compress_type = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
         with archive.open(info, "w", force_zip64=True) as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+            )
             for block in blocks:
                 file.write(np.ascontiguousarray(block, dtype).tobytes())
 
     with zipfile.ZipFile(path, "w") as archive:
-        member(archive, "embeddings", (table.view.n, table.view.width), "<f2", (emb for _, _, emb in table.shards()), False)
+        member(
+            archive,
+            "embeddings",
+            (table.view.n, table.view.width),
+            "<f2",
+            (emb for _, _, emb in table.shards()),
+            False,
+        )
         for name, column in table.columns().items():
             longest = max(map(len, column), default=1) if isinstance(column, list) else 0
             dtype = f"<U{longest or 1}" if isinstance(column, list) else column.dtype
-            member(archive, name, (len(column),), dtype, (np.array(column[i:i + 4096], dtype) for i in range(0, len(column), 4096)), True)
-        member(archive, "attributes", (), f"<U{len(table.attributes)}", iter([np.array(table.attributes)]), True)
+            member(
+                archive,
+                name,
+                (len(column),),
+                dtype,
+                (np.array(column[i : i + 4096], dtype) for i in range(0, len(column), 4096)),
+                True,
+            )
+        member(
+            archive,
+            "attributes",
+            (),
+            f"<U{len(table.attributes)}",
+            iter([np.array(table.attributes)]),
+            True,
+        )
 
 
 def _h5(path: Path, table: Table) -> None:
@@ -162,18 +232,45 @@ def _parquet(path: Path, table: Table) -> None:
     from cache_specs.view import STATUS
 
     items, width = table.items, table.view.width
-    schema = pa.schema([("row", pa.int64()), ("key", pa.string()), ("label", pa.int32()), ("label_name", pa.string()), ("split", pa.string()),
-                        ("sha256", pa.string()), ("status", pa.string()), ("embedding", pa.list_(pa.float16(), width))], metadata={"coview": table.attributes})
+    schema = pa.schema(
+        [
+            ("row", pa.int64()),
+            ("key", pa.string()),
+            ("label", pa.int32()),
+            ("label_name", pa.string()),
+            ("split", pa.string()),
+            ("sha256", pa.string()),
+            ("status", pa.string()),
+            ("embedding", pa.list_(pa.float16(), width)),
+        ],
+        metadata={"coview": table.attributes},
+    )
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for first, last, emb in table.shards():
             label = items.label[first:last]
-            writer.write_table(pa.table([
-                np.arange(first, last), items.keys[first:last], label, [items.classes[i] if i >= 0 else "" for i in label], items.split[first:last],
-                items.sha256[first:last], [STATUS[code] for code in table.status[first:last]],
-                pa.FixedSizeListArray.from_arrays(pa.array(emb.reshape(-1)), width)], schema=schema))
+            writer.write_table(
+                pa.table(
+                    [
+                        np.arange(first, last),
+                        items.keys[first:last],
+                        label,
+                        [items.classes[i] if i >= 0 else "" for i in label],
+                        items.split[first:last],
+                        items.sha256[first:last],
+                        [STATUS[code] for code in table.status[first:last]],
+                        pa.FixedSizeListArray.from_arrays(pa.array(emb.reshape(-1)), width),
+                    ],
+                    schema=schema,
+                )
+            )
 
 
-WRITERS: "dict[str, Callable[[Path, Table], None]]" = {".npz": _npz, ".h5": _h5, ".hdf5": _h5, ".parquet": _parquet}
+WRITERS: "dict[str, Callable[[Path, Table], None]]" = {
+    ".npz": _npz,
+    ".h5": _h5,
+    ".hdf5": _h5,
+    ".parquet": _parquet,
+}
 
 
 if __name__ == "__main__":

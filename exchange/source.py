@@ -22,7 +22,11 @@ from cache_specs.items import read_items
 from cache_specs.view import STATUS
 from exchange.arrays import ADVICE, READERS, Array, open_zarr, reading
 
-EMBEDDINGS, KEYS, LABELS = ("embeddings", "X", "features", "emb"), ("keys", "paths", "ids"), ("y", "labels")
+EMBEDDINGS, KEYS, LABELS = (
+    ("embeddings", "X", "features", "emb"),
+    ("keys", "paths", "ids"),
+    ("y", "labels"),
+)
 FORMATS = ".npz, .npy, .h5 (or .hdf5), or a folder of Zarr"
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib", ".ckpt")
 
@@ -48,37 +52,66 @@ def open_source(path: Path, fill_missing: bool = False) -> Iterator[Source]:
     if suffix in PICKLES:
         raise UsageError(f"{path} is a pickle, or may hold one. {ADVICE}")
     if not path.exists():
-        raise UsageError(f"FROM={path}: there is no such file or folder; give one that is {FORMATS}")
+        raise UsageError(
+            f"FROM={path}: there is no such file or folder; give one that is {FORMATS}"
+        )
     if not path.is_dir() and suffix not in READERS:
         raise UsageError(f"FROM={path}: unknown format {suffix!r}; FROM may be {FORMATS}")
-    if path.is_dir() and not any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray")):
-        raise UsageError(f"FROM={path} is a folder without a zarr.json, .zgroup or .zarray; FROM may be {FORMATS}")
+    if path.is_dir() and not any(
+        (path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray")
+    ):
+        raise UsageError(
+            f"FROM={path} is a folder without a zarr.json, .zgroup or .zarray; FROM may be {FORMATS}"
+        )
     with contextlib.ExitStack() as stack:
         with reading(str(path)):
-            arrays = open_zarr(path, fill_missing) if path.is_dir() else READERS[suffix](path, stack)
+            arrays = (
+                open_zarr(path, fill_missing) if path.is_dir() else READERS[suffix](path, stack)
+            )
         yield Source(path, arrays, *_of_view(path))
 
 
 def choose(source: Source, name: str | None = None) -> Array:
     """The embeddings: the array called `name`, or by one of the usual names, or the only 2-D float array. Raises UsageError."""
     arrays = source.arrays
-    listing = "".join(f"\n  {key}  {array.shape} {'str' if array.text else array.dtype}" for key, array in arrays.items()) or "\n  nothing"
-    flat = [key for key, array in arrays.items() if len(array.shape) == 2 and array.dtype.kind == "f"]
+    listing = (
+        "".join(
+            f"\n  {key}  {array.shape} {'str' if array.text else array.dtype}"
+            for key, array in arrays.items()
+        )
+        or "\n  nothing"
+    )
+    flat = [
+        key for key, array in arrays.items() if len(array.shape) == 2 and array.dtype.kind == "f"
+    ]
     if name is not None and name not in arrays:
         raise UsageError(f"{source.path} has no array {name!r}{did_you_mean(name, arrays)}")
     only = flat if len(flat) == 1 else list(arrays) if len(arrays) == 1 else [None]
     name = name or next((known for known in EMBEDDINGS if known in arrays), only[0])
     if name is None:
-        raise UsageError(f"{source.path} has {len(flat)} two-dimensional float arrays, none called {', '.join(EMBEDDINGS)}. "
-                         f"Name the embeddings: ARGS='--array …'. It holds:{listing}")
+        raise UsageError(
+            f"{source.path} has {len(flat)} two-dimensional float arrays, none called {', '.join(EMBEDDINGS)}. "
+            f"Name the embeddings: ARGS='--array …'. It holds:{listing}"
+        )
     array = arrays[name]
-    problem = "holds Python objects or lists, neither numbers nor strings. " + ADVICE if array.dtype.hasobject and not array.text else \
-        f"has the shape {array.shape}, expected (N, D), one row an image" if len(array.shape) != 2 else \
-        f"is empty, with the shape {array.shape}" if 0 in array.shape else \
-        f"holds integers ({array.dtype}): codes, or pixels? If they are embeddings, save them .astype('float32')" if array.dtype.kind in "iu" else \
-        f"has the dtype {array.dtype}, expected float16, float32 or float64" if array.dtype.kind != "f" else ""
+    problem = (
+        "holds Python objects or lists, neither numbers nor strings. " + ADVICE
+        if array.dtype.hasobject and not array.text
+        else f"has the shape {array.shape}, expected (N, D), one row an image"
+        if len(array.shape) != 2
+        else f"is empty, with the shape {array.shape}"
+        if 0 in array.shape
+        else f"holds integers ({array.dtype}): codes, or pixels? If they are embeddings, save them .astype('float32')"
+        if array.dtype.kind in "iu"
+        else f"has the dtype {array.dtype}, expected float16, float32 or float64"
+        if array.dtype.kind != "f"
+        else ""
+    )
     if problem:
-        raise UsageError(f"{source.path}: the array {name!r} {problem}" + (f". Another one: ARGS='--array …'. It holds:{listing}" if len(arrays) > 1 else ""))
+        raise UsageError(
+            f"{source.path}: the array {name!r} {problem}"
+            + (f". Another one: ARGS='--array …'. It holds:{listing}" if len(arrays) > 1 else "")
+        )
     return array
 
 
@@ -89,16 +122,23 @@ def texts(source: Source, names: tuple[str, ...], n: int) -> list[str] | None:
         return None
     array, where = source.arrays[name], f"{source.path}: the array {name!r}"
     if array.shape != (n,):
-        raise UsageError(f"{where} has the shape {array.shape}, expected ({n},), one for each row of the embeddings")
+        raise UsageError(
+            f"{where} has the shape {array.shape}, expected ({n},), one for each row of the embeddings"
+        )
     if not array.text and not array.dtype.hasobject and array.dtype.kind not in "USiu":
         raise UsageError(f"{where} has the dtype {array.dtype}, expected strings or integers")
     found = []
     for block in array.blocks():
         try:
-            found += [value.decode() if isinstance(value, bytes) else str(value) for value in block.tolist()]
-            "".join(found[-len(block):]).encode()
+            found += [
+                value.decode() if isinstance(value, bytes) else str(value)
+                for value in block.tolist()
+            ]
+            "".join(found[-len(block) :]).encode()
         except UnicodeError as error:
-            raise DataQualityError(f"{where} is not UTF-8: {error}; write the strings anew") from error
+            raise DataQualityError(
+                f"{where} is not UTF-8: {error}; write the strings anew"
+            ) from error
     return found
 
 
@@ -108,11 +148,16 @@ def statuses(source: Source, n: int) -> np.ndarray:
         return source.status
     if not {"status", "status_names"} <= source.arrays.keys():
         return np.zeros(n, np.uint8)
-    names, codes = (texts(source, (name,), source.arrays[name].shape[0] if source.arrays[name].shape else n) for name in ("status_names", "status"))
+    names, codes = (
+        texts(source, (name,), source.arrays[name].shape[0] if source.arrays[name].shape else n)
+        for name in ("status_names", "status")
+    )
     meaning = {str(code): STATUS.index(name) for code, name in enumerate(names) if name in STATUS}
     if len(codes) != n or not set(codes) <= meaning.keys():
-        raise DataQualityError(f"{source.path}: the array 'status' has the values {sorted(set(codes))} for {n} rows, its names are {names}; "
-                               "write one number for each row, or leave the array out")
+        raise DataQualityError(
+            f"{source.path}: the array 'status' has the values {sorted(set(codes))} for {n} rows, its names are {names}; "
+            "write one number for each row, or leave the array out"
+        )
     return np.array([meaning[code] for code in codes], np.uint8)
 
 
@@ -121,7 +166,10 @@ def _of_view(path: Path) -> tuple[list[str] | None, np.ndarray | None, list[str]
     if not (path / "commits").is_dir():
         return None, None, None
     view, above = store.open_view(path), path.resolve().parent
-    status, items = integrity.check(view), read_items(above) if (above / "dataset.json").is_file() else None
+    status, items = (
+        integrity.check(view),
+        read_items(above) if (above / "dataset.json").is_file() else None,
+    )
     if items is not None:
         store.refuse_other_images(view, items.fingerprint, len(items))
     return (None, status, None) if items is None else (items.keys, status, items.sha256)

@@ -21,7 +21,9 @@ MISSING, NON_FINITE = STATUS.index("missing"), STATUS.index("non-finite")
 
 
 @contextlib.contextmanager
-def staged(cache: Path, source: Source, array: Array, place: np.ndarray, items: Items) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def staged(
+    cache: Path, source: Source, array: Array, place: np.ndarray, items: Items
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(N, D) float16 in the items' order, NaN where a row has no embedding, and (N,) uint8 status. Says what was rounded and what looks wrong.
 
     The file is read once, front to back: in the items' order its compressed chunks would be opened again and again. The rows lie in a
@@ -38,9 +40,12 @@ def staged(cache: Path, source: Source, array: Array, place: np.ndarray, items: 
         except OSError as error:
             raise durable.cannot_write(cache, error) from error
         emb_ND = np.frombuffer(mmap.mmap(file.fileno(), n * width * 2), "<f2").reshape(n, width)
-        with Progress(f"reading {source.path.name}", array.shape[0], unit="rows") as progress, np.errstate(all="ignore"):
+        with (
+            Progress(f"reading {source.path.name}", array.shape[0], unit="rows") as progress,
+            np.errstate(all="ignore"),
+        ):
             for block in array.blocks():
-                item, told = place[row:row + len(block)], given[row:row + len(block)]
+                item, told = place[row : row + len(block)], given[row : row + len(block)]
                 row += len(block)
                 block_KD, item, told = block[item >= 0], item[item >= 0], told[item >= 0]
                 half_KD = block_KD.astype("<f2")
@@ -58,17 +63,27 @@ def staged(cache: Path, source: Source, array: Array, place: np.ndarray, items: 
                 emb_ND[item], status_N[item] = half_KD, state
                 progress.advance(len(block))
         if lost:
-            raise DataQualityError(f"{lost:,} rows of {array.where} are not zero in the file but all zeros in float16, whose smallest value is 6e-8; "
-                                   f"the first is {first_lost!r}: multiply the embeddings by a constant")
+            raise DataQualityError(
+                f"{lost:,} rows of {array.where} are not zero in the file but all zeros in float16, whose smallest value is 6e-8; "
+                f"the first is {first_lost!r}: multiply the embeddings by a constant"
+            )
         emb_ND[status_N == MISSING] = np.nan
         if overflow:
-            print(f"{overflow:,} rows are finite in the file but overflow float16, whose largest value is 65,504: divide the embeddings by a constant")
+            print(
+                f"{overflow:,} rows are finite in the file but overflow float16, whose largest value is 65,504: divide the embeddings by a constant"
+            )
         if worst:
-            print(f"rounded to float16: by at most {worst:.1e} of a row's largest value" +
-                  (", which is much: multiply the embeddings by a constant" if worst > 1e-3 else ""))
+            print(
+                f"rounded to float16: by at most {worst:.1e} of a row's largest value"
+                + (", which is much: multiply the embeddings by a constant" if worst > 1e-3 else "")
+            )
         if zero:
-            print(f"{zero:,} rows are all zeros, the first is {first_zero!r}: were they ever written?")
+            print(
+                f"{zero:,} rows are all zeros, the first is {first_zero!r}: were they ever written?"
+            )
         if status_N.all():
-            raise DataQualityError(f"not one row of {array.where} is finite in float16 (its largest value is 65,504); divide the embeddings "
-                                   "by a constant, or look at what wrote them")
+            raise DataQualityError(
+                f"not one row of {array.where} is finite in float16 (its largest value is 65,504); divide the embeddings "
+                "by a constant, or look at what wrote them"
+            )
         yield emb_ND, status_N

@@ -15,7 +15,9 @@ def main() -> None:
 
     config = tyro.cli(ExtractConfig, prog="python -m extract", description=ExtractConfig.__doc__)
     if config.dry_run:
-        os.environ["HF_HUB_OFFLINE"] = "1"                  # read when huggingface_hub is imported: nothing is fetched
+        os.environ["HF_HUB_OFFLINE"] = (
+            "1"  # read when huggingface_hub is imported: nothing is fetched
+        )
     from base.console import document
     from extract.plan import plan
     from extract.run import run

@@ -21,8 +21,21 @@ from extract.prepare import begin_workers
 from extract.reuse import Known
 
 
-def embed(view: store.View, backbone: Backbone | None, prep: Preprocess, read: Any, sha256: Sequence[str], shards: list[int], known: Known, batch: int,
-          workers: int, device: str, progress: Progress, look: Callable[[], None], stopping: Callable[[], bool]) -> None:
+def embed(
+    view: store.View,
+    backbone: Backbone | None,
+    prep: Preprocess,
+    read: Any,
+    sha256: Sequence[str],
+    shards: list[int],
+    known: Known,
+    batch: int,
+    workers: int,
+    device: str,
+    progress: Progress,
+    look: Callable[[], None],
+    stopping: Callable[[], bool],
+) -> None:
     """Embed `shards` of `view`, in order. `read(row) -> bytes` and `sha256[row]` describe the images; see extract/data/datasets.py.
 
     `known` rows are copied, and the others of a shard alone make up its batches. Without any of these no backbone is needed. A shard that does not come
@@ -32,17 +45,29 @@ def embed(view: store.View, backbone: Backbone | None, prep: Preprocess, read: A
     """
     plan = []
     for rows in (known.missing(*view.bounds(shard)) for shard in shards):
-        plan.append([rows[part.start:part.stop] for part in batch_rows(0, len(rows), batch)])
+        plan.append([rows[part.start : part.stop] for part in batch_rows(0, len(rows), batch)])
     todo = [rows for part in plan for rows in part]
-    computed = embedded(load(Batches(read, sha256, prep, todo, batch), workers, device), backbone, device, progress.clock) if todo else iter(())
+    computed = (
+        embedded(
+            load(Batches(read, sha256, prep, todo, batch), workers, device),
+            backbone,
+            device,
+            progress.clock,
+        )
+        if todo
+        else iter(())
+    )
     for shard, part in zip(shards, plan, strict=True):
         first, last = view.bounds(shard)
-        emb_RD, status_R = np.full((view.rows, view.width), np.nan, np.float16), np.zeros(view.rows, np.uint8)
+        emb_RD, status_R = (
+            np.full((view.rows, view.width), np.nan, np.float16),
+            np.zeros(view.rows, np.uint8),
+        )
         with progress.clock("copy"):
             known.copy(first, last, emb_RD, status_R)
         for rows, (emb_BD, status_B) in zip(part, computed, strict=False):
             place = np.array(rows) - first
-            emb_RD[place], status_R[place] = emb_BD[:len(rows)], status_B[:len(rows)]
+            emb_RD[place], status_R[place] = emb_BD[: len(rows)], status_B[: len(rows)]
             progress.advance(len(rows))
         with progress.clock("write"):
             if known.fits(view, shard, emb_RD, status_R):
@@ -51,7 +76,7 @@ def embed(view: store.View, backbone: Backbone | None, prep: Preprocess, read: A
             look()
         if stopping():
             return
-    assert next(computed, None) is None                     # and the workers end
+    assert next(computed, None) is None  # and the workers end
 
 
 def _deaf(worker: int) -> None:
@@ -63,12 +88,20 @@ def load(batches: Batches, workers: int, device: str) -> DataLoader:
     """The batches, decoded ahead by `workers` processes (0: by this one)."""
     if workers:
         begin_workers()
-    return DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=device.startswith("cuda"),
-                      multiprocessing_context="forkserver" if workers else None, worker_init_fn=_deaf)
+    return DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=device.startswith("cuda"),
+        multiprocessing_context="forkserver" if workers else None,
+        worker_init_fn=_deaf,
+    )
 
 
 @torch.inference_mode()
-def embedded(loader: DataLoader, backbone: Backbone, device: str, clock: Clock) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def embedded(
+    loader: DataLoader, backbone: Backbone, device: str, clock: Clock
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(B, D) float16 embeddings and (B,) uint8 status of each batch; the next batch is under way while one is handed out.
 
     The clock sees what this process waits for: on a GPU the copy and the model run behind its back, and count where they are waited for.
@@ -93,7 +126,9 @@ def embedded(loader: DataLoader, backbone: Backbone, device: str, clock: Clock) 
         ahead = launched
 
 
-def finish(backbone: Backbone, emb_BD: torch.Tensor, pixels_BCHW: torch.Tensor, status_B: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def finish(
+    backbone: Backbone, emb_BD: torch.Tensor, pixels_BCHW: torch.Tensor, status_B: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
     """Guard the storage type: a row that is not finite as float16 is computed again in float32; if it still is not, it gets a status."""
     half, status = emb_BD.half().cpu().numpy(), status_B.numpy()
     lost = ~np.isfinite(half).all(1) & (status == OK)

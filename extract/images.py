@@ -20,26 +20,28 @@ from cache_specs.view import STATUS
 from extract.data.readers import FileTooLargeError
 from extract.pixels import FORMATS, MAX_PIXELS, rgb
 
-MAX_RESIZED = 2**25             # of the scaled image: a 1 x 20,000 strip would become 224 x 4,480,000
+MAX_RESIZED = 2**25  # of the scaled image: a 1 x 20,000 strip would become 224 x 4,480,000
 OK, UNDECODABLE, TRUNCATED, MISSING, NON_FINITE, TOO_LARGE = range(len(STATUS))
 
 
 def decode(data: bytes, prep: Preprocess) -> tuple[torch.Tensor | None, int]:
     """(3, crop, crop) uint8 and OK, or None and the status."""
     try:
-        with warnings.catch_warnings():         # of odd palettes and EXIF, for each of a million images
+        with warnings.catch_warnings():  # of odd palettes and EXIF, for each of a million images
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             width, height = image.size
             scale = prep.resize / max(1, min(width, height))
-            resized = prep.resize**2 if prep.resize_rule != "shortest" else width * height * scale**2
-            padded = max(width, height)**2 if prep.resize_rule == "pad" else 0
+            resized = (
+                prep.resize**2 if prep.resize_rule != "shortest" else width * height * scale**2
+            )
+            padded = max(width, height) ** 2 if prep.resize_rule == "pad" else 0
             if max(width * height, padded) > MAX_PIXELS or resized > MAX_RESIZED:
                 return None, TOO_LARGE
             ImageOps.exif_transpose(image, in_place=True)
             image.load()
             pixels = rgb(image)
-    except Exception as error:      # Pillow raises nearly anything on a hostile file: OSError, SyntaxError, struct.error, ValueError …
+    except Exception as error:  # Pillow raises nearly anything on a hostile file: OSError, SyntaxError, struct.error, ValueError …
         return None, TRUNCATED if "truncated" in str(error).lower() else UNDECODABLE
     return pipeline(prep)(pixels), OK
 
@@ -48,9 +50,13 @@ def decode(data: bytes, prep: Preprocess) -> tuple[torch.Tensor | None, int]:
 def pipeline(prep: Preprocess) -> Callable[[Image.Image], torch.Tensor]:
     """PIL image -> (3, crop, crop) uint8. Without antialias the scaling is done on the tensor: Pillow's always antialiases."""
     size = [prep.resize, prep.resize] if prep.resize_rule != "shortest" else prep.resize
-    resize = v2.Resize(size, interpolation=v2.InterpolationMode(prep.interpolation), antialias=prep.antialias)
+    resize = v2.Resize(
+        size, interpolation=v2.InterpolationMode(prep.interpolation), antialias=prep.antialias
+    )
     steps = [resize, v2.PILToTensor()] if prep.antialias else [v2.PILToTensor(), resize]
-    return v2.Compose([*[v2.Lambda(pad)] * (prep.resize_rule == "pad"), *steps, v2.CenterCrop(prep.crop)])
+    return v2.Compose(
+        [*[v2.Lambda(pad)] * (prep.resize_rule == "pad"), *steps, v2.CenterCrop(prep.crop)]
+    )
 
 
 def pad(image: Image.Image) -> Image.Image:

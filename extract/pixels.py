@@ -7,10 +7,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-MAX_PIXELS = 2**27              # of the file: 134 megapixels, 400 MB as RGB
+MAX_PIXELS = 2**27  # of the file: 134 megapixels, 400 MB as RGB
 
-Image.init()                    # all of Pillow's plugins; FORMATS says which may be used
-Image.MAX_IMAGE_PIXELS = None   # Pillow only warns up to twice its limit; ours is checked before any pixel is decoded
+Image.init()  # all of Pillow's plugins; FORMATS says which may be used
+Image.MAX_IMAGE_PIXELS = (
+    None  # Pillow only warns up to twice its limit; ours is checked before any pixel is decoded
+)
 
 
 def thumbnail(data: bytes, side: int) -> tuple[bytes, int, int] | None:
@@ -22,15 +24,19 @@ def thumbnail(data: bytes, side: int) -> tuple[bytes, int, int] | None:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.size[0] * image.size[1] > MAX_PIXELS:
                 return None
-            image.draft("RGB", (2 * side, 2 * side))                # a JPEG is decoded at an eighth of its size where that is enough
+            image.draft(
+                "RGB", (2 * side, 2 * side)
+            )  # a JPEG is decoded at an eighth of its size where that is enough
             ImageOps.exif_transpose(image, in_place=True)
             pixels = rgb(image)
             small = max(pixels.size) <= side
             if not small:
                 pixels.thumbnail((side, side), Image.Resampling.LANCZOS)
             sink = io.BytesIO()
-            pixels.save(sink, "WEBP", lossless=small and max(pixels.size) <= 48, quality=72, method=4)
-    except Exception:               # Pillow raises nearly anything on a hostile file
+            pixels.save(
+                sink, "WEBP", lossless=small and max(pixels.size) <= 48, quality=72, method=4
+            )
+    except Exception:  # Pillow raises nearly anything on a hostile file
         return None
     return sink.getvalue(), *pixels.size
 
@@ -38,12 +44,14 @@ def thumbnail(data: bytes, side: int) -> tuple[bytes, int, int] | None:
 def rgb(image: Image.Image) -> Image.Image:
     """To 8-bit RGB as Pillow does it, except that 16-bit grey is scaled to 8 bits (Pillow would clip it to white). Raises ValueError for 32-bit and
     floating-point grey: nothing says which of its values is white."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):           # Pillow scales any such PGM to 16 bits
+    if image.mode.startswith("I;16") or (
+        image.mode == "I" and image.format == "PPM"
+    ):  # Pillow scales any such PGM to 16 bits
         width, height = image.size
         levels = np.empty((height, width), np.uint8)
-        for top in range(0, height, 256):           # in strips: a large scan fills memory as it is
+        for top in range(0, height, 256):  # in strips: a large scan fills memory as it is
             strip = np.asarray(image.crop((0, top, width, min(top + 256, height))), np.float32)
-            levels[top:top + 256] = (strip / 257).round()
+            levels[top : top + 256] = (strip / 257).round()
         image = Image.fromarray(levels)
     elif image.mode in ("I", "F"):
         raise ValueError(f"grey levels of mode {image.mode}")

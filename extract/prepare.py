@@ -12,7 +12,7 @@ from base.commands import quoted
 from base.errors import UsageError
 from extract.config import ExtractConfig
 
-MOST_WORKERS = 32           # of one device, where no number is asked for
+MOST_WORKERS = 32  # of one device, where no number is asked for
 
 if TYPE_CHECKING:
     from cache_specs.items import Items
@@ -45,25 +45,44 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
 
     if not config.view or not config.data:
         what = "VIEW" if not config.view else "DATA"
-        raise UsageError(f"{what} is missing. Type: make extract VIEW={config.view or 'clip'} DATA={quoted(config.data or 'photos/')}   "
-                         f"(views: {', '.join(view_names())})")
+        raise UsageError(
+            f"{what} is missing. Type: make extract VIEW={config.view or 'clip'} DATA={quoted(config.data or 'photos/')}   "
+            f"(views: {', '.join(view_names())})"
+        )
     if "," in config.view:
-        lines = [f"make extract VIEW={quoted(view.strip())} DATA={quoted(config.data)}" for view in config.view.split(",") if view.strip()]
-        raise UsageError(f"VIEW={config.view}: make extract takes one view at a time. Type one after the other:\n  " + "\n  ".join(lines))
+        lines = [
+            f"make extract VIEW={quoted(view.strip())} DATA={quoted(config.data)}"
+            for view in config.view.split(",")
+            if view.strip()
+        ]
+        raise UsageError(
+            f"VIEW={config.view}: make extract takes one view at a time. Type one after the other:\n  "
+            + "\n  ".join(lines)
+        )
     if config.batch < 1 or config.gpus < 1 or config.shard_rows < 0:
-        raise UsageError(f"--batch and --gpus must be at least 1 and --shard-rows at least 0, found {config.batch}, {config.gpus}, {config.shard_rows}")
+        raise UsageError(
+            f"--batch and --gpus must be at least 1 and --shard-rows at least 0, found {config.batch}, {config.gpus}, {config.shard_rows}"
+        )
     bad_images.allowed(config.max_bad, sys.maxsize)
     spec = load_spec(config.view)
-    if config.workers > 0 or (config.workers < 0 and config.device != "cpu" and Path("/dev/nvidia0").exists()):
-        begin_workers()                                     # while torch is imported here too
+    if config.workers > 0 or (
+        config.workers < 0 and config.device != "cpu" and Path("/dev/nvidia0").exists()
+    ):
+        begin_workers()  # while torch is imported here too
     where = devices(config.device, config.gpus)
     if not config.allow_leak:
         refuse_labels(spec, config.weights)
-    if config.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
-        raise UsageError(f"--name {config.name!r}: a data set's name is made of letters, digits, '-', '_' and '.', and begins with a letter or digit")
+    if config.name is not None and not re.fullmatch(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name
+    ):
+        raise UsageError(
+            f"--name {config.name!r}: a data set's name is made of letters, digits, '-', '_' and '.', and begins with a letter or digit"
+        )
     if config.name is not None and re.search(r"-[0-9a-f]{8}$", config.name):
-        raise UsageError(f"--name {config.name!r} looks like the folder of a version of {config.name[:-9]!r} (eight hexadecimal digits at the end): choose "
-                         "another name")
+        raise UsageError(
+            f"--name {config.name!r} looks like the folder of a version of {config.name[:-9]!r} (eight hexadecimal digits at the end): choose "
+            "another name"
+        )
     files, weights_sha256 = find_weights(spec, config.weights, fetch)
     if not config.allow_leak:
         refuse_labels(spec, config.weights, files)
@@ -85,8 +104,10 @@ def _refuse_cached_name(config: ExtractConfig) -> None:
 
     for folder in dataset_folders(Path(config.cache), config.data) if is_gone(config.data) else ():
         if (source := read_source(folder)) and source != config.data and not is_gone(source):
-            raise UsageError(f"DATA={config.data}: there is no such folder here. The cache calls the images in {source} so: name that",
-                             instead={"DATA": source})
+            raise UsageError(
+                f"DATA={config.data}: there is no such folder here. The cache calls the images in {source} so: name that",
+                instead={"DATA": source},
+            )
 
 
 def begin_workers() -> None:
@@ -100,7 +121,13 @@ def workers_of(workers: int, todo: int, device: str, devices: int = 1) -> int:
     if not todo:
         return 0
     share = max(1, len(os.sched_getaffinity(0)) // devices)
-    return workers if workers >= 0 else min(MOST_WORKERS, share) if todo > 20_000 or device != "cpu" else 0
+    return (
+        workers
+        if workers >= 0
+        else min(MOST_WORKERS, share)
+        if todo > 20_000 or device != "cpu"
+        else 0
+    )
 
 
 def devices(device: str, gpus: int) -> list[str]:
@@ -108,7 +135,9 @@ def devices(device: str, gpus: int) -> list[str]:
     import torch
 
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"DEVICE={device}, but torch sees no CUDA GPU here; use DEVICE=cpu or leave it out")
+        raise UsageError(
+            f"DEVICE={device}, but torch sees no CUDA GPU here; use DEVICE=cpu or leave it out"
+        )
     count = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     if gpus > 1 and device in ("auto", "cuda") and count:
         if gpus > count:

@@ -1,7 +1,7 @@
 """Is what was copied still what it was taken for? Between the first look at a donor and the copy hours may pass, or a kill and a new version of a library.
 
-    begin_again(view, known, agreed)    when it goes on without a canary: without the donors that do not agree with what is computed now
-    recheck(view, known)                before the seal: what was copied is what the donors hold, and these are undamaged
+begin_again(view, known, agreed)    when it goes on without a canary: without the donors that do not agree with what is computed now
+recheck(view, known)                before the seal: what was copied is what the donors hold, and these are undamaged
 """
 
 from contextlib import suppress
@@ -20,10 +20,18 @@ def begin_again(view: View, known: Known, agreed: Known) -> tuple[View, Known]:
     if len(agreed.donors) == len(known.donors):
         return view, agreed
     if len(view.pending()) < view.shards:
-        raise StaleError(f"{view.folder} has no canary.json, and its finished shards may hold rows that are not what is computed now. Delete {view.folder}, "
-                         "then type the same command again")
-    provenance = {key: value for key, value in view.attributes["provenance"].items() if key != "reused"}
-    write_documents(view.folder, view.attributes | {"provenance": provenance | ({"reused": agreed.record()} if agreed.donors else {})})
+        raise StaleError(
+            f"{view.folder} has no canary.json, and its finished shards may hold rows that are not what is computed now. Delete {view.folder}, "
+            "then type the same command again"
+        )
+    provenance = {
+        key: value for key, value in view.attributes["provenance"].items() if key != "reused"
+    }
+    write_documents(
+        view.folder,
+        view.attributes
+        | {"provenance": provenance | ({"reused": agreed.record()} if agreed.donors else {})},
+    )
     return store.open_view(view.folder), agreed
 
 
@@ -36,7 +44,10 @@ def recheck(view: View, known: Known) -> None:
         copied = np.flatnonzero(known.which_N[first:last] >= 0)
         if not copied.size:
             continue
-        emb_RD, status_R = np.empty((last - first, view.width), np.float16), np.empty(last - first, np.uint8)
+        emb_RD, status_R = (
+            np.empty((last - first, view.width), np.float16),
+            np.empty(last - first, np.uint8),
+        )
         known.copy(first, last, emb_RD, status_R)
         if emb_RD[copied].tobytes() != stored(view, shard, copied.tolist()):
             wrong.add(shard)
@@ -55,9 +66,15 @@ def recheck(view: View, known: Known) -> None:
     forget(view, wrong)
     for donor in damaged.values():
         with suppress(OSError):
-            (donor.folder / "verified.json").unlink()       # whoever opens it next reads it all
+            (donor.folder / "verified.json").unlink()  # whoever opens it next reads it all
     if wrong:
-        first = f"{next(iter(damaged.values())).folder} changed while it was copied from" if damaged else "they do not hold the rows that were to be copied"
-        raise IntegrityError(f"{view.folder}: the shards {', '.join(map(str, sorted(wrong)))} are not kept: {first}. "
-                             + "".join(f"Type: {store.command(donor.folder)}\n" for donor in damaged.values())
-                             + "Then type the same command again: only these shards are made again")
+        first = (
+            f"{next(iter(damaged.values())).folder} changed while it was copied from"
+            if damaged
+            else "they do not hold the rows that were to be copied"
+        )
+        raise IntegrityError(
+            f"{view.folder}: the shards {', '.join(map(str, sorted(wrong)))} are not kept: {first}. "
+            + "".join(f"Type: {store.command(donor.folder)}\n" for donor in damaged.values())
+            + "Then type the same command again: only these shards are made again"
+        )

@@ -1,8 +1,8 @@
 """Rows of a new view that a finished one holds already: of the same image (sha256), by the same view and weights. They are copied, not computed.
 
-    find(folder, …)             when a view is begun: the finished views of that folder name, in any data set of the cache, whose rows it can have
-    recorded(view, items)       when it goes on: those that its provenance names, if they are what they were
-    known.missing(first, last)  the rows that must be computed
+find(folder, …)             when a view is begun: the finished views of that folder name, in any data set of the cache, whose rows it can have
+recorded(view, items)       when it goes on: those that its provenance names, if they are what they were
+known.missing(first, last)  the rows that must be computed
 """
 
 import hashlib
@@ -60,21 +60,41 @@ class Known:
     def fits(self, view: View, shard: int, emb_RD: np.ndarray, status_R: np.ndarray) -> bool:
         """Are these the bytes that were sealed, where any are asked for?"""
         return shard not in self.sealed or self.sealed[shard] == {
-            str(path.relative_to(view.folder)): hashlib.sha256(data).hexdigest() for path, data in store.shard_files(view, shard, emb_RD, status_R).items()}
+            str(path.relative_to(view.folder)): hashlib.sha256(data).hexdigest()
+            for path, data in store.shard_files(view, shard, emb_RD, status_R).items()
+        }
 
     def record(self) -> list[dict[str, Any]]:
         """For the provenance: whose rows, and how many."""
-        return [{"dataset": donor.folder.parent.name, "items": donor.attributes["items_fingerprint"], "root": integrity.root(donor),
-                 "rows": int((self.which_N == number).sum())} for number, donor in enumerate(self.donors)]
+        return [
+            {
+                "dataset": donor.folder.parent.name,
+                "items": donor.attributes["items_fingerprint"],
+                "root": integrity.root(donor),
+                "rows": int((self.which_N == number).sum()),
+            }
+            for number, donor in enumerate(self.donors)
+        ]
 
     def without(self, numbers: set[int]) -> "Known":
         """Only what the other donors hold."""
         kept = [number for number in range(len(self.donors)) if number not in numbers]
-        new = np.array([*(kept.index(number) if number in kept else -1 for number in range(len(self.donors))), -1])      # [-1]: of none
+        new = np.array(
+            [
+                *(
+                    kept.index(number) if number in kept else -1
+                    for number in range(len(self.donors))
+                ),
+                -1,
+            ]
+        )  # [-1]: of none
         return Known([self.donors[number] for number in kept], new[self.which_N], self.row_N)
 
     def __str__(self) -> str:
-        return " and ".join(f"{int((self.which_N == number).sum()):,} of {donor.folder.parent.name}" for number, donor in enumerate(self.donors))
+        return " and ".join(
+            f"{int((self.which_N == number).sum()):,} of {donor.folder.parent.name}"
+            for number, donor in enumerate(self.donors)
+        )
 
 
 def find(folder: Path, declared: dict[str, Any], items: Items, remember: bool = True) -> Known:
@@ -109,11 +129,13 @@ def copies(view: View, items: Items, sealed: Mapping[int, dict[str, str]]) -> di
         with suppress(CoviewError):
             donor = store.open_view(path)
             sources.append((donor, rows_in(donor, items)))
-    for turn in range(len(sources)):                        # each first in its turn
+    for turn in range(len(sources)):  # each first in its turn
         known = replace(_join(sources[turn:] + sources[:turn], len(items)), sealed=sealed)
         for shard in sealed.keys() - found.keys():
             with suppress(StorageError):
-                if not known.missing(*view.bounds(shard)) and known.fits(view, shard, *_filled(view, known, shard)):
+                if not known.missing(*view.bounds(shard)) and known.fits(
+                    view, shard, *_filled(view, known, shard)
+                ):
                     found[shard] = known
     return found
 
@@ -122,22 +144,33 @@ def write(view: View, known: Known, shard: int) -> None:
     """Write a shard of which every row is known. Raises StorageError where it is not any more what was sealed."""
     emb_RD, status_R = _filled(view, known, shard)
     if not known.fits(view, shard, emb_RD, status_R):
-        raise StorageError(f"what shard {shard} of {view.folder} is copied from has changed meanwhile; type the same command again")
+        raise StorageError(
+            f"what shard {shard} of {view.folder} is copied from has changed meanwhile; type the same command again"
+        )
     store.write_shard(view, shard, emb_RD, status_R)
 
 
 def _filled(view: View, known: Known, shard: int) -> tuple[np.ndarray, np.ndarray]:
-    emb_RD, status_R = np.full((view.rows, view.width), np.nan, np.float16), np.zeros(view.rows, np.uint8)
+    emb_RD, status_R = (
+        np.full((view.rows, view.width), np.nan, np.float16),
+        np.zeros(view.rows, np.uint8),
+    )
     known.copy(*view.bounds(shard), emb_RD, status_R)
     return emb_RD, status_R
 
 
 def _elsewhere(folder: Path) -> list[Path]:
     """The finished views of this folder name in other data sets of the cache."""
-    return [path for path in sorted(folder.parent.parent.glob(f"*/{folder.name}")) if path.parent != folder.parent and (path / "complete.json").is_file()]
+    return [
+        path
+        for path in sorted(folder.parent.parent.glob(f"*/{folder.name}"))
+        if path.parent != folder.parent and (path / "complete.json").is_file()
+    ]
 
 
-def _donors(view: View, items: Items, remember: bool = True, doubt: bool = False) -> list[tuple[View, np.ndarray]]:
+def _donors(
+    view: View, items: Items, remember: bool = True, doubt: bool = False
+) -> list[tuple[View, np.ndarray]]:
     found = []
     for record in view.attributes["provenance"].get("reused", []):
         path = view.folder.parent.parent / record["dataset"] / view.folder.name
@@ -146,7 +179,10 @@ def _donors(view: View, items: Items, remember: bool = True, doubt: bool = False
             if integrity.root(donor) == record["root"]:
                 found.append((donor, rows_in(donor, items, remember)))
         except CoviewError as error:
-            print(f"{view.name}: {path} cannot be copied from any more, so its rows are embedded: {error}", flush=True)
+            print(
+                f"{view.name}: {path} cannot be copied from any more, so its rows are embedded: {error}",
+                flush=True,
+            )
             if doubt and path.is_dir():
                 forget(view, _holding(view, items, path.parent))
     return found
@@ -180,16 +216,22 @@ def rows_in(donor: View, items: Items, remember: bool = True) -> np.ndarray:
 
 def agreeing(known: Known, differs: Callable[[View, dict[int, int]], str]) -> Known:
     """Without the donors whose rows are not what is computed now: `differs(donor, place)` says why, or ''. Says so."""
-    wrong = {number: why for number, donor in enumerate(known.donors) if (why := _why_not(donor, known.place(number), differs))}
+    wrong = {
+        number: why
+        for number, donor in enumerate(known.donors)
+        if (why := _why_not(donor, known.place(number), differs))
+    }
     for number, why in wrong.items():
         print(f"nothing is copied from {known.donors[number].folder}: {why}", flush=True)
     return known.without(set(wrong))
 
 
-def _why_not(donor: View, place: dict[int, int], differs: Callable[[View, dict[int, int]], str]) -> str:
+def _why_not(
+    donor: View, place: dict[int, int], differs: Callable[[View, dict[int, int]], str]
+) -> str:
     try:
         return differs(donor, place)
-    except (OSError, ValueError) as error:                  # gone, or cut short, meanwhile
+    except (OSError, ValueError) as error:  # gone, or cut short, meanwhile
         return f"it cannot be read now ({error})"
 
 
@@ -207,7 +249,9 @@ def _read(donor: View, shard: int, offsets: list[int]) -> np.ndarray:
     """(K, D) float16: these rows of a shard. Not mapped: a file that is cut short meanwhile would end the process."""
     data = np.frombuffer(stored(donor, shard, offsets), np.uint8)
     if data.size != len(offsets) * donor.width * 2 or not np.isfinite(data.view("<f2")).all():
-        raise StorageError(f"{donor.embeddings_file(shard)} changed while it was copied from; type the same command again")
+        raise StorageError(
+            f"{donor.embeddings_file(shard)} changed while it was copied from; type the same command again"
+        )
     return data.view("<f2").reshape(-1, donor.width)
 
 
@@ -221,5 +265,7 @@ def stored(view: View, shard: int, offsets: list[int]) -> bytes:
 
 
 def unreadable(view: View, shard: int, error: OSError) -> StorageError:
-    return StorageError(f"cannot read {view.embeddings_file(shard)} while it is copied from ({error.strerror or error}); type the same command again: "
-                        "what cannot be copied is embedded")
+    return StorageError(
+        f"cannot read {view.embeddings_file(shard)} while it is copied from ({error.strerror or error}); type the same command again: "
+        "what cannot be copied is embedded"
+    )

@@ -20,10 +20,16 @@ def open_images(images: str, root: Path) -> "Dataset":
 
     path = Path(images).expanduser()
     if path.name.lower().endswith(EXTENSIONS) and path.is_file():
-        return Dataset(dataset_name(images), "folder", [text(path.name)], [""], [""], ReadFiles([str(path)]))
+        return Dataset(
+            dataset_name(images), "folder", [text(path.name)], [""], [""], ReadFiles([str(path)])
+        )
     try:
         return open_dataset(os.path.expanduser(images), root)
     except CoviewError as error:
-        words = {"IMAGES" if name == "DATA" else name: value for name, value in error.instead.items()}
-        said = re.sub(r"(?<![\w/.-])DATA(?==| may )", "IMAGES", str(error)).replace("IMAGES may be ", "IMAGES may be a single image, ")
+        words = {
+            "IMAGES" if name == "DATA" else name: value for name, value in error.instead.items()
+        }
+        said = re.sub(r"(?<![\w/.-])DATA(?==| may )", "IMAGES", str(error)).replace(
+            "IMAGES may be ", "IMAGES may be a single image, "
+        )
         raise type(error)(said, words) from None

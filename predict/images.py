@@ -31,8 +31,10 @@ def backbones(views: list[View], weights: str | None) -> list[tuple[ViewSpec, di
         spec = spec_of(view)
         files, sha256 = find_weights(spec, where)
         if sha256 != view.weights_sha256:
-            raise StaleError(f"the weights of {view.name!r} are not those that the model was trained on: sha256 {view.weights_sha256[:12]} -> {sha256[:12]} "
-                             f"({', '.join(map(str, files.values()))}). Put those of then into a folder and add WEIGHTS=FOLDER, or extract and train again")
+            raise StaleError(
+                f"the weights of {view.name!r} are not those that the model was trained on: sha256 {view.weights_sha256[:12]} -> {sha256[:12]} "
+                f"({', '.join(map(str, files.values()))}). Put those of then into a folder and add WEIGHTS=FOLDER, or extract and train again"
+            )
         found.append((spec, files))
     return found
 
@@ -40,15 +42,23 @@ def backbones(views: list[View], weights: str | None) -> list[tuple[ViewSpec, di
 def spec_of(view: View) -> ViewSpec:
     """The spec as it was recorded. weights.path is relative to the view's own TOML file; where that is not there, to the bundled one of its name."""
     if view.spec["backend"] == store.IMPORTED:
-        raise UsageError(f"the view {view.name!r} was imported, not computed from images: nothing here can embed new ones. Add them to the file that it came "
-                         "from, import that and train on it; RUN=… without IMAGES labels its rows")
+        raise UsageError(
+            f"the view {view.name!r} was imported, not computed from images: nothing here can embed new ones. Add them to the file that it came "
+            "from, import that and train on it; RUN=… without IMAGES labels its rows"
+        )
     values = {key: value for key, value in view.spec.items() if value is not None}
-    values["weights"] = {key: value for key, value in view.spec["weights"].items() if value is not None}
+    values["weights"] = {
+        key: value for key, value in view.spec["weights"].items() if value is not None
+    }
     if "tensors" in values:
         values["tensors"] = {**values["tensors"], "rename": dict(values["tensors"]["rename"])}
     own, bundled = Path(view.spec_file or f"{view.name}.toml"), SPECS / f"{view.name}.toml"
     source = bundled if bundled.is_file() and not (view.spec_file and own.is_file()) else own
-    spec = build(ViewSpec, {"name": view.name, "source": source, **values}, f"the recorded spec of {view.name}")
+    spec = build(
+        ViewSpec,
+        {"name": view.name, "source": source, **values},
+        f"the recorded spec of {view.name}",
+    )
     check(spec, f"the recorded spec of {view.name}")
     return spec
 
@@ -58,28 +68,54 @@ def _where(views: list[View], weights: str | None) -> list[str | None]:
     if weights is None:
         return [None] * len(views)
     folder = Path(weights).expanduser()
-    found = [next((str(path) for path in (folder / view.name, folder / f"{view.name}.safetensors") if path.exists()), None) for view in views]
+    found = [
+        next(
+            (
+                str(path)
+                for path in (folder / view.name, folder / f"{view.name}.safetensors")
+                if path.exists()
+            ),
+            None,
+        )
+        for view in views
+    ]
     if found == [None]:
         return [weights]
     if not any(found):
-        raise UsageError(f"WEIGHTS={weights}: of several views this is a folder with a folder, or one .safetensors file, for each whose weights lie there: "
-                         f"{', '.join(f'{folder / view.name}/' for view in views)}; none is there")
+        raise UsageError(
+            f"WEIGHTS={weights}: of several views this is a folder with a folder, or one .safetensors file, for each whose weights lie there: "
+            f"{', '.join(f'{folder / view.name}/' for view in views)}; none is there"
+        )
     return found
 
 
-def embed(views: list[View], models: list[tuple[ViewSpec, dict[str, Path]]], dataset: Dataset, items: Items, device: str,
-          workers: int) -> tuple[list[np.ndarray], np.ndarray]:
+def embed(
+    views: list[View],
+    models: list[tuple[ViewSpec, dict[str, Path]]],
+    dataset: Dataset,
+    items: Items,
+    device: str,
+    workers: int,
+) -> tuple[list[np.ndarray], np.ndarray]:
     """(n, D_v) float16 for each view, NaN in rows of a status, and (n,) uint8 status: the first that a view gives."""
     n, emb_V, status_n = len(items), [], np.zeros(len(items), np.uint8)
     for view, (spec, files) in zip(views, models, strict=True):
         plan, emb_nD = batch_rows(0, n, view.batch), np.empty((n, view.width), np.float16)
         backbone = load_backbone(spec, files, device)
-        loader = load(Batches(dataset.read, items.sha256, spec.preprocess, plan, view.batch), workers_of(workers, n, device), device)
+        loader = load(
+            Batches(dataset.read, items.sha256, spec.preprocess, plan, view.batch),
+            workers_of(workers, n, device),
+            device,
+        )
         with Progress(view.name, n) as progress:
-            for rows, (emb_BD, status_B) in zip(plan, embedded(loader, backbone, device, progress.clock), strict=True):
+            for rows, (emb_BD, status_B) in zip(
+                plan, embedded(loader, backbone, device, progress.clock), strict=True
+            ):
                 place = slice(rows.start, rows.stop)
-                emb_nD[place] = emb_BD[:len(rows)]
-                status_n[place] = np.where(status_n[place] > 0, status_n[place], status_B[:len(rows)])
+                emb_nD[place] = emb_BD[: len(rows)]
+                status_n[place] = np.where(
+                    status_n[place] > 0, status_n[place], status_B[: len(rows)]
+                )
                 progress.advance(len(rows))
         emb_V.append(emb_nD)
     return emb_V, status_n

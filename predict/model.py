@@ -19,11 +19,11 @@ from train.algorithm.probe import Params, forward
 from train.data.feed import Input
 from train.data.graph import LEAST
 
-SAME = 1e-2                 # the distance, of rows of length 1, within which an image is a node: the noise of float16 is a tenth of that
-TIE = 1e-13                 # of two nodes equally near the earlier one comes first, here as in ONNX
+SAME = 1e-2  # the distance, of rows of length 1, within which an image is a node: the noise of float16 is a tenth of that
+TIE = 1e-13  # of two nodes equally near the earlier one comes first, here as in ONNX
 CHUNK, CELLS = 4_096, 2**25  # rows at a time, and rows times nodes
-FITTED = 8_192              # validation rows, evenly spaced, for the temperature
-FLOOR = math.log(torch.finfo(torch.float32).tiny)          # of log-probabilities: -87.3
+FITTED = 8_192  # validation rows, evenly spaced, for the temperature
+FLOOR = math.log(torch.finfo(torch.float32).tiny)  # of log-probabilities: -87.3
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,12 @@ class Expert:
         x_nD = features([x_V[view] for view in self.views]).double()
         likeness_nM, length_n = x_nD @ self.nodes_MD.double().T, x_nD.square().sum(1)
         found = []
-        for offset_M, told_MC, k in zip(self.offset_EM, self.told_EMC, self.neighbours_E, strict=True):
-            near = (likeness_nM + offset_M).topk(k)                         # the largest: half of |x|^2 minus the squared distance
+        for offset_M, told_MC, k in zip(
+            self.offset_EM, self.told_EMC, self.neighbours_E, strict=True
+        ):
+            near = (likeness_nM + offset_M).topk(
+                k
+            )  # the largest: half of |x|^2 minus the squared distance
             is_node_n = length_n - 2 * near.values[:, 0] < SAME**2
             mean_nC = told_MC[near.indices.flatten()].view(len(x_nD), k, told_MC.shape[1]).mean(1)
             found.append(torch.where(is_node_n[:, None], told_MC[near.indices[:, 0]], mean_nC))
@@ -95,7 +99,16 @@ class Expert:
 def features(x_V: Sequence[Tensor]) -> Tensor:
     """(n, D) float32 rows of length 1, each view with the same share in it."""
     length_V = [x_nD.norm(dim=1, keepdim=True) for x_nD in x_V]
-    return torch.cat([x_nD / torch.where(length == 0, 1, length) for x_nD, length in zip(x_V, length_V, strict=True)], 1).float() * len(x_V) ** -0.5
+    return (
+        torch.cat(
+            [
+                x_nD / torch.where(length == 0, 1, length)
+                for x_nD, length in zip(x_V, length_V, strict=True)
+            ],
+            1,
+        ).float()
+        * len(x_V) ** -0.5
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,29 +146,51 @@ class Model:
             views.append(log_views_VnC.exp().float().cpu().numpy())
         joint_nC, views_VnC = np.concatenate(joints), np.concatenate(views, 1)
         if bad := int((~np.isfinite(joint_nC).all(1)).sum()):
-            raise DataQualityError(f"the model gives no probabilities of {bad} of {len(joint_nC)} rows, since their numbers are too large. Give embeddings "
-                                   f"like those that it was trained on, of {', '.join(self.names)}")
+            raise DataQualityError(
+                f"the model gives no probabilities of {bad} of {len(joint_nC)} rows, since their numbers are too large. Give embeddings "
+                f"like those that it was trained on, of {', '.join(self.names)}"
+            )
         agrees_Vn = views_VnC.argmax(2) == joint_nC.argmax(1)
-        return Opinions(joint_nC, views_VnC, agrees_Vn.mean(0, dtype=np.float32) if len(views_VnC) else np.full(len(joint_nC), np.nan, np.float32))
+        return Opinions(
+            joint_nC,
+            views_VnC,
+            agrees_Vn.mean(0, dtype=np.float32)
+            if len(views_VnC)
+            else np.full(len(joint_nC), np.nan, np.float32),
+        )
 
     @torch.no_grad()
     def scores(self, emb_V: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """(V, E, n, C) logits of each view's own probes, and (E, n, C) log-scores of the joint without its temperature; all rows at once."""
         groups = [list(emb_V)] if self.method == "concat" else [[emb_nD] for emb_nD in emb_V]
         every = np.arange(len(emb_V[0]))
-        x_V = [Input(group, probe["input_mean"], probe["input_std"])(every) for group, probe in zip(groups, self.probes, strict=True)]
-        fused = [{key.removeprefix("joint."): p for key, p in probe.items() if key.startswith("joint.")} for probe in self.probes]
-        own_V = [_logits({key: probe[key] for key in params}, x_nD) for params, probe, x_nD in zip(fused, self.probes, x_V, strict=True)]
+        x_V = [
+            Input(group, probe["input_mean"], probe["input_std"])(every)
+            for group, probe in zip(groups, self.probes, strict=True)
+        ]
+        fused = [
+            {key.removeprefix("joint."): p for key, p in probe.items() if key.startswith("joint.")}
+            for probe in self.probes
+        ]
+        own_V = [
+            _logits({key: probe[key] for key in params}, x_nD)
+            for params, probe, x_nD in zip(fused, self.probes, x_V, strict=True)
+        ]
         if self.method == "concat":
             return own_V[0].new_empty(0, *own_V[0].shape), own_V[0]
         fused_V = [_logits(params, x_nD) for params, x_nD in zip(fused, x_V, strict=True)]
         if not self.experts:
             return torch.stack(own_V), joint(fused_V, self.rule)
-        return torch.stack(own_V), pooled(torch.stack([*fused_V, *(expert(x_V).to(fused_V[0].dtype) for expert in self.experts)]), self.weight_ME)
+        return torch.stack(own_V), pooled(
+            torch.stack([*fused_V, *(expert(x_V).to(fused_V[0].dtype) for expert in self.experts)]),
+            self.weight_ME,
+        )
 
     def log_probabilities(self, views_VEnC: Tensor, joint_EnC: Tensor) -> tuple[Tensor, Tensor]:
         """(V, n, C) and (n, C) float64, the means over the seeds, none below FLOOR."""
-        return _mean(views_VEnC).clamp_min(FLOOR), _mean(joint_EnC.double() / self.temperature).clamp_min(FLOOR)
+        return _mean(views_VEnC).clamp_min(FLOOR), _mean(
+            joint_EnC.double() / self.temperature
+        ).clamp_min(FLOOR)
 
     def calibrated(self, emb_V: Sequence[np.ndarray], y_n: np.ndarray) -> "Model":
         """This model at the temperature, of a grid of 61, at which these labelled rows have the lowest loss.
@@ -165,11 +200,21 @@ class Model:
         """
         every = slice(None, None, -(-len(y_n) // FITTED))
         y_n, doubt = torch.from_numpy(y_n[every].astype(np.int64)), 1 / (len(y_n[every]) + 2)
-        scores_EnC = torch.cat([self.scores(rows)[1].double().cpu() for rows in self._chunks([emb_nD[every] for emb_nD in emb_V])], 1)
+        scores_EnC = torch.cat(
+            [
+                self.scores(rows)[1].double().cpu()
+                for rows in self._chunks([emb_nD[every] for emb_nD in emb_V])
+            ],
+            1,
+        )
         losses = []
         for temperature in TEMPERATURES.tolist():
             told_n = _mean(scores_EnC / temperature).gather(-1, y_n[:, None]).squeeze(-1)
-            losses.append(-((1 - doubt) * told_n + doubt * torch.log(-torch.expm1(told_n.clamp_max(-1e-12)))).mean())
+            losses.append(
+                -(
+                    (1 - doubt) * told_n + doubt * torch.log(-torch.expm1(told_n.clamp_max(-1e-12)))
+                ).mean()
+            )
         return replace(self, temperature=float(TEMPERATURES[torch.stack(losses).argmin()]))
 
     def _chunks(self, emb_V: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
@@ -177,15 +222,22 @@ class Model:
         found = [np.shape(emb_nD) for emb_nD in emb_V]
         n = found[0][0] if found and found[0] else 0
         if found != [(n, width) for width in self.widths]:
-            raise UsageError(f"the model reads {', '.join(f'{view.name} (n, {view.width})' for view in self.views)}, in this order and of the same n images; "
-                             f"found the shapes {', '.join(map(str, found)) or 'none'}")
+            raise UsageError(
+                f"the model reads {', '.join(f'{view.name} (n, {view.width})' for view in self.views)}, in this order and of the same n images; "
+                f"found the shapes {', '.join(map(str, found)) or 'none'}"
+            )
         for name, emb_nD in zip(self.names, emb_V, strict=True):
             if bad := int((~np.isfinite(emb_nD).all(1)).sum()):
-                raise DataQualityError(f"{bad} of {n} rows of the view {name!r} are not finite. Rows that could not be embedded are NaN; "
-                                       "leave them out, in every view: those where np.isfinite(emb_nD).all(1) is False")
+                raise DataQualityError(
+                    f"{bad} of {n} rows of the view {name!r} are not finite. Rows that could not be embedded are NaN; "
+                    "leave them out, in every view: those where np.isfinite(emb_nD).all(1) is False"
+                )
         nodes = max((len(expert.nodes_MD) for expert in self.experts), default=1)
         step = max(1, min(CHUNK, CELLS // nodes))
-        return [[np.ascontiguousarray(emb_nD[first:first + step]) for emb_nD in emb_V] for first in range(0, max(n, 1), step)]
+        return [
+            [np.ascontiguousarray(emb_nD[first : first + step]) for emb_nD in emb_V]
+            for first in range(0, max(n, 1), step)
+        ]
 
 
 def _logits(params: Params, x_nD: Tensor) -> Tensor:

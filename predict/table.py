@@ -21,12 +21,14 @@ from cache_specs.view import STATUS
 from predict.model import Model, Opinions
 from train.run.summary import doubt
 
-FEW = 12                    # images, or fewer, are listed one by one
+FEW = 12  # images, or fewer, are listed one by one
 STEPS = (0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
-FORMULA = ("=", "+", "-", "@", "\t", "\r")       # a spreadsheet would compute it
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute it
 
 
-def columns(model: Model, keys: Sequence[str], status_n: np.ndarray, said: Opinions) -> dict[str, list[Any]]:
+def columns(
+    model: Model, keys: Sequence[str], status_n: np.ndarray, said: Opinions
+) -> dict[str, list[Any]]:
     """said: of the rows whose status is ok, in order."""
     ok = np.flatnonzero(status_n == 0)
 
@@ -39,11 +41,19 @@ def columns(model: Model, keys: Sequence[str], status_n: np.ndarray, said: Opini
     def names(choice_n: np.ndarray) -> list[Any]:
         return column([model.classes[c] for c in choice_n])
 
-    table = {"key": list(keys), "label": names(said.choice_n), "confidence": column(said.confidence_n.tolist()),
-             "agreement": column(said.agreement_n.tolist() if len(said.views_VnC) else [None] * len(ok)),
-             "margin": column(said.margin_n.tolist()), "status": [STATUS[code] for code in status_n]}
-    for name, p_nC in zip(model.names, said.views_VnC, strict=False):       # concat has no view's own
-        table |= {f"label_{name}": names(p_nC.argmax(1)), f"confidence_{name}": column(p_nC.max(1).tolist())}
+    table = {
+        "key": list(keys),
+        "label": names(said.choice_n),
+        "confidence": column(said.confidence_n.tolist()),
+        "agreement": column(said.agreement_n.tolist() if len(said.views_VnC) else [None] * len(ok)),
+        "margin": column(said.margin_n.tolist()),
+        "status": [STATUS[code] for code in status_n],
+    }
+    for name, p_nC in zip(model.names, said.views_VnC, strict=False):  # concat has no view's own
+        table |= {
+            f"label_{name}": names(p_nC.argmax(1)),
+            f"confidence_{name}": column(p_nC.max(1).tolist()),
+        }
     return table
 
 
@@ -73,7 +83,7 @@ def _write_new(path: Path, data: bytes) -> bool:
             os.link(temp, path)
         except FileExistsError:
             return False
-        except OSError:                                     # a file system without hard links: the name is taken, and then filled
+        except OSError:  # a file system without hard links: the name is taken, and then filled
             try:
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
             except FileExistsError:
@@ -89,7 +99,7 @@ def _write_new(path: Path, data: bytes) -> bool:
 
 def _csv(table: dict[str, list[Any]]) -> bytes:
     text = io.StringIO()
-    out = csv.writer(text)                                  # lines end as RFC 4180 says, so that a lone CR in a cell is quoted too
+    out = csv.writer(text)  # lines end as RFC 4180 says, so that a lone CR in a cell is quoted too
     out.writerow(map(_cell, table))
     out.writerows([_cell(value) for value in row] for row in zip(*table.values(), strict=True))
     return text.getvalue().encode()
@@ -105,23 +115,44 @@ def _parquet(table: dict[str, list[Any]]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    numbers = {name: name in ("confidence", "agreement", "margin") or name.startswith("confidence_") for name in table}
+    numbers = {
+        name: name in ("confidence", "agreement", "margin") or name.startswith("confidence_")
+        for name in table
+    }
     sink = io.BytesIO()
-    pq.write_table(pa.table({name: pa.array(values, pa.float32() if numbers[name] else pa.string()) for name, values in table.items()}), sink,
-                   compression="zstd")
+    pq.write_table(
+        pa.table(
+            {
+                name: pa.array(values, pa.float32() if numbers[name] else pa.string())
+                for name, values in table.items()
+            }
+        ),
+        sink,
+        compression="zstd",
+    )
     return sink.getvalue()
 
 
-def figures(model: Model, said: Opinions, truth_n: np.ndarray | None, new: bool) -> dict[str, float | None]:
+def figures(
+    model: Model, said: Opinions, truth_n: np.ndarray | None, new: bool
+) -> dict[str, float | None]:
     """Shares of the images that got a label: expected right, and how far that is in doubt; right (where truth_n, the labels, are known); with views that
     disagree (where there are two). new: the training has not learnt from them. Of those that it has learnt from, also without their labels, the confidence
     is no measure: the probes were told one another's labels of these very images. So what is right of the validation images is expected of them."""
     confidence = float(said.confidence_n.mean())
     expected = confidence if new else model.about["scores"]["joint"]["val_top1"]["mean"]
-    apart = (said.views_VnC.argmax(2) != said.views_VnC[0].argmax(1)).any(0) if len(said.views_VnC) > 1 else None
-    return {"mean_confidence": confidence, "expected_accuracy": expected, "expected_accuracy_doubt": doubt(expected, model.about["rows"]["val"]),
-            "found_accuracy": None if truth_n is None else float((said.choice_n == truth_n).mean()),
-            "views_disagree": None if apart is None else float(apart.mean())}
+    apart = (
+        (said.views_VnC.argmax(2) != said.views_VnC[0].argmax(1)).any(0)
+        if len(said.views_VnC) > 1
+        else None
+    )
+    return {
+        "mean_confidence": confidence,
+        "expected_accuracy": expected,
+        "expected_accuracy_doubt": doubt(expected, model.about["rows"]["val"]),
+        "found_accuracy": None if truth_n is None else float((said.choice_n == truth_n).mean()),
+        "views_disagree": None if apart is None else float(apart.mean()),
+    }
 
 
 def listed(table: dict[str, list[Any]]) -> str:
@@ -129,26 +160,55 @@ def listed(table: dict[str, list[Any]]) -> str:
     if len(table["key"]) > FEW:
         return ""
     views = [name.removeprefix("label_") for name in table if name.startswith("label_")]
-    return "".join(f"{key}: " + (status if label is None else f"{label} {confidence:.2f}" + "".join(
-        f", {view} {table[f'label_{view}'][row]} {table[f'confidence_{view}'][row]:.2f}" for view in views)) + "\n"
-        for row, (key, label, confidence, status) in enumerate(zip(*(table[name] for name in ("key", "label", "confidence", "status")), strict=True)))
+    return "".join(
+        f"{key}: "
+        + (
+            status
+            if label is None
+            else f"{label} {confidence:.2f}"
+            + "".join(
+                f", {view} {table[f'label_{view}'][row]} {table[f'confidence_{view}'][row]:.2f}"
+                for view in views
+            )
+        )
+        + "\n"
+        for row, (key, label, confidence, status) in enumerate(
+            zip(*(table[name] for name in ("key", "label", "confidence", "status")), strict=True)
+        )
+    )
 
 
 def summary(model: Model, said: Opinions, truth_n: np.ndarray | None, new: bool) -> str:
     """A histogram of the confidences, what accuracy to expect, and how often the views disagree. truth_n: the labels, where they are known."""
-    n, confidence_n, shares = len(said.joint_nC), said.confidence_n, figures(model, said, truth_n, new)
-    counts = np.bincount(np.clip(np.searchsorted(STEPS, confidence_n, side="right") - 1, 0, len(STEPS) - 2), minlength=len(STEPS) - 1)
+    n, confidence_n, shares = (
+        len(said.joint_nC),
+        said.confidence_n,
+        figures(model, said, truth_n, new),
+    )
+    counts = np.bincount(
+        np.clip(np.searchsorted(STEPS, confidence_n, side="right") - 1, 0, len(STEPS) - 2),
+        minlength=len(STEPS) - 1,
+    )
     lines = ["confidence         images"] if n > FEW else []
     for low, high, count in zip(STEPS, STEPS[1:], counts, strict=False) if n > FEW else ():
-        lines.append(f"{low:4.2f} to {high:4.2f}  {count:11,}  {'#' * int(np.ceil(40 * count / max(1, counts.max())))}".rstrip())
+        lines.append(
+            f"{low:4.2f} to {high:4.2f}  {count:11,}  {'#' * int(np.ceil(40 * count / max(1, counts.max())))}".rstrip()
+        )
     val = f"{model.about['rows']['val']:,} validation images of {model.about['dataset']}"
     head = f"expected accuracy {100 * shares['expected_accuracy']:.1f} %, give or take {100 * shares['expected_accuracy_doubt']:.0f} points"
-    lines.append(f"{head}: the mean confidence, calibrated on the {val}, and two standard errors of so many. It holds for images like those; of images of "
-                 "another kind the model is surer than it should be" if new else
-                 f"{head}: that of the {val}, and two standard errors of so many. The mean confidence, {100 * shares['mean_confidence']:.1f} %, is no measure "
-                 "here: half of these images or more were part of the training")
+    lines.append(
+        f"{head}: the mean confidence, calibrated on the {val}, and two standard errors of so many. It holds for images like those; of images of "
+        "another kind the model is surer than it should be"
+        if new
+        else f"{head}: that of the {val}, and two standard errors of so many. The mean confidence, {100 * shares['mean_confidence']:.1f} %, is no measure "
+        "here: half of these images or more were part of the training"
+    )
     if truth_n is not None:
-        lines.append(f"found accuracy {100 * shares['found_accuracy']:.1f} %: these images have labels, which were hidden in training")
+        lines.append(
+            f"found accuracy {100 * shares['found_accuracy']:.1f} %: these images have labels, which were hidden in training"
+        )
     if shares["views_disagree"] is not None:
-        lines.append(f"the views disagree on {100 * shares['views_disagree']:.1f} % of {counted(n, 'image')}")
+        lines.append(
+            f"the views disagree on {100 * shares['views_disagree']:.1f} % of {counted(n, 'image')}"
+        )
     return "\n".join(lines)

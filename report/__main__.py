@@ -37,10 +37,19 @@ def main() -> None:
         raise UsageError("RUN is missing. Type: make report RUN=demo")
     from train.run.rundir import run_folder
 
-    print(write_report(run_folder(config.runs, config.run), Path(config.cache), Path(config.root), config.device))
+    print(
+        write_report(
+            run_folder(config.runs, config.run),
+            Path(config.cache),
+            Path(config.root),
+            config.device,
+        )
+    )
 
 
-def write_report(folder: Path, cache: Path = Path("cache"), root: Path = Path("data"), device: str = "cpu") -> Path:
+def write_report(
+    folder: Path, cache: Path = Path("cache"), root: Path = Path("data"), device: str = "cpu"
+) -> Path:
     """Write FOLDER/report.html and return its path. What needs the embeddings or the images is left out, with a line that says why, where they are gone.
     Raises CoviewError where the run itself cannot be read."""
     from base import durable
@@ -48,7 +57,15 @@ def write_report(folder: Path, cache: Path = Path("cache"), root: Path = Path("d
     from report.run import read_run
     from report.sections.calibration import agreement, classes, reliability
     from report.sections.confusion import confusion
-    from report.sections.galleries import class_names, disagreement_gallery, error_gallery, look, map_section, next_section, suspects_section
+    from report.sections.galleries import (
+        class_names,
+        disagreement_gallery,
+        error_gallery,
+        look,
+        map_section,
+        next_section,
+        suspects_section,
+    )
     from report.sections.scores import curves, intro, scores
 
     run = read_run(folder)
@@ -61,15 +78,35 @@ def write_report(folder: Path, cache: Path = Path("cache"), root: Path = Path("d
     names = class_names(run, cache)
     confused, agreed = confusion(run, names), agreement(run)
     if seen:
-        confused = Section(confused.name, confused.title, join([confused.body, error_gallery(seen, len(run.summary['seeds']))]), confused.lead)
-        agreed = agreed and Section(agreed.name, agreed.title, join([agreed.body, disagreement_gallery(seen)]), agreed.lead)
-    sections = [scores(run), next_section(seen) if seen else None, confused, suspects_section(seen) if seen else None, classes(run, names), reliability(run),
-                agreed, map_section(seen) if seen else None, curves(run)]
+        confused = Section(
+            confused.name,
+            confused.title,
+            join([confused.body, error_gallery(seen, len(run.summary["seeds"]))]),
+            confused.lead,
+        )
+        agreed = agreed and Section(
+            agreed.name, agreed.title, join([agreed.body, disagreement_gallery(seen)]), agreed.lead
+        )
+    sections = [
+        scores(run),
+        next_section(seen) if seen else None,
+        confused,
+        suspects_section(seen) if seen else None,
+        classes(run, names),
+        reliability(run),
+        agreed,
+        map_section(seen) if seen else None,
+        curves(run),
+    ]
     older = seen.cache.items.folder_name if seen and seen.cache.older else ""
     if older:
-        missing.append(f"This run was made of {older}, an older version of its data: what was added, moved or labelled since is not known to this page")
+        missing.append(
+            f"This run was made of {older}, an older version of its data: what was added, moved or labelled since is not known to this page"
+        )
     head = join([intro(run, older), *[note(line, warning=True) for line in missing]])
-    text = page(run.name, [section for section in sections if section], intro=head, scripts=["report.js"])
+    text = page(
+        run.name, [section for section in sections if section], intro=head, scripts=["report.js"]
+    )
     durable.write(folder / "report.html", text.encode("utf-8", "replace"), "report")
     return folder / "report.html"
 

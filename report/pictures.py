@@ -1,6 +1,6 @@
 """Thumbnails of a data set's images, read from where they were embedded: only the rows that a page shows.
 
-    pictures = Pictures(dataset_folder, items, root=Path("data"))       pictures(rows) -> {row: Picture}        pictures.why: '' or why there are none
+pictures = Pictures(dataset_folder, items, root=Path("data"))       pictures(rows) -> {row: Picture}        pictures.why: '' or why there are none
 """
 
 import base64
@@ -18,7 +18,7 @@ from cache_specs.items import IMPORTED, Items, read_items
 from cache_specs.sources import read_source
 from cache_specs.versions import current, dataset_folders
 
-SIDE = 96           # pixels
+SIDE = 96  # pixels
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,29 @@ class Pictures:
     """Opens the data set that `folder` (cache/NAME-xxxxxxxx) was made of. Where it is gone, or other images are there now, `why` says so, and there are no
     pictures; a single image that cannot be read, or whose bytes are not those that were embedded, has none. root: where torchvision's data sets lie."""
 
-    def __init__(self, folder: Path, items: Items, root: Path = Path("data"), side: int = SIDE) -> None:
-        self.items, self.side, self.read, self.place, self.moved, self.why = items, side, None, {}, {}, ""
+    def __init__(
+        self, folder: Path, items: Items, root: Path = Path("data"), side: int = SIDE
+    ) -> None:
+        self.items, self.side, self.read, self.place, self.moved, self.why = (
+            items,
+            side,
+            None,
+            {},
+            {},
+            "",
+        )
         source = read_source(folder)
         if items.adapter == IMPORTED or not source:
             self.why = "The embeddings were imported from a file, so there are no images to show."
             return
         if source.startswith("hf:"):
-            os.environ["HF_HUB_OFFLINE"] = "1"                              # a page is made of what is here
+            os.environ["HF_HUB_OFFLINE"] = "1"  # a page is made of what is here
         from extract.data.datasets import open_dataset
 
         try:
-            with contextlib.redirect_stdout(io.StringIO()):                 # what is left out was said when it was embedded
+            with contextlib.redirect_stdout(
+                io.StringIO()
+            ):  # what is left out was said when it was embedded
                 dataset = open_dataset(source, root)
         except (CoviewError, OSError, ValueError) as error:
             self.why = f"The images are not where they were ({str(error).splitlines()[0][:300]}). With them in place again, make the page anew."
@@ -53,7 +64,10 @@ class Pictures:
         self.read = dataset.read
         self.place = {key: place for place, key in enumerate(dataset.keys)}
         newest = current(dataset_folders(folder.parent, folder.name.rpartition("-")[0]))
-        if newest not in (folder, None):                                    # images may have been moved since: the newer list knows where to
+        if newest not in (
+            folder,
+            None,
+        ):  # images may have been moved since: the newer list knows where to
             with contextlib.suppress(CoviewError):
                 now = read_items(newest)
                 self.moved = dict(zip(now.sha256, now.keys, strict=True))
@@ -70,9 +84,15 @@ class Pictures:
                     continue
                 if hashlib.sha256(encoded).hexdigest() == self.items.sha256[row]:
                     found = thumbnail(encoded, self.side)
-                    return found and Picture(f"data:image/webp;base64,{base64.b64encode(found[0]).decode()}", *found[1:])
+                    return found and Picture(
+                        f"data:image/webp;base64,{base64.b64encode(found[0]).decode()}", *found[1:]
+                    )
             return None
 
         rows = list(dict.fromkeys(int(row) for row in rows)) if self.read else []
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            return {row: picture for row, picture in zip(rows, pool.map(one, rows), strict=True) if picture}
+            return {
+                row: picture
+                for row, picture in zip(rows, pool.map(one, rows), strict=True)
+                if picture
+            }

@@ -9,8 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")           # two processes of tests share two cores; torch's threads would spin against each other
-os.environ["CUDA_VISIBLE_DEVICES"] = ""                 # the same tests on every machine; what needs a GPU is in tools/check_gpu.py
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # two processes of tests share two cores; torch's threads would spin against each other
+os.environ["CUDA_VISIBLE_DEVICES"] = (
+    ""  # the same tests on every machine; what needs a GPU is in tools/check_gpu.py
+)
 
 import numpy as np
 import pytest
@@ -23,7 +27,9 @@ from cache_specs.spec import load_spec
 from cache_specs.succession import write_items
 from extract.config import ExtractConfig
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:       # a job in a shell's background ignores Ctrl-C, and so would all that the tests start
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a job in a shell's background ignores Ctrl-C, and so would all that the tests start
     signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parent.parent
 pytest_plugins = ["browser"]
@@ -50,21 +56,41 @@ std = [0.5, 0.5, 0.5]
 
 def importing(folder: Path, **more: str) -> dict[str, str]:
     """The environment of a child process that finds modules in `folder` before all others."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH")))), **more}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH")))),
+        **more,
+    }
 
 
-def write_view(dataset: Path, toml: Path, emb_ND: np.ndarray, items_fingerprint: str, rows: int = 512, status: np.ndarray | None = None) -> store.View:
+def write_view(
+    dataset: Path,
+    toml: Path,
+    emb_ND: np.ndarray,
+    items_fingerprint: str,
+    rows: int = 512,
+    status: np.ndarray | None = None,
+) -> store.View:
     """A sealed view of given embeddings, through the production writer."""
     spec = load_spec(str(toml))
-    view = store.create_view(dataset, spec.name, spec.declared(), "0" * 64, items_fingerprint, len(emb_ND), rows, {"batch": 1})
+    view = store.create_view(
+        dataset,
+        spec.name,
+        spec.declared(),
+        "0" * 64,
+        items_fingerprint,
+        len(emb_ND),
+        rows,
+        {"batch": 1},
+    )
     with store.writer_lock(view.folder):
         for shard in view.pending():
             first, last = view.bounds(shard)
             emb = np.full((rows, view.width), np.nan, np.float16)
             state = np.zeros(rows, np.uint8)
-            emb[:last - first] = emb_ND[first:last]
+            emb[: last - first] = emb_ND[first:last]
             if status is not None:
-                state[:last - first] = status[first:last]
+                state[: last - first] = status[first:last]
             store.write_shard(view, shard, emb, state)
         integrity.seal(view)
     return view
@@ -81,21 +107,30 @@ def write_views(folder: Path, dataset: Path, fingerprint: str, emb: dict[str, np
 def pixels_and_edges(images_nHW: np.ndarray) -> dict[str, np.ndarray]:
     """Two views of pictures that are no model's: the grey values, and their differences to the right and downwards."""
     padded = np.pad(images_nHW, ((0, 0), (1, 1), (1, 1)))
-    edges = np.concatenate([padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]], 1)
-    return {"pixels": images_nHW.reshape(len(images_nHW), -1), "edges": edges.reshape(len(images_nHW), -1)}
+    edges = np.concatenate(
+        [padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]], 1
+    )
+    return {
+        "pixels": images_nHW.reshape(len(images_nHW), -1),
+        "edges": edges.reshape(len(images_nHW), -1),
+    }
 
 
 def reseal(run: Path) -> None:
     """Let a run's summary take its changed files for the true ones."""
     summary = durable.read_sealed(run / "summary.json")
-    summary["files"] = {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in summary["files"]}
+    summary["files"] = {
+        name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in summary["files"]
+    }
     (run / "summary.json").write_bytes(durable.sealed(summary))
 
 
 class Made:
     """A cache of digits with cheap views: `pixels`, `edges` (oriented gradients) and, on request, `thirds` (block means)."""
 
-    def __init__(self, folder: Path, labels: list[str] | None = None, bad: list[int] | None = None) -> None:
+    def __init__(
+        self, folder: Path, labels: list[str] | None = None, bad: list[int] | None = None
+    ) -> None:
         from sklearn.datasets import load_digits
 
         from extract.data.datasets import _digits
@@ -103,10 +138,22 @@ class Made:
         images = load_digits().images.astype(np.float32)
         keys, names, splits, _ = _digits("digits", folder)
         label, classes = class_index(labels or names)
-        self.items = Items("digits", "digits", keys, label, splits, np.ones(len(keys), np.int64), [f"{i:064x}" for i in range(len(keys))], classes)
+        self.items = Items(
+            "digits",
+            "digits",
+            keys,
+            label,
+            splits,
+            np.ones(len(keys), np.int64),
+            [f"{i:064x}" for i in range(len(keys))],
+            classes,
+        )
         self.cache = folder / "cache"
         self.dataset = write_items(self.cache, self.items)
-        self.emb = {**pixels_and_edges(images), "thirds": images.reshape(-1, 4, 2, 4, 2).mean((2, 4)).reshape(len(images), -1)}
+        self.emb = {
+            **pixels_and_edges(images),
+            "thirds": images.reshape(-1, 4, 2, 4, 2).mean((2, 4)).reshape(len(images), -1),
+        }
         self.tomls: dict[str, Path] = {}
         for name, emb in self.emb.items():
             self.tomls[name] = folder / f"{name}.toml"
@@ -130,15 +177,32 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def command() -> Callable[..., subprocess.CompletedProcess]:
     """command("train", "--views", …): run `python -m train …` in a fresh process; .returncode, .stdout, .stderr."""
 
-    def run(module: str, *args: object, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess:
+    def run(
+        module: str, *args: object, env: dict[str, str] | None = None, timeout: float = 240
+    ) -> subprocess.CompletedProcess:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
-        args = (*args, *["--no-report"] * (module == "train" and not {"--report", "--help"} & {*args}))      # tests of the report ask for it
-        return subprocess.run([sys.executable, "-m", module, *map(str, args)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+        args = (
+            *args,
+            *["--no-report"] * (module == "train" and not {"--report", "--help"} & {*args}),
+        )  # tests of the report ask for it
+        return subprocess.run(
+            [sys.executable, "-m", module, *map(str, args)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
 
     return run
 
 
-N, BATCH, ROWS, BAD = 45, 8, 16, 20           # 3 shards, the last batch of the last one is padded; row 20 is a truncated file
+N, BATCH, ROWS, BAD = (
+    45,
+    8,
+    16,
+    20,
+)  # 3 shards, the last batch of the last one is padded; row 20 is a truncated file
 
 
 def make_images(folder: Path) -> Path:
@@ -146,7 +210,9 @@ def make_images(folder: Path) -> Path:
     for i in range(N):
         path = folder / "photos" / f"{'ab'[i % 2]}" / f"{i:03d}.{'jpg' if i % 3 else 'png'}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray(chance.integers(0, 256, (6, 5 + i % 4, 3), np.uint8)).resize((40 + i, 60 - i), Image.Resampling.BICUBIC)
+        image = Image.fromarray(chance.integers(0, 256, (6, 5 + i % 4, 3), np.uint8)).resize(
+            (40 + i, 60 - i), Image.Resampling.BICUBIC
+        )
         image.save(path, quality=90)
     bad = sorted((folder / "photos").rglob("*.*"))[BAD]
     bad.write_bytes(bad.read_bytes()[:-200])
@@ -159,5 +225,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(photos: Path, cache: Path, **changes: object) -> ExtractConfig:
-    base = ExtractConfig(view="tiny-clip", data=str(photos), cache=str(cache), device="cpu", batch=BATCH, shard_rows=ROWS, workers=0, max_bad="10%")
+    base = ExtractConfig(
+        view="tiny-clip",
+        data=str(photos),
+        cache=str(cache),
+        device="cpu",
+        batch=BATCH,
+        shard_rows=ROWS,
+        workers=0,
+        max_bad="10%",
+    )
     return dataclasses.replace(base, **changes)

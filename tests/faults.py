@@ -1,6 +1,6 @@
 """One small extraction and its trials: in this process, or in forked children that are killed, refused or in each other's way.
 
-    python tests/faults.py       reads lines of steps, writes a line for each: a list of [exit status, message, pid, seconds]; -9 for a killed child
+python tests/faults.py       reads lines of steps, writes a line for each: a list of [exit status, message, pid, seconds]; -9 for a killed child
 """
 
 import contextlib
@@ -30,13 +30,18 @@ from cache_specs.spec import load_spec
 from cache_specs.store import View
 from cache_specs.succession import write_items
 
-SHARDS, ROWS, WIDTH, BAD = 3, 16, 8, 5             # row BAD has the status "non-finite"
-UNEQUAL = ("verified.json", ".lock", ".lock-parts")         # inodes, process ids: never the same in two runs
+SHARDS, ROWS, WIDTH, BAD = 3, 16, 8, 5  # row BAD has the status "non-finite"
+UNEQUAL = (
+    "verified.json",
+    ".lock",
+    ".lock-parts",
+)  # inodes, process ids: never the same in two runs
 _servers: dict[tuple[str, ...], subprocess.Popen[str]] = {}
 Steps = list[dict[str, Any] | list[dict[str, Any]]]
 
 
 # --- the extraction
+
 
 def rows(shards: int = SHARDS) -> tuple[np.ndarray, np.ndarray]:
     """The (N, D) embeddings and (N,) status of every trial."""
@@ -58,12 +63,30 @@ def declared() -> dict[str, Any]:
 def create(folder: Path, shards: int = SHARDS) -> View:
     n = shards * ROWS - 5
     keys = [f"{i:03d}.png" for i in range(n)]
-    items = Items("d", "folder", keys, np.arange(n, dtype=np.int32) % 2, [""] * n, np.ones(n, np.int64), [key * 9 for key in keys], ["a", "b"])
+    items = Items(
+        "d",
+        "folder",
+        keys,
+        np.arange(n, dtype=np.int32) % 2,
+        [""] * n,
+        np.ones(n, np.int64),
+        [key * 9 for key in keys],
+        ["a", "b"],
+    )
     dataset = write_items(folder / "cache", items)
-    return store.create_view(dataset, "v", declared(), "0" * 64, items.fingerprint, n, ROWS, {"batch": 1})
+    return store.create_view(
+        dataset, "v", declared(), "0" * 64, items.fingerprint, n, ROWS, {"batch": 1}
+    )
 
 
-def extract(folder: Path, shards: int = SHARDS, parts: int = 1, log: Path | None = None, slow: float = 0, part_faults: dict[str, str] | None = None) -> View:
+def extract(
+    folder: Path,
+    shards: int = SHARDS,
+    parts: int = 1,
+    log: Path | None = None,
+    slow: float = 0,
+    part_faults: dict[str, str] | None = None,
+) -> View:
     """What `make extract` does to a cache below `folder`, with `parts` processes; every shard computed is a line of `log`."""
     view = create(folder, shards)
     if not view.is_complete:
@@ -90,20 +113,29 @@ def write_part(view: View, part: int, parts: int, log: Path | None = None, slow:
         time.sleep(slow)
         first, last = view.bounds(shard)
         emb_RD, status_R = np.full((ROWS, WIDTH), np.nan, np.float16), np.zeros(ROWS, np.uint8)
-        emb_RD[:last - first], status_R[:last - first] = emb_ND[first:last], status_N[first:last]
+        emb_RD[: last - first], status_R[: last - first] = emb_ND[first:last], status_N[first:last]
         store.write_shard(view, shard, emb_RD, status_R)
 
 
-def fork_parts(view: View, parts: int, log: Path | None, slow: float, part_faults: dict[str, str]) -> None:
+def fork_parts(
+    view: View, parts: int, log: Path | None, slow: float, part_faults: dict[str, str]
+) -> None:
     parent, children = os.getpid(), []
     for part in range(parts):
         child = os.fork()
         if not child:
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)              # PR_SET_PDEATHSIG: as the processes of an extraction
+            ctypes.CDLL(None).prctl(
+                1, signal.SIGKILL
+            )  # PR_SET_PDEATHSIG: as the processes of an extraction
             if os.getppid() != parent:
                 os._exit(1)
-            for handle in os.listdir("/proc/self/fd"):              # a spawned process has none of its parent's files, so not its lock
-                if os.path.basename(os.path.realpath(f"/proc/self/fd/{handle}")) in (".lock", ".lock-parts"):
+            for handle in os.listdir(
+                "/proc/self/fd"
+            ):  # a spawned process has none of its parent's files, so not its lock
+                if os.path.basename(os.path.realpath(f"/proc/self/fd/{handle}")) in (
+                    ".lock",
+                    ".lock-parts",
+                ):
                     os.close(int(handle))
             os.environ["COVIEW_FAULT"] = part_faults.get(str(part), "")
             durable._passed = 0
@@ -121,7 +153,7 @@ def fork_parts(view: View, parts: int, log: Path | None, slow: float, part_fault
 
 def mend(folder: Path) -> list[int]:
     """What `make repair` does before it extracts; the shards that are lost."""
-    view_folder, = (folder / "cache").glob("d-*/v-*")
+    (view_folder,) = (folder / "cache").glob("d-*/v-*")
     with store.writer_lock(view_folder):
         return cache_mend.mend(view_folder)[2]
 
@@ -136,32 +168,57 @@ def refused(folder: Path) -> str:
         status_N = integrity.check(view)
     except CoviewError as error:
         return f"{type(error).__name__}: {error}"
-    emb_ND = np.concatenate([np.fromfile(view.embeddings_file(shard), np.float16, ROWS * WIDTH).reshape(ROWS, WIDTH) for shard in range(view.shards)])
+    emb_ND = np.concatenate(
+        [
+            np.fromfile(view.embeddings_file(shard), np.float16, ROWS * WIDTH).reshape(ROWS, WIDTH)
+            for shard in range(view.shards)
+        ]
+    )
     right_ND, right_N = rows(view.shards)
-    assert emb_ND[:view.n].tobytes() == right_ND.tobytes() and status_N.tolist() == right_N.tolist(), "the check accepted a wrong row"
+    assert (
+        emb_ND[: view.n].tobytes() == right_ND.tobytes() and status_N.tolist() == right_N.tolist()
+    ), "the check accepted a wrong row"
     return ""
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below the cache but what differs between any two runs."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted((folder / "cache").rglob("*"))
-            if path.is_file() and path.name not in UNEQUAL and "strays" not in path.parts}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted((folder / "cache").rglob("*"))
+        if path.is_file() and path.name not in UNEQUAL and "strays" not in path.parts
+    }
 
 
 # --- trials in children
 
-def trial(folder: Path, do: str = "extract", fault: str = "", kill_after: float = 0, **options: Any) -> dict[str, Any]:
+
+def trial(
+    folder: Path, do: str = "extract", fault: str = "", kill_after: float = 0, **options: Any
+) -> dict[str, Any]:
     """One child: `do` in extract, mend, refused; with COVIEW_FAULT, or killed after so many seconds. See `extract` for the options."""
     if do == "extract":
         options["log"] = f"{folder}.log"
-    return {"folder": str(folder), "do": do, "fault": fault, "kill_after": kill_after, "options": options}
+    return {
+        "folder": str(folder),
+        "do": do,
+        "fault": fault,
+        "kill_after": kill_after,
+        "options": options,
+    }
 
 
 def run(steps: Steps, prefix: tuple[str, ...] = ()) -> list[list[Any]]:
     """Take the steps one after the other: a trial, a list of trials at once, or {"sh": a command}. Their results in a list for each step."""
-    if prefix not in _servers:                  # its imports take longer than a hundred trials
-        _servers[prefix] = subprocess.Popen([*prefix, sys.executable, "-W", "ignore::DeprecationWarning", __file__], cwd=ROOT, text=True,
-                                            env=importing(ROOT), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    if prefix not in _servers:  # its imports take longer than a hundred trials
+        _servers[prefix] = subprocess.Popen(
+            [*prefix, sys.executable, "-W", "ignore::DeprecationWarning", __file__],
+            cwd=ROOT,
+            text=True,
+            env=importing(ROOT),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
     server = _servers[prefix]
     print(json.dumps(steps), file=server.stdin, flush=True)
     return [json.loads(server.stdout.readline()) for _ in steps]
@@ -195,6 +252,7 @@ def _child(job: dict[str, Any], pipe: int) -> int:
         message, code = str(error), error.exit_code
     except BaseException:
         import traceback
+
         message, code = traceback.format_exc(), 99
     os.write(pipe, message.encode()[:60_000])
     return code
@@ -207,9 +265,11 @@ def _serve() -> None:
     import zarr.codecs
     import zarr.storage
 
-    with contextlib.suppress(ImportError):                  # Arrow looks for it at its first call
+    with contextlib.suppress(ImportError):  # Arrow looks for it at its first call
         importlib.import_module("pandas")
-    assert all((google_crc32c, pyarrow, xxhash, zarr, declared()))                 # imported once, for all the children
+    assert all(
+        (google_crc32c, pyarrow, xxhash, zarr, declared())
+    )  # imported once, for all the children
     for step in (step for line in sys.stdin for step in json.loads(line)):
         results = []
         if "sh" in step:

@@ -10,41 +10,93 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-ARROWS = {                  # a room, and the rooms that it may know besides itself; the longest name counts
-    "base": (), "cache_specs": ("base",),
-    "extract": ("base", "cache_specs"), "extract.data": ("base", "cache_specs"), "extract.models": ("base", "cache_specs"),
-    "exchange": ("base", "cache_specs", "extract"), "upkeep": ("base", "cache_specs", "extract"),
-    "train": ("base", "cache_specs"), "train.algorithm": ("base",), "train.data": ("base", "cache_specs", "train.algorithm", "train.config"),
-    "train.run": ("base", "cache_specs", "train.algorithm", "train.data", "train.config", "train.methods"),
+ARROWS = {  # a room, and the rooms that it may know besides itself; the longest name counts
+    "base": (),
+    "cache_specs": ("base",),
+    "extract": ("base", "cache_specs"),
+    "extract.data": ("base", "cache_specs"),
+    "extract.models": ("base", "cache_specs"),
+    "exchange": ("base", "cache_specs", "extract"),
+    "upkeep": ("base", "cache_specs", "extract"),
+    "train": ("base", "cache_specs"),
+    "train.algorithm": ("base",),
+    "train.data": ("base", "cache_specs", "train.algorithm", "train.config"),
+    "train.run": (
+        "base",
+        "cache_specs",
+        "train.algorithm",
+        "train.data",
+        "train.config",
+        "train.methods",
+    ),
     "predict": ("base", "cache_specs", "extract", "train"),
-    "report": ("base", "cache_specs", "extract", "train", "predict"), "report.html": ("base",),
-    "coview": ("base", "cache_specs", "extract", "exchange", "upkeep", "train", "predict", "report")}
+    "report": ("base", "cache_specs", "extract", "train", "predict"),
+    "report.html": ("base",),
+    "coview": (
+        "base",
+        "cache_specs",
+        "extract",
+        "exchange",
+        "upkeep",
+        "train",
+        "predict",
+        "report",
+    ),
+}
 PACKAGES = tuple(room for room in ARROWS if "." not in room)
-FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-         for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
-EDGES = {("train.__main__", "report.__main__")}         # a run makes its report at its end
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+EDGES = {("train.__main__", "report.__main__")}  # a run makes its report at its end
 DOORS = {
-    "zarr": {"cache_specs.view", "exchange.arrays"}, "wandb": {"train.run.tracker"}, "tensorboard": {"train.run.tracker"},
+    "zarr": {"cache_specs.view", "exchange.arrays"},
+    "wandb": {"train.run.tracker"},
+    "tensorboard": {"train.run.tracker"},
     "torch.distributed": {"train.algorithm.peers", "train.run.launch"},
-    "open_clip": {"extract.models.backbones"}, "transformers": {"extract.models.backbones"}, "timm": {"extract.models.timm_backend"},
-    "datasets": set(), "torchvision": {"extract.images", "extract.data.torchvision_sets"},
+    "open_clip": {"extract.models.backbones"},
+    "transformers": {"extract.models.backbones"},
+    "timm": {"extract.models.timm_backend"},
+    "datasets": set(),
+    "torchvision": {"extract.images", "extract.data.torchvision_sets"},
     "huggingface_hub": {"extract.models.weights", "extract.data.hub"},
-    "sklearn": {"extract.data.datasets", "train.classic", "train.data.graph", "coview.classifier", "coview.labels"},
-    "PIL": {"extract.images", "extract.pixels"}, "h5py": {"extract.data.hdf5", "exchange.arrays"},
-    "umap": {"report.sections.maps"}, "cleanlab": {"report.sections.choose"},
-    "scipy": {"train.data.graph", "train.run.summary"}, "onnx": {"predict.bundle.onnx"}, "onnxruntime": {"predict.bundle.onnx"},
+    "sklearn": {
+        "extract.data.datasets",
+        "train.classic",
+        "train.data.graph",
+        "coview.classifier",
+        "coview.labels",
+    },
+    "PIL": {"extract.images", "extract.pixels"},
+    "h5py": {"extract.data.hdf5", "exchange.arrays"},
+    "umap": {"report.sections.maps"},
+    "cleanlab": {"report.sections.choose"},
+    "scipy": {"train.data.graph", "train.run.summary"},
+    "onnx": {"predict.bundle.onnx"},
+    "onnxruntime": {"predict.bundle.onnx"},
 }
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
     """(module, at top level of the file?) for every import; what stands under TYPE_CHECKING does not run."""
     tree = ast.parse(path.read_text())
-    unreal = {id(node) for branch in ast.walk(tree) if isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING"
-              for node in ast.walk(branch)}
+    unreal = {
+        id(node)
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING"
+        for node in ast.walk(branch)
+    }
     for node in ast.walk(tree):
         if id(node) in unreal:
             continue
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names = (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
         for name in names:
             yield name, node in tree.body
 
@@ -56,7 +108,12 @@ def known(module: str) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in FILES else node.module for alias in node.names}
+            found |= {
+                f"{node.module}.{alias.name}"
+                if f"{node.module}.{alias.name}" in FILES
+                else node.module
+                for alias in node.names
+            }
     return found & FILES.keys()
 
 
@@ -68,25 +125,48 @@ def within(module: str, room: str) -> bool:
 def test_arrows_and_doors(module: str) -> None:
     room = max((room for room in ARROWS if within(module, room)), key=len)
     for name in known(module):
-        assert any(within(name, other) for other in (room, *ARROWS[room])) or (module, name) in EDGES, f"{module} imports {name}"
+        assert (
+            any(within(name, other) for other in (room, *ARROWS[room])) or (module, name) in EDGES
+        ), f"{module} imports {name}"
     names = {name for name, _ in imports(FILES[module])}
     for name in names:
-        assert name.split(".")[0] not in ("tests", "tools", "bench", "pickle", "cloudpickle", "joblib", "dill"), f"{module} imports {name}"
+        assert name.split(".")[0] not in (
+            "tests",
+            "tools",
+            "bench",
+            "pickle",
+            "cloudpickle",
+            "joblib",
+            "dill",
+        ), f"{module} imports {name}"
         for door, modules in DOORS.items():
             assert not within(name, door) or module in modules, f"{module} imports {name}"
-    assert room not in ("base", "cache_specs", "exchange") or "torch" not in {name.split(".")[0] for name in names}
+    assert room not in ("base", "cache_specs", "exchange") or "torch" not in {
+        name.split(".")[0] for name in names
+    }
 
 
 def test_no_module_knows_itself_by_way_of_others() -> None:
     knows = {module: known(module) - {module} for module in FILES}
     while leaves := {module for module, others in knows.items() if not others}:
-        knows = {module: others - leaves for module, others in knows.items() if module not in leaves}
+        knows = {
+            module: others - leaves for module, others in knows.items() if module not in leaves
+        }
     assert not knows, f"a circle among {sorted(knows)}"
 
 
 def test_the_algorithm_knows_torch_only() -> None:
     names = {name for name, _ in imports(FILES["train.algorithm.cotrain"])}
-    assert names == {"collections.abc", "dataclasses", "typing", "torch", "torch.nn.functional", "train.algorithm.optimise", "train.algorithm.peers", "train.algorithm.probe"}
+    assert names == {
+        "collections.abc",
+        "dataclasses",
+        "typing",
+        "torch",
+        "torch.nn.functional",
+        "train.algorithm.optimise",
+        "train.algorithm.peers",
+        "train.algorithm.probe",
+    }
 
 
 def test_no_pickle_and_no_hidden_nan() -> None:
@@ -96,21 +176,43 @@ def test_no_pickle_and_no_hidden_nan() -> None:
         if path.name == "unpickle.py":
             assert text.count("torch.load(") == text.count(", weights_only=True)") == 1
             text = text.replace("torch.load(", "")
-        found = re.search(r"torch\.load\(|torch\.save\(|import pickle|pickle\.|nan_to_num|trust_remote_code|torch\.hub|[^.]eval\(|exec\(|yaml\.load",
-                          text)
+        found = re.search(
+            r"torch\.load\(|torch\.save\(|import pickle|pickle\.|nan_to_num|trust_remote_code|torch\.hub|[^.]eval\(|exec\(|yaml\.load",
+            text,
+        )
         assert not found, f"{path}: {found}"
 
 
-@pytest.mark.parametrize(("package", "flag"), [
-    ("extract", "--data"), ("train", "--data"), ("predict", "--images"), ("predict.bundle.export", "--to"),
-    ("report", "--run"), ("report.compare", "--names")])
+@pytest.mark.parametrize(
+    ("package", "flag"),
+    [
+        ("extract", "--data"),
+        ("train", "--data"),
+        ("predict", "--images"),
+        ("predict.bundle.export", "--to"),
+        ("report", "--run"),
+        ("report.compare", "--names"),
+    ],
+)
 def test_help_answers_at_once_and_imports_nothing_heavy(package: str, flag: str) -> None:
     """No clock: what takes seconds is the heavy imports."""
-    shown = subprocess.run([sys.executable, "-m", package, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-m", package, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "usage" in shown.stdout and flag in shown.stdout
-    heavy = f"import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_module('{package}', run_name='__main__')\nexcept SystemExit: pass\n" \
+    heavy = (
+        f"import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_module('{package}', run_name='__main__')\nexcept SystemExit: pass\n"
         "print({'torch', 'numpy', 'pyarrow', 'zarr', 'transformers', 'open_clip', 'sklearn'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", heavy], cwd=ROOT, capture_output=True, text=True).stdout.strip().endswith("set()")
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", heavy], cwd=ROOT, capture_output=True, text=True)
+        .stdout.strip()
+        .endswith("set()")
+    )
 
 
 def test_every_bundled_file_is_small() -> None:

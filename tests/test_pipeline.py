@@ -25,14 +25,40 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_folder_with_a_truncated_image_goes_through(photos: Path, tmp_path: Path, command: Callable) -> None:
+def test_a_folder_with_a_truncated_image_goes_through(
+    photos: Path, tmp_path: Path, command: Callable
+) -> None:
     for view in ("tiny-clip", "tiny-dinov2"):
         done = command("extract", "--view", view, "--data", photos, "--cache", tmp_path / "cache")
         assert done.returncode == 0 and f"{view}: finished, 120 images" in done.stdout, done.stderr
-        assert "1 of 120 images could not be embedded (1 truncated)" in done.stdout and "two/7.jpg: truncated" in done.stdout
+        assert (
+            "1 of 120 images could not be embedded (1 truncated)" in done.stdout
+            and "two/7.jpg: truncated" in done.stdout
+        )
         assert done.stderr == ""
-    done = command("train", "--views", "tiny-clip,tiny-dinov2", "--data", photos, "--labels", 3, "--seeds", "0..2", "--warmup", 30, "--cotrain", 30,
-                   "--cache", tmp_path / "cache", "--runs", tmp_path, "--run", "r", "--threads", 1)
+    done = command(
+        "train",
+        "--views",
+        "tiny-clip,tiny-dinov2",
+        "--data",
+        photos,
+        "--labels",
+        3,
+        "--seeds",
+        "0..2",
+        "--warmup",
+        30,
+        "--cotrain",
+        30,
+        "--cache",
+        tmp_path / "cache",
+        "--runs",
+        tmp_path,
+        "--run",
+        "r",
+        "--threads",
+        1,
+    )
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
     assert summary["dataset"] == "my-photos" and sum(summary["rows"].values()) == 119

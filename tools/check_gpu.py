@@ -47,7 +47,9 @@ class Lines:
 
     def __call__(self, what: str, value: object, fine: bool) -> None:
         self.found.append((what, value, bool(fine)))
-        print(self.text(*self.found[-1]), flush=True)       # at once, so that a check cut short says what it found
+        print(
+            self.text(*self.found[-1]), flush=True
+        )  # at once, so that a check cut short says what it found
 
     @staticmethod
     def text(what: str, value: object, fine: bool) -> str:
@@ -60,7 +62,7 @@ class Lines:
     def part(self, what: str) -> Iterator[None]:
         try:
             yield
-        except Exception:                                   # whatever it is, it is told, and counts
+        except Exception:  # whatever it is, it is told, and counts
             traceback.print_exc()
             self(what, "failed", False)
 
@@ -74,45 +76,118 @@ def rows_of(cache: Path, view: str) -> np.ndarray:
     from cache_specs.store import open_view, view_folders
     from train.data.reader import map_view
 
-    return map_view(open_view(view_folders(next(cache.glob("digits-*")), view)[0])).astype(np.float32)
+    return map_view(open_view(view_folders(next(cache.glob("digits-*")), view)[0])).astype(
+        np.float32
+    )
 
 
 def extract(lines: Lines, work: Path, device: str) -> None:
     for where in dict.fromkeys((device, "cpu")):
         for view in VIEWS:
-            lines.seconds(f"extract {view} on {where}", "extract", "--view", view, "--data", "digits", "--device", where, "--cache", work / where)
+            lines.seconds(
+                f"extract {view} on {where}",
+                "extract",
+                "--view",
+                view,
+                "--data",
+                "digits",
+                "--device",
+                where,
+                "--cache",
+                work / where,
+            )
     for view in VIEWS:
         gpu, cpu = (rows_of(work / where, view) for where in (device, "cpu"))
-        cosine = ((gpu * cpu).sum(1) / np.linalg.norm(gpu, axis=1) / np.linalg.norm(cpu, axis=1)).min()
+        cosine = (
+            (gpu * cpu).sum(1) / np.linalg.norm(gpu, axis=1) / np.linalg.norm(cpu, axis=1)
+        ).min()
         lines(f"{view}: smallest cosine to the CPU's row", round(float(cosine), 6), cosine > 0.999)
 
 
 def compiled(lines: Lines, work: Path, device: str) -> None:
-    lines.seconds("extract --compile", "extract", "--view", VIEWS[0], "--data", "digits", "--device", device, "--cache", work / "compiled", "--compile")
+    lines.seconds(
+        "extract --compile",
+        "extract",
+        "--view",
+        VIEWS[0],
+        "--data",
+        "digits",
+        "--device",
+        device,
+        "--cache",
+        work / "compiled",
+        "--compile",
+    )
     plain, other = (rows_of(work / cache, VIEWS[0]) for cache in (device, "compiled"))
     far = float(np.abs(plain - other).max() / np.abs(plain).max())
-    lines("--compile: largest difference to the plain model's rows, of the largest value", round(far, 6), far < 0.01)
+    lines(
+        "--compile: largest difference to the plain model's rows, of the largest value",
+        round(far, 6),
+        far < 0.01,
+    )
 
 
 def train(lines: Lines, work: Path, device: str, how: tuple[str, ...]) -> None:
-    common = ("--views", ",".join(VIEWS), "--data", "digits", "--labels", 3, *how, "--cache", work / device, "--runs", work / "runs")
-    runs = (("first", device, "train"), ("again", device, "train"), ("streamed", device, STREAMED), ("cpu", "cpu", "train"))
+    common = (
+        "--views",
+        ",".join(VIEWS),
+        "--data",
+        "digits",
+        "--labels",
+        3,
+        *how,
+        "--cache",
+        work / device,
+        "--runs",
+        work / "runs",
+    )
+    runs = (
+        ("first", device, "train"),
+        ("again", device, "train"),
+        ("streamed", device, STREAMED),
+        ("cpu", "cpu", "train"),
+    )
     for run, where, program in runs:
         with lines.part(f"train, {run}, on {where}"):
-            lines.seconds(f"train, {run}, on {where}", program, *common, "--device", where, "--run", run)
-    bytes_of = {run: [path.read_bytes() for path in sorted((work / "runs" / run / "probes").rglob("*.safetensors"))] for run, *_ in runs}
+            lines.seconds(
+                f"train, {run}, on {where}", program, *common, "--device", where, "--run", run
+            )
+    bytes_of = {
+        run: [
+            path.read_bytes()
+            for path in sorted((work / "runs" / run / "probes").rglob("*.safetensors"))
+        ]
+        for run, *_ in runs
+    }
     for run in ("again", "streamed"):
-        lines(f"train, {run}: the bytes of the first", bytes_of[run] == bytes_of["first"], bytes_of[run] == bytes_of["first"] != [])
+        lines(
+            f"train, {run}: the bytes of the first",
+            bytes_of[run] == bytes_of["first"],
+            bytes_of[run] == bytes_of["first"] != [],
+        )
     ranks = min(len(VIEWS), torch.cuda.device_count()) if device == "cuda" else 2
     with lines.part(f"train by torchrun with {ranks} rank(s)"):
-        lines.seconds(f"train by torchrun with {ranks} rank(s)", f"torch.distributed.run --standalone --nproc-per-node {ranks} -m -- train", *common,
-                      "--device", device, "--gpus", ranks, "--run", "ranks")
+        lines.seconds(
+            f"train by torchrun with {ranks} rank(s)",
+            f"torch.distributed.run --standalone --nproc-per-node {ranks} -m -- train",
+            *common,
+            "--device",
+            device,
+            "--gpus",
+            ranks,
+            "--run",
+            "ranks",
+        )
     for run, most in (("cpu", 0.05), ("ranks", 0.02)):
         with lines.part(f"train, {run}: accuracies"):
             one, other = scores(work / "runs" / "first"), scores(work / "runs" / run)
             for method in one:
                 far = abs(one[method] - other[method])
-                lines(f"{method}: joint accuracy, difference of {run} to the first", round(far, 4), far < most)
+                lines(
+                    f"{method}: joint accuracy, difference of {run} to the first",
+                    round(far, 4),
+                    far < most,
+                )
 
 
 def predict(lines: Lines, work: Path, device: str) -> None:
@@ -120,52 +195,134 @@ def predict(lines: Lines, work: Path, device: str) -> None:
     import pyarrow.parquet as pq
 
     tables = {}
-    for name, where, images in (("cached", device, ()), ("cpu", "cpu", ()), ("live", device, ("--images", "digits"))):
+    for name, where, images in (
+        ("cached", device, ()),
+        ("cpu", "cpu", ()),
+        ("live", device, ("--images", "digits")),
+    ):
         to = work / f"{name}.parquet"
-        lines.seconds(f"predict, {name}, on {where}", "predict", "--run", "first", "--runs", work / "runs", "--cache", work / device, "--device", where,
-                      "--to", to, *images)
+        lines.seconds(
+            f"predict, {name}, on {where}",
+            "predict",
+            "--run",
+            "first",
+            "--runs",
+            work / "runs",
+            "--cache",
+            work / device,
+            "--device",
+            where,
+            "--to",
+            to,
+            *images,
+        )
         rows = pq.read_table(to).to_pydict()
-        tables[name] = {key: (label, sure) for key, label, sure in zip(rows["key"], rows["label"], rows["confidence"], strict=True)}
+        tables[name] = {
+            key: (label, sure)
+            for key, label, sure in zip(rows["key"], rows["label"], rows["confidence"], strict=True)
+        }
     for name in ("cpu", "live"):
         pairs = [(row, tables[name][key]) for key, row in tables["cached"].items()]
-        same, far = float(np.mean([a[0] == b[0] for a, b in pairs])), max(abs(a[1] - b[1]) for a, b in pairs)
-        lines(f"predict, {name}: share of labels that are those from the cache on {device}", round(same, 4), same > 0.995)
+        same, far = (
+            float(np.mean([a[0] == b[0] for a, b in pairs])),
+            max(abs(a[1] - b[1]) for a, b in pairs),
+        )
+        lines(
+            f"predict, {name}: share of labels that are those from the cache on {device}",
+            round(same, 4),
+            same > 0.995,
+        )
         lines(f"predict, {name}: largest difference of a confidence", round(far, 5), far < 0.05)
 
 
 def report(lines: Lines, work: Path, device: str) -> None:
-    lines.seconds("report", "report", "--run", "first", "--runs", work / "runs", "--cache", work / device, "--device", device)
-    lines.seconds("export-model", "predict.bundle.export", "--run", "first", "--runs", work / "runs", "--cache", work / device, "--to", work / "model")
-    lines.seconds("predict by the exported model", "predict", "--model", work / "model", "--images", "digits", "--device", device, "--to", work / "model.csv")
+    lines.seconds(
+        "report",
+        "report",
+        "--run",
+        "first",
+        "--runs",
+        work / "runs",
+        "--cache",
+        work / device,
+        "--device",
+        device,
+    )
+    lines.seconds(
+        "export-model",
+        "predict.bundle.export",
+        "--run",
+        "first",
+        "--runs",
+        work / "runs",
+        "--cache",
+        work / device,
+        "--to",
+        work / "model",
+    )
+    lines.seconds(
+        "predict by the exported model",
+        "predict",
+        "--model",
+        work / "model",
+        "--images",
+        "digits",
+        "--device",
+        device,
+        "--to",
+        work / "model.csv",
+    )
 
 
 def doctor(lines: Lines, work: Path, device: str) -> None:
-    said = subprocess.run([sys.executable, "-m", "upkeep.doctor"], cwd=ROOT, capture_output=True, text=True)
+    said = subprocess.run(
+        [sys.executable, "-m", "upkeep.doctor"], cwd=ROOT, capture_output=True, text=True
+    )
     print(said.stdout)
     lines("doctor: what is wrong", said.stderr.strip() or "nothing", said.returncode == 0)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu checks this script itself")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--device", default="cuda", choices=["cuda", "cpu"], help="cpu checks this script itself"
+    )
     parser.add_argument("--quick", action="store_true", help="one seed, one method, few steps")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "check_gpu.json")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("error: torch sees no CUDA GPU here; try --device cpu to check the script itself", file=sys.stderr)
+        print(
+            "error: torch sees no CUDA GPU here; try --device cpu to check the script itself",
+            file=sys.stderr,
+        )
         return 2
     sys.path.insert(0, str(ROOT))
     lines, begun = Lines(), time.monotonic()
     with tempfile.TemporaryDirectory() as name:
-        for part in (extract, functools.partial(train, how=QUICK if options.quick else FULL), predict, report, compiled, doctor):
+        for part in (
+            extract,
+            functools.partial(train, how=QUICK if options.quick else FULL),
+            predict,
+            report,
+            compiled,
+            doctor,
+        ):
             with lines.part(getattr(part, "func", part).__name__):
                 part(lines, Path(name), options.device)
     good = all(fine for *_, fine in lines.found)
     print("\n".join(lines.text(*line) for line in lines.found))
     machine = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {"machine": machine, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "good": good, "seconds": round(time.monotonic() - begun),
-              "figures": {what: value for what, value, _ in lines.found}}
+    record = {
+        "machine": machine,
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "good": good,
+        "seconds": round(time.monotonic() - begun),
+        "figures": {what: value for what, value, _ in lines.found},
+    }
     options.out.write_text(json.dumps(record, indent=1) + "\n")
     return 0 if good else 1
 

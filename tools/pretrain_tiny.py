@@ -46,8 +46,10 @@ def to_rgb(views):
 def make_optimizer(modules, lr, decay):
     """AdamW without weight decay on vectors."""
     params = [p for m in modules for p in m.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in params if p.ndim > 1], "weight_decay": decay},
-              {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in params if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
 
 
@@ -60,8 +62,10 @@ def set_lr(optimizer, lr, step, steps, warmup=60):
 
 def batches(count, size, steps, rng):
     """`steps` batches of indices, epoch after epoch."""
-    order = np.concatenate([rng.permutation(count)[:count // size * size] for _ in range(steps * size // count + 2)])
-    return order[:steps * size].reshape(steps, size)
+    order = np.concatenate(
+        [rng.permutation(count)[: count // size * size] for _ in range(steps * size // count + 2)]
+    )
+    return order[: steps * size].reshape(steps, size)
 
 
 # --- CLIP
@@ -71,16 +75,22 @@ class Captions:
     """Word-level tokens of the captions; phrases are left out at random."""
 
     def __init__(self, captions, length):
-        words = sorted({word for phrases in captions for phrase in phrases for word in phrase.split()})
+        words = sorted(
+            {word for phrases in captions for phrase in phrases for word in phrase.split()}
+        )
         self.vocabulary, self.length = ["<pad>"] + words + ["<end>"], length
         ids = {word: i for i, word in enumerate(self.vocabulary)}
-        self.captions = [[[ids[word] for word in phrase.split()] for phrase in phrases] for phrases in captions]
+        self.captions = [
+            [[ids[word] for word in phrase.split()] for phrase in phrases] for phrases in captions
+        ]
 
     def tokens(self, picked, rng, keep=0.85):
         out = np.zeros((len(picked), self.length), dtype=np.int64)
         for row, index in zip(out, picked):
-            caption = [t for phrase in self.captions[index] if rng.random() < keep for t in phrase][:self.length - 1]
-            row[:len(caption) + 1] = caption + [len(self.vocabulary) - 1]
+            caption = [t for phrase in self.captions[index] if rng.random() < keep for t in phrase][
+                : self.length - 1
+            ]
+            row[: len(caption) + 1] = caption + [len(self.vocabulary) - 1]
         return torch.from_numpy(out)
 
 
@@ -90,16 +100,37 @@ def train_clip(folder, seed, steps, bank_size, batch=128, lr=1e-3):
 
     images, phrases = make_bank(bank_size, seed)
     images, captions = torch.from_numpy(images), Captions(phrases, 20)
-    print(f"bank {tuple(images.shape)}, {len(captions.vocabulary)} words, {cpu_seconds():.0f} CPU s", flush=True)
+    print(
+        f"bank {tuple(images.shape)}, {len(captions.vocabulary)} words, {cpu_seconds():.0f} CPU s",
+        flush=True,
+    )
     side = 28
     config = {
         "model_cfg": {
             "embed_dim": 64,
-            "vision_cfg": {"image_size": side, "patch_size": 7, "width": 128, "layers": 3, "head_width": 32},
-            "text_cfg": {"context_length": 20, "vocab_size": len(captions.vocabulary), "width": 64, "heads": 2, "layers": 1},
+            "vision_cfg": {
+                "image_size": side,
+                "patch_size": 7,
+                "width": 128,
+                "layers": 3,
+                "head_width": 32,
+            },
+            "text_cfg": {
+                "context_length": 20,
+                "vocab_size": len(captions.vocabulary),
+                "width": 64,
+                "heads": 2,
+                "layers": 1,
+            },
         },
-        "preprocess_cfg": {"size": side, "mode": "RGB", "mean": [MEAN] * 3, "std": [STD] * 3,
-                           "interpolation": "bicubic", "resize_mode": "squash"},
+        "preprocess_cfg": {
+            "size": side,
+            "mode": "RGB",
+            "mean": [MEAN] * 3,
+            "std": [STD] * 3,
+            "interpolation": "bicubic",
+            "resize_mode": "squash",
+        },
         "tiny_vocabulary": captions.vocabulary,
     }
     model = open_clip.CLIP(**config["model_cfg"])
@@ -108,7 +139,9 @@ def train_clip(folder, seed, steps, bank_size, batch=128, lr=1e-3):
     labels = torch.arange(batch)
     for step, picked in enumerate(batches(bank_size, batch, steps, rng)):
         set_lr(optimizer, lr, step, steps)
-        image, text, scale = model(to_rgb(augment(images[picked], side, generator)), captions.tokens(picked, rng))
+        image, text, scale = model(
+            to_rgb(augment(images[picked], side, generator)), captions.tokens(picked, rng)
+        )
         logits = scale * image @ text.T
         loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
         optimizer.zero_grad()
@@ -119,10 +152,18 @@ def train_clip(folder, seed, steps, bank_size, batch=128, lr=1e-3):
             model.logit_scale.clamp_(0, math.log(100))
         if step % 100 == 0 or step == steps - 1:
             right = (logits.argmax(1) == labels).float().mean()
-            print(f"step {step} loss {loss:.3f} right {right:.3f} scale {scale:.1f} {cpu_seconds():.0f} CPU s", flush=True)
+            print(
+                f"step {step} loss {loss:.3f} right {right:.3f} scale {scale:.1f} {cpu_seconds():.0f} CPU s",
+                flush=True,
+            )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(
+        json.dumps(config, indent=1, ensure_ascii=False) + "\n"
+    )
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()},
+        folder / "open_clip_model.safetensors",
+    )
 
 
 # --- DINOv2
@@ -133,8 +174,13 @@ class Head(nn.Module):
 
     def __init__(self, width, hidden=256, bottleneck=64, prototypes=256):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.GELU(),
-                                 nn.Linear(hidden, bottleneck), nn.BatchNorm1d(bottleneck, affine=False))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.GELU(),
+            nn.Linear(hidden, bottleneck),
+            nn.BatchNorm1d(bottleneck, affine=False),
+        )
         self.prototypes = nn.Parameter(torch.randn(prototypes, bottleneck))
 
     def forward(self, x):
@@ -163,8 +209,14 @@ def train_dinov2(folder, seed, steps, bank_size, batch=64, lr=2e-3):
     images = torch.from_numpy(make_bank(bank_size, seed)[0])
     print(f"bank {tuple(images.shape)}, {cpu_seconds():.0f} CPU s", flush=True)
     side, patch, width = 24, 6, 128
-    config = Dinov2Config(hidden_size=width, num_hidden_layers=3, num_attention_heads=4, patch_size=patch, image_size=side,
-                          initializer_range=width**-0.5)
+    config = Dinov2Config(
+        hidden_size=width,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        patch_size=patch,
+        image_size=side,
+        initializer_range=width**-0.5,
+    )
     student = nn.ModuleDict({"body": Dinov2Model(config), "head": Head(width)})
     teacher = copy.deepcopy(student).requires_grad_(False)
     optimizer = make_optimizer([student], lr, 0.04)
@@ -185,11 +237,19 @@ def train_dinov2(folder, seed, steps, bank_size, batch=64, lr=2e-3):
         with torch.no_grad():
             target = teacher["body"](views)
             temperature = 0.04
-            goal = sinkhorn(teacher["head"](target.pooler_output), temperature).roll(batch, 0)  # the other view's
-            goal_patches = sinkhorn(teacher["head"](target.last_hidden_state[:, 1:][masked]), temperature)
+            goal = sinkhorn(teacher["head"](target.pooler_output), temperature).roll(
+                batch, 0
+            )  # the other view's
+            goal_patches = sinkhorn(
+                teacher["head"](target.last_hidden_state[:, 1:][masked]), temperature
+            )
         image_loss = -(goal * F.log_softmax(scores, -1)).sum(-1).mean()
         patch_loss = -(goal_patches * F.log_softmax(patches, -1)).sum(-1).mean()
-        loss = image_loss + 0.3 * patch_loss + 0.2 * (koleo(out.pooler_output[:batch]) + koleo(out.pooler_output[batch:])) / 2
+        loss = (
+            image_loss
+            + 0.3 * patch_loss
+            + 0.2 * (koleo(out.pooler_output[:batch]) + koleo(out.pooler_output[batch:])) / 2
+        )
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), 3.0)
@@ -199,16 +259,23 @@ def train_dinov2(folder, seed, steps, bank_size, batch=64, lr=2e-3):
             for a, b in zip(teacher.parameters(), student.parameters()):
                 a.lerp_(b, 1 - momentum)
         if step % 100 == 0 or step == steps - 1:
-            print(f"step {step} image {image_loss:.3f} patch {patch_loss:.3f} {cpu_seconds():.0f} CPU s", flush=True)
+            print(
+                f"step {step} image {image_loss:.3f} patch {patch_loss:.3f} {cpu_seconds():.0f} CPU s",
+                flush=True,
+            )
     teacher["body"].save_pretrained(folder)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", choices=["clip", "dinov2"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="default: 800 for clip, 1800 for dinov2")
-    parser.add_argument("--bank", type=int, help="number of drawings, default: 24000 for clip, 12000 for dinov2")
+    parser.add_argument(
+        "--bank", type=int, help="number of drawings, default: 24000 for clip, 12000 for dinov2"
+    )
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()
     torch.set_num_threads(1)  # two threads need a third more CPU time for models this small

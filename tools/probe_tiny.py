@@ -27,7 +27,10 @@ DRAWS, SHOTS = 10, 3
 def pixels(images, side):
     """Grey 8x8 images (0..16) -> normalised RGB batch of the given side."""
     grey = np.round(images * 255 / 16).astype(np.uint8)
-    big = [np.asarray(Image.fromarray(g).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)) for g in grey]
+    big = [
+        np.asarray(Image.fromarray(g).convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
+        for g in grey
+    ]
     return (torch.from_numpy(np.stack(big)).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
 
 
@@ -36,7 +39,9 @@ def load_clip(folder, trained=True):
     import open_clip
     from safetensors.torch import load_file
 
-    model = open_clip.CLIP(**json.loads((folder / "open_clip_config.json").read_text())["model_cfg"])
+    model = open_clip.CLIP(
+        **json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    )
     if trained:
         model.load_state_dict(load_file(folder / "open_clip_model.safetensors"), strict=True)
     model.visual.proj = None
@@ -47,7 +52,11 @@ def load_dinov2(folder, trained=True):
     """The Dinov2 model."""
     from transformers import Dinov2Config, Dinov2Model
 
-    model = Dinov2Model.from_pretrained(folder) if trained else Dinov2Model(Dinov2Config.from_pretrained(folder))
+    model = (
+        Dinov2Model.from_pretrained(folder)
+        if trained
+        else Dinov2Model(Dinov2Config.from_pretrained(folder))
+    )
     return model.eval(), model.config.image_size
 
 
@@ -58,7 +67,10 @@ def features(loaded, images):
     out = model(pixels(images, side))
     if torch.is_tensor(out):
         return {"pooled": out.numpy()}
-    return {"cls": out.pooler_output.numpy(), "patch mean": out.last_hidden_state[:, 1:].mean(1).numpy()}
+    return {
+        "cls": out.pooler_output.numpy(),
+        "patch mean": out.last_hidden_state[:, 1:].mean(1).numpy(),
+    }
 
 
 def fit(x, y, c):
@@ -78,7 +90,9 @@ def few_labels(x, y, split):
     out = []
     for draw in range(DRAWS):
         rng = np.random.default_rng(draw)
-        picked = np.concatenate([rng.choice(train[y[train] == k], SHOTS, replace=False) for k in range(10)])
+        picked = np.concatenate(
+            [rng.choice(train[y[train] == k], SHOTS, replace=False) for k in range(10)]
+        )
         out.append(fit(x[picked], y[picked], 1.0).predict_log_proba(x[test]))
     return np.stack(out)
 
@@ -94,8 +108,11 @@ def report(name, views, y, split):
         score, c = all_labels(x, y, split)
         logs[view] = few_labels(x, y, split)
         right = (logs[view].argmax(-1) == y[test]).mean(1)
-        print(f"{name:12s} {view:22s} dim {x.shape[1]:4d}   all labels {100 * score:5.1f} (C={c:g})   "
-              f"{SHOTS}/class {spread(right)}", flush=True)
+        print(
+            f"{name:12s} {view:22s} dim {x.shape[1]:4d}   all labels {100 * score:5.1f} (C={c:g})   "
+            f"{SHOTS}/class {spread(right)}",
+            flush=True,
+        )
     if len(logs) < 2:
         return
     first, second = list(logs.values())[:2]
@@ -104,14 +121,25 @@ def report(name, views, y, split):
     both, either = (wrong[0] & wrong[1]).mean(1), (wrong[0] | wrong[1]).mean(1)
     same = ((first.argmax(-1) == second.argmax(-1)) & wrong[0] & wrong[1]).mean(1)
     corr = [np.corrcoef(a, b)[0, 1] for a, b in zip(*wrong)]
-    print(f"{name:12s} {'late fusion':22s}                                    {SHOTS}/class {spread(fused)}")
-    print(f"{name:12s} both wrong {spread(both)}  same wrong class {spread(same)}  both/either {spread(both / either)}  "
-          f"error correlation {np.mean(corr):.2f} +- {np.std(corr, ddof=1):.2f}", flush=True)
+    print(
+        f"{name:12s} {'late fusion':22s}                                    {SHOTS}/class {spread(fused)}"
+    )
+    print(
+        f"{name:12s} both wrong {spread(both)}  same wrong class {spread(same)}  both/either {spread(both / either)}  "
+        f"error correlation {np.mean(corr):.2f} +- {np.std(corr, ddof=1):.2f}",
+        flush=True,
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=Path(__file__).resolve().parent.parent / "cache_specs" / "views" / "weights")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=Path(__file__).resolve().parent.parent / "cache_specs" / "views" / "weights",
+    )
     parser.add_argument("--untrained-seeds", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(2)
@@ -119,12 +147,24 @@ def main():
     train, rest = train_test_split(np.arange(len(y)), test_size=0.4, stratify=y, random_state=0)
     val, test = train_test_split(rest, test_size=0.5, stratify=y[rest], random_state=0)
     split = (train, val, test)
-    print(f"digits: {len(train)} train, {len(val)} validation, {len(test)} test; {DRAWS} draws of {SHOTS} per class; "
-          "+- is the standard deviation over the draws")
-    loaders = {n: f for n, f in (("tiny-clip", load_clip), ("tiny-dinov2", load_dinov2)) if (args.weights / n).is_dir()}
-    for label, trained in [("trained", True)] + [(f"untrained {s}", False) for s in range(args.untrained_seeds)]:
+    print(
+        f"digits: {len(train)} train, {len(val)} validation, {len(test)} test; {DRAWS} draws of {SHOTS} per class; "
+        "+- is the standard deviation over the draws"
+    )
+    loaders = {
+        n: f
+        for n, f in (("tiny-clip", load_clip), ("tiny-dinov2", load_dinov2))
+        if (args.weights / n).is_dir()
+    }
+    for label, trained in [("trained", True)] + [
+        (f"untrained {s}", False) for s in range(args.untrained_seeds)
+    ]:
         torch.manual_seed(int(label[-1]) if not trained else 0)
-        views = {f"{n} {pool}": x for n, load in loaders.items() for pool, x in features(load(args.weights / n, trained), images).items()}
+        views = {
+            f"{n} {pool}": x
+            for n, load in loaders.items()
+            for pool, x in features(load(args.weights / n, trained), images).items()
+        }
         report(label, views, y, split)
     report("raw pixels", {"8x8": images.reshape(len(images), -1)}, y, split)
 

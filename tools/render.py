@@ -25,24 +25,84 @@ SIDE = 48  # side of a bank image
 INK = 36  # longest side of the drawing inside it
 ZOOM = 2  # drawings are made at ZOOM * SIDE and averaged down
 
-ASCII_ONLY = ("cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10")  # TeX encodings: only the ASCII letters are where they seem
-UNICODE = tuple(f"DejaVu{kind}{style}" for kind, styles in (
-    ("Sans", ("", "-Bold", "-Oblique", "-BoldOblique")), ("SansMono", ("", "-Bold", "-Oblique", "-BoldOblique")),
-    ("Serif", ("", "-Bold", "-Italic", "-BoldItalic"))) for style in styles
+ASCII_ONLY = (
+    "cmb10",
+    "cmmi10",
+    "cmr10",
+    "cmss10",
+    "cmti10",
+    "cmtt10",
+)  # TeX encodings: only the ASCII letters are where they seem
+UNICODE = tuple(
+    f"DejaVu{kind}{style}"
+    for kind, styles in (
+        ("Sans", ("", "-Bold", "-Oblique", "-BoldOblique")),
+        ("SansMono", ("", "-Bold", "-Oblique", "-BoldOblique")),
+        ("Serif", ("", "-Bold", "-Italic", "-BoldItalic")),
+    )
+    for style in styles
 ) + ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta")
 HERSHEY = [
-    "futural", "futuram", "cursive", "cyrilc_1", "cyrillic", "gothgbt", "gothgrt", "gothiceng", "gothicger", "gothicita",
-    "gothitt", "greek", "greekc", "greeks", "rowmand", "rowmans", "rowmant", "scriptc", "scripts", "timesg", "timesi", "timesib",
-    "timesr", "timesrb",
+    "futural",
+    "futuram",
+    "cursive",
+    "cyrilc_1",
+    "cyrillic",
+    "gothgbt",
+    "gothgrt",
+    "gothiceng",
+    "gothicger",
+    "gothicita",
+    "gothitt",
+    "greek",
+    "greekc",
+    "greeks",
+    "rowmand",
+    "rowmans",
+    "rowmant",
+    "scriptc",
+    "scripts",
+    "timesg",
+    "timesi",
+    "timesib",
+    "timesr",
+    "timesrb",
 ]
-STYLES = {"bold": ("Bol", "cmb"), "slanted": ("Ita", "Obl", "cmti", "cmmi"), "serif": ("Serif", "STIX", "cmr")}  # by file name
+STYLES = {
+    "bold": ("Bol", "cmb"),
+    "slanted": ("Ita", "Obl", "cmti", "cmmi"),
+    "serif": ("Serif", "STIX", "cmr"),
+}  # by file name
 # Basic Latin, Latin-1, Latin Extended-A/B, IPA, Greek, Cyrillic, Armenian, Hebrew, Georgian; punctuation, arrows, mathematical signs.
 BLOCKS = (
-    (0x21, 0x2AF), (0x370, 0x556), (0x561, 0x587), (0x5D0, 0x5EA), (0x10D0, 0x10FF), (0x2010, 0x2046), (0x2190, 0x21FF), (0x2200, 0x22FF)
+    (0x21, 0x2AF),
+    (0x370, 0x556),
+    (0x561, 0x587),
+    (0x5D0, 0x5EA),
+    (0x10D0, 0x10FF),
+    (0x2010, 0x2046),
+    (0x2190, 0x21FF),
+    (0x2200, 0x22FF),
 )
 NUMBER_WORDS = {
-    "digit", "number", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "fraction", "half",
-    "quarter", "superscript", "subscript",
+    "digit",
+    "number",
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "fraction",
+    "half",
+    "quarter",
+    "superscript",
+    "subscript",
 }
 
 
@@ -51,7 +111,10 @@ def is_allowed(char):
     name = unicodedata.name(char, "0").lower()
     if unicodedata.category(char)[0] not in "LPS" or unicodedata.numeric(char, None) is not None:
         return False
-    return not any(c.isdigit() for c in name) and not set(name.replace("-", " ").split()) & NUMBER_WORDS
+    return (
+        not any(c.isdigit() for c in name)
+        and not set(name.replace("-", " ").split()) & NUMBER_WORDS
+    )
 
 
 def glyph_list():
@@ -59,12 +122,19 @@ def glyph_list():
     from fontTools.ttLib import TTFont  # a dependency of matplotlib
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    wide = [chr(code) for first, last in BLOCKS for code in range(first, last + 1) if is_allowed(chr(code))]
+    wide = [
+        chr(code)
+        for first, last in BLOCKS
+        for code in range(first, last + 1)
+        if is_allowed(chr(code))
+    ]
     pairs = []
     for name in UNICODE:
         known = TTFont(folder / f"{name}.ttf").getBestCmap()
         pairs += [(str(folder / f"{name}.ttf"), char) for char in wide if ord(char) in known]
-    pairs += [(str(folder / f"{name}.ttf"), char) for name in ASCII_ONLY for char in string.ascii_letters]
+    pairs += [
+        (str(folder / f"{name}.ttf"), char) for name in ASCII_ONLY for char in string.ascii_letters
+    ]
     return pairs, [(name, char) for name in HERSHEY for char in string.ascii_letters]
 
 
@@ -133,7 +203,10 @@ def draw_truetype(path, char, rng):
     size = np.array(glyph.size) * np.exp(rng.normal(0, 0.12, 2))
     size = np.maximum(np.round(size * INK * ZOOM / size.max()), 4).astype(int)
     image = Image.new("L", (SIDE * ZOOM, SIDE * ZOOM))
-    image.paste(glyph.resize(tuple(size.tolist()), Image.Resampling.BILINEAR), tuple(((SIDE * ZOOM - size) // 2).tolist()))
+    image.paste(
+        glyph.resize(tuple(size.tolist()), Image.Resampling.BILINEAR),
+        tuple(((SIDE * ZOOM - size) // 2).tolist()),
+    )
     return image
 
 
@@ -146,7 +219,9 @@ def draw_doodle(rng):
         steps = np.repeat(turn, 20) / 20
         angles = heading + np.cumsum(steps)
         length = np.repeat(rng.uniform(0.4, 1.2, pieces), 20) / 20
-        path = at + np.cumsum(np.stack([np.cos(angles), np.sin(angles)], 1) * length[:, None], axis=0)
+        path = at + np.cumsum(
+            np.stack([np.cos(angles), np.sin(angles)], 1) * length[:, None], axis=0
+        )
         strokes.append(wobble(np.concatenate([at[None], path]), rng, 0.01))
         joined = rng.random() < 0.6
         at = path[-1] if joined else path[rng.integers(len(path))] + rng.normal(0, 0.3, 2)
@@ -169,13 +244,21 @@ def shape_words(ink):
             centre = (ndimage.center_of_mass(labels == i)[0] - rows.min()) / (np.ptp(rows) + 1)
             places.append("above" if centre < 0.42 else "below" if centre > 0.58 else "middle")
     words.append(" ".join(["loop"] + sorted(set(places))) if places else "no loop")
-    seen = [np.maximum.accumulate(ink, axis=1), np.maximum.accumulate(ink[:, ::-1], axis=1)[:, ::-1],
-            np.maximum.accumulate(ink, axis=0), np.maximum.accumulate(ink[::-1], axis=0)[::-1]]
+    seen = [
+        np.maximum.accumulate(ink, axis=1),
+        np.maximum.accumulate(ink[:, ::-1], axis=1)[:, ::-1],
+        np.maximum.accumulate(ink, axis=0),
+        np.maximum.accumulate(ink[::-1], axis=0)[::-1],
+    ]
     bays = ~ink & ~holes & (sum(s.astype(int) for s in seen) == 3)
     upper = np.arange(SIDE)[:, None] < middle
     for side, mask in zip(("left", "right", "top", "bottom"), seen):
         bay = bays & ~mask
-        parts = [("", bay)] if side in ("top", "bottom") else [(" above", bay & upper), (" below", bay & ~upper)]
+        parts = (
+            [("", bay)]
+            if side in ("top", "bottom")
+            else [(" above", bay & upper), (" below", bay & ~upper)]
+        )
         words += [f"open {side}{where}" for where, part in parts if part.sum() > 0.035 * area]
     return words
 
@@ -192,26 +275,54 @@ def make_bank(count, seed):
             image, phrases = draw_doodle(rng), ["pen drawing"]
         elif kind == "hershey":
             font, char = strokes[rng.integers(len(strokes))]
-            script = "greek " if "greek" in font else "cyrillic " if "cyril" in font else "gothic " if "goth" in font else ""
+            script = (
+                "greek "
+                if "greek" in font
+                else "cyrillic "
+                if "cyril" in font
+                else "gothic "
+                if "goth" in font
+                else ""
+            )
             image = draw_hershey(font, char, rng)
-            phrases = [f"handwritten {script}{'capital' if char.isupper() else 'small'} {char.lower()}"]
+            phrases = [
+                f"handwritten {script}{'capital' if char.isupper() else 'small'} {char.lower()}"
+            ]
         else:
             choices = ascii_glyphs if kind == "ascii" else glyphs
             font, char = choices[rng.integers(len(choices))]
             image = draw_truetype(font, char, rng)
-            style = [word for word, marks in STYLES.items() if any(m in Path(font).name for m in marks)]
-            name = unicodedata.name(char).lower().replace("latin ", "").replace("letter ", "").replace("-", " ")
+            style = [
+                word for word, marks in STYLES.items() if any(m in Path(font).name for m in marks)
+            ]
+            name = (
+                unicodedata.name(char)
+                .lower()
+                .replace("latin ", "")
+                .replace("letter ", "")
+                .replace("-", " ")
+            )
             phrases = [name] + ([" ".join(style)] if style else [])
         if image is None:
             continue
         image = np.asarray(image.reduce(ZOOM))
-        flip = rng.choice(["", "mirrored", "turned left", "turned right", "upside down"], p=[0.76, 0.08, 0.04, 0.04, 0.08])
-        image = {"": image, "mirrored": image[:, ::-1], "turned left": np.rot90(image), "turned right": np.rot90(image, 3),
-                 "upside down": image[::-1, ::-1]}[flip]
+        flip = rng.choice(
+            ["", "mirrored", "turned left", "turned right", "upside down"],
+            p=[0.76, 0.08, 0.04, 0.04, 0.08],
+        )
+        image = {
+            "": image,
+            "mirrored": image[:, ::-1],
+            "turned left": np.rot90(image),
+            "turned right": np.rot90(image, 3),
+            "upside down": image[::-1, ::-1],
+        }[flip]
         if (image > 100).sum() < 30:
             continue
         images.append(image)
-        captions.append([" ".join(filter(None, (flip, phrases[0])))] + phrases[1:] + shape_words(image > 100))
+        captions.append(
+            [" ".join(filter(None, (flip, phrases[0])))] + phrases[1:] + shape_words(image > 100)
+        )
     return np.stack(images), captions
 
 
@@ -227,7 +338,7 @@ def augment(bank, side, generator, strength=1.0):
 
     # pen thickness: blur, then cut at a random level of the image's own range
     x = bank[:, None].float() / 255
-    kernel = torch.exp(-torch.arange(-3, 4).float() ** 2 / (2 * 1.3**2))
+    kernel = torch.exp(-(torch.arange(-3, 4).float() ** 2) / (2 * 1.3**2))
     kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
     soft = F.conv2d(F.conv2d(x, kernel, padding=(0, 3)), kernel.transpose(2, 3), padding=(3, 0))
     soft = soft / soft.amax((2, 3), keepdim=True)
@@ -235,19 +346,31 @@ def augment(bank, side, generator, strength=1.0):
     # rotation, shear, size, place, and a smooth warp
     angle, shear = normal(0.14 * strength), normal(0.18 * strength)
     zoom = INK / SIDE / uniform(0.72, 1.02)
-    zoom_x, zoom_y = zoom * torch.exp(normal(0.12 * strength)), zoom * torch.exp(normal(0.06 * strength))
+    zoom_x, zoom_y = (
+        zoom * torch.exp(normal(0.12 * strength)),
+        zoom * torch.exp(normal(0.06 * strength)),
+    )
     cos, sin = torch.cos(angle), torch.sin(angle)
-    theta = torch.stack([torch.stack([cos * zoom_x, (shear * cos - sin) * zoom_y, normal(0.05)], 1),
-                         torch.stack([sin * zoom_x, (shear * sin + cos) * zoom_y, normal(0.05)], 1)], 1)
+    theta = torch.stack(
+        [
+            torch.stack([cos * zoom_x, (shear * cos - sin) * zoom_y, normal(0.05)], 1),
+            torch.stack([sin * zoom_x, (shear * sin + cos) * zoom_y, normal(0.05)], 1),
+        ],
+        1,
+    )
     grid = F.affine_grid(theta, (n, 1, 32, 32), align_corners=False)
-    warp = F.interpolate(normal(1.0, 2, 4, 4), (32, 32), mode="bicubic", align_corners=False) * uniform(0, 0.09 * strength, 1, 1, 1)
+    warp = F.interpolate(
+        normal(1.0, 2, 4, 4), (32, 32), mode="bicubic", align_corners=False
+    ) * uniform(0, 0.09 * strength, 1, 1, 1)
     x = F.grid_sample(x, grid + warp.permute(0, 2, 3, 1), align_corners=False)
     # resolution: a quarter stays sharp, the rest is averaged down to a few pixels and scaled up again
     sizes = (32, 8, 8, 8, 10, 12, 16, 20)
     parts = []
     for part, low in zip(x.chunk(len(sizes)), sizes):
         part = F.interpolate(part, (low, low), mode="area") if low < 32 else part
-        parts.append(F.interpolate(part, (side, side), mode="bicubic", antialias=True, align_corners=False))
+        parts.append(
+            F.interpolate(part, (side, side), mode="bicubic", antialias=True, align_corners=False)
+        )
     x = torch.cat(parts).clamp(0, 1)
     # contrast, background, noise
     x = x ** torch.exp(normal(0.25, 1, 1, 1)) * uniform(0.55, 1, 1, 1, 1)
@@ -261,7 +384,9 @@ def sheet(path, seed=0):
     """Save a sheet of drawings (left) with an augmented view of each (right)."""
     images, captions = make_bank(128, seed)
     views = augment(torch.from_numpy(images), SIDE, torch.Generator().manual_seed(seed))
-    tiles = np.concatenate([images, (views[:, 0].numpy() * 255).astype(np.uint8)], 2).reshape(16, 8, SIDE, 2 * SIDE)
+    tiles = np.concatenate([images, (views[:, 0].numpy() * 255).astype(np.uint8)], 2).reshape(
+        16, 8, SIDE, 2 * SIDE
+    )
     Image.fromarray(tiles.transpose(0, 2, 1, 3).reshape(16 * SIDE, -1)).save(path)
     print("\n".join(", ".join(c) for c in captions))
 

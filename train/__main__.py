@@ -20,8 +20,10 @@ from train.config import TrainConfig
 def main() -> None:
     import tyro
 
-    faulthandler.enable()                                   # a mapped file that is cut short kills the process: then at least with its place
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # idle torch threads give way instead of spinning on a shared machine
+    faulthandler.enable()  # a mapped file that is cut short kills the process: then at least with its place
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # idle torch threads give way instead of spinning on a shared machine
     config = tyro.cli(TrainConfig, prog="python -m train", description=TrainConfig.__doc__)
     try:
         config.check()
@@ -58,9 +60,15 @@ def next_step(config: TrainConfig, summary: dict[str, Any]) -> str:
 
     if not PLANS.keys() & summary["methods"]:
         return ""
-    words = [f"make predict RUN={config.run}"] + ["IMAGES=photos/"] * (not summary["rows"]["unlabelled"])
+    words = [f"make predict RUN={config.run}"] + ["IMAGES=photos/"] * (
+        not summary["rows"]["unlabelled"]
+    )
     words += [f"CACHE={quoted(config.cache)}"] * (config.cache != TrainConfig.cache)
-    return " ".join(words + [f"ARGS={quoted(f'--runs {shlex.quote(config.runs)}')}"] * (config.runs != TrainConfig.runs))
+    return " ".join(
+        words
+        + [f"ARGS={quoted(f'--runs {shlex.quote(config.runs)}')}"]
+        * (config.runs != TrainConfig.runs)
+    )
 
 
 def _write_page(config: TrainConfig) -> None:
@@ -69,10 +77,18 @@ def _write_page(config: TrainConfig) -> None:
 
         from report.__main__ import write_report
 
-        write_report(Path(config.runs) / config.run, Path(config.cache), device="cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+        write_report(
+            Path(config.runs) / config.run,
+            Path(config.cache),
+            device="cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu",
+        )
     except (Exception, KeyboardInterrupt) as error:
-        print(f"the run is finished, but its page was not written ({' '.join(f'{type(error).__name__} {error}'.split())[:300]}). Type: make report "
-              f"RUN={config.run}", file=sys.stderr, flush=True)
+        print(
+            f"the run is finished, but its page was not written ({' '.join(f'{type(error).__name__} {error}'.split())[:300]}). Type: make report "
+            f"RUN={config.run}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -89,19 +105,49 @@ def run(config: TrainConfig) -> dict[str, Any]:
         if s.finished:
             summary = read_summary(s.folder)
             if leader:
-                print(f"the run {s.folder} is finished; another RUN= makes a new one\n\n{table(summary)}")
+                print(
+                    f"the run {s.folder} is finished; another RUN= makes a new one\n\n{table(summary)}"
+                )
             return summary
         for method in methods:
             if method not in SOLO:
-                train_method(method, config, s.cache, s.splits, s.peers, s.listener, s.folder, s.device, s.stop)
-        s.peers.any(False)                                  # every rank has looked, and every probe is on the disk
+                train_method(
+                    method,
+                    config,
+                    s.cache,
+                    s.splits,
+                    s.peers,
+                    s.listener,
+                    s.folder,
+                    s.device,
+                    s.stop,
+                )
+        s.peers.any(False)  # every rank has looked, and every probe is on the disk
         s.peers.close()
         if leader:
-            for method in methods:                          # what one process does alone, while no other waits for it
+            for method in methods:  # what one process does alone, while no other waits for it
                 if method in SOLO:
-                    train_method(method, config, s.cache, s.splits, LocalPeers(len(s.cache.names)), s.listener, s.folder, s.device, s.stop)
+                    train_method(
+                        method,
+                        config,
+                        s.cache,
+                        s.splits,
+                        LocalPeers(len(s.cache.names)),
+                        s.listener,
+                        s.folder,
+                        s.device,
+                        s.stop,
+                    )
             s.cache.refuse_changed()
-            summary = summarise(s.folder, describe(config, s.cache, s.splits), methods, s.cache, s.splits[0], s.device, time.monotonic() - begun)
+            summary = summarise(
+                s.folder,
+                describe(config, s.cache, s.splits),
+                methods,
+                s.cache,
+                s.splits[0],
+                s.device,
+                time.monotonic() - begun,
+            )
             print(f"\n{table(summary)}\n{s.folder / 'summary.json'}", flush=True)
         return summary
 

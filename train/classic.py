@@ -14,15 +14,30 @@ from typing import Any
 import numpy as np
 
 from base.errors import DataQualityError, UsageError, did_you_mean
-from train.data.graph import NEIGHBOURS, base_of, grid_of, links_of, nearest, solve, standardise, statistics, unit
+from train.data.graph import (
+    NEIGHBOURS,
+    base_of,
+    grid_of,
+    links_of,
+    nearest,
+    solve,
+    standardise,
+    statistics,
+    unit,
+)
 from train.data.splits import Split
 
-FLOOR = 1e-12                                               # the least probability: a class that nobody voted for costs 27.6 nats, not infinitely many
+FLOOR = 1e-12  # the least probability: a class that nobody voted for costs 27.6 nats, not infinitely many
 INVERSE_PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-ITERATIONS, GRADIENT = 5_000, 1e-6                          # of L-BFGS: the most, and the largest derivative of the mean loss at which it may stop
+ITERATIONS, GRADIENT = (
+    5_000,
+    1e-6,
+)  # of L-BFGS: the most, and the largest derivative of the mean loss at which it may stop
 VOTERS = (1, 3, 5, 10, 20, 50)
 
-Candidate = tuple[dict[str, float], list[np.ndarray]]      # hyper-parameters, and probabilities (n, C) for each block of queries
+Candidate = tuple[
+    dict[str, float], list[np.ndarray]
+]  # hyper-parameters, and probabilities (n, C) for each block of queries
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +49,9 @@ class Scores:
     chosen: list[dict[str, float]] = field(default_factory=list)
 
 
-def classify(method: str, emb_V: Sequence[np.ndarray], label_N: np.ndarray, classes: int, split: Split) -> Scores:
+def classify(
+    method: str, emb_V: Sequence[np.ndarray], label_N: np.ndarray, classes: int, split: Split
+) -> Scores:
     """Fit and choose `method`, one of CLASSIC, for each of V views and for their concatenation; with one view that is the view itself.
 
     emb_V: (N, D_v) float16 each. label_N: (N,) int, read at split.labelled and split.val alone. C = classes; one without a labelled row
@@ -43,7 +60,11 @@ def classify(method: str, emb_V: Sequence[np.ndarray], label_N: np.ndarray, clas
     if method not in CLASSIC:
         raise UsageError(f"no baseline is called {method!r}{did_you_mean(method, CLASSIC)}")
     train_rows = np.union1d(split.labelled, split.unlabelled)
-    nodes = np.union1d(base_of(train_rows), split.labelled) if method == "label-propagation" else split.labelled
+    nodes = (
+        np.union1d(base_of(train_rows), split.labelled)
+        if method == "label-propagation"
+        else split.labelled
+    )
     blocks = (nodes, split.val, split.test)
     y_n = np.where(np.isin(nodes, split.labelled), label_N[nodes], -1)
     inputs = []
@@ -51,15 +72,21 @@ def classify(method: str, emb_V: Sequence[np.ndarray], label_N: np.ndarray, clas
         mean_D, std_D = statistics(emb_ND, train_rows)
         x_B = [standardise(emb_ND, rows, mean_D, std_D) for rows in blocks]
         if not all(np.isfinite(x_nD).all() for x_nD in x_B):
-            raise DataQualityError(f"view {view + 1} of {len(emb_V)} has embeddings that are not finite, in rows that {method} needs; "
-                                   "embed it anew, or leave it out of VIEWS=")
+            raise DataQualityError(
+                f"view {view + 1} of {len(emb_V)} has embeddings that are not finite, in rows that {method} needs; "
+                "embed it anew, or leave it out of VIEWS="
+            )
         inputs.append(x_B if method == "logreg" else [unit(x_nD) for x_nD in x_B])
     if len(inputs) > 1:
         scale = 1 if method == "logreg" else len(inputs) ** -0.5
-        inputs.append([np.concatenate(x_V, 1) * np.float32(scale) for x_V in zip(*inputs, strict=True)])
+        inputs.append(
+            [np.concatenate(x_V, 1) * np.float32(scale) for x_V in zip(*inputs, strict=True)]
+        )
     scores = Scores()
     for x_nD, *queries in inputs:
-        chosen, (val, test) = _pick(CLASSIC[method](x_nD, y_n, queries, classes), label_N[split.val])
+        chosen, (val, test) = _pick(
+            CLASSIC[method](x_nD, y_n, queries, classes), label_N[split.val]
+        )
         for _ in range(2 if len(emb_V) == 1 else 1):
             scores.val.append(val)
             scores.test.append(test)
@@ -76,8 +103,10 @@ def _pick(candidates: Iterator[Candidate], y_val: np.ndarray) -> Candidate:
         if best is None or ((log_Q[0].argmax(1) == y_val).mean(), -nll) > score:
             best, score = (chosen, log_Q), ((log_Q[0].argmax(1) == y_val).mean(), -nll)
     if best is None:
-        raise DataQualityError(f"logistic regression did not converge within {ITERATIONS} iterations for any of C = {INVERSE_PENALTIES}: "
-                               "look at the embeddings for values far from all others, or leave 'logreg' out of the methods")
+        raise DataQualityError(
+            f"logistic regression did not converge within {ITERATIONS} iterations for any of C = {INVERSE_PENALTIES}: "
+            "look at the embeddings for values far from all others, or leave 'logreg' out of the methods"
+        )
     return best
 
 
@@ -86,7 +115,9 @@ def _log(p_nC: np.ndarray) -> np.ndarray:
     return np.log(p_nC / p_nC.sum(1, keepdims=True)).astype(np.float32)
 
 
-def _logreg(x_LD: np.ndarray, y_L: np.ndarray, queries: list[np.ndarray], classes: int) -> Iterator[Candidate]:
+def _logreg(
+    x_LD: np.ndarray, y_L: np.ndarray, queries: list[np.ndarray], classes: int
+) -> Iterator[Candidate]:
     """Multinomial logistic regression, L2 penalty ||W||^2 / 2C on the summed loss, by L-BFGS; each C starts at the solution of the one before.
 
     Fewer rows than dimensions are fitted in their span, where the solution lies whatever D is.
@@ -96,10 +127,15 @@ def _logreg(x_LD: np.ndarray, y_L: np.ndarray, queries: list[np.ndarray], classe
     from sklearn.linear_model import LogisticRegression
 
     present = np.unique(y_L)
-    if len(present) == 1:                                   # scikit-learn refuses; the limit is certainty
-        yield {"C": INVERSE_PENALTIES[0]}, [np.eye(classes)[present].repeat(len(x_nD), 0) for x_nD in queries]
+    if len(present) == 1:  # scikit-learn refuses; the limit is certainty
+        yield (
+            {"C": INVERSE_PENALTIES[0]},
+            [np.eye(classes)[present].repeat(len(x_nD), 0) for x_nD in queries],
+        )
         return
-    x_LD, *queries = (x_nD.astype(np.float64) for x_nD in (x_LD, *queries))      # in float32 the line search ends in rounding errors
+    x_LD, *queries = (
+        x_nD.astype(np.float64) for x_nD in (x_LD, *queries)
+    )  # in float32 the line search ends in rounding errors
     if len(x_LD) < x_LD.shape[1]:
         basis_DL = np.linalg.qr(x_LD.T)[0]
         x_LD, *queries = (x_nD @ basis_DL for x_nD in (x_LD, *queries))
@@ -117,7 +153,9 @@ def _logreg(x_LD: np.ndarray, y_L: np.ndarray, queries: list[np.ndarray], classe
         yield {"C": C}, p_Q
 
 
-def _knn(x_LD: np.ndarray, y_L: np.ndarray, queries: list[np.ndarray], classes: int) -> Iterator[Candidate]:
+def _knn(
+    x_LD: np.ndarray, y_L: np.ndarray, queries: list[np.ndarray], classes: int
+) -> Iterator[Candidate]:
     """The k nearest labelled rows vote with weight 1 / distance (Dudani 1976); where some are at distance 0, they alone vote."""
     found_Q = [nearest(x_LD, x_nD, max(VOTERS)) for x_nD in queries]
     onehot_LC = np.eye(classes)[y_L]
@@ -127,11 +165,16 @@ def _knn(x_LD: np.ndarray, y_L: np.ndarray, queries: list[np.ndarray], classes: 
             distance_nk = distance_nK[:, :k]
             same_n1 = (distance_nk == 0).any(1, keepdims=True)
             weight_nk = np.where(same_n1, distance_nk == 0, 1 / np.where(same_n1, 1, distance_nk))
-            p_Q.append(np.einsum("nk,nkc->nc", weight_nk, onehot_LC[row_nK[:, :k]]) / weight_nk.sum(1, keepdims=True))
+            p_Q.append(
+                np.einsum("nk,nkc->nc", weight_nk, onehot_LC[row_nK[:, :k]])
+                / weight_nk.sum(1, keepdims=True)
+            )
         yield {"k": k}, p_Q
 
 
-def _propagation(x_nD: np.ndarray, y_n: np.ndarray, queries: list[np.ndarray], classes: int) -> Iterator[Candidate]:
+def _propagation(
+    x_nD: np.ndarray, y_n: np.ndarray, queries: list[np.ndarray], classes: int
+) -> Iterator[Candidate]:
     """Labels spread over the training rows; a query, which is no node of the graph, gets the mean distribution of its nearest nodes.
 
     That is what LabelSpreading.predict_proba does with its knn kernel. Its graph is not used: it links each row to itself and k - 1 others, one
@@ -146,7 +189,10 @@ def _propagation(x_nD: np.ndarray, y_n: np.ndarray, queries: list[np.ndarray], c
         if k not in links:
             links[k] = links_of(graph_nK[:, :k])
         p_nC = solve(links[k], y_n, classes, alpha)
-        yield {"neighbours": k, "alpha": alpha}, [sum(p_nC[row_n] for row_n in row_nK[:, :k].T) / k for row_nK in found_Q]
+        yield (
+            {"neighbours": k, "alpha": alpha},
+            [sum(p_nC[row_n] for row_n in row_nK[:, :k].T) / k for row_nK in found_Q],
+        )
 
 
 CLASSIC = {"logreg": _logreg, "knn": _knn, "label-propagation": _propagation}

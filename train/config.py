@@ -12,14 +12,48 @@ from base.commands import line_of, quoted
 from base.errors import UsageError, did_you_mean, nearest
 from train.algorithm.ranks import refuse_ranks
 
-METHODS = ("supervised", "concat", "logreg", "knn", "label-propagation", "self-training", "co-training", "fixmatch", "mpl", "mct-h0", "mct",
-           "supervised-graph", "mct-graph")
-TEACHING = ("co-training", "mct-h0", "mct", "mct-graph")                    # need two views
-UNLABELLED = ("self-training", "fixmatch", "mpl", *TEACHING)   # need rows without a label
+METHODS = (
+    "supervised",
+    "concat",
+    "logreg",
+    "knn",
+    "label-propagation",
+    "self-training",
+    "co-training",
+    "fixmatch",
+    "mpl",
+    "mct-h0",
+    "mct",
+    "supervised-graph",
+    "mct-graph",
+)
+TEACHING = ("co-training", "mct-h0", "mct", "mct-graph")  # need two views
+UNLABELLED = ("self-training", "fixmatch", "mpl", *TEACHING)  # need rows without a label
 MOST_SEEDS = 10_000
 DEFAULT = ("supervised", "label-propagation", "supervised-graph", "mct-graph")
-WORDS = ("views", "data", "labels", "seeds", "method", "device", "gpus", "cache", "run")     # words of `make train`
-PLACES = ("run", "runs", "cache", "tensorboard", "wandb", "report", "log_every_s", "timeout_s", "dry_run", "json")  # not compared when a run is resumed
+WORDS = (
+    "views",
+    "data",
+    "labels",
+    "seeds",
+    "method",
+    "device",
+    "gpus",
+    "cache",
+    "run",
+)  # words of `make train`
+PLACES = (
+    "run",
+    "runs",
+    "cache",
+    "tensorboard",
+    "wandb",
+    "report",
+    "log_every_s",
+    "timeout_s",
+    "dry_run",
+    "json",
+)  # not compared when a run is resumed
 
 
 @dataclass(frozen=True)
@@ -128,7 +162,9 @@ class TrainConfig:
         several = len(self.view_list()) > 1
         if self.method == "all":
             return [name for name in METHODS if several or name not in (*TEACHING, "concat")]
-        return [name.strip() for name in self.method.split(",") if name.strip()] or list(DEFAULT if several else DEFAULT[:2])
+        return [name.strip() for name in self.method.split(",") if name.strip()] or list(
+            DEFAULT if several else DEFAULT[:2]
+        )
 
     def seed_list(self) -> list[int]:
         """0..4 -> 0, 1, 2, 3, 4. Raises UsageError."""
@@ -141,9 +177,17 @@ class TrainConfig:
                 seeds += range(int(first), int(last or first) + 1)
         except ValueError:
             seeds = []
-        if not seeds or min(seeds) < 0 or max(seeds) >= 2**31 or len(set(seeds)) < len(seeds) or len(seeds) > MOST_SEEDS:
-            raise UsageError(f"SEEDS={self.seeds}: neither a number (SEEDS=0), nor a range (SEEDS=0..4), nor a list (SEEDS=0,3,7) of different seeds, "
-                             f"at most {MOST_SEEDS:,}")
+        if (
+            not seeds
+            or min(seeds) < 0
+            or max(seeds) >= 2**31
+            or len(set(seeds)) < len(seeds)
+            or len(seeds) > MOST_SEEDS
+        ):
+            raise UsageError(
+                f"SEEDS={self.seeds}: neither a number (SEEDS=0), nor a range (SEEDS=0..4), nor a list (SEEDS=0,3,7) of different seeds, "
+                f"at most {MOST_SEEDS:,}"
+            )
         return seeds
 
     def check(self) -> None:
@@ -155,39 +199,101 @@ class TrainConfig:
         for method in methods:
             if method not in METHODS:
                 near = nearest(method, METHODS)
-                raise UsageError(f"METHOD={self.method}: there is no method {method!r}{did_you_mean(method, METHODS)}",
-                                 instead={"METHOD": ",".join(dict.fromkeys(near if name == method else name for name in methods)) if near else None})
+                raise UsageError(
+                    f"METHOD={self.method}: there is no method {method!r}{did_you_mean(method, METHODS)}",
+                    instead={
+                        "METHOD": ",".join(
+                            dict.fromkeys(near if name == method else name for name in methods)
+                        )
+                        if near
+                        else None
+                    },
+                )
         for word, given, names in (("VIEWS", self.views, views), ("METHOD", self.method, methods)):
             if twice := [name for name in names if names.count(name) > 1]:
-                raise UsageError(f"{word}={given}: {twice[0]!r} stands there twice; name each once", instead={word: ",".join(dict.fromkeys(names))})
-        if (alone := [method for method in methods if method in (*TEACHING, "concat")]) and len(views) < 2:
-            raise UsageError(f"METHOD={alone[0]} needs at least two views, found {self.views}. Name another one too (make views lists them), or, for one view, "
-                             "leave METHOD out", instead={"METHOD": None})
+                raise UsageError(
+                    f"{word}={given}: {twice[0]!r} stands there twice; name each once",
+                    instead={word: ",".join(dict.fromkeys(names))},
+                )
+        if (alone := [method for method in methods if method in (*TEACHING, "concat")]) and len(
+            views
+        ) < 2:
+            raise UsageError(
+                f"METHOD={alone[0]} needs at least two views, found {self.views}. Name another one too (make views lists them), or, for one view, "
+                "leave METHOD out",
+                instead={"METHOD": None},
+            )
         refuse_ranks(self.gpus, len(views))
-        for name, low in (("hidden", 1), ("layers", 0), ("members", 1), ("batch_labelled", 1), ("batch_unlabelled", 1), ("chunk", 0), ("warmup", 0),
-                          ("cotrain", 0), ("eval_every", 1), ("checkpoint_every", 1), ("patience", 0), ("weight_decay", 0), ("noise", 0),
-                          ("supervised_weight", 0)):
+        for name, low in (
+            ("hidden", 1),
+            ("layers", 0),
+            ("members", 1),
+            ("batch_labelled", 1),
+            ("batch_unlabelled", 1),
+            ("chunk", 0),
+            ("warmup", 0),
+            ("cotrain", 0),
+            ("eval_every", 1),
+            ("checkpoint_every", 1),
+            ("patience", 0),
+            ("weight_decay", 0),
+            ("noise", 0),
+            ("supervised_weight", 0),
+        ):
             if getattr(self, name) < low:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least {low}, found {getattr(self, name)}")
-        for name in ("lr", "clip", "temperature", "weight_decay", "noise", "threshold", "supervised_weight", "timeout_s", "log_every_s"):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} must be at least {low}, found {getattr(self, name)}"
+                )
+        for name in (
+            "lr",
+            "clip",
+            "temperature",
+            "weight_decay",
+            "noise",
+            "threshold",
+            "supervised_weight",
+            "timeout_s",
+            "log_every_s",
+        ):
             if not math.isfinite(getattr(self, name)):
-                raise UsageError(f"--{name.replace('_', '-')} must be a finite number, found {getattr(self, name)}")
+                raise UsageError(
+                    f"--{name.replace('_', '-')} must be a finite number, found {getattr(self, name)}"
+                )
         if 0 < self.patience < self.eval_every:
-            raise UsageError(f"--patience {self.patience} is less than --eval-every {self.eval_every}, the steps from look to look: give at least that, "
-                             "or 0 for none")
-        positive = min(self.warmup + self.cotrain, self.lr, self.clip, self.temperature, self.timeout_s)
+            raise UsageError(
+                f"--patience {self.patience} is less than --eval-every {self.eval_every}, the steps from look to look: give at least that, "
+                "or 0 for none"
+            )
+        positive = min(
+            self.warmup + self.cotrain, self.lr, self.clip, self.temperature, self.timeout_s
+        )
         if positive <= 0 or not (0 <= self.dropout < 1 and 0 <= self.ema < 1):
-            raise UsageError("--warmup plus --cotrain, --lr, --clip, --temperature and --timeout-s must be positive, --dropout and --ema in [0, 1)")
+            raise UsageError(
+                "--warmup plus --cotrain, --lr, --clip, --temperature and --timeout-s must be positive, --dropout and --ema in [0, 1)"
+            )
         if not re.fullmatch(r"[\w-][\w.-]*|", self.run):
             better = re.sub(r"[^\w.-]+", "-", Path(self.run).name).lstrip(".")
-            raise UsageError(f"RUN={self.run}: a run's name is a folder's name below {self.runs}/: letters, digits, '-', '_' and '.'",
-                             instead={"RUN": better} if better else None)
+            raise UsageError(
+                f"RUN={self.run}: a run's name is a folder's name below {self.runs}/: letters, digits, '-', '_' and '.'",
+                instead={"RUN": better} if better else None,
+            )
         self.seed_list()
 
 
 def make_command(settings: Mapping[str, Any]) -> str:
     """The `make train` of these settings (names of TrainConfig's fields): words for what has one, ARGS for what differs from its default."""
-    words = {name.upper(): str(settings[name]) for name in WORDS if name in settings and str(settings[name]) not in ("", str(getattr(TrainConfig, name)))}
-    flags = shlex.join(word for name, value in settings.items() if name not in WORDS and value != getattr(TrainConfig, name, value)
-                       for word in [f"--{'no-' * (value is False)}{name.replace('_', '-')}", *([] if isinstance(value, bool) else [str(value)])])
+    words = {
+        name.upper(): str(settings[name])
+        for name in WORDS
+        if name in settings and str(settings[name]) not in ("", str(getattr(TrainConfig, name)))
+    }
+    flags = shlex.join(
+        word
+        for name, value in settings.items()
+        if name not in WORDS and value != getattr(TrainConfig, name, value)
+        for word in [
+            f"--{'no-' * (value is False)}{name.replace('_', '-')}",
+            *([] if isinstance(value, bool) else [str(value)]),
+        ]
+    )
     return line_of("train", words | ({"ARGS": flags} if flags else {}))

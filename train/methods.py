@@ -24,15 +24,29 @@ from train.algorithm.rivals import fixmatch_step, mpl_step, pseudo_step
 from train.config import UNLABELLED
 from train.data.feed import Task
 
-TITLES = {      # of a view's own line, and of the joint line
-    "supervised": ("supervised", "late fusion"), "concat": ("concat", "one probe on all views"), "logreg": ("logistic regression", "on all views"),
-    "knn": ("k nearest neighbours", "on all views"), "label-propagation": ("label propagation", "on all views"),
-    "self-training": ("self-training", "late fusion"), "co-training": ("co-training", "late fusion"), "fixmatch": ("FixMatch", "late fusion"),
-    "mpl": ("meta pseudo labels", "late fusion"), "mct-h0": ("meta co-training, no feedback", "joint"), "mct": ("meta co-training", "joint"),
-    "supervised-graph": ("supervised with graphs", "joint"), "mct-graph": ("meta co-training with graphs", "joint"),
+TITLES = {  # of a view's own line, and of the joint line
+    "supervised": ("supervised", "late fusion"),
+    "concat": ("concat", "one probe on all views"),
+    "logreg": ("logistic regression", "on all views"),
+    "knn": ("k nearest neighbours", "on all views"),
+    "label-propagation": ("label propagation", "on all views"),
+    "self-training": ("self-training", "late fusion"),
+    "co-training": ("co-training", "late fusion"),
+    "fixmatch": ("FixMatch", "late fusion"),
+    "mpl": ("meta pseudo labels", "late fusion"),
+    "mct-h0": ("meta co-training, no feedback", "joint"),
+    "mct": ("meta co-training", "joint"),
+    "supervised-graph": ("supervised with graphs", "joint"),
+    "mct-graph": ("meta co-training with graphs", "joint"),
 }
-ROUNDS = 10         # of co-training
-SOLO = ("concat", "mpl", "logreg", "knn", "label-propagation")         # one process has all of it, on however many GPUs the others are
+ROUNDS = 10  # of co-training
+SOLO = (
+    "concat",
+    "mpl",
+    "logreg",
+    "knn",
+    "label-propagation",
+)  # one process has all of it, on however many GPUs the others are
 
 
 @dataclass(frozen=True)
@@ -49,9 +63,15 @@ class Plan:
 
 
 PLANS = {
-    "supervised": Plan(per_view=True), "concat": Plan(per_view=True), "self-training": Plan(pseudo_step, per_view=True, phases=2),
-    "co-training": Plan(pseudo_step, per_view=True), "fixmatch": Plan(fixmatch_step, per_view=True, strong=True), "mpl": Plan(mpl_step, per_view=True),
-    "mct-h0": Plan(mct_step, feedback=False), "mct": Plan(mct_step), "mct-graph": Plan(mct_step, graphs=True),
+    "supervised": Plan(per_view=True),
+    "concat": Plan(per_view=True),
+    "self-training": Plan(pseudo_step, per_view=True, phases=2),
+    "co-training": Plan(pseudo_step, per_view=True),
+    "fixmatch": Plan(fixmatch_step, per_view=True, strong=True),
+    "mpl": Plan(mpl_step, per_view=True),
+    "mct-h0": Plan(mct_step, feedback=False),
+    "mct": Plan(mct_step),
+    "mct-graph": Plan(mct_step, graphs=True),
     "supervised-graph": Plan(per_view=True, graphs=True),
 }
 

@@ -19,40 +19,66 @@ from train.methods import PLANS, Job
 from train.run.checkpoint import Progress
 
 
-def select(progress: Progress, job: Job, config: TrainConfig, y_val: Tensor, graphs: Sequence[Tensor]) -> dict:
+def select(
+    progress: Progress, job: Job, config: TrainConfig, y_val: Tensor, graphs: Sequence[Tensor]
+) -> dict:
     """Score every view and the joint on validation; where the score is a new best, keep *copies* of the parameters. Returns the record."""
     task, peers, plan = job.task, job.peers, PLANS[job.method]
-    mine = [predict(shown(state), source, task.splits[0].val) for state, source in zip(progress.states, task.inputs, strict=True)]
+    mine = [
+        predict(shown(state), source, task.splits[0].val)
+        for state, source in zip(progress.states, task.inputs, strict=True)
+    ]
     logits_V = peers.exchange(mine)
-    scores = {name: top1_nll(logits, y_val) for name, logits in zip(task.names, logits_V, strict=True)}
+    scores = {
+        name: top1_nll(logits, y_val) for name, logits in zip(task.names, logits_V, strict=True)
+    }
     if graphs:
         experts = torch.stack([*logits_V, *graphs])
         progress.pool = fit_pool(experts, y_val, progress.pool)
         if plan.step is not None:
-            progress.teach = torch.stack([without(v, experts, y_val, progress.teach[v]) for v in range(peers.count)])
+            progress.teach = torch.stack(
+                [without(v, experts, y_val, progress.teach[v]) for v in range(peers.count)]
+            )
         whole = top1_nll(pooled(experts, progress.pool), y_val)
     else:
         whole = top1_nll(joint(logits_V, config.joint), y_val)
     for name, (_, nll) in scores.items():
         if not torch.isfinite(nll).all():
             raise not_finite("validation loss", name, progress.step, job)
-    if config.calibrate and peers.count > 1 and not graphs:             # the pool's weights are the experts' temperatures
-        progress.temperature = torch.stack([calibrate(teacher(logits_V, v), y_val) for v in range(peers.count)])
-    for row, score in enumerate([*((scores[name] if plan.per_view else whole) for name in task.names), whole]):
+    if (
+        config.calibrate and peers.count > 1 and not graphs
+    ):  # the pool's weights are the experts' temperatures
+        progress.temperature = torch.stack(
+            [calibrate(teacher(logits_V, v), y_val) for v in range(peers.count)]
+        )
+    for row, score in enumerate(
+        [*((scores[name] if plan.per_view else whole) for name in task.names), whole]
+    ):
         top1, nll = (value.cpu() for value in score)
-        better = (top1 > progress.best_top1[row]) | ((top1 == progress.best_top1[row]) & (nll < progress.best_nll[row]))
-        if config.patience:                                     # an experiment that was given up stays so
-            better &= (progress.step - progress.best_step[row] <= config.patience) | (progress.best_top1[row] < 0)
+        better = (top1 > progress.best_top1[row]) | (
+            (top1 == progress.best_top1[row]) & (nll < progress.best_nll[row])
+        )
+        if config.patience:  # an experiment that was given up stays so
+            better &= (progress.step - progress.best_step[row] <= config.patience) | (
+                progress.best_top1[row] < 0
+            )
         progress.best_top1[row] = torch.where(better, top1, progress.best_top1[row])
         progress.best_nll[row] = torch.where(better, nll, progress.best_nll[row])
         progress.best_step[row] = torch.where(better, progress.step, progress.best_step[row])
         if row == peers.count:
-            progress.fused_pool = torch.where(better.to(progress.pool.device), progress.pool, progress.fused_pool)
+            progress.fused_pool = torch.where(
+                better.to(progress.pool.device), progress.pool, progress.fused_pool
+            )
         copies = progress.fused if row == peers.count else progress.best
         for here, view in enumerate(peers.mine):
             if row in (view, peers.count):
                 copies[here] = _replace(copies[here], shown(progress.states[here]), better)
-    return {"val": {name: {"top1": float(top1.mean()), "nll": float(nll.mean())} for name, (top1, nll) in [*scores.items(), ("joint", whole)]}}
+    return {
+        "val": {
+            name: {"top1": float(top1.mean()), "nll": float(nll.mean())}
+            for name, (top1, nll) in [*scores.items(), ("joint", whole)]
+        }
+    }
 
 
 def without(v: int, experts_MEnC: Tensor, y_n: Tensor, start_ME: Tensor) -> Tensor:
@@ -64,7 +90,12 @@ def without(v: int, experts_MEnC: Tensor, y_n: Tensor, start_ME: Tensor) -> Tens
 
 def _replace(old: Params, new: Params, better_E: Tensor) -> Params:
     """A copy of `old` with the experiments in which `better_E` is true taken from `new`."""
-    return {name: torch.where(better_E.to(p.device).view(-1, *[1] * (p.dim() - 1)), new[name].detach(), p) for name, p in old.items()}
+    return {
+        name: torch.where(
+            better_E.to(p.device).view(-1, *[1] * (p.dim() - 1)), new[name].detach(), p
+        )
+        for name, p in old.items()
+    }
 
 
 def shown(state: State) -> Params:
@@ -73,4 +104,6 @@ def shown(state: State) -> Params:
 
 
 def not_finite(what: str, view: str, step: int, job: Job) -> DataQualityError:
-    return DataQualityError(f"the {what} of view {view!r} is not finite at step {step} of {job.name}; try a smaller --lr, or look at the view's embeddings")
+    return DataQualityError(
+        f"the {what} of view {view!r} is not finite at step {step} of {job.name}; try a smaller --lr, or look at the view's embeddings"
+    )

@@ -18,8 +18,14 @@ from base.errors import CoviewError
 from upkeep.machine import NOTE, OK, TORCH, WRONG, Asked, Finding, devices, spoke, together
 
 ROOT = Path(__file__).parent.parent
-OPTIONAL = {"tensorboard": "TensorBoard files of a run", "wandb": "Weights & Biases", "onnx": "make export-model with ONNX",
-            "onnxruntime": "checking the ONNX file", "umap-learn": "UMAP maps in reports", "cleanlab": "its rule for wrong labels"}
+OPTIONAL = {
+    "tensorboard": "TensorBoard files of a run",
+    "wandb": "Weights & Biases",
+    "onnx": "make export-model with ONNX",
+    "onnxruntime": "checking the ONNX file",
+    "umap-learn": "UMAP maps in reports",
+    "cleanlab": "its rule for wrong labels",
+}
 ANOTHER = "name another disk: make doctor CACHE=/another/disk"
 DISK = """
 import dataclasses, json, pathlib, sys
@@ -47,7 +53,9 @@ def examine(cache: Path, root: Path = ROOT) -> list[Finding]:
     findings = [versions, *devices(about, error), spoke("gloo", "2 processes", gloo()[1])]
     if about and (gpus := len(json.loads(about)["gpus"])):
         ranks = min(2, gpus)
-        findings.append(spoke("nccl", f"{ranks} GPU{'s' * (ranks > 1)}", together("nccl", ranks)()[1]))
+        findings.append(
+            spoke("nccl", f"{ranks} GPU{'s' * (ranks > 1)}", together("nccl", ranks)()[1])
+        )
     return findings + others
 
 
@@ -59,7 +67,10 @@ def packages(pyproject: Path) -> list[Finding]:
 
     from packaging.requirements import Requirement
 
-    floors = [Requirement(line) for line in tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["dependencies"]]
+    floors = [
+        Requirement(line)
+        for line in tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["dependencies"]
+    ]
     lost, pip = [], f"{sys.executable} -m pip install"
     have = {}
     for need in floors:
@@ -67,10 +78,35 @@ def packages(pyproject: Path) -> list[Finding]:
             have[need.name] = version(need.name)
         except PackageNotFoundError:
             have[need.name] = None
-        if have[need.name] is None or not need.specifier.contains(have[need.name], prereleases=True):
-            lost.append(Finding(need.name, WRONG, f"{have[need.name] or 'not installed'}, needed {need.specifier}", f"{pip} '{need}'"))
-    fine = Finding("versions", OK, f"Python {platform.python_version()}, " + ", ".join(
-        f"{name} {have[name]}" for name in ("torch", "torchvision", "transformers", "timm", "open_clip_torch", "pillow", "zarr") if have.get(name)))
+        if have[need.name] is None or not need.specifier.contains(
+            have[need.name], prereleases=True
+        ):
+            lost.append(
+                Finding(
+                    need.name,
+                    WRONG,
+                    f"{have[need.name] or 'not installed'}, needed {need.specifier}",
+                    f"{pip} '{need}'",
+                )
+            )
+    fine = Finding(
+        "versions",
+        OK,
+        f"Python {platform.python_version()}, "
+        + ", ".join(
+            f"{name} {have[name]}"
+            for name in (
+                "torch",
+                "torchvision",
+                "transformers",
+                "timm",
+                "open_clip_torch",
+                "pillow",
+                "zarr",
+            )
+            if have.get(name)
+        ),
+    )
     extras = []
     for name in OPTIONAL:
         try:
@@ -82,7 +118,11 @@ def packages(pyproject: Path) -> list[Finding]:
 
 def _disk(said: str, error: str, cache: Path) -> list[Finding]:
     """What the process DISK found."""
-    return [Finding("disk", WRONG, f"{cache}: {error}", ANOTHER)] if error else [Finding(**one) for one in json.loads(said)]
+    return (
+        [Finding("disk", WRONG, f"{cache}: {error}", ANOTHER)]
+        if error
+        else [Finding(**one) for one in json.loads(said)]
+    )
 
 
 def disk(cache: Path, size: int = 1 << 26) -> list[Finding]:
@@ -98,15 +138,34 @@ def disk(cache: Path, size: int = 1 << 26) -> list[Finding]:
     try:
         with tempfile.NamedTemporaryFile(prefix=".doctor-", suffix=".tmp", dir=folder) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            write = _timed(lambda: ([file.write(block) for _ in range(size >> 20)], file.flush(), os.fsync(file.fileno())))
+            write = _timed(
+                lambda: (
+                    [file.write(block) for _ in range(size >> 20)],
+                    file.flush(),
+                    os.fsync(file.fileno()),
+                )
+            )
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            read = _timed(lambda: [os.pread(file.fileno(), 1 << 20, at) for at in range(0, size, 1 << 20)])
+            read = _timed(
+                lambda: [os.pread(file.fileno(), 1 << 20, at) for at in range(0, size, 1 << 20)]
+            )
             hashed = _timed(lambda: xxh3(Path(file.name)))
     except OSError as error:
-        return [Finding("disk", WRONG, f"{folder} cannot be written to, or not locked: {error.strerror or error}", ANOTHER)]
+        return [
+            Finding(
+                "disk",
+                WRONG,
+                f"{folder} cannot be written to, or not locked: {error.strerror or error}",
+                ANOTHER,
+            )
+        ]
     text = f"{folder}: writes {size / write / 1e9:.2f} GB/s to the disk, reads {size / read / 1e9:.2f} GB/s, hashes {size / hashed / 1e9:.1f} GB/s"
-    room = Finding("space", OK if free > 5e9 else WRONG, f"{free / 1e9:,.1f} GB free (a view of 1.3 million images takes 2 to 21 GB)",
-                   "" if free > 5e9 else "make gc, or name a larger disk: make doctor CACHE=/another/disk")
+    room = Finding(
+        "space",
+        OK if free > 5e9 else WRONG,
+        f"{free / 1e9:,.1f} GB free (a view of 1.3 million images takes 2 to 21 GB)",
+        "" if free > 5e9 else "make gc, or name a larger disk: make doctor CACHE=/another/disk",
+    )
     return [Finding("disk", OK, text), room]
 
 
@@ -122,12 +181,24 @@ def memory() -> list[Finding]:
 
     said = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     total, free = (int(said[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    found = [Finding("memory", OK if free > 2e9 else WRONG, f"{free / 1e9:,.1f} of {total / 1e9:,.1f} GB available",
-                     "" if free > 2e9 else "end what takes it: top -o %MEM; then make doctor")]
+    found = [
+        Finding(
+            "memory",
+            OK if free > 2e9 else WRONG,
+            f"{free / 1e9:,.1f} of {total / 1e9:,.1f} GB available",
+            "" if free > 2e9 else "end what takes it: top -o %MEM; then make doctor",
+        )
+    ]
     shared = Path("/dev/shm")
     if shared.is_dir() and (size := shutil.disk_usage(shared).free) < 5e8:
-        found.append(Finding("shared memory", WRONG, f"{size / 1e6:,.0f} MB free in /dev/shm, decode processes need more",
-                             "docker run --shm-size 8g …, or go without: make extract … ARGS='--workers 0'"))
+        found.append(
+            Finding(
+                "shared memory",
+                WRONG,
+                f"{size / 1e6:,.0f} MB free in /dev/shm, decode processes need more",
+                "docker run --shm-size 8g …, or go without: make extract … ARGS='--workers 0'",
+            )
+        )
     return found
 
 
@@ -140,23 +211,47 @@ def limits() -> list[Finding]:
     text = f"{files:,} open files (up to {hard:,}), {maps:,} maps"
     if files < 1024:
         return [Finding("limits", WRONG, text, "ulimit -n 4096 && make doctor")]
-    return [Finding("limits", OK, text) if maps >= 65_530 else Finding("limits", WRONG, text, "sudo sysctl vm.max_map_count=1000000 && make doctor")]
+    return [
+        Finding("limits", OK, text)
+        if maps >= 65_530
+        else Finding("limits", WRONG, text, "sudo sysctl vm.max_map_count=1000000 && make doctor")
+    ]
 
 
 def hub() -> list[Finding]:
     """Where weights come from: the hub's cache, whether it may be asked, and what `make weights` made."""
     from extract.models.convert import weights_folder
 
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface")
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface"
+    )
     cache = Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
     models = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    found = [Finding("hub", NOTE if offline else OK, f"{models} models in {cache}; HF_HUB_OFFLINE is {'set: nothing is fetched' if offline else 'not set'}")]
+    found = [
+        Finding(
+            "hub",
+            NOTE if offline else OK,
+            f"{models} models in {cache}; HF_HUB_OFFLINE is {'set: nothing is fetched' if offline else 'not set'}",
+        )
+    ]
     parent = next(path for path in (cache, *cache.parents) if path.is_dir())
     if not offline and not os.access(parent, os.W_OK):
-        found.append(Finding("hub", WRONG, f"{parent} cannot be written to, so no weights can be fetched", "HF_HUB_CACHE=/another/disk make doctor"))
+        found.append(
+            Finding(
+                "hub",
+                WRONG,
+                f"{parent} cannot be written to, so no weights can be fetched",
+                "HF_HUB_CACHE=/another/disk make doctor",
+            )
+        )
     made = sorted(path.name for path in weights_folder().glob("*.safetensors"))
-    return [*found, Finding("weights", OK, f"{', '.join(made) or 'none'} of make weights in {weights_folder()}")]
+    return [
+        *found,
+        Finding(
+            "weights", OK, f"{', '.join(made) or 'none'} of make weights in {weights_folder()}"
+        ),
+    ]
 
 
 def doctor(config: DoctorConfig, told: dict[str, Any]) -> None:
@@ -167,12 +262,16 @@ def doctor(config: DoctorConfig, told: dict[str, Any]) -> None:
     for finding in findings:
         print(f"{finding.state:6}{finding.name:16}{finding.text}")
     wrong = [finding for finding in findings if finding.state == WRONG]
-    print(f"\n{'nothing is wrong' if not wrong else f'what is wrong, and what mends it ({len(wrong)}):'}   ({time.monotonic() - begun:.1f} s)")
+    print(
+        f"\n{'nothing is wrong' if not wrong else f'what is wrong, and what mends it ({len(wrong)}):'}   ({time.monotonic() - begun:.1f} s)"
+    )
     for finding in wrong:
         print(f"  {finding.name}: {finding.text}\n    {finding.mend}")
     if wrong:
-        raise CoviewError(f"{len(wrong)} thing{'s' * (len(wrong) > 1)} to mend: {', '.join(finding.name for finding in wrong)}; the commands stand above. "
-                          "When they are done, type: make doctor")
+        raise CoviewError(
+            f"{len(wrong)} thing{'s' * (len(wrong) > 1)} to mend: {', '.join(finding.name for finding in wrong)}; the commands stand above. "
+            "When they are done, type: make doctor"
+        )
 
 
 def main() -> None:
@@ -180,7 +279,9 @@ def main() -> None:
 
     from base.console import document
 
-    config = tyro.cli(DoctorConfig, prog="python -m upkeep.doctor", description=DoctorConfig.__doc__)
+    config = tyro.cli(
+        DoctorConfig, prog="python -m upkeep.doctor", description=DoctorConfig.__doc__
+    )
     with document(config.json, "doctor") as found:
         doctor(config, found)
 

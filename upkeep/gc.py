@@ -42,23 +42,59 @@ def waste(cache: Path, unfinished: bool = False) -> Iterator[Waste]:
     from cache_specs import integrity, store
     from cache_specs.versions import is_older
 
-    for dataset in sorted(path for path in cache.iterdir() if (path / "dataset.json").is_file() and not path.is_symlink()):
-        yield from (_of(path, "a temp file") for path in (dataset / ".items.parquet.tmp", dataset / ".dataset.json.tmp") if path.exists())
+    for dataset in sorted(
+        path
+        for path in cache.iterdir()
+        if (path / "dataset.json").is_file() and not path.is_symlink()
+    ):
+        yield from (
+            _of(path, "a temp file")
+            for path in (dataset / ".items.parquet.tmp", dataset / ".dataset.json.tmp")
+            if path.exists()
+        )
         folders, going = store.named_folders(dataset), []
         for folder in folders:
-            done, held = len(list((folder / "commits").glob("*.json"))), locks.lock_holder(folder) or folder.is_symlink()
+            done, held = (
+                len(list((folder / "commits").glob("*.json"))),
+                locks.lock_holder(folder) or folder.is_symlink(),
+            )
             if not held and store.is_leftover(folder):
                 going.append(_of(folder, "a view that was hardly begun"))
-            elif not held and store.is_created(folder) and not (folder / "complete.json").is_file() and (unfinished or not (done or _has_shards(folder))):
-                going.append(_of(folder, f"an unfinished view ({done} shards are done; " + (
-                    "of an older version of its data set" if is_older(dataset) else f"{store.command(folder, 'extract')} would go on") + ")"))
+            elif (
+                not held
+                and store.is_created(folder)
+                and not (folder / "complete.json").is_file()
+                and (unfinished or not (done or _has_shards(folder)))
+            ):
+                going.append(
+                    _of(
+                        folder,
+                        f"an unfinished view ({done} shards are done; "
+                        + (
+                            "of an older version of its data set"
+                            if is_older(dataset)
+                            else f"{store.command(folder, 'extract')} would go on"
+                        )
+                        + ")",
+                    )
+                )
             elif not held:
                 yield from (_of(path, "a temp file") for path in sorted(folder.rglob(".*.tmp")))
-                yield from (_of(path, "put aside by make repair, no shard of its view") for path in sorted(folder.glob("strays/*")))
-                with contextlib.suppress(CoviewError):      # damaged: make repair comes first
-                    yield from (_of(stray.file, "a file that is no shard of its view") for stray in integrity.strays(store.open_view(folder)))
+                yield from (
+                    _of(path, "put aside by make repair, no shard of its view")
+                    for path in sorted(folder.glob("strays/*"))
+                )
+                with contextlib.suppress(CoviewError):  # damaged: make repair comes first
+                    yield from (
+                        _of(stray.file, "a file that is no shard of its view")
+                        for stray in integrity.strays(store.open_view(folder))
+                    )
         yield from going
-        if len(going) == len(folders) and not locks.lock_holder(dataset) and _is_ours(dataset, folders):
+        if (
+            len(going) == len(folders)
+            and not locks.lock_holder(dataset)
+            and _is_ours(dataset, folders)
+        ):
             yield _of(dataset, "an item list without a view" + _before(dataset))
 
 
@@ -67,22 +103,37 @@ def _before(dataset: Path) -> str:
     from cache_specs.versions import current, dataset_folders
 
     folders = dataset_folders(dataset.parent, dataset.name.rpartition("-")[0])
-    before = current([folder for folder in folders if folder != dataset]) if len(folders) > 1 and current(folders) == dataset else None
+    before = (
+        current([folder for folder in folders if folder != dataset])
+        if len(folders) > 1 and current(folders) == dataset
+        else None
+    )
     return f" (without it {before.name} is the current version again)" if before else ""
 
 
 def _has_shards(folder: Path) -> bool:
     """More shards than those that a killed writer had not committed yet: their records were lost, in a copy that was cut short, say."""
-    return len(list((folder / "embeddings").glob("c/*/0"))) > len(list(folder.glob("progress-*"))) + 1
+    return (
+        len(list((folder / "embeddings").glob("c/*/0"))) > len(list(folder.glob("progress-*"))) + 1
+    )
 
 
 def _is_ours(dataset: Path, folders: list[Path]) -> bool:
     """Would removing the folder take nothing with it that is not ours?"""
-    return {path.name for path in dataset.iterdir()} <= {"dataset.json", "items.parquet", ".lock", *(folder.name for folder in folders)}
+    return {path.name for path in dataset.iterdir()} <= {
+        "dataset.json",
+        "items.parquet",
+        ".lock",
+        *(folder.name for folder in folders),
+    }
 
 
 def _of(path: Path, why: str) -> Waste:
-    files = [path] if path.is_file() or path.is_symlink() else [inner for inner in path.rglob("*") if inner.is_file()]
+    files = (
+        [path]
+        if path.is_file() or path.is_symlink()
+        else [inner for inner in path.rglob("*") if inner.is_file()]
+    )
     return Waste(path, why, sum(file.lstat().st_size for file in files))
 
 
@@ -93,21 +144,29 @@ def remove(one: Waste) -> None:
 
     if not one.path.exists() and not one.path.is_symlink():
         return
-    inside = next((parent for parent in (one.path, *one.path.parents) if (parent / "zarr.json").is_file() and (parent / "commits").is_dir()),
-                  one.path if one.path.is_dir() else one.path.parent)
+    inside = next(
+        (
+            parent
+            for parent in (one.path, *one.path.parents)
+            if (parent / "zarr.json").is_file() and (parent / "commits").is_dir()
+        ),
+        one.path if one.path.is_dir() else one.path.parent,
+    )
     try:
         with locks.lock(inside):
             if inside != one.path:
                 shutil.rmtree(one.path) if one.path.is_dir() else one.path.unlink()
                 return
             if (one.path / "complete.json").is_file() or store.named_folders(one.path):
-                return                                      # finished, or begun, meanwhile
-            for name in ("zarr.json", "dataset.json"):      # first what says that it is one
+                return  # finished, or begun, meanwhile
+            for name in ("zarr.json", "dataset.json"):  # first what says that it is one
                 (one.path / name).unlink(missing_ok=True)
             shutil.rmtree(one.path)
             durable.fsync_folder(one.path.parent)
     except OSError as error:
-        raise StorageError(f"cannot remove {one.path}: {error.strerror}. Mend that, or remove it by hand") from error
+        raise StorageError(
+            f"cannot remove {one.path}: {error.strerror}. Mend that, or remove it by hand"
+        ) from error
 
 
 def collect(config: GcConfig) -> None:
@@ -118,22 +177,36 @@ def collect(config: GcConfig) -> None:
     with _alone(cache):
         found = list(waste(cache, config.unfinished))
     if not found:
-        print(f"{cache}: nothing to remove; finished views are kept" + ("" if config.unfinished else ", and those with finished shards (see --unfinished)"))
+        print(
+            f"{cache}: nothing to remove; finished views are kept"
+            + ("" if config.unfinished else ", and those with finished shards (see --unfinished)")
+        )
         return
     for one in found:
         print(f"  {one.size / 1e6:10,.1f} MB  {one.path}: {one.why}")
     if not config.yes:
         if not os.isatty(0):
-            raise UsageError(f"nothing is removed: there is no terminal to ask. To remove these {len(found)}: make gc ARGS=--yes")
+            raise UsageError(
+                f"nothing is removed: there is no terminal to ask. To remove these {len(found)}: make gc ARGS=--yes"
+            )
         if input(f"Remove these {len(found)}? Type yes: ").strip().lower() != "yes":
             print("nothing is removed")
             return
     with _alone(cache):
-        still = {one.path for one in waste(cache, config.unfinished)}       # nobody was kept waiting for the answer
+        still = {
+            one.path for one in waste(cache, config.unfinished)
+        }  # nobody was kept waiting for the answer
         going = [one for one in found if one.path in still]
         for one in going:
             remove(one)
-    print(f"{len(going)} removed" + (f", {len(found) - len(going)} left: they have changed meanwhile" if len(going) < len(found) else ""))
+    print(
+        f"{len(going)} removed"
+        + (
+            f", {len(found) - len(going)} left: they have changed meanwhile"
+            if len(going) < len(found)
+            else ""
+        )
+    )
 
 
 @contextlib.contextmanager
@@ -146,7 +219,11 @@ def _alone(cache: Path) -> Iterator[None]:
             yield
     except StorageError as error:
         busy = "is being written" in str(error)
-        why = f"an extraction, import or repair is at work in {cache} ({error})" if busy else str(error)
+        why = (
+            f"an extraction, import or repair is at work in {cache} ({error})"
+            if busy
+            else str(error)
+        )
         raise StorageError(f"nothing is removed: {why}. Mend that first") from error
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-SECONDS = 60.0                      # the longest that a process may take
+SECONDS = 60.0  # the longest that a process may take
 OK, NOTE, WRONG = "ok", "note", "WRONG"
 
 TORCH = """
@@ -70,8 +70,13 @@ class Asked:
 
     def __init__(self, code: str, *arguments: object, seconds: float = SECONDS) -> None:
         self.seconds, self.end = seconds, time.monotonic() + seconds
-        self.process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                        start_new_session=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
     def __call__(self) -> tuple[str, str]:
         """What it printed, or why it failed: its last line on stderr."""
@@ -79,11 +84,15 @@ class Asked:
             said, error = self.process.communicate(timeout=max(0.1, self.end - time.monotonic()))
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):            # one that waits for a dead disk cannot even be killed
+            with contextlib.suppress(
+                subprocess.TimeoutExpired
+            ):  # one that waits for a dead disk cannot even be killed
                 self.process.communicate(timeout=1)
             return "", f"it hangs: no answer in {self.seconds:.0f} s"
         if self.process.returncode:
-            return "", (error.strip().splitlines() or [f"it died with code {self.process.returncode}"])[-1][:300]
+            return "", (
+                error.strip().splitlines() or [f"it died with code {self.process.returncode}"]
+            )[-1][:300]
         return said.strip(), ""
 
 
@@ -98,33 +107,83 @@ def together(backend: str, ranks: int, seconds: float = SECONDS) -> Asked:
 def spoke(backend: str, on: str, error: str) -> Finding:
     if not error:
         return Finding(backend, OK, f"{on} added up a tensor")
-    return Finding(backend, WRONG, f"{on} could not add up a tensor: {error}",
-                   "say over which interface they may speak: GLOO_SOCKET_IFNAME=lo make doctor" if backend == "gloo" else
-                   "look closer: NCCL_DEBUG=INFO make doctor")
+    return Finding(
+        backend,
+        WRONG,
+        f"{on} could not add up a tensor: {error}",
+        "say over which interface they may speak: GLOO_SOCKET_IFNAME=lo make doctor"
+        if backend == "gloo"
+        else "look closer: NCCL_DEBUG=INFO make doctor",
+    )
 
 
 def devices(found: str, error: str) -> list[Finding]:
     """What TORCH found: the GPUs, and whether torchvision's own code fits torch."""
     if error:
-        return [Finding("torch", WRONG, f"it cannot be imported or used: {error}", "make clean && make setup")]
+        return [
+            Finding(
+                "torch",
+                WRONG,
+                f"it cannot be imported or used: {error}",
+                "make clean && make setup",
+            )
+        ]
     about, driver = json.loads(found), _driver()
-    gpus = "; ".join(f"{gpu['name']}, {gpu['bytes'] / 1e9:.0f} GB ({gpu['free'] / 1e9:.0f} free), compute {gpu['capability']}" for gpu in about["gpus"])
-    vision = Finding("torchvision", OK, f"{about['torchvision']} works with this torch") if not about["mismatch"] else \
-        Finding("torchvision", WRONG, f"it does not fit torch: {about['mismatch']}", f"{sys.executable} -m pip install --upgrade torch torchvision")
+    gpus = "; ".join(
+        f"{gpu['name']}, {gpu['bytes'] / 1e9:.0f} GB ({gpu['free'] / 1e9:.0f} free), compute {gpu['capability']}"
+        for gpu in about["gpus"]
+    )
+    vision = (
+        Finding("torchvision", OK, f"{about['torchvision']} works with this torch")
+        if not about["mismatch"]
+        else Finding(
+            "torchvision",
+            WRONG,
+            f"it does not fit torch: {about['mismatch']}",
+            f"{sys.executable} -m pip install --upgrade torch torchvision",
+        )
+    )
     if gpus:
-        return [Finding("devices", OK, f"{gpus}; driver {driver or '?'}, torch {about['torch']} for CUDA {about['built_for']}"), vision]
+        return [
+            Finding(
+                "devices",
+                OK,
+                f"{gpus}; driver {driver or '?'}, torch {about['torch']} for CUDA {about['built_for']}",
+            ),
+            vision,
+        ]
     if driver:
         why = f"for CUDA {about['built_for']}" if about["built_for"] else "for CPUs only"
-        return [Finding("devices", WRONG, f"nvidia-smi shows a GPU (driver {driver}), but torch {about['torch']}, {why}, sees none",
-                        "renew the driver, or install a torch that fits it (https://pytorch.org/get-started); then make doctor"), vision]
-    return [Finding("devices", NOTE, f"no GPU; CPU with {os.cpu_count()} cores, torch takes {about['threads']} threads"), vision]
+        return [
+            Finding(
+                "devices",
+                WRONG,
+                f"nvidia-smi shows a GPU (driver {driver}), but torch {about['torch']}, {why}, sees none",
+                "renew the driver, or install a torch that fits it (https://pytorch.org/get-started); then make doctor",
+            ),
+            vision,
+        ]
+    return [
+        Finding(
+            "devices",
+            NOTE,
+            f"no GPU; CPU with {os.cpu_count()} cores, torch takes {about['threads']} threads",
+        ),
+        vision,
+    ]
 
 
 def _driver() -> str:
     if not shutil.which("nvidia-smi"):
         return ""
     try:
-        said = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, timeout=10, check=True)
+        said = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
         return said.stdout.split("\n")[0].strip()
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -60,33 +60,54 @@ def mend_view(config: RepairConfig) -> None:
     from extract import reuse
 
     if not config.view:
-        raise UsageError("VIEW is missing. Type: make repair VIEW=clip   (make verify says which views are damaged)")
+        raise UsageError(
+            "VIEW is missing. Type: make repair VIEW=clip   (make verify says which views are damaged)"
+        )
     folder = find_view(Path(config.cache), config.view, config.data, "repair")
     with locks.shared_lock(Path(config.cache), locks.USERS), store.writer_lock(folder):
         lines = mend.mend_documents(folder)
         view = store.open_view(folder)
         chosen, was_complete = _chosen(config.shards, view.shards), view.is_complete
-        todo, imported = mend.plan(view, chosen), view.attributes["spec"]["backend"] == store.IMPORTED
+        todo, imported = (
+            mend.plan(view, chosen),
+            view.attributes["spec"]["backend"] == store.IMPORTED,
+        )
         if imported and todo.lost:
-            raise IntegrityError(f"{folder}: the shards {', '.join(map(str, todo.lost))} are damaged; it was imported, so they cannot be computed again. "
-                                 f"Nothing is removed. This writes just these anew: {store.command(folder, 'extract')}")
+            raise IntegrityError(
+                f"{folder}: the shards {', '.join(map(str, todo.lost))} are damaged; it was imported, so they cannot be computed again. "
+                f"Nothing is removed. This writes just these anew: {store.command(folder, 'extract')}"
+            )
         if imported:
-            read_items(folder.parent)                       # its message says what writes a damaged item list again
+            read_items(folder.parent)  # its message says what writes a damaged item list again
         compute, copies, sealed = None, {}, _sealed(view, todo)
-        if not imported and (todo.lost or _items_damaged(folder.parent) or _canary_damaged(todo.found)):
+        if not imported and (
+            todo.lost or _items_damaged(folder.parent) or _canary_damaged(todo.found)
+        ):
             whole = not _items_damaged(folder.parent)
             if whole and was_complete:
-                copies = reuse.copies(view, read_items(folder.parent), {shard: files for shard, files in sealed.items() if shard not in chosen})
+                copies = reuse.copies(
+                    view,
+                    read_items(folder.parent),
+                    {shard: files for shard, files in sealed.items() if shard not in chosen},
+                )
             rest = [shard for shard in todo.lost if shard not in copies]
             if rest or not whole or _canary_damaged(todo.found):
-                compute = _prepared(config, view, todo.lost, rest, {shard: files for shard, files in sealed.items() if shard not in chosen})
+                compute = _prepared(
+                    config,
+                    view,
+                    todo.lost,
+                    rest,
+                    {shard: files for shard, files in sealed.items() if shard not in chosen},
+                )
         view, found, lost = mend.mend(folder, chosen)
         for line in lines + found:
             print(f"{view.name}: {line}")
         if was_complete and not imported and (compute or copies):
             _mend_shards(view, lost, copies, sealed, compute)
     if not was_complete:
-        print(f"{view.name}: unfinished, by an extraction or a repair that was cut short; to go on: {store.command(folder, 'extract')}")
+        print(
+            f"{view.name}: unfinished, by an extraction or a repair that was cut short; to go on: {store.command(folder, 'extract')}"
+        )
     print(f"{view.name}: {'mended' if lines + found or lost or compute else 'nothing is damaged'}")
 
 
@@ -102,18 +123,31 @@ def _sealed(view: "View", todo: "Plan") -> dict[int, dict[str, str]]:
     return found
 
 
-def _mend_shards(view: "View", lost: list[int], copies: "dict[int, Known]", sealed: dict[int, dict[str, str]],
-                 compute: "Callable[[View], None] | None") -> None:
+def _mend_shards(
+    view: "View",
+    lost: list[int],
+    copies: "dict[int, Known]",
+    sealed: dict[int, dict[str, str]],
+    compute: "Callable[[View], None] | None",
+) -> None:
     """Copy what is copied, compute the rest, seal, and say which shards are not what they were."""
     from cache_specs import integrity
     from extract import reuse
 
     rest = [shard for shard in lost if shard not in copies]
     if copies:
-        names = sorted({donor.folder.parent.name for known in copies.values() for donor in known.donors})
-        print(f"{view.name}: {'the shards ' + ', '.join(map(str, sorted(copies))) if rest else 'all rows to be mended'} are copied from the same images in "
-              f"other finished views ({', '.join(names)}), with the bytes that were sealed", flush=True)
-    print(f"{view.name}: {len(rest)} of {view.shards} shards are to be computed again: {', '.join(map(str, rest)) or 'none'}", flush=True)
+        names = sorted(
+            {donor.folder.parent.name for known in copies.values() for donor in known.donors}
+        )
+        print(
+            f"{view.name}: {'the shards ' + ', '.join(map(str, sorted(copies))) if rest else 'all rows to be mended'} are copied from the same images in "
+            f"other finished views ({', '.join(names)}), with the bytes that were sealed",
+            flush=True,
+        )
+    print(
+        f"{view.name}: {len(rest)} of {view.shards} shards are to be computed again: {', '.join(map(str, rest)) or 'none'}",
+        flush=True,
+    )
     for shard in sorted(copies):
         reuse.write(view, copies[shard], shard)
     if compute:
@@ -122,14 +156,28 @@ def _mend_shards(view: "View", lost: list[int], copies: "dict[int, Known]", seal
         integrity.seal(view)
     integrity.check(view)
     records = integrity.read_seal(view)["shards"]
-    other = [shard for shard in lost if {name: file["sha256"] for name, file in records[shard]["files"].items()} != sealed.get(shard)]
+    other = [
+        shard
+        for shard in lost
+        if {name: file["sha256"] for name, file in records[shard]["files"].items()}
+        != sealed.get(shard)
+    ]
     if other:
-        print(f"{view.name}: the bytes of the shards {', '.join(map(str, other))} are others than before{'' if sealed.keys() >= set(other) else ', or may be'}"
-              ": they are what the model makes of the images here and now. Runs that were trained on this view are refused from now on: train again, under "
-              "another RUN", flush=True)
+        print(
+            f"{view.name}: the bytes of the shards {', '.join(map(str, other))} are others than before{'' if sealed.keys() >= set(other) else ', or may be'}"
+            ": they are what the model makes of the images here and now. Runs that were trained on this view are refused from now on: train again, under "
+            "another RUN",
+            flush=True,
+        )
 
 
-def _prepared(config: RepairConfig, view: "View", lost: list[int], rest: list[int], sealed: dict[int, dict[str, str]]) -> "Callable[[View], None]":
+def _prepared(
+    config: RepairConfig,
+    view: "View",
+    lost: list[int],
+    rest: list[int],
+    sealed: dict[int, dict[str, str]],
+) -> "Callable[[View], None]":
     """What computes the `rest` of the lost shards, with the `sealed` bytes if it can, after everything that could stop it has been tried.
     Raises CoviewError."""
     from cache_specs import store
@@ -149,25 +197,48 @@ def _prepared(config: RepairConfig, view: "View", lost: list[int], rest: list[in
     if _items_damaged(dataset_folder):
         items = build_items(dataset)
         if items.folder_name != dataset_folder.name:
-            raise StaleError(f"the item list in {dataset_folder} is damaged, and the images in {read_source(dataset_folder)} are not those that it was made of "
-                             f"({items.folder_name}): put them back, then type the same command")
-        write_items(Path(config.cache), items, read_source(dataset_folder), changed=True)      # that it was embedded, it was
+            raise StaleError(
+                f"the item list in {dataset_folder} is damaged, and the images in {read_source(dataset_folder)} are not those that it was made of "
+                f"({items.folder_name}): put them back, then type the same command"
+            )
+        write_items(
+            Path(config.cache), items, read_source(dataset_folder), changed=True
+        )  # that it was embedded, it was
     items = read_items(dataset_folder)
     if dataset.keys != items.keys:
-        raise StaleError(f"the images in {read_source(dataset_folder)} are not those of the item list ({len(dataset.keys)} instead of {len(items)}, or other "
-                         "names): put them back, then type the same command. Nothing is changed")
+        raise StaleError(
+            f"the images in {read_source(dataset_folder)} are not those of the item list ({len(dataset.keys)} instead of {len(items)}, or other "
+            "names): put them back, then type the same command. Nothing is changed"
+        )
     for row in (row for shard in rest for row in range(*view.bounds(shard))):
         if items.sha256[row] and _digest(dataset, row) != items.sha256[row]:
-            raise StaleError(f"the image {items.keys[row]!r} is gone or has changed, and its shard must be computed again: put it back, then type the "
-                             "same command. Nothing is changed")
-    donors, nothing, where = reuse.recorded(view, items), reuse.nothing(len(items)), devices(config.device, config.gpus)
-    copied = {shard: sealed.get(shard, {}) for shard in rest if donors.lacks(view, [shard]) < len(range(*view.bounds(shard)))}
+            raise StaleError(
+                f"the image {items.keys[row]!r} is gone or has changed, and its shard must be computed again: put it back, then type the "
+                "same command. Nothing is changed"
+            )
+    donors, nothing, where = (
+        reuse.recorded(view, items),
+        reuse.nothing(len(items)),
+        devices(config.device, config.gpus),
+    )
+    copied = {
+        shard: sealed.get(shard, {})
+        for shard in rest
+        if donors.lacks(view, [shard]) < len(range(*view.bounds(shard)))
+    }
     backbone = load_backbone(spec, files, where[0])
-    make, provenance = functools.partial(canary.take, items, dataset.read, spec.preprocess, backbone, where[0]), provenance_of(ExtractConfig(), spec, where[0])
-    trusted = [shard for shard in range(view.shards) if shard not in lost and view.commit_file(shard).is_file()]
+    make, provenance = (
+        functools.partial(canary.take, items, dataset.read, spec.preprocess, backbone, where[0]),
+        provenance_of(ExtractConfig(), spec, where[0]),
+    )
+    trusted = [
+        shard
+        for shard in range(view.shards)
+        if shard not in lost and view.commit_file(shard).is_file()
+    ]
     try:
         canary.keep_or_compare(view, make, items, provenance, trusted, write=False)
-    except IntegrityError:                                  # damaged: mend removes it
+    except IntegrityError:  # damaged: mend removes it
         canary.compare_stored(view, make, trusted)
 
     def compute(view: "View") -> None:
@@ -177,7 +248,9 @@ def _prepared(config: RepairConfig, view: "View", lost: list[int], rest: list[in
         # first as the extraction did, with rows of the donors; a shard that does not come out as it was so is made by the model alone
         tries = [dataclasses.replace(donors, sealed=copied)] if any(copied.values()) else []
         for known in [*tries, nothing] if not view.is_complete else []:
-            if view.pending() and embed_all(where, settings, spec, files, dataset, items, view, known, backbone):
+            if view.pending() and embed_all(
+                where, settings, spec, files, dataset, items, view, known, backbone
+            ):
                 refuse_pending(view, go_on)
         if not view.is_complete:
             refuse_pending(view, go_on)
@@ -213,14 +286,18 @@ def _chosen(shards: str, count: int) -> list[int]:
     except ValueError:
         chosen = [-1]
     if chosen and not 0 <= chosen[0] <= chosen[-1] < count:
-        raise UsageError(f"--shards {shards}: name shards by their numbers, from 0 to {count - 1}, such as --shards 0,{count - 1}")
+        raise UsageError(
+            f"--shards {shards}: name shards by their numbers, from 0 to {count - 1}, such as --shards 0,{count - 1}"
+        )
     return chosen
 
 
 def main() -> None:
     import tyro
 
-    mend_view(tyro.cli(RepairConfig, prog="python -m upkeep.repair", description=RepairConfig.__doc__))
+    mend_view(
+        tyro.cli(RepairConfig, prog="python -m upkeep.repair", description=RepairConfig.__doc__)
+    )
 
 
 if __name__ == "__main__":

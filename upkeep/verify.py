@@ -62,16 +62,35 @@ def verify(config: VerifyConfig, records: list[dict[str, Any]] | None = None) ->
             print(f"{folder}: {stored}", flush=True)
             told.append({"folder": str(folder), "ok": True, "text": stored, "error": None})
         except CoviewError as error:
-            print(f"{folder}: {'NOT OK' if not stored or isinstance(error, IntegrityError) else f'{stored}, but NOT computed again'}", flush=True)
+            print(
+                f"{folder}: {'NOT OK' if not stored or isinstance(error, IntegrityError) else f'{stored}, but NOT computed again'}",
+                flush=True,
+            )
             failures.append((folder, error))
             told.append({"folder": str(folder), "ok": False, "text": stored, "error": str(error)})
-    for folder in (lost for dataset in sorted({folder.parent for folder in folders}) for lost in store.lost_folders(dataset)):
+    for folder in (
+        lost
+        for dataset in sorted({folder.parent for folder in folders})
+        for lost in store.lost_folders(dataset)
+    ):
         print(f"{folder}: NOT OK", flush=True)
-        failures.append((folder, IntegrityError(f"{folder} holds shards, but its zarr.json, commits and seal are gone: put them back, or remove the folder")))
+        failures.append(
+            (
+                folder,
+                IntegrityError(
+                    f"{folder} holds shards, but its zarr.json, commits and seal are gone: put them back, or remove the folder"
+                ),
+            )
+        )
     if failures:
-        failed = CoviewError("\n".join(str(error) for _, error in failures) + f"\n{len(failures)} failed, of {len(folders)} views")
+        failed = CoviewError(
+            "\n".join(str(error) for _, error in failures)
+            + f"\n{len(failures)} failed, of {len(folders)} views"
+        )
         codes = {error.exit_code for _, error in failures}
-        failed.exit_code = IntegrityError.exit_code if IntegrityError.exit_code in codes else max(codes)
+        failed.exit_code = (
+            IntegrityError.exit_code if IntegrityError.exit_code in codes else max(codes)
+        )
         raise failed
 
 
@@ -87,9 +106,16 @@ def _verify_one(folder: Path, config: VerifyConfig) -> str:
     seconds = time.monotonic() - begun
     if found:
         with suppress(OSError):
-            (folder / "verified.json").unlink()         # whoever opens it next reads it all
-        lines = [f"  {problem.file.relative_to(folder)}{_rows(view, problem.shard)}: {problem.what}" for problem in found]
-        raise IntegrityError(f"{folder} is damaged:\n" + "\n".join(lines) + f"\nOnly that is computed again.\nType: {store.command(folder)}")
+            (folder / "verified.json").unlink()  # whoever opens it next reads it all
+        lines = [
+            f"  {problem.file.relative_to(folder)}{_rows(view, problem.shard)}: {problem.what}"
+            for problem in found
+        ]
+        raise IntegrityError(
+            f"{folder} is damaged:\n"
+            + "\n".join(lines)
+            + f"\nOnly that is computed again.\nType: {store.command(folder)}"
+        )
     done = view.shards - len(view.pending())
     size = done * (view.embeddings_bytes + view.status_bytes)
     read = f"{view.n:,} rows x {view.width}, {done} of {view.shards} shards, {size / 1e6:,.1f} MB read in {seconds:.1f} s ({size / 1e9 / seconds:.2f} GB/s)"
@@ -107,14 +133,24 @@ def _again(folder: Path, config: VerifyConfig) -> str:
     if not config.recompute or len(view.pending()) == view.shards:
         return ""
     imported = view.attributes["spec"]["backend"] == store.IMPORTED
-    return ", imported, so there is nothing to compute it from" if imported else ", " + _recompute(view, config)
+    return (
+        ", imported, so there is nothing to compute it from"
+        if imported
+        else ", " + _recompute(view, config)
+    )
 
 
 def _rows(view: "View", shard: int | None) -> str:
-    return "" if shard is None else f" (shard {shard}, rows {view.bounds(shard)[0]} to {view.bounds(shard)[1] - 1})"
+    return (
+        ""
+        if shard is None
+        else f" (shard {shard}, rows {view.bounds(shard)[0]} to {view.bounds(shard)[1] - 1})"
+    )
 
 
-def images_of(view: "View", asked: str, weights: str | None, root: str) -> tuple["ViewSpec", dict[str, Path], "Dataset"]:
+def images_of(
+    view: "View", asked: str, weights: str | None, root: str
+) -> tuple["ViewSpec", dict[str, Path], "Dataset"]:
     """The spec, the weights and the images that a view was made of, found again. Raises CoviewError naming what is gone or changed."""
     from cache_specs import store
     from cache_specs.sources import is_gone, read_source
@@ -123,19 +159,38 @@ def images_of(view: "View", asked: str, weights: str | None, root: str) -> tuple
     from extract.models.weights import find_weights
 
     if view.attributes["spec"]["backend"] == store.IMPORTED:
-        raise UsageError(f"{view.folder} was imported, not computed from images: there is nothing to compute its rows from; "
-                         "leave --recompute out")
-    toml = asked if asked.endswith(".toml") else view.name if view.name in view_names() else view.attributes["provenance"]["spec_file"]
+        raise UsageError(
+            f"{view.folder} was imported, not computed from images: there is nothing to compute its rows from; "
+            "leave --recompute out"
+        )
+    toml = (
+        asked
+        if asked.endswith(".toml")
+        else view.name
+        if view.name in view_names()
+        else view.attributes["provenance"]["spec_file"]
+    )
     spec = load_spec(toml)
     files, weights_sha256 = find_weights(spec, weights)
     store.refuse_changed(view, spec.declared(), weights_sha256)
     source = read_source(view.folder.parent)
     if not source:
-        raise IntegrityError(f"{view.folder.parent / 'dataset.json'} does not say where the images are; type: make extract VIEW={toml} DATA=… with them")
+        raise IntegrityError(
+            f"{view.folder.parent / 'dataset.json'} does not say where the images are; type: make extract VIEW={toml} DATA=… with them"
+        )
     if is_gone(source):
-        raise UsageError(f"the images of {view.folder.parent.name} were in {source}, which is gone. If they were moved, type first: "
-                         f"make extract VIEW={toml} DATA=…, where they are now; it notes the place and embeds nothing")
-    return spec, files, _as_listed(open_dataset(source, Path(root), view.folder.parent.name.rpartition("-")[0]), view.folder.parent)
+        raise UsageError(
+            f"the images of {view.folder.parent.name} were in {source}, which is gone. If they were moved, type first: "
+            f"make extract VIEW={toml} DATA=…, where they are now; it notes the place and embeds nothing"
+        )
+    return (
+        spec,
+        files,
+        _as_listed(
+            open_dataset(source, Path(root), view.folder.parent.name.rpartition("-")[0]),
+            view.folder.parent,
+        ),
+    )
 
 
 def _as_listed(dataset: "Dataset", folder: Path) -> "Dataset":
@@ -153,12 +208,16 @@ def _as_listed(dataset: "Dataset", folder: Path) -> "Dataset":
         return dataset
     try:
         items, listed = read_items(folder), read_items(now)
-    except IntegrityError:                                  # whoever needs the list says so
+    except IntegrityError:  # whoever needs the list says so
         return dataset
     row_of = {sha: row for row, sha in enumerate(listed.sha256) if sha}
     if dataset.keys != listed.keys or not row_of.keys() >= set(items.sha256):
         return dataset
-    return dataclasses.replace(dataset, keys=items.keys, read=Reordered(dataset.read, np.array([row_of[sha] for sha in items.sha256])))
+    return dataclasses.replace(
+        dataset,
+        keys=items.keys,
+        read=Reordered(dataset.read, np.array([row_of[sha] for sha in items.sha256])),
+    )
 
 
 def _recompute(view: "View", config: VerifyConfig) -> str:
@@ -178,41 +237,70 @@ def _recompute(view: "View", config: VerifyConfig) -> str:
     items, device = read_items(view.folder.parent), devices(config.device, 1)[0]
     backbone, chance = load_backbone(spec, files, device), np.random.default_rng(config.seed)
     if dataset.keys != items.keys:
-        raise StaleError(f"the images of {dataset.name} are not those of the item list any more. Put them back; or this makes a version of what they are "
-                         f"now: {store.command(view.folder, 'extract')}")
+        raise StaleError(
+            f"the images of {dataset.name} are not those of the item list any more. Put them back; or this makes a version of what they are "
+            f"now: {store.command(view.folder, 'extract')}"
+        )
     batch = view.attributes["provenance"]["batch"]
-    rows = np.concatenate([np.sort(chance.choice(np.arange(*view.bounds(shard)), min(config.recompute, len(range(*view.bounds(shard)))), replace=False))
-                           for shard in range(view.shards) if view.commit_file(shard).is_file()]).tolist()
+    rows = np.concatenate(
+        [
+            np.sort(
+                chance.choice(
+                    np.arange(*view.bounds(shard)),
+                    min(config.recompute, len(range(*view.bounds(shard)))),
+                    replace=False,
+                )
+            )
+            for shard in range(view.shards)
+            if view.commit_file(shard).is_file()
+        ]
+    ).tolist()
     tolerance, farthest, wrong, changed = canary.STORED[spec.compute_dtype], 0.0, [], []
     for first in range(0, len(rows), batch):
-        part = rows[first:first + batch]
+        part = rows[first : first + batch]
         pixels, status = Batches(dataset.read, items.sha256, spec.preprocess, [part], batch)[0]
         with torch.inference_mode():
             pixels = pixels.to(device)
             emb, status = finish(backbone, backbone(pixels), pixels, status)
         stored, stored_status = store.read_rows(view, part)
-        far = np.where(stored_status == OK, canary.distance(stored.astype(np.float32), emb[:len(part)].astype(np.float32)), 0)
-        gone = (status[:len(part)] == STATUS.index("missing")) & (stored_status == OK)          # its bytes are not those of the item list
+        far = np.where(
+            stored_status == OK,
+            canary.distance(stored.astype(np.float32), emb[: len(part)].astype(np.float32)),
+            0,
+        )
+        gone = (status[: len(part)] == STATUS.index("missing")) & (
+            stored_status == OK
+        )  # its bytes are not those of the item list
         changed += [items.keys[row] for row, is_gone in zip(part, gone, strict=True) if is_gone]
-        differ = ~gone & ((far > tolerance) | (status[:len(part)] != stored_status))
+        differ = ~gone & ((far > tolerance) | (status[: len(part)] != stored_status))
         farthest = max(farthest, float(far[~gone].max(initial=0)))
-        wrong += [f"  row {row} ({items.keys[row]}): status {store.STATUS[stored_status[i]]} -> {store.STATUS[status[i]]}, relative distance {far[i]:.2g}"
-                  for i, row in enumerate(part) if differ[i]]
+        wrong += [
+            f"  row {row} ({items.keys[row]}): status {store.STATUS[stored_status[i]]} -> {store.STATUS[status[i]]}, relative distance {far[i]:.2g}"
+            for i, row in enumerate(part)
+            if differ[i]
+        ]
     if wrong:
         shards = ",".join(map(str, sorted({int(line.split()[1]) // view.rows for line in wrong})))
-        raise IntegrityError(f"{view.folder}: {len(wrong)} of {len(rows)} rows are not what is computed from the images now (allowed distance {tolerance}):\n"
-                             + "\n".join(wrong[:20]) + f"\nTo compute their shards again: {store.command(view.folder)} ARGS='--shards {shards}'")
+        raise IntegrityError(
+            f"{view.folder}: {len(wrong)} of {len(rows)} rows are not what is computed from the images now (allowed distance {tolerance}):\n"
+            + "\n".join(wrong[:20])
+            + f"\nTo compute their shards again: {store.command(view.folder)} ARGS='--shards {shards}'"
+        )
     if changed:
-        raise StaleError(f"{view.folder}: {len(changed)} of {len(rows)} images are gone or have changed since they were embedded, first {changed[0]!r}; the "
-                         "stored rows are undamaged. Put the images back; or make extract … ARGS=--changed makes a version of what they are now, in which "
-                         "only they are embedded")
+        raise StaleError(
+            f"{view.folder}: {len(changed)} of {len(rows)} images are gone or have changed since they were embedded, first {changed[0]!r}; the "
+            "stored rows are undamaged. Put the images back; or make extract … ARGS=--changed makes a version of what they are now, in which "
+            "only they are embedded"
+        )
     return f"{len(rows)} rows computed again: largest relative distance {farthest:.2g}, allowed {tolerance}"
 
 
 def main() -> None:
     import tyro
 
-    config = tyro.cli(VerifyConfig, prog="python -m upkeep.verify", description=VerifyConfig.__doc__)
+    config = tyro.cli(
+        VerifyConfig, prog="python -m upkeep.verify", description=VerifyConfig.__doc__
+    )
     with document(config.json, "verify") as found:
         found["views"] = []
         verify(config, found["views"])

@@ -30,7 +30,15 @@ from base.errors import UsageError
 from cache_specs.items import Items, class_index
 from cache_specs.sources import BRACES, ENDINGS, dataset_name, is_gone, split_subset
 from extract.data import hdf5, hub, tables, tars, torchvision_sets
-from extract.data.naming import EXTENSIONS, UNREAD, find_images, hide_unlabelled, of_folders, say_left_out, text
+from extract.data.naming import (
+    EXTENSIONS,
+    UNREAD,
+    find_images,
+    hide_unlabelled,
+    of_folders,
+    say_left_out,
+    text,
+)
 from extract.data.readers import ReadArrays, Reader, ReadFiles, Reordered
 
 
@@ -55,19 +63,29 @@ def open_dataset(data: str, root: Path, name: str | None = None) -> Dataset:
     order = sorted(range(len(keys)), key=lambda i: keys[i].encode("utf-8", "surrogateescape"))
     doubles = [keys[a] for a, b in itertools.pairwise(order) if keys[a] == keys[b]]
     if doubles:
-        raise UsageError(f"DATA={data}: the key {doubles[0]!r} stands there twice; each image may be listed once")
+        raise UsageError(
+            f"DATA={data}: the key {doubles[0]!r} stands there twice; each image may be listed once"
+        )
     if top:
         chosen = _most_common(data, labels, splits, top)
         order = [i for i in order if labels[i] in chosen]
-    return Dataset(name or dataset_name(data), adapter, [keys[i] for i in order], [labels[i] for i in order],
-                   [splits[i] for i in order], Reordered(read, np.array(order)))
+    return Dataset(
+        name or dataset_name(data),
+        adapter,
+        [keys[i] for i in order],
+        [labels[i] for i in order],
+        [splits[i] for i in order],
+        Reordered(read, np.array(order)),
+    )
 
 
 def _adapter(data: str) -> str:
     near = _near(data) if is_gone(data) else ""
     meant = f"; did you mean {near!r}" if near else ""
     if data.endswith(ENDINGS) and near:
-        raise UsageError(f"DATA={data}: there is no such file; did you mean {near!r}", instead={"DATA": near})
+        raise UsageError(
+            f"DATA={data}: there is no such file; did you mean {near!r}", instead={"DATA": near}
+        )
     if data.startswith(("torchvision:", "hf:")):
         return data.split(":")[0]
     if data == "digits":
@@ -80,30 +98,52 @@ def _adapter(data: str) -> str:
         return "hdf5"
     if data.endswith(tars.ENDINGS) or BRACES.search(data):
         return "tars"
-    what = "is a file of none of these kinds" if Path(data).is_file() else f"there is no such folder{meant}"
-    raise UsageError(f"DATA={data}: {what}. DATA may be a folder of images or of .tar shards, a .csv, "
-                     ".parquet, .h5 or .tar file, torchvision:NAME, hf:OWNER/NAME, or digits", instead={"DATA": near} if near else None)
+    what = (
+        "is a file of none of these kinds"
+        if Path(data).is_file()
+        else f"there is no such folder{meant}"
+    )
+    raise UsageError(
+        f"DATA={data}: {what}. DATA may be a folder of images or of .tar shards, a .csv, "
+        ".parquet, .h5 or .tar file, torchvision:NAME, hf:OWNER/NAME, or digits",
+        instead={"DATA": near} if near else None,
+    )
 
 
 def _near(data: str) -> str:
     """A folder or file beside it, or a word, that is nearly called so; '' if there is none."""
     path, here = Path(data), {"digits": "digits"}
     with contextlib.suppress(OSError):
-        here |= {inner.name: f"{path.parent / inner.name}{'/' * inner.is_dir()}" for inner in path.expanduser().parent.iterdir() if inner.name[0] != "."}
-    return next((here[near] for near in difflib.get_close_matches(path.name, here, n=1, cutoff=0.7)), "")
+        here |= {
+            inner.name: f"{path.parent / inner.name}{'/' * inner.is_dir()}"
+            for inner in path.expanduser().parent.iterdir()
+            if inner.name[0] != "."
+        }
+    return next(
+        (here[near] for near in difflib.get_close_matches(path.name, here, n=1, cutoff=0.7)), ""
+    )
 
 
 def _most_common(data: str, labels: Sequence[str], splits: Sequence[str], top: int) -> set[str]:
     """The `top` classes with the most images in the training split, equal ones in order of their names; and '', since images without a label stay.
 
     Where no split is given one is drawn later, a fifth of each class for validation and test: then all images count."""
-    counts = Counter(label for label, split in zip(labels, splits, strict=True) if label and split in ("", "train"))
+    counts = Counter(
+        label
+        for label, split in zip(labels, splits, strict=True)
+        if label and split in ("", "train")
+    )
     if top > len(counts):
-        raise UsageError(f"DATA={data}: there are {len(counts):,} classes with training images; type at most #top{len(counts)}")
+        raise UsageError(
+            f"DATA={data}: there are {len(counts):,} classes with training images; type at most #top{len(counts)}"
+        )
     chosen = sorted(counts, key=lambda label: (-counts[label], label.encode()))[:top]
     kept = sum(count for label, count in Counter(labels).items() if label in {"", *chosen})
-    print(f"{data}: {kept:,} of {len(labels):,} images, of the {top:,} of {len(counts):,} classes with the most training images: "
-          f"{counts[chosen[0]]:,} ({chosen[0]}) down to {counts[chosen[-1]]:,} ({chosen[-1]})", flush=True)
+    print(
+        f"{data}: {kept:,} of {len(labels):,} images, of the {top:,} of {len(counts):,} classes with the most training images: "
+        f"{counts[chosen[0]]:,} ({chosen[0]}) down to {counts[chosen[-1]]:,} ({chosen[-1]})",
+        flush=True,
+    )
     return {"", *chosen}
 
 
@@ -121,8 +161,16 @@ def build_items(dataset: Dataset, tick: Callable[[int], None] = lambda n: None) 
     with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
         found = list(pool.map(digest, range(len(dataset.keys))))
     label, classes = class_index(list(dataset.labels))
-    return Items(dataset.name, dataset.adapter, list(dataset.keys), label, list(dataset.splits), np.array([size for size, _ in found], np.int64),
-                 [sha for _, sha in found], classes)
+    return Items(
+        dataset.name,
+        dataset.adapter,
+        list(dataset.keys),
+        label,
+        list(dataset.splits),
+        np.array([size for size, _ in found], np.int64),
+        [sha for _, sha in found],
+        classes,
+    )
 
 
 def _digits(data: str, root: Path) -> tuple:
@@ -130,30 +178,63 @@ def _digits(data: str, root: Path) -> tuple:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)          # published as 0..16
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # published as 0..16
     split = np.full(len(images), "train", object)
     for digit in range(10):
-        rows = np.random.Generator(np.random.Philox(key=digit)).permutation(np.flatnonzero(bunch.target == digit))
+        rows = np.random.Generator(np.random.Philox(key=digit)).permutation(
+            np.flatnonzero(bunch.target == digit)
+        )
         fifth = len(rows) // 5
-        split[rows[:fifth]], split[rows[fifth:2 * fifth]] = "test", "val"
-    return [f"{i:04d}" for i in range(len(images))], [str(digit) for digit in bunch.target], split.tolist(), ReadArrays(images)
+        split[rows[:fifth]], split[rows[fifth : 2 * fifth]] = "test", "val"
+    return (
+        [f"{i:04d}" for i in range(len(images))],
+        [str(digit) for digit in bunch.target],
+        split.tolist(),
+        ReadArrays(images),
+    )
 
 
 def _folder(data: str, root: Path) -> tuple:
     base = Path(data)
     found, others = find_images(base)
-    say_left_out(data, Counter({f"with {ending}": count for ending, count in others.items()}),
-                 f"their endings are not those of images ({', '.join(EXTENSIONS)})")
+    say_left_out(
+        data,
+        Counter({f"with {ending}": count for ending, count in others.items()}),
+        f"their endings are not those of images ({', '.join(EXTENSIONS)})",
+    )
     if not found:
         unread = [ending for ending in UNREAD if others[ending]]
-        raise UsageError(f"DATA={data}: no image in this folder (looked for {', '.join(EXTENSIONS)}, at any depth); " +
-                         (f"make JPEG or PNG files of those with {', '.join(unread)}" if unread else "name the folder that holds them"))
-    if empty := sorted({inner.name for inner in base.iterdir() if inner.is_dir() and inner.name[0] != "."} - {path.parts[0] for path in found}):
-        print(f"warning: {data}: there is no image in {', '.join(map(text, empty[:10]))}{' …' if len(empty) > 10 else ''}", flush=True)
+        raise UsageError(
+            f"DATA={data}: no image in this folder (looked for {', '.join(EXTENSIONS)}, at any depth); "
+            + (
+                f"make JPEG or PNG files of those with {', '.join(unread)}"
+                if unread
+                else "name the folder that holds them"
+            )
+        )
+    if empty := sorted(
+        {inner.name for inner in base.iterdir() if inner.is_dir() and inner.name[0] != "."}
+        - {path.parts[0] for path in found}
+    ):
+        print(
+            f"warning: {data}: there is no image in {', '.join(map(text, empty[:10]))}{' …' if len(empty) > 10 else ''}",
+            flush=True,
+        )
     labels, splits = of_folders(data, found)
-    return [text(path.as_posix()) for path in found], [text(label) for label in labels], splits, ReadFiles([str(base / path) for path in found])
+    return (
+        [text(path.as_posix()) for path in found],
+        [text(label) for label in labels],
+        splits,
+        ReadFiles([str(base / path) for path in found]),
+    )
 
 
 ADAPTERS: dict[str, Callable[[str, Path], tuple]] = {
-    "digits": _digits, "folder": _folder, "table": tables.table, "tars": tars.tars, "hdf5": hdf5.images, "torchvision": torchvision_sets.torchvision,
-    "hf": hub.hub}
+    "digits": _digits,
+    "folder": _folder,
+    "table": tables.table,
+    "tars": tars.tars,
+    "hdf5": hdf5.images,
+    "torchvision": torchvision_sets.torchvision,
+    "hf": hub.hub,
+}

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-MAX_BYTES = 2**29               # of an encoded image: 134 megapixels uncompressed
+MAX_BYTES = 2**29  # of an encoded image: 134 megapixels uncompressed
 
 
 class Reader(ABC):
@@ -49,7 +49,7 @@ class ReadFiles(Reader):
             return file.read()
 
     def digest(self, i: int) -> tuple[int, str]:
-        with open_regular(self.paths[i]) as file:                 # in pieces: many large files are hashed at once
+        with open_regular(self.paths[i]) as file:  # in pieces: many large files are hashed at once
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return file.tell(), digest
 
@@ -77,12 +77,16 @@ class ReadPieces(Reader):
 
 def open_regular(path: str, most: int | None = MAX_BYTES) -> BinaryIO:
     """Open for reading what is a regular file, of at most so many bytes. Raises OSError."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)       # never hang on a FIFO
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # never hang on a FIFO
     file, status = os.fdopen(handle, "rb"), os.fstat(handle)
     if stat.S_ISREG(status.st_mode) and (most is None or status.st_size <= most):
         return file
     file.close()
-    raise FileTooLargeError(f"{path} has {status.st_size} bytes") if stat.S_ISREG(status.st_mode) else OSError(f"{path} is not a regular file")
+    raise (
+        FileTooLargeError(f"{path} has {status.st_size} bytes")
+        if stat.S_ISREG(status.st_mode)
+        else OSError(f"{path} is not a regular file")
+    )
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,40 @@ import numpy as np
 
 from base.errors import UsageError
 from cache_specs.sources import expand_shards
-from extract.data.naming import EXTENSIONS, find_images, label_of, of_folders, say_left_out, split_in, text
+from extract.data.naming import (
+    EXTENSIONS,
+    find_images,
+    label_of,
+    of_folders,
+    say_left_out,
+    split_in,
+    text,
+)
 from extract.data.readers import ReadPieces, open_regular
 
-UNPACK = {".tar.gz": "gunzip -k", ".tgz": "gunzip -k -S .tgz", ".tar.bz2": "bunzip2 -k", ".tar.xz": "unxz -k", ".tar.zst": "zstd -d"}
+UNPACK = {
+    ".tar.gz": "gunzip -k",
+    ".tgz": "gunzip -k -S .tgz",
+    ".tar.bz2": "bunzip2 -k",
+    ".tar.xz": "unxz -k",
+    ".tar.zst": "zstd -d",
+}
 ENDINGS = (".tar", *UNPACK)
-MAGIC = {b"\x1f\x8b": ".tar.gz", b"BZh": ".tar.bz2", b"\xfd7zXZ": ".tar.xz", b"\x28\xb5\x2f\xfd": ".tar.zst"}
+MAGIC = {
+    b"\x1f\x8b": ".tar.gz",
+    b"BZh": ".tar.bz2",
+    b"\xfd7zXZ": ".tar.xz",
+    b"\x28\xb5\x2f\xfd": ".tar.zst",
+}
 LONGEST_HEADER, LONGEST_LABEL, TAIL = 2**14, 2**20, 2 * tarfile.RECORDSIZE
-EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-Member = tuple[int, int]                # offset, size
+EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+Member = tuple[int, int]  # offset, size
 
 
 class _Header(tarfile.TarInfo):
@@ -47,15 +72,25 @@ def only_tars(folder: Path) -> bool:
 
 def _tars_in(folder: Path) -> Iterator[str]:
     for here, folders, files in os.walk(folder, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and Path(here) == folder)
-        yield from (os.path.join(here, name) for name in sorted(files) if name.endswith(ENDINGS) and not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and Path(here) == folder
+        )
+        yield from (
+            os.path.join(here, name)
+            for name in sorted(files)
+            if name.endswith(ENDINGS) and not name.startswith(".")
+        )
 
 
 def tars(data: str, root: Path) -> tuple:
     base = Path(data)
-    paths = list(_tars_in(base)) if base.is_dir() else [data] if base.exists() else expand_shards(data)
+    paths = (
+        list(_tars_in(base)) if base.is_dir() else [data] if base.exists() else expand_shards(data)
+    )
     if lost := [path for path in paths if not Path(path).is_file()]:
-        raise UsageError(f"DATA={data}: {len(lost):,} of {len(paths):,} shards are not there, the first is {lost[0]}; fetch them, or name the others alone")
+        raise UsageError(
+            f"DATA={data}: {len(lost):,} of {len(paths):,} shards are not there, the first is {lost[0]}; fetch them, or name the others alone"
+        )
     if twice := [path for path, count in Counter(paths).items() if count > 1]:
         raise UsageError(f"DATA={data}: the shard {twice[0]} stands there twice; name it once")
     others, names, labels, shards, places = Counter[str](), [], [], [], []
@@ -67,28 +102,50 @@ def tars(data: str, root: Path) -> tuple:
             places.append(place)
     say_left_out(data, others, "they are no images or may not be read from a tar", "members")
     if not names:
-        raise UsageError(f"DATA={data}: no image in {len(paths):,} tars (looked for {', '.join(EXTENSIONS)}); "
-                         "name tars that hold images")
-    named = [os.path.relpath(path, base) if base.is_dir() else os.path.basename(path) for path in paths]
-    split = [next(filter(None, map(split_in, reversed(PurePosixPath(name).with_suffix("").parts))), "") for name in named]
+        raise UsageError(
+            f"DATA={data}: no image in {len(paths):,} tars (looked for {', '.join(EXTENSIONS)}); "
+            "name tars that hold images"
+        )
+    named = [
+        os.path.relpath(path, base) if base.is_dir() else os.path.basename(path) for path in paths
+    ]
+    split = [
+        next(filter(None, map(split_in, reversed(PurePosixPath(name).with_suffix("").parts))), "")
+        for name in named
+    ]
     if any(split) and not all(split):
-        raise UsageError(f"DATA={data}: {named[split.index('')]} has none of train, val, test and unlabelled in its name, where others have one; "
-                         "name all shards so, or none")
+        raise UsageError(
+            f"DATA={data}: {named[split.index('')]} has none of train, val, test and unlabelled in its name, where others have one; "
+            "name all shards so, or none"
+        )
     splits = [split[shard] for shard in shards]
     if any(labels):
-        labels = ["" if split == "unlabelled" else label for label, split in zip(labels, splits, strict=True)]
+        labels = [
+            "" if split == "unlabelled" else label
+            for label, split in zip(labels, splits, strict=True)
+        ]
     else:
         labels, inside = of_folders(data, _below_the_top([PurePosixPath(name) for name in names]))
         splits = splits if all(split) else inside
-    if len(set(names)) < len(names):                    # webdataset numbers the samples of each shard anew
-        names = [f"{PurePosixPath(named[shard]).with_suffix('')}/{name}" for shard, name in zip(shards, names, strict=True)]
+    if len(set(names)) < len(names):  # webdataset numbers the samples of each shard anew
+        names = [
+            f"{PurePosixPath(named[shard]).with_suffix('')}/{name}"
+            for shard, name in zip(shards, names, strict=True)
+        ]
     offset, size = np.array(places, np.int64).T
-    return [text(name) for name in names], [text(label) for label in labels], splits, ReadPieces(paths, np.array(shards, np.int32), offset, size)
+    return (
+        [text(name) for name in names],
+        [text(label) for label in labels],
+        splits,
+        ReadPieces(paths, np.array(shards, np.int32), offset, size),
+    )
 
 
 def _below_the_top(paths: list[PurePosixPath]) -> list[PurePosixPath]:
     """`tar cf photos.tar photos/` puts one more folder above those of the classes."""
-    while len({path.parts[0] for path in paths}) == 1 and min(len(path.parts) for path in paths) > 2:
+    while (
+        len({path.parts[0] for path in paths}) == 1 and min(len(path.parts) for path in paths) > 2
+    ):
         paths = [PurePosixPath(*path.parts[1:]) for path in paths]
     return paths
 
@@ -101,17 +158,27 @@ def _samples(path: str, others: Counter[str]) -> Iterator[tuple[str, str, Member
         stem, _, kind = file.partition(".")
         found = samples[posixpath.join(folder, stem)]
         if kind.lower() in found:
-            raise UsageError(f"{path}: the member {text(name)!r} stands there twice, or with endings in small and capital letters; write the tar anew")
+            raise UsageError(
+                f"{path}: the member {text(name)!r} stands there twice, or with endings in small and capital letters; write the tar anew"
+            )
         found[kind.lower()] = name, place
     for stem, members in samples.items():
         images = [kind for kind in members if f".{kind}" in EXTENSIONS]
         if len(images) > 1:
-            raise UsageError(f"{path}: the sample {text(stem)!r} has {len(images)} images, {' and '.join(images)}; expected one")
-        if not images and not {"cls", "json"} & members.keys():        # cat.0.jpg and cat.1.jpg are no sample, but two files
+            raise UsageError(
+                f"{path}: the sample {text(stem)!r} has {len(images)} images, {' and '.join(images)}; expected one"
+            )
+        if (
+            not images and not {"cls", "json"} & members.keys()
+        ):  # cat.0.jpg and cat.1.jpg are no sample, but two files
             alone = [kind for kind in members if kind.endswith(EXTENSIONS)]
             yield from ((members[kind][0], "", members[kind][1]) for kind in alone)
             images = alone
-        others.update(f"with .{kind}" if kind else "no ending" for kind in members if kind not in (*images, "cls", "json"))
+        others.update(
+            f"with .{kind}" if kind else "no ending"
+            for kind in members
+            if kind not in (*images, "cls", "json")
+        )
         if len(images) == 1 and f".{images[0]}" in EXTENSIONS:
             label = _label(path, members)
             yield members[images[0]][0], label, members[images[0]][1]
@@ -130,10 +197,16 @@ def _label(path: str, members: dict[str, tuple[str, Member]]) -> str:
                 value = file.read(size).decode("utf-8").strip()
             if kind == "json":
                 fields = json.loads(value)
-                value = next((fields[field] for field in ("label", "cls") if field in fields), "") if isinstance(fields, dict) else ""
+                value = (
+                    next((fields[field] for field in ("label", "cls") if field in fields), "")
+                    if isinstance(fields, dict)
+                    else ""
+                )
             label = label_of(value)
         except (OSError, ValueError, RecursionError) as error:
-            raise UsageError(f"{path}: the label in {text(name)!r} cannot be read: {error}; write the tar anew") from error
+            raise UsageError(
+                f"{path}: the label in {text(name)!r} cannot be read: {error}; write the tar anew"
+            ) from error
         if value not in ("", None):
             return label
     return ""
@@ -143,15 +216,21 @@ def _members(path: str, others: Counter[str]) -> Iterator[tuple[str, Member]]:
     """Name and place of each regular file of a tar whose name stays inside it. Raises UsageError where the tar is compressed, damaged or cut off."""
     with open(path, "rb") as file:
         start = file.read(8)
-        if compressed := next((ending for magic, ending in MAGIC.items() if start.startswith(magic)), ""):
+        if compressed := next(
+            (ending for magic, ending in MAGIC.items() if start.startswith(magic)), ""
+        ):
             ending = next((ending for ending in UNPACK if path.endswith(ending)), compressed)
-            raise UsageError(f"{path} is compressed, so that its images cannot be read at random; unpack it once: {UNPACK[ending]} '{path}'")
+            raise UsageError(
+                f"{path} is compressed, so that its images cannot be read at random; unpack it once: {UNPACK[ending]} '{path}'"
+            )
         length, at = file.seek(0, os.SEEK_END), -1
         file.seek(0)
         try:
-            with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header, encoding="utf-8", errors="surrogateescape") as tar:
+            with tarfile.open(
+                fileobj=file, mode="r:", tarinfo=_Header, encoding="utf-8", errors="surrogateescape"
+            ) as tar:
                 while (member := tar.next()) is not None:
-                    tar.members = []                        # it would keep all of them
+                    tar.members = []  # it would keep all of them
                     if member.offset <= at or tar.offset <= member.offset:
                         raise tarfile.ReadError(f"the header at {member.offset} leads backwards")
                     at = member.offset
@@ -166,12 +245,18 @@ def _members(path: str, others: Counter[str]) -> Iterator[tuple[str, Member]]:
             tail = file.read(TAIL)
         except UsageError:
             raise
-        except Exception as error:                  # tarfile raises nearly anything on a hostile file
-            raise UsageError(f"{path} is damaged, cut off, or no tar ({type(error).__name__}: {error}). Fetch it again") from error
+        except Exception as error:  # tarfile raises nearly anything on a hostile file
+            raise UsageError(
+                f"{path} is damaged, cut off, or no tar ({type(error).__name__}: {error}). Fetch it again"
+            ) from error
         if len(tail) < tarfile.BLOCKSIZE:
-            raise UsageError(f"{path} is cut off: it has no end mark after its last member. Fetch it again")
+            raise UsageError(
+                f"{path} is cut off: it has no end mark after its last member. Fetch it again"
+            )
         if tail.strip(b"\0"):
-            raise UsageError(f"{path} goes on after its end mark: several tars were joined, or it is damaged. Give the parts by themselves")
+            raise UsageError(
+                f"{path} goes on after its end mark: several tars were joined, or it is damaged. Give the parts by themselves"
+            )
 
 
 def _unfit(member: tarfile.TarInfo) -> str:

@@ -28,9 +28,15 @@ class Backbone(nn.Module):
         prep = spec.preprocess
         self.register_buffer("mean", torch.tensor(prep.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(prep.std).view(3, 1, 1), persistent=False)
-        self.compute_dtype, self.width, self.origin = getattr(torch, spec.compute_dtype), spec.width, spec.source
+        self.compute_dtype, self.width, self.origin = (
+            getattr(torch, spec.compute_dtype),
+            spec.width,
+            spec.source,
+        )
         convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
-        self.layout = torch.channels_last if convolutions > 4 else torch.contiguous_format         # a ViT has the one of its patches
+        self.layout = (
+            torch.channels_last if convolutions > 4 else torch.contiguous_format
+        )  # a ViT has the one of its patches
         self.to(memory_format=self.layout)
         self.requires_grad_(False)
         self.eval()
@@ -44,12 +50,18 @@ class Backbone(nn.Module):
 
     def forward(self, pixels_BCHW: torch.Tensor, exact: bool = False) -> torch.Tensor:
         """(B, 3, S, S) uint8 -> (B, D) float32. `exact` computes in float32 instead of the spec's compute dtype."""
-        images = ((pixels_BCHW.float() / 255 - self.mean) / self.std).contiguous(memory_format=self.layout)
+        images = ((pixels_BCHW.float() / 255 - self.mean) / self.std).contiguous(
+            memory_format=self.layout
+        )
         low = self.compute_dtype != torch.float32 and not exact
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=low):
-            emb_BD = (self.features if exact or self.compiled is None else self.compiled)(images).float()
+            emb_BD = (self.features if exact or self.compiled is None else self.compiled)(
+                images
+            ).float()
         if emb_BD.shape[1:] != (self.width,):
-            raise UsageError(f"{self.origin}: width = {self.width}, but the model gives {tuple(emb_BD.shape[1:])}; write what it gives")
+            raise UsageError(
+                f"{self.origin}: width = {self.width}, but the model gives {tuple(emb_BD.shape[1:])}; write what it gives"
+            )
         return emb_BD
 
 
@@ -58,11 +70,15 @@ def load_backbone(spec: ViewSpec, files: dict[str, Path], device: str) -> Backbo
     from safetensors import SafetensorError
 
     safetensors_of(spec, files)
-    torch.backends.cudnn.allow_tf32 = False                 # float32 means float32, also in the convolution of the patches
+    torch.backends.cudnn.allow_tf32 = (
+        False  # float32 means float32, also in the convolution of the patches
+    )
     try:
         model, features = BACKENDS[spec.backend](spec, files)
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise UsageError(f"the weights of {spec.name!r} cannot be read ({', '.join(map(str, files.values()))}): {error}. Fetch them again") from error
+        raise UsageError(
+            f"the weights of {spec.name!r} cannot be read ({', '.join(map(str, files.values()))}): {error}. Fetch them again"
+        ) from error
     return Backbone(model, features, spec).to(device)
 
 
@@ -76,18 +92,26 @@ def _open_clip(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Featu
     elif spec.architecture in open_clip.list_models():
         name = spec.architecture
     else:
-        raise UsageError(f"open_clip has no architecture {spec.architecture!r}{did_you_mean(spec.architecture, open_clip.list_models())}")
-    logging.getLogger().addFilter(_not_about_weights)        # open_clip warns that it loaded none; they are loaded, and checked, below
-    model = open_clip.create_model(name, load_weights=False, pretrained_image=False, pretrained_text=False)
+        raise UsageError(
+            f"open_clip has no architecture {spec.architecture!r}{did_you_mean(spec.architecture, open_clip.list_models())}"
+        )
+    logging.getLogger().addFilter(
+        _not_about_weights
+    )  # open_clip warns that it loaded none; they are loaded, and checked, below
+    model = open_clip.create_model(
+        name, load_weights=False, pretrained_image=False, pretrained_text=False
+    )
     logging.getLogger().removeFilter(_not_about_weights)
     state = mapped(spec, load_file(safetensors_of(spec, files)))
     require_fit(spec, model.state_dict(), state)
     model.load_state_dict(state, strict=True)
     visual = model.visual
     if spec.output == "pooled":
-        visual.proj = None                       # the class token after the last norm, before CLIP's projection
+        visual.proj = None  # the class token after the last norm, before CLIP's projection
     elif spec.output != "projected":
-        raise UsageError(f"{spec.source}: open_clip gives the output 'pooled' or 'projected', not {spec.output!r}; write one of them")
+        raise UsageError(
+            f"{spec.source}: open_clip gives the output 'pooled' or 'projected', not {spec.output!r}; write one of them"
+        )
     return visual, visual
 
 
@@ -100,33 +124,65 @@ def _transformers(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Fe
     kind = getattr(transformers, spec.architecture, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         names = [name for name in dir(transformers) if name.endswith("Model")]
-        raise UsageError(f"transformers has no model class {spec.architecture!r}{did_you_mean(spec.architecture, names)}")
+        raise UsageError(
+            f"transformers has no model class {spec.architecture!r}{did_you_mean(spec.architecture, names)}"
+        )
     if set(files) != {"config.json", "model.safetensors"}:
-        raise UsageError(f"{spec.source}: transformers reads config.json and model.safetensors, so weights.files must be these two, found {sorted(files)}")
+        raise UsageError(
+            f"{spec.source}: transformers reads config.json and model.safetensors, so weights.files must be these two, found {sorted(files)}"
+        )
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     kinds = kind.config_class.model_type, kind.config_class.base_config_key
     said = json.loads(files["config.json"].read_text(encoding="utf-8"))
-    if said.get("model_type") != kinds[0] and kinds[1] not in said:         # transformers would take its own defaults for all that is called otherwise
-        raise UsageError(f"{files['config.json']} is of a {said.get('model_type')!r}, expected a {kinds[0]!r} for {spec.architecture}")
+    if (
+        said.get("model_type") != kinds[0] and kinds[1] not in said
+    ):  # transformers would take its own defaults for all that is called otherwise
+        raise UsageError(
+            f"{files['config.json']} is of a {said.get('model_type')!r}, expected a {kinds[0]!r} for {spec.architecture}"
+        )
     config = kind.config_class.from_pretrained(files["config.json"].parent, local_files_only=True)
     state = mapped(spec, load_file(files["model.safetensors"]))
-    model, info = kind.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True)
-    wrong = {what: sorted(map(str, info[what])) for what in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[what]}
+    model, info = kind.from_pretrained(
+        None,
+        config=config,
+        state_dict=state,
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    wrong = {
+        what: sorted(map(str, info[what]))
+        for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if info[what]
+    }
     if wrong:
-        raise UsageError(f"the weights of {spec.name!r} do not fit {spec.architecture}: {json.dumps(wrong)[:2000]}. "
-                         f"Take others, or mend architecture, arguments or tensors in {spec.source}")
+        raise UsageError(
+            f"the weights of {spec.name!r} do not fit {spec.architecture}: {json.dumps(wrong)[:2000]}. "
+            f"Take others, or mend architecture, arguments or tensors in {spec.source}"
+        )
     # registers, where there are any, stand between the class token and the patches
     extra = 1 + getattr(model.config, "num_register_tokens", 0)
-    outputs: dict[str, Callable] = {"cls": lambda out: out.last_hidden_state[:, 0], "pooled": lambda out: out.pooler_output,
-                                    "mean": lambda out: out.last_hidden_state[:, extra:].mean(1)}
+    outputs: dict[str, Callable] = {
+        "cls": lambda out: out.last_hidden_state[:, 0],
+        "pooled": lambda out: out.pooler_output,
+        "mean": lambda out: out.last_hidden_state[:, extra:].mean(1),
+    }
     if spec.output not in outputs:
-        raise UsageError(f"{spec.source}: transformers gives the outputs {', '.join(outputs)}, not {spec.output!r}; write one of them")
-    if spec.output in ("cls", "mean") and not any(name.endswith(("cls_token", "class_embedding")) for name, _ in model.named_parameters()):
-        raise UsageError(f"{spec.source}: {spec.architecture} has no class token, so that neither 'cls' nor 'mean' is known of it; try output = \"pooled\"")
+        raise UsageError(
+            f"{spec.source}: transformers gives the outputs {', '.join(outputs)}, not {spec.output!r}; write one of them"
+        )
+    if spec.output in ("cls", "mean") and not any(
+        name.endswith(("cls_token", "class_embedding")) for name, _ in model.named_parameters()
+    ):
+        raise UsageError(
+            f"{spec.source}: {spec.architecture} has no class token, so that neither 'cls' nor 'mean' is known of it; try output = \"pooled\""
+        )
     takes = inspect.signature(model.forward).parameters
     if unknown := sorted(set(spec.arguments) - set(takes)):
-        raise UsageError(f"{spec.source}: arguments: {spec.architecture} takes no {unknown[0]!r}{did_you_mean(unknown[0], list(takes))}")
+        raise UsageError(
+            f"{spec.source}: arguments: {spec.architecture} takes no {unknown[0]!r}{did_you_mean(unknown[0], list(takes))}"
+        )
     return model, lambda images: outputs[spec.output](model(pixel_values=images, **spec.arguments))
 
 
@@ -135,5 +191,7 @@ def _not_about_weights(record: logging.LogRecord) -> bool:
 
 
 BACKENDS: dict[str, Callable[[ViewSpec, dict[str, Path]], tuple[nn.Module, Features]]] = {
-    "timm": load_timm, "open_clip": _open_clip, "transformers": _transformers,
+    "timm": load_timm,
+    "open_clip": _open_clip,
+    "transformers": _transformers,
 }

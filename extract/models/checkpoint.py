@@ -27,15 +27,24 @@ def mapped(spec: ViewSpec, state: dict[str, torch.Tensor]) -> dict[str, torch.Te
 def safetensors_of(spec: ViewSpec, files: dict[str, Path]) -> Path:
     found = [path for name, path in files.items() if name.endswith(".safetensors")]
     if len(found) != 1 or found[0].suffix != ".safetensors":
-        raise UsageError(f"the weights of {spec.name!r} must be one .safetensors file, found {', '.join(map(str, files.values()))}")
+        raise UsageError(
+            f"the weights of {spec.name!r} must be one .safetensors file, found {', '.join(map(str, files.values()))}"
+        )
     return found[0]
 
 
-def require_fit(spec: ViewSpec, model: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:
+def require_fit(
+    spec: ViewSpec, model: dict[str, torch.Tensor], state: dict[str, torch.Tensor]
+) -> None:
     missing, unexpected = sorted(model.keys() - state.keys()), sorted(state.keys() - model.keys())
-    misshapen = [f"{name} {tuple(state[name].shape)}, expected {tuple(model[name].shape)}"
-                 for name in sorted(model.keys() & state.keys()) if model[name].shape != state[name].shape]
+    misshapen = [
+        f"{name} {tuple(state[name].shape)}, expected {tuple(model[name].shape)}"
+        for name in sorted(model.keys() & state.keys())
+        if model[name].shape != state[name].shape
+    ]
     if missing or unexpected or misshapen:
-        raise UsageError(f"the weights of {spec.name!r} do not fit {spec.architecture}: {len(missing)} tensors missing {missing[:5]}, "
-                         f"{len(unexpected)} unknown {unexpected[:5]}, {len(misshapen)} of another shape {misshapen[:5]}. Take the weights of this "
-                         f"architecture, or mend architecture, arguments or tensors in {spec.source}")
+        raise UsageError(
+            f"the weights of {spec.name!r} do not fit {spec.architecture}: {len(missing)} tensors missing {missing[:5]}, "
+            f"{len(unexpected)} unknown {unexpected[:5]}, {len(misshapen)} of another shape {misshapen[:5]}. Take the weights of this "
+            f"architecture, or mend architecture, arguments or tensors in {spec.source}"
+        )

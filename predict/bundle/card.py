@@ -20,26 +20,38 @@ print([classes[c] for c in found.argmax(1)])"""
 def card(model: Model, onnx: str) -> str:
     about, scores = model.about, model.about["scores"]
     rows, n = about["rows"], len(model.seeds)
-    own = [(f"view {view}", scores["views"][view]) for view in model.names if view in scores["views"]]
-    table = "\n".join(f"| {_text(name)} | {_spread(found['test_top1'], 100)} | {_spread(found['test_nll'])} | {_spread(found['test_ece'])} | "
-                      f"{_spread(found['val_top1'], 100)} |" for name, found in [*own, ("joint", scores["joint"])])
-    views = "\n".join(f"| {_text(view.name)} | {view.width} | {_text(str(view.spec.get('architecture', 'imported')))} | "
-                      f"`{fingerprint(view.spec, view.weights_sha256)[:12]}` | `{view.weights_sha256[:12]}` | {_text(licence_of(view))} |"
-                      for view in model.views)
-    names = ", ".join(_text(name) for name in model.classes[:50]) + (f", … (all {len(model.classes):,} in model.json)" if len(model.classes) > 50 else "")
-    inputs = ", ".join(f'"{name}": numpy.zeros((1, {width}), "float32")' for name, width in zip(model.names, model.widths, strict=True))
-    return f"""# {_text(model.method)} on {_text(', '.join(model.names))}
+    own = [
+        (f"view {view}", scores["views"][view]) for view in model.names if view in scores["views"]
+    ]
+    table = "\n".join(
+        f"| {_text(name)} | {_spread(found['test_top1'], 100)} | {_spread(found['test_nll'])} | {_spread(found['test_ece'])} | "
+        f"{_spread(found['val_top1'], 100)} |"
+        for name, found in [*own, ("joint", scores["joint"])]
+    )
+    views = "\n".join(
+        f"| {_text(view.name)} | {view.width} | {_text(str(view.spec.get('architecture', 'imported')))} | "
+        f"`{fingerprint(view.spec, view.weights_sha256)[:12]}` | `{view.weights_sha256[:12]}` | {_text(licence_of(view))} |"
+        for view in model.views
+    )
+    names = ", ".join(_text(name) for name in model.classes[:50]) + (
+        f", … (all {len(model.classes):,} in model.json)" if len(model.classes) > 50 else ""
+    )
+    inputs = ", ".join(
+        f'"{name}": numpy.zeros((1, {width}), "float32")'
+        for name, width in zip(model.names, model.widths, strict=True)
+    )
+    return f"""# {_text(model.method)} on {_text(", ".join(model.names))}
 
 Labels an image with one of {len(model.classes):,} classes, from the embeddings of frozen vision models. Method: {TITLES[model.method][0]}.
-Trained on {_text(about['dataset'])}, run {_text(about['run'])}: {_text(about['labels_text'])} ({rows['labelled']:,} labelled images of each seed,
-{rows['unlabelled']:,} unlabelled), {n} seed{'s' * (n > 1)} ({', '.join(map(str, model.seeds))}), whose distributions are averaged.
+Trained on {_text(about["dataset"])}, run {_text(about["run"])}: {_text(about["labels_text"])} ({rows["labelled"]:,} labelled images of each seed,
+{rows["unlabelled"]:,} unlabelled), {n} seed{"s" * (n > 1)} ({", ".join(map(str, model.seeds))}), whose distributions are averaged.
 
 Classes: {names}
 
 ## How good
 
-Of one seed, before calibration: mean ± standard deviation over {n} seed{'s' * (n > 1)}; selected on {rows['val']:,} labelled validation images, tested once
-on {rows['test']:,}.
+Of one seed, before calibration: mean ± standard deviation over {n} seed{"s" * (n > 1)}; selected on {rows["val"]:,} labelled validation images, tested once
+on {rows["test"]:,}.
 
 | | test top-1 in % | test NLL | test ECE | validation top-1 in % |
 |---|---|---|---|---|
@@ -60,7 +72,7 @@ The views' weights are not in this folder. `make predict MODEL=this-folder IMAGE
 With embeddings at hand:
 
 ```python
-{LOOK.replace('INPUTS', inputs)}
+{LOOK.replace("INPUTS", inputs)}
 ```
 
 ## What it is for, and what not
@@ -87,7 +99,9 @@ def licence_of(view: View) -> str:
 
 def _spread(found: dict[str, Any], scale: float = 1) -> str:
     digits = 1 if scale == 100 else 3
-    return f"{scale * found['mean']:.{digits}f}" + (f" ± {scale * found['std']:.{digits}f}" if found["n"] > 1 else "")
+    return f"{scale * found['mean']:.{digits}f}" + (
+        f" ± {scale * found['std']:.{digits}f}" if found["n"] > 1 else ""
+    )
 
 
 def _text(value: str) -> str:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from predict.model import Model
 
-ALLOWED = 1e-4              # of a log-probability in ONNX, from torch's
-COMPARED = 512              # rows
+ALLOWED = 1e-4  # of a log-probability in ONNX, from torch's
+COMPARED = 512  # rows
 NO_ONNX = "pip install 'onnx>=1.17' 'onnxruntime>=1.20'   (the extra `onnx` of this project)"
 
 
@@ -50,7 +50,9 @@ class ExportConfig:
 def main() -> None:
     import tyro
 
-    config = tyro.cli(ExportConfig, prog="python -m predict.bundle.export", description=ExportConfig.__doc__)
+    config = tyro.cli(
+        ExportConfig, prog="python -m predict.bundle.export", description=ExportConfig.__doc__
+    )
     with document(config.json, "export-model") as found:
         export(config, found)
 
@@ -58,17 +60,23 @@ def main() -> None:
 def export(config: ExportConfig, found: dict[str, Any] | None = None) -> Path:
     """Write the folder whole or not at all; return it. `found` is filled with what --json says. Raises CoviewError."""
     if not config.run or not config.to:
-        raise UsageError(f"{'TO' if config.run else 'RUN'} is missing. Type: make export-model RUN={quoted(config.run or 'demo')} "
-                         f"TO={quoted(config.to or 'model')}")
+        raise UsageError(
+            f"{'TO' if config.run else 'RUN'} is missing. Type: make export-model RUN={quoted(config.run or 'demo')} "
+            f"TO={quoted(config.to or 'model')}"
+        )
     to = Path(config.to).expanduser()
     if to.exists() or to.is_symlink():
-        free = next(name for number in itertools.count(2) if not os.path.lexists(name := f"{to}-{number}"))
-        raise UsageError(f"TO={config.to} is there already; name another folder", instead={"TO": free})
+        free = next(
+            name for number in itertools.count(2) if not os.path.lexists(name := f"{to}-{number}")
+        )
+        raise UsageError(
+            f"TO={config.to} is there already; name another folder", instead={"TO": free}
+        )
     if not to.parent.is_dir():
         raise UsageError(f"TO={config.to}: {to.parent} is no folder; make it, or name another")
     from train.run.rundir import run_folder
 
-    run = run_folder(config.runs, config.run)               # a mistyped name is answered before torch is loaded
+    run = run_folder(config.runs, config.run)  # a mistyped name is answered before torch is loaded
     import numpy as np
 
     from base import durable
@@ -78,10 +86,18 @@ def export(config: ExportConfig, found: dict[str, Any] | None = None) -> Path:
 
     model, cache, splits = of_run(run, config.method, "cpu", Path(config.cache))
     split = splits[0]
-    rows = np.concatenate([part[:: -(-len(part) // (COMPARED // 4))] for part in (split.val, split.test, split.labelled, split.unlabelled) if len(part)])
+    rows = np.concatenate(
+        [
+            part[:: -(-len(part) // (COMPARED // 4))]
+            for part in (split.val, split.test, split.labelled, split.unlabelled)
+            if len(part)
+        ]
+    )
     temp = None
     try:
-        temp = Path(tempfile.mkdtemp(prefix=f".{to.name}.", suffix=".tmp", dir=to.parent))         # nobody else's, whoever exports here too
+        temp = Path(
+            tempfile.mkdtemp(prefix=f".{to.name}.", suffix=".tmp", dir=to.parent)
+        )  # nobody else's, whoever exports here too
         temp.chmod(0o777 & ~_umask())
         write_tensors(model, temp)
         told, far = _onnx(model, temp, [emb_ND[np.sort(rows)] for emb_ND in cache.emb])
@@ -98,12 +114,24 @@ def export(config: ExportConfig, found: dict[str, Any] | None = None) -> Path:
             shutil.rmtree(temp, ignore_errors=True)
     size = sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
     if found is not None:
-        found |= {"folder": str(to), "bytes": size, "method": model.method, "views": model.names, "seeds": model.seeds, "onnx_difference": far}
+        found |= {
+            "folder": str(to),
+            "bytes": size,
+            "method": model.method,
+            "views": model.names,
+            "seeds": model.seeds,
+            "onnx_difference": far,
+        }
     elsewhere = [view.name for view in model.views if view.spec["backend"] == IMPORTED]
-    use = f"the view {elsewhere[0]!r} was imported, so that no images can be embedded for it here: use joint.onnx, or in Python predict.from_run.open_model" \
-        if elsewhere else f"label images with it: make predict MODEL={quoted(config.to)} IMAGES=photos/"
-    print(f"run {run}: {model.method} on {', '.join(model.names)}, {counted(len(model.seeds), 'seed')}, in {to}, {size / 1e6:,.1f} MB\n{told}\n{use}",
-          flush=True)
+    use = (
+        f"the view {elsewhere[0]!r} was imported, so that no images can be embedded for it here: use joint.onnx, or in Python predict.from_run.open_model"
+        if elsewhere
+        else f"label images with it: make predict MODEL={quoted(config.to)} IMAGES=photos/"
+    )
+    print(
+        f"run {run}: {model.method} on {', '.join(model.names)}, {counted(len(model.seeds), 'seed')}, in {to}, {size / 1e6:,.1f} MB\n{told}\n{use}",
+        flush=True,
+    )
     return to
 
 
@@ -124,14 +152,22 @@ def _onnx(model: "Model", folder: Path, emb_V: "list[np.ndarray]") -> tuple[str,
     except ImportError as error:
         for left in folder.glob("joint.onnx*"):
             left.unlink()
-        return f"joint.onnx is left out: {error.name} is not installed. For it, type: {NO_ONNX}   and export again", None
+        return (
+            f"joint.onnx is left out: {error.name} is not installed. For it, type: {NO_ONNX}   and export again",
+            None,
+        )
     if not far < ALLOWED:
-        raise IntegrityError(f"joint.onnx differs from torch by {far:.2g} in a log-probability of {len(emb_V[0])} real rows, allowed {ALLOWED:g}; nothing is "
-                             "written. Another onnxruntime may compute otherwise; without onnx installed the folder is written without the file")
+        raise IntegrityError(
+            f"joint.onnx differs from torch by {far:.2g} in a log-probability of {len(emb_V[0])} real rows, allowed {ALLOWED:g}; nothing is "
+            "written. Another onnxruntime may compute otherwise; without onnx installed the folder is written without the file"
+        )
     for file in files:
         with file.open("rb+") as handle:
             os.fsync(handle.fileno())
-    return f"joint.onnx: largest difference of a log-probability from torch {far:.2g}, on {len(emb_V[0]):,} real rows, allowed {ALLOWED:g}", far
+    return (
+        f"joint.onnx: largest difference of a log-probability from torch {far:.2g}, on {len(emb_V[0]):,} real rows, allowed {ALLOWED:g}",
+        far,
+    )
 
 
 if __name__ == "__main__":

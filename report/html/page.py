@@ -36,8 +36,11 @@ def join(parts: Iterable[object], between: str = "") -> Html:
 
 def tag(name: str, /, *children: object, **attributes: object) -> Html:
     """tag("p", "a < b", class_="lead", data_x=1) -> <p class="lead" data-x="1">a &lt; b</p>. None leaves an attribute out, True gives it no value."""
-    given = "".join(f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{esc(value)}"')
-                    for key, value in attributes.items() if value is not None and value is not False)
+    given = "".join(
+        f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{esc(value)}"')
+        for key, value in attributes.items()
+        if value is not None and value is not False
+    )
     return Html(f"<{name}{given}>" + ("" if name in VOID else f"{join(children)}</{name}>"))
 
 
@@ -84,26 +87,83 @@ class Cell:
     value: float | str | None = None
 
 
-def table(columns: Sequence[Column], rows: Sequence[Sequence[object]], *, name: str = "", filtered: str = "", sortable: bool = True, tall: bool = False,
-          marked: Sequence[int] = ()) -> Html:
+def table(
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[object]],
+    *,
+    name: str = "",
+    filtered: str = "",
+    sortable: bool = True,
+    tall: bool = False,
+    marked: Sequence[int] = (),
+) -> Html:
     """A table; its columns sort by a click or Enter. filtered: the placeholder of a field that hides the rows without its text; tall: it scrolls
     in itself; marked: the numbers of rows that stand out. A cell is text, a number, Html or Cell."""
-    head = [tag("th", tag("button", column.title, type="button") if sortable and column.title else column.title, scope="col",
-                class_="number" if column.number else None, title=column.about or None) for column in columns]
-    body = [tag("tr", *[_cell(cell, column, first=not place) for place, (cell, column) in enumerate(zip(row, columns, strict=True))],
-                class_="marked" if number in marked else None) for number, row in enumerate(rows)]
-    field = tag("p", tag("input", type="search", placeholder=filtered, aria_label=filtered, class_="filter"), tag("span", class_="count", aria_live="polite"),
-                class_="controls") if filtered else ""
-    whole = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body), class_="sortable" if sortable else None, id=name or None)
-    return tag("div", field, tag("div", whole, class_="scroll tall" if tall else "scroll", tabindex="0" if tall else None), class_="tabled")
+    head = [
+        tag(
+            "th",
+            tag("button", column.title, type="button")
+            if sortable and column.title
+            else column.title,
+            scope="col",
+            class_="number" if column.number else None,
+            title=column.about or None,
+        )
+        for column in columns
+    ]
+    body = [
+        tag(
+            "tr",
+            *[
+                _cell(cell, column, first=not place)
+                for place, (cell, column) in enumerate(zip(row, columns, strict=True))
+            ],
+            class_="marked" if number in marked else None,
+        )
+        for number, row in enumerate(rows)
+    ]
+    field = (
+        tag(
+            "p",
+            tag("input", type="search", placeholder=filtered, aria_label=filtered, class_="filter"),
+            tag("span", class_="count", aria_live="polite"),
+            class_="controls",
+        )
+        if filtered
+        else ""
+    )
+    whole = tag(
+        "table",
+        tag("thead", tag("tr", *head)),
+        tag("tbody", *body),
+        class_="sortable" if sortable else None,
+        id=name or None,
+    )
+    return tag(
+        "div",
+        field,
+        tag(
+            "div", whole, class_="scroll tall" if tall else "scroll", tabindex="0" if tall else None
+        ),
+        class_="tabled",
+    )
 
 
 def _cell(cell: object, column: Column, first: bool) -> Html:
     if not isinstance(cell, Cell):
-        cell = Cell(f"{cell:,.4g}" if isinstance(cell, float) else cell, cell if isinstance(cell, int | float) else None)
+        cell = Cell(
+            f"{cell:,.4g}" if isinstance(cell, float) else cell,
+            cell if isinstance(cell, int | float) else None,
+        )
     value = short(cell.value, 6) if isinstance(cell.value, int | float) else cell.value
-    return tag("th" if first else "td", "" if cell.shown is None else cell.shown, scope="row" if first else None, data_v=value,
-               class_="number" if column.number else None, title=cell.shown if type(cell.shown) is str and len(cell.shown) > 16 else None)
+    return tag(
+        "th" if first else "td",
+        "" if cell.shown is None else cell.shown,
+        scope="row" if first else None,
+        data_v=value,
+        class_="number" if column.number else None,
+        title=cell.shown if type(cell.shown) is str and len(cell.shown) > 16 else None,
+    )
 
 
 def note(*text: object, warning: bool = False) -> Html:
@@ -113,12 +173,21 @@ def note(*text: object, warning: bool = False) -> Html:
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Html:
     """A list of what is what."""
-    return tag("dl", *[tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs], class_="facts")
+    return tag(
+        "dl",
+        *[tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs],
+        class_="facts",
+    )
 
 
 def command(text: str) -> Html:
     """A command to type, with a button that copies it."""
-    return tag("div", tag("code", text), tag("button", "copy", type="button", class_="copy"), class_="command")
+    return tag(
+        "div",
+        tag("code", text),
+        tag("button", "copy", type="button", class_="copy"),
+        class_="command",
+    )
 
 
 def gallery(cards: Sequence["Card"], *, empty: str = "none", **attributes: object) -> Html:
@@ -140,11 +209,30 @@ class Card:
     values: tuple[tuple[str, object], ...] = ()
 
     def html(self) -> Html:
-        image = tag("img", src=self.uri, alt=self.key, width=self.width, height=self.height, decoding="async",
-                    class_="coarse" if max(self.width, self.height) < 48 else None) if self.uri else tag("span", "no picture", class_="blank")
+        image = (
+            tag(
+                "img",
+                src=self.uri,
+                alt=self.key,
+                width=self.width,
+                height=self.height,
+                decoding="async",
+                class_="coarse" if max(self.width, self.height) < 48 else None,
+            )
+            if self.uri
+            else tag("span", "no picture", class_="blank")
+        )
         text = [tag("span", line, class_="line") for line in self.lines]
-        return tag("li", tag("figure", image, tag("figcaption", *text, tag("span", self.key, class_="key", title=self.key))), tabindex="0",
-                   **{f"data_{name}": value for name, value in self.values})
+        return tag(
+            "li",
+            tag(
+                "figure",
+                image,
+                tag("figcaption", *text, tag("span", self.key, class_="key", title=self.key)),
+            ),
+            tabindex="0",
+            **{f"data_{name}": value for name, value in self.values},
+        )
 
 
 def grid(*parts: object) -> Html:
@@ -168,27 +256,77 @@ def page_file(to: str, example: str) -> Path:
     if path.suffix != ".html":
         raise UsageError(f"TO={to}: the page is an .html file. Type: {example}")
     if path.is_dir() or (path.is_file() and b'content="coview"' not in path.read_bytes()[:4096]):
-        raise UsageError(f"TO={to} is there already, and is no page that was made here; name another file. Type: {example}")
+        raise UsageError(
+            f"TO={to} is there already, and is no page that was made here; name another file. Type: {example}"
+        )
     return path
 
 
-def page(title: str, sections: Sequence[Section], *, kind: str = "report", intro: object = "", scripts: Sequence[str] = ()) -> str:
+def page(
+    title: str,
+    sections: Sequence[Section],
+    *,
+    kind: str = "report",
+    intro: object = "",
+    scripts: Sequence[str] = (),
+) -> str:
     """The whole file. intro stands below the title; scripts are further files of assets/ beside page.js."""
     style = (ASSETS / "page.css").read_text(encoding="utf-8")
-    code = [(ASSETS / name).read_text(encoding="utf-8") for name in ("page.js", "charts.js", *scripts)]
-    digests = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in code)
+    code = [
+        (ASSETS / name).read_text(encoding="utf-8") for name in ("page.js", "charts.js", *scripts)
+    ]
+    digests = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+        for text in code
+    )
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {digests}; base-uri 'none'; form-action 'none'"
-    head = tag("head", tag("meta", charset="utf-8"), tag("meta", http_equiv="Content-Security-Policy", content=policy),
-               tag("meta", name="viewport", content="width=device-width, initial-scale=1"), tag("meta", name="color-scheme", content="light dark"),
-               tag("meta", name="generator", content="coview"), tag("link", rel="icon", href="data:,"),
-               tag("title", f"{title} · {kind}"), tag("style", Html(style)))
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", name="generator", content="coview"),
+        tag("link", rel="icon", href="data:,"),
+        tag("title", f"{title} · {kind}"),
+        tag("style", Html(style)),
+    )
     links = [tag("a", section.title, href=f"#{section.name}") for section in sections]
-    top = tag("header", tag("div", tag("span", kind, class_="kind"), tag("a", title, href="#top", class_="name"),
-                            tag("nav", *links, aria_label="sections"),
-                            tag("button", "◐", type="button", id="theme", title="light or dark", aria_label="light or dark"), class_="bar"), class_="top")
-    parts = [tag("section", tag("h2", section.title), tag("p", section.lead, class_="lead") if section.lead else "", section.body, id=section.name)
-             for section in sections]
-    body = tag("body", tag("a", "to the content", href="#top", class_="skip"), top,
-               tag("main", tag("h1", title), intro, *parts, id="top"), tag("div", id="tip", role="tooltip", hidden=True),
-               *[tag("script", Html(text)) for text in code])
+    top = tag(
+        "header",
+        tag(
+            "div",
+            tag("span", kind, class_="kind"),
+            tag("a", title, href="#top", class_="name"),
+            tag("nav", *links, aria_label="sections"),
+            tag(
+                "button",
+                "◐",
+                type="button",
+                id="theme",
+                title="light or dark",
+                aria_label="light or dark",
+            ),
+            class_="bar",
+        ),
+        class_="top",
+    )
+    parts = [
+        tag(
+            "section",
+            tag("h2", section.title),
+            tag("p", section.lead, class_="lead") if section.lead else "",
+            section.body,
+            id=section.name,
+        )
+        for section in sections
+    ]
+    body = tag(
+        "body",
+        tag("a", "to the content", href="#top", class_="skip"),
+        top,
+        tag("main", tag("h1", title), intro, *parts, id="top"),
+        tag("div", id="tip", role="tooltip", hidden=True),
+        *[tag("script", Html(text)) for text in code],
+    )
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"

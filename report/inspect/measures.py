@@ -8,19 +8,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CHUNK, QUERIES = 16_384, 1_024      # rows of a bank and of a question at a time: 64 MB of similarities
-BUDGET = 1e12                       # products of a search; beyond it fewer rows are asked
-SAMPLE = 2_048                      # rows for CKA and the spectrum
-NEIGHBOURS = 3                      # of each row, looked at for near-duplicates
-DEVIATIONS = 4.0                    # how much closer than usual a near-duplicate is
-FEW = 100                           # distances that say what is usual
-SAME = 3e-3                         # the distance of unit vectors below which float16 and float32 tell no difference
+CHUNK, QUERIES = 16_384, 1_024  # rows of a bank and of a question at a time: 64 MB of similarities
+BUDGET = 1e12  # products of a search; beyond it fewer rows are asked
+SAMPLE = 2_048  # rows for CKA and the spectrum
+NEIGHBOURS = 3  # of each row, looked at for near-duplicates
+DEVIATIONS = 4.0  # how much closer than usual a near-duplicate is
+FEW = 100  # distances that say what is usual
+SAME = 3e-3  # the distance of unit vectors below which float16 and float32 tell no difference
 
 
-def chunks(emb_ND: np.ndarray, rows: np.ndarray, size: int = CHUNK) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def chunks(
+    emb_ND: np.ndarray, rows: np.ndarray, size: int = CHUNK
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(row numbers, their embeddings as float32)."""
     for first in range(0, len(rows), size):
-        part = rows[first:first + size]
+        part = rows[first : first + size]
         yield part, np.take(emb_ND, part, axis=0).astype(np.float32)
 
 
@@ -50,7 +52,7 @@ def dimensions(emb_ND: np.ndarray, rows: np.ndarray) -> Dimensions:
         if low is None or high is None:
             low, high, mean, spread = x.min(0), x.max(0), wide.mean(0), np.zeros(x.shape[1])
         low, high = np.minimum(low, x.min(0)), np.maximum(high, x.max(0))
-        far = wide.mean(0) - mean                           # Chan, Golub & LeVeque 1979: no difference of large sums
+        far = wide.mean(0) - mean  # Chan, Golub & LeVeque 1979: no difference of large sums
         spread += ((wide - wide.mean(0)) ** 2).sum(0) + far**2 * count * len(x) / (count + len(x))
         mean = mean + far * len(x) / (count + len(x))
         count += len(x)
@@ -61,7 +63,14 @@ def dimensions(emb_ND: np.ndarray, rows: np.ndarray) -> Dimensions:
     x = next(chunks(emb_ND, spaced(rows, SAMPLE), SAMPLE))[1].astype(np.float64)
     x -= x.mean(0)
     gram = x @ x.T
-    return Dimensions(mean, std, constant, weak, np.concatenate(norms), float(np.trace(gram) ** 2 / max((gram**2).sum(), 1e-300)))
+    return Dimensions(
+        mean,
+        std,
+        constant,
+        weak,
+        np.concatenate(norms),
+        float(np.trace(gram) ** 2 / max((gram**2).sum(), 1e-300)),
+    )
 
 
 def units(x_nD: np.ndarray, mean_D: np.ndarray) -> np.ndarray:
@@ -71,7 +80,9 @@ def units(x_nD: np.ndarray, mean_D: np.ndarray) -> np.ndarray:
     return x / np.where(length == 0, 1, length)
 
 
-def nearest(emb_ND: np.ndarray, mean_D: np.ndarray, bank: np.ndarray, asked: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    emb_ND: np.ndarray, mean_D: np.ndarray, bank: np.ndarray, asked: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The k most similar rows of `bank` to each row that is `asked`, itself left out: cosines and row numbers, (Q, at most k), most similar first, of equal
     ones the first row."""
     k = min(k, len(bank) - 1 if len(np.intersect1d(bank, asked)) else len(bank))
@@ -85,16 +96,24 @@ def nearest(emb_ND: np.ndarray, mean_D: np.ndarray, bank: np.ndarray, asked: np.
             place = np.clip(np.searchsorted(part, asked[at]), 0, len(part) - 1)
             own = part[place] == asked[at]
             found[np.flatnonzero(own), place[own]] = -np.inf
-            best, line = np.empty((len(question), min(k, len(part))), np.int64), np.arange(len(question))
+            best, line = (
+                np.empty((len(question), min(k, len(part))), np.int64),
+                np.arange(len(question)),
+            )
             told = np.empty(best.shape, np.float32)
-            for rank in range(best.shape[1]):               # for few neighbours several times faster than a partition
+            for rank in range(
+                best.shape[1]
+            ):  # for few neighbours several times faster than a partition
                 best[:, rank] = found.argmax(1)
                 told[:, rank] = found[line, best[:, rank]]
                 found[line, best[:, rank]] = -np.inf
             both = np.concatenate([cosine[at], told], 1)
             rows = np.concatenate([row[at], part[best]], 1)
             order = np.lexsort((rows, -both))[:, :k]
-            cosine[at], row[at] = np.take_along_axis(both, order, 1), np.take_along_axis(rows, order, 1)
+            cosine[at], row[at] = (
+                np.take_along_axis(both, order, 1),
+                np.take_along_axis(rows, order, 1),
+            )
     return cosine, row
 
 
@@ -113,10 +132,17 @@ def cka(x_nD: np.ndarray, y_nD: np.ndarray) -> float:
 
 def _hsic(x_nD: np.ndarray, y_nD: np.ndarray) -> float:
     n = len(x_nD)
-    k, m = ((z - z.mean(0)) @ (z - z.mean(0)).T for z in (x_nD.astype(np.float64), y_nD.astype(np.float64)))
+    k, m = (
+        (z - z.mean(0)) @ (z - z.mean(0)).T
+        for z in (x_nD.astype(np.float64), y_nD.astype(np.float64))
+    )
     np.fill_diagonal(k, 0)
     np.fill_diagonal(m, 0)
-    return float(((k * m).sum() + k.sum() * m.sum() / (n - 1) / (n - 2) - 2 * k.sum(0) @ m.sum(0) / (n - 2)) / n / (n - 3))
+    return float(
+        ((k * m).sum() + k.sum() * m.sum() / (n - 1) / (n - 2) - 2 * k.sum(0) @ m.sum(0) / (n - 2))
+        / n
+        / (n - 3)
+    )
 
 
 @dataclass(frozen=True)
@@ -136,15 +162,25 @@ class Overlap:
     def kappa(self) -> float:
         """Cohen's kappa of the two error columns: 1 the same errors, 0 as if they knew nothing of each other, below 0 they avoid each other's."""
         agree = (self.both + self.none) / self.n
-        chance = ((self.both + self.first) * (self.both + self.second) + (self.second + self.none) * (self.first + self.none)) / self.n**2
+        chance = (
+            (self.both + self.first) * (self.both + self.second)
+            + (self.second + self.none) * (self.first + self.none)
+        ) / self.n**2
         return (agree - chance) / (1 - chance) if chance < 1 else float("nan")
 
     @property
     def error(self) -> float:
         """The large-sample standard error of kappa (Cohen 1960)."""
         agree = (self.both + self.none) / self.n
-        chance = ((self.both + self.first) * (self.both + self.second) + (self.second + self.none) * (self.first + self.none)) / self.n**2
-        return float(np.sqrt(agree * (1 - agree) / self.n) / (1 - chance)) if chance < 1 else float("nan")
+        chance = (
+            (self.both + self.first) * (self.both + self.second)
+            + (self.second + self.none) * (self.first + self.none)
+        ) / self.n**2
+        return (
+            float(np.sqrt(agree * (1 - agree) / self.n) / (1 - chance))
+            if chance < 1
+            else float("nan")
+        )
 
     @property
     def q(self) -> float:
@@ -159,8 +195,12 @@ class Overlap:
 
 
 def overlap(right_one: np.ndarray, right_two: np.ndarray) -> Overlap:
-    return Overlap(int((right_one & right_two).sum()), int((right_one & ~right_two).sum()), int((~right_one & right_two).sum()),
-                   int((~right_one & ~right_two).sum()))
+    return Overlap(
+        int((right_one & right_two).sum()),
+        int((right_one & ~right_two).sum()),
+        int((~right_one & right_two).sum()),
+        int((~right_one & ~right_two).sum()),
+    )
 
 
 def copies(sha256: Sequence[str], rows: np.ndarray) -> list[list[int]]:
@@ -182,8 +222,14 @@ class Near:
     pairs: list[tuple[int, int, list[float]]]
 
 
-def near_duplicates(emb_V: Sequence[np.ndarray], mean_V: Sequence[np.ndarray], held: np.ndarray, all_rows: np.ndarray, role_N: np.ndarray,
-                    budget: float = BUDGET) -> Near:
+def near_duplicates(
+    emb_V: Sequence[np.ndarray],
+    mean_V: Sequence[np.ndarray],
+    held: np.ndarray,
+    all_rows: np.ndarray,
+    role_N: np.ndarray,
+    budget: float = BUDGET,
+) -> Near:
     """Pairs of a held-out row and one of another role that are far more similar than a row and its nearest neighbour usually are, in every view.
 
     Usual is measured on these very rows: the logarithm of the distance to the nearest neighbour, its median, and 1.4826 times the median deviation from
@@ -195,16 +241,25 @@ def near_duplicates(emb_V: Sequence[np.ndarray], mean_V: Sequence[np.ndarray], h
     for emb_ND, mean_D in zip(emb_V, mean_V, strict=True):
         cosine, row = nearest(emb_ND, mean_D, all_rows, asked, NEIGHBOURS)
         distance = np.sqrt(np.maximum(2 - 2 * cosine[:, 0].astype(np.float64), 0))
-        known = np.log(distance[distance > SAME]) if (distance > SAME).sum() >= FEW else np.full(1, np.log(SAME))      # too few to say what is usual
+        known = (
+            np.log(distance[distance > SAME])
+            if (distance > SAME).sum() >= FEW
+            else np.full(1, np.log(SAME))
+        )  # too few to say what is usual
         middle = np.median(known)
         least = np.exp(middle - DEVIATIONS * 1.4826 * np.median(np.abs(known - middle)))
         least_V.append(float(1 - max(least, SAME) ** 2 / 2))
         where = np.argwhere((cosine >= least_V[-1]) & (role_N[row] != role_N[asked][:, None]))
         candidates |= {(int(asked[q]), int(row[q, k])) for q, k in where}
     pairs = []
-    for one, other in {tuple(pair) if role_N[pair[1]] != "test" else pair[::-1] for pair in candidates}:
+    for one, other in {
+        tuple(pair) if role_N[pair[1]] != "test" else pair[::-1] for pair in candidates
+    }:
         two = np.array([one, other])
-        both_V = [units(np.take(emb_ND, two, axis=0).astype(np.float32), mean_D) for emb_ND, mean_D in zip(emb_V, mean_V, strict=True)]
+        both_V = [
+            units(np.take(emb_ND, two, axis=0).astype(np.float32), mean_D)
+            for emb_ND, mean_D in zip(emb_V, mean_V, strict=True)
+        ]
         cosines = [float(x[0] @ x[1]) for x in both_V]
         if all(cosine >= least for cosine, least in zip(cosines, least_V, strict=True)):
             pairs.append((one, other, cosines))

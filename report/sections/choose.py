@@ -19,7 +19,11 @@ def entropy(p_nC: np.ndarray) -> np.ndarray:
 
 def divergence(views_VnC: np.ndarray) -> np.ndarray:
     """(n,) Jensen-Shannon divergence of the views' distributions, in nats: 0 where they say the same, log V where each is sure of another class."""
-    return np.maximum(entropy(views_VnC.mean(0)) - entropy(views_VnC).mean(0), 0) if len(views_VnC) else np.zeros(views_VnC.shape[1])
+    return (
+        np.maximum(entropy(views_VnC.mean(0)) - entropy(views_VnC).mean(0), 0)
+        if len(views_VnC)
+        else np.zeros(views_VnC.shape[1])
+    )
 
 
 def disagreeing(views_VnC: np.ndarray, most: int, per_pair: int = 4) -> np.ndarray:
@@ -32,17 +36,26 @@ def disagreeing(views_VnC: np.ndarray, most: int, per_pair: int = 4) -> np.ndarr
     against_Vn = np.where(pick_Vn != first, sure_Vn, 0)
     second = np.take_along_axis(pick_Vn, against_Vn.argmax(0)[None], 0)[0]
     score = against_Vn.max(0)
-    return _spread_out(score, [tuple(sorted(pair)) for pair in zip(first.tolist(), second.tolist(), strict=True)], most, per_pair)
+    return _spread_out(
+        score,
+        [tuple(sorted(pair)) for pair in zip(first.tolist(), second.tolist(), strict=True)],
+        most,
+        per_pair,
+    )
 
 
 def errors(joint_nC: np.ndarray, label_n: np.ndarray, most: int, per_pair: int = 6) -> np.ndarray:
     """Images that are classified wrongly, the most confident first; at most per_pair of each pair (label, prediction)."""
     pred_n = joint_nC.argmax(-1)
     score = np.where(pred_n != label_n, joint_nC.max(-1), 0)
-    return _spread_out(score, list(zip(label_n.tolist(), pred_n.tolist(), strict=True)), most, per_pair)
+    return _spread_out(
+        score, list(zip(label_n.tolist(), pred_n.tolist(), strict=True)), most, per_pair
+    )
 
 
-def _spread_out(score_n: np.ndarray, kinds: Sequence[tuple[int, int]], most: int, per_kind: int) -> np.ndarray:
+def _spread_out(
+    score_n: np.ndarray, kinds: Sequence[tuple[int, int]], most: int, per_kind: int
+) -> np.ndarray:
     """The rows of the highest positive scores, at most per_kind of each kind."""
     taken: dict[tuple[int, int], int] = {}
     chosen = []
@@ -55,14 +68,18 @@ def _spread_out(score_n: np.ndarray, kinds: Sequence[tuple[int, int]], most: int
     return np.array(chosen, np.int64)
 
 
-def label_next(joint_nC: np.ndarray, views_VnC: np.ndarray, emb_nD: np.ndarray, most: int, candidates: int = 4) -> np.ndarray:
+def label_next(
+    joint_nC: np.ndarray, views_VnC: np.ndarray, emb_nD: np.ndarray, most: int, candidates: int = 4
+) -> np.ndarray:
     """Images whose label would teach most: disagreement of the views × uncertainty of the joint picks most × candidates, of the scores below a quarter of
     the best no more than `most` needs; and of these each next one is the farthest from all that are chosen already (greedy farthest point, in cosine
     distance). One view: uncertainty alone."""
     unsure = entropy(joint_nC) / np.log(joint_nC.shape[1])
-    score = unsure * divergence(views_VnC) / np.log(len(views_VnC)) if len(views_VnC) > 1 else unsure
-    top = np.argsort(-score, kind="stable")[:most * candidates]
-    top = top[:max(most, int((score[top] >= score.max(initial=0) / 4).sum()))]
+    score = (
+        unsure * divergence(views_VnC) / np.log(len(views_VnC)) if len(views_VnC) > 1 else unsure
+    )
+    top = np.argsort(-score, kind="stable")[: most * candidates]
+    top = top[: max(most, int((score[top] >= score.max(initial=0) / 4).sum()))]
     if not len(top):
         return top
     x = emb_nD[top].astype(np.float32)
@@ -88,11 +105,15 @@ def wrong_labels(joint_nC: np.ndarray, label_n: np.ndarray, most: int) -> tuple[
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = find_label_issues(label_n, joint_nC, return_indices_ranked_by="normalized_margin", n_jobs=1)
+            found = find_label_issues(
+                label_n, joint_nC, return_indices_ranked_by="normalized_margin", n_jobs=1
+            )
         return np.asarray(found[:most], np.int64), "cleanlab"
     own_n = joint_nC[np.arange(len(label_n)), label_n]
     count_C = np.bincount(label_n, minlength=joint_nC.shape[1])
-    threshold_C = np.where(count_C, np.bincount(label_n, own_n, joint_nC.shape[1]) / np.maximum(count_C, 1), np.inf)
+    threshold_C = np.where(
+        count_C, np.bincount(label_n, own_n, joint_nC.shape[1]) / np.maximum(count_C, 1), np.inf
+    )
     counts_nC = np.where(joint_nC >= threshold_C, joint_nC, -1)
     suspected_n = (counts_nC.max(1) >= 0) & (counts_nC.argmax(1) != label_n)
     others_nC = joint_nC.copy()

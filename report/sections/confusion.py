@@ -16,31 +16,98 @@ def confusion(run: Run, names: Sequence[str]) -> Section:
     """Counts of (label, prediction), summed over the seeds, of every method's joint on validation and test; a click on a cell filters the gallery of errors."""
     shown = [run.method, *[name for name in run.methods if name != run.method]]
     room = MOST_CELLS // len(shown) // 2
-    sets = [{"name": f"{title(method)}, {text}", "split": text, "seeds": len(run.parts[method][split].pred_En),
-             "cells": cells(run.parts[method][split], room), "totals": totals(run.parts[method][split], len(names))}
-            for method in shown for split, text in SPLITS.items()]
+    sets = [
+        {
+            "name": f"{title(method)}, {text}",
+            "split": text,
+            "seeds": len(run.parts[method][split].pred_En),
+            "cells": cells(run.parts[method][split], room),
+            "totals": totals(run.parts[method][split], len(names)),
+        }
+        for method in shown
+        for split, text in SPLITS.items()
+    ]
     part = run.parts[run.method]["val"]
     order = by_likeness(part, len(names)) if 30 < len(names) <= MOST_ORDERED else []
     spec = {"classes": list(names), "sets": sets, "order": order}
     options = [tag("option", one["name"], value=number) for number, one in enumerate(sets)]
-    controls = tag("p", tag("label", "of", tag("select", *options, id="confusion-set")),
-                   tag("label", "order", tag("select", tag("option", "by name", value="name"), tag("option", "alike together", value="alike"),
-                                             id="confusion-order")) if order else "",
-                   tag("input", type="search", id="confusion-class", placeholder="find a class",
-                       aria_label="a class, with those that it is confused with", list="class-names") if len(names) > 30 else "",
-                   tag("button", "whole matrix", type="button", id="confusion-whole", hidden=True), class_="controls")
-    listed = tag("datalist", *[tag("option", value=name) for name in names], id="class-names") if len(names) > 30 else ""
-    rows = [[names[t], names[p], Cell(f"{count / len(part.pred_En):,.1f}", count), Cell(f"{100 * share:.0f}", share), _show(t, p)]
-            for t, p, count, share in pairs(part, len(names))]
-    columns = [Column("label"), Column("taken for"), Column("images", True, "mean over the seeds"), Column("share in %", True, "of the label's images"),
-               Column("")]
-    worst = table(columns, rows, name="pairs-table", tall=len(rows) > 12) if rows else note("Nothing was confused.")
-    left = tag("div", tag("div", id="confusion-view"), tag("p", id="confusion-told", class_="note", aria_live="polite"), class_="side")
+    controls = tag(
+        "p",
+        tag("label", "of", tag("select", *options, id="confusion-set")),
+        tag(
+            "label",
+            "order",
+            tag(
+                "select",
+                tag("option", "by name", value="name"),
+                tag("option", "alike together", value="alike"),
+                id="confusion-order",
+            ),
+        )
+        if order
+        else "",
+        tag(
+            "input",
+            type="search",
+            id="confusion-class",
+            placeholder="find a class",
+            aria_label="a class, with those that it is confused with",
+            list="class-names",
+        )
+        if len(names) > 30
+        else "",
+        tag("button", "whole matrix", type="button", id="confusion-whole", hidden=True),
+        class_="controls",
+    )
+    listed = (
+        tag("datalist", *[tag("option", value=name) for name in names], id="class-names")
+        if len(names) > 30
+        else ""
+    )
+    rows = [
+        [
+            names[t],
+            names[p],
+            Cell(f"{count / len(part.pred_En):,.1f}", count),
+            Cell(f"{100 * share:.0f}", share),
+            _show(t, p),
+        ]
+        for t, p, count, share in pairs(part, len(names))
+    ]
+    columns = [
+        Column("label"),
+        Column("taken for"),
+        Column("images", True, "mean over the seeds"),
+        Column("share in %", True, "of the label's images"),
+        Column(""),
+    ]
+    worst = (
+        table(columns, rows, name="pairs-table", tall=len(rows) > 12)
+        if rows
+        else note("Nothing was confused.")
+    )
+    left = tag(
+        "div",
+        tag("div", id="confusion-view"),
+        tag("p", id="confusion-told", class_="note", aria_live="polite"),
+        class_="side",
+    )
     right = tag("div", tag("h3", f"Most confused pairs, {SPLITS['val']}"), worst, class_="side")
-    return Section("confusion", "Confusion", join([controls, listed, tag("div", left, right, class_="pair"), data(spec, id="confusion-data")]),
+    return Section(
+        "confusion",
+        "Confusion",
+        join(
+            [
+                controls,
+                listed,
+                tag("div", left, right, class_="pair"),
+                data(spec, id="confusion-data"),
+            ]
+        ),
         "Rows are labels, columns what the joint says. Blue: right, orange: wrong, each as a share of its row. A click or Enter on a cell shows its images "
         "in the gallery of errors (of the validation split, whatever the matrix counts); arrow keys move, Escape shows all again. "
-        f"Of many classes only the {MOST_CELLS:,} most frequent cells of all methods are here; shares are of all images of the label.")
+        f"Of many classes only the {MOST_CELLS:,} most frequent cells of all methods are here; shares are of all images of the label.",
+    )
 
 
 def cells(part: Part, most: int) -> list[list[int]]:
@@ -48,7 +115,10 @@ def cells(part: Part, most: int) -> list[list[int]]:
     width = int(max(part.label_n.max(), part.pred_En.max())) + 1
     both, count = np.unique(part.label_n * width + part.pred_En, return_counts=True)
     keep = np.sort(np.argsort(-count, kind="stable")[:most])
-    return [[int(pair // width), int(pair % width), int(n)] for pair, n in zip(both[keep], count[keep], strict=True)]
+    return [
+        [int(pair // width), int(pair % width), int(n)]
+        for pair, n in zip(both[keep], count[keep], strict=True)
+    ]
 
 
 def totals(part: Part, classes: int) -> list[int]:
@@ -59,7 +129,10 @@ def totals(part: Part, classes: int) -> list[int]:
 def pairs(part: Part, classes: int) -> list[tuple[int, int, int, float]]:
     """(label, prediction, count over the seeds, share of the label's images) of the pairs most often confused."""
     images = totals(part, classes)
-    found = sorted(((n, t, p) for t, p, n in cells(part, 2**31) if t != p), key=lambda one: (-one[0], one[1], one[2]))
+    found = sorted(
+        ((n, t, p) for t, p, n in cells(part, 2**31) if t != p),
+        key=lambda one: (-one[0], one[1], one[2]),
+    )
     return [(t, p, n, n / images[t]) for n, t, p in found[:MOST_PAIRS]]
 
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from predict.from_run import Opinions
     from train.data.reader import Cache
 
-MOST = 10_000               # images of each split that the model is asked about; of more, evenly spaced ones
-MOST_CELLS = 4e8            # probabilities of one split in memory
-SHOWN = 24                  # pictures of a gallery
-ERRORS = 240                # of the gallery that the confusion matrix filters, whose first SHOWN are seen
+MOST = 10_000  # images of each split that the model is asked about; of more, evenly spaced ones
+MOST_CELLS = 4e8  # probabilities of one split in memory
+SHOWN = 24  # pictures of a gallery
+ERRORS = 240  # of the gallery that the confusion matrix filters, whose first SHOWN are seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,14 +46,31 @@ class Look:
     labelled: np.ndarray
     pictures: Pictures
 
-    def card(self, asked: Asked, at: int, lines: Sequence[object], found: dict[int, Picture], **values: object) -> Card:
+    def card(
+        self,
+        asked: Asked,
+        at: int,
+        lines: Sequence[object],
+        found: dict[int, Picture],
+        **values: object,
+    ) -> Card:
         """The card of asked.rows[at]: the lines, what each view says, the picture if there is one."""
         row, names = int(asked.rows[at]), self.cache.items.classes
         picture = found.get(row)
-        own = [] if len(asked.says.views_VnC) < 2 else [
-            f"{view}: {names[p_C.argmax()]} {p_C.max():.2f}" for view, p_C in zip(self.views, asked.says.views_VnC[:, at], strict=True)]
-        return Card(self.cache.items.keys[row], *((picture.uri, picture.width, picture.height) if picture else ()), lines=[*lines, *own],
-                    values=tuple(values.items()))
+        own = (
+            []
+            if len(asked.says.views_VnC) < 2
+            else [
+                f"{view}: {names[p_C.argmax()]} {p_C.max():.2f}"
+                for view, p_C in zip(self.views, asked.says.views_VnC[:, at], strict=True)
+            ]
+        )
+        return Card(
+            self.cache.items.keys[row],
+            *((picture.uri, picture.width, picture.height) if picture else ()),
+            lines=[*lines, *own],
+            values=tuple(values.items()),
+        )
 
 
 def look(run: Run, cache: Path, root: Path, device: str) -> Look:
@@ -71,8 +88,14 @@ def look(run: Run, cache: Path, root: Path, device: str) -> Look:
         return Asked(few, model([emb_ND[few] for emb_ND in opened.emb]), len(rows))
 
     dataset = cache / opened.items.folder_name
-    return Look(opened, list(opened.names), asked(splits[0].val), asked(never), splits[0].labelled,
-                Pictures(dataset, opened.items, root))
+    return Look(
+        opened,
+        list(opened.names),
+        asked(splits[0].val),
+        asked(never),
+        splits[0].labelled,
+        Pictures(dataset, opened.items, root),
+    )
 
 
 def class_names(run: Run, cache: Path) -> list[str]:
@@ -88,7 +111,11 @@ def class_names(run: Run, cache: Path) -> list[str]:
 
 def spaced(rows: np.ndarray, most: int) -> np.ndarray:
     """At most so many of them, evenly spaced."""
-    return rows if len(rows) <= most else rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(np.int64))]
+    return (
+        rows
+        if len(rows) <= most
+        else rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(np.int64))]
+    )
 
 
 def error_gallery(seen: Look, seeds: int) -> Html:
@@ -98,14 +125,33 @@ def error_gallery(seen: Look, seeds: int) -> Html:
     chosen = choose.errors(asked.says.joint_nC, label_n, ERRORS)
     found = seen.pictures(asked.rows[chosen])
     pred_n, sure_n = asked.says.joint_nC.argmax(-1), asked.says.joint_nC.max(-1)
-    cards = [seen.card(asked, at, [bold("label", names[label_n[at]]), bold("called", names[pred_n[at]], sure_n[at])], found, t=int(label_n[at]),
-                       p=int(pred_n[at])) for at in chosen]
+    cards = [
+        seen.card(
+            asked,
+            at,
+            [bold("label", names[label_n[at]]), bold("called", names[pred_n[at]], sure_n[at])],
+            found,
+            t=int(label_n[at]),
+            p=int(pred_n[at]),
+        )
+        for at in chosen
+    ]
     wrong = int((pred_n != label_n).sum())
     told = f"{wrong:,} of {len(asked.rows):,} validation images{_sampled(asked)} are called wrongly{' by the seeds together' * (seeds > 1)}"
-    return join([tag("h3", "Most confident errors on validation"), note(f"{told}; {len(cards):,} of them are here, at most 6 of a kind."),
-                 tag("p", tag("span", id="errors-told", aria_live="polite"), tag("button", "all", type="button", id="errors-all", hidden=True),
-                     tag("button", "more", type="button", id="errors-more", hidden=len(cards) <= SHOWN), class_="controls"),
-                 gallery(cards, empty="There are none.", id="errors", data_shown=SHOWN)])
+    return join(
+        [
+            tag("h3", "Most confident errors on validation"),
+            note(f"{told}; {len(cards):,} of them are here, at most 6 of a kind."),
+            tag(
+                "p",
+                tag("span", id="errors-told", aria_live="polite"),
+                tag("button", "all", type="button", id="errors-all", hidden=True),
+                tag("button", "more", type="button", id="errors-more", hidden=len(cards) <= SHOWN),
+                class_="controls",
+            ),
+            gallery(cards, empty="There are none.", id="errors", data_shown=SHOWN),
+        ]
+    )
 
 
 def disagreement_gallery(seen: Look) -> Html:
@@ -115,9 +161,16 @@ def disagreement_gallery(seen: Look) -> Html:
         return Html("")
     found = seen.pictures(asked.rows[chosen])
     names, joint_nC = seen.cache.items.classes, asked.says.joint_nC
-    cards = [seen.card(asked, at, [bold("joint", names[joint_nC[at].argmax()], joint_nC[at].max())], found) for at in chosen]
-    about = note(f"Of {len(asked.rows):,} unlabelled images{_sampled(asked)}, those of which two views are surest, of different classes; at most 4 of a pair "
-                 "of classes.")
+    cards = [
+        seen.card(
+            asked, at, [bold("joint", names[joint_nC[at].argmax()], joint_nC[at].max())], found
+        )
+        for at in chosen
+    ]
+    about = note(
+        f"Of {len(asked.rows):,} unlabelled images{_sampled(asked)}, those of which two views are surest, of different classes; at most 4 of a pair "
+        "of classes."
+    )
     return join([tag("h3", "Where the views disagree"), about, gallery(cards)])
 
 
@@ -136,14 +189,36 @@ def next_section(seen: Look) -> Section | None:
     cards = []
     for at in chosen:
         top2 = np.argsort(-asked.says.joint_nC[at], kind="stable")[:2]
-        cards.append(seen.card(asked, at, [f"{' or '.join(f'{names[c]} {asked.says.joint_nC[at, c]:.2f}' for c in top2)}?"], found))
+        cards.append(
+            seen.card(
+                asked,
+                at,
+                [f"{' or '.join(f'{names[c]} {asked.says.joint_nC[at, c]:.2f}' for c in top2)}?"],
+                found,
+            )
+        )
     keys = "\n".join(items.keys[row] for row in asked.rows[chosen])
-    kind = "disagreement of the views × uncertainty of the joint" if len(asked.says.views_VnC) > 1 else "uncertainty"
+    kind = (
+        "disagreement of the views × uncertainty of the joint"
+        if len(asked.says.views_VnC) > 1
+        else "uncertainty"
+    )
     what = "images without a label" if len(bare) else "unlabelled images"
-    return Section("next", "Label these next", join([gallery(cards), tag("details", tag("summary", "their keys, to copy"), command(keys), class_="values")]),
-                   f"Chosen by {kind} among {len(pool):,} {what}{_sampled(asked)}, then spread out so that no two ask the same. No hidden label has a say. "
-                   "To label them, move the files into their classes' folders, or write their labels into the table that DATA is; then type the same "
-                   "make extract once more for each view, which embeds no image again, and train under another RUN.")
+    return Section(
+        "next",
+        "Label these next",
+        join(
+            [
+                gallery(cards),
+                tag(
+                    "details", tag("summary", "their keys, to copy"), command(keys), class_="values"
+                ),
+            ]
+        ),
+        f"Chosen by {kind} among {len(pool):,} {what}{_sampled(asked)}, then spread out so that no two ask the same. No hidden label has a say. "
+        "To label them, move the files into their classes' folders, or write their labels into the table that DATA is; then type the same "
+        "make extract once more for each view, which embeds no image again, and train under another RUN.",
+    )
 
 
 def suspects_section(seen: Look) -> Section | None:
@@ -151,18 +226,35 @@ def suspects_section(seen: Look) -> Section | None:
     who corrects the labels there that the model disputes makes its accuracy look better than it is."""
     items = seen.cache.items
     known = np.flatnonzero(items.label[seen.rest.rows] >= 0)
-    parts = [("validation", seen.val, np.arange(len(seen.val.rows))), ("training", seen.rest, known)]
+    parts = [
+        ("validation", seen.val, np.arange(len(seen.val.rows))),
+        ("training", seen.rest, known),
+    ]
     joint_nC = np.concatenate([asked.says.joint_nC[at] for _, asked, at in parts])
     where = [(split, asked, int(i)) for split, asked, at in parts for i in at]
     label_n = np.concatenate([items.label[asked.rows[at]] for _, asked, at in parts])
     chosen, rule = choose.wrong_labels(joint_nC, label_n, SHOWN)
     found = seen.pictures([where[i][1].rows[where[i][2]] for i in chosen])
-    cards = [seen.card(where[i][1], where[i][2], [
-        bold("label", items.classes[label_n[i]], joint_nC[i, label_n[i]]), bold("rather", items.classes[joint_nC[i].argmax()], joint_nC[i].max()), where[i][0]],
-        found) for i in chosen]
-    return Section("suspects", "Suspected labels", gallery(cards, empty="No label is suspected."),
-                   f"The labels that look most wrong among {len(label_n):,} that no probe was given (validation and hidden training; not test), by {rule}. "
-                   "With few labels many of these are the model's errors: look before you correct.")
+    cards = [
+        seen.card(
+            where[i][1],
+            where[i][2],
+            [
+                bold("label", items.classes[label_n[i]], joint_nC[i, label_n[i]]),
+                bold("rather", items.classes[joint_nC[i].argmax()], joint_nC[i].max()),
+                where[i][0],
+            ],
+            found,
+        )
+        for i in chosen
+    ]
+    return Section(
+        "suspects",
+        "Suspected labels",
+        gallery(cards, empty="No label is suspected."),
+        f"The labels that look most wrong among {len(label_n):,} that no probe was given (validation and hidden training; not test), by {rule}. "
+        "With few labels many of these are the model's errors: look before you correct.",
+    )
 
 
 def map_section(seen: Look) -> Section:
@@ -174,8 +266,14 @@ def map_section(seen: Look) -> Section:
     rows_n = np.concatenate([rows[few], ringed])
     of_n = np.concatenate([pred_n[few], seen.cache.items.label[ringed]])
     labelled_n = np.arange(len(rows_n)) >= len(few)
-    return maps(seen.views, [emb_ND[rows_n] for emb_ND in seen.cache.emb], of_n, seen.cache.items.classes, labelled_n,
-                seen.val.of + seen.rest.of + len(seen.labelled))
+    return maps(
+        seen.views,
+        [emb_ND[rows_n] for emb_ND in seen.cache.emb],
+        of_n,
+        seen.cache.items.classes,
+        labelled_n,
+        seen.val.of + seen.rest.of + len(seen.labelled),
+    )
 
 
 def bold(word: str, name: str, share: float | None = None) -> Html:

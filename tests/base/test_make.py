@@ -28,83 +28,212 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(venv: Path, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    clean = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")}
-    return subprocess.run(["make", f"VENV={venv}", *args], cwd=ROOT, env={**clean, **(env or {})}, capture_output=True, text=True, timeout=120)
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
+    }
+    return subprocess.run(
+        ["make", f"VENV={venv}", *args],
+        cwd=ROOT,
+        env={**clean, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_help_is_the_default_and_lists_every_target() -> None:
     shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("demo", "extract", "train", "test", "test-all", "setup", "lock", "clean", "check-gpu", "verify", "repair", "import", "export", "status",
-                   "gc", "bench-cache", "bench-train", "bench-methods", "sweep", "views", "weights", "predict", "export-model"):
+    for target in (
+        "demo",
+        "extract",
+        "train",
+        "test",
+        "test-all",
+        "setup",
+        "lock",
+        "clean",
+        "check-gpu",
+        "verify",
+        "repair",
+        "import",
+        "export",
+        "status",
+        "gc",
+        "bench-cache",
+        "bench-train",
+        "bench-methods",
+        "sweep",
+        "views",
+        "weights",
+        "predict",
+        "export-model",
+    ):
         assert f"make {target} " in shown
     assert "VIEWS" in shown
 
 
-@pytest.mark.parametrize("value", ["my photos/", "cost$5/", "$(shell touch PWNED)", "a$$b", "it's", '"q"', "`touch PWNED`;touch PWNED", "a\\b", "#top10", "$@"])
-def test_a_printed_command_means_what_was_typed_and_runs_nothing_else(value: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "value",
+    [
+        "my photos/",
+        "cost$5/",
+        "$(shell touch PWNED)",
+        "a$$b",
+        "it's",
+        '"q"',
+        "`touch PWNED`;touch PWNED",
+        "a\\b",
+        "#top10",
+        "$@",
+    ],
+)
+def test_a_printed_command_means_what_was_typed_and_runs_nothing_else(
+    value: str, tmp_path: Path
+) -> None:
     """Through the shell and through make, which both have characters of their own; of a value and of a flag."""
     (tmp_path / "Makefile").write_text('extract:\n\t@printf %s "$$DATA"; printf "|%s" $(ARGS)\n')
     line = line_of("extract", {"DATA": value, "ARGS": shlex.join(["--array", value])})
-    clean = {name: held for name, held in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}      # of the make that runs the tests
-    said = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=clean, capture_output=True, text=True, check=True).stdout
-    assert said == f"{value}|--array|{value}" and [path.name for path in tmp_path.iterdir()] == ["Makefile"]
+    clean = {
+        name: held for name, held in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
+    }  # of the make that runs the tests
+    said = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env=clean, capture_output=True, text=True, check=True
+    ).stdout
+    assert said == f"{value}|--array|{value}" and [path.name for path in tmp_path.iterdir()] == [
+        "Makefile"
+    ]
 
 
-@pytest.mark.parametrize(("args", "message"), [
-    (("train", "VIEW=clip", "DATA=photos/"), "make train takes no VIEW; did you mean 'VIEWS'. Type: make train VIEWS=clip DATA=photos/   (names: VIEWS, "),
-    (("extract", "VIEWS=clip", "DATA=digits"), "make extract takes no VIEWS; did you mean 'VIEW'. Type: make extract VIEW=clip DATA=digits   (names: VIEW, "),
-    (("train", "views=clip,dinov2", "Data=my photos/"), "did you mean 'VIEWS'. Type: make train VIEWS=clip,dinov2 DATA='my photos/'"),
-    (("train", "views=a"), "make train takes no views; did you mean 'VIEWS'. Type: make train VIEWS=a   (names: VIEWS, "),
-    (("train", "VIEW=a", "VIEWS=b"), "make train takes no VIEW; did you mean 'VIEWS'. Type: make train VIEWS=clip,dinov2 DATA=photos/   (names: "),
-    (("train", "VIEWS=clip,", "dinov2", "DATA=digits"), "'dinov2' stands behind a blank, where make begins a new word; leave no blank in a list. Type: make "
-                                                        "train VIEWS=clip,dinov2 DATA=digits"),
-    (("VIEWS=dinov2", ",clip,", "mae", "train"), "Type: make VIEWS=dinov2,clip,mae train"),
-    (("sweep", "VIEWS=", "clip", "DATA=d", "SEEDS=0,", "1", "GRID=lr=1"), "Type: make sweep VIEWS=clip DATA=d SEEDS=0,1 GRID=lr=1"),
-    (("trian", "VIEWS=clip"), "make has no command 'trian'; did you mean 'train'. Type: make train VIEWS=clip"),
-    (("xyzzy",), "make has no command 'xyzzy'. All commands: make help"),
-    (("train", "clip", "DATA=d"), "make train was given a word that is no command: 'clip'. If it belongs to DATA"),
-    (("extract", "VEIW=clip", "DATA=digits"), "make extract takes no VEIW; did you mean 'VIEW'"),
-    (("extract", "VIEW=clp", "DATA=digits"), "no view 'clp'; did you mean 'clip'. A view of your own is a TOML file: path/to/mine.toml\n"
-                                             "Type: make extract VIEW=clip DATA=digits"),
-    (("extract", "VIEW=clip"), "DATA is missing. Type: make extract VIEW=clip DATA=photos/"),
-    (("extract", "DATA=digits"), "VIEW is missing. Type: make extract VIEW=clip DATA=digits"),
-    (("extract", "VIEW=clip", "DATA=x-0.tar", "x-1.tar"), "make extract was given a word that is no command: 'x-1.tar'. If it belongs to DATA (the shell"),
-    (("extract", "VIEW=clip", "DATA=a", "tests", "train"), "make extract was given a word that is no command: 'tests'"),
-    (("extract", "VIEW=tiny-clip", "DATA=x-0.tar", "DATA=x-1.tar"), "DATA was given several times. If the shell made that of {0..9} or {a,b}, quote it: make"),
-    (("train", "DATA=digits"), "VIEWS is missing. Type: make train VIEWS=clip,dinov2 DATA=digits"),
-    (("import", "VIEW=mine", "TO=x.npz"), "make import takes no TO"),
-    (("import", "VIEW=mine"), "FROM is missing. Type: make import VIEW=mine FROM=embeddings.npz DATA=photos/"),
-    (("export", "VIEW=clip"), "TO is missing. Type: make export VIEW=clip DATA=… TO=embeddings.h5"),
-    (("repair",), "VIEW is missing. Type: make repair VIEW=clip"),
-    (("verify", "CACHE=/nowhere"), "there is no cache /nowhere"),
-    (("status", "CACHE=/nowhere"), "there is no cache /nowhere"),
-    (("gc", "VIEW=clip"), "make gc takes no VIEW"),
-    (("weights",), "VIEW is missing. Type: make weights VIEW=swav"),
-    (("weights", "VIEW=swaw"), "no view 'swaw'; did you mean 'swav'"),
-    (("weights", "VIEW=clip"), "the view 'clip' needs no conversion: its weights are timm/vit_large_patch14_clip_224.openai. Type: make extract VIEW=clip"),
-    (("weights", "VIEW=swav", "FROM=/nowhere/x.pth.tar"), "FROM=/nowhere/x.pth.tar: there is no such file. Name one, or leave FROM out: then it is fetched from https://dl."),
-    (("weights", "VIEW=swav", "DATA=x"), "make weights takes no DATA"),
-    (("views", "VIEW=clip"), "make views takes no VIEW"),
-    (("predict", "RUN=x", "DATA=photos/"), "make predict takes no DATA"),
-    (("predict", "IMAGES=photos/"), "RUN is missing. Type: make predict RUN=demo"),
-    (("export-model", "RUN=x"), "TO is missing. Type: make export-model RUN=x TO=model"),
-    (("export-model", "RUN=x", "MODEL=y"), "make export-model takes no MODEL"),
-    (("train", "VIEWS=clip,dinov2", "DATA=x", "METHOD=mtc"), "no method 'mtc'; did you mean 'mct'"),
-])
-def test_a_mistyped_command_shows_the_right_one(venv: Path, args: tuple[str, ...], message: str) -> None:
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ("train", "VIEW=clip", "DATA=photos/"),
+            "make train takes no VIEW; did you mean 'VIEWS'. Type: make train VIEWS=clip DATA=photos/   (names: VIEWS, ",
+        ),
+        (
+            ("extract", "VIEWS=clip", "DATA=digits"),
+            "make extract takes no VIEWS; did you mean 'VIEW'. Type: make extract VIEW=clip DATA=digits   (names: VIEW, ",
+        ),
+        (
+            ("train", "views=clip,dinov2", "Data=my photos/"),
+            "did you mean 'VIEWS'. Type: make train VIEWS=clip,dinov2 DATA='my photos/'",
+        ),
+        (
+            ("train", "views=a"),
+            "make train takes no views; did you mean 'VIEWS'. Type: make train VIEWS=a   (names: VIEWS, ",
+        ),
+        (
+            ("train", "VIEW=a", "VIEWS=b"),
+            "make train takes no VIEW; did you mean 'VIEWS'. Type: make train VIEWS=clip,dinov2 DATA=photos/   (names: ",
+        ),
+        (
+            ("train", "VIEWS=clip,", "dinov2", "DATA=digits"),
+            "'dinov2' stands behind a blank, where make begins a new word; leave no blank in a list. Type: make "
+            "train VIEWS=clip,dinov2 DATA=digits",
+        ),
+        (("VIEWS=dinov2", ",clip,", "mae", "train"), "Type: make VIEWS=dinov2,clip,mae train"),
+        (
+            ("sweep", "VIEWS=", "clip", "DATA=d", "SEEDS=0,", "1", "GRID=lr=1"),
+            "Type: make sweep VIEWS=clip DATA=d SEEDS=0,1 GRID=lr=1",
+        ),
+        (
+            ("trian", "VIEWS=clip"),
+            "make has no command 'trian'; did you mean 'train'. Type: make train VIEWS=clip",
+        ),
+        (("xyzzy",), "make has no command 'xyzzy'. All commands: make help"),
+        (
+            ("train", "clip", "DATA=d"),
+            "make train was given a word that is no command: 'clip'. If it belongs to DATA",
+        ),
+        (
+            ("extract", "VEIW=clip", "DATA=digits"),
+            "make extract takes no VEIW; did you mean 'VIEW'",
+        ),
+        (
+            ("extract", "VIEW=clp", "DATA=digits"),
+            "no view 'clp'; did you mean 'clip'. A view of your own is a TOML file: path/to/mine.toml\n"
+            "Type: make extract VIEW=clip DATA=digits",
+        ),
+        (("extract", "VIEW=clip"), "DATA is missing. Type: make extract VIEW=clip DATA=photos/"),
+        (("extract", "DATA=digits"), "VIEW is missing. Type: make extract VIEW=clip DATA=digits"),
+        (
+            ("extract", "VIEW=clip", "DATA=x-0.tar", "x-1.tar"),
+            "make extract was given a word that is no command: 'x-1.tar'. If it belongs to DATA (the shell",
+        ),
+        (
+            ("extract", "VIEW=clip", "DATA=a", "tests", "train"),
+            "make extract was given a word that is no command: 'tests'",
+        ),
+        (
+            ("extract", "VIEW=tiny-clip", "DATA=x-0.tar", "DATA=x-1.tar"),
+            "DATA was given several times. If the shell made that of {0..9} or {a,b}, quote it: make",
+        ),
+        (
+            ("train", "DATA=digits"),
+            "VIEWS is missing. Type: make train VIEWS=clip,dinov2 DATA=digits",
+        ),
+        (("import", "VIEW=mine", "TO=x.npz"), "make import takes no TO"),
+        (
+            ("import", "VIEW=mine"),
+            "FROM is missing. Type: make import VIEW=mine FROM=embeddings.npz DATA=photos/",
+        ),
+        (
+            ("export", "VIEW=clip"),
+            "TO is missing. Type: make export VIEW=clip DATA=… TO=embeddings.h5",
+        ),
+        (("repair",), "VIEW is missing. Type: make repair VIEW=clip"),
+        (("verify", "CACHE=/nowhere"), "there is no cache /nowhere"),
+        (("status", "CACHE=/nowhere"), "there is no cache /nowhere"),
+        (("gc", "VIEW=clip"), "make gc takes no VIEW"),
+        (("weights",), "VIEW is missing. Type: make weights VIEW=swav"),
+        (("weights", "VIEW=swaw"), "no view 'swaw'; did you mean 'swav'"),
+        (
+            ("weights", "VIEW=clip"),
+            "the view 'clip' needs no conversion: its weights are timm/vit_large_patch14_clip_224.openai. Type: make extract VIEW=clip",
+        ),
+        (
+            ("weights", "VIEW=swav", "FROM=/nowhere/x.pth.tar"),
+            "FROM=/nowhere/x.pth.tar: there is no such file. Name one, or leave FROM out: then it is fetched from https://dl.",
+        ),
+        (("weights", "VIEW=swav", "DATA=x"), "make weights takes no DATA"),
+        (("views", "VIEW=clip"), "make views takes no VIEW"),
+        (("predict", "RUN=x", "DATA=photos/"), "make predict takes no DATA"),
+        (("predict", "IMAGES=photos/"), "RUN is missing. Type: make predict RUN=demo"),
+        (("export-model", "RUN=x"), "TO is missing. Type: make export-model RUN=x TO=model"),
+        (("export-model", "RUN=x", "MODEL=y"), "make export-model takes no MODEL"),
+        (
+            ("train", "VIEWS=clip,dinov2", "DATA=x", "METHOD=mtc"),
+            "no method 'mtc'; did you mean 'mct'",
+        ),
+    ],
+)
+def test_a_mistyped_command_shows_the_right_one(
+    venv: Path, args: tuple[str, ...], message: str
+) -> None:
     found = make(venv, *args)
     assert found.returncode == 2 and message in found.stderr and "Traceback" not in found.stderr
 
 
 def test_values_reach_the_command_whatever_they_contain(venv: Path) -> None:
     """Blanks, quotes, dollars and semicolons are one word; nothing is run."""
-    nasty = "it's a \"$$(touch pwned)\"; x"
+    nasty = 'it\'s a "$$(touch pwned)"; x'
     found = make(venv, "extract", "VIEW=tiny-clip", f"DATA={nasty}")
-    assert "DATA=it's a \"$(touch pwned)\"; x: there is no such folder" in found.stderr and not (ROOT / "pwned").exists()
+    assert (
+        'DATA=it\'s a "$(touch pwned)"; x: there is no such folder' in found.stderr
+        and not (ROOT / "pwned").exists()
+    )
 
 
 def test_only_the_command_line_counts_not_the_environment(venv: Path) -> None:
-    found = make(venv, "train", "VIEWS=clip,dinov2", env={"DATA": "digits", "RUN": "x", "METHOD": "mct", "ARGS": "--nonsense"})
+    found = make(
+        venv,
+        "train",
+        "VIEWS=clip,dinov2",
+        env={"DATA": "digits", "RUN": "x", "METHOD": "mct", "ARGS": "--nonsense"},
+    )
     assert "DATA is missing" in found.stderr
 
 
@@ -115,7 +244,18 @@ def test_the_exit_code_is_shown(venv: Path) -> None:
 
 
 def test_names_are_passed_on(venv: Path) -> None:
-    given = ("VIEWS=a,b", "DATA=d", "LABELS=3", "METHOD=mct", "SEEDS=0..4", "DEVICE=cpu", "GPUS=2", "CACHE=c", "RUN=r", "ARGS=--lr 1")
+    given = (
+        "VIEWS=a,b",
+        "DATA=d",
+        "LABELS=3",
+        "METHOD=mct",
+        "SEEDS=0..4",
+        "DEVICE=cpu",
+        "GPUS=2",
+        "CACHE=c",
+        "RUN=r",
+        "ARGS=--lr 1",
+    )
     shown = make(venv, "-n", "train", *given).stdout
     for flag in ("views", "data", "labels", "method", "seeds", "device", "gpus", "cache", "run"):
         assert f'--{flag} "${flag.upper()}"' in shown
@@ -124,7 +264,10 @@ def test_names_are_passed_on(venv: Path) -> None:
     assert '--model "$MODEL"' in make(venv, "-n", "predict", "MODEL=m", "IMAGES=i").stdout
     assert '--source "$FROM"' in make(venv, "-n", "import", "VIEW=a", "FROM=b.npz").stdout
     assert '--to "$TO"' in make(venv, "-n", "export", "VIEW=a", "TO=b.npz").stdout
-    assert '--weights "$WEIGHTS"' in make(venv, "-n", "extract", "VIEW=a", "DATA=d", "WEIGHTS=w").stdout
+    assert (
+        '--weights "$WEIGHTS"'
+        in make(venv, "-n", "extract", "VIEW=a", "DATA=d", "WEIGHTS=w").stdout
+    )
 
 
 def test_make_views_lists_every_view_and_what_is_too_alike(venv: Path, tmp_path: Path) -> None:
@@ -132,14 +275,34 @@ def test_make_views_lists_every_view_and_what_is_too_alike(venv: Path, tmp_path:
 
     found = make(venv, "views", f"CACHE={tmp_path}")
     assert found.returncode == 0, found.stderr
-    rows = {line.split()[0]: line for line in found.stdout.splitlines()[1:] if line and not line.startswith(" ")}
-    assert set(view_names()) <= rows.keys() and f" {load_spec('swav').width} " in rows["swav"] and "375.4 M" in rows["swav"] and "CC BY-NC 4.0" in rows["swav"]
-    assert "  blip and eva01: its frozen tower is EVA-CLIP-g's without the last block" in found.stdout
+    rows = {
+        line.split()[0]: line
+        for line in found.stdout.splitlines()[1:]
+        if line and not line.startswith(" ")
+    }
+    assert (
+        set(view_names()) <= rows.keys()
+        and f" {load_spec('swav').width} " in rows["swav"]
+        and "375.4 M" in rows["swav"]
+        and "CC BY-NC 4.0" in rows["swav"]
+    )
+    assert (
+        "  blip and eva01: its frozen tower is EVA-CLIP-g's without the last block" in found.stdout
+    )
     assert found.stdout.count("eva01 and") + found.stdout.count("and eva01") == 1
 
 
 def test_make_weights_offline_says_where_to_fetch_it(venv: Path, tmp_path: Path) -> None:
-    found = make(venv, "weights", "VIEW=swav-rn50", env={"HF_HUB_OFFLINE": "1", "COVIEW_WEIGHTS": str(tmp_path)})
+    found = make(
+        venv,
+        "weights",
+        "VIEW=swav-rn50",
+        env={"HF_HUB_OFFLINE": "1", "COVIEW_WEIGHTS": str(tmp_path)},
+    )
     url = "https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar"
-    assert found.returncode == 2 and f"HF_HUB_OFFLINE is set, so {url} is not fetched" in found.stderr and "Traceback" not in found.stderr
+    assert (
+        found.returncode == 2
+        and f"HF_HUB_OFFLINE is set, so {url} is not fetched" in found.stderr
+        and "Traceback" not in found.stderr
+    )
     assert "make weights VIEW=swav-rn50 FROM=FILE" in found.stderr and not list(tmp_path.iterdir())

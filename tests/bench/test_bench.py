@@ -13,13 +13,36 @@ SCRIPT = ROOT / "bench" / "bench_cache.py"
 
 def test_the_benchmark_of_the_cache_runs(tmp_path):
     out = tmp_path / "cache.json"
-    done = subprocess.run([sys.executable, SCRIPT, "--quick", "--out", out, "--folder", tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--quick", "--out", out, "--folder", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
-    assert {"random", "shuffled", "sequential", "open", "deep", "cold", "sparse", "goals", "machine", "versions"} <= set(found)
-    assert all(line["rows_per_s"]["n"] == found["size"]["rounds"] for section in ("random", "shuffled", "sequential") for line in found[section].values())
-    assert "random batches of 1,024 rows" in done.stdout and all(goal["goal"] in done.stdout for goal in found["goals"])
-    assert [path.name for path in tmp_path.iterdir()] == ["cache.json"]                         # the data are gone
+    assert {
+        "random",
+        "shuffled",
+        "sequential",
+        "open",
+        "deep",
+        "cold",
+        "sparse",
+        "goals",
+        "machine",
+        "versions",
+    } <= set(found)
+    assert all(
+        line["rows_per_s"]["n"] == found["size"]["rounds"]
+        for section in ("random", "shuffled", "sequential")
+        for line in found[section].values()
+    )
+    assert "random batches of 1,024 rows" in done.stdout and all(
+        goal["goal"] in done.stdout for goal in found["goals"]
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.json"]  # the data are gone
     assert str(tmp_path) not in out.read_text()
 
 
@@ -31,25 +54,73 @@ def test_a_peer_that_is_not_installed_is_left_out(tmp_path, monkeypatch):
     size = {**bench.QUICK, "n": 3000, "open_shards": 2}
     bench.make_data(tmp_path, size)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["emb.npy", "many", "view"]
-    assert list(bench.random_batches(tmp_path, size)) == ["RAM, torch.index_select", "RAM, np.take", bench.OURS, "npy memory map", "zarr API"]
-    assert "zarr API" in bench.epoch_names("shuffled") and not any("h5py" in name for name in bench.epoch_names("shuffled"))
+    assert list(bench.random_batches(tmp_path, size)) == [
+        "RAM, torch.index_select",
+        "RAM, np.take",
+        bench.OURS,
+        "npy memory map",
+        "zarr API",
+    ]
+    assert "zarr API" in bench.epoch_names("shuffled") and not any(
+        "h5py" in name for name in bench.epoch_names("shuffled")
+    )
 
 
 @pytest.mark.many
 def test_the_benchmark_of_training_runs(tmp_path):
     out = tmp_path / "train.json"
-    done = subprocess.run([sys.executable, ROOT / "bench" / "bench_train.py", "--quick", "--device", "cpu", "--out", out], cwd=ROOT, capture_output=True,
-                          text=True, timeout=250)
+    done = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "bench" / "bench_train.py",
+            "--quick",
+            "--device",
+            "cpu",
+            "--out",
+            out,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
-    assert {"machine", "versions", "date", "goals", "lines", "ms", "whole", "shares"} <= set(found) and found["device"] == "cpu"
-    assert all(line["n"] == found["size"]["rounds"] and 0 < line["low"] <= line["median"] <= line["high"] for line in found["ms"]["small"].values())
+    assert {"machine", "versions", "date", "goals", "lines", "ms", "whole", "shares"} <= set(
+        found
+    ) and found["device"] == "cpu"
+    assert all(
+        line["n"] == found["size"]["rounds"] and 0 < line["low"] <= line["median"] <= line["high"]
+        for line in found["ms"]["small"].values()
+    )
     assert all(goal["goal"] in done.stdout for goal in found["goals"]) and len(found["goals"]) == 8
-    assert {"cached", "live", "E = 2", "warm-up, limit", "co-training, feed"} <= set(found["ms"]["small"])
-    assert {"64 + 128 rows, 1 rank", "64 + 128 rows, 2 ranks", "the original, 64 + 64 rows, 2 ranks"} <= set(found["ms"]["ranks"])
+    assert {"cached", "live", "E = 2", "warm-up, limit", "co-training, feed"} <= set(
+        found["ms"]["small"]
+    )
+    assert {
+        "64 + 128 rows, 1 rank",
+        "64 + 128 rows, 2 ranks",
+        "the original, 64 + 64 rows, 2 ranks",
+    } <= set(found["ms"]["ranks"])
     assert found["whole"]["warm-up"]["timed"] == 3 and not found["whole"]["extrapolated"]
     for parts in found["shares"].values():
-        assert abs(sum(parts[name]["median"] for name in ("steps", "feed", "evaluation", "logging", "checkpoints", "the rest")) - 1) < 1e-6
+        assert (
+            abs(
+                sum(
+                    parts[name]["median"]
+                    for name in (
+                        "steps",
+                        "feed",
+                        "evaluation",
+                        "logging",
+                        "checkpoints",
+                        "the rest",
+                    )
+                )
+                - 1
+            )
+            < 1e-6
+        )
         assert all(value["low"] > 0 for name, value in parts.items() if name != "the rest"), parts
     assert str(tmp_path) not in out.read_text()
 
@@ -57,12 +128,33 @@ def test_the_benchmark_of_training_runs(tmp_path):
 def test_the_benchmark_of_the_backbones_runs(tmp_path):
     """A real-size model with random weights."""
     out = tmp_path / "extract.json"
-    command = [sys.executable, ROOT / "bench" / "bench_extract.py", "--views", "swav-rn50", "--device", "cpu", "--images", "5", "--workers", "0",
-               "--rounds", "1", "--out", out]
+    command = [
+        sys.executable,
+        ROOT / "bench" / "bench_extract.py",
+        "--views",
+        "swav-rn50",
+        "--device",
+        "cpu",
+        "--images",
+        "5",
+        "--workers",
+        "0",
+        "--rounds",
+        "1",
+        "--out",
+        out,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     line = json.loads(out.read_text())["views"]["swav-rn50"]
-    assert line["width"] == 2048 and line["finite"] and round(line["parameters"] / 1e6, 1) == 23.5 and line["images_per_s"]["n"] == 1
-    assert "swav-rn50, 5 JPEG files, 0 workers: command " in done.stdout and "WRONG" not in done.stdout
+    assert (
+        line["width"] == 2048
+        and line["finite"]
+        and round(line["parameters"] / 1e6, 1) == 23.5
+        and line["images_per_s"]["n"] == 1
+    )
+    assert (
+        "swav-rn50, 5 JPEG files, 0 workers: command " in done.stdout and "WRONG" not in done.stdout
+    )
     rates = line["whole"]["workers"]["0"]
     assert 0 < rates["command"]["median"] < rates["decoding"]["median"]

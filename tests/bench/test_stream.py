@@ -19,7 +19,10 @@ from base.errors import IntegrityError, StorageError
 from cache_specs.store import View
 from train.data.reader import map_view
 
-R, SMALL = 64, {"block": 16, "window": 3}       # blocks and windows so small that a few hundred rows have many
+R, SMALL = (
+    64,
+    {"block": 16, "window": 3},
+)  # blocks and windows so small that a few hundred rows have many
 
 
 def make(folder: Path, n: int, width: int = 32, rows: int = R) -> View:
@@ -27,12 +30,16 @@ def make(folder: Path, n: int, width: int = 32, rows: int = R) -> View:
     toml = folder / f"w{width}.toml"
     toml.write_text(VIEW_TOML.format(width=width))
     emb_ND = np.arange(n)[:, None] + np.arange(width) / 64
-    return write_view(folder / f"data-{rows}-{n}", toml, emb_ND.astype(np.float16), "1" * 64, rows=rows)
+    return write_view(
+        folder / f"data-{rows}-{n}", toml, emb_ND.astype(np.float16), "1" * 64, rows=rows
+    )
 
 
 def epoch(view: View, batch: int = 10, **options) -> tuple[np.ndarray, np.ndarray]:
     parts = list(stream(view, batch, **{**SMALL, **options}))
-    assert all(len(rows) == batch for rows, _ in parts[:-1]) and all(len(rows) == len(emb) > 0 for rows, emb in parts)
+    assert all(len(rows) == batch for rows, _ in parts[:-1]) and all(
+        len(rows) == len(emb) > 0 for rows, emb in parts
+    )
     return np.concatenate([rows for rows, _ in parts]), np.concatenate([emb for _, emb in parts])
 
 
@@ -46,25 +53,49 @@ def test_each_row_once_and_equal_to_the_memory_map(tmp_path, n, order):
     view = make(tmp_path, n)
     rows, emb = epoch(view, order=order)
     assert rows.dtype == np.int64 and emb.dtype == np.float16
-    assert np.array_equal(np.sort(rows), np.arange(n)) and (order == "shuffled" or np.array_equal(rows, np.arange(n)))
+    assert np.array_equal(np.sort(rows), np.arange(n)) and (
+        order == "shuffled" or np.array_equal(rows, np.arange(n))
+    )
     assert np.array_equal(emb, map_view(view)[rows])
 
 
 def test_the_order_follows_from_seed_and_epoch_alone(tmp_path):
     """Views of another width and of shards that the blocks straddle, other threads, batches and buffers: the same rows."""
-    views = [make(tmp_path, 300), make(tmp_path, 300, width=24), make(tmp_path, 300, rows=40), make(tmp_path, 300, rows=7), make(tmp_path, 300, rows=512)]
+    views = [
+        make(tmp_path, 300),
+        make(tmp_path, 300, width=24),
+        make(tmp_path, 300, rows=40),
+        make(tmp_path, 300, rows=7),
+        make(tmp_path, 300, rows=512),
+    ]
     rows, _ = epoch(views[0])
     for view in views:
-        for options in ({}, {"threads": 1}, {"threads": 7}, {"ahead": 5}, {"batch": 1}, {"batch": 299}, {"batch": 1000}):
+        for options in (
+            {},
+            {"threads": 1},
+            {"threads": 7},
+            {"ahead": 5},
+            {"batch": 1},
+            {"batch": 299},
+            {"batch": 1000},
+        ):
             again, emb = epoch(view, **options)
-            assert np.array_equal(again, rows) and np.array_equal(emb, map_view(view)[rows]), (view.rows, options)
-    others = [epoch(views[0], **options)[0].tolist() for options in ({"seed": 1}, {"epoch": 1}, {"seed": 1, "epoch": 1})]
+            assert np.array_equal(again, rows) and np.array_equal(emb, map_view(view)[rows]), (
+                view.rows,
+                options,
+            )
+    others = [
+        epoch(views[0], **options)[0].tolist()
+        for options in ({"seed": 1}, {"epoch": 1}, {"seed": 1, "epoch": 1})
+    ]
     assert len({tuple(other) for other in [*others, rows.tolist()]}) == 4
-    assert np.abs(np.diff(rows)).max() > 100 and (np.abs(np.diff(rows)) <= 1).mean() < 0.2         # far blocks meet in a window; neighbours part
+    assert (
+        np.abs(np.diff(rows)).max() > 100 and (np.abs(np.diff(rows)) <= 1).mean() < 0.2
+    )  # far blocks meet in a window; neighbours part
 
 
 def test_windows_are_shuffled_each_in_its_own_way(tmp_path):
-    rows, _ = epoch(make(tmp_path, 96))                                 # two windows of 48
+    rows, _ = epoch(make(tmp_path, 96))  # two windows of 48
     assert not np.array_equal(np.argsort(rows[:48]), np.argsort(rows[48:]))
 
 
@@ -82,14 +113,19 @@ def test_a_restart_equals_the_tail(tmp_path, order, batch):
     for first in {0, 1, 5, len(whole) // 2, len(whole) - 1, len(whole), len(whole) + 3}:
         tail = list(stream(view, batch, order, seed=5, first_batch=first, **SMALL))
         assert len(tail) == max(len(whole) - first, 0)
-        assert all(np.array_equal(a, c) and np.array_equal(b, d) for (a, b), (c, d) in zip(tail, whole[first:], strict=True))
+        assert all(
+            np.array_equal(a, c) and np.array_equal(b, d)
+            for (a, b), (c, d) in zip(tail, whole[first:], strict=True)
+        )
 
 
 def test_a_restart_does_not_read_what_comes_before(tmp_path):
     view = make(tmp_path, 300)
     for shard in range(2):
         view.embeddings_file(shard).unlink()
-    rows, _ = epoch(view, 48, order="sequential", first_batch=3)        # where a window begins; the one before needs shard 1
+    rows, _ = epoch(
+        view, 48, order="sequential", first_batch=3
+    )  # where a window begins; the one before needs shard 1
     assert rows.tolist() == list(range(144, 300))
 
 
@@ -97,14 +133,18 @@ def test_a_restart_does_not_read_what_comes_before(tmp_path):
 def test_a_subset_of_rows(tmp_path, order):
     view = make(tmp_path, 300)
     some = np.flatnonzero(np.random.default_rng(0).random(300) < 0.8)
-    some = some[(some < 32) | (some >= 64)]                             # two whole blocks are left out
+    some = some[(some < 32) | (some >= 64)]  # two whole blocks are left out
     rows, emb = epoch(view, order=order, rows=some)
     assert np.array_equal(np.sort(rows), some) and np.array_equal(emb, map_view(view)[rows])
     assert np.array_equal(epoch(view, order=order, rows=some, first_batch=7)[0], rows[70:])
-    assert np.array_equal(epoch(view, order=order, rows=np.arange(300))[0], epoch(view, order=order)[0])
+    assert np.array_equal(
+        epoch(view, order=order, rows=np.arange(300))[0], epoch(view, order=order)[0]
+    )
     assert list(stream(view, 10, order, rows=np.empty(0, np.int64))) == []
-    view.embeddings_file(1).unlink()                                    # a block without any of the rows is not read
-    assert np.array_equal(np.sort(epoch(view, order=order, rows=np.arange(128, 300))[0]), np.arange(128, 300))
+    view.embeddings_file(1).unlink()  # a block without any of the rows is not read
+    assert np.array_equal(
+        np.sort(epoch(view, order=order, rows=np.arange(128, 300))[0]), np.arange(128, 300)
+    )
 
 
 def test_the_arrays_may_be_kept_and_changed(tmp_path):
@@ -140,13 +180,17 @@ def test_no_thread_outlives_the_stream(tmp_path, end):
 def test_an_early_close_opens_no_more_files(tmp_path, monkeypatch):
     view, opened = make(tmp_path, 4096), itertools.count()
     real = os.open
-    monkeypatch.setattr(module.os, "open", lambda *args: (next(opened), time.sleep(0.01), real(*args))[2])
+    monkeypatch.setattr(
+        module.os, "open", lambda *args: (next(opened), time.sleep(0.01), real(*args))[2]
+    )
     batches = stream(view, 10, block=16, window=16, ahead=5, threads=1)
     next(batches)
     batches.close()
     count = next(opened)
     time.sleep(0.1)
-    assert next(opened) == count + 1 and count <= 32                    # the window that was needed and the one being read; four more were queued
+    assert (
+        next(opened) == count + 1 and count <= 32
+    )  # the window that was needed and the one being read; four more were queued
 
 
 @pytest.mark.parametrize("harm", ["short", "gone"])
@@ -165,7 +209,9 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path):
     view = make(tmp_path, 300)
     view.embeddings_file(2).unlink()
     view.embeddings_file(2).mkdir()
-    with pytest.raises(StorageError, match=r"cannot read .*embeddings/c/2/0: Is a directory.* again"):
+    with pytest.raises(
+        StorageError, match=r"cannot read .*embeddings/c/2/0: Is a directory.* again"
+    ):
         epoch(view)
     assert not threads()
 
@@ -199,14 +245,24 @@ def flat(folder: Path, n: int, order: str, most: int) -> dict:
         view.embeddings_file(shard).parent.mkdir(parents=True)
         view.embeddings_file(shard).touch()
         os.truncate(view.embeddings_file(shard), view.embeddings_bytes)
-    result = subprocess.run([sys.executable, "-c", FLAT, str(view.folder), str(n), order, str(most)], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", FLAT, str(view.folder), str(n), order, str(most)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return json.loads(result.stdout)
 
 
 def check_flat(found: dict) -> None:
-    assert found["after"]["VmHWM"] < 500 and found["after"]["VmHWM"] - found["before"]["VmHWM"] < 200, found
-    assert found["after"]["VmHWM"] - found["half"]["VmHWM"] < 20, found                 # the second half adds nothing
-    assert found["after"]["RssFile"] - found["before"]["RssFile"] < 20, found           # nothing is mapped
+    assert (
+        found["after"]["VmHWM"] < 500 and found["after"]["VmHWM"] - found["before"]["VmHWM"] < 200
+    ), found
+    assert found["after"]["VmHWM"] - found["half"]["VmHWM"] < 20, (
+        found
+    )  # the second half adds nothing
+    assert found["after"]["RssFile"] - found["before"]["RssFile"] < 20, found  # nothing is mapped
 
 
 @pytest.mark.parametrize("order", ["sequential", "shuffled"])

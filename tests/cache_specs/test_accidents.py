@@ -44,8 +44,11 @@ def the_view(world: Path) -> View:
 
 
 def contents(world: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in (world / "cache").rglob("*")
-            if path.is_file() and not path.name.startswith(".lock") and path.name != "verified.json"}
+    return {
+        str(path): path.read_bytes()
+        for path in (world / "cache").rglob("*")
+        if path.is_file() and not path.name.startswith(".lock") and path.name != "verified.json"
+    }
 
 
 def flip(path: Path) -> None:
@@ -60,12 +63,13 @@ def mend(world: Path, **changes: object) -> None:
 
 # --- repair that cannot
 
+
 def _another_image_is_gone(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (world / "photos" / "b" / "043.jpg").unlink()                      # of the last shard; the first is damaged
+    (world / "photos" / "b" / "043.jpg").unlink()  # of the last shard; the first is damaged
 
 
 def _its_image_has_changed(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flip(world / "photos" / "a" / "006.png")           # of the damaged shard, and none of the canary
+    flip(world / "photos" / "a" / "006.png")  # of the damaged shard, and none of the canary
 
 
 def _the_library_has_changed(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +81,15 @@ def _the_photos_are_gone(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (world / "photos").rename(world / "away")
 
 
-@pytest.mark.parametrize("trouble", [_another_image_is_gone, _its_image_has_changed, _the_library_has_changed, _the_photos_are_gone])
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        _another_image_is_gone,
+        _its_image_has_changed,
+        _the_library_has_changed,
+        _the_photos_are_gone,
+    ],
+)
 def test_a_repair_that_cannot_compute_changes_nothing(world, monkeypatch, trouble):
     flip(the_view(world).embeddings_file(0))
     before = contents(world)
@@ -96,7 +108,9 @@ def test_a_file_that_may_not_be_read_is_no_damage(world, monkeypatch):
         return real(path)
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(StorageError, match=r"cannot read .*embeddings/c/1/0: Permission denied. Nothing is changed"):
+    with pytest.raises(
+        StorageError, match=r"cannot read .*embeddings/c/1/0: Permission denied. Nothing is changed"
+    ):
         mend(world)
     monkeypatch.undo()
     assert contents(world) == before
@@ -116,11 +130,16 @@ def test_a_copy_of_a_shard_that_somebody_kept_is_put_aside_not_deleted(world):
     kept = view.embeddings_file(1).read_bytes()
     flip(view.embeddings_file(1))
     mend(world)
-    assert (view.folder / "strays" / "embeddings-c-1.bak.0" / "0").read_bytes() == kept == view.embeddings_file(1).read_bytes()
+    assert (
+        (view.folder / "strays" / "embeddings-c-1.bak.0" / "0").read_bytes()
+        == kept
+        == view.embeddings_file(1).read_bytes()
+    )
     assert "put aside by make repair" in str(list(gc.waste(world / "cache")))
 
 
 # --- what is not ours
+
 
 def test_folders_that_only_look_like_ours_are_left_alone(world, capsys):
     view = the_view(world)
@@ -134,8 +153,15 @@ def test_folders_that_only_look_like_ours_are_left_alone(world, capsys):
     linked.symlink_to(precious)
     run(config(world / "photos", world / "cache"))
     gc.collect(gc.GcConfig(cache=str(world / "cache"), yes=True, unfinished=True))
-    assert (mine / "embeddings" / "c" / "0" / "0").exists() and (precious / "thesis.txt").exists() and linked.is_symlink()
-    assert "nothing to do" in capsys.readouterr().out and not integrity.check(the_view(world))[:ROWS].any()
+    assert (
+        (mine / "embeddings" / "c" / "0" / "0").exists()
+        and (precious / "thesis.txt").exists()
+        and linked.is_symlink()
+    )
+    assert (
+        "nothing to do" in capsys.readouterr().out
+        and not integrity.check(the_view(world))[:ROWS].any()
+    )
 
 
 def test_what_a_killed_creation_left_goes(world):
@@ -146,13 +172,20 @@ def test_what_a_killed_creation_left_goes(world):
     shutil.copytree(half, half.with_name("tiny-dinov2-0123456789ab"))
     run(config(world / "photos", world / "cache"))
     assert not half.exists(), "the next extraction of the view clears it away"
-    assert [one.path for one in gc.waste(world / "cache")] == [half.with_name("tiny-dinov2-0123456789ab")]
+    assert [one.path for one in gc.waste(world / "cache")] == [
+        half.with_name("tiny-dinov2-0123456789ab")
+    ]
     gc.collect(gc.GcConfig(cache=str(world / "cache"), yes=True))
     assert not half.with_name("tiny-dinov2-0123456789ab").exists()
 
 
 def test_gc_waits_for_nobody_and_takes_nothing_while_an_extraction_loads_its_model(world):
-    with locks.shared_lock(world / "cache", locks.USERS), pytest.raises(StorageError, match="nothing is removed: an extraction, import or repair is at work"):
+    with (
+        locks.shared_lock(world / "cache", locks.USERS),
+        pytest.raises(
+            StorageError, match="nothing is removed: an extraction, import or repair is at work"
+        ),
+    ):
         gc.collect(gc.GcConfig(cache=str(world / "cache"), yes=True))
 
 
@@ -168,6 +201,7 @@ def test_a_finished_view_that_lost_its_seal_is_kept_and_sealed_again(world, caps
 
 # --- what changes while it is read
 
+
 def test_a_shard_that_is_written_to_during_training_voids_the_run_and_a_touched_one_does_not(world):
     cache, view = open_cache(world / "cache", "photos", ["tiny-clip"]), the_view(world)
     os.utime(view.embeddings_file(0))
@@ -180,7 +214,7 @@ def test_a_shard_that_is_written_to_during_training_voids_the_run_and_a_touched_
 def test_a_map_that_somebody_holds_open_for_writing_is_found_out(world):
     view = the_view(world)
     with view.embeddings_file(0).open("r+b") as file, mmap.mmap(file.fileno(), 0) as held:
-        held[0] = held[0]                               # the page is dirty: a further store would not touch the file's times
+        held[0] = held[0]  # the page is dirty: a further store would not touch the file's times
         time.sleep(0.3)
         integrity.check(view)
         time.sleep(0.05)
@@ -207,8 +241,11 @@ def test_status_says_verified_only_of_what_verify_has_read(world, tmp_path):
 
 # --- a canary that is lost early
 
+
 @pytest.mark.parametrize("harm", ["lost", "damaged"])
-def test_without_its_canary_an_unfinished_view_goes_on_only_if_what_it_holds_is_computed_again(world, monkeypatch, harm):
+def test_without_its_canary_an_unfinished_view_goes_on_only_if_what_it_holds_is_computed_again(
+    world, monkeypatch, harm
+):
     view = the_view(world)
     (view.folder / "complete.json").unlink()
     for shard in (0, 2):
@@ -231,6 +268,7 @@ def test_without_its_canary_an_unfinished_view_goes_on_only_if_what_it_holds_is_
 
 # --- the rest
 
+
 @pytest.mark.parametrize("name", ["a/b", "..", "a\nb", "x" * 300, "", "-x"])
 def test_a_name_that_is_no_folder_name_is_refused(world, name):
     with pytest.raises(UsageError, match="a data set's name is made of letters"):
@@ -241,15 +279,22 @@ def test_a_name_stands_in_the_commands_that_are_told(world, capsys):
     run(config(world / "photos", world / "cache", name="foo"))
     folder = next((world / "cache").glob("foo-*/tiny-clip-*"))
     (folder / "complete.json").unlink()
-    assert f"make extract VIEW=tiny-clip DATA={world}/photos ARGS='--name foo' CACHE=" in status(world / "cache")
+    assert f"make extract VIEW=tiny-clip DATA={world}/photos ARGS='--name foo' CACHE=" in status(
+        world / "cache"
+    )
 
 
-@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), PermissionError(13, "Permission denied", "/there")])
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error"), PermissionError(13, "Permission denied", "/there")]
+)
 def test_an_error_of_the_disk_is_a_message_not_a_traceback(capsys, error):
     def fail() -> None:
         raise error
 
-    assert run_cli(fail) == StorageError.exit_code and f"error: {error.filename or 'the disk'}: {error.strerror}" in capsys.readouterr().err
+    assert (
+        run_cli(fail) == StorageError.exit_code
+        and f"error: {error.filename or 'the disk'}: {error.strerror}" in capsys.readouterr().err
+    )
 
 
 def test_an_error_of_ours_is_not_hidden():

@@ -18,7 +18,13 @@ from cache_specs.items import read_items
 from cache_specs.store import View
 from train.data.reader import open_cache
 
-DOCUMENTS = ("zarr.json", "embeddings/zarr.json", "status/zarr.json", "complete.json", *(f"commits/{shard:05d}.json" for shard in range(SHARDS)))
+DOCUMENTS = (
+    "zarr.json",
+    "embeddings/zarr.json",
+    "status/zarr.json",
+    "complete.json",
+    *(f"commits/{shard:05d}.json" for shard in range(SHARDS)),
+)
 ITEMS = ("../dataset.json", "../items.parquet")
 
 
@@ -46,7 +52,16 @@ def foreign(tmp_path: Path) -> View:
     """A view of the same shape with other weights and other rows."""
     (tmp_path / "other").mkdir()
     like = faults.create(tmp_path / "other")
-    view = store.create_view(like.folder.parent, "other", faults.declared(), "f" * 64, "1" * 64, like.n, ROWS, {"batch": 1})
+    view = store.create_view(
+        like.folder.parent,
+        "other",
+        faults.declared(),
+        "f" * 64,
+        "1" * 64,
+        like.n,
+        ROWS,
+        {"batch": 1},
+    )
     emb_ND, status_N = faults.rows()
     for shard in range(SHARDS - 1):
         first, last = view.bounds(shard)
@@ -70,7 +85,9 @@ def train_says(folder: Path) -> str:
         assert isinstance(error, IntegrityError), f"{type(error).__name__}: {error}"
         return str(error)
     emb_ND, status_N = faults.rows()
-    assert cache.emb[0].tobytes() == emb_ND.tobytes() and (cache.ok == (status_N == 0)).all(), "wrong rows are trained on"
+    assert cache.emb[0].tobytes() == emb_ND.tobytes() and (cache.ok == (status_N == 0)).all(), (
+        "wrong rows are trained on"
+    )
     return ""
 
 
@@ -81,11 +98,15 @@ def mends(folder: Path, original: dict[str, bytes], lost: list[int], name: str =
     assert faults.mend(folder) == lost, name
     faults.extract(folder, log=log)
     after = contents(folder)
-    assert after.keys() == original.keys() and [name for name in after if after[name] != original[name]] == [], name
+    assert (
+        after.keys() == original.keys()
+        and [name for name in after if after[name] != original[name]] == []
+    ), name
     assert computed(folder) == lost and not train_says(folder), name
 
 
 # --- one harm after the other
+
 
 def _flipped(file: Path, other: Path) -> None:
     data = bytearray(file.read_bytes())
@@ -128,8 +149,13 @@ def test_a_harmed_shard_is_found_named_and_computed_again(folder, original, harm
     view = view_of(folder)
     harm(view.folder / name.format(0), view.folder / name.format(1))
     said = train_says(folder)
-    assert f"{view.folder}: shard 0 (rows 0 to {ROWS - 1}) is damaged: {name.format(0)}" in said and f"Type: {store.command(view.folder)}" in said
-    assert [(problem.file, problem.shard) for problem in mend.problems(view)] == [(view.folder / name.format(0), 0)]
+    assert (
+        f"{view.folder}: shard 0 (rows 0 to {ROWS - 1}) is damaged: {name.format(0)}" in said
+        and f"Type: {store.command(view.folder)}" in said
+    )
+    assert [(problem.file, problem.shard) for problem in mend.problems(view)] == [
+        (view.folder / name.format(0), 0)
+    ]
     mends(folder, original, [0])
 
 
@@ -139,48 +165,90 @@ def test_two_shards_exchanged_are_found_and_computed_again(folder, original):
     one.rename(one.with_name("x"))
     two.rename(one)
     one.with_name("x").rename(two)
-    assert f"shard 1 (rows {ROWS} to {2 * ROWS - 1}) is damaged: embeddings/c/1/0 has changed" in train_says(folder)
+    assert (
+        f"shard 1 (rows {ROWS} to {2 * ROWS - 1}) is damaged: embeddings/c/1/0 has changed"
+        in train_says(folder)
+    )
     assert {problem.file for problem in mend.problems(view)} == {one, two}
     mends(folder, original, [1, 2])
 
 
-@pytest.mark.parametrize("names", [("embeddings/c/{}/0", "status/c/{}"), ("embeddings/c/{}/0", "status/c/{}", "commits/{:05d}.json")],
-                         ids=["without its commit", "with its commit"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("embeddings/c/{}/0", "status/c/{}"),
+        ("embeddings/c/{}/0", "status/c/{}", "commits/{:05d}.json"),
+    ],
+    ids=["without its commit", "with its commit"],
+)
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "unfinished"])
-def test_a_shard_of_another_view_is_found_and_computed_again(folder, foreign, original, names, finished):
+def test_a_shard_of_another_view_is_found_and_computed_again(
+    folder, foreign, original, names, finished
+):
     view = view_of(folder)
     if not finished:
         (view.folder / "complete.json").unlink()
     for name in names:
         shutil.copyfile(foreign.folder / name.format(1), view.folder / name.format(1))
     if finished:
-        assert f"shard 1 (rows {ROWS} to {2 * ROWS - 1}) is damaged: embeddings/c/1/0 has changed since it was written" in train_says(folder)
+        assert (
+            f"shard 1 (rows {ROWS} to {2 * ROWS - 1}) is damaged: embeddings/c/1/0 has changed since it was written"
+            in train_says(folder)
+        )
     elif len(names) == 3:
-        with pytest.raises(IntegrityError, match=r"shard 1 .*commits/00001\.json: it is the record of shard 1 of another view\. .* Type: make repair"):
+        with pytest.raises(
+            IntegrityError,
+            match=r"shard 1 .*commits/00001\.json: it is the record of shard 1 of another view\. .* Type: make repair",
+        ):
             integrity.check_commits(view)
-    assert view.folder / names[-1 if len(names) == 3 else 0].format(1) in {problem.file for problem in mend.problems(view)}
+    assert view.folder / names[-1 if len(names) == 3 else 0].format(1) in {
+        problem.file for problem in mend.problems(view)
+    }
     mends(folder, original, [1])
 
 
-@pytest.mark.parametrize("name", ["embeddings/c/3/0", "embeddings/c/1x", "status/c/3", "status/c/00", "commits/00003.json", "commits/1.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "embeddings/c/3/0",
+        "embeddings/c/1x",
+        "status/c/3",
+        "status/c/00",
+        "commits/00003.json",
+        "commits/1.json",
+    ],
+)
 def test_a_file_too_many_is_found_and_put_aside(folder, original, name):
     view = view_of(folder)
     (view.folder / name).parent.mkdir(exist_ok=True)
     (view.folder / name).write_bytes(b"0")
     named = view.folder / name.removesuffix("/0")
-    assert f"{named} does not belong to this view. Type: {store.command(view.folder)}" in train_says(folder)
+    assert (
+        f"{named} does not belong to this view. Type: {store.command(view.folder)}"
+        in train_says(folder)
+    )
     assert [problem.file for problem in mend.problems(view)] == [named]
     mends(folder, original, [])
-    kept = [path for path in (view.folder / "strays").rglob("*") if path.is_file()]            # it may be somebody's copy
+    kept = [
+        path for path in (view.folder / "strays").rglob("*") if path.is_file()
+    ]  # it may be somebody's copy
     assert [path.read_bytes() for path in kept] == [b"0"]
 
 
 @pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_a_harmed_description_commit_or_seal_is_found_named_and_written_again_from_the_others(folder, original, harm, name):
+def test_a_harmed_description_commit_or_seal_is_found_named_and_written_again_from_the_others(
+    folder, original, harm, name
+):
     here = view_folder(folder)
-    others = [other for other in DOCUMENTS if other != name and other.split("/")[0] == name.split("/")[0]]        # of a commit another commit
-    harm(here / name, here / (others[0] if others else "zarr.json" if name != "zarr.json" else "status/zarr.json"))
+    others = [
+        other for other in DOCUMENTS if other != name and other.split("/")[0] == name.split("/")[0]
+    ]  # of a commit another commit
+    harm(
+        here / name,
+        here
+        / (others[0] if others else "zarr.json" if name != "zarr.json" else "status/zarr.json"),
+    )
     if harm is _missing and name == "complete.json":
         with pytest.raises(UsageError, match=r"the view 'v' is not finished \(3 of 3 shards"):
             open_cache(folder / "cache", "d", [str(folder / "v.toml")])
@@ -194,12 +262,18 @@ def test_a_harmed_description_commit_or_seal_is_found_named_and_written_again_fr
 
 @pytest.mark.parametrize("harm", [harm for harm in HARMS if harm is not _copied])
 @pytest.mark.parametrize("name", ITEMS)
-def test_a_harmed_item_list_is_found_named_and_written_again_by_the_next_extraction(folder, original, harm, name):
+def test_a_harmed_item_list_is_found_named_and_written_again_by_the_next_extraction(
+    folder, original, harm, name
+):
     file = view_folder(folder) / name
     harm(file, file)
     if harm is not _missing or "dataset" not in name:
         said = train_says(folder)
-        assert file.name in said and str(file.resolve().parent) in said and "Type: make extract VIEW=… DATA=…" in said
+        assert (
+            file.name in said
+            and str(file.resolve().parent) in said
+            and "Type: make extract VIEW=… DATA=…" in said
+        )
     faults.extract(folder, log=Path(f"{folder}.log"))
     assert contents(folder) == original and computed(folder) == [] and not train_says(folder)
 
@@ -215,7 +289,10 @@ def test_one_of_three_descriptions_is_enough_to_write_the_others(folder, origina
 def test_with_no_description_left_nobody_guesses(folder):
     for name in store.DOCUMENTS:
         _zeroed(view_folder(folder) / name, view_folder(folder))
-    with pytest.raises(IntegrityError, match=r"all three zarr\.json are damaged, so nothing says what the rows are\. Delete .* and type: make extract"):
+    with pytest.raises(
+        IntegrityError,
+        match=r"all three zarr\.json are damaged, so nothing says what the rows are\. Delete .* and type: make extract",
+    ):
         faults.mend(folder)
 
 
@@ -231,7 +308,13 @@ def test_a_description_of_the_same_view_of_other_images_is_not_believed(folder, 
 
 def test_harm_to_many_files_at_once_costs_only_the_harmed_shards(folder, original):
     view = view_of(folder)
-    for name in ("zarr.json", "status/zarr.json", "commits/00000.json", "commits/00001.json", "embeddings/c/1/0"):
+    for name in (
+        "zarr.json",
+        "status/zarr.json",
+        "commits/00000.json",
+        "commits/00001.json",
+        "embeddings/c/1/0",
+    ):
         _flipped(view.folder / name, view.folder)
     (view.folder / "status/c/7").write_bytes(b"0")
     assert train_says(folder)
@@ -239,6 +322,7 @@ def test_harm_to_many_files_at_once_costs_only_the_harmed_shards(folder, origina
 
 
 # --- single bits and single bytes
+
 
 def flipped(chance: random.Random, folder: Path, before: dict[str, bytes]) -> tuple[str, str]:
     """Flip one bit; each file is as likely as any other. Returns the file's name and what was done."""
@@ -250,23 +334,37 @@ def flipped(chance: random.Random, folder: Path, before: dict[str, bytes]) -> tu
     return name, f"bit {bit} of byte {place} of {name}"
 
 
-def flips(folder: Path, original: dict[str, bytes], number: int, repair_every: int, seed: int) -> None:
+def flips(
+    folder: Path, original: dict[str, bytes], number: int, repair_every: int, seed: int
+) -> None:
     """Flip one bit after the other in a finished view: train refuses it and names the file, and the repair gives the old bytes."""
     chance, inside = random.Random(seed), str(view_folder(folder).relative_to(folder)) + "/"
     for trial in range(number):
         name, where = flipped(chance, folder, original)
         said = train_says(folder)
         assert said, f"{where} went unseen"
-        assert name.removeprefix(inside).split("/", 2 * (not name.startswith(inside)))[-1] in said and "Type: make " in said, (where, said)
+        assert (
+            name.removeprefix(inside).split("/", 2 * (not name.startswith(inside)))[-1] in said
+            and "Type: make " in said
+        ), (where, said)
         if name.startswith(inside) and not name.endswith("zarr.json"):
-            assert folder / name in [problem.file for problem in mend.problems(view_of(folder))], where
+            assert folder / name in [problem.file for problem in mend.problems(view_of(folder))], (
+                where
+            )
         if trial % repair_every == 0:
-            mends(folder, original, [int(name.split("/c/")[1].split("/")[0])] if "/c/" in name else [], where)
+            mends(
+                folder,
+                original,
+                [int(name.split("/c/")[1].split("/")[0])] if "/c/" in name else [],
+                where,
+            )
         (folder / name).write_bytes(original[name])
     assert not train_says(folder) and contents(folder) == original
 
 
-def flips_in_an_unfinished_view(folder: Path, original: dict[str, bytes], number: int, seed: int) -> None:
+def flips_in_an_unfinished_view(
+    folder: Path, original: dict[str, bytes], number: int, seed: int
+) -> None:
     """The next extraction refuses it, or ends with the right bytes; the repair always does."""
     chance, before = random.Random(seed), contents(folder)
     for _ in range(number):
@@ -323,11 +421,15 @@ def other_bytes(folder: Path, name: str, step: int) -> int:
     file = view_folder(folder) / name
     before, trials = file.read_bytes(), 0
     for place in range(0, len(before), step):
-        for value in {before[place] ^ 1, before[place] ^ 0x20, 0x20, 0x0A, 0x30, 0} - {before[place]}:
-            file.write_bytes(before[:place] + bytes([value]) + before[place + 1:])
+        for value in {before[place] ^ 1, before[place] ^ 0x20, 0x20, 0x0A, 0x30, 0} - {
+            before[place]
+        }:
+            file.write_bytes(before[:place] + bytes([value]) + before[place + 1 :])
             trials += 1
             with pytest.raises(IntegrityError):
-                read_items(view_folder(folder).parent) if name in ITEMS else integrity.check(view_of(folder))
+                read_items(view_folder(folder).parent) if name in ITEMS else integrity.check(
+                    view_of(folder)
+                )
     file.write_bytes(before)
     assert not train_says(folder)
     return trials
@@ -345,15 +447,31 @@ def test_another_byte_at_any_place_of_a_small_file_is_refused(folder, name):
 
 
 @pytest.mark.parametrize("harm", HARMS)
-@pytest.mark.parametrize("name", ["embeddings/c/0/0", "status/c/1", "commits/00001.json", "zarr.json"])
-def test_a_harmed_unfinished_view_is_refused_or_computed_again_and_never_sealed(unfinished, original, harm, name):
+@pytest.mark.parametrize(
+    "name", ["embeddings/c/0/0", "status/c/1", "commits/00001.json", "zarr.json"]
+)
+def test_a_harmed_unfinished_view_is_refused_or_computed_again_and_never_sealed(
+    unfinished, original, harm, name
+):
     file = view_folder(unfinished) / name
-    harm(file, view_folder(unfinished) / {"embeddings/c/0/0": "embeddings/c/1/0", "status/c/1": "status/c/0", "commits/00001.json": "commits/00000.json",
-                                          "zarr.json": "status/zarr.json"}[name])
+    harm(
+        file,
+        view_folder(unfinished)
+        / {
+            "embeddings/c/0/0": "embeddings/c/1/0",
+            "status/c/1": "status/c/0",
+            "commits/00001.json": "commits/00000.json",
+            "zarr.json": "status/zarr.json",
+        }[name],
+    )
     try:
         faults.extract(unfinished)
     except IntegrityError as error:
-        assert name in str(error) and "Type: make repair VIEW=v DATA=d-" in str(error) and faults.refused(unfinished)
+        assert (
+            name in str(error)
+            and "Type: make repair VIEW=v DATA=d-" in str(error)
+            and faults.refused(unfinished)
+        )
     else:
         assert harm is _missing or contents(unfinished) == original
     faults.mend(unfinished)

@@ -28,12 +28,33 @@ from cache_specs.versions import current, is_older, tops, version_of
 from extract.data.datasets import build_items, open_dataset
 from upkeep.status import status
 
-KEYS = ["A.jpg", "Z/1.jpg", "a.jpg", "a/10.jpg", "a/2.jpg", "ä.jpg"]         # byte order: capitals first, / after ., ä last
+KEYS = [
+    "A.jpg",
+    "Z/1.jpg",
+    "a.jpg",
+    "a/10.jpg",
+    "a/2.jpg",
+    "ä.jpg",
+]  # byte order: capitals first, / after ., ä last
 
 
-def make(keys: list[str] = KEYS, name: str = "d", labels: str = "xyxy x".replace(" ", "?"), **changes: object) -> Items:
-    label, classes = class_index([letter.strip("?") for letter in labels[:len(keys)]])
-    items = Items(name, "folder", keys, label, ["train"] * len(keys), np.arange(len(keys)), [hashlib.sha256(key.encode()).hexdigest() for key in keys], classes)
+def make(
+    keys: list[str] = KEYS,
+    name: str = "d",
+    labels: str = "xyxy x".replace(" ", "?"),
+    **changes: object,
+) -> Items:
+    label, classes = class_index([letter.strip("?") for letter in labels[: len(keys)]])
+    items = Items(
+        name,
+        "folder",
+        keys,
+        label,
+        ["train"] * len(keys),
+        np.arange(len(keys)),
+        [hashlib.sha256(key.encode()).hexdigest() for key in keys],
+        classes,
+    )
     return dataclasses.replace(items, **changes)
 
 
@@ -53,14 +74,30 @@ def test_the_keys_stand_in_byte_order_wherever_the_folder_lies_and_however_it_wa
     shutil.copytree(tmp_path / "one" / "d", tmp_path / "two" / "deep" / "d")
     two = build_items(open_dataset(str(tmp_path / "two" / "deep" / "d") + "/", Path()))
     assert one.keys == two.keys == KEYS == sorted(KEYS, key=str.encode)
-    assert one.fingerprint == two.fingerprint and one.folder_name == two.folder_name == f"d-{one.fingerprint[:8]}"
+    assert (
+        one.fingerprint == two.fingerprint
+        and one.folder_name == two.folder_name == f"d-{one.fingerprint[:8]}"
+    )
     assert one.sha256 == [hashlib.sha256(f"content of {key}".encode()).hexdigest() for key in KEYS]
 
 
 def test_the_fingerprint_covers_keys_and_contents_and_nothing_else():
     items = make()
-    assert items.fingerprint == make(labels="yyyyyy", split=["test"] * 6, adapter="table", name="other", size=np.zeros(6, np.int64)).fingerprint
-    others = [make(KEYS[:-1]), make(["B.jpg", *KEYS[1:]], sha256=items.sha256), make(sha256=items.sha256[1:] + items.sha256[:1])]
+    assert (
+        items.fingerprint
+        == make(
+            labels="yyyyyy",
+            split=["test"] * 6,
+            adapter="table",
+            name="other",
+            size=np.zeros(6, np.int64),
+        ).fingerprint
+    )
+    others = [
+        make(KEYS[:-1]),
+        make(["B.jpg", *KEYS[1:]], sha256=items.sha256),
+        make(sha256=items.sha256[1:] + items.sha256[:1]),
+    ]
     assert len({items.fingerprint, *(other.fingerprint for other in others)}) == 4
 
 
@@ -68,7 +105,9 @@ def test_writing_twice_gives_the_same_bytes_and_reads_back(tmp_path):
     one, two = write_items(tmp_path / "one", make()), write_items(tmp_path / "two", make())
     assert files(one) == files(two) and set(files(one)) == {"items.parquet", "dataset.json"}
     stamps = [path.stat().st_mtime_ns for path in sorted(one.iterdir())]
-    assert write_items(tmp_path / "one", make()) == one and stamps == [path.stat().st_mtime_ns for path in sorted(one.iterdir())]
+    assert write_items(tmp_path / "one", make()) == one and stamps == [
+        path.stat().st_mtime_ns for path in sorted(one.iterdir())
+    ]
     items = read_items(one)
     for field in dataclasses.fields(Items):
         np.testing.assert_array_equal(getattr(items, field.name), getattr(make(), field.name))
@@ -79,46 +118,96 @@ def test_a_parquet_reader_sees_the_seven_columns(tmp_path):
 
     table = pq.read_table(write_items(tmp_path, make()) / "items.parquet")
     assert table.column_names == ["row", "key", "label", "label_name", "split", "bytes", "sha256"]
-    assert table["label_name"].to_pylist() == ["x", "y", "x", "y", "", "x"] and table["label"].to_pylist() == [0, 1, 0, 1, -1, 0]
+    assert table["label_name"].to_pylist() == ["x", "y", "x", "y", "", "x"] and table[
+        "label"
+    ].to_pylist() == [0, 1, 0, 1, -1, 0]
 
 
-@pytest.mark.parametrize(("changed", "message"), [
-    (make(sha256=[*make().sha256[:3], "f" * 64, *make().sha256[4:]]), r"the contents of 1 are gone or have changed, first a/10\.jpg \(row 3\)"),
-    (make(["b.jpg", *KEYS[3:]]), r"\(6 -> 4 items\): the contents of 3 are gone or have changed, first A\.jpg \(row 0\)"),
-    (make(KEYS[:-1]), r"\(6 -> 5 items\): the contents of 1 are gone or have changed, first ä\.jpg \(row 5\)"),
-], ids=["content", "others", "one less"])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            make(sha256=[*make().sha256[:3], "f" * 64, *make().sha256[4:]]),
+            r"the contents of 1 are gone or have changed, first a/10\.jpg \(row 3\)",
+        ),
+        (
+            make(["b.jpg", *KEYS[3:]]),
+            r"\(6 -> 4 items\): the contents of 3 are gone or have changed, first A\.jpg \(row 0\)",
+        ),
+        (
+            make(KEYS[:-1]),
+            r"\(6 -> 5 items\): the contents of 1 are gone or have changed, first ä\.jpg \(row 5\)",
+        ),
+    ],
+    ids=["content", "others", "one less"],
+)
 def test_contents_that_are_gone_are_refused_unless_on_purpose(tmp_path, changed, message, capsys):
     folder = write_items(tmp_path, make())
     before = files(folder)
     with pytest.raises(StaleError, match=message) as caught:
         write_items(tmp_path, changed)
-    assert "ARGS='--name d-2'" in str(caught.value) and str(caught.value).endswith("\n  make extract VIEW=… DATA=… ARGS=--changed")
+    assert "ARGS='--name d-2'" in str(caught.value) and str(caught.value).endswith(
+        "\n  make extract VIEW=… DATA=… ARGS=--changed"
+    )
     assert list(tmp_path.glob("[!.]*")) == [folder] and files(folder) == before
     write_items(tmp_path, dataclasses.replace(changed, name="d-2"))
     assert find_dataset(tmp_path, "d") == folder
     new = write_items(tmp_path, changed, changed=True)
-    assert find_dataset(tmp_path, "d") == new != folder and files(folder) == before and "gone" in capsys.readouterr().out
+    assert (
+        find_dataset(tmp_path, "d") == new != folder
+        and files(folder) == before
+        and "gone" in capsys.readouterr().out
+    )
 
 
 RENAMED = make(["b.jpg" if key == "a.jpg" else key for key in KEYS], sha256=make().sha256)
 MORE = make([*KEYS, "ö.jpg"], labels="xyxy?xx")
 
 
-@pytest.mark.parametrize(("changed", "line"), [
-    (RENAMED, "d: the images have changed: 1 moved or renamed; 6 of 6 are known by their content"),
-    (MORE, "d: the images have changed: 1 new; 6 of 7 are known by their content"),
-    (make(["A.jpg", "Z/1.jpg", "b/a.jpg", *KEYS[3:]], sha256=make().sha256, labels="xyyy?y", split=["train"] * 5 + ["test"]),
-     "d: the images have changed: 1 moved or renamed, 2 with another label or split; 6 of 6 are known by their content"),
-], ids=["renamed", "added", "labelled"])
-def test_images_that_are_all_there_make_a_version_and_the_older_one_stays(tmp_path, changed, line, capsys):
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        (
+            RENAMED,
+            "d: the images have changed: 1 moved or renamed; 6 of 6 are known by their content",
+        ),
+        (MORE, "d: the images have changed: 1 new; 6 of 7 are known by their content"),
+        (
+            make(
+                ["A.jpg", "Z/1.jpg", "b/a.jpg", *KEYS[3:]],
+                sha256=make().sha256,
+                labels="xyyy?y",
+                split=["train"] * 5 + ["test"],
+            ),
+            "d: the images have changed: 1 moved or renamed, 2 with another label or split; 6 of 6 are known by their content",
+        ),
+    ],
+    ids=["renamed", "added", "labelled"],
+)
+def test_images_that_are_all_there_make_a_version_and_the_older_one_stays(
+    tmp_path, changed, line, capsys
+):
     folder = write_items(tmp_path, make())
     before = files(folder)
     new = write_items(tmp_path, changed)
-    assert capsys.readouterr().out == f"{line}. {new.name} is the current version now, {folder.name} stays for what was trained on it\n"
-    assert files(folder) == before and find_dataset(tmp_path, "d") == new and find_dataset(tmp_path, folder.name) == folder
-    assert (version_of(folder), version_of(new)) == (0, 1) and is_older(folder) and not is_older(new)
+    assert (
+        capsys.readouterr().out
+        == f"{line}. {new.name} is the current version now, {folder.name} stays for what was trained on it\n"
+    )
+    assert (
+        files(folder) == before
+        and find_dataset(tmp_path, "d") == new
+        and find_dataset(tmp_path, folder.name) == folder
+    )
+    assert (
+        (version_of(folder), version_of(new)) == (0, 1) and is_older(folder) and not is_older(new)
+    )
     stamps = files(new)
-    assert write_items(tmp_path, changed) == new and files(new) == stamps and not capsys.readouterr().out
+    assert (
+        write_items(tmp_path, changed) == new
+        and files(new) == stamps
+        and not capsys.readouterr().out
+    )
 
 
 def test_a_copy_that_is_deleted_takes_no_content_away(tmp_path, capsys):
@@ -133,9 +222,14 @@ def test_an_earlier_state_becomes_the_current_version_again(tmp_path):
     write_items(tmp_path, RENAMED)
     more = write_items(tmp_path, MORE)
     assert version_of(more) == 2
-    with pytest.raises(StaleError, match="the contents of 1 are gone"):           # a folder that is not mounted any more looks just like that
+    with pytest.raises(
+        StaleError, match="the contents of 1 are gone"
+    ):  # a folder that is not mounted any more looks just like that
         write_items(tmp_path, make())
-    assert write_items(tmp_path, make(), changed=True) == folder == find_dataset(tmp_path, "d") and version_of(folder) == 3
+    assert (
+        write_items(tmp_path, make(), changed=True) == folder == find_dataset(tmp_path, "d")
+        and version_of(folder) == 3
+    )
     assert (folder / "items.parquet").read_bytes() == table and read_items(folder).keys == KEYS
 
 
@@ -144,11 +238,17 @@ def test_the_images_of_another_place_are_another_data_set(tmp_path):
         (tmp_path / name / "d").mkdir(parents=True)
     cache, one, two = tmp_path / "cache", str(tmp_path / "one" / "d"), str(tmp_path / "two" / "d")
     folder = write_items(cache, make(), one)
-    with pytest.raises(StaleError, match=rf"those in {folder} are of {one}, these of {two}\. To keep both, .*--name d-2"):
+    with pytest.raises(
+        StaleError,
+        match=rf"those in {folder} are of {one}, these of {two}\. To keep both, .*--name d-2",
+    ):
         write_items(cache, MORE, two, changed=True)
-    (tmp_path / "one" / "d").rmdir()                                              # it was moved, and added to
+    (tmp_path / "one" / "d").rmdir()  # it was moved, and added to
     new = write_items(cache, MORE, two)
-    assert read_source(folder) == read_source(new) == two and find_dataset(cache, two) == find_dataset(cache, "d") == new
+    assert (
+        read_source(folder) == read_source(new) == two
+        and find_dataset(cache, two) == find_dataset(cache, "d") == new
+    )
 
 
 def test_a_renamed_folder_goes_on_under_its_old_name_also_when_it_changes(tmp_path):
@@ -159,20 +259,32 @@ def test_a_renamed_folder_goes_on_under_its_old_name_also_when_it_changes(tmp_pa
     with pytest.raises(StaleError, match="the contents of 1 are gone"):
         write_items(cache, make(KEYS[:-1], name="new"), str(new))
     more = write_items(cache, dataclasses.replace(MORE, name="new"), str(new))
-    assert more.name.startswith("old-") and find_dataset(cache, str(new)) == more and read_source(folder) == str(new)
+    assert (
+        more.name.startswith("old-")
+        and find_dataset(cache, str(new)) == more
+        and read_source(folder) == str(new)
+    )
 
 
-@pytest.mark.parametrize("adapters", [("imported", "imported"), ("folder", "imported"), ("imported", "folder")])
+@pytest.mark.parametrize(
+    "adapters", [("imported", "imported"), ("folder", "imported"), ("imported", "folder")]
+)
 def test_an_imported_data_set_has_no_versions(tmp_path, adapters):
     write_items(tmp_path, make(adapter=adapters[0]))
-    with pytest.raises(StaleError, match=r"To keep both, .*--name d-2'.*To forget the old ones, delete"):
+    with pytest.raises(
+        StaleError, match=r"To keep both, .*--name d-2'.*To forget the old ones, delete"
+    ):
         write_items(tmp_path, dataclasses.replace(MORE, adapter=adapters[1]), changed=True)
 
 
 @pytest.mark.parametrize("place", range(1, 40))
 def test_killed_while_a_version_is_written_the_next_start_ends_with_the_same_files(tmp_path, place):
     def all_files() -> dict[str, bytes]:
-        return {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file() and path.name != ".lock"}
+        return {
+            str(path.relative_to(tmp_path)): path.read_bytes()
+            for path in tmp_path.rglob("*.*")
+            if path.is_file() and path.name != ".lock"
+        }
 
     write_items(tmp_path / "want", make())
     write_items(tmp_path / "want", MORE)
@@ -181,7 +293,10 @@ def test_killed_while_a_version_is_written_the_next_start_ends_with_the_same_fil
     folder = write_items(tmp_path, make())
     with suppress(Killed), killing(place):
         write_items(tmp_path, MORE)
-    assert find_dataset(tmp_path, "d") in (folder, tmp_path / MORE.folder_name) and read_items(find_dataset(tmp_path, "d")).keys
+    assert (
+        find_dataset(tmp_path, "d") in (folder, tmp_path / MORE.folder_name)
+        and read_items(find_dataset(tmp_path, "d")).keys
+    )
     write_items(tmp_path, MORE)
     assert {name: data for name, data in all_files().items() if not name.endswith(".tmp")} == want
 
@@ -199,7 +314,10 @@ def test_a_damaged_version_is_not_passed_over(tmp_path):
     (new / "dataset.json").write_text("{}")
     with pytest.raises(IntegrityError, match=f"the item list in {new} cannot be read"):
         find_dataset(tmp_path, "d")
-    assert write_items(tmp_path, MORE) == new == find_dataset(tmp_path, "d") and find_dataset(tmp_path, folder.name) == folder
+    assert (
+        write_items(tmp_path, MORE) == new == find_dataset(tmp_path, "d")
+        and find_dataset(tmp_path, folder.name) == folder
+    )
     (new / "items.parquet").write_bytes(b"damaged")
     with pytest.raises(IntegrityError, match="the item list in"):
         write_items(tmp_path, RENAMED)
@@ -213,7 +331,11 @@ def test_new_labels_and_splits_replace_the_old_ones_in_place(tmp_path):
     again = write_items(tmp_path, make(labels="zzyyxx", split=["test"] * 6))
     assert again == folder
     items = read_items(folder)
-    assert items.classes == ["x", "y", "z"] and items.label.tolist() == [2, 2, 1, 1, 0, 0] and items.split == ["test"] * 6
+    assert (
+        items.classes == ["x", "y", "z"]
+        and items.label.tolist() == [2, 2, 1, 1, 0, 0]
+        and items.split == ["test"] * 6
+    )
 
 
 def test_a_damaged_list_is_written_anew_by_the_next_extraction(tmp_path):
@@ -228,28 +350,44 @@ def test_every_flip_is_found_in_a_sample_of_places(tmp_path, name):
     folder, chance = write_items(tmp_path, make()), random.Random(0)
     file = folder / name
     intact, unseen = file.read_bytes(), []
-    places = range(len(intact)) if name == "dataset.json" else chance.sample(range(len(intact)), 250)
+    places = (
+        range(len(intact)) if name == "dataset.json" else chance.sample(range(len(intact)), 250)
+    )
     for place in places:
         data = bytearray(intact)
         data[place] ^= 1 << chance.randrange(8)
         file.write_bytes(data)
         try:
             read_items(folder)
-            unseen.append(bytes(intact[place:place + 1]))
+            unseen.append(bytes(intact[place : place + 1]))
         except CoviewError as error:
-            assert isinstance(error, IntegrityError | StaleError) and str(folder) in str(error) and "make extract" in str(error)
+            assert (
+                isinstance(error, IntegrityError | StaleError)
+                and str(folder) in str(error)
+                and "make extract" in str(error)
+            )
     assert not unseen, f"flips of these bytes of {name} went unseen: {unseen}"
     file.write_bytes(intact)
     read_items(folder)
 
 
-@pytest.mark.parametrize("harm", [lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:-2]), lambda file: file.write_text("[]"),
-                                  lambda file: file.write_text("null")], ids=["missing", "truncated", "a list", "null"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda file: file.unlink(),
+        lambda file: file.write_bytes(file.read_bytes()[:-2]),
+        lambda file: file.write_text("[]"),
+        lambda file: file.write_text("null"),
+    ],
+    ids=["missing", "truncated", "a list", "null"],
+)
 def test_a_missing_or_truncated_list_is_named_with_the_command(tmp_path, harm):
     for name in ("items.parquet", "dataset.json"):
         folder = write_items(tmp_path / name, make())
         harm(folder / name)
-        with pytest.raises(IntegrityError, match=r"Type: make extract VIEW=… DATA=…   with what d-.* was made of") as caught:
+        with pytest.raises(
+            IntegrityError, match=r"Type: make extract VIEW=… DATA=…   with what d-.* was made of"
+        ) as caught:
             read_items(folder)
         assert str(folder) in str(caught.value)
 
@@ -257,7 +395,9 @@ def test_a_missing_or_truncated_list_is_named_with_the_command(tmp_path, harm):
 def test_the_command_that_writes_a_list_again_is_quoted_for_make_too(tmp_path):
     folder = write_items(tmp_path, make(), "/data/cost$(x)")
     (folder / "items.parquet").unlink()
-    with pytest.raises(IntegrityError, match=r"Type: make extract VIEW=… DATA='/data/cost\$\$\(x\)'   with"):
+    with pytest.raises(
+        IntegrityError, match=r"Type: make extract VIEW=… DATA='/data/cost\$\$\(x\)'   with"
+    ):
         read_items(folder)
 
 
@@ -279,7 +419,9 @@ def test_a_dataset_is_found_by_name_path_or_its_folder(tmp_path):
     folder = write_items(tmp_path, make(name="photos"), "/data/photos")
     for data in ("photos", "photos.csv", folder.name):
         assert find_dataset(tmp_path, data) == folder, data
-    with pytest.raises(UsageError, match=rf"DATA=/data/photos: there is no such file or folder.*DATA={folder.name}"):
+    with pytest.raises(
+        UsageError, match=rf"DATA=/data/photos: there is no such file or folder.*DATA={folder.name}"
+    ):
         find_dataset(tmp_path, "/data/photos")
 
 
@@ -288,10 +430,14 @@ def test_the_same_images_in_a_renamed_folder_keep_their_embeddings_and_their_nam
     folder = write_items(cache, make(name="old"), str(old))
     table = (folder / "items.parquet").read_bytes()
     new.mkdir()
-    assert write_items(cache, make(name="new"), str(new)) == folder and list(cache.glob("*/")) == [folder]
+    assert write_items(cache, make(name="new"), str(new)) == folder and list(cache.glob("*/")) == [
+        folder
+    ]
     assert read_items(folder).name == "old" and (folder / "items.parquet").read_bytes() == table
     assert find_dataset(cache, str(new)) == find_dataset(cache, "old") == folder
-    assert write_items(cache, make(name="new", labels="yyyyyy"), str(new)) == folder and read_items(folder).classes == ["y"]
+    assert write_items(cache, make(name="new", labels="yyyyyy"), str(new)) == folder and read_items(
+        folder
+    ).classes == ["y"]
 
 
 def test_a_second_folder_with_the_same_images_is_a_data_set_of_its_own(tmp_path):
@@ -299,7 +445,7 @@ def test_a_second_folder_with_the_same_images_is_a_data_set_of_its_own(tmp_path)
     old.mkdir()
     new.mkdir()
     folder = write_items(cache, make(name="old"), str(old))
-    other = write_items(cache, make(name="new"), str(new))                    # the first is still there
+    other = write_items(cache, make(name="new"), str(new))  # the first is still there
     assert other != folder and read_items(folder).name == "old" and read_items(other).name == "new"
 
 
@@ -314,7 +460,10 @@ def test_a_name_that_has_a_list_of_its_own_is_not_taken_for_a_renamed_folder(tmp
     gone = write_items(cache, make(name="old"), str(tmp_path / "old"))
     taken = write_items(cache, make(KEYS[:-1], name="new"), str(tmp_path / "new"))
     before = files(gone), files(taken)
-    assert write_items(cache, make(name="new"), str(tmp_path / "new")).name == make(name="new").folder_name       # a version of its own
+    assert (
+        write_items(cache, make(name="new"), str(tmp_path / "new")).name
+        == make(name="new").folder_name
+    )  # a version of its own
     assert (files(gone), files(taken)) == before
 
 
@@ -325,7 +474,10 @@ def test_other_images_from_a_renamed_folder_are_a_data_set_of_their_own(tmp_path
 
 
 def test_a_dataset_that_is_not_there_names_the_nearest_and_the_command(tmp_path):
-    with pytest.raises(UsageError, match=r"no dataset 'photo' in .*there is: nothing yet.*make extract VIEW=… DATA=photo"):
+    with pytest.raises(
+        UsageError,
+        match=r"no dataset 'photo' in .*there is: nothing yet.*make extract VIEW=… DATA=photo",
+    ):
         find_dataset(tmp_path, "photo")
     write_items(tmp_path, make(name="photos"))
     with pytest.raises(UsageError, match=r"did you mean 'photos'"):
@@ -338,24 +490,41 @@ def test_two_lists_of_one_name_must_be_told_apart(tmp_path):
     shutil.copytree(two, tmp_path / "a" / two.name)
     with pytest.raises(StaleError, match=r"holds 2 item lists called 'd': d-.*Name one: DATA=d-"):
         find_dataset(tmp_path / "a", "d")
-    assert find_dataset(tmp_path / "a", one.name) == one and find_dataset(tmp_path / "a", two.name).name == two.name
+    assert (
+        find_dataset(tmp_path / "a", one.name) == one
+        and find_dataset(tmp_path / "a", two.name).name == two.name
+    )
 
 
-@pytest.mark.parametrize(("data", "name"), [("photos/", "photos"), ("/a/my photos", "my-photos"), ("list.csv", "list"), ("a/b.parquet", "b"),
-                                            ("torchvision:MNIST", "MNIST"), ("digits", "digits"), ("/a/.hidden", "hidden"), ("/", "data")])
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("photos/", "photos"),
+        ("/a/my photos", "my-photos"),
+        ("list.csv", "list"),
+        ("a/b.parquet", "b"),
+        ("torchvision:MNIST", "MNIST"),
+        ("digits", "digits"),
+        ("/a/.hidden", "hidden"),
+        ("/", "data"),
+    ],
+)
 def test_a_dataset_is_named_after_its_folder_or_file(data, name):
     assert dataset_name(data) == name
 
 
-@pytest.mark.parametrize(("names", "labels", "classes"), [
-    (["b", "a", "", "b"], [1, 0, -1, 1], ["a", "b"]),
-    (["10", "9", "", "1"], [2, 1, -1, 0], ["1", "9", "10"]),
-    (["10", "9", "x"], [0, 1, 2], ["10", "9", "x"]),
-    (["01", "1"], [0, 1], ["01", "1"]),
-    (["²", "1"], [1, 0], ["1", "²"]),
-    (["", ""], [-1, -1], []),
-    ([], [], []),
-])
+@pytest.mark.parametrize(
+    ("names", "labels", "classes"),
+    [
+        (["b", "a", "", "b"], [1, 0, -1, 1], ["a", "b"]),
+        (["10", "9", "", "1"], [2, 1, -1, 0], ["1", "9", "10"]),
+        (["10", "9", "x"], [0, 1, 2], ["10", "9", "x"]),
+        (["01", "1"], [0, 1], ["01", "1"]),
+        (["²", "1"], [1, 0], ["1", "²"]),
+        (["", ""], [-1, -1], []),
+        ([], [], []),
+    ],
+)
 def test_class_names_that_are_numbers_sort_as_numbers_and_others_by_bytes(names, labels, classes):
     found, sorted_names = class_index(names)
     assert found.tolist() == labels and found.dtype == np.int32 and sorted_names == classes
@@ -366,7 +535,16 @@ def test_a_command_that_ends_early_has_its_own_exit_code(tmp_path):
     line = "import sys, torch; from pathlib import Path; from cache_specs.items import read_items; read_items(Path(sys.argv[1])); sys.exit(6)"
     folder = str(write_items(tmp_path, make()))
     with ThreadPoolExecutor(3) as pool:
-        codes = list(pool.map(lambda _: subprocess.run([sys.executable, "-c", line, folder], cwd=ROOT, timeout=200).returncode, range(9)))
+        codes = list(
+            pool.map(
+                lambda _: (
+                    subprocess.run(
+                        [sys.executable, "-c", line, folder], cwd=ROOT, timeout=200
+                    ).returncode
+                ),
+                range(9),
+            )
+        )
     assert codes == [6] * 9
 
 
@@ -374,7 +552,9 @@ def test_an_image_that_cannot_be_read_now_is_not_called_changed(tmp_path):
     items = make()
     write_items(tmp_path, items)
     lost = dataclasses.replace(items, sha256=[*items.sha256[:2], "", *items.sha256[3:]])
-    with pytest.raises(StaleError, match=r"the image a.jpg of 'd' \(row 2\) was embedded, but cannot be read now") as caught:
+    with pytest.raises(
+        StaleError, match=r"the image a.jpg of 'd' \(row 2\) was embedded, but cannot be read now"
+    ) as caught:
         write_items(tmp_path, lost)
     assert "delete" not in str(caught.value)
 
@@ -385,7 +565,15 @@ def test_names_that_a_file_system_or_json_cannot_hold(tmp_path, command):
     with pytest.raises(UsageError, match="is not UTF-8, so it cannot be recorded"):
         source_path(odd)
     assert len(dataset_name("x" * 250).encode()) == len(dataset_name("ä" * 150).encode()) == 200
-    done = command("exchange.export", "--view", "x", "--to", f"{tmp_path}/{'y' * 300}.npz", "--cache", write_items(tmp_path / "cache", make()).parent)
+    done = command(
+        "exchange.export",
+        "--view",
+        "x",
+        "--to",
+        f"{tmp_path}/{'y' * 300}.npz",
+        "--cache",
+        write_items(tmp_path / "cache", make()).parent,
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
@@ -398,15 +586,29 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(tmp_path):
 
 @pytest.mark.parametrize("field", ["source", "fingerprint", "name"])
 def test_a_damaged_older_version_does_not_unseat_the_current_one(tmp_path, field, capsys):
-    folder, new = write_items(tmp_path, make(), str(tmp_path)), write_items(tmp_path, MORE, str(tmp_path))
+    folder, new = (
+        write_items(tmp_path, make(), str(tmp_path)),
+        write_items(tmp_path, MORE, str(tmp_path)),
+    )
     record = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps({**record, field: f"{record[field]}x"}))
     assert find_dataset(tmp_path, "d") == new == current([folder, new]) and is_older(folder)
-    assert f"{folder / 'dataset.json'}, of an older version of {new.name}, cannot be read: see make status" in capsys.readouterr().err
+    assert (
+        f"{folder / 'dataset.json'}, of an older version of {new.name}, cannot be read: see make status"
+        in capsys.readouterr().err
+    )
     assert f"{folder.name}: the item list in {folder} cannot be read" in status(tmp_path)
-    with pytest.raises(IntegrityError, match=r"It is an older version of its data set.*put .* back from a copy, or delete it"):
+    with pytest.raises(
+        IntegrityError,
+        match=r"It is an older version of its data set.*put .* back from a copy, or delete it",
+    ):
         read_items(folder)
-    for harm in ({"versiom": 0}, {"version": 1}, {"version": 9}, {"version": None}):       # it may be the current one
+    for harm in (
+        {"versiom": 0},
+        {"version": 1},
+        {"version": 9},
+        {"version": None},
+    ):  # it may be the current one
         (folder / "dataset.json").write_text(json.dumps(record | harm))
         assert current([folder, new]) is None, harm
 
@@ -428,7 +630,9 @@ def test_a_relabelling_that_was_killed_halfway_does_not_stop_the_next_version(tm
     assert find_dataset(tmp_path, "d") == new and version_of(folder) == 0
     old = read_items(folder)
     assert old.classes == ["x", "y", "z"] and old.label.tolist() == [2, 2, 1, 1, 0, 0]
-    (folder / "items.parquet").write_bytes((new / "items.parquet").read_bytes())        # of other images: damage
+    (folder / "items.parquet").write_bytes(
+        (new / "items.parquet").read_bytes()
+    )  # of other images: damage
     write_items(tmp_path, make([*KEYS, "ö.jpg", "ü.jpg"], labels="zzyyxxxx"))
     with pytest.raises(IntegrityError):
         read_items(folder)
@@ -453,13 +657,22 @@ def test_the_state_that_was_read_first_does_not_follow_the_one_that_was_read_lat
     seen = tops(tmp_path)
     assert seen == {"d": 0}
     later = write_items(tmp_path, MORE, seen=seen)
-    with pytest.raises(StaleError, match=rf"while the images of 'd' were read, {later.name} became the current version of them\. Type the same command again"):
+    with pytest.raises(
+        StaleError,
+        match=rf"while the images of 'd' were read, {later.name} became the current version of them\. Type the same command again",
+    ):
         write_items(tmp_path, RENAMED, changed=True, seen=seen)
-    assert find_dataset(tmp_path, "d") == later == write_items(tmp_path, MORE, seen=seen)          # another view of the same state
+    assert (
+        find_dataset(tmp_path, "d") == later == write_items(tmp_path, MORE, seen=seen)
+    )  # another view of the same state
     assert version_of(write_items(tmp_path, RENAMED, changed=True, seen=tops(tmp_path))) == 2
 
 
 def test_the_name_of_a_folder_wins_over_that_of_a_data_set(tmp_path):
     folder, new = write_items(tmp_path, make()), write_items(tmp_path, MORE)
     other = write_items(tmp_path, make(KEYS[:3], name=folder.name))
-    assert find_dataset(tmp_path, folder.name) == folder and find_dataset(tmp_path, other.name) == other and find_dataset(tmp_path, "d") == new
+    assert (
+        find_dataset(tmp_path, folder.name) == folder
+        and find_dataset(tmp_path, other.name) == other
+        and find_dataset(tmp_path, "d") == new
+    )

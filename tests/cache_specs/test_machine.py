@@ -28,8 +28,8 @@ from upkeep import gc
 from upkeep.repair import RepairConfig, mend_view
 from upkeep.verify import VerifyConfig, verify
 
-N, ROWS, WIDTH = 18, 4, 8           # 5 shards, the last one half full
-SPECS = ('antialias = true', 'antialias = false')
+N, ROWS, WIDTH = 18, 4, 8  # 5 shards, the last one half full
+SPECS = ("antialias = true", "antialias = false")
 
 
 class Killed(BaseException):
@@ -48,7 +48,9 @@ def make_world(folder: Path) -> None:
     for i in range(N):
         path = folder / "photos" / "ab"[i % 2] / f"{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 12 + i, 3), np.uint8)).save(path)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 12 + i, 3), np.uint8)).save(
+            path
+        )
     (folder / "photos" / "b" / "03.png").write_bytes(b"no image")
     (folder / "none").mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -61,8 +63,18 @@ def write_spec(folder: Path, spec: int) -> None:
 
 
 def settings_of(folder: Path) -> ExtractConfig:
-    photos = next(path for path in (folder / "photos", folder / "moved" / "photos") if path.exists())
-    return ExtractConfig(view=str(folder / "v.toml"), data=str(photos), cache=str(folder / "cache"), device="cpu", batch=3, shard_rows=ROWS, workers=0)
+    photos = next(
+        path for path in (folder / "photos", folder / "moved" / "photos") if path.exists()
+    )
+    return ExtractConfig(
+        view=str(folder / "v.toml"),
+        data=str(photos),
+        cache=str(folder / "cache"),
+        device="cpu",
+        batch=3,
+        shard_rows=ROWS,
+        workers=0,
+    )
 
 
 def rows_of(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -78,7 +90,7 @@ class Walk(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         make_world(self.folder)
         self.spec = 0
-        self.inside: int | None = None          # the spec of the view in the cache, if there is one
+        self.inside: int | None = None  # the spec of the view in the cache, if there is one
         self.finished = self.harmed = False
 
     def teardown(self) -> None:
@@ -86,7 +98,11 @@ class Walk(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     def views(self) -> list[Path]:
-        return [path for dataset in (self.folder / "cache").glob("photos-*") for path in store.view_folders(dataset)]
+        return [
+            path
+            for dataset in (self.folder / "cache").glob("photos-*")
+            for path in store.view_folders(dataset)
+        ]
 
     def believed(self) -> None:
         """What opens for training must be the truth of the current spec."""
@@ -114,10 +130,18 @@ class Walk(RuleBasedStateMachine):
             self.believed()
             assert not list((self.folder / "cache").rglob(".*.tmp"))
 
-    @rule(which=st.integers(0, 10**6), how=st.sampled_from(["flip", "cut", "grow", "zero", "delete", "swap"]), place=st.integers(0, 10**6))
+    @rule(
+        which=st.integers(0, 10**6),
+        how=st.sampled_from(["flip", "cut", "grow", "zero", "delete", "swap"]),
+        place=st.integers(0, 10**6),
+    )
     def corrupt(self, which: int, how: str, place: int) -> None:
-        files = sorted(path for folder in self.views() for path in folder.rglob("*")
-                       if path.is_file() and not path.name.startswith((".lock", "verified", "progress")))       # those two depend on the clock
+        files = sorted(
+            path
+            for folder in self.views()
+            for path in folder.rglob("*")
+            if path.is_file() and not path.name.startswith((".lock", "verified", "progress"))
+        )  # those two depend on the clock
         if not files:
             return
         path, other = files[which % len(files)], files[place % len(files)]
@@ -130,7 +154,13 @@ class Walk(RuleBasedStateMachine):
         else:
             if how == "flip" and data:
                 data[place % len(data)] ^= 1 << place % 8
-            path.write_bytes({"cut": data[:place % (len(data) + 1)], "grow": data + b"x", "zero": bytes(len(data))}.get(how, data))
+            path.write_bytes(
+                {
+                    "cut": data[: place % (len(data) + 1)],
+                    "grow": data + b"x",
+                    "zero": bytes(len(data)),
+                }.get(how, data)
+            )
         self.harmed = True
 
     @rule()
@@ -142,7 +172,11 @@ class Walk(RuleBasedStateMachine):
         except CoviewError:
             assert self.harmed
         else:
-            if self.views() and (self.views()[0] / "complete.json").exists() and self.inside == self.spec:
+            if (
+                self.views()
+                and (self.views()[0] / "complete.json").exists()
+                and self.inside == self.spec
+            ):
                 self.believed()
 
     @rule(kill=st.one_of(st.none(), st.integers(1, 60)))
@@ -151,7 +185,13 @@ class Walk(RuleBasedStateMachine):
             return
         try:
             with killing(kill):
-                mend_view(RepairConfig(view=str(self.folder / "v.toml"), cache=str(self.folder / "cache"), workers=0))
+                mend_view(
+                    RepairConfig(
+                        view=str(self.folder / "v.toml"),
+                        cache=str(self.folder / "cache"),
+                        workers=0,
+                    )
+                )
         except Killed:
             self.harmed |= kill is None
         except StaleError:
@@ -159,7 +199,9 @@ class Walk(RuleBasedStateMachine):
         except UsageError as error:
             assert "which is gone. If they were moved" in str(error) and self.harmed
         except IntegrityError as error:
-            assert self.harmed and "json" in str(error)           # all three descriptions are gone: it says to delete the folder
+            assert self.harmed and "json" in str(
+                error
+            )  # all three descriptions are gone: it says to delete the folder
             shutil.rmtree(self.views()[0])
             self.inside, self.finished, self.harmed = None, False, False
         else:
@@ -180,7 +222,9 @@ class Walk(RuleBasedStateMachine):
 
     @rule()
     def collect(self) -> None:
-        sealed = [folder for folder in self.views() if (folder / "complete.json").exists()]         # those with shards done need --unfinished
+        sealed = [
+            folder for folder in self.views() if (folder / "complete.json").exists()
+        ]  # those with shards done need --unfinished
         try:
             gc.collect(gc.GcConfig(cache=str(self.folder / "cache"), yes=True, unfinished=True))
         except UsageError:
@@ -207,7 +251,7 @@ class Walk(RuleBasedStateMachine):
     def what_is_finished_and_not_harmed_opens(self) -> None:
         if not self.finished or self.harmed or self.inside != self.spec:
             return
-        run(settings_of(self.folder))           # a hit, which also notes where the images lie now
+        run(settings_of(self.folder))  # a hit, which also notes where the images lie now
         self.believed()
 
 
@@ -221,7 +265,9 @@ class killing:  # noqa: N801  used as a verb
         durable.fault = self.fault
 
     def fault(self, point: str) -> None:
-        self.passed += not point.startswith("verified")        # what is remembered of a check depends on the clock
+        self.passed += not point.startswith(
+            "verified"
+        )  # what is remembered of a check depends on the clock
         if self.passed == self.place:
             raise Killed(point)
 
@@ -243,8 +289,17 @@ def cheap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def walk(examples: int, steps: int, derandomize: bool) -> None:
-    run_state_machine_as_test(Walk, settings=settings(max_examples=examples, stateful_step_count=steps, deadline=None, derandomize=derandomize,
-                                                      database=None, suppress_health_check=list(HealthCheck)))
+    run_state_machine_as_test(
+        Walk,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            derandomize=derandomize,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
 
 
 def test_a_random_walk() -> None:

@@ -21,7 +21,9 @@ from base import durable
 from base.errors import CoviewError
 from cache_specs import integrity, store
 
-Operation = tuple[Any, ...]     # ("data", file, bytes), ("name", folder, name, file or None), ("sync", file or folder), ("mark", text)
+Operation = tuple[
+    Any, ...
+]  # ("data", file, bytes), ("name", folder, name, file or None), ("sync", file or folder), ("mark", text)
 Contents = dict[str, bytes]
 
 
@@ -30,10 +32,10 @@ class Recorder:
 
     def __init__(self, root: Path) -> None:
         self.root, self.operations, self.numbers = root, list[Operation](), 1
-        self.names: dict[int, dict[str, int]] = {0: {}}         # of every folder
+        self.names: dict[int, dict[str, int]] = {0: {}}  # of every folder
         self.data: dict[int, bytes] = {}
         self.handles: dict[int, int] = {}
-        self.syncs = lambda path: True                          # a broken writer leaves some out
+        self.syncs = lambda path: True  # a broken writer leaves some out
 
     def mark(self, text: str) -> None:
         self.operations.append(("mark", text))
@@ -72,7 +74,21 @@ class Recorder:
     @contextmanager
     def recording(self) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
-            real = {name: getattr(os, name) for name in ("open", "close", "write", "pwrite", "truncate", "fsync", "rename", "mkdir", "unlink", "rmdir")}
+            real = {
+                name: getattr(os, name)
+                for name in (
+                    "open",
+                    "close",
+                    "write",
+                    "pwrite",
+                    "truncate",
+                    "fsync",
+                    "rename",
+                    "mkdir",
+                    "unlink",
+                    "rmdir",
+                )
+            }
 
             def open_(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
                 handle = real["open"](path, flags, *args, **kwargs)
@@ -98,7 +114,7 @@ class Recorder:
             def pwrite(handle: int, data: bytes, offset: int) -> int:
                 assert offset == 0
                 if file := self.handles.get(handle):
-                    self.write(file, data + self.data[file][len(data):])
+                    self.write(file, data + self.data[file][len(data) :])
                 return real["pwrite"](handle, data, offset)
 
             def truncate(handle: int, length: int) -> None:
@@ -125,17 +141,32 @@ class Recorder:
                     real[kind](path, **kwargs)
                     if found := self.find(path):
                         self.name(found[0], found[1], None)
+
                 return call
 
-            for name, fake in {"open": open_, "close": close, "write": write, "pwrite": pwrite, "truncate": truncate, "fsync": fsync, "rename": rename,
-                               "mkdir": mkdir, "unlink": gone("unlink"), "rmdir": gone("rmdir")}.items():
+            for name, fake in {
+                "open": open_,
+                "close": close,
+                "write": write,
+                "pwrite": pwrite,
+                "truncate": truncate,
+                "fsync": fsync,
+                "rename": rename,
+                "mkdir": mkdir,
+                "unlink": gone("unlink"),
+                "rmdir": gone("rmdir"),
+            }.items():
                 patch.setattr(os, name, fake)
             yield
 
 
-def after_a_cut(operations: list[Operation], chance: random.Random | None) -> tuple[dict[tuple[int, str], int | None], dict[int, bytes]]:
+def after_a_cut(
+    operations: list[Operation], chance: random.Random | None
+) -> tuple[dict[tuple[int, str], int | None], dict[int, bytes]]:
     """One legal state of the disk after these operations: the target of every name, the bytes of every file. Without chance, only what was synced."""
-    names: dict[tuple[int, str], list[int | None]] = {}           # the durable state first, then what may have come after it
+    names: dict[
+        tuple[int, str], list[int | None]
+    ] = {}  # the durable state first, then what may have come after it
     data: dict[int, list[bytes]] = {}
     for operation in operations:
         match operation:
@@ -150,10 +181,17 @@ def after_a_cut(operations: list[Operation], chance: random.Random | None) -> tu
                     if key[0] == number:
                         names[key] = names[key][-1:]
     if chance is None:
-        return {key: states[0] for key, states in names.items()}, {file: states[0] for file, states in data.items()}
+        return {key: states[0] for key, states in names.items()}, {
+            file: states[0] for file, states in data.items()
+        }
     survival = chance.choice((0.0, 0.2, 0.5, 0.8, 1.0))
-    return ({key: states[-1] if chance.random() < survival else chance.choice(states) for key, states in names.items()},
-            {file: _some_bytes(states, survival, chance) for file, states in data.items()})
+    return (
+        {
+            key: states[-1] if chance.random() < survival else chance.choice(states)
+            for key, states in names.items()
+        },
+        {file: _some_bytes(states, survival, chance) for file, states in data.items()},
+    )
 
 
 def _some_bytes(states: list[bytes], survival: float, chance: random.Random) -> bytes:
@@ -163,11 +201,21 @@ def _some_bytes(states: list[bytes], survival: float, chance: random.Random) -> 
     if chance.random() < survival:
         return whole
     cut = chance.randrange(len(whole) + 1)
-    return chance.choice((states[0], chance.choice(states), whole[:cut], bytes(len(whole)), whole[:cut] + bytes(len(whole) - cut),
-                          bytes(cut) + whole[cut:]))
+    return chance.choice(
+        (
+            states[0],
+            chance.choice(states),
+            whole[:cut],
+            bytes(len(whole)),
+            whole[:cut] + bytes(len(whole) - cut),
+            bytes(cut) + whole[cut:],
+        )
+    )
 
 
-def lay_down(folder: Path, names: dict[tuple[int, str], int | None], data: dict[int, bytes], number: int = 0) -> None:
+def lay_down(
+    folder: Path, names: dict[tuple[int, str], int | None], data: dict[int, bytes], number: int = 0
+) -> None:
     """Make the state a real folder."""
     folder.mkdir()
     for (parent, name), target in names.items():
@@ -180,7 +228,10 @@ def lay_down(folder: Path, names: dict[tuple[int, str], int | None], data: dict[
 
 # --- what is recorded
 
-def recorded(folder: Path, broken: Callable[[Recorder, pytest.MonkeyPatch], None] | None = None) -> list[Operation]:
+
+def recorded(
+    folder: Path, broken: Callable[[Recorder, pytest.MonkeyPatch], None] | None = None
+) -> list[Operation]:
     """A whole run: item list, view, shards, seal and check."""
     recorder = Recorder(folder)
     folder.mkdir()
@@ -214,6 +265,7 @@ def recorded_with_repair(folder: Path) -> list[Operation]:
 
 def recorded_with_a_kill(folder: Path, place: int) -> list[Operation]:
     """A run that is killed at a fault point, then resumed: what the first left in the kernel's memory is not yet on the disk."""
+
     class Killed(BaseException):
         pass
 
@@ -237,6 +289,7 @@ def recorded_with_a_kill(folder: Path, place: int) -> list[Operation]:
 
 # --- what must hold
 
+
 def committed_and_lost(folder: Path) -> list[str]:
     """Shards with an intact commit and no intact files: what was proved and is not so."""
     lost = []
@@ -254,7 +307,11 @@ def committed_and_lost(folder: Path) -> list[str]:
                 if view.commit_file(shard).exists():
                     lost.append(f"commit {shard} is there, and damaged")
                 continue
-            lost += [name for name, file in files.items() if not (path / name).is_file() or integrity.xxh3(path / name) != file["xxh3"]]
+            lost += [
+                name
+                for name, file in files.items()
+                if not (path / name).is_file() or integrity.xxh3(path / name) != file["xxh3"]
+            ]
     return lost
 
 
@@ -270,23 +327,39 @@ def wrong(folder: Path, undisturbed: Contents, repair: bool = False) -> str:
         faults.extract(folder)
     except (CoviewError, AssertionError) as error:
         return f"{type(error).__name__}: {error}"
-    after = {name: data for name, data in contents(folder).items() if not name.endswith(".tmp")}        # the next writer sweeps it
-    return "" if after == undisturbed else f"other bytes: {[name for name in {*after, *undisturbed} if after.get(name) != undisturbed.get(name)]}"
+    after = {
+        name: data for name, data in contents(folder).items() if not name.endswith(".tmp")
+    }  # the next writer sweeps it
+    return (
+        ""
+        if after == undisturbed
+        else f"other bytes: {[name for name in {*after, *undisturbed} if after.get(name) != undisturbed.get(name)]}"
+    )
 
 
-def try_states(operations: list[Operation], number: int, seed: int, tmp_path: Path, undisturbed: Contents, start: int = 0,
-               repair_from: int | None = None, until_first: bool = False) -> list[str]:
+def try_states(
+    operations: list[Operation],
+    number: int,
+    seed: int,
+    tmp_path: Path,
+    undisturbed: Contents,
+    start: int = 0,
+    repair_from: int | None = None,
+    until_first: bool = False,
+) -> list[str]:
     """Cut the power at random places after `start`; the states that are wrong, and why."""
     chance, failures = random.Random(seed), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda handle: None)             # this disk lives only for the test
+        patch.setattr(os, "fsync", lambda handle: None)  # this disk lives only for the test
         for trial in range(number):
             place = chance.randint(start, len(operations))
             names, data = after_a_cut(operations[:place], chance)
             folder = tmp_path / "state"
             lay_down(folder, names, data)
             if why := wrong(folder, undisturbed, repair_from is not None and place >= repair_from):
-                failures.append(f"state {trial}, cut after {place} of {len(operations)}, {operations[place - 1][:4]}: {why}")
+                failures.append(
+                    f"state {trial}, cut after {place} of {len(operations)}, {operations[place - 1][:4]}: {why}"
+                )
                 if until_first:
                     break
             shutil.rmtree(folder)
@@ -307,20 +380,31 @@ def test_the_record_is_the_whole_run(run, tmp_path):
     lay_down(tmp_path / "run", names, data)
     assert contents(tmp_path / "run") == undisturbed and not faults.refused(tmp_path / "run")
     kinds = [operation[0] for operation in operations]
-    assert kinds.count("sync") > 2 * len(undisturbed) and kinds.count("name") > 3 * len(undisturbed) and kinds.count("data") >= 3 * len(undisturbed)
+    assert (
+        kinds.count("sync") > 2 * len(undisturbed)
+        and kinds.count("name") > 3 * len(undisturbed)
+        and kinds.count("data") >= 3 * len(undisturbed)
+    )
 
 
 @pytest.mark.parametrize("number", [60, pytest.param(1200, marks=pytest.mark.many)])
-def test_after_a_power_cut_nothing_proved_is_lost_and_the_next_run_ends_with_the_same_bytes(run, tmp_path, number):
+def test_after_a_power_cut_nothing_proved_is_lost_and_the_next_run_ends_with_the_same_bytes(
+    run, tmp_path, number
+):
     assert try_states(run[0], number, number, tmp_path, run[1]) == []
 
 
 @pytest.mark.parametrize("number", [25, pytest.param(600, marks=pytest.mark.many)])
-def test_after_a_power_cut_in_a_repair_nothing_wrong_is_trusted_and_another_repair_ends_with_the_same_bytes(run, tmp_path, number):
+def test_after_a_power_cut_in_a_repair_nothing_wrong_is_trusted_and_another_repair_ends_with_the_same_bytes(
+    run, tmp_path, number
+):
     operations = recorded_with_repair(tmp_path / "recorded")
     assert contents(tmp_path / "recorded") == run[1]
     harmed = operations.index(("mark", "harmed"))
-    assert try_states(operations, number, number, tmp_path, run[1], start=harmed, repair_from=harmed) == []
+    assert (
+        try_states(operations, number, number, tmp_path, run[1], start=harmed, repair_from=harmed)
+        == []
+    )
 
 
 @pytest.mark.parametrize("number", [20, pytest.param(400, marks=pytest.mark.many)])
@@ -329,18 +413,26 @@ def test_after_a_kill_and_then_a_power_cut_it_does(run, tmp_path, number):
     for trial in range(number // 5):
         operations = recorded_with_a_kill(tmp_path / f"recorded{trial}", chance.randrange(1, 110))
         resumed = operations.index(("mark", "resumed"))
-        assert try_states(operations, 5, trial, tmp_path, run[1], start=resumed) == [], f"killed after {operations[resumed - 1]}"
+        assert try_states(operations, 5, trial, tmp_path, run[1], start=resumed) == [], (
+            f"killed after {operations[resumed - 1]}"
+        )
 
 
-def test_what_a_killed_run_left_in_memory_is_on_the_disk_before_the_next_one_builds_on_it(run, tmp_path, monkeypatch):
+def test_what_a_killed_run_left_in_memory_is_on_the_disk_before_the_next_one_builds_on_it(
+    run, tmp_path, monkeypatch
+):
     """Killed before each sync of a folder, resumed to the end; then all that was never synced is gone."""
     points: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(durable, "fault", points.append)
         (tmp_path / "points").mkdir()
         faults.extract(tmp_path / "points")
-    places = [place for place, point in enumerate(points, 1)
-              if point.endswith((".folder", "folder.parent")) and point not in ("settle.folder", "verified.folder")]
+    places = [
+        place
+        for place, point in enumerate(points, 1)
+        if point.endswith((".folder", "folder.parent"))
+        and point not in ("settle.folder", "verified.folder")
+    ]
     assert len(places) > 20
     for place in places:
         operations = recorded_with_a_kill(tmp_path / "recorded", place)
@@ -352,12 +444,16 @@ def test_what_a_killed_run_left_in_memory_is_on_the_disk_before_the_next_one_bui
 
 # --- the model bites
 
+
 def _no_sync_of_files(recorder: Recorder, patch: pytest.MonkeyPatch) -> None:
     recorder.syncs = lambda handle: os.path.isdir(f"/proc/self/fd/{handle}")
 
 
 def _no_sync_of_shards(recorder: Recorder, patch: pytest.MonkeyPatch) -> None:
-    recorder.syncs = lambda handle: "embeddings/c" not in os.readlink(f"/proc/self/fd/{handle}") or os.path.isdir(f"/proc/self/fd/{handle}")
+    recorder.syncs = lambda handle: (
+        "embeddings/c" not in os.readlink(f"/proc/self/fd/{handle}")
+        or os.path.isdir(f"/proc/self/fd/{handle}")
+    )
 
 
 def _no_sync_of_folders(recorder: Recorder, patch: pytest.MonkeyPatch) -> None:
@@ -367,7 +463,9 @@ def _no_sync_of_folders(recorder: Recorder, patch: pytest.MonkeyPatch) -> None:
 def _commit_before_the_shard(recorder: Recorder, patch: pytest.MonkeyPatch) -> None:
     held: list[tuple[Any, ...]] = []
 
-    def write(path: Path, data: bytes, point: str, real: Callable[..., None] = durable.write) -> None:
+    def write(
+        path: Path, data: bytes, point: str, real: Callable[..., None] = durable.write
+    ) -> None:
         if point in ("embeddings", "status"):
             held.append((path, data, point))
             return
@@ -380,7 +478,10 @@ def _commit_before_the_shard(recorder: Recorder, patch: pytest.MonkeyPatch) -> N
 
 def _commit_in_place(recorder: Recorder, patch: pytest.MonkeyPatch) -> None:
     """Not beside and renamed: one that was cut short stays."""
-    def write(path: Path, data: bytes, point: str, real: Callable[..., None] = durable.write) -> None:
+
+    def write(
+        path: Path, data: bytes, point: str, real: Callable[..., None] = durable.write
+    ) -> None:
         if point != "commit":
             return real(path, data, point)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -392,7 +493,16 @@ def _commit_in_place(recorder: Recorder, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(durable, "write", write)
 
 
-@pytest.mark.parametrize("broken", [_no_sync_of_files, _no_sync_of_shards, _no_sync_of_folders, _commit_before_the_shard, _commit_in_place])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        _no_sync_of_files,
+        _no_sync_of_shards,
+        _no_sync_of_folders,
+        _commit_before_the_shard,
+        _commit_in_place,
+    ],
+)
 def test_a_writer_that_leaves_a_step_out_is_caught(run, tmp_path, broken):
     operations = recorded(tmp_path / "broken", broken)
     assert contents(tmp_path / "broken") == run[1], "without a power cut nobody sees it"

@@ -28,22 +28,60 @@ def test_every_bundled_view_loads_and_holds_together(name):
     said.pop("about", None)
     said["weights"] = {"hub": None, "revision": None, "path": None} | said["weights"]
     if "tensors" in said:
-        said["tensors"] = {"strip": "", "drop": []} | said["tensors"] | {"rename": [list(rule) for rule in said["tensors"].get("rename", {}).items()]}
+        said["tensors"] = (
+            {"strip": "", "drop": []}
+            | said["tensors"]
+            | {"rename": [list(rule) for rule in said["tensors"].get("rename", {}).items()]}
+        )
     assert spec.declared() == said
     if spec.weights.path is not None:
         assert all((SPECS / spec.weights.path / file).is_file() for file in spec.weights.files)
 
 
-@pytest.mark.parametrize(("name", "digits"), [("tiny-clip", "3ef1f2f9"), ("tiny-dinov2", "cc0715e8"), ("clip", "38380f28"), ("dinov2", "f234934a")])
+@pytest.mark.parametrize(
+    ("name", "digits"),
+    [
+        ("tiny-clip", "3ef1f2f9"),
+        ("tiny-dinov2", "cc0715e8"),
+        ("clip", "38380f28"),
+        ("dinov2", "f234934a"),
+    ],
+)
 def test_what_is_cached_already_stays_valid(name, digits):
     assert load_spec(name).fingerprint("x")[:8] == digits
 
 
 def test_the_bundled_views_are_these():
     assert set(view_names()) == {
-        "aimv2", "align", "blip", "clip", "clip-b16", "dinov2", "dinov2-b14", "dinov2-g14", "dinov2-l14", "dinov3", "dinov3-convnext", "esvit", "esvit-last4",
-        "eva01", "eva02", "hiera", "mae", "metaclip2", "owlv2", "owlv2-224", "pe-core", "siglip", "siglip2", "swav", "swav-rn50", "tiny-clip", "tiny-dinov2",
-        "tipsv2"}
+        "aimv2",
+        "align",
+        "blip",
+        "clip",
+        "clip-b16",
+        "dinov2",
+        "dinov2-b14",
+        "dinov2-g14",
+        "dinov2-l14",
+        "dinov3",
+        "dinov3-convnext",
+        "esvit",
+        "esvit-last4",
+        "eva01",
+        "eva02",
+        "hiera",
+        "mae",
+        "metaclip2",
+        "owlv2",
+        "owlv2-224",
+        "pe-core",
+        "siglip",
+        "siglip2",
+        "swav",
+        "swav-rn50",
+        "tiny-clip",
+        "tiny-dinov2",
+        "tipsv2",
+    }
 
 
 # One changed line for each declared field (crop and resize of a squashed image go together).
@@ -56,10 +94,16 @@ CHANGES = {
     "weights.files": ('"config.json", ', ""),
     "weights.path": ('path = "none"', 'path = "other"'),
     "weights.hub": ('path = "none"', 'hub = "a/b"\nrevision = "main"'),
-    "weights.url": ('path = "none"\nfiles = ["config.json", "model.safetensors"]', 'url = "https://a/b.pth"\nfiles = ["b.safetensors"]'),
+    "weights.url": (
+        'path = "none"\nfiles = ["config.json", "model.safetensors"]',
+        'url = "https://a/b.pth"\nfiles = ["b.safetensors"]',
+    ),
     "arguments": ("[weights]", "[arguments]\nimg_size = 8\n[weights]"),
     "tensors": ("[weights]", '[tensors]\nstrip = "module."\n[weights]'),
-    "preprocess.crop": ("resize = 8\nresize_rule = \"squash\"\ncrop = 8", "resize = 9\nresize_rule = \"squash\"\ncrop = 9"),
+    "preprocess.crop": (
+        'resize = 8\nresize_rule = "squash"\ncrop = 8',
+        'resize = 9\nresize_rule = "squash"\ncrop = 9',
+    ),
     "preprocess.resize_rule": ('"squash"', '"shortest"'),
     "preprocess.interpolation": ('"bicubic"', '"bilinear"'),
     "preprocess.antialias": ("antialias = true", "antialias = false"),
@@ -74,15 +118,22 @@ def test_the_fingerprint_changes_with_each_declared_field(tmp_path, field):
     assert TOML.count(old) == 1
     before, after = load(tmp_path, TOML), load(tmp_path, TOML.replace(old, new))
     assert before.fingerprint("0" * 64) != after.fingerprint("0" * 64)
-    assert any(line.startswith(f"{field}: ") for line in differences(before.declared(), after.declared()))
+    assert any(
+        line.startswith(f"{field}: ") for line in differences(before.declared(), after.declared())
+    )
 
 
-FULL = TOML.replace('path = "none"\nfiles = ["config.json", "model.safetensors"]', f'''
+FULL = TOML.replace(
+    'path = "none"\nfiles = ["config.json", "model.safetensors"]',
+    f'''
 url = "https://a/b.pth"
 sha256 = "{"0" * 64}"
 key = "teacher"
 files = ["b.safetensors"]
-''').replace("[weights]", '''
+''',
+).replace(
+    "[weights]",
+    """
 [arguments]
 img_size = 8
 window = [2, 2]
@@ -97,11 +148,17 @@ gmacs = 1
 licence = "MIT"
 probing = "none"
 alike.clip = "the same images"
-[weights]''')
+[weights]""",
+)
 FURTHER = {
-    "arguments.img_size": ("img_size = 8", "img_size = 9"), "arguments.window": ("[2, 2]", "[2, 3]"), "tensors.strip": ('"module."', '"modul."'),
-    "tensors.drop": ('["head.", "b"]', '["b", "head."]'), "tensors.rename": ("'^a' = 'b'", "'^a' = 'c'"), "weights.url": ("https://a/b.pth", "https://a/c.pth"),
-    "weights.key": ('"teacher"', '"student"'), "weights.files": ("b.safetensors", "c.safetensors"),
+    "arguments.img_size": ("img_size = 8", "img_size = 9"),
+    "arguments.window": ("[2, 2]", "[2, 3]"),
+    "tensors.strip": ('"module."', '"modul."'),
+    "tensors.drop": ('["head.", "b"]', '["b", "head."]'),
+    "tensors.rename": ("'^a' = 'b'", "'^a' = 'c'"),
+    "weights.url": ("https://a/b.pth", "https://a/c.pth"),
+    "weights.key": ('"teacher"', '"student"'),
+    "weights.files": ("b.safetensors", "c.safetensors"),
 }
 
 
@@ -110,8 +167,12 @@ def test_the_fingerprint_changes_with_each_field_that_a_spec_may_have(tmp_path, 
     old, new = FURTHER[field]
     assert FULL.count(old) == 1
     before, after = load(tmp_path, FULL), load(tmp_path, FULL.replace(old, new))
-    assert before.fingerprint("x") != after.fingerprint("x") != load(tmp_path, TOML).fingerprint("x")
-    assert [line.split(":")[0] for line in differences(before.declared(), after.declared())] == [field]
+    assert (
+        before.fingerprint("x") != after.fingerprint("x") != load(tmp_path, TOML).fingerprint("x")
+    )
+    assert [line.split(":")[0] for line in differences(before.declared(), after.declared())] == [
+        field
+    ]
 
 
 def test_rules_of_renaming_are_hashed_in_the_order_in_which_they_are_applied(tmp_path):
@@ -119,13 +180,27 @@ def test_rules_of_renaming_are_hashed_in_the_order_in_which_they_are_applied(tmp
     assert swapped.fingerprint("x") != load(tmp_path, FULL).fingerprint("x")
 
 
-@pytest.mark.parametrize(("old", "new"), [('model = "M"', 'model = "N"'), ("parameters = 1e6", "parameters = 2e6"), ("gmacs = 1", "gmacs = 2.5"),
-                                          ('licence = "MIT"', 'licence = "CC"'), ('"the same images"', '"other"'), ('probing = "none"', 'probing = "all"'),
-                                          (f'sha256 = "{"0" * 64}"', f'sha256 = "{"1" * 64}"'), (f'sha256 = "{"0" * 64}"', "")])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('model = "M"', 'model = "N"'),
+        ("parameters = 1e6", "parameters = 2e6"),
+        ("gmacs = 1", "gmacs = 2.5"),
+        ('licence = "MIT"', 'licence = "CC"'),
+        ('"the same images"', '"other"'),
+        ('probing = "none"', 'probing = "all"'),
+        (f'sha256 = "{"0" * 64}"', f'sha256 = "{"1" * 64}"'),
+        (f'sha256 = "{"0" * 64}"', ""),
+    ],
+)
 def test_what_is_said_about_a_model_or_checks_a_download_is_not_hashed(tmp_path, old, new):
     assert FULL.count(old) == 1
     spec = load(tmp_path, FULL.replace(old, new))
-    assert spec.fingerprint("x") == load(tmp_path, FULL).fingerprint("x") and "about" not in spec.declared() and spec.about.alike.keys() == {"clip"}
+    assert (
+        spec.fingerprint("x") == load(tmp_path, FULL).fingerprint("x")
+        and "about" not in spec.declared()
+        and spec.about.alike.keys() == {"clip"}
+    )
 
 
 def test_no_declared_field_is_left_out_of_the_fingerprint(tmp_path):
@@ -134,12 +209,18 @@ def test_no_declared_field_is_left_out_of_the_fingerprint(tmp_path):
     seen = {spec.fingerprint("0" * 64)}
 
     def leaves(value: object, path: tuple = ()) -> list[tuple]:
-        return [leaf for key, item in value.items() for leaf in leaves(item, (*path, key))] if isinstance(value, dict) else [path]
+        return (
+            [leaf for key, item in value.items() for leaf in leaves(item, (*path, key))]
+            if isinstance(value, dict)
+            else [path]
+        )
 
     fields = leaves(spec.declared())
     full = leaves(load(tmp_path, FULL).declared())
-    assert len(full) == len(dataclasses.fields(ViewSpec)) - 7 + 6 + 7 + 2 + 3   # name, source, about; weights, preprocess, arguments, tensors -> their fields
-    assert len(fields) == len(full) - 2 - 2 - 3                                 # what need not be there
+    assert (
+        len(full) == len(dataclasses.fields(ViewSpec)) - 7 + 6 + 7 + 2 + 3
+    )  # name, source, about; weights, preprocess, arguments, tensors -> their fields
+    assert len(fields) == len(full) - 2 - 2 - 3  # what need not be there
     for path in fields:
         declared = spec.declared()
         inner = declared
@@ -150,65 +231,208 @@ def test_no_declared_field_is_left_out_of_the_fingerprint(tmp_path):
     assert len(seen) == 1 + len(fields)
 
 
-def test_the_fingerprint_changes_with_the_weights_and_not_with_the_file_its_place_or_its_comments(tmp_path):
+def test_the_fingerprint_changes_with_the_weights_and_not_with_the_file_its_place_or_its_comments(
+    tmp_path,
+):
     spec = load(tmp_path, TOML)
     (tmp_path / "deep").mkdir()
-    same = load(tmp_path / "deep", "# a comment\n" + TOML.replace("0.5, 0.5, 0.5", "0.50,0.5 , 0.5"), "other.toml")
+    same = load(
+        tmp_path / "deep",
+        "# a comment\n" + TOML.replace("0.5, 0.5, 0.5", "0.50,0.5 , 0.5"),
+        "other.toml",
+    )
     assert same.name == "other" and same.fingerprint("0" * 64) == spec.fingerprint("0" * 64)
     assert spec.fingerprint("0" * 64) != spec.fingerprint("1" * 64)
     assert re.fullmatch("[0-9a-f]{64}", spec.fingerprint("0" * 64))
 
 
 def test_a_whole_number_and_its_float_are_one_value(tmp_path):
-    assert load(tmp_path, TOML.replace("mean = [0.5, 0.5, 0.5]", "mean = [0, 0, 0]")).fingerprint("") == \
-        load(tmp_path, TOML.replace("mean = [0.5, 0.5, 0.5]", "mean = [0.0, 0.0, 0.0]")).fingerprint("")
+    assert load(tmp_path, TOML.replace("mean = [0.5, 0.5, 0.5]", "mean = [0, 0, 0]")).fingerprint(
+        ""
+    ) == load(
+        tmp_path, TOML.replace("mean = [0.5, 0.5, 0.5]", "mean = [0.0, 0.0, 0.0]")
+    ).fingerprint("")
 
 
 MISTAKES = {
-    "unknown key": ('output = "cls"', 'outptu = "cls"', r"unknown key 'outptu'; did you mean 'output'"),
-    "unknown key, nothing near": ('output = "cls"', 'zzzz = 1\noutput = "cls"', r"unknown key 'zzzz'; there is: about, architecture, arguments, backend"),
-    "unknown inner key": ("antialias = true", "antialis = true", r"unknown key 'antialis'; did you mean 'antialias'"),
+    "unknown key": (
+        'output = "cls"',
+        'outptu = "cls"',
+        r"unknown key 'outptu'; did you mean 'output'",
+    ),
+    "unknown key, nothing near": (
+        'output = "cls"',
+        'zzzz = 1\noutput = "cls"',
+        r"unknown key 'zzzz'; there is: about, architecture, arguments, backend",
+    ),
+    "unknown inner key": (
+        "antialias = true",
+        "antialis = true",
+        r"unknown key 'antialis'; did you mean 'antialias'",
+    ),
     "wrong type": ("width = 16", 'width = "16"', r"width = '16' is not of the type int"),
     "a bool for a number": ("width = 16", "width = true", r"width = True is not of the type int"),
-    "a number for a bool": ("antialias = true", "antialias = 1", r"antialias = 1 is not of the type bool"),
+    "a number for a bool": (
+        "antialias = true",
+        "antialias = 1",
+        r"antialias = 1 is not of the type bool",
+    ),
     "a float for an int": ("width = 16", "width = 16.0", r"width = 16.0 is not of the type int"),
-    "two of three": ("mean = [0.5, 0.5, 0.5]", "mean = [0.5, 0.5]", r"mean = \[0.5, 0.5\] is not of the type tuple\[float, float, float\]"),
-    "text among numbers": ("mean = [0.5, 0.5, 0.5]", 'mean = [0.5, 0.5, "x"]', r"mean = 'x' is not of the type float"),
-    "no files": ('files = ["config.json", "model.safetensors"]', "files = []", r"files = \[\] is not of the type tuple"),
-    "a table for a value": ("width = 16", "width = {a = 1}", r"width = \{'a': 1\} is not of the type int"),
+    "two of three": (
+        "mean = [0.5, 0.5, 0.5]",
+        "mean = [0.5, 0.5]",
+        r"mean = \[0.5, 0.5\] is not of the type tuple\[float, float, float\]",
+    ),
+    "text among numbers": (
+        "mean = [0.5, 0.5, 0.5]",
+        'mean = [0.5, 0.5, "x"]',
+        r"mean = 'x' is not of the type float",
+    ),
+    "no files": (
+        'files = ["config.json", "model.safetensors"]',
+        "files = []",
+        r"files = \[\] is not of the type tuple",
+    ),
+    "a table for a value": (
+        "width = 16",
+        "width = {a = 1}",
+        r"width = \{'a': 1\} is not of the type int",
+    ),
     "missing key": ("width = 16\n", "", r"the key 'width' is missing"),
-    "missing inner key": ("crop = 8\n", "", r"preprocess: the key 'crop' is missing|the key 'crop' is missing"),
+    "missing inner key": (
+        "crop = 8\n",
+        "",
+        r"preprocess: the key 'crop' is missing|the key 'crop' is missing",
+    ),
     "bad literal": ('output = "cls"', 'output = "clss"', r"output = 'clss'; did you mean 'cls'"),
-    "another storage": ('"float16"', '"bfloat16"', r"storage_dtype = 'bfloat16'; did you mean 'float16'"),
-    "a backend that is not here": ('"transformers"', '"jax"', r"backend = 'jax'; there is: open_clip, timm, transformers"),
-    "hub without revision": ('path = "none"', 'hub = "a/b"', r"weights\.hub needs weights\.revision, a tag or commit of a/b"),
-    "hub and path": ('path = "none"', 'path = "none"\nhub = "a/b"\nrevision = "main"', r"weights needs one of 'hub' \(with 'revision'\), 'path' and 'url'"),
+    "another storage": (
+        '"float16"',
+        '"bfloat16"',
+        r"storage_dtype = 'bfloat16'; did you mean 'float16'",
+    ),
+    "a backend that is not here": (
+        '"transformers"',
+        '"jax"',
+        r"backend = 'jax'; there is: open_clip, timm, transformers",
+    ),
+    "hub without revision": (
+        'path = "none"',
+        'hub = "a/b"',
+        r"weights\.hub needs weights\.revision, a tag or commit of a/b",
+    ),
+    "hub and path": (
+        'path = "none"',
+        'path = "none"\nhub = "a/b"\nrevision = "main"',
+        r"weights needs one of 'hub' \(with 'revision'\), 'path' and 'url'",
+    ),
     "neither": ('path = "none"\n', "", r"weights needs one of 'hub'"),
-    "url and path": ('path = "none"', 'path = "none"\nurl = "https://a/b.pth"', r"weights needs one of 'hub' \(with 'revision'\), 'path' and 'url'"),
-    "url that is not https": ('path = "none"', 'url = "http://a/b.pth"', r"weights\.url must be https:// .* found 'http://a/b\.pth'"),
-    "url and two files": ('path = "none"', 'url = "https://a/b.pth"', r"the one \.safetensors file that is made of it, found .*'config\.json'"),
-    "url and no safetensors": ('path = "none"\nfiles = ["config.json", "model.safetensors"]', 'url = "https://a/b.pth"\nfiles = ["config.json"]',
-                               r"the one \.safetensors file that is made of it, found .*'config\.json'"),
-    "key without url": ('path = "none"', 'path = "none"\nkey = "teacher"', r"weights\.sha256 and weights\.key belong to weights\.url"),
-    "sha256 without url": ('path = "none"', 'path = "none"\nsha256 = "00"', r"weights\.sha256 and weights\.key belong to weights\.url"),
-    "sha256 that is none": ('path = "none"\nfiles = ["config.json", "model.safetensors"]', 'url = "https://a/b.pth"\nsha256 = "12"\nfiles = ["b.safetensors"]',
-                            r"weights\.sha256 must be 64 hexadecimal digits, found '12'"),
-    "no regular expression": ("[weights]", "[tensors]\nrename = {'(' = ''}\n[weights]", r"tensors\.rename: '\(' and '' are no regular expression"),
-    "replacement of a group that is not there": ("[weights]", "[tensors]\nrename = {'a' = '\\1'}\n[weights]", r"tensors\.rename: 'a' and .*invalid group"),
-    "drop that drops all": ("[weights]", '[tensors]\ndrop = [""]\n[weights]', r"tensors\.drop names beginnings, found an empty one"),
-    "drop that is no list": ("[weights]", '[tensors]\ndrop = "head."\n[weights]', r"drop = 'head\.' is not of the type tuple"),
-    "about without a licence": ("[weights]", '[about]\nmodel = "M"\nparameters = 1\ngmacs = 1\nprobing = "x"\n[weights]', r"the key 'licence' is missing"),
-    "arguments that are none": ("width = 16", 'arguments = "x"\nwidth = 16', r"arguments = 'x' is not of the type dict"),
-    "rename to a number": ("[weights]", "[tensors]\nrename = {'a' = 1}\n[weights]", r"rename\.a = 1 is not of the type str"),
-    "pickle": ('"model.safetensors"', '"pytorch_model.bin"', r"\.safetensors and \.json only \(no pickles\), found 'pytorch_model\.bin'"),
-    "crop above resize": ('"squash"\ncrop = 8', '"shortest"\ncrop = 9', r"resize at least crop, found 16, 9 and 8"),
+    "url and path": (
+        'path = "none"',
+        'path = "none"\nurl = "https://a/b.pth"',
+        r"weights needs one of 'hub' \(with 'revision'\), 'path' and 'url'",
+    ),
+    "url that is not https": (
+        'path = "none"',
+        'url = "http://a/b.pth"',
+        r"weights\.url must be https:// .* found 'http://a/b\.pth'",
+    ),
+    "url and two files": (
+        'path = "none"',
+        'url = "https://a/b.pth"',
+        r"the one \.safetensors file that is made of it, found .*'config\.json'",
+    ),
+    "url and no safetensors": (
+        'path = "none"\nfiles = ["config.json", "model.safetensors"]',
+        'url = "https://a/b.pth"\nfiles = ["config.json"]',
+        r"the one \.safetensors file that is made of it, found .*'config\.json'",
+    ),
+    "key without url": (
+        'path = "none"',
+        'path = "none"\nkey = "teacher"',
+        r"weights\.sha256 and weights\.key belong to weights\.url",
+    ),
+    "sha256 without url": (
+        'path = "none"',
+        'path = "none"\nsha256 = "00"',
+        r"weights\.sha256 and weights\.key belong to weights\.url",
+    ),
+    "sha256 that is none": (
+        'path = "none"\nfiles = ["config.json", "model.safetensors"]',
+        'url = "https://a/b.pth"\nsha256 = "12"\nfiles = ["b.safetensors"]',
+        r"weights\.sha256 must be 64 hexadecimal digits, found '12'",
+    ),
+    "no regular expression": (
+        "[weights]",
+        "[tensors]\nrename = {'(' = ''}\n[weights]",
+        r"tensors\.rename: '\(' and '' are no regular expression",
+    ),
+    "replacement of a group that is not there": (
+        "[weights]",
+        "[tensors]\nrename = {'a' = '\\1'}\n[weights]",
+        r"tensors\.rename: 'a' and .*invalid group",
+    ),
+    "drop that drops all": (
+        "[weights]",
+        '[tensors]\ndrop = [""]\n[weights]',
+        r"tensors\.drop names beginnings, found an empty one",
+    ),
+    "drop that is no list": (
+        "[weights]",
+        '[tensors]\ndrop = "head."\n[weights]',
+        r"drop = 'head\.' is not of the type tuple",
+    ),
+    "about without a licence": (
+        "[weights]",
+        '[about]\nmodel = "M"\nparameters = 1\ngmacs = 1\nprobing = "x"\n[weights]',
+        r"the key 'licence' is missing",
+    ),
+    "arguments that are none": (
+        "width = 16",
+        'arguments = "x"\nwidth = 16',
+        r"arguments = 'x' is not of the type dict",
+    ),
+    "rename to a number": (
+        "[weights]",
+        "[tensors]\nrename = {'a' = 1}\n[weights]",
+        r"rename\.a = 1 is not of the type str",
+    ),
+    "pickle": (
+        '"model.safetensors"',
+        '"pytorch_model.bin"',
+        r"\.safetensors and \.json only \(no pickles\), found 'pytorch_model\.bin'",
+    ),
+    "crop above resize": (
+        '"squash"\ncrop = 8',
+        '"shortest"\ncrop = 9',
+        r"resize at least crop, found 16, 9 and 8",
+    ),
     "no width": ("width = 16", "width = 0", r"width and crop must be positive.*found 0, "),
-    "pad with a crop": ('resize_rule = "squash"\ncrop = 8', 'resize_rule = "pad"\ncrop = 7', r"with resize_rule 'pad' crop must equal resize, found 7 and 8"),
-    "std of 0": ("std = [0.5, 0.5, 0.5]", "std = [0.5, 0.0, 0.5]", r"preprocess\.std must be positive, found \[0\.5, 0\.0, 0\.5\]"),
-    "std that is no number": ("std = [0.5, 0.5, 0.5]", "std = [0.5, nan, 0.5]", r"preprocess\.\w+ must be"),
-    "mean that is no number": ("mean = [0.5, 0.5, 0.5]", "mean = [0.5, inf, 0.5]", r"preprocess\.\w+ must be"),
+    "pad with a crop": (
+        'resize_rule = "squash"\ncrop = 8',
+        'resize_rule = "pad"\ncrop = 7',
+        r"with resize_rule 'pad' crop must equal resize, found 7 and 8",
+    ),
+    "std of 0": (
+        "std = [0.5, 0.5, 0.5]",
+        "std = [0.5, 0.0, 0.5]",
+        r"preprocess\.std must be positive, found \[0\.5, 0\.0, 0\.5\]",
+    ),
+    "std that is no number": (
+        "std = [0.5, 0.5, 0.5]",
+        "std = [0.5, nan, 0.5]",
+        r"preprocess\.\w+ must be",
+    ),
+    "mean that is no number": (
+        "mean = [0.5, 0.5, 0.5]",
+        "mean = [0.5, inf, 0.5]",
+        r"preprocess\.\w+ must be",
+    ),
     "no TOML": ("width = 16", "width: 16", r"is not valid TOML, mend it: .*line 5"),
-    "files that leave the folder": ('"model.safetensors"', '"../model.safetensors"', r"weights\.files.*'\.\./model\.safetensors'"),
+    "files that leave the folder": (
+        '"model.safetensors"',
+        '"../model.safetensors"',
+        r"weights\.files.*'\.\./model\.safetensors'",
+    ),
 }
 
 
@@ -240,11 +464,18 @@ def test_a_misspelt_view_names_the_nearest_and_the_whole_command():
     with pytest.raises(UsageError) as caught:
         load_spec("dinvo2", ["clip", "dinvo2"])
     assert caught.value.instead == {"VIEWS": "clip,dinov2"}
-    with pytest.raises(UsageError, match=r"no view 'qqqq'; there is: aimv2, align, .*A view of your own is a TOML file"):
+    with pytest.raises(
+        UsageError,
+        match=r"no view 'qqqq'; there is: aimv2, align, .*A view of your own is a TOML file",
+    ):
         load_spec("qqqq")
     with pytest.raises(UsageError, match=r"there is no view file /nowhere/v\.toml"):
         load_spec("/nowhere/v.toml")
 
 
 def test_differences_name_nested_fields_in_order():
-    assert differences({"a": 1, "b": {"c": [1], "d": 2}}, {"b": {"c": [1, 2], "d": 2}, "e": 3}) == ["a: 1 -> None", "b.c: [1] -> [1, 2]", "e: None -> 3"]
+    assert differences({"a": 1, "b": {"c": [1], "d": 2}}, {"b": {"c": [1, 2], "d": 2}, "e": 3}) == [
+        "a: 1 -> None",
+        "b.c: [1] -> [1, 2]",
+        "e: None -> 3",
+    ]

@@ -22,7 +22,11 @@ from cache_specs.spec import load_spec
 from cache_specs.store import View
 from train.data.reader import map_view
 
-ROWS, ALIGNED, UNALIGNED = 64, 32, 12       # 64 x 32 x 2 bytes is one page: the shards are stitched; 64 x 12 x 2 is not
+ROWS, ALIGNED, UNALIGNED = (
+    64,
+    32,
+    12,
+)  # 64 x 32 x 2 bytes is one page: the shards are stitched; 64 x 12 x 2 is not
 ITEMS = "1" * 64
 
 
@@ -37,19 +41,33 @@ def declared(folder: Path, width: int) -> dict:
 
 
 def create(folder: Path, n: int, width: int, rows: int = ROWS) -> View:
-    return store.create_view(folder / "data-00000000", "v", declared(folder, width), "0" * 64, ITEMS, n, rows, {"batch": 1})
+    return store.create_view(
+        folder / "data-00000000",
+        "v",
+        declared(folder, width),
+        "0" * 64,
+        ITEMS,
+        n,
+        rows,
+        {"batch": 1},
+    )
 
 
-def fill(view: View, emb_ND: np.ndarray, shards: list[int] | None = None, status: np.ndarray | None = None) -> None:
+def fill(
+    view: View,
+    emb_ND: np.ndarray,
+    shards: list[int] | None = None,
+    status: np.ndarray | None = None,
+) -> None:
     if status is not None:
         emb_ND = np.where(status[:, None] == 0, emb_ND, np.float16(np.nan))
     for shard in view.pending() if shards is None else shards:
         first, last = view.bounds(shard)
         emb_RD = np.full((view.rows, view.width), np.nan, np.float16)
         status_R = np.zeros(view.rows, np.uint8)
-        emb_RD[:last - first] = emb_ND[first:last]
+        emb_RD[: last - first] = emb_ND[first:last]
         if status is not None:
-            status_R[:last - first] = status[first:last]
+            status_R[: last - first] = status[first:last]
         store.write_shard(view, shard, emb_RD, status_R)
 
 
@@ -79,20 +97,29 @@ def view(sealed: View, tmp_path: Path) -> View:
 
 # --- what is written is read
 
+
 @pytest.mark.parametrize("width", [ALIGNED, UNALIGNED], ids=["stitched", "unaligned"])
 @pytest.mark.parametrize("n", [ROWS - 1, ROWS, ROWS + 1, 2 * ROWS - 1, 2 * ROWS, 2 * ROWS + 1])
-def test_at_every_shard_edge_zarr_and_the_memory_map_give_the_rows_that_were_written(tmp_path, n, width):
+def test_at_every_shard_edge_zarr_and_the_memory_map_give_the_rows_that_were_written(
+    tmp_path, n, width
+):
     import zarr
 
     view, emb_ND = finished(tmp_path, n, width), embeddings(n, width)
     assert view.shards == -(-n // ROWS) and integrity.check(view).tolist() == [0] * n
     group = zarr.open_group(view.folder, mode="r")
     mapped = map_view(view)
-    assert mapped.shape == group["embeddings"].shape == (n, width) and mapped.dtype == group["embeddings"].dtype == np.float16
+    assert (
+        mapped.shape == group["embeddings"].shape == (n, width)
+        and mapped.dtype == group["embeddings"].dtype == np.float16
+    )
     np.testing.assert_array_equal(group["embeddings"][:], emb_ND)
     np.testing.assert_array_equal(mapped, emb_ND)
     np.testing.assert_array_equal(group["status"][:], np.zeros(n, np.uint8))
-    assert dict(group.attrs)["spec"]["width"] == width and dict(group.attrs)["items_fingerprint"] == ITEMS
+    assert (
+        dict(group.attrs)["spec"]["width"] == width
+        and dict(group.attrs)["items_fingerprint"] == ITEMS
+    )
 
 
 def test_a_row_stands_at_its_arithmetic_place_in_its_file(sealed):
@@ -100,25 +127,28 @@ def test_a_row_stands_at_its_arithmetic_place_in_its_file(sealed):
     for row in (0, ROWS - 1, ROWS, sealed.n - 1):
         data = sealed.embeddings_file(row // ROWS).read_bytes()
         place = row % ROWS * sealed.width * 2
-        assert data[place:place + sealed.width * 2] == emb_ND[row].tobytes()
+        assert data[place : place + sealed.width * 2] == emb_ND[row].tobytes()
 
 
 def test_the_last_shard_is_padded_with_nan(sealed):
     last = np.fromfile(sealed.embeddings_file(2), np.float16, ROWS * ALIGNED).reshape(ROWS, ALIGNED)
-    assert np.isnan(last[ROWS - 5:]).all() and np.isfinite(last[:ROWS - 5]).all()
+    assert np.isnan(last[ROWS - 5 :]).all() and np.isfinite(last[: ROWS - 5]).all()
 
 
 def test_a_row_that_is_not_finite_needs_a_status_and_padding_needs_nan(tmp_path):
     view = create(tmp_path, ROWS - 1, ALIGNED)
     emb_RD, status_R = np.zeros((ROWS, ALIGNED), np.float16), np.zeros(ROWS, np.uint8)
     with pytest.raises(AssertionError):
-        store.write_shard(view, 0, emb_RD, status_R)              # zeros in the padding
+        store.write_shard(view, 0, emb_RD, status_R)  # zeros in the padding
     emb_RD[-1], emb_RD[3, 1] = np.nan, np.inf
     with pytest.raises(AssertionError):
-        store.write_shard(view, 0, emb_RD, status_R)              # Inf with status ok
+        store.write_shard(view, 0, emb_RD, status_R)  # Inf with status ok
     status_R[3] = store.STATUS.index("non-finite")
     store.write_shard(view, 0, emb_RD, status_R)
-    assert json.loads(view.commit_file(0).read_text())["status"] == {"ok": ROWS - 2, "non-finite": 1}
+    assert json.loads(view.commit_file(0).read_text())["status"] == {
+        "ok": ROWS - 2,
+        "non-finite": 1,
+    }
 
 
 def test_check_returns_the_status_column(tmp_path):
@@ -127,7 +157,7 @@ def test_check_returns_the_status_column(tmp_path):
     fill(view, embeddings(n, ALIGNED), status=status)
     integrity.seal(view)
     np.testing.assert_array_equal(integrity.check(view), status)
-    np.testing.assert_array_equal(integrity.check(view), status)        # and when it hashes nothing
+    np.testing.assert_array_equal(integrity.check(view), status)  # and when it hashes nothing
 
 
 def test_the_root_hash_does_not_depend_on_the_order_of_writing(tmp_path):
@@ -151,34 +181,54 @@ def test_the_root_hash_changes_with_one_value_and_with_the_images(tmp_path, seal
     assert integrity.root(view) != integrity.root(sealed)
     records = integrity.read_seal(sealed)["shards"]
     assert integrity.root_hash(sealed, records) == integrity.root(sealed)
-    changed = [dataclasses.replace(sealed, attributes={**sealed.attributes, **change}) for change in ({"items_fingerprint": "2" * 64}, {"provenance": {}})]
-    assert [integrity.root_hash(other, records) == integrity.root(sealed) for other in changed] == [False, True]
+    changed = [
+        dataclasses.replace(sealed, attributes={**sealed.attributes, **change})
+        for change in ({"items_fingerprint": "2" * 64}, {"provenance": {}})
+    ]
+    assert [integrity.root_hash(other, records) == integrity.root(sealed) for other in changed] == [
+        False,
+        True,
+    ]
 
 
 # --- opening
+
 
 def test_creating_a_view_twice_opens_it_with_the_rows_it_was_made_with(tmp_path):
     first = create(tmp_path, 100, ALIGNED)
     fill(first, embeddings(100, ALIGNED), [0])
     before = (first.folder / "zarr.json").read_bytes()
     again = create(tmp_path, 100, ALIGNED, rows=4 * ROWS)
-    assert again == first and again.pending() == [1] and (first.folder / "zarr.json").read_bytes() == before
+    assert (
+        again == first
+        and again.pending() == [1]
+        and (first.folder / "zarr.json").read_bytes() == before
+    )
 
 
-@pytest.mark.parametrize(("field", "value", "line"), [
-    ("output", "pooled", "output: cls -> pooled"),
-    ("compute_dtype", "bfloat16", "compute_dtype: float32 -> bfloat16"),
-    ("width", 64, "width: 32 -> 64"),
-    ("preprocess", {"resize": 9}, "preprocess.resize: 8 -> 9"),
-    ("weights", {"path": "elsewhere"}, "weights.path: none -> elsewhere"),
-])
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("output", "pooled", "output: cls -> pooled"),
+        ("compute_dtype", "bfloat16", "compute_dtype: float32 -> bfloat16"),
+        ("width", 64, "width: 32 -> 64"),
+        ("preprocess", {"resize": 9}, "preprocess.resize: 8 -> 9"),
+        ("weights", {"path": "elsewhere"}, "weights.path: none -> elsewhere"),
+    ],
+)
 def test_a_changed_spec_is_refused_as_old_and_new(tmp_path, field, value, line):
     view = create(tmp_path, 100, ALIGNED)
     changed = dict(view.attributes["spec"])
     changed[field] = {**changed[field], **value} if isinstance(value, dict) else value
     with pytest.raises(StaleError) as caught:
-        store.create_view(view.folder.parent, "v", changed, "0" * 64, ITEMS, 100, ROWS, {"batch": 1})
-    assert f"\n  {line}\n" in str(caught.value) and str(view.folder) in str(caught.value) and "VIEW=path/to/v-2.toml" in str(caught.value)
+        store.create_view(
+            view.folder.parent, "v", changed, "0" * 64, ITEMS, 100, ROWS, {"batch": 1}
+        )
+    assert (
+        f"\n  {line}\n" in str(caught.value)
+        and str(view.folder) in str(caught.value)
+        and "VIEW=path/to/v-2.toml" in str(caught.value)
+    )
     with pytest.raises(StaleError, match="made with another spec"):
         store.refuse_changed(view, changed, None)
 
@@ -186,19 +236,36 @@ def test_a_changed_spec_is_refused_as_old_and_new(tmp_path, field, value, line):
 def test_other_weights_are_refused_as_old_and_new(tmp_path):
     view = create(tmp_path, 100, ALIGNED)
     with pytest.raises(StaleError) as caught:
-        store.create_view(view.folder.parent, "v", view.attributes["spec"], "f" * 64, ITEMS, 100, ROWS, {"batch": 1})
+        store.create_view(
+            view.folder.parent,
+            "v",
+            view.attributes["spec"],
+            "f" * 64,
+            ITEMS,
+            100,
+            ROWS,
+            {"batch": 1},
+        )
     assert "weights.sha256: 000000000000… -> ffffffffffff…" in str(caught.value)
 
 
 def test_another_view_beside_it_is_not_in_the_way(tmp_path):
     view = create(tmp_path, 100, ALIGNED)
-    other = store.create_view(view.folder.parent, "v-2", view.attributes["spec"], "f" * 64, ITEMS, 100, ROWS, {"batch": 1})
-    assert store.find_view(view.folder.parent, "v", "…") == view and store.find_view(view.folder.parent, "v-2", "…") == other
+    other = store.create_view(
+        view.folder.parent, "v-2", view.attributes["spec"], "f" * 64, ITEMS, 100, ROWS, {"batch": 1}
+    )
+    assert (
+        store.find_view(view.folder.parent, "v", "…") == view
+        and store.find_view(view.folder.parent, "v-2", "…") == other
+    )
 
 
 def test_a_view_that_is_not_there_names_the_nearest_and_the_command(tmp_path):
     view = create(tmp_path, 100, ALIGNED)
-    with pytest.raises(UsageError, match=r"no view 'vv' in .*; did you mean 'v'\. To extract it: make extract VIEW=vv"):
+    with pytest.raises(
+        UsageError,
+        match=r"no view 'vv' in .*; did you mean 'v'\. To extract it: make extract VIEW=vv",
+    ):
         store.find_view(view.folder.parent, "vv", "make extract VIEW=vv DATA=d")
 
 
@@ -216,24 +283,32 @@ def test_another_format_version_is_refused(view):
     with pytest.raises(StaleError, match="has format 2, this version reads 1"):
         store.open_view(view.folder)
     (view.folder / "zarr.json").write_text(json.dumps(document, indent=1))
-    with pytest.raises(IntegrityError, match="has changed since it was written"):           # a flipped bit is not another format
+    with pytest.raises(
+        IntegrityError, match="has changed since it was written"
+    ):  # a flipped bit is not another format
         store.open_view(view.folder)
 
 
 def test_a_renamed_folder_and_an_edited_spec_are_refused(view):
     twin = view.folder.with_name("v-" + "a" * 12)
     shutil.copytree(view.folder, twin)
-    with pytest.raises(IntegrityError, match=r"zarr\.json does not belong to this folder.*Type: make repair VIEW=v(-a{12})? DATA=data-00000000 CACHE="):
+    with pytest.raises(
+        IntegrityError,
+        match=r"zarr\.json does not belong to this folder.*Type: make repair VIEW=v(-a{12})? DATA=data-00000000 CACHE=",
+    ):
         store.open_view(twin)
     for name in store.DOCUMENTS:
         document = json.loads((view.folder / name).read_text())
         document["attributes"]["spec"]["output"] = "mean"
         (view.folder / name).write_bytes(durable.sealed(document))
-        with pytest.raises(IntegrityError, match=r"is that of another view|does not belong to this folder"):
+        with pytest.raises(
+            IntegrityError, match=r"is that of another view|does not belong to this folder"
+        ):
             store.open_view(view.folder)
 
 
 # --- damage
+
 
 def _truncated(file: Path, other: Path) -> None:
     os.truncate(file, file.stat().st_size - 1)
@@ -273,16 +348,24 @@ def test_a_harmed_shard_is_found_and_named_with_its_rows_and_the_command(view, h
     with pytest.raises(IntegrityError) as caught:
         integrity.check(view)
     message = str(caught.value)
-    assert f"shard 1 (rows {ROWS} to {2 * ROWS - 1}) is damaged" in message and "embeddings/c/1/0" in message
-    assert f"Type: {store.command(view.folder)}" in message and "make repair VIEW=v DATA=data-00000000 CACHE=" in message
+    assert (
+        f"shard 1 (rows {ROWS} to {2 * ROWS - 1}) is damaged" in message
+        and "embeddings/c/1/0" in message
+    )
+    assert (
+        f"Type: {store.command(view.folder)}" in message
+        and "make repair VIEW=v DATA=data-00000000 CACHE=" in message
+    )
 
 
 @pytest.mark.parametrize("harm", [_missing, _truncated, _appended, _flipped, _zeroed])
 def test_a_harmed_status_file_is_found(view, harm):
-    if harm is _zeroed:                             # this view's status is all zeros: the checksum behind it is what changes
+    if harm is _zeroed:  # this view's status is all zeros: the checksum behind it is what changes
         assert view.status_file(2).read_bytes() != bytes(view.status_file(2).stat().st_size)
     harm(view.status_file(2), view.status_file(0))
-    with pytest.raises(IntegrityError, match=rf"shard 2 \(rows {2 * ROWS} to {view.n - 1}\) is damaged.*status/c/2"):
+    with pytest.raises(
+        IntegrityError, match=rf"shard 2 \(rows {2 * ROWS} to {view.n - 1}\) is damaged.*status/c/2"
+    ):
         integrity.check(view)
 
 
@@ -302,7 +385,10 @@ def test_a_small_file_with_other_content_is_an_error_of_ours(view, content):
 def test_a_missing_or_exchanged_commit_is_found(view, name):
     file = view.folder / name
     file.write_bytes((view.folder / "commits/00000.json").read_bytes())
-    with pytest.raises(IntegrityError, match=rf"shard {int(file.stem)} .*{name} is not the record that complete\.json sealed"):
+    with pytest.raises(
+        IntegrityError,
+        match=rf"shard {int(file.stem)} .*{name} is not the record that complete\.json sealed",
+    ):
         integrity.check(view)
     for refuse in (integrity.seal, integrity.check_commits):
         with pytest.raises(IntegrityError, match="it is the record of shard 0"):
@@ -317,7 +403,10 @@ def test_a_shard_and_its_commit_replaced_together_do_not_fit_the_seal(view, tmp_
     emb_ND[ROWS] = 7
     view.commit_file(1).unlink()
     fill(view, emb_ND)
-    with pytest.raises(IntegrityError, match=rf"shard 1 \(rows {ROWS} to {2 * ROWS - 1}\) is damaged: embeddings/c/1/0 has changed since it was written"):
+    with pytest.raises(
+        IntegrityError,
+        match=rf"shard 1 \(rows {ROWS} to {2 * ROWS - 1}\) is damaged: embeddings/c/1/0 has changed since it was written",
+    ):
         integrity.check(view)
 
 
@@ -327,7 +416,9 @@ def test_a_wrong_size_is_told_without_reading_the_file_and_is_never_sealed(view,
     harm(view.embeddings_file(1), view.embeddings_file(2))
     size = ROWS * ALIGNED * 2 + 4
     for refuse in (integrity.check, integrity.check_commits, integrity.seal):
-        with pytest.raises(IntegrityError, match=f"embeddings/c/1/0 has {size + change} bytes, expected {size}"):
+        with pytest.raises(
+            IntegrityError, match=f"embeddings/c/1/0 has {size + change} bytes, expected {size}"
+        ):
             refuse(view)
 
 
@@ -337,13 +428,19 @@ def test_a_shard_that_is_not_there_reads_as_nan_and_255_in_zarr_never_as_zeros(t
     view = create(tmp_path, 2 * ROWS, ALIGNED)
     fill(view, embeddings(view.n, ALIGNED), [0])
     group = zarr.open_group(view.folder, mode="r")
-    assert np.isnan(group["embeddings"][ROWS:]).all() and (group["status"][ROWS:] == 255).all() and not group["status"][:ROWS].any()
+    assert (
+        np.isnan(group["embeddings"][ROWS:]).all()
+        and (group["status"][ROWS:] == 255).all()
+        and not group["status"][:ROWS].any()
+    )
 
 
 def test_an_unfinished_view_is_refused_with_the_command(tmp_path):
     view = create(tmp_path, 3 * ROWS, ALIGNED)
     fill(view, embeddings(view.n, ALIGNED), [0, 2])
-    with pytest.raises(UsageError, match=r"not finished \(2 of 3 shards in .*make extract VIEW=v DATA="):
+    with pytest.raises(
+        UsageError, match=r"not finished \(2 of 3 shards in .*make extract VIEW=v DATA="
+    ):
         integrity.check(view)
     with pytest.raises(IntegrityError, match="shard 1 "):
         integrity.seal(view)
@@ -359,11 +456,18 @@ def test_a_file_without_its_commit_does_not_count(tmp_path):
 
 # --- verified.json
 
+
 @pytest.fixture
 def hashed(view: View, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The shards' files that were hashed, in no order; the view is old enough for its stamps to be remembered, and checked once."""
     files: list[str] = []
-    monkeypatch.setattr(integrity, "xxh3", lambda path, real=integrity.xxh3: files.append(os.path.relpath(path, view.folder)) or real(path))
+    monkeypatch.setattr(
+        integrity,
+        "xxh3",
+        lambda path, real=integrity.xxh3: (
+            files.append(os.path.relpath(path, view.folder)) or real(path)
+        ),
+    )
     grow_old(view)
     integrity.check(view)
     assert len(files) == 2 * view.shards
@@ -373,7 +477,11 @@ def hashed(view: View, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def grow_old(view: View) -> None:
     """Wait until no file of the view is racy: nobody but the kernel can set a time of change."""
-    youngest = max(path.stat().st_ctime_ns for path in view.folder.rglob("*") if path.is_file() and path.name != "verified.json")
+    youngest = max(
+        path.stat().st_ctime_ns
+        for path in view.folder.rglob("*")
+        if path.is_file() and path.name != "verified.json"
+    )
     time.sleep(max(0, integrity.RACY_NS + 10_000_000 - (time.time_ns() - youngest)) / 1e9)
 
 
@@ -413,7 +521,11 @@ def test_a_flip_is_found_when_the_time_of_writing_was_put_back(view, hashed):
         handle.write(data)
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     after = file.stat()
-    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (
+        before.st_ino,
+        before.st_size,
+        before.st_mtime_ns,
+    )
     with pytest.raises(IntegrityError, match=r"embeddings/c/1/0 has changed since it was written"):
         integrity.check(view)
 
@@ -422,10 +534,12 @@ def test_a_damaged_memory_of_the_check_is_not_believed(view, hashed):
     file = view.folder / "verified.json"
     intact = file.read_bytes()
     for place in random.Random(0).sample(range(len(intact)), 20):
-        file.write_bytes(intact[:place] + bytes([intact[place] ^ 1]) + intact[place + 1:])
+        file.write_bytes(intact[:place] + bytes([intact[place] ^ 1]) + intact[place + 1 :])
         hashed.clear()
         integrity.check(view)
-        assert len(hashed) == 2 * view.shards and durable.read_sealed(file), f"a flip at byte {place} was believed"
+        assert len(hashed) == 2 * view.shards and durable.read_sealed(file), (
+            f"a flip at byte {place} was believed"
+        )
 
 
 def test_the_memory_of_another_copy_is_not_believed(view, hashed, sealed):
@@ -437,12 +551,20 @@ def test_the_memory_of_another_copy_is_not_believed(view, hashed, sealed):
         integrity.check(view)
 
 
-@pytest.mark.parametrize(("change", "why"), [({"root": "0" * 64}, "the root hash is another one"), ({"view": "0" * 64}, "it is the seal of another view"),
-                                             ({"n": 7}, "it is the seal of another view")])
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"root": "0" * 64}, "the root hash is another one"),
+        ({"view": "0" * 64}, "it is the seal of another view"),
+        ({"n": 7}, "it is the seal of another view"),
+    ],
+)
 def test_a_seal_that_is_intact_but_says_something_else_is_refused(view, change, why):
     file = view.folder / "complete.json"
     file.write_bytes(durable.sealed({**json.loads(file.read_text()), **change}))
-    with pytest.raises(IntegrityError, match=rf"complete\.json is damaged \({why}\)\. Type: make repair"):
+    with pytest.raises(
+        IntegrityError, match=rf"complete\.json is damaged \({why}\)\. Type: make repair"
+    ):
         integrity.check(view)
 
 
@@ -465,7 +587,16 @@ def test_a_cache_that_cannot_be_written_is_still_checked(view, monkeypatch):
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageError, match=r"cannot write .*/file: File exists"):
-        store.create_view(tmp_path / "file" / "cache", "v", declared(tmp_path, ALIGNED), "0" * 64, ITEMS, 10, ROWS, {})
+        store.create_view(
+            tmp_path / "file" / "cache",
+            "v",
+            declared(tmp_path, ALIGNED),
+            "0" * 64,
+            ITEMS,
+            10,
+            ROWS,
+            {},
+        )
 
 
 # --- the writer's lock
@@ -483,20 +614,30 @@ with store.writer_lock(Path(sys.argv[1])):
 def test_a_lock_held_by_another_process_names_it_and_a_dead_holder_frees_it(view):
     leftover = view.folder / "embeddings" / "c" / "0" / ".0.tmp"
     leftover.write_bytes(b"half")
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(view.folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(view.folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     with holder:
         try:
             assert holder.stdout.readline() == "held\n"
             assert not leftover.exists(), "the holder sweeps what a killed writer left"
             leftover.write_bytes(b"half")
-            with pytest.raises(StorageError, match=f"is being written by process {holder.pid} on"), store.writer_lock(view.folder):
+            with (
+                pytest.raises(StorageError, match=f"is being written by process {holder.pid} on"),
+                store.writer_lock(view.folder),
+            ):
                 pass
             assert leftover.exists(), "only the holder may sweep"
             holder.send_signal(signal.SIGKILL)
             holder.wait()
             with store.writer_lock(view.folder):
                 assert not leftover.exists()
-                with pytest.raises(StorageError, match=f"is being written by process {os.getpid()} on"), store.writer_lock(view.folder):
+                with (
+                    pytest.raises(
+                        StorageError, match=f"is being written by process {os.getpid()} on"
+                    ),
+                    store.writer_lock(view.folder),
+                ):
                     pass
         finally:
             holder.kill()
@@ -509,18 +650,45 @@ def test_a_lock_held_by_another_process_names_it_and_a_dead_holder_frees_it(view
 DOCUMENT = {"a": 1, "b": [True, None, 1.5], "ü": {"x": "two words", "sha": "0"}}
 
 
-@pytest.mark.parametrize("document", [DOCUMENT, {"zarr_format": 3, "attributes": {"ä": [1]}, "node_type": "group"}], ids=["ours", "zarr's"])
+@pytest.mark.parametrize(
+    "document",
+    [DOCUMENT, {"zarr_format": 3, "attributes": {"ä": [1]}, "node_type": "group"}],
+    ids=["ours", "zarr's"],
+)
 def test_any_other_byte_in_a_sealed_document_is_refused(tmp_path, document):
     file = tmp_path / "x.json"
     intact = durable.sealed(document)
     file.write_bytes(intact)
     read = durable.read_sealed(file)
     assert durable.sealed(read) == intact and len(read.get("attributes", read)["sha256"]) == 64
-    mutants = [intact[:place] + bytes([value]) + intact[place + 1:] for place in range(len(intact))
-               for value in {*b' \n\t0aA"{,', intact[place] ^ 1, intact[place] ^ 0x20, intact[place] ^ 0x80} - {intact[place]}]
-    mutants += [intact[:place] + extra + intact[place:] for place in range(len(intact) + 1) for extra in (b" ", b"\n", b"0")]
-    mutants += [intact[:place] + intact[place + 1:] for place in range(len(intact))] + [intact[:place] for place in range(len(intact))]
-    mutants += [json.dumps(read, sort_keys=True).encode(), json.dumps(document, indent=1).encode(), b"", b"null", b"[]", b"7", b"[" * 100_000]
+    mutants = [
+        intact[:place] + bytes([value]) + intact[place + 1 :]
+        for place in range(len(intact))
+        for value in {
+            *b' \n\t0aA"{,',
+            intact[place] ^ 1,
+            intact[place] ^ 0x20,
+            intact[place] ^ 0x80,
+        }
+        - {intact[place]}
+    ]
+    mutants += [
+        intact[:place] + extra + intact[place:]
+        for place in range(len(intact) + 1)
+        for extra in (b" ", b"\n", b"0")
+    ]
+    mutants += [intact[:place] + intact[place + 1 :] for place in range(len(intact))] + [
+        intact[:place] for place in range(len(intact))
+    ]
+    mutants += [
+        json.dumps(read, sort_keys=True).encode(),
+        json.dumps(document, indent=1).encode(),
+        b"",
+        b"null",
+        b"[]",
+        b"7",
+        b"[" * 100_000,
+    ]
     for mutant in mutants:
         file.write_bytes(mutant)
         with pytest.raises(ValueError, match=r"x\.json has changed since it was written"):
@@ -543,12 +711,24 @@ def test_a_view_copied_to_other_images_is_refused_by_training(tmp_path):
     n, folders = 2 * ROWS, []
     (tmp_path / "v.toml").write_text(VIEW_TOML.format(width=ALIGNED))
     for name in ("a", "b"):
-        items = Items(name, "folder", [f"{i:03d}.png" for i in range(n)], np.zeros(n, np.int32), [""] * n, np.ones(n, np.int64),
-                      [f"{name}{i:063x}" for i in range(n)], ["x"])
+        items = Items(
+            name,
+            "folder",
+            [f"{i:03d}.png" for i in range(n)],
+            np.zeros(n, np.int32),
+            [""] * n,
+            np.ones(n, np.int64),
+            [f"{name}{i:063x}" for i in range(n)],
+            ["x"],
+        )
         folders.append((write_items(tmp_path / "cache", items), items.fingerprint))
-    view = write_view(folders[0][0], tmp_path / "v.toml", embeddings(n, ALIGNED), folders[0][1], ROWS)
+    view = write_view(
+        folders[0][0], tmp_path / "v.toml", embeddings(n, ALIGNED), folders[0][1], ROWS
+    )
     shutil.copytree(view.folder, folders[1][0] / view.folder.name)
     assert open_cache(tmp_path / "cache", "a", [str(tmp_path / "v.toml")]).ok.all()
-    with pytest.raises(StaleError, match=r"was made of other images than .*items\.parquet:\n  items: .* -> ") as caught:
+    with pytest.raises(
+        StaleError, match=r"was made of other images than .*items\.parquet:\n  items: .* -> "
+    ) as caught:
         open_cache(tmp_path / "cache", "b", [str(tmp_path / "v.toml")])
     assert caught.value.exit_code == 6

@@ -30,15 +30,34 @@ SHORT = ("--labels", "3", "--warmup", "20", "--cotrain", "40", "--hidden", "16",
 
 def files(folder: Path) -> dict[str, tuple]:
     """Every file and folder below, with bytes and times."""
-    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.stat().st_ino, path.read_bytes() if path.is_file() else b"")
-            for path in sorted(folder.rglob("*"))}
+    return {
+        str(path.relative_to(folder)): (
+            path.stat().st_mtime_ns,
+            path.stat().st_ino,
+            path.read_bytes() if path.is_file() else b"",
+        )
+        for path in sorted(folder.rglob("*"))
+    }
 
 
 def start(*words: object, **more: object) -> subprocess.Popen:
     """`python -m …` in the background, in a process group of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen([sys.executable, "-m", *map(str, words)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True, **more)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", *map(str, words)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **more,
+    )
 
 
 def when(process: subprocess.Popen, ready: Callable[[], bool], seconds: float = 180) -> None:
@@ -55,45 +74,108 @@ def when(process: subprocess.Popen, ready: Callable[[], bool], seconds: float = 
 def answer(done: subprocess.CompletedProcess, command: str, code: int = 0) -> dict:
     assert done.returncode == code, done.stderr
     found = json.loads(done.stdout)
-    assert (found["schema"], found["command"], found["ok"], found["exit_code"]) == (1, command, code == 0, code) and (found["error"] is None) == (code == 0)
+    assert (found["schema"], found["command"], found["ok"], found["exit_code"]) == (
+        1,
+        command,
+        code == 0,
+        code,
+    ) and (found["error"] is None) == (code == 0)
     return found
 
 
-def test_one_json_document_from_each_command(interrupted: SimpleNamespace, tmp_path: Path, command: Callable) -> None:
+def test_one_json_document_from_each_command(
+    interrupted: SimpleNamespace, tmp_path: Path, command: Callable
+) -> None:
     found, folder = answer(interrupted.again, "extract"), interrupted.cache
-    assert (found["view"], found["rows"], found["bad"]) == ("tiny-clip", 1797, {}) and found["embedded"] + found["hits"] == 1797 and found["seconds"] > 0
+    assert (
+        (found["view"], found["rows"], found["bad"]) == ("tiny-clip", 1797, {})
+        and found["embedded"] + found["hits"] == 1797
+        and found["seconds"] > 0
+    )
     cache = ("--cache", shutil.copytree(folder, tmp_path / "cache"))
     view = answer(command("upkeep.status", *cache, "--json"), "status")["datasets"][0]["views"][0]
-    assert (view["view"], view["state"], view["rows"], view["bad"], view["shards_done"]) == ("tiny-clip", "finished", 1797, {}, 29)
-    listed = {view["view"]: view for view in answer(command("upkeep.list_views", *cache, "--json"), "views")["views"]}
-    assert listed["tiny-clip"]["cached"] == 1 and listed["clip"]["cached"] == 0 and listed["clip"]["width"] == 1024
-    assert [view["ok"] for view in answer(command("upkeep.verify", *cache, "--json"), "verify")["views"]] == [True]
+    assert (view["view"], view["state"], view["rows"], view["bad"], view["shards_done"]) == (
+        "tiny-clip",
+        "finished",
+        1797,
+        {},
+        29,
+    )
+    listed = {
+        view["view"]: view
+        for view in answer(command("upkeep.list_views", *cache, "--json"), "views")["views"]
+    }
+    assert (
+        listed["tiny-clip"]["cached"] == 1
+        and listed["clip"]["cached"] == 0
+        and listed["clip"]["width"] == 1024
+    )
+    assert [
+        view["ok"] for view in answer(command("upkeep.verify", *cache, "--json"), "verify")["views"]
+    ] == [True]
     next((tmp_path / "cache").glob("*/tiny-clip-*/embeddings/c/0/0")).write_bytes(bytes(100))
     broken = answer(command("upkeep.verify", *cache, "--json"), "verify", 5)
-    assert [view["ok"] for view in broken["views"]] == [False] and "make repair VIEW=tiny-clip" in broken["views"][0]["error"]
+    assert [view["ok"] for view in broken["views"]] == [
+        False
+    ] and "make repair VIEW=tiny-clip" in broken["views"][0]["error"]
 
 
 @pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=MANY)])
-def test_train_answers_in_json_alone_and_on_two_processes(made: Made, tmp_path: Path, command: Callable, gpus: int) -> None:
-    settings = ("--views", made.views("pixels", "edges"), "--data", "digits", *SHORT, "--cache", made.cache, "--runs", tmp_path, "--method", "mct", "--json",
-                "--run", "a", "--gpus", gpus)
+def test_train_answers_in_json_alone_and_on_two_processes(
+    made: Made, tmp_path: Path, command: Callable, gpus: int
+) -> None:
+    settings = (
+        "--views",
+        made.views("pixels", "edges"),
+        "--data",
+        "digits",
+        *SHORT,
+        "--cache",
+        made.cache,
+        "--runs",
+        tmp_path,
+        "--method",
+        "mct",
+        "--json",
+        "--run",
+        "a",
+        "--gpus",
+        gpus,
+    )
     found = answer(command("train", *settings), "train")
-    assert found["run"] == str(tmp_path / "a") and found["result"] == json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert found["run"] == str(tmp_path / "a") and found["result"] == json.loads(
+        (tmp_path / "a" / "summary.json").read_text()
+    )
     said = command("train", *settings, "--lr", 1)
-    assert "lr: 0.0003 -> 1" in said.stderr and ("lr: 0.0003 -> 1" if gpus == 1 else "exit code 6") in answer(said, "train", 6)["error"]
+    assert (
+        "lr: 0.0003 -> 1" in said.stderr
+        and ("lr: 0.0003 -> 1" if gpus == 1 else "exit code 6") in answer(said, "train", 6)["error"]
+    )
 
 
 # ---------------------------------------------------------------- --dry-run
 
 
-def test_a_dry_run_of_extract_says_what_would_be_done_and_writes_nothing(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_dry_run_of_extract_says_what_would_be_done_and_writes_nothing(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     settings, found, again = config(photos, tmp_path / "cache", dry_run=True), {}, {}
     before = files(photos)
     plan(settings, found)
     assert files(photos) == before and not list(tmp_path.iterdir())
-    assert (found["rows"], found["hits"], found["to_embed"], found["weights_here"]) == (45, 0, 45, True) and found["seconds"] > 0
+    assert (found["rows"], found["hits"], found["to_embed"], found["weights_here"]) == (
+        45,
+        0,
+        45,
+        True,
+    ) and found["seconds"] > 0
     view = extract(config(photos, tmp_path / "cache"))
-    written = sum(path.stat().st_size for name in ("embeddings/c", "status/c", "commits") for path in (view.folder / name).rglob("*") if path.is_file())
+    written = sum(
+        path.stat().st_size
+        for name in ("embeddings/c", "status/c", "commits")
+        for path in (view.folder / name).rglob("*")
+        if path.is_file()
+    )
     assert written <= found["bytes"] <= written + 3 * 2048
     (view.folder / "complete.json").unlink()
     view.commit_file(1).unlink()
@@ -101,31 +183,90 @@ def test_a_dry_run_of_extract_says_what_would_be_done_and_writes_nothing(photos:
     capsys.readouterr()
     plan(settings, again)
     said = capsys.readouterr().out
-    assert files(tmp_path) == before and again["hits"] == 29 and "45 images of 'photos', 29 of them in the cache already, 16 to embed" in said
-    assert re.search(r"time: about 0:00:\d\d on cpu, [\d.,]+ images/s by \d+ images timed now", said) and "Nothing is written" in said.splitlines()[-1]
+    assert (
+        files(tmp_path) == before
+        and again["hits"] == 29
+        and "45 images of 'photos', 29 of them in the cache already, 16 to embed" in said
+    )
+    assert (
+        re.search(r"time: about 0:00:\d\d on cpu, [\d.,]+ images/s by \d+ images timed now", said)
+        and "Nothing is written" in said.splitlines()[-1]
+    )
     with pytest.raises(errors.UsageError, match="there is no such folder"):
         plan(config(tmp_path / "nowhere", tmp_path / "cache"), {})
 
 
-def test_a_dry_run_without_the_weights_gives_a_bound_and_fetches_nothing(tmp_path: Path, command: Callable) -> None:
-    said = command("extract", "--view", "dinov2", "--data", "digits", "--cache", tmp_path / "cache", "--dry-run", env={"HF_HOME": str(tmp_path / "hub")})
+def test_a_dry_run_without_the_weights_gives_a_bound_and_fetches_nothing(
+    tmp_path: Path, command: Callable
+) -> None:
+    said = command(
+        "extract",
+        "--view",
+        "dinov2",
+        "--data",
+        "digits",
+        "--cache",
+        tmp_path / "cache",
+        "--dry-run",
+        env={"HF_HOME": str(tmp_path / "hub")},
+    )
     assert said.returncode == 0, said.stderr
-    assert "weights: not on this machine; the run fetches them from" in said.stdout and "time: at least " in said.stdout and not list(tmp_path.iterdir())
+    assert (
+        "weights: not on this machine; the run fetches them from" in said.stdout
+        and "time: at least " in said.stdout
+        and not list(tmp_path.iterdir())
+    )
 
 
-def test_a_dry_run_of_train_times_steps_and_writes_nothing(made: Made, tmp_path: Path, command: Callable) -> None:
+def test_a_dry_run_of_train_times_steps_and_writes_nothing(
+    made: Made, tmp_path: Path, command: Callable
+) -> None:
     for noted in made.cache.rglob("verified.json"):
         noted.unlink()
     before = files(made.cache)
-    said = command("train", "--views", made.views("pixels", "edges"), "--data", "digits", *SHORT, "--seeds", "0..1", "--cache", made.cache, "--runs",
-                   tmp_path / "runs", "--method", "supervised,mct,logreg,self-training,mpl", "--dry-run", "--json", env={"TMPDIR": str(tmp_path)})
+    said = command(
+        "train",
+        "--views",
+        made.views("pixels", "edges"),
+        "--data",
+        "digits",
+        *SHORT,
+        "--seeds",
+        "0..1",
+        "--cache",
+        made.cache,
+        "--runs",
+        tmp_path / "runs",
+        "--method",
+        "supervised,mct,logreg,self-training,mpl",
+        "--dry-run",
+        "--json",
+        env={"TMPDIR": str(tmp_path)},
+    )
     found = answer(said, "train")
     assert files(made.cache) == before and not list(tmp_path.iterdir())
-    assert found["rows"] == {"labelled": 30, "unlabelled": 1057, "val": 355, "test": 355} and found["experiments"] == 2
-    assert [(view["view"], view["rows"], view["width"]) for view in found["views"]] == [("pixels", 1797, 64), ("edges", 1797, 128)]
+    assert (
+        found["rows"] == {"labelled": 30, "unlabelled": 1057, "val": 355, "test": 355}
+        and found["experiments"] == 2
+    )
+    assert [(view["view"], view["rows"], view["width"]) for view in found["views"]] == [
+        ("pixels", 1797, 64),
+        ("edges", 1797, 128),
+    ]
     steps = {one["method"]: (one["steps"], one["seconds"]) for one in found["methods"]}
-    assert [steps[name][0] for name in ("supervised", "mct", "logreg", "self-training", "mpl")] == [60, 60, None, 120, 60]
-    assert steps["logreg"][1] is None and 0 < steps["mct"][1] < 60 and found["memory_bytes"] > 0 and "To begin, type: make train VIEWS=" in said.stderr
+    assert [steps[name][0] for name in ("supervised", "mct", "logreg", "self-training", "mpl")] == [
+        60,
+        60,
+        None,
+        120,
+        60,
+    ]
+    assert (
+        steps["logreg"][1] is None
+        and 0 < steps["mct"][1] < 60
+        and found["memory_bytes"] > 0
+        and "To begin, type: make train VIEWS=" in said.stderr
+    )
 
 
 def test_the_memory_of_the_parameters_is_that_of_real_probes(made: Made) -> None:
@@ -136,12 +277,21 @@ def test_the_memory_of_the_parameters_is_that_of_real_probes(made: Made) -> None
     from train.config import TrainConfig
     from train.rehearse import memory_of
 
-    split, none = SimpleNamespace(labelled=np.arange(1), val=np.arange(0)), {"batch_labelled": 1, "batch_unlabelled": 1}
+    split, none = (
+        SimpleNamespace(labelled=np.arange(1), val=np.arange(0)),
+        {"batch_labelled": 1, "batch_unlabelled": 1},
+    )
     emb = [np.zeros((5, 64), np.float16)]
     cache = SimpleNamespace(items=SimpleNamespace(classes=["a"] * 10), emb=emb)
     settings = TrainConfig(hidden=32, members=3, **none)
-    real = sum(tensor.numel() for tensor in probe.init([0, 1], 0, 64, 32, 2, 10, torch.float32, 3).values())
-    values = memory_of(settings, cache, split, 2) - 2 * 4 * 2 * (2 * 64 + 3 * (5 * 2 * 32 + 3 * 10)) + 2 * 4 * 2 * 64
+    real = sum(
+        tensor.numel() for tensor in probe.init([0, 1], 0, 64, 32, 2, 10, torch.float32, 3).values()
+    )
+    values = (
+        memory_of(settings, cache, split, 2)
+        - 2 * 4 * 2 * (2 * 64 + 3 * (5 * 2 * 32 + 3 * 10))
+        + 2 * 4 * 2 * 64
+    )
     assert abs(values - 6 * 4 * real) <= 2 * 4 * 2 * 64
 
 
@@ -152,56 +302,136 @@ def test_the_memory_of_the_parameters_is_that_of_real_probes(made: Made) -> None
 def interrupted(tmp_path_factory: pytest.TempPathFactory, command: Callable) -> SimpleNamespace:
     """An extraction in 29 shards: Ctrl-C after the third, then the same command, with --json, to its end."""
     cache = tmp_path_factory.mktemp("interrupted")
-    words = ("extract", "--view", "tiny-clip", "--data", "digits", "--cache", cache, "--shard-rows", 64)
+    words = (
+        "extract",
+        "--view",
+        "tiny-clip",
+        "--data",
+        "digits",
+        "--cache",
+        cache,
+        "--shard-rows",
+        64,
+    )
     process = start(*words)
     when(process, lambda: any(cache.glob("*/*/commits/00002.json")))
-    os.killpg(process.pid, signal.SIGINT)                   # as a terminal does: to everybody
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everybody
     said = process.communicate(timeout=60)[1]
     kept = {path.name: path.stat().st_ino for path in cache.glob("*/*/commits/*.json")}
-    left = [path.name for path in cache.rglob("*") if path.name.endswith(".tmp") or path.name.startswith("progress-")]
-    return SimpleNamespace(cache=cache, code=process.returncode, said=said, kept=kept, left=left, again=command(*words, "--json"))
+    left = [
+        path.name
+        for path in cache.rglob("*")
+        if path.name.endswith(".tmp") or path.name.startswith("progress-")
+    ]
+    return SimpleNamespace(
+        cache=cache,
+        code=process.returncode,
+        said=said,
+        kept=kept,
+        left=left,
+        again=command(*words, "--json"),
+    )
 
 
-def test_ctrl_c_finishes_the_shard_and_the_named_command_goes_on(interrupted: SimpleNamespace) -> None:
+def test_ctrl_c_finishes_the_shard_and_the_named_command_goes_on(
+    interrupted: SimpleNamespace,
+) -> None:
     said, kept = interrupted.said, interrupted.kept
-    assert interrupted.code == 130 and "stopping: this shard is finished first (Ctrl-C again drops it)" in said, said
-    assert f"{len(kept)} of 29 shards are finished and kept" in said and 3 <= len(kept) < 29 and "Traceback" not in said and not interrupted.left
-    assert said.splitlines()[-1] == f"To go on, type: make extract VIEW=tiny-clip DATA=digits CACHE={interrupted.cache} ARGS='--shard-rows 64'"
+    assert (
+        interrupted.code == 130
+        and "stopping: this shard is finished first (Ctrl-C again drops it)" in said
+    ), said
+    assert (
+        f"{len(kept)} of 29 shards are finished and kept" in said
+        and 3 <= len(kept) < 29
+        and "Traceback" not in said
+        and not interrupted.left
+    )
+    assert (
+        said.splitlines()[-1]
+        == f"To go on, type: make extract VIEW=tiny-clip DATA=digits CACHE={interrupted.cache} ARGS='--shard-rows 64'"
+    )
     after = {path.name: path.stat().st_ino for path in interrupted.cache.glob("*/*/commits/*.json")}
-    assert interrupted.again.returncode == 0 and f"({len(kept)} done)" in interrupted.again.stderr and len(after) == 29 and kept.items() <= after.items()
+    assert (
+        interrupted.again.returncode == 0
+        and f"({len(kept)} done)" in interrupted.again.stderr
+        and len(after) == 29
+        and kept.items() <= after.items()
+    )
 
 
 @MANY
 @pytest.mark.parametrize("more", [("--gpus", 2), ("--workers", 2)], ids=["processes", "workers"])
-def test_ctrl_c_in_a_terminal_goes_to_all_processes_and_one_decides(tmp_path: Path, command: Callable, more: tuple) -> None:
-    words = ("extract", "--view", "tiny-clip", "--data", "digits", "--cache", tmp_path, "--shard-rows", 64, *more)
+def test_ctrl_c_in_a_terminal_goes_to_all_processes_and_one_decides(
+    tmp_path: Path, command: Callable, more: tuple
+) -> None:
+    words = (
+        "extract",
+        "--view",
+        "tiny-clip",
+        "--data",
+        "digits",
+        "--cache",
+        tmp_path,
+        "--shard-rows",
+        64,
+        *more,
+    )
     process = start(*words)
     when(process, lambda: any(tmp_path.glob("*/*/commits/00003.json")))
     os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     kept = len(list(tmp_path.glob("*/*/commits/*.json")))
-    assert process.returncode == 130 and f"{kept} of 29 shards are finished and kept" in said and "Traceback" not in said, said
+    assert (
+        process.returncode == 130
+        and f"{kept} of 29 shards are finished and kept" in said
+        and "Traceback" not in said
+    ), said
     assert command(*words).returncode == 0
 
 
 def test_ctrl_c_twice_stops_an_extraction_at_once(tmp_path: Path) -> None:
-    process = start("extract", "--view", "tiny-dinov2", "--data", "digits", "--cache", tmp_path, "--shard-rows", 1797, "--batch", 1)
+    process = start(
+        "extract",
+        "--view",
+        "tiny-dinov2",
+        "--data",
+        "digits",
+        "--cache",
+        tmp_path,
+        "--shard-rows",
+        1797,
+        "--batch",
+        1,
+    )
     when(process, lambda: any(tmp_path.glob("*/*/progress-0.json")))
     process.send_signal(signal.SIGINT)
     line = process.stderr.readline()
     begun = time.monotonic()
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
-    assert "this shard is finished first" in line and process.returncode == 130 and time.monotonic() - begun < 2, said
-    assert said.startswith("stopped at once; finished shards are kept in ") and f"CACHE={tmp_path}" in said and not list(tmp_path.glob("*/*/commits/*.json"))
+    assert (
+        "this shard is finished first" in line
+        and process.returncode == 130
+        and time.monotonic() - begun < 2
+    ), said
+    assert (
+        said.startswith("stopped at once; finished shards are kept in ")
+        and f"CACHE={tmp_path}" in said
+        and not list(tmp_path.glob("*/*/commits/*.json"))
+    )
 
 
 def test_ctrl_c_before_anything_is_written_says_the_command(tmp_path: Path) -> None:
     process = start("extract", "--view", "tiny-clip", "--data", "digits", "--cache", tmp_path / "c")
-    time.sleep(1.0)                                         # Python is up, the libraries are still loading
+    time.sleep(1.0)  # Python is up, the libraries are still loading
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "make extract VIEW=tiny-clip DATA=digits" in said and "Traceback" not in said, said
+    assert (
+        process.returncode == 130
+        and "make extract VIEW=tiny-clip DATA=digits" in said
+        and "Traceback" not in said
+    ), said
 
 
 def test_ctrl_c_that_an_import_swallows_is_remembered() -> None:
@@ -220,39 +450,107 @@ def test_ctrl_c_that_an_import_swallows_is_remembered() -> None:
                 print("began")
 
         sys.exit(run_cli(main))"""
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 130 and "began" not in done.stdout and "interrupted" in done.stderr
 
 
 @pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=MANY)])
-def test_ctrl_c_saves_a_training_which_ends_with_the_same_bytes(made: Made, tmp_path: Path, command: Callable, gpus: int) -> None:
-    words = ("train", "--views", made.views("pixels", "edges"), "--data", "digits", "--labels", 3, "--method", "mct,self-training", "--warmup", 40, "--cotrain",
-             300, "--hidden", 16, "--checkpoint-every", 100_000, "--threads", 1, "--cache", made.cache, "--runs", tmp_path, "--gpus", gpus)
+def test_ctrl_c_saves_a_training_which_ends_with_the_same_bytes(
+    made: Made, tmp_path: Path, command: Callable, gpus: int
+) -> None:
+    words = (
+        "train",
+        "--views",
+        made.views("pixels", "edges"),
+        "--data",
+        "digits",
+        "--labels",
+        3,
+        "--method",
+        "mct,self-training",
+        "--warmup",
+        40,
+        "--cotrain",
+        300,
+        "--hidden",
+        16,
+        "--checkpoint-every",
+        100_000,
+        "--threads",
+        1,
+        "--cache",
+        made.cache,
+        "--runs",
+        tmp_path,
+        "--gpus",
+        gpus,
+    )
     process = start(*words, "--run", "a")
     lines = tmp_path / "a" / "metrics.jsonl"
     when(process, lambda: lines.is_file() and lines.read_bytes().count(b"\n") > 8)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[1]
-    assert process.returncode == 130 and "everything is saved" in said and "Traceback" not in said, said
-    assert said.splitlines()[-1].startswith("To go on, type: make train VIEWS=") and "RUN=a" in said.splitlines()[-1]
-    assert (tmp_path / "a" / "checkpoints" / "LATEST").is_file() and not (tmp_path / "a" / "summary.json").exists()
+    assert (
+        process.returncode == 130 and "everything is saved" in said and "Traceback" not in said
+    ), said
+    assert (
+        said.splitlines()[-1].startswith("To go on, type: make train VIEWS=")
+        and "RUN=a" in said.splitlines()[-1]
+    )
+    assert (tmp_path / "a" / "checkpoints" / "LATEST").is_file() and not (
+        tmp_path / "a" / "summary.json"
+    ).exists()
     assert command(*words, "--run", "a").returncode == command(*words, "--run", "b").returncode == 0
-    one, two = ({str(path.relative_to(tmp_path / run)): path.read_bytes() for path in (tmp_path / run).rglob("*") if path.is_file() and path.suffix in
-                 (".safetensors", ".jsonl", ".parquet") and "checkpoints" not in path.parts} for run in "ab")
+    one, two = (
+        {
+            str(path.relative_to(tmp_path / run)): path.read_bytes()
+            for path in (tmp_path / run).rglob("*")
+            if path.is_file()
+            and path.suffix in (".safetensors", ".jsonl", ".parquet")
+            and "checkpoints" not in path.parts
+        }
+        for run in "ab"
+    )
     assert one == two and len(one) == 6
 
 
 def test_ctrl_c_twice_stops_a_training_at_once(made: Made, tmp_path: Path) -> None:
-    process = start("train", "--views", made.views("pixels", "edges"), "--data", "digits", "--labels", 3, "--method", "label-propagation,knn", "--seeds",
-                    "0..300", "--threads", 1, "--cache", made.cache, "--runs", tmp_path, "--run", "a")
+    process = start(
+        "train",
+        "--views",
+        made.views("pixels", "edges"),
+        "--data",
+        "digits",
+        "--labels",
+        3,
+        "--method",
+        "label-propagation,knn",
+        "--seeds",
+        "0..300",
+        "--threads",
+        1,
+        "--cache",
+        made.cache,
+        "--runs",
+        tmp_path,
+        "--run",
+        "a",
+    )
     when(process, lambda: (tmp_path / "a" / "metrics.jsonl").exists())
     time.sleep(0.5)
-    for _ in range(2):                                      # in the middle of scikit-learn's work, which looks at nothing
+    for _ in range(2):  # in the middle of scikit-learn's work, which looks at nothing
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
     begun = time.monotonic()
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and time.monotonic() - begun < 2 and "stopped at once; finished methods" in said and "RUN=a" in said, said
+    assert (
+        process.returncode == 130
+        and time.monotonic() - begun < 2
+        and "stopped at once; finished methods" in said
+        and "RUN=a" in said
+    ), said
 
 
 # ---------------------------------------------------------------- with and without a terminal
@@ -267,29 +565,59 @@ def in_terminal(*words: object, env: dict[str, str] | None = None) -> str:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color", **(env or {})}
-    process = subprocess.Popen([sys.executable, "-m", *map(str, words)], cwd=ROOT, env=environment, stdin=theirs, stdout=theirs, stderr=theirs,
-                               start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", *map(str, words)],
+        cwd=ROOT,
+        env=environment,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
     os.close(theirs)
     said = b""
     while select.select([ours], [], [], 60)[0]:
         try:
             said += os.read(ours, 65536)
-        except OSError:                                     # the other end is closed
+        except OSError:  # the other end is closed
             break
     os.close(ours)
     assert process.wait(60) == 0, said
     return said.decode()
 
 
-def test_plain_output_without_a_terminal_and_a_line_in_place_with_one(made: Made, tmp_path: Path, command: Callable) -> None:
-    train = ("train", "--views", made.views("pixels", "edges"), "--data", "digits", *SHORT, "--cache", made.cache, "--runs", tmp_path, "--method", "mct",
-             "--log-every-s", 0.01)
+def test_plain_output_without_a_terminal_and_a_line_in_place_with_one(
+    made: Made, tmp_path: Path, command: Callable
+) -> None:
+    train = (
+        "train",
+        "--views",
+        made.views("pixels", "edges"),
+        "--data",
+        "digits",
+        *SHORT,
+        "--cache",
+        made.cache,
+        "--runs",
+        tmp_path,
+        "--method",
+        "mct",
+        "--log-every-s",
+        0.01,
+    )
     done = command(*train, "--run", "a", env={"FORCE_COLOR": "", "COLUMNS": "80"})
     assert done.returncode == 0 and not ESCAPES.search(done.stdout + done.stderr)
-    assert re.search(r"mct 40/60 \(mct\), \d+ steps/s, \d:\d\d:\d\d left, \d+ % waiting for rows; validation top-1: pixels", done.stderr), done.stderr
+    assert re.search(
+        r"mct 40/60 \(mct\), \d+ steps/s, \d:\d\d:\d\d left, \d+ % waiting for rows; validation top-1: pixels",
+        done.stderr,
+    ), done.stderr
     shown = in_terminal(*train, "--run", "b", env={"NO_COLOR": "1"})
     lines = [line for line in shown.split("\r\x1b[K") if "steps/s" in line]
-    assert len(lines) == 3 and all(len(line.split("\r\n")[0]) < 80 for line in lines[:-1]) and not re.search(r"\x1b\[[\d;]*m", shown)
+    assert (
+        len(lines) == 3
+        and all(len(line.split("\r\n")[0]) < 80 for line in lines[:-1])
+        and not re.search(r"\x1b\[[\d;]*m", shown)
+    )
     assert "\r" not in in_terminal(*train, "--run", "c", env={"TERM": "dumb"}).replace("\r\n", "\n")
 
 
@@ -298,9 +626,16 @@ def test_a_bar_of_extract_has_no_colours_with_no_color(tmp_path: Path, command: 
     words = ("extract", "--view", "tiny-clip", "--data", "digits", "--cache")
     done = command(*words, tmp_path / "a")
     assert done.returncode == 0 and not ESCAPES.search(done.stdout + done.stderr)
-    coloured, plain = in_terminal(*words, tmp_path / "b"), in_terminal(*words, tmp_path / "c", env={"NO_COLOR": "1"})
+    coloured, plain = (
+        in_terminal(*words, tmp_path / "b"),
+        in_terminal(*words, tmp_path / "c", env={"NO_COLOR": "1"}),
+    )
     colours = re.compile(r"\x1b\[(?:[\d;]*;)?(?:3[0-9]|9[0-7])[\d;]*m")
-    assert colours.search(coloured) and not colours.search(plain) and "1797/1797 images," in plain.replace(" ", "").replace("images", " images") + coloured
+    assert (
+        colours.search(coloured)
+        and not colours.search(plain)
+        and "1797/1797 images," in plain.replace(" ", "").replace("images", " images") + coloured
+    )
     assert "waiting for images" in plain
 
 
@@ -310,43 +645,76 @@ def test_a_bar_of_extract_has_no_colours_with_no_color(tmp_path: Path, command: 
 @pytest.fixture
 def as_command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def pretend(module: str, *argv: str) -> None:
-        monkeypatch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name=module), raising=False)
+        monkeypatch.setattr(
+            sys.modules["__main__"], "__spec__", SimpleNamespace(name=module), raising=False
+        )
         monkeypatch.setattr(sys, "argv", ["x", *argv])
 
     return pretend
 
 
-KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.CoviewError) and kind is not errors.CoviewError]
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type)
+    and issubclass(kind, errors.CoviewError)
+    and kind is not errors.CoviewError
+]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, OSError, KeyboardInterrupt], ids=lambda kind: kind.__name__)
-def test_every_error_ends_with_the_command_to_type(as_command: Callable, capsys: pytest.CaptureFixture, kind: type[BaseException]) -> None:
+@pytest.mark.parametrize(
+    "kind", [*KINDS, OSError, KeyboardInterrupt], ids=lambda kind: kind.__name__
+)
+def test_every_error_ends_with_the_command_to_type(
+    as_command: Callable, capsys: pytest.CaptureFixture, kind: type[BaseException]
+) -> None:
     as_command("extract.__main__", "--view", "clip", "--data", "my photos/", "--batch", "8")
 
     def fail() -> None:
-        raise OSError(28, "No space left on device", "/x") if kind is OSError else kind("the moon is in the way")
+        raise (
+            OSError(28, "No space left on device", "/x")
+            if kind is OSError
+            else kind("the moon is in the way")
+        )
 
     code = run_cli(fail)
     said = capsys.readouterr().err
     assert code == {OSError: 4, KeyboardInterrupt: 130}.get(kind) or code == kind.exit_code
-    assert said.splitlines()[-1].endswith(": make extract VIEW=clip DATA='my photos/' ARGS='--batch 8'"), said
+    assert said.splitlines()[-1].endswith(
+        ": make extract VIEW=clip DATA='my photos/' ARGS='--batch 8'"
+    ), said
 
 
-def test_a_message_with_a_command_of_its_own_keeps_it_as_the_last_word(as_command: Callable, capsys: pytest.CaptureFixture) -> None:
+def test_a_message_with_a_command_of_its_own_keeps_it_as_the_last_word(
+    as_command: Callable, capsys: pytest.CaptureFixture
+) -> None:
     as_command("train.__main__", "--views", "a,b")
 
     def fail() -> None:
         raise errors.IntegrityError("shard 3 is damaged. Type: make repair VIEW=a")
 
-    assert run_cli(fail) == 5 and capsys.readouterr().err == "error: shard 3 is damaged. Type: make repair VIEW=a\n"
+    assert (
+        run_cli(fail) == 5
+        and capsys.readouterr().err == "error: shard 3 is damaged. Type: make repair VIEW=a\n"
+    )
 
 
-@pytest.mark.parametrize(("instead", "last"), [
-    ({"RUN": "a-2"}, "Type: make predict RUN=a-2 TO=x.csv ARGS='--workers 0'"), ({"TO": None}, "Type: make predict RUN=a ARGS='--workers 0'"),
-    ({"METHOD": "my own"}, "Type: make predict RUN=a TO=x.csv METHOD='my own' ARGS='--workers 0'"), ({"--force": ""}, "TO=x.csv ARGS='--workers 0 --force'"),
-    ({"--workers": "2"}, "Type: make predict RUN=a TO=x.csv ARGS='--workers 2'")])
-def test_a_change_that_a_message_asks_for_is_made_in_the_command_below_it(as_command: Callable, capsys: pytest.CaptureFixture, instead: dict,
-                                                                          last: str) -> None:
+@pytest.mark.parametrize(
+    ("instead", "last"),
+    [
+        ({"RUN": "a-2"}, "Type: make predict RUN=a-2 TO=x.csv ARGS='--workers 0'"),
+        ({"TO": None}, "Type: make predict RUN=a ARGS='--workers 0'"),
+        (
+            {"METHOD": "my own"},
+            "Type: make predict RUN=a TO=x.csv METHOD='my own' ARGS='--workers 0'",
+        ),
+        ({"--force": ""}, "TO=x.csv ARGS='--workers 0 --force'"),
+        ({"--workers": "2"}, "Type: make predict RUN=a TO=x.csv ARGS='--workers 2'"),
+    ],
+)
+def test_a_change_that_a_message_asks_for_is_made_in_the_command_below_it(
+    as_command: Callable, capsys: pytest.CaptureFixture, instead: dict, last: str
+) -> None:
     """Also where the message speaks of another command."""
     as_command("predict.__main__", "--run", "a", "--to=x.csv", "--workers", "0")
 
@@ -356,22 +724,46 @@ def test_a_change_that_a_message_asks_for_is_made_in_the_command_below_it(as_com
     assert run_cli(fail) == 2 and capsys.readouterr().err.splitlines()[-1].endswith(last)
 
 
-def test_an_unknown_flag_is_followed_by_the_commands_to_type(tmp_path: Path, command: Callable) -> None:
+def test_an_unknown_flag_is_followed_by_the_commands_to_type(
+    tmp_path: Path, command: Callable
+) -> None:
     said = command("predict", "--run", "a", "--nonsense")
     assert said.returncode == 2 and "--nonsense" in said.stderr and "Traceback" not in said.stderr
     python = os.path.relpath(sys.executable, ROOT)
     python = sys.executable if python.startswith("..") else python
-    assert said.stderr.splitlines()[-2:] == [f"all settings: {python} -m predict --help", "To mend and type again: make predict RUN=a ARGS=--nonsense"]
+    assert said.stderr.splitlines()[-2:] == [
+        f"all settings: {python} -m predict --help",
+        "To mend and type again: make predict RUN=a ARGS=--nonsense",
+    ]
     helped = command("predict", "--help")
     assert helped.returncode == 0 and helped.stderr == ""
 
 
-@pytest.mark.parametrize(("module", "argv", "typed"), [
-    ("extract.__main__", ["--view=clip", "--data", "it's; here", "--dry-run"], "make extract VIEW=clip DATA='it'\"'\"'s; here' ARGS=--dry-run"),
-    ("exchange.importer", ["--view", "mine", "--source", "x.npz", "--by-row-order"], "make import VIEW=mine FROM=x.npz ARGS=--by-row-order"),
-    ("train.sweep", ["--views", "a,b", "--grid", "lr=1,2", "--lr", "3"], "make sweep VIEWS=a,b GRID=lr=1,2 ARGS='--lr 3'"),
-    ("upkeep.status", [], "make status"), ("pytest.__main__", ["-q"], "")])
-def test_the_command_that_a_process_is(as_command: Callable, module: str, argv: list[str], typed: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "argv", "typed"),
+    [
+        (
+            "extract.__main__",
+            ["--view=clip", "--data", "it's; here", "--dry-run"],
+            "make extract VIEW=clip DATA='it'\"'\"'s; here' ARGS=--dry-run",
+        ),
+        (
+            "exchange.importer",
+            ["--view", "mine", "--source", "x.npz", "--by-row-order"],
+            "make import VIEW=mine FROM=x.npz ARGS=--by-row-order",
+        ),
+        (
+            "train.sweep",
+            ["--views", "a,b", "--grid", "lr=1,2", "--lr", "3"],
+            "make sweep VIEWS=a,b GRID=lr=1,2 ARGS='--lr 3'",
+        ),
+        ("upkeep.status", [], "make status"),
+        ("pytest.__main__", ["-q"], ""),
+    ],
+)
+def test_the_command_that_a_process_is(
+    as_command: Callable, module: str, argv: list[str], typed: str
+) -> None:
     as_command(module, *argv)
     assert commands.typed() == typed
     assert commands.typed(without="--dry-run") == typed.replace(" ARGS=--dry-run", "")
@@ -381,23 +773,49 @@ def test_every_target_that_takes_names_is_known_both_ways() -> None:
     assert sorted(commands.MODULES.values()) == sorted(commands.TARGETS)
     makefile = (ROOT / "Makefile").read_text()
     for module, target in commands.MODULES.items():
-        assert re.search(rf"^{target}: .*\n\t@\$\(check\) && \$\(PYTHON\) -m {re.escape(module)} ", makefile, re.M), target
+        assert re.search(
+            rf"^{target}: .*\n\t@\$\(check\) && \$\(PYTHON\) -m {re.escape(module)} ",
+            makefile,
+            re.M,
+        ), target
 
 
-VERBS = ("add|allow|choose|copy|cut|delete|divide|download|extract|fetch|fill|get|give|go|goes|import|keep|leave|let|look|make|match|mend|merge|move|multiply|"
-         "name|open|press|put|read|remove|rename|repeat|replace|run|runs|save|saved|set|split|stop|take|train|try|turn|type|unpack|use|wait|write|begins|kept")
-DO = re.compile(rf"(?:^|[.;:,(?}}]\s*|\n\s*|\b(?:or|and|to|then|either|first|once|it,|is|are|command|shards)\s+)(?:{VERBS})\b", re.I)
-RIGHT = re.compile(r"\b(?:expected|must|may be|may end in|needs?|takes?|neither|one of|relative|have all|did you mean)\b")
-SAID_BY = re.compile(r"did_you_mean|command\(|ADVICE|AGAIN|_again|hint|example|EXAMPLE|_to_download|_what_to_do|instead|\bthen\b|listing|\{error\}\{")
+VERBS = (
+    "add|allow|choose|copy|cut|delete|divide|download|extract|fetch|fill|get|give|go|goes|import|keep|leave|let|look|make|match|mend|merge|move|multiply|"
+    "name|open|press|put|read|remove|rename|repeat|replace|run|runs|save|saved|set|split|stop|take|train|try|turn|type|unpack|use|wait|write|begins|kept"
+)
+DO = re.compile(
+    rf"(?:^|[.;:,(?}}]\s*|\n\s*|\b(?:or|and|to|then|either|first|once|it,|is|are|command|shards)\s+)(?:{VERBS})\b",
+    re.I,
+)
+RIGHT = re.compile(
+    r"\b(?:expected|must|may be|may end in|needs?|takes?|neither|one of|relative|have all|did you mean)\b"
+)
+SAID_BY = re.compile(
+    r"did_you_mean|command\(|ADVICE|AGAIN|_again|hint|example|EXAMPLE|_to_download|_what_to_do|instead|\bthen\b|listing|\{error\}\{"
+)
 
 
 def raised() -> Iterator[tuple[str, str, str]]:
     """(place, literal text, source) of the message of every error that the packages make."""
     kinds = {kind.__name__ for kind in KINDS}
-    for path in sorted(path for package in ("cache_specs", "extract", "train", "report") for path in (ROOT / package).glob("*.py")):
+    for path in sorted(
+        path
+        for package in ("cache_specs", "extract", "train", "report")
+        for path in (ROOT / package).glob("*.py")
+    ):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in kinds and node.args and not isinstance(node.args[0], ast.Starred):
-                yield f"{path.parent.name}/{path.name}:{node.lineno}", literal(node.args[0]), ast.unparse(node.args[0])
+            if (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func) in kinds
+                and node.args
+                and not isinstance(node.args[0], ast.Starred)
+            ):
+                yield (
+                    f"{path.parent.name}/{path.name}:{node.lineno}",
+                    literal(node.args[0]),
+                    ast.unparse(node.args[0]),
+                )
 
 
 def literal(node: ast.AST) -> str:
@@ -405,13 +823,33 @@ def literal(node: ast.AST) -> str:
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
-        return "".join(literal(part) if isinstance(part, ast.Constant) else "{" + literal(part) + "}" for part in node.values)
-    return " ".join(filter(None, (literal(part) for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr | ast.FormattedValue))))
+        return "".join(
+            literal(part) if isinstance(part, ast.Constant) else "{" + literal(part) + "}"
+            for part in node.values
+        )
+    return " ".join(
+        filter(
+            None,
+            (
+                literal(part)
+                for part in ast.iter_child_nodes(node)
+                if isinstance(part, ast.expr | ast.FormattedValue)
+            ),
+        )
+    )
 
 
 def test_every_message_says_what_to_do_or_what_would_be_right() -> None:
     """What is typed next stands below each message (see above); this is about the words before it. A message that only states a fact is found here."""
     found = list(raised())
-    silent = [f"{place}: {text}" for place, text, source in found if not (DO.search(text) or RIGHT.search(text) or SAID_BY.search(source))]
+    silent = [
+        f"{place}: {text}"
+        for place, text, source in found
+        if not (DO.search(text) or RIGHT.search(text) or SAID_BY.search(source))
+    ]
     assert len(found) > 250 and not silent, "\n".join(silent)
-    assert not DO.search("the image {} is damaged") and not RIGHT.search("the image {} is damaged") and DO.search("the image {} is damaged; fetch it again")
+    assert (
+        not DO.search("the image {} is damaged")
+        and not RIGHT.search("the image {} is damaged")
+        and DO.search("the image {} is damaged; fetch it again")
+    )

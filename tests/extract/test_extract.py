@@ -36,13 +36,21 @@ def extracted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> View:
 
 
 def values(view: View) -> np.ndarray:
-    return np.concatenate([np.fromfile(view.embeddings_file(s), np.float16, ROWS * view.width).reshape(ROWS, -1) for s in range(view.shards)])[:view.n]
+    return np.concatenate(
+        [
+            np.fromfile(view.embeddings_file(s), np.float16, ROWS * view.width).reshape(ROWS, -1)
+            for s in range(view.shards)
+        ]
+    )[: view.n]
 
 
 def files(view: View) -> dict[str, bytes]:
     """What a view's folder holds, but for the memory of the last check (inodes, times) and the locks (process numbers)."""
-    return {str(path.relative_to(view.folder)): path.read_bytes() for path in sorted(view.folder.rglob("*"))
-            if path.is_file() and path.name not in ("verified.json", ".lock", ".lock-parts")}
+    return {
+        str(path.relative_to(view.folder)): path.read_bytes()
+        for path in sorted(view.folder.rglob("*"))
+        if path.is_file() and path.name not in ("verified.json", ".lock", ".lock-parts")
+    }
 
 
 def pixels(photos: Path, keys: list[str], view: str) -> torch.Tensor:
@@ -58,6 +66,7 @@ def keys(view: View) -> list[str]:
 
 # --- end to end
 
+
 def test_a_folder_with_a_bad_file_becomes_a_finished_view_and_a_list(photos, tmp_path, capsys):
     view = run(config(photos, tmp_path))
     out = capsys.readouterr().out
@@ -65,27 +74,42 @@ def test_a_folder_with_a_bad_file_becomes_a_finished_view_and_a_list(photos, tmp
     status = integrity.check(view)
     assert status.nonzero()[0].tolist() == [BAD] and STATUS[status[BAD]] == "truncated"
     emb_ND = values(view)
-    assert np.isnan(emb_ND[BAD]).all() and np.isfinite(np.delete(emb_ND, BAD, 0)).all() and np.delete(emb_ND, BAD, 0).std(0).min() > 0
+    assert (
+        np.isnan(emb_ND[BAD]).all()
+        and np.isfinite(np.delete(emb_ND, BAD, 0)).all()
+        and np.delete(emb_ND, BAD, 0).std(0).min() > 0
+    )
     assert f"tiny-clip: {N} images -> {N} x 128 float16" in out and "3 shards (0 done)" in out
     assert f"finished, {N} images in" in out and f"sealed in {view.folder}" in out
-    assert "1 of 45 images could not be embedded (1 truncated); they are left out of training:" in out
+    assert (
+        "1 of 45 images could not be embedded (1 truncated); they are left out of training:" in out
+    )
     assert f"  row {BAD}: {keys(view)[BAD]}: truncated\n" in out
 
 
-def test_a_view_that_the_disk_cannot_hold_is_not_begun_and_the_size_is_said(photos, extracted, tmp_path, monkeypatch, capsys):
+def test_a_view_that_the_disk_cannot_hold_is_not_begun_and_the_size_is_said(
+    photos, extracted, tmp_path, monkeypatch, capsys
+):
     import shutil
 
     usage = shutil.disk_usage(tmp_path)
     need = 3 * (shard_bytes(ROWS, 128) + 2048)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need + 2**20 - 1))
-    with pytest.raises(StorageError, match=r"needs 0\.0 MB more, but .* has 1\.1 MB free\. Nothing is lost: make room, or name a larger disk with CACHE="):
+    with pytest.raises(
+        StorageError,
+        match=r"needs 0\.0 MB more, but .* has 1\.1 MB free\. Nothing is lost: make room, or name a larger disk with CACHE=",
+    ):
         run(config(photos, tmp_path / "cache"))
-    assert "0.0 MB to write of 1.1 MB free" in capsys.readouterr().out and not list((tmp_path / "cache").glob("*/tiny-clip-*"))
+    assert "0.0 MB to write of 1.1 MB free" in capsys.readouterr().out and not list(
+        (tmp_path / "cache").glob("*/tiny-clip-*")
+    )
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need + 2**20))
     view = run(config(photos, tmp_path / "cache"))
     (view.folder / "complete.json").unlink()
     view.commit_file(1).unlink()
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need // 3 + 2**20))      # only what is not there yet must fit
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: usage._replace(free=need // 3 + 2**20)
+    )  # only what is not there yet must fit
     assert files(run(config(photos, tmp_path / "cache"))) == files(extracted)
 
 
@@ -93,8 +117,16 @@ def test_the_second_run_is_a_hit_and_says_so_in_one_line(photos, extracted, caps
     before = files(extracted)
     again = run(config(photos, extracted.folder.parent.parent))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"tiny-clip: already in the cache, nothing to do: {N} rows x 128 in {extracted.folder}"
-    assert len(lines) == 3 and "could not be embedded" in lines[1] and again.folder == extracted.folder and files(again) == before
+    assert (
+        lines[0]
+        == f"tiny-clip: already in the cache, nothing to do: {N} rows x 128 in {extracted.folder}"
+    )
+    assert (
+        len(lines) == 3
+        and "could not be embedded" in lines[1]
+        and again.folder == extracted.folder
+        and files(again) == before
+    )
 
 
 def test_a_row_is_what_open_clip_itself_computes(photos, extracted):
@@ -102,14 +134,19 @@ def test_a_row_is_what_open_clip_itself_computes(photos, extracted):
     from safetensors.torch import load_file
 
     folder = SPECS / "weights" / "tiny-clip"
-    model = open_clip.create_model(f"local-dir:{folder}")                    # with its own way of loading the weights
+    model = open_clip.create_model(f"local-dir:{folder}")  # with its own way of loading the weights
     ours = load_file(folder / "open_clip_model.safetensors")
     assert all(torch.equal(tensor, ours[name]) for name, tensor in model.state_dict().items())
     model.eval().visual.proj = None
     good = [i for i in range(N) if i != BAD]
     with torch.no_grad():
-        expected = model.visual((pixels(photos, [keys(extracted)[i] for i in good], "tiny-clip").float() / 255 - 0.5) / 0.5)
-    np.testing.assert_allclose(values(extracted)[good].astype(np.float32), expected.numpy(), rtol=2e-3, atol=2e-3)
+        expected = model.visual(
+            (pixels(photos, [keys(extracted)[i] for i in good], "tiny-clip").float() / 255 - 0.5)
+            / 0.5
+        )
+    np.testing.assert_allclose(
+        values(extracted)[good].astype(np.float32), expected.numpy(), rtol=2e-3, atol=2e-3
+    )
 
 
 def test_a_row_is_what_transformers_itself_computes(photos, tmp_path):
@@ -119,21 +156,31 @@ def test_a_row_is_what_transformers_itself_computes(photos, tmp_path):
     model = Dinov2Model.from_pretrained(SPECS / "weights" / "tiny-dinov2").eval()
     good = [i for i in range(N) if i != BAD]
     with torch.no_grad():
-        images = (pixels(photos, [keys(view)[i] for i in good], "tiny-dinov2").float() / 255 - 0.5) / 0.5
+        images = (
+            pixels(photos, [keys(view)[i] for i in good], "tiny-dinov2").float() / 255 - 0.5
+        ) / 0.5
         expected = model(pixel_values=images).last_hidden_state[:, 0]
-    np.testing.assert_allclose(values(view)[good].astype(np.float32), expected.numpy(), rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(
+        values(view)[good].astype(np.float32), expected.numpy(), rtol=2e-3, atol=2e-3
+    )
 
 
 def test_not_one_image_is_an_error_with_exit_code_3(tmp_path, capsys):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.jpg").write_text("<html>no image</html>")
-    with pytest.raises(DataQualityError, match="not one of the 1 images could be embedded") as caught:
+    with pytest.raises(
+        DataQualityError, match="not one of the 1 images could be embedded"
+    ) as caught:
         run(config(tmp_path / "text", tmp_path / "cache"))
     assert caught.value.exit_code == 3 and "row 0: a.jpg: undecodable" in capsys.readouterr().out
-    assert not list((tmp_path / "cache").rglob("complete.json")), "a view without one good row is not finished"
+    assert not list((tmp_path / "cache").rglob("complete.json")), (
+        "a view without one good row is not finished"
+    )
     message = r"^not one of the 1 images could be embedded \(1 undecodable\):\n.*row 0: a.jpg: undecodable.*\nMend the files [^,]*$"
     with pytest.raises(DataQualityError, match=message):
-        run(config(tmp_path / "text", tmp_path / "cache", max_bad="0"))          # nor is it proposed to allow all of them
+        run(
+            config(tmp_path / "text", tmp_path / "cache", max_bad="0")
+        )  # nor is it proposed to allow all of them
 
 
 @pytest.mark.parametrize("kind", ["table", "folder"])
@@ -144,14 +191,24 @@ def test_where_no_image_can_be_read_it_says_where_it_looked(tmp_path, kind):
         data = tmp_path / "photos"
         (data / "cat").mkdir(parents=True)
         (data / "cat" / "a.jpg").symlink_to(tmp_path / "gone.jpg")
-    with pytest.raises(DataQualityError, match=r"not one of the (2|1) images? of '(list|photos)' can be read; the first, '(some|cat)/a.jpg': ") as caught:
+    with pytest.raises(
+        DataQualityError,
+        match=r"not one of the (2|1) images? of '(list|photos)' can be read; the first, '(some|cat)/a.jpg': ",
+    ) as caught:
         run(config(data, tmp_path / "cache", max_bad="100%"))
     said = str(caught.value)
-    assert f"{tmp_path / 'some' if kind == 'table' else data / 'cat'}/a.jpg" in said and "--max-bad" not in said
-    assert ("paths of a table are relative to its folder" in said) == (kind == "table") and not (tmp_path / "cache").exists()
+    assert (
+        f"{tmp_path / 'some' if kind == 'table' else data / 'cat'}/a.jpg" in said
+        and "--max-bad" not in said
+    )
+    assert ("paths of a table are relative to its folder" in said) == (kind == "table") and not (
+        tmp_path / "cache"
+    ).exists()
 
 
-def test_a_file_that_changes_between_hashing_and_embedding_is_missing_not_embedded_under_an_old_name(photos, tmp_path, monkeypatch):
+def test_a_file_that_changes_between_hashing_and_embedding_is_missing_not_embedded_under_an_old_name(
+    photos, tmp_path, monkeypatch
+):
     import extract.data.datasets
 
     real = extract.data.datasets.build_items
@@ -165,10 +222,16 @@ def test_a_file_that_changes_between_hashing_and_embedding_is_missing_not_embedd
     shutil.copytree(photos, tmp_path / "photos")
     monkeypatch.setattr(extract.data.datasets, "build_items", build_then_change)
     view = run(config(tmp_path / "photos", tmp_path / "cache"))
-    assert [STATUS[code] for code in integrity.check(view)[[3, 4, 5, BAD]]] == ["missing", "missing", "ok", "truncated"]
+    assert [STATUS[code] for code in integrity.check(view)[[3, 4, 5, BAD]]] == [
+        "missing",
+        "missing",
+        "ok",
+        "truncated",
+    ]
 
 
 # --- the same bytes, whatever only changes the speed
+
 
 def test_decode_workers_change_no_byte(photos, extracted, tmp_path):
     assert files(run(config(photos, tmp_path, workers=2))) == files(extracted)
@@ -180,7 +243,10 @@ def test_two_processes_change_no_byte(photos, extracted, tmp_path):
 
 def test_batches_never_cross_a_shard_and_the_last_one_is_padded(photos, extracted):
     """Rows of the short last batch equal a forward pass of the same rows in a batch of full size, to the bit."""
-    assert [list(rows) for rows in batch_rows(32, 45, BATCH)] == [list(range(32, 40)), list(range(40, 45))]
+    assert [list(rows) for rows in batch_rows(32, 45, BATCH)] == [
+        list(range(32, 40)),
+        list(range(40, 45)),
+    ]
     spec = load_spec("tiny-clip")
     backbone = load_backbone(spec, find_weights(spec, None)[0], "cpu")
     padded = torch.zeros(BATCH, 3, 28, 28, dtype=torch.uint8)
@@ -222,80 +288,144 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(photos, extracted, tm
     """One kill at the second shard's commit, and two at times drawn at random within the duration of a whole run."""
 
     def trials(*plans: tuple[str, str, float]) -> list[tuple[int, float]]:
-        settings = [(dataclasses.asdict(config(photos, tmp_path / name)), fault, seconds) for name, fault, seconds in plans]
-        done = subprocess.run([sys.executable, "-c", RUNNER], cwd=ROOT, input=json.dumps(settings), text=True, capture_output=True,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"})
+        settings = [
+            (dataclasses.asdict(config(photos, tmp_path / name)), fault, seconds)
+            for name, fault, seconds in plans
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", RUNNER],
+            cwd=ROOT,
+            input=json.dumps(settings),
+            text=True,
+            capture_output=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         assert done.returncode == 0, done.stderr
         return [(int(line.split()[0]), float(line.split()[1])) for line in done.stdout.splitlines()]
 
     chance = random.Random(time.time_ns())
     times = [chance.uniform(0.05, 1.5) for _ in range(2)]
-    first, *others = trials(("commit", "kill:2:commit.rename", 0), ("one", "", times[0]), ("two", "", times[1]))
+    first, *others = trials(
+        ("commit", "kill:2:commit.rename", 0), ("one", "", times[0]), ("two", "", times[1])
+    )
     assert first[0] == -9 and {status for status, _ in others} <= {-9, 0}
     capsys.readouterr()
     for name in ("commit", "one", "two"):
-        view = run(config(photos, tmp_path / name, batch=BATCH * 2))            # the batch it was begun with is kept
+        view = run(
+            config(photos, tmp_path / name, batch=BATCH * 2)
+        )  # the batch it was begun with is kept
         out = capsys.readouterr().out
-        assert name != "commit" or ("3 shards (1 done)" in out and f"finished, {N - ROWS} images" in out)
-        if f'"batch": {BATCH}' in (view.folder / "zarr.json").read_text():      # else it died before the view was begun
+        assert name != "commit" or (
+            "3 shards (1 done)" in out and f"finished, {N - ROWS} images" in out
+        )
+        if (
+            f'"batch": {BATCH}' in (view.folder / "zarr.json").read_text()
+        ):  # else it died before the view was begun
             assert files(view) == files(extracted), f"killed after {times} s"
 
 
 def test_a_batch_of_another_size_is_recorded_not_hashed(photos, extracted, tmp_path):
     view = run(config(photos, tmp_path, batch=N))
     assert view.folder.name == extracted.folder.name and view.attributes["provenance"]["batch"] == N
-    np.testing.assert_allclose(values(view).astype(np.float32), values(extracted).astype(np.float32), rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(
+        values(view).astype(np.float32), values(extracted).astype(np.float32), rtol=2e-3, atol=2e-3
+    )
 
 
 @pytest.mark.many
-def test_a_compiled_model_gives_the_embeddings_and_a_resumed_view_goes_on_as_it_was_begun(photos, extracted, tmp_path, monkeypatch):
+def test_a_compiled_model_gives_the_embeddings_and_a_resumed_view_goes_on_as_it_was_begun(
+    photos, extracted, tmp_path, monkeypatch
+):
     from extract.models.backbones import Backbone
 
     used = []
-    monkeypatch.setattr(Backbone, "compile_features", lambda self, whole=Backbone.compile_features: (used.append(1), whole(self)))
+    monkeypatch.setattr(
+        Backbone,
+        "compile_features",
+        lambda self, whole=Backbone.compile_features: (used.append(1), whole(self)),
+    )
     view = run(config(photos, tmp_path, compile=True))
-    assert used == [1] and view.attributes["provenance"]["compile"] and not extracted.attributes["provenance"]["compile"]
-    np.testing.assert_allclose(values(view).astype(np.float32), values(extracted).astype(np.float32), rtol=2e-3, atol=2e-3)
+    assert (
+        used == [1]
+        and view.attributes["provenance"]["compile"]
+        and not extracted.attributes["provenance"]["compile"]
+    )
+    np.testing.assert_allclose(
+        values(view).astype(np.float32), values(extracted).astype(np.float32), rtol=2e-3, atol=2e-3
+    )
     before = files(view)
     for name in ("complete.json", "commits/00001.json", "embeddings/c/1/0"):
         (view.folder / name).unlink()
     assert files(run(config(photos, tmp_path))) == before and used == [1, 1]
 
 
-def test_what_torch_cannot_compile_or_compiles_to_something_else_is_refused(photos, tmp_path, monkeypatch):
+def test_what_torch_cannot_compile_or_compiles_to_something_else_is_refused(
+    photos, tmp_path, monkeypatch
+):
     given = config(photos, tmp_path, compile=True)
     monkeypatch.setattr(torch, "compile", lambda features, dynamic: lambda images: 1 / 0)
-    with pytest.raises(UsageError, match=r"--compile: torch.compile fails here for .*: ZeroDivisionError: .*Type the same command without --compile"):
+    with pytest.raises(
+        UsageError,
+        match=r"--compile: torch.compile fails here for .*: ZeroDivisionError: .*Type the same command without --compile",
+    ):
         run(given)
-    monkeypatch.setattr(torch, "compile", lambda features, dynamic: lambda images: features(images) * 1.01)
-    with pytest.raises(UsageError, match=r"the compiled .* gives other embeddings, relative distance 0\.01, allowed 0\.002"):
+    monkeypatch.setattr(
+        torch, "compile", lambda features, dynamic: lambda images: features(images) * 1.01
+    )
+    with pytest.raises(
+        UsageError,
+        match=r"the compiled .* gives other embeddings, relative distance 0\.01, allowed 0\.002",
+    ):
         run(given)
 
 
 def test_images_that_are_the_same_in_two_splits_or_classes_are_told(tmp_path, capsys):
-    for split, label, level in (("train", "a", 1), ("train", "b", 2), ("test", "a", 3), ("test", "b", 2), ("test", "b", 1)):
+    for split, label, level in (
+        ("train", "a", 1),
+        ("train", "b", 2),
+        ("test", "a", 3),
+        ("test", "b", 2),
+        ("test", "b", 1),
+    ):
         (tmp_path / "data" / split / label).mkdir(parents=True, exist_ok=True)
         Image.new("L", (9, 9), level).save(tmp_path / "data" / split / label / f"{level}.png")
     run(config(tmp_path / "data", tmp_path / "cache"))
     out = capsys.readouterr().out
     assert "differ in case" not in out
-    assert "warning: 2 of 5 images of 'data' are byte for byte an image of another split (first: 'test/b/1.png' and 'train/a/1.png')" in out
-    assert "warning: 1 of 5 images of 'data' are byte for byte an image of another class (first: 'test/b/1.png' and 'train/a/1.png')" in out
+    assert (
+        "warning: 2 of 5 images of 'data' are byte for byte an image of another split (first: 'test/b/1.png' and 'train/a/1.png')"
+        in out
+    )
+    assert (
+        "warning: 1 of 5 images of 'data' are byte for byte an image of another class (first: 'test/b/1.png' and 'train/a/1.png')"
+        in out
+    )
 
 
 def test_classes_that_are_called_nearly_the_same_are_told(tmp_path, capsys):
-    for name, levels in (("Circle", (1, 2)), ("circle", (3,)), ("big  dog", (4,)), ("bigdog", (5,)), ("square", (6,)), ("caf\u00e9", (7,)),
-                         ("cafe\u0301", (8,))):
+    for name, levels in (
+        ("Circle", (1, 2)),
+        ("circle", (3,)),
+        ("big  dog", (4,)),
+        ("bigdog", (5,)),
+        ("square", (6,)),
+        ("caf\u00e9", (7,)),
+        ("cafe\u0301", (8,)),
+    ):
         (tmp_path / "data" / name).mkdir(parents=True)
         for level in levels:
             Image.new("L", (9, 9), level).save(tmp_path / "data" / name / f"{level}.png")
     run(config(tmp_path / "data", tmp_path / "cache"))
     out = capsys.readouterr().out
-    assert "warning: 'Circle' (2 images) and 'circle' (1 images) are classes of their own" in out and "'big  dog' (1 images) and 'bigdog'" in out
+    assert (
+        "warning: 'Circle' (2 images) and 'circle' (1 images) are classes of their own" in out
+        and "'big  dog' (1 images) and 'bigdog'" in out
+    )
     assert out.count("classes of their own") == 3
 
 
 # --- weights
+
 
 @pytest.fixture
 def tampered(tmp_path: Path):
@@ -315,7 +445,10 @@ def tampered(tmp_path: Path):
 
 
 def _missing(state: dict[str, torch.Tensor]) -> str:
-    [name] = {"visual.ln_post.weight", "layernorm.weight"} & state.keys()         # transformers renames others while it loads them
+    [name] = {
+        "visual.ln_post.weight",
+        "layernorm.weight",
+    } & state.keys()  # transformers renames others while it loads them
     del state[name]
     return name
 
@@ -354,9 +487,14 @@ def test_weights_that_are_not_there_are_named(tmp_path):
     with pytest.raises(UsageError, match=r"WEIGHTS=/nowhere: there is no such file or folder"):
         find_weights(spec, "/nowhere")
     (tmp_path / "open_clip_config.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"needs the file .*open_clip_model\.safetensors, which is not there"):
+    with pytest.raises(
+        UsageError, match=r"needs the file .*open_clip_model\.safetensors, which is not there"
+    ):
         find_weights(spec, str(tmp_path))
-    with pytest.raises(UsageError, match=r"needs a folder with open_clip_config\.json and open_clip_model\.safetensors"):
+    with pytest.raises(
+        UsageError,
+        match=r"needs a folder with open_clip_config\.json and open_clip_model\.safetensors",
+    ):
         find_weights(spec, str(tmp_path / "open_clip_config.json"))
     file = tmp_path / "any.safetensors"
     file.write_bytes(b"x")
@@ -382,7 +520,11 @@ def test_safetensors_that_are_damaged_are_refused(tmp_path):
     shutil.copytree(SPECS / "weights" / "tiny-clip", tmp_path / "w")
     (tmp_path / "w" / "open_clip_model.safetensors").write_bytes(b"damaged")
     with pytest.raises(UsageError, match=r"open_clip_model\.safetensors"):
-        load_backbone(load_spec("tiny-clip"), find_weights(load_spec("tiny-clip"), str(tmp_path / "w"))[0], "cpu")
+        load_backbone(
+            load_spec("tiny-clip"),
+            find_weights(load_spec("tiny-clip"), str(tmp_path / "w"))[0],
+            "cpu",
+        )
 
 
 def test_without_a_network_the_repository_the_file_and_the_way_out_are_named(tmp_path, monkeypatch):
@@ -390,11 +532,18 @@ def test_without_a_network_the_repository_the_file_and_the_way_out_are_named(tmp
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UsageError) as caught:
         find_weights(load_spec("dinov2"), None)
-    for part in ("facebook/dinov2-with-registers-large", "config.json and model.safetensors", "revision main", "WEIGHTS=FOLDER", "hf download"):
+    for part in (
+        "facebook/dinov2-with-registers-large",
+        "config.json and model.safetensors",
+        "revision main",
+        "WEIGHTS=FOLDER",
+        "hf download",
+    ):
         assert part in str(caught.value)
 
 
 # --- frozen, finite
+
 
 def test_frozen_means_frozen():
     spec = load_spec("tiny-dinov2")
@@ -414,15 +563,23 @@ class Stub(Backbone):
 
     def forward(self, pixels_BCHW: torch.Tensor, exact: bool = False) -> torch.Tensor:
         self.exact += exact
-        return torch.tensor([[1.0 if exact else torch.inf, 2.0], [1e6, 2.0], [3.0, 4.0], [torch.nan, 0.0]])
+        return torch.tensor(
+            [[1.0 if exact else torch.inf, 2.0], [1e6, 2.0], [3.0, 4.0], [torch.nan, 0.0]]
+        )
 
 
 def test_a_row_that_is_not_finite_is_computed_again_in_float32_and_else_gets_a_status():
     stub, pixels_BCHW = Stub(), torch.zeros(4, 3, 28, 28, dtype=torch.uint8)
     status_B = torch.tensor([OK, OK, OK, UNDECODABLE], dtype=torch.uint8)
     half, status = finish(stub, stub(pixels_BCHW), pixels_BCHW, status_B)
-    assert status.tolist() == [OK, NON_FINITE, OK, UNDECODABLE] and status.dtype == np.uint8 and half.dtype == np.float16
-    np.testing.assert_array_equal(half, np.array([[1, 2], [np.nan, np.nan], [3, 4], [np.nan, np.nan]], np.float16))
+    assert (
+        status.tolist() == [OK, NON_FINITE, OK, UNDECODABLE]
+        and status.dtype == np.uint8
+        and half.dtype == np.float16
+    )
+    np.testing.assert_array_equal(
+        half, np.array([[1, 2], [np.nan, np.nan], [3, 4], [np.nan, np.nan]], np.float16)
+    )
     assert stub.exact == 1
     finish(stub, torch.ones(4, 2), pixels_BCHW, status_B)
     assert stub.exact == 1, "finite rows are not computed again"
@@ -430,21 +587,33 @@ def test_a_row_that_is_not_finite_is_computed_again_in_float32_and_else_gets_a_s
 
 def test_a_bad_image_alone_asks_for_no_second_computation():
     stub = Stub()
-    half, status = finish(stub, torch.tensor([[torch.nan, 1.0]]), torch.zeros(1, 3, 28, 28), torch.tensor([UNDECODABLE], dtype=torch.uint8))
+    half, status = finish(
+        stub,
+        torch.tensor([[torch.nan, 1.0]]),
+        torch.zeros(1, 3, 28, 28),
+        torch.tensor([UNDECODABLE], dtype=torch.uint8),
+    )
     assert stub.exact == 0 and status.tolist() == [UNDECODABLE] and np.isnan(half).all()
 
 
 # --- the command line
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"view": ""}, r"VIEW is missing\. Type: make extract VIEW=clip DATA=.*\(views: aimv2, .*clip, .*tiny-dinov2, tipsv2\)"),
-    ({"data": ""}, r"DATA is missing\. Type: make extract VIEW=tiny-clip DATA=photos/"),
-    ({"view": "tiny-clp"}, r"no view 'tiny-clp'; did you mean 'tiny-clip'"),
-    ({"data": "/nowhere/photos"}, r"DATA=/nowhere/photos: there is no such folder"),
-    ({"batch": 0}, "--batch and --gpus must be at least 1"),
-    ({"gpus": 0}, "--batch and --gpus must be at least 1"),
-    ({"shard_rows": -1}, "--shard-rows at least 0"),
-])
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"view": ""},
+            r"VIEW is missing\. Type: make extract VIEW=clip DATA=.*\(views: aimv2, .*clip, .*tiny-dinov2, tipsv2\)",
+        ),
+        ({"data": ""}, r"DATA is missing\. Type: make extract VIEW=tiny-clip DATA=photos/"),
+        ({"view": "tiny-clp"}, r"no view 'tiny-clp'; did you mean 'tiny-clip'"),
+        ({"data": "/nowhere/photos"}, r"DATA=/nowhere/photos: there is no such folder"),
+        ({"batch": 0}, "--batch and --gpus must be at least 1"),
+        ({"gpus": 0}, "--batch and --gpus must be at least 1"),
+        ({"shard_rows": -1}, "--shard-rows at least 0"),
+    ],
+)
 def test_what_is_missing_or_wrong_is_named_with_the_command(photos, tmp_path, changes, message):
     with pytest.raises(UsageError, match=message) as caught:
         run(config(photos, tmp_path / "cache", **changes))
@@ -460,13 +629,26 @@ def test_decode_workers_are_forked_from_a_process_that_has_imported_what_they_ne
     assert "torch" not in sys.modules
     with multiprocessing.get_context("forkserver").Pool(1) as pool:
         print(pool.apply(eval, ("'extract.images' in __import__('sys').modules",)))"""
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120).stdout == "True\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+        ).stdout
+        == "True\n"
+    )
 
 
 def test_all_cores_decode_for_a_gpu_and_each_gpu_has_its_share(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: range(24))
-    assert [workers_of(-1, 100, device, count) for device, count in (("cuda:0", 1), ("cuda:1", 4), ("cuda:0", 48), ("cpu", 1))] == [24, 6, 1, 0]
-    assert [workers_of(-1, 20_001, "cpu"), workers_of(3, 1, "cpu"), workers_of(3, 0, "cpu"), workers_of(-1, 0, "cuda:0")] == [24, 3, 0, 0]
+    assert [
+        workers_of(-1, 100, device, count)
+        for device, count in (("cuda:0", 1), ("cuda:1", 4), ("cuda:0", 48), ("cpu", 1))
+    ] == [24, 6, 1, 0]
+    assert [
+        workers_of(-1, 20_001, "cpu"),
+        workers_of(3, 1, "cpu"),
+        workers_of(3, 0, "cpu"),
+        workers_of(-1, 0, "cuda:0"),
+    ] == [24, 3, 0, 0]
     monkeypatch.setattr("os.sched_getaffinity", lambda process: range(256))
     assert workers_of(-1, 100, "cuda:0") == 32
 
@@ -476,8 +658,15 @@ def test_a_gpu_that_is_not_there_is_a_usage_error(photos, tmp_path):
         run(config(photos, tmp_path, device="cuda"))
 
 
-@pytest.mark.parametrize(("plan", "code", "message"), [("ENOSPC:1:embeddings.half", 4, "cannot write"), ("kill:1:embeddings.half", 7, "died")])
-def test_what_happens_to_one_of_two_processes_is_the_exit_code(tmp_path: Path, command: Callable, plan: str, code: int, message: str) -> None:
+@pytest.mark.parametrize(
+    ("plan", "code", "message"),
+    [("ENOSPC:1:embeddings.half", 4, "cannot write"), ("kill:1:embeddings.half", 7, "died")],
+)
+def test_what_happens_to_one_of_two_processes_is_the_exit_code(
+    tmp_path: Path, command: Callable, plan: str, code: int, message: str
+) -> None:
     args = ("extract", "--view", "tiny-clip", "--data", "digits", "--cache", tmp_path, "--gpus", 2)
     failed = command(*args, env={"COVIEW_FAULT": plan})
-    assert failed.returncode == code and message in failed.stderr and "Traceback" not in failed.stderr, failed.stderr
+    assert (
+        failed.returncode == code and message in failed.stderr and "Traceback" not in failed.stderr
+    ), failed.stderr

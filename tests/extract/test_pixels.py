@@ -20,7 +20,11 @@ def photograph(width: int, height: int) -> Image.Image:
     """Smooth colours, sharp edges, fine stripes and noise; of integers alone, so that it is the same everywhere."""
     y, x = np.mgrid[:height, :width]
     rgb = np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], -1)
-    rgb[((x - width // 3)**2 + (y - height // 2)**2) < (min(width, height) // 4)**2] = (220, 40, 60)
+    rgb[((x - width // 3) ** 2 + (y - height // 2) ** 2) < (min(width, height) // 4) ** 2] = (
+        220,
+        40,
+        60,
+    )
     rgb[(x > width * 2 // 3) & ((x // 3 + y // 5) % 2 == 0)] = (250, 250, 240)
     rgb[(y > height * 3 // 4) & (y % 4 < 2)] = (10, 30, 20)
     rgb = rgb + np.random.default_rng(7).integers(-12, 13, rgb.shape)
@@ -40,9 +44,15 @@ def files() -> dict[str, bytes]:
     alpha.putalpha(Image.fromarray((np.arange(640 * 427) % 256).astype(np.uint8).reshape(427, 640)))
     turned = Image.Exif()
     turned[ORIENTATION] = 6
-    return {"landscape": encoded(landscape), "portrait": encoded(photograph(427, 640)), "odd": encoded(photograph(301, 223)),
-            "grey": encoded(landscape.convert("L")), "cmyk": encoded(landscape.convert("CMYK"), "TIFF"), "alpha": encoded(alpha),
-            "turned": encoded(landscape, exif=turned)}
+    return {
+        "landscape": encoded(landscape),
+        "portrait": encoded(photograph(427, 640)),
+        "odd": encoded(photograph(301, 223)),
+        "grey": encoded(landscape.convert("L")),
+        "cmyk": encoded(landscape.convert("CMYK"), "TIFF"),
+        "alpha": encoded(alpha),
+        "turned": encoded(landscape, exif=turned),
+    }
 
 
 def values(prep: Preprocess) -> tuple:
@@ -53,30 +63,110 @@ def values(prep: Preprocess) -> tuple:
 PREPS = {values(load_spec(name).preprocess): load_spec(name).preprocess for name in view_names()}
 # sha256 of the pixels, its first 12 digits, in the order of files(): they change with Pillow's arithmetic, and then every cache would be another one.
 DIGESTS: dict[tuple, str] = {
-    (224, "pad", 224, "bilinear", True): "85ca17468e0c 049dd679bae3 9edc7724df51 b00ce8480f46 85ca17468e0c 85ca17468e0c 8c7de7f059af",
-    (224, "shortest", 224, "bicubic", True): "6c2347c854a0 82b97d28d0c4 0ebf2fa95fbe 23c30e15574b 6c2347c854a0 6c2347c854a0 5164f5aaaf4e",
-    (224, "squash", 224, "bicubic", True): "f9b2153a6064 59586ece0e8d 891ecf0d9172 9068f67748df f9b2153a6064 f9b2153a6064 e5747d4fa09c",
-    (224, "squash", 224, "bilinear", True): "8bce4b02481b d6205d17918f b4b2fb812ccc 24e5837245d7 8bce4b02481b 8bce4b02481b 08cf672a86d6",
-    (24, "squash", 24, "bicubic", True): "2f7a27e03b7d 079b17ad4e7c bdd19cbd0fa5 dcdb35cb6731 2f7a27e03b7d 2f7a27e03b7d 78e81d2c5035",
-    (256, "shortest", 224, "bicubic", True): "2da57e2697b3 22ff4beac141 3444bd58b803 5011bd720f87 2da57e2697b3 2da57e2697b3 a91d2112646c",
-    (256, "shortest", 224, "bilinear", True): "a23bd9d4fa07 576398af2f89 ecd276fd9a42 75b92b68c86b a23bd9d4fa07 a23bd9d4fa07 8c1f7bd2d22c",
-    (256, "squash", 256, "bilinear", True): "da400cb97ee0 b1dca4cfbf64 eac8226e5d79 de16d61a915a da400cb97ee0 da400cb97ee0 204f36c3df70",
-    (28, "squash", 28, "bicubic", True): "51b874b8dda9 a9d7753e7012 5d25657f4ab9 cf1fbb739dd8 51b874b8dda9 51b874b8dda9 7a05f8248693",
-    (336, "squash", 336, "bilinear", True): "3dd09131a6bf e914ca687b73 f4d618b1a99b b3110c639de6 3dd09131a6bf 3dd09131a6bf a177bb98caa6",
-    (346, "squash", 289, "bilinear", True): "fd596c18b14f 2710371fc4a9 29b1e86674e7 676a231bb5e4 fd596c18b14f fd596c18b14f e073a7485285",
-    (960, "pad", 960, "bilinear", True): "3060b19f293e 255bfa68dad0 0f31aa519d87 1483060b87e1 3060b19f293e 3060b19f293e 67b33bf289cb",
+    (
+        224,
+        "pad",
+        224,
+        "bilinear",
+        True,
+    ): "85ca17468e0c 049dd679bae3 9edc7724df51 b00ce8480f46 85ca17468e0c 85ca17468e0c 8c7de7f059af",
+    (
+        224,
+        "shortest",
+        224,
+        "bicubic",
+        True,
+    ): "6c2347c854a0 82b97d28d0c4 0ebf2fa95fbe 23c30e15574b 6c2347c854a0 6c2347c854a0 5164f5aaaf4e",
+    (
+        224,
+        "squash",
+        224,
+        "bicubic",
+        True,
+    ): "f9b2153a6064 59586ece0e8d 891ecf0d9172 9068f67748df f9b2153a6064 f9b2153a6064 e5747d4fa09c",
+    (
+        224,
+        "squash",
+        224,
+        "bilinear",
+        True,
+    ): "8bce4b02481b d6205d17918f b4b2fb812ccc 24e5837245d7 8bce4b02481b 8bce4b02481b 08cf672a86d6",
+    (
+        24,
+        "squash",
+        24,
+        "bicubic",
+        True,
+    ): "2f7a27e03b7d 079b17ad4e7c bdd19cbd0fa5 dcdb35cb6731 2f7a27e03b7d 2f7a27e03b7d 78e81d2c5035",
+    (
+        256,
+        "shortest",
+        224,
+        "bicubic",
+        True,
+    ): "2da57e2697b3 22ff4beac141 3444bd58b803 5011bd720f87 2da57e2697b3 2da57e2697b3 a91d2112646c",
+    (
+        256,
+        "shortest",
+        224,
+        "bilinear",
+        True,
+    ): "a23bd9d4fa07 576398af2f89 ecd276fd9a42 75b92b68c86b a23bd9d4fa07 a23bd9d4fa07 8c1f7bd2d22c",
+    (
+        256,
+        "squash",
+        256,
+        "bilinear",
+        True,
+    ): "da400cb97ee0 b1dca4cfbf64 eac8226e5d79 de16d61a915a da400cb97ee0 da400cb97ee0 204f36c3df70",
+    (
+        28,
+        "squash",
+        28,
+        "bicubic",
+        True,
+    ): "51b874b8dda9 a9d7753e7012 5d25657f4ab9 cf1fbb739dd8 51b874b8dda9 51b874b8dda9 7a05f8248693",
+    (
+        336,
+        "squash",
+        336,
+        "bilinear",
+        True,
+    ): "3dd09131a6bf e914ca687b73 f4d618b1a99b b3110c639de6 3dd09131a6bf 3dd09131a6bf a177bb98caa6",
+    (
+        346,
+        "squash",
+        289,
+        "bilinear",
+        True,
+    ): "fd596c18b14f 2710371fc4a9 29b1e86674e7 676a231bb5e4 fd596c18b14f fd596c18b14f e073a7485285",
+    (
+        960,
+        "pad",
+        960,
+        "bilinear",
+        True,
+    ): "3060b19f293e 255bfa68dad0 0f31aa519d87 1483060b87e1 3060b19f293e 3060b19f293e 67b33bf289cb",
 }
 
 
 def pixels(data: bytes, prep: Preprocess) -> torch.Tensor:
     found, status = decode(data, prep)
-    assert status == OK and found is not None and found.dtype == torch.uint8 and found.shape == (3, prep.crop, prep.crop)
+    assert (
+        status == OK
+        and found is not None
+        and found.dtype == torch.uint8
+        and found.shape == (3, prep.crop, prep.crop)
+    )
     return found
 
 
 @pytest.mark.parametrize("key", PREPS, ids=str)
 def test_the_pixels_of_each_view_are_these(key):
-    found = [hashlib.sha256(pixels(data, PREPS[key]).numpy().tobytes()).hexdigest()[:12] for data in files().values()]
+    found = [
+        hashlib.sha256(pixels(data, PREPS[key]).numpy().tobytes()).hexdigest()[:12]
+        for data in files().values()
+    ]
     assert " ".join(found) == DIGESTS[key]
 
 
@@ -100,34 +190,55 @@ SIZES = [(640, 427), (427, 640), (301, 223), (223, 223)]
 
 
 def normalised(prep: Preprocess, image: Image.Image) -> torch.Tensor:
-    return (pixels(encoded(image), prep) / 255 - torch.tensor(prep.mean).view(3, 1, 1)) / torch.tensor(prep.std).view(3, 1, 1)
+    return (
+        pixels(encoded(image), prep) / 255 - torch.tensor(prep.mean).view(3, 1, 1)
+    ) / torch.tensor(prep.std).view(3, 1, 1)
 
 
 def levels(prep: Preprocess, image: Image.Image, theirs: torch.Tensor) -> tuple[float, float]:
     assert theirs.shape == (3, prep.crop, prep.crop)
-    difference = ((normalised(prep, image) - theirs) * torch.tensor(prep.std).view(3, 1, 1) * 255).abs()
+    difference = (
+        (normalised(prep, image) - theirs) * torch.tensor(prep.std).view(3, 1, 1) * 255
+    ).abs()
     return difference.max().item(), difference.mean().item()
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("view", ["clip", "clip-b16", "siglip", "siglip2", "pe-core", "metaclip2", "tiny-clip"])
+@pytest.mark.parametrize(
+    "view", ["clip", "clip-b16", "siglip", "siglip2", "pe-core", "metaclip2", "tiny-clip"]
+)
 def test_open_clips_own_transform_is_the_same(view, size):
     import open_clip
 
     prep = load_spec(view).preprocess
-    transform = open_clip.image_transform(prep.crop, is_train=False, mean=prep.mean, std=prep.std, interpolation=prep.interpolation,
-                                          resize_mode=prep.resize_rule)
+    transform = open_clip.image_transform(
+        prep.crop,
+        is_train=False,
+        mean=prep.mean,
+        std=prep.std,
+        interpolation=prep.interpolation,
+        resize_mode=prep.resize_rule,
+    )
     assert levels(prep, photograph(*size), transform(photograph(*size)))[0] < 0.001
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("view", [name for name in view_names() if load_spec(name).backend == "timm"])
+@pytest.mark.parametrize(
+    "view", [name for name in view_names() if load_spec(name).backend == "timm"]
+)
 def test_timms_own_transform_with_these_values_is_the_same(view, size):
     from timm.data import create_transform
 
     prep = load_spec(view).preprocess
-    transform = create_transform((3, prep.crop, prep.crop), is_training=False, interpolation=prep.interpolation, mean=prep.mean, std=prep.std,
-                                 crop_pct=prep.crop / prep.resize, crop_mode="center" if prep.resize_rule == "shortest" else "squash")
+    transform = create_transform(
+        (3, prep.crop, prep.crop),
+        is_training=False,
+        interpolation=prep.interpolation,
+        mean=prep.mean,
+        std=prep.std,
+        crop_pct=prep.crop / prep.resize,
+        crop_mode="center" if prep.resize_rule == "shortest" else "squash",
+    )
     assert levels(prep, photograph(*size), transform(photograph(*size)))[0] < 0.001
 
 
@@ -138,7 +249,12 @@ def test_the_evaluation_transform_of_the_authors_is_the_same(view, size):
     from torchvision import transforms as t
 
     prep = load_spec(view).preprocess
-    steps = [t.Resize(256, t.InterpolationMode(prep.interpolation)), t.CenterCrop(224), t.ToTensor(), t.Normalize(prep.mean, prep.std)]
+    steps = [
+        t.Resize(256, t.InterpolationMode(prep.interpolation)),
+        t.CenterCrop(224),
+        t.ToTensor(),
+        t.Normalize(prep.mean, prep.std),
+    ]
     assert levels(prep, photograph(*size), t.Compose(steps)(photograph(*size)))[0] < 0.001
 
 
@@ -146,14 +262,31 @@ def processor(view: str, prep: Preprocess):
     """transformers' image processor with the values of the model's published preprocessor_config.json, in its Pillow form."""
     import transformers as t
 
-    common = {"image_mean": list(prep.mean), "image_std": list(prep.std), "resample": {"bilinear": 2, "bicubic": 3}[prep.interpolation]}
-    square, crop = {"height": prep.resize, "width": prep.resize}, {"height": prep.crop, "width": prep.crop}
+    common = {
+        "image_mean": list(prep.mean),
+        "image_std": list(prep.std),
+        "resample": {"bilinear": 2, "bicubic": 3}[prep.interpolation],
+    }
+    square, crop = (
+        {"height": prep.resize, "width": prep.resize},
+        {"height": prep.crop, "width": prep.crop},
+    )
     if view in ("clip", "dinov2"):
         kind = t.CLIPImageProcessorPil if view == "clip" else t.BitImageProcessorPil
-        return kind(size={"shortest_edge": prep.resize}, crop_size=crop, do_convert_rgb=True, **common)
+        return kind(
+            size={"shortest_edge": prep.resize}, crop_size=crop, do_convert_rgb=True, **common
+        )
     if view == "align":
-        return t.EfficientNetImageProcessorPil(size=square, do_center_crop=True, crop_size=crop, rescale_factor=1 / 127.5, rescale_offset=True,
-                                               do_normalize=False, include_top=False, resample=2)
+        return t.EfficientNetImageProcessorPil(
+            size=square,
+            do_center_crop=True,
+            crop_size=crop,
+            rescale_factor=1 / 127.5,
+            rescale_offset=True,
+            do_normalize=False,
+            include_top=False,
+            resample=2,
+        )
     if view == "blip":
         return t.BlipImageProcessorPil(size=square, **common)
     if view == "siglip":
@@ -177,7 +310,11 @@ def test_transformers_cuts_the_middle_a_pixel_to_the_left_where_the_rest_is_odd(
     theirs = processor(view, prep)(photograph(*size), return_tensors="pt")["pixel_values"][0]
     ours, long = normalised(prep, photograph(*size)), prep.resize * max(size) // min(size)
     if (start := (long - prep.crop) / 2) % 1 and round(start) != long // 2 - prep.crop // 2:
-        ours, theirs = (ours[:, :, :-1], theirs[:, :, 1:]) if size[0] > size[1] else (ours[:, :-1], theirs[:, 1:])
+        ours, theirs = (
+            (ours[:, :, :-1], theirs[:, :, 1:])
+            if size[0] > size[1]
+            else (ours[:, :-1], theirs[:, 1:])
+        )
     assert (ours - theirs).abs().max() < 1e-5
 
 
@@ -192,7 +329,7 @@ def test_owlv2_is_padded_with_grey_and_scaled_nearly_as_transformers_scales(view
     blurs and then interpolates where Pillow's filter does both."""
     prep, image = load_spec(view).preprocess, photograph(*size)
     padded = np.full((max(size), max(size), 3), 128, np.uint8)
-    padded[:size[1], :size[0]] = np.asarray(image)
+    padded[: size[1], : size[0]] = np.asarray(image)
     theirs = processor(view, prep)(Image.fromarray(padded), return_tensors="pt")["pixel_values"][0]
     greatest, mean = levels(prep, image, theirs.float())
     assert mean < OWL_BOUNDS[view][1] and greatest < OWL_BOUNDS[view][0], (greatest, mean)

@@ -58,8 +58,11 @@ def runs(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-CASES = [("a", method) for method in METHODS.split(",") if method != "label-propagation"] + \
-    [(name, "mct") for name in ("product", "mean-probability", "vote", "members", "linear")] + [("one", "supervised"), ("one", "supervised-graph")]
+CASES = (
+    [("a", method) for method in METHODS.split(",") if method != "label-propagation"]
+    + [(name, "mct") for name in ("product", "mean-probability", "vote", "members", "linear")]
+    + [("one", "supervised"), ("one", "supervised-graph")]
+)
 
 
 def opened(runs: Path, made: Made, name: str = "a", method: str = "") -> Opened:
@@ -74,81 +77,143 @@ def emb_of(cache: Cache, rows: np.ndarray) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(("name", "method"), CASES)
-def test_the_model_says_what_the_run_wrote_down(runs: Path, made: Made, name: str, method: str) -> None:
+def test_the_model_says_what_the_run_wrote_down(
+    runs: Path, made: Made, name: str, method: str
+) -> None:
     """Each seed's predictions of the validation and test images, and their mean at the temperature."""
     model, cache, splits = opened(runs, made, name, method)
-    table = {key: np.array(values, object if key.startswith("prob_") else None)
-             for key, values in pq.read_table(runs / name / "predictions.parquet").to_pydict().items()}
+    table = {
+        key: np.array(values, object if key.startswith("prob_") else None)
+        for key, values in pq.read_table(runs / name / "predictions.parquet").to_pydict().items()
+    }
     graphs = "graph" in method
     for part in ("val", "test"):
         rows = getattr(splits[0], part)
         views_VEnC, joint_EnC = model.scores(emb_of(cache, rows))
         joint = torch.softmax(joint_EnC.double(), -1).numpy()
         for e, seed in enumerate(model.seeds):
-            here = np.flatnonzero((table["method"] == method) & (table["split"] == part) & (table["seed"] == seed))
+            here = np.flatnonzero(
+                (table["method"] == method) & (table["split"] == part) & (table["seed"] == seed)
+            )
             assert table["id"][here].tolist() == [cache.items.keys[row] for row in rows]
             # of a graph the run kept its validation and test scores in float16
-            np.testing.assert_allclose(joint[e].max(1), table["confidence"][here], atol=2e-2 if graphs else 2e-6)
+            np.testing.assert_allclose(
+                joint[e].max(1), table["confidence"][here], atol=2e-2 if graphs else 2e-6
+            )
             assert (joint[e].argmax(1) == table["pred"][here]).mean() >= (0.99 if graphs else 1)
             for view, logits_EnC in zip(model.names, views_VEnC, strict=False):
-                np.testing.assert_allclose(torch.softmax(logits_EnC[e].double(), -1).numpy(), np.array(table[f"prob_{view}"][here].tolist()), atol=1e-3)
+                np.testing.assert_allclose(
+                    torch.softmax(logits_EnC[e].double(), -1).numpy(),
+                    np.array(table[f"prob_{view}"][here].tolist()),
+                    atol=1e-3,
+                )
         said = model(emb_of(cache, rows))
-        assert said.joint_nC.dtype == said.views_VnC.dtype == np.float32 and len(said.views_VnC) == (0 if method == "concat" else len(model.names))
-        np.testing.assert_allclose(said.joint_nC, torch.softmax(joint_EnC.double() / model.temperature, -1).mean(0).numpy(), atol=1e-6)
-        np.testing.assert_allclose(said.views_VnC, torch.softmax(views_VEnC.double(), -1).mean(1).numpy(), atol=1e-6)
+        assert said.joint_nC.dtype == said.views_VnC.dtype == np.float32 and len(
+            said.views_VnC
+        ) == (0 if method == "concat" else len(model.names))
+        np.testing.assert_allclose(
+            said.joint_nC,
+            torch.softmax(joint_EnC.double() / model.temperature, -1).mean(0).numpy(),
+            atol=1e-6,
+        )
+        np.testing.assert_allclose(
+            said.views_VnC, torch.softmax(views_VEnC.double(), -1).mean(1).numpy(), atol=1e-6
+        )
         top2 = np.sort(said.joint_nC, 1)
-        assert (said.choice_n == said.joint_nC.argmax(1)).all() and (said.confidence_n == top2[:, -1]).all()
+        assert (said.choice_n == said.joint_nC.argmax(1)).all() and (
+            said.confidence_n == top2[:, -1]
+        ).all()
         np.testing.assert_allclose(said.margin_n, top2[:, -1] - top2[:, -2])
-        agrees = [said.views_VnC[v].argmax(1) == said.choice_n for v in range(len(said.views_VnC))] or [np.full(len(rows), np.nan)]
+        agrees = [
+            said.views_VnC[v].argmax(1) == said.choice_n for v in range(len(said.views_VnC))
+        ] or [np.full(len(rows), np.nan)]
         np.testing.assert_allclose(said.agreement_n, np.mean(agrees, 0))
 
 
 @pytest.mark.parametrize("most", [propagation.NODES, 200])
-def test_a_graph_says_of_its_nodes_and_of_others_what_it_said_in_training(runs: Path, made: Made, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+def test_a_graph_says_of_its_nodes_and_of_others_what_it_said_in_training(
+    runs: Path, made: Made, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
     """All training rows are nodes, or 200 and each seed's labelled ones, so that the seeds' graphs differ."""
     monkeypatch.setattr(propagation, "NODES", most)
     model, cache, splits = opened(runs, made, "a", "mct-graph")
     graphs_of.cache_clear()
     graphs = graphs_of(cache, tuple(splits), torch.device("cpu"))
     graphs_of.cache_clear()
-    chosen = [list(zip(*(graph.chosen[key].tolist() for key in ("neighbours", "alpha")), strict=True)) for graph in graphs]
-    if most == 200:                                         # the choice of the run is that of another graph
-        pool = {f"chosen.{key}": torch.stack([graph.chosen[key] for graph in graphs]) for key in ("neighbours", "alpha")}
+    chosen = [
+        list(zip(*(graph.chosen[key].tolist() for key in ("neighbours", "alpha")), strict=True))
+        for graph in graphs
+    ]
+    if most == 200:  # the choice of the run is that of another graph
+        pool = {
+            f"chosen.{key}": torch.stack([graph.chosen[key] for graph in graphs])
+            for key in ("neighbours", "alpha")
+        }
         from predict.from_run import experts_of
 
-        model = dataclasses.replace(model, experts=experts_of(cache, splits, pool, model.probes, torch.device("cpu")))
-        assert (model.experts[0].member_EM[0] != model.experts[0].member_EM[1]).any() and len(model.experts[0].nodes_MD) > 200
+        model = dataclasses.replace(
+            model, experts=experts_of(cache, splits, pool, model.probes, torch.device("cpu"))
+        )
+        assert (model.experts[0].member_EM[0] != model.experts[0].member_EM[1]).any() and len(
+            model.experts[0].nodes_MD
+        ) > 200
     nodes = np.union1d(splits[0].labelled, splits[0].unlabelled)
     for rows in (nodes, splits[0].val, splits[0].test):
-        x_V = [torch.from_numpy((emb.astype(np.float64) - probe["input_mean"].numpy()) / probe["input_std"].numpy()).float()
-               for emb, probe in zip(emb_of(cache, rows), model.probes, strict=True)]
+        x_V = [
+            torch.from_numpy(
+                (emb.astype(np.float64) - probe["input_mean"].numpy()) / probe["input_std"].numpy()
+            ).float()
+            for emb, probe in zip(emb_of(cache, rows), model.probes, strict=True)
+        ]
         for graph, expert, choice in zip(graphs, model.experts, chosen, strict=True):
             assert expert.neighbours_E == [k for k, _ in choice]
             difference = (expert(x_V) - graph(rows)).abs().amax(-1)
-            assert (difference < 1e-4).double().mean() > 0.995, difference.max()       # of integer pixels, some neighbours are equally near
+            assert (difference < 1e-4).double().mean() > 0.995, (
+                difference.max()
+            )  # of integer pixels, some neighbours are equally near
 
 
-def test_what_the_nodes_know_is_kept_and_is_what_solving_them_again_gives(runs: Path, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_nodes_know_is_kept_and_is_what_solving_them_again_gives(
+    runs: Path, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To the last bit; and where it was too much to keep, the same comes of solving."""
     from predict import from_run as module
     from train import jobs
 
     solved = []
-    monkeypatch.setattr(module, "Graph", lambda *given: solved.append(1) or propagation.Graph(*given))
+    monkeypatch.setattr(
+        module, "Graph", lambda *given: solved.append(1) or propagation.Graph(*given)
+    )
     kept, *_ = opened(runs, made, "a", "mct-graph")
-    assert not solved and {f"told.{g}.{e}" for g in range(3) for e in range(2)} <= load_file(runs / "a" / "probes" / "mct-graph" / "pool.safetensors").keys()
+    assert (
+        not solved
+        and {f"told.{g}.{e}" for g in range(3) for e in range(2)}
+        <= load_file(runs / "a" / "probes" / "mct-graph" / "pool.safetensors").keys()
+    )
     monkeypatch.setattr(jobs, "TOLD_BYTES", 0)
-    config = TrainConfig(**json.loads((runs / "a" / "config.json").read_text())["settings"] | {"runs": str(tmp_path), "run": "a", "cache": str(made.cache)})
+    config = TrainConfig(
+        **json.loads((runs / "a" / "config.json").read_text())["settings"]
+        | {"runs": str(tmp_path), "run": "a", "cache": str(made.cache)}
+    )
     run(dataclasses.replace(config, method="mct-graph", report=False))
-    assert not any(name.startswith("told") for name in load_file(tmp_path / "a" / "probes" / "mct-graph" / "pool.safetensors"))
+    assert not any(
+        name.startswith("told")
+        for name in load_file(tmp_path / "a" / "probes" / "mct-graph" / "pool.safetensors")
+    )
     again, *_ = opened(tmp_path, made, "a", "mct-graph")
     assert len(solved) == 3
     for one, other in zip(kept.experts, again.experts, strict=True):
-        assert torch.equal(one.told_EMC, other.told_EMC) and torch.equal(one.member_EM, other.member_EM) and torch.equal(one.nodes_MD, other.nodes_MD)
+        assert (
+            torch.equal(one.told_EMC, other.told_EMC)
+            and torch.equal(one.member_EM, other.member_EM)
+            and torch.equal(one.nodes_MD, other.nodes_MD)
+        )
 
 
 def test_a_copy_of_a_node_is_the_node_and_nodes_of_one_seed_are_not_asked_by_another() -> None:
-    nodes = torch.nn.functional.normalize(torch.randn(20, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    nodes = torch.nn.functional.normalize(
+        torch.randn(20, 6, generator=torch.Generator().manual_seed(0)), dim=1
+    )
     member = torch.ones(2, 20, dtype=torch.bool)
     member[1, 3] = False
     told = torch.softmax(torch.randn(2, 20, 4, generator=torch.Generator().manual_seed(1)), -1)
@@ -160,20 +225,41 @@ def test_a_copy_of_a_node_is_the_node_and_nodes_of_one_seed_are_not_asked_by_ano
     np.testing.assert_allclose(found[1, 0], told[1, near].mean(0), atol=1e-6)
 
 
-def test_the_temperature_has_the_lowest_loss_on_validation_and_knows_doubt(runs: Path, made: Made) -> None:
+def test_the_temperature_has_the_lowest_loss_on_validation_and_knows_doubt(
+    runs: Path, made: Made
+) -> None:
     model, cache, splits = opened(runs, made, "a", "mct")
     val = splits[0].val
     y, losses = cache.items.label[val], []
     for temperature in TEMPERATURES.tolist():
-        p = dataclasses.replace(model, temperature=temperature)(emb_of(cache, val)).joint_nC[np.arange(len(val)), y].astype(np.float64)
-        losses.append(-(np.log(p) * (1 - 1 / (len(y) + 2)) + np.log1p(-np.minimum(p, 1 - 1e-7)) / (len(y) + 2)).mean())
+        p = (
+            dataclasses.replace(model, temperature=temperature)(emb_of(cache, val))
+            .joint_nC[np.arange(len(val)), y]
+            .astype(np.float64)
+        )
+        losses.append(
+            -(
+                np.log(p) * (1 - 1 / (len(y) + 2))
+                + np.log1p(-np.minimum(p, 1 - 1e-7)) / (len(y) + 2)
+            ).mean()
+        )
     assert model.temperature == pytest.approx(float(TEMPERATURES[int(np.argmin(losses))]))
-    model = dataclasses.replace(model, probes=[{key: p if key.startswith("input_") else p[:1] for key, p in probe.items()} for probe in model.probes])
-    sure = model.calibrated(emb_of(cache, val), model(emb_of(cache, val)).choice_n)        # one seed, without one error
+    model = dataclasses.replace(
+        model,
+        probes=[
+            {key: p if key.startswith("input_") else p[:1] for key, p in probe.items()}
+            for probe in model.probes
+        ],
+    )
+    sure = model.calibrated(
+        emb_of(cache, val), model(emb_of(cache, val)).choice_n
+    )  # one seed, without one error
     assert 0.97 < sure(emb_of(cache, val)).confidence_n.mean() < 0.9995
 
 
-def test_rows_come_in_pieces_and_none_is_possible(runs: Path, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_come_in_pieces_and_none_is_possible(
+    runs: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, cache, splits = opened(runs, made)
     whole = model(emb_of(cache, splits[0].test))
     monkeypatch.setattr("predict.model.CHUNK", 100)
@@ -181,14 +267,21 @@ def test_rows_come_in_pieces_and_none_is_possible(runs: Path, made: Made, monkey
     np.testing.assert_allclose(whole.joint_nC, pieces.joint_nC, atol=1e-6)
     np.testing.assert_allclose(whole.agreement_n, pieces.agreement_n)
     none = model(emb_of(cache, splits[0].test[:0]))
-    assert none.joint_nC.shape == (0, 10) and none.views_VnC.shape == (2, 0, 10) and none.agreement_n.shape == (0,)
+    assert (
+        none.joint_nC.shape == (0, 10)
+        and none.views_VnC.shape == (2, 0, 10)
+        and none.agreement_n.shape == (0,)
+    )
 
 
 def test_embeddings_that_do_not_fit_are_refused(runs: Path, made: Made) -> None:
     model, cache, splits = opened(runs, made, "a", "mct")
     pixels, edges = emb_of(cache, splits[0].test[:3])
     for wrong in ([pixels], [edges, pixels], [pixels, edges[:2]], []):
-        with pytest.raises(UsageError, match=r"the model reads pixels \(n, 64\), edges \(n, 128\), in this order and of the same n images; found the shapes"):
+        with pytest.raises(
+            UsageError,
+            match=r"the model reads pixels \(n, 64\), edges \(n, 128\), in this order and of the same n images; found the shapes",
+        ):
             model(wrong)
     pixels[1, 2] = np.nan
     with pytest.raises(DataQualityError, match="1 of 3 rows of the view 'pixels' are not finite"):
@@ -197,52 +290,93 @@ def test_embeddings_that_do_not_fit_are_refused(runs: Path, made: Made) -> None:
 
 def test_the_method_is_chosen_on_validation() -> None:
     def summary(**top1: float) -> dict:
-        return {"methods": {name.replace("_", "-"): {"joint": {"val_top1": {"mean": value}, "test_top1": {"mean": -value}}} for name, value in top1.items()}}
+        return {
+            "methods": {
+                name.replace("_", "-"): {
+                    "joint": {"val_top1": {"mean": value}, "test_top1": {"mean": -value}}
+                }
+                for name, value in top1.items()
+            }
+        }
 
     assert choose(summary(supervised=0.9, mct=0.8, label_propagation=1.0), "") == "supervised"
     assert choose(summary(supervised=0.9, mct=0.8, mct_graph=0.7), "") == "mct-graph"
     assert choose(summary(supervised=0.9, mct=0.8), "mct") == "mct"
-    with pytest.raises(UsageError, match="METHOD=mtc: the run did not train it; did you mean 'mct'"):
+    with pytest.raises(
+        UsageError, match="METHOD=mtc: the run did not train it; did you mean 'mct'"
+    ):
         choose(summary(mct=1), "mtc")
-    with pytest.raises(UsageError, match=r"METHOD=knn keeps no model, only its scores .* Those of this run that keep one: supervised, mct"):
+    with pytest.raises(
+        UsageError,
+        match=r"METHOD=knn keeps no model, only its scores .* Those of this run that keep one: supervised, mct",
+    ):
         choose(summary(mct=1, knn=1, supervised=1), "knn")
-    with pytest.raises(UsageError, match=r"METHOD=logreg,knn keeps no model.* None of this run does: train one under another RUN, with METHOD=mct-graph"):
+    with pytest.raises(
+        UsageError,
+        match=r"METHOD=logreg,knn keeps no model.* None of this run does: train one under another RUN, with METHOD=mct-graph",
+    ):
         choose(summary(knn=1, logreg=1), "")
 
 
-def test_a_run_of_other_data_or_half_of_one_is_refused(runs: Path, made: Made, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"RUN=b: there is no run .*/b.*Make one: make train VIEWS=… DATA=… RUN=b"):
+def test_a_run_of_other_data_or_half_of_one_is_refused(
+    runs: Path, made: Made, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UsageError, match=r"RUN=b: there is no run .*/b.*Make one: make train VIEWS=… DATA=… RUN=b"
+    ):
         of_run(runs / "b", cache=made.cache)
     shutil.copytree(runs / "a", tmp_path / "a")
-    with pytest.raises(UsageError, match=r"RUN=a was trained on digits-[0-9a-f]{8}, which is not in .*/empty/\. Name the cache it is in: CACHE=…"):
+    with pytest.raises(
+        UsageError,
+        match=r"RUN=a was trained on digits-[0-9a-f]{8}, which is not in .*/empty/\. Name the cache it is in: CACHE=…",
+    ):
         of_run(tmp_path / "a", cache=tmp_path / "empty")
     probe = tmp_path / "a" / "probes" / "mct" / "pixels.safetensors"
     data = bytearray(probe.read_bytes())
     data[-1] ^= 1
     probe.write_bytes(data)
-    with pytest.raises(IntegrityError, match=r"mct/pixels.safetensors cannot be read \(it has changed since it was written\)"):
+    with pytest.raises(
+        IntegrityError,
+        match=r"mct/pixels.safetensors cannot be read \(it has changed since it was written\)",
+    ):
         of_run(tmp_path / "a", "mct", cache=made.cache)
-    shutil.copy(probe.with_name("edges.safetensors"), probe)                # whole, and another view's
-    with pytest.raises(IntegrityError, match=r"mct/pixels.safetensors is not the file that .*summary.json was made of"):
+    shutil.copy(probe.with_name("edges.safetensors"), probe)  # whole, and another view's
+    with pytest.raises(
+        IntegrityError,
+        match=r"mct/pixels.safetensors is not the file that .*summary.json was made of",
+    ):
         of_run(tmp_path / "a", "mct", cache=made.cache)
     keys = tmp_path / "a" / "splits" / "seed-1.labelled.txt"
     keys.write_text(keys.read_text().replace("\n", "\n\n", 1))
-    with pytest.raises(StaleError, match=r"seed-1.labelled.txt does not name the labelled images that LABELS=3 gives for seed 1"):
+    with pytest.raises(
+        StaleError,
+        match=r"seed-1.labelled.txt does not name the labelled images that LABELS=3 gives for seed 1",
+    ):
         of_run(tmp_path / "a", "supervised", cache=made.cache)
     (tmp_path / "a" / "summary.json").unlink()
-    with pytest.raises(UsageError, match=r"RUN=a: .*/a is not finished, it has no summary.json. Type the command that began it once more"):
+    with pytest.raises(
+        UsageError,
+        match=r"RUN=a: .*/a is not finished, it has no summary.json. Type the command that began it once more",
+    ):
         of_run(tmp_path / "a", cache=made.cache)
     (tmp_path / "a" / "config.json").write_text("{")
     with pytest.raises(IntegrityError, match=r"config.json is damaged"):
         of_run(tmp_path / "a", cache=made.cache)
 
 
-def test_a_run_finds_the_labels_that_it_was_trained_on_again_also_where_they_were_replaced(made: Made, tmp_path: Path) -> None:
+def test_a_run_finds_the_labels_that_it_was_trained_on_again_also_where_they_were_replaced(
+    made: Made, tmp_path: Path
+) -> None:
     keys = tmp_path / "keys.txt"
     split = make_split(made.items, np.ones(len(made.items), bool), "4", 7)
     keys.write_text("".join(f"{made.items.keys[row]}\n" for row in split.labelled))
     shutil.copytree(made.cache, tmp_path / "cache")
-    run(dataclasses.replace(config(made, tmp_path, labels=str(keys), method="supervised"), cache=str(tmp_path / "cache")))
+    run(
+        dataclasses.replace(
+            config(made, tmp_path, labels=str(keys), method="supervised"),
+            cache=str(tmp_path / "cache"),
+        )
+    )
     keys.unlink()
     model, cache, splits = of_run(tmp_path / "a", cache=tmp_path / "cache")
     assert model.method == "supervised" and (splits[1].labelled == split.labelled).all()
@@ -252,9 +386,16 @@ def test_a_run_finds_the_labels_that_it_was_trained_on_again_also_where_they_wer
     label[0] = (label[0] + 1) % 10
     write_items(tmp_path / "cache", dataclasses.replace(items, label=label))
     folder = next((tmp_path / "cache").glob("digits-*"))
-    assert read_items(folder).label[0] == label[0] == open_cache(tmp_path / "cache", "digits", [made.views("pixels")]).items.label[0]
+    assert (
+        read_items(folder).label[0]
+        == label[0]
+        == open_cache(tmp_path / "cache", "digits", [made.views("pixels")]).items.label[0]
+    )
     model, cache, splits = of_run(tmp_path / "a", cache=tmp_path / "cache")
-    assert cache.items.label[0] == items.label[0] and (model(emb_of(cache, splits[0].test)).joint_nC == before.joint_nC).all()
+    assert (
+        cache.items.label[0] == items.label[0]
+        and (model(emb_of(cache, splits[0].test)).joint_nC == before.joint_nC).all()
+    )
     kept = folder / "labels" / items.labels_fingerprint[:12]
     data = bytearray((kept / "items.parquet").read_bytes())
     data[len(data) // 2] ^= 1
@@ -262,7 +403,10 @@ def test_a_run_finds_the_labels_that_it_was_trained_on_again_also_where_they_wer
     with pytest.raises(IntegrityError, match=r"the item list in .* cannot be read"):
         of_run(tmp_path / "a", cache=tmp_path / "cache")
     shutil.rmtree(kept)
-    with pytest.raises(StaleError, match=r"is not what .*/a was trained on any more:\n  labels: [0-9a-f]{12}… -> [0-9a-f]{12}…\nTrain on what it is now"):
+    with pytest.raises(
+        StaleError,
+        match=r"is not what .*/a was trained on any more:\n  labels: [0-9a-f]{12}… -> [0-9a-f]{12}…\nTrain on what it is now",
+    ):
         of_run(tmp_path / "a", cache=tmp_path / "cache")
 
 
@@ -270,125 +414,243 @@ def test_a_run_finds_the_labels_that_it_was_trained_on_again_also_where_they_wer
 
 
 @pytest.mark.parametrize(("name", "method"), CASES)
-def test_an_exported_model_and_its_onnx_say_the_same(runs: Path, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture, name: str, method: str) -> None:
+def test_an_exported_model_and_its_onnx_say_the_same(
+    runs: Path, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture, name: str, method: str
+) -> None:
     """Also without a run or a cache, and with onnxruntime alone."""
     import onnxruntime
 
     model, cache, splits = opened(runs, made, name, method)
     capsys.readouterr()
-    folder = export(ExportConfig(run=name, method=method, to=str(tmp_path / "model"), cache=str(made.cache), runs=str(runs)))
-    assert "joint.onnx: largest difference of a log-probability from torch " in capsys.readouterr().out
+    folder = export(
+        ExportConfig(
+            run=name,
+            method=method,
+            to=str(tmp_path / "model"),
+            cache=str(made.cache),
+            runs=str(runs),
+        )
+    )
+    assert (
+        "joint.onnx: largest difference of a log-probability from torch " in capsys.readouterr().out
+    )
     rows = np.concatenate([splits[0].labelled, splits[0].val, splits[0].test])
     emb_V = emb_of(cache, rows)
     here, there = model(emb_V), open_model(folder)(emb_V)
     for field in dataclasses.fields(here):
         np.testing.assert_allclose(getattr(there, field.name), getattr(here, field.name), atol=1e-6)
-    session = onnxruntime.InferenceSession(str(folder / "joint.onnx"), providers=["CPUExecutionProvider"])
-    assert [(one.name, one.shape, one.type) for one in session.get_inputs()] == \
-        [(view, ["n", width], "tensor(float)") for view, width in zip(model.names, model.widths, strict=True)]
+    session = onnxruntime.InferenceSession(
+        str(folder / "joint.onnx"), providers=["CPUExecutionProvider"]
+    )
+    assert [(one.name, one.shape, one.type) for one in session.get_inputs()] == [
+        (view, ["n", width], "tensor(float)")
+        for view, width in zip(model.names, model.widths, strict=True)
+    ]
     names = ["joint", *(f"view.{view}" for view in model.names if method != "concat")]
     assert [one.name for one in session.get_outputs()] == names
-    found = session.run(None, {view: emb.astype(np.float32) for view, emb in zip(model.names, emb_V, strict=True)})
+    found = session.run(
+        None, {view: emb.astype(np.float32) for view, emb in zip(model.names, emb_V, strict=True)}
+    )
     views, joint = model.log_probabilities(*model.scores(emb_V))
     for told, expected in zip(found, [joint, *views], strict=True):
         assert told.dtype == np.float32 and np.abs(told - expected.numpy()).max() < 1e-4
     np.testing.assert_allclose(np.exp(found[0]), here.joint_nC, atol=1e-5)
-    assert (session.run(["joint"], {view: emb[:1].astype(np.float32) for view, emb in zip(model.names, emb_V, strict=True)})[0].argmax(1)
-            == here.choice_n[:1]).all()
+    assert (
+        session.run(
+            ["joint"],
+            {
+                view: emb[:1].astype(np.float32)
+                for view, emb in zip(model.names, emb_V, strict=True)
+            },
+        )[0].argmax(1)
+        == here.choice_n[:1]
+    ).all()
 
 
 @pytest.fixture(scope="module")
 def folder(runs: Path, made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(ExportConfig(run="a", to=str(tmp_path_factory.mktemp("export") / "model"), cache=str(made.cache), runs=str(runs)))
+    return export(
+        ExportConfig(
+            run="a",
+            to=str(tmp_path_factory.mktemp("export") / "model"),
+            cache=str(made.cache),
+            runs=str(runs),
+        )
+    )
 
 
-def test_large_tensors_lie_beside_the_onnx_file(runs: Path, made: Made, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_tensors_lie_beside_the_onnx_file(
+    runs: Path, made: Made, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(onnx, "INLINE", 100_000)
-    made_of = ExportConfig(run="a", to=str(tmp_path / "model"), cache=str(made.cache), runs=str(runs))
+    made_of = ExportConfig(
+        run="a", to=str(tmp_path / "model"), cache=str(made.cache), runs=str(runs)
+    )
     files = {path.name for path in export(made_of).iterdir()}
-    assert {"joint.onnx", "joint.onnx.data"} < files and "joint.onnx.data" in open_record(tmp_path / "model")["files"]
-    assert (tmp_path / "model" / "joint.onnx").stat().st_size < (folder / "joint.onnx").stat().st_size / 10
+    assert {"joint.onnx", "joint.onnx.data"} < files and "joint.onnx.data" in open_record(
+        tmp_path / "model"
+    )["files"]
+    assert (tmp_path / "model" / "joint.onnx").stat().st_size < (
+        folder / "joint.onnx"
+    ).stat().st_size / 10
 
 
 def open_record(folder: Path) -> dict:
     return json.loads((folder / "model.json").read_text())
 
 
-def test_a_damaged_model_folder_is_refused_by_the_name_of_the_file(folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_model_folder_is_refused_by_the_name_of_the_file(
+    folder: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "model"
     shutil.copytree(folder, copy)
     names = [str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()]
-    assert set(names) == {"model.json", "README.md", "joint.onnx", "probes/pixels.safetensors", "probes/edges.safetensors",
-                          *(f"graphs/{number}.safetensors" for number in range(3))}
+    assert set(names) == {
+        "model.json",
+        "README.md",
+        "joint.onnx",
+        "probes/pixels.safetensors",
+        "probes/edges.safetensors",
+        *(f"graphs/{number}.safetensors" for number in range(3)),
+    }
     for name in names:
         whole = (copy / name).read_bytes()
         flipped = bytearray(whole)
         flipped[len(whole) // 2] ^= 1
         for broken in (bytes(flipped), whole[:-3], whole + b" "):
             (copy / name).write_bytes(broken)
-            with pytest.raises(IntegrityError, match=rf"the model in .*/model is damaged: (model/)?{name} has changed since it was written"):
+            with pytest.raises(
+                IntegrityError,
+                match=rf"the model in .*/model is damaged: (model/)?{name} has changed since it was written",
+            ):
                 open_model(copy)
         if name != "model.json":
             (copy / name).unlink()
-            with pytest.raises(IntegrityError, match=f"is damaged: {name} is missing. Copy it again, or export it again"):
+            with pytest.raises(
+                IntegrityError,
+                match=f"is damaged: {name} is missing. Copy it again, or export it again",
+            ):
                 open_model(copy)
         (copy / name).write_bytes(whole)
     open_model(copy)
     record = open_record(copy)
-    for changes, error, message in (({"format": 2}, StaleError, "has format 2, this version reads 1"),
-                                    ({"files": {**record["files"], "../x": {}}}, IntegrityError, "names the file '../x', which is none of a model's"),
-                                    ({"files": {**record["files"], "probes/x.safetensors": {}}}, IntegrityError, "'probes/x.safetensors', which is none"),
-                                    ({"files": {}}, IntegrityError, "model.json does not name the file graphs/0.safetensors"),
-                                    ({"views": [{"name": "pixels"}]}, IntegrityError, "is damaged: .*missing 5 required"),
-                                    ({"graphs": []}, IntegrityError, "lacks a weight, and graphs, where the method has them, and only there")):
+    for changes, error, message in (
+        ({"format": 2}, StaleError, "has format 2, this version reads 1"),
+        (
+            {"files": {**record["files"], "../x": {}}},
+            IntegrityError,
+            "names the file '../x', which is none of a model's",
+        ),
+        (
+            {"files": {**record["files"], "probes/x.safetensors": {}}},
+            IntegrityError,
+            "'probes/x.safetensors', which is none",
+        ),
+        ({"files": {}}, IntegrityError, "model.json does not name the file graphs/0.safetensors"),
+        ({"views": [{"name": "pixels"}]}, IntegrityError, "is damaged: .*missing 5 required"),
+        (
+            {"graphs": []},
+            IntegrityError,
+            "lacks a weight, and graphs, where the method has them, and only there",
+        ),
+    ):
         (copy / "model.json").write_bytes(durable.sealed({**record, **changes}))
         with pytest.raises(error, match=message):
             open_model(copy)
     (copy / "model.json").unlink()
-    with pytest.raises(UsageError, match=r"there is no model.json in this folder. Make one: make export-model RUN=… TO="):
+    with pytest.raises(
+        UsageError,
+        match=r"there is no model.json in this folder. Make one: make export-model RUN=… TO=",
+    ):
         open_model(copy)
     with pytest.raises(UsageError, match="there is no such folder"):
         open_model(tmp_path / "none")
     (tmp_path / "above" / "inner").mkdir(parents=True)
     (tmp_path / "above" / "inner" / "model.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"no model.json in this folder; did you mean '.*/above/inner'") as caught:
+    with pytest.raises(
+        UsageError, match=r"no model.json in this folder; did you mean '.*/above/inner'"
+    ) as caught:
         open_model(tmp_path / "above")
     assert caught.value.instead == {"MODEL": str(tmp_path / "above" / "inner")}
 
 
 def view_called(record: dict, name: str) -> dict:
     """With the files of the first view under that name, if they were there."""
-    files = {path.replace("probes/pixels.", f"probes/{name}."): digest for path, digest in record["files"].items()}
+    files = {
+        path.replace("probes/pixels.", f"probes/{name}."): digest
+        for path, digest in record["files"].items()
+    }
     return {"views": [{**record["views"][0], "name": name}, record["views"][1]], "files": files}
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda record: view_called(record, "../../pixels"), "lacks views of different names, which are names of files"),
-    (lambda record: view_called(record, "/pixels"), "lacks views of different names"),
-    (lambda record: view_called(record, "edges"), "lacks views of different names"),
-    (lambda record: {"views": [{**record["views"][0], "name": ["pixels"]}, record["views"][1]]}, "unhashable"),
-    (lambda record: {"views": [{**record["views"][0], "width": 10**12}, record["views"][1]]}, "lacks views of a possible width"),
-    (lambda record: {"views": [{**record["views"][0], "width": 63}, record["views"][1]]}, "is damaged"),
-    (lambda record: {"temperature": 0}, "lacks a temperature from 0.001"), (lambda record: {"temperature": -1.5}, "lacks a temperature"),
-    (lambda record: {"temperature": "1"}, "lacks a temperature"), (lambda record: {"temperature": True}, "lacks a temperature"),
-    (lambda record: {"classes": record["classes"][:1]}, "lacks two or more different classes"), (lambda record: {"classes": []}, "lacks two or more"),
-    (lambda record: {"classes": record["classes"][:9]}, "says no probabilities of 9 classes"), (lambda record: {"classes": [*range(10)]}, "lacks two or more"),
-    (lambda record: {"method": "knn"}, "lacks a method of supervised"), (lambda record: {"joint": "sum"}, "lacks a joint rule of logit-sum"),
-    (lambda record: {"method": "mct"}, "lacks a weight, and graphs"), (lambda record: {"weight": None}, "lacks a weight, and graphs"),
-    (lambda record: {"weight": [[1.0]]}, r"has a weight of the shape \(1, 1\)"), (lambda record: {"seeds": [0]}, "has 1 seeds, the probes have others"),
-    (lambda record: {"graphs": [{**graph, "neighbours": [10**6, 1]} for graph in record["graphs"]]}, "is damaged"),
-    (lambda record: {"graphs": [{**graph, "views": [-1]} for graph in record["graphs"]]}, "lacks views of graphs that are views of the model"),
-    (lambda record: {"about": {}}, "'rows'")])
-def test_a_record_that_was_edited_and_sealed_anew_leads_nowhere(folder: Path, tmp_path: Path, change: Callable, message: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda record: view_called(record, "../../pixels"),
+            "lacks views of different names, which are names of files",
+        ),
+        (lambda record: view_called(record, "/pixels"), "lacks views of different names"),
+        (lambda record: view_called(record, "edges"), "lacks views of different names"),
+        (
+            lambda record: {
+                "views": [{**record["views"][0], "name": ["pixels"]}, record["views"][1]]
+            },
+            "unhashable",
+        ),
+        (
+            lambda record: {"views": [{**record["views"][0], "width": 10**12}, record["views"][1]]},
+            "lacks views of a possible width",
+        ),
+        (
+            lambda record: {"views": [{**record["views"][0], "width": 63}, record["views"][1]]},
+            "is damaged",
+        ),
+        (lambda record: {"temperature": 0}, "lacks a temperature from 0.001"),
+        (lambda record: {"temperature": -1.5}, "lacks a temperature"),
+        (lambda record: {"temperature": "1"}, "lacks a temperature"),
+        (lambda record: {"temperature": True}, "lacks a temperature"),
+        (lambda record: {"classes": record["classes"][:1]}, "lacks two or more different classes"),
+        (lambda record: {"classes": []}, "lacks two or more"),
+        (lambda record: {"classes": record["classes"][:9]}, "says no probabilities of 9 classes"),
+        (lambda record: {"classes": [*range(10)]}, "lacks two or more"),
+        (lambda record: {"method": "knn"}, "lacks a method of supervised"),
+        (lambda record: {"joint": "sum"}, "lacks a joint rule of logit-sum"),
+        (lambda record: {"method": "mct"}, "lacks a weight, and graphs"),
+        (lambda record: {"weight": None}, "lacks a weight, and graphs"),
+        (lambda record: {"weight": [[1.0]]}, r"has a weight of the shape \(1, 1\)"),
+        (lambda record: {"seeds": [0]}, "has 1 seeds, the probes have others"),
+        (
+            lambda record: {
+                "graphs": [{**graph, "neighbours": [10**6, 1]} for graph in record["graphs"]]
+            },
+            "is damaged",
+        ),
+        (
+            lambda record: {"graphs": [{**graph, "views": [-1]} for graph in record["graphs"]]},
+            "lacks views of graphs that are views of the model",
+        ),
+        (lambda record: {"about": {}}, "'rows'"),
+    ],
+)
+def test_a_record_that_was_edited_and_sealed_anew_leads_nowhere(
+    folder: Path, tmp_path: Path, change: Callable, message: str
+) -> None:
     shutil.copytree(folder, tmp_path / "a" / "b" / "model")
-    shutil.copy(folder / "probes" / "pixels.safetensors", tmp_path / "a" / "pixels.safetensors")         # what ../../pixels would be
+    shutil.copy(
+        folder / "probes" / "pixels.safetensors", tmp_path / "a" / "pixels.safetensors"
+    )  # what ../../pixels would be
     record = open_record(folder)
-    (tmp_path / "a" / "b" / "model" / "model.json").write_bytes(durable.sealed({**record, **change(record)}))
+    (tmp_path / "a" / "b" / "model" / "model.json").write_bytes(
+        durable.sealed({**record, **change(record)})
+    )
     with pytest.raises(IntegrityError, match=message):
         open_model(tmp_path / "a" / "b" / "model")
 
 
-def test_tensors_that_are_not_finite_are_refused_also_with_their_digest(folder: Path, tmp_path: Path) -> None:
+def test_tensors_that_are_not_finite_are_refused_also_with_their_digest(
+    folder: Path, tmp_path: Path
+) -> None:
     shutil.copytree(folder, tmp_path / "model")
     file = tmp_path / "model" / "probes" / "edges.safetensors"
     tensors = load_file(file)
@@ -396,13 +658,20 @@ def test_tensors_that_are_not_finite_are_refused_also_with_their_digest(folder: 
     save_file(tensors, file)
     record = open_record(folder)
     data = file.read_bytes()
-    record["files"]["probes/edges.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    record["files"]["probes/edges.safetensors"] = {
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
     (tmp_path / "model" / "model.json").write_bytes(durable.sealed(record))
-    with pytest.raises(IntegrityError, match=r"probes/edges.safetensors: the tensor 'joint.w0' is not finite"):
+    with pytest.raises(
+        IntegrityError, match=r"probes/edges.safetensors: the tensor 'joint.w0' is not finite"
+    ):
         open_model(tmp_path / "model")
 
 
-def test_onnx_that_says_no_number_is_a_difference(runs: Path, made: Made, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_that_says_no_number_is_a_difference(
+    runs: Path, made: Made, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where only the last of the outputs does."""
     model, cache, splits = opened(runs, made)
 
@@ -415,56 +684,97 @@ def test_onnx_that_says_no_number_is_a_difference(runs: Path, made: Made, folder
             return [joint.numpy(), *views[:-1].numpy(), np.full((5, 10), np.nan)]
 
     monkeypatch.setattr("onnxruntime.InferenceSession", Silent)
-    assert np.isnan(onnx.difference(model, folder / "joint.onnx", emb_of(cache, splits[0].test[:5])))
+    assert np.isnan(
+        onnx.difference(model, folder / "joint.onnx", emb_of(cache, splits[0].test[:5]))
+    )
     monkeypatch.setattr(onnx, "difference", lambda *_: float("nan"))
     with pytest.raises(IntegrityError, match=r"joint.onnx differs from torch by nan"):
-        export(ExportConfig(run="a", method="mct", to=str(tmp_path / "model"), cache=str(made.cache), runs=str(runs)))
+        export(
+            ExportConfig(
+                run="a",
+                method="mct",
+                to=str(tmp_path / "model"),
+                cache=str(made.cache),
+                runs=str(runs),
+            )
+        )
     assert not list(tmp_path.iterdir())
 
 
-def test_two_exports_at_once_and_a_folder_of_the_users_are_kept_apart(runs: Path, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_exports_at_once_and_a_folder_of_the_users_are_kept_apart(
+    runs: Path, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from predict.bundle import export as module
 
-    wanted = ExportConfig(run="a", method="concat", to=str(tmp_path / "model"), cache=str(made.cache), runs=str(runs))
+    wanted = ExportConfig(
+        run="a", method="concat", to=str(tmp_path / "model"), cache=str(made.cache), runs=str(runs)
+    )
     (tmp_path / ".model.tmp").mkdir()
     (tmp_path / ".model.tmp" / "mine").write_text("kept")
     inside, onnx_of = [], module._onnx
 
     def second(*given: object) -> tuple:
         monkeypatch.setattr(module, "_onnx", onnx_of)
-        inside.append(export(dataclasses.replace(wanted, method="mct")))                # another one is faster
+        inside.append(export(dataclasses.replace(wanted, method="mct")))  # another one is faster
         return onnx_of(*given)
 
     monkeypatch.setattr(module, "_onnx", second)
     with pytest.raises(StorageError, match="move away what stands in that place"):
         export(wanted)
     assert inside == [tmp_path / "model"] and open_model(tmp_path / "model").method == "mct"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".model.tmp", "model"] and (tmp_path / ".model.tmp" / "mine").read_text() == "kept"
+    assert (
+        sorted(path.name for path in tmp_path.iterdir()) == [".model.tmp", "model"]
+        and (tmp_path / ".model.tmp" / "mine").read_text() == "kept"
+    )
     umask = os.umask(0o022)
     os.umask(umask)
     assert (tmp_path / "model").stat().st_mode & 0o777 == 0o777 & ~umask
 
 
-def test_without_onnx_all_else_is_written_and_wrong_onnx_is_not(runs: Path, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                                capsys: pytest.CaptureFixture) -> None:
-    wanted = ExportConfig(run="a", method="mct", to=str(tmp_path / "model"), cache=str(made.cache), runs=str(runs))
+def test_without_onnx_all_else_is_written_and_wrong_onnx_is_not(
+    runs: Path,
+    made: Made,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    wanted = ExportConfig(
+        run="a", method="mct", to=str(tmp_path / "model"), cache=str(made.cache), runs=str(runs)
+    )
     with monkeypatch.context() as patch:
         patch.setattr(onnx, "difference", lambda *_: 1e-3)
-        with pytest.raises(IntegrityError, match=r"joint.onnx differs from torch by 0.001 in a log-probability of \d+ real rows, allowed 0.0001; nothing is"):
+        with pytest.raises(
+            IntegrityError,
+            match=r"joint.onnx differs from torch by 0.001 in a log-probability of \d+ real rows, allowed 0.0001; nothing is",
+        ):
             export(wanted)
     assert not list(tmp_path.iterdir())
     for missing in ("onnxruntime", "onnx"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, missing, None)
             export(wanted)
-        assert f"joint.onnx is left out: {missing} is not installed. For it, type: pip install 'onnx" in capsys.readouterr().out
-        assert {path.name for path in (tmp_path / "model").iterdir()} == {"model.json", "README.md", "probes"}
-        assert "is left out" in (tmp_path / "model" / "README.md").read_text() and open_model(tmp_path / "model").method == "mct"
+        assert (
+            f"joint.onnx is left out: {missing} is not installed. For it, type: pip install 'onnx"
+            in capsys.readouterr().out
+        )
+        assert {path.name for path in (tmp_path / "model").iterdir()} == {
+            "model.json",
+            "README.md",
+            "probes",
+        }
+        assert (
+            "is left out" in (tmp_path / "model" / "README.md").read_text()
+            and open_model(tmp_path / "model").method == "mct"
+        )
         shutil.rmtree(tmp_path / "model")
 
 
-def test_an_export_is_whole_or_not_there(runs: Path, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = ExportConfig(run="a", method="concat", to=str(tmp_path / "model"), cache=str(made.cache), runs=str(runs))
+def test_an_export_is_whole_or_not_there(
+    runs: Path, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = ExportConfig(
+        run="a", method="concat", to=str(tmp_path / "model"), cache=str(made.cache), runs=str(runs)
+    )
     for point in ("model.tensors.rename", "model.card.half", "model.record.fsync", "model.rename"):
         with monkeypatch.context() as patch:
             patch.setenv("COVIEW_FAULT", f"ENOSPC:1:{point}")
@@ -479,13 +789,30 @@ def test_an_export_is_whole_or_not_there(runs: Path, made: Made, tmp_path: Path,
     assert caught.value.instead == {"TO": str(tmp_path / "model-3")}
 
 
-def test_a_card_says_what_is_known_and_renders_no_markup(runs: Path, made: Made, folder: Path) -> None:
+def test_a_card_says_what_is_known_and_renders_no_markup(
+    runs: Path, made: Made, folder: Path
+) -> None:
     text = (folder / "README.md").read_text()
-    for word in ("3 labels a class", "30 labelled", "0, 1", "| joint |", "±", "temperature", "licence", "For images like those", "sha256", "largest diff"):
+    for word in (
+        "3 labels a class",
+        "30 labelled",
+        "0, 1",
+        "| joint |",
+        "±",
+        "temperature",
+        "licence",
+        "For images like those",
+        "sha256",
+        "largest diff",
+    ):
         assert word in text, word
-    assert str(made.cache.parent) not in text + (folder / "model.json").read_text()       # no path of this machine
+    assert (
+        str(made.cache.parent) not in text + (folder / "model.json").read_text()
+    )  # no path of this machine
     model = open_model(folder)
-    hostile = dataclasses.replace(model, classes=["<img src=x onerror=alert(1)>", "a|b\n\n# c", *model.classes[2:]])
+    hostile = dataclasses.replace(
+        model, classes=["<img src=x onerror=alert(1)>", "a|b\n\n# c", *model.classes[2:]]
+    )
     text = card(hostile, "")
     assert "<img" not in text and "&lt;img src=x onerror=alert(1)&gt;, a\\|b  \\# c, 2" in text
 
@@ -494,59 +821,115 @@ def test_a_card_says_what_is_known_and_renders_no_markup(runs: Path, made: Made,
 
 
 def cached(made: Made, runs: Path, **changes: object) -> PredictConfig:
-    return PredictConfig(**{"run": "a", "cache": str(made.cache), "runs": str(runs), "device": "cpu", "workers": 0, **changes})
+    return PredictConfig(
+        **{
+            "run": "a",
+            "cache": str(made.cache),
+            "runs": str(runs),
+            "device": "cpu",
+            "workers": 0,
+            **changes,
+        }
+    )
 
 
-def test_hidden_training_rows_where_every_image_has_a_label(runs: Path, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_hidden_training_rows_where_every_image_has_a_label(
+    runs: Path, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     path = predict(cached(made, runs))
     out = capsys.readouterr().out
     model, cache, splits = opened(runs, made)
     rows = np.intersect1d(splits[0].unlabelled, splits[1].unlabelled)
     said = model(emb_of(cache, rows))
     table = pq.read_table(path).to_pydict()
-    assert path == runs / "a" / "predicted.parquet" and table["key"] == [cache.items.keys[row] for row in rows]
-    assert list(table) == ["key", "label", "confidence", "agreement", "margin", "status",
-                           "label_pixels", "confidence_pixels", "label_edges", "confidence_edges"]
-    assert table["label"] == [cache.items.classes[c] for c in said.choice_n] and set(table["status"]) == {"ok"}
-    for name, expected in (("confidence", said.confidence_n), ("agreement", said.agreement_n), ("margin", said.margin_n),
-                           ("confidence_edges", said.views_VnC[1].max(1))):
+    assert path == runs / "a" / "predicted.parquet" and table["key"] == [
+        cache.items.keys[row] for row in rows
+    ]
+    assert list(table) == [
+        "key",
+        "label",
+        "confidence",
+        "agreement",
+        "margin",
+        "status",
+        "label_pixels",
+        "confidence_pixels",
+        "label_edges",
+        "confidence_edges",
+    ]
+    assert table["label"] == [cache.items.classes[c] for c in said.choice_n] and set(
+        table["status"]
+    ) == {"ok"}
+    for name, expected in (
+        ("confidence", said.confidence_n),
+        ("agreement", said.agreement_n),
+        ("margin", said.margin_n),
+        ("confidence_edges", said.views_VnC[1].max(1)),
+    ):
         np.testing.assert_allclose(table[name], expected, atol=1e-6)
     assert table["label_pixels"] == [cache.items.classes[c] for c in said.views_VnC[0].argmax(1)]
     hit = 100 * (said.choice_n == cache.items.label[rows]).mean()
-    right = json.loads((runs / "a" / "summary.json").read_text())["methods"]["mct-graph"]["joint"]["val_top1"]["mean"]
+    right = json.loads((runs / "a" / "summary.json").read_text())["methods"]["mct-graph"]["joint"][
+        "val_top1"
+    ]["mean"]
     p = (right * len(splits[0].val) + 2) / (len(splits[0].val) + 4)
     doubt = np.sqrt(p * (1 - p) / (len(splits[0].val) + 4))
     apart = 100 * (said.views_VnC[0].argmax(1) != said.views_VnC[1].argmax(1)).mean()
-    for text in (f"every image of digits has a label: these are the {len(rows):,} training images whose labels the run had hidden (3 labels a class)",
-                 f"expected accuracy {100 * right:.1f} %, give or take {200 * doubt:.0f} points: that of the {len(splits[0].val)} validation images of digits",
-                 f"The mean confidence, {100 * said.confidence_n.mean():.1f} %, is no measure here",
-                 f"found accuracy {hit:.1f} %", f"the views disagree on {apart:.1f} % of",
-                 f"{len(rows):,} rows in {path}", "mct-graph on pixels, edges, 2 seeds, 10 classes"):
+    for text in (
+        f"every image of digits has a label: these are the {len(rows):,} training images whose labels the run had hidden (3 labels a class)",
+        f"expected accuracy {100 * right:.1f} %, give or take {200 * doubt:.0f} points: that of the {len(splits[0].val)} validation images of digits",
+        f"The mean confidence, {100 * said.confidence_n.mean():.1f} %, is no measure here",
+        f"found accuracy {hit:.1f} %",
+        f"the views disagree on {apart:.1f} % of",
+        f"{len(rows):,} rows in {path}",
+        "mct-graph on pixels, edges, 2 seeds, 10 classes",
+    ):
         assert text in out, (text, out)
     bins = [line.split() for line in out.splitlines() if " to " in line and "training" not in line]
     assert sum(int(line[3].replace(",", "")) for line in bins) == len(rows) and len(bins) == 7
     stamp = path.stat().st_mtime_ns
     assert predict(cached(made, runs)) == path and path.stat().st_mtime_ns == stamp
     assert f"{len(rows):,} rows in {path}, which held just this already" in capsys.readouterr().out
-    other = predict(cached(made, runs, method="mct"))       # no result is lost
+    other = predict(cached(made, runs, method="mct"))  # no result is lost
     assert other == runs / "a" / "predicted-2.parquet" and pq.read_table(path).to_pydict() == table
-    assert f"{path} holds something else and is kept\n{len(rows):,} rows in {other}\n" in capsys.readouterr().out
-    assert predict(cached(made, runs, method="mct")) == other and predict(cached(made, runs, method="concat")).name == "predicted-3.parquet"
-    assert pq.read_table(runs / "a" / "predicted-3.parquet")["agreement"].null_count == len(rows)           # no view has an opinion of its own
-    assert predict(cached(made, runs, force=True, method="mct")) == path and pq.read_table(path).equals(pq.read_table(other))
+    assert (
+        f"{path} holds something else and is kept\n{len(rows):,} rows in {other}\n"
+        in capsys.readouterr().out
+    )
+    assert (
+        predict(cached(made, runs, method="mct")) == other
+        and predict(cached(made, runs, method="concat")).name == "predicted-3.parquet"
+    )
+    assert pq.read_table(runs / "a" / "predicted-3.parquet")["agreement"].null_count == len(
+        rows
+    )  # no view has an opinion of its own
+    assert predict(cached(made, runs, force=True, method="mct")) == path and pq.read_table(
+        path
+    ).equals(pq.read_table(other))
     named = cached(made, runs, to=str(tmp_path / "x.csv"), method="concat")
     capsys.readouterr()
     predict(named)
     assert "the views disagree" not in capsys.readouterr().out.partition("concat on")[2]
-    assert (tmp_path / "x.csv").read_bytes().startswith(b"key,label,confidence,agreement,margin,status\r\n")
-    assert b",1.000000,," not in (tmp_path / "x.csv").read_bytes() and (tmp_path / "x.csv").read_text().splitlines()[1].split(",")[3] == ""
-    with pytest.raises(UsageError, match=r"x.csv is there already; to replace it: ARGS='--force'") as caught:
+    assert (
+        (tmp_path / "x.csv")
+        .read_bytes()
+        .startswith(b"key,label,confidence,agreement,margin,status\r\n")
+    )
+    assert (
+        b",1.000000,," not in (tmp_path / "x.csv").read_bytes()
+        and (tmp_path / "x.csv").read_text().splitlines()[1].split(",")[3] == ""
+    )
+    with pytest.raises(
+        UsageError, match=r"x.csv is there already; to replace it: ARGS='--force'"
+    ) as caught:
         predict(named)
     assert caught.value.instead == {"--force": ""}
     predict(dataclasses.replace(named, force=True))
 
 
-def test_rows_without_a_label_and_among_them_one_without_embedding(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_rows_without_a_label_and_among_them_one_without_embedding(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     names = np.array([str(i % 10) for i in range(1797)], object)
     from sklearn.datasets import load_digits
 
@@ -555,45 +938,96 @@ def test_rows_without_a_label_and_among_them_one_without_embedding(tmp_path: Pat
     names[unknown] = ""
     lacking = Made(tmp_path, list(names), bad=[unknown[3], 1])
     run(config(lacking, tmp_path, method="supervised", labels="all", seeds="0"))
-    path = predict(PredictConfig(run="a", cache=str(lacking.cache), runs=str(tmp_path), device="cpu"))
+    path = predict(
+        PredictConfig(run="a", cache=str(lacking.cache), runs=str(tmp_path), device="cpu")
+    )
     out, table = capsys.readouterr().out, pq.read_table(path).to_pydict()
     assert table["key"] == [lacking.items.keys[row] for row in unknown]
-    assert "200 images of digits without a label\n1 of them could not be embedded (1 undecodable); they get no label:\n  row 27: 0027: undecodable" in out
-    assert table["status"][3] == "undecodable" and all(values[3] is None for name, values in table.items() if name not in ("key", "status"))
+    assert (
+        "200 images of digits without a label\n1 of them could not be embedded (1 undecodable); they get no label:\n  row 27: 0027: undecodable"
+        in out
+    )
+    assert table["status"][3] == "undecodable" and all(
+        values[3] is None for name, values in table.items() if name not in ("key", "status")
+    )
     assert sum(label is None for label in table["label"]) == 1 and "found accuracy" not in out
 
 
 def test_nothing_is_left_where_every_label_was_seen(made: Made, tmp_path: Path) -> None:
     run(config(made, tmp_path, method="supervised", labels="all", seeds="0"))
-    with pytest.raises(UsageError, match=r"nothing is left to be labelled. Name new images: make predict RUN=a IMAGES=photos/"):
+    with pytest.raises(
+        UsageError,
+        match=r"nothing is left to be labelled. Name new images: make predict RUN=a IMAGES=photos/",
+    ):
         predict(cached(made, tmp_path))
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"run": ""}, "RUN is missing. Type: make predict RUN=demo   or   make predict RUN=demo IMAGES=photos/   or"),
-    ({"model": "m"}, "RUN and MODEL are both given, one is wanted"),
-    ({"run": "", "model": "my m"}, "IMAGES is missing: a model folder has no images of its own. Type: make predict MODEL='my m' IMAGES=photos/"),
-    ({"run": "", "model": "m", "images": "x", "method": "mct"}, "METHOD=mct: a model folder holds one method. Leave METHOD out"),
-    ({"run": "", "model": "m", "images": "digits"}, "MODEL=m: there is no such folder. Make one: make export-model RUN=… TO=m"),
-    ({"to": "x.txt"}, "TO=x.txt: unknown format '.txt'; TO ends in .parquet or .csv"),
-    ({"to": "/nowhere/x.csv"}, "TO=/nowhere/x.csv: /nowhere is no folder"),
-    ({"method": "label-propagation"}, "METHOD=label-propagation keeps no model"),
-    ({"images": "/nowhere", "method": "mct"}, "IMAGES=/nowhere: there is no such folder.* IMAGES may be a single image, a folder of images"),
-    ({"images": "digits", "method": "mct"}, "the view 'pixels' needs the file .*config.json, which is not there"),
-    ({"run": "memers"}, "RUN=memers: there is no run .*; did you mean 'members'$"),
-])
-def test_a_wrong_command_is_told_the_right_one(runs: Path, made: Made, changes: dict, message: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"run": ""},
+            "RUN is missing. Type: make predict RUN=demo   or   make predict RUN=demo IMAGES=photos/   or",
+        ),
+        ({"model": "m"}, "RUN and MODEL are both given, one is wanted"),
+        (
+            {"run": "", "model": "my m"},
+            "IMAGES is missing: a model folder has no images of its own. Type: make predict MODEL='my m' IMAGES=photos/",
+        ),
+        (
+            {"run": "", "model": "m", "images": "x", "method": "mct"},
+            "METHOD=mct: a model folder holds one method. Leave METHOD out",
+        ),
+        (
+            {"run": "", "model": "m", "images": "digits"},
+            "MODEL=m: there is no such folder. Make one: make export-model RUN=… TO=m",
+        ),
+        ({"to": "x.txt"}, "TO=x.txt: unknown format '.txt'; TO ends in .parquet or .csv"),
+        ({"to": "/nowhere/x.csv"}, "TO=/nowhere/x.csv: /nowhere is no folder"),
+        ({"method": "label-propagation"}, "METHOD=label-propagation keeps no model"),
+        (
+            {"images": "/nowhere", "method": "mct"},
+            "IMAGES=/nowhere: there is no such folder.* IMAGES may be a single image, a folder of images",
+        ),
+        (
+            {"images": "digits", "method": "mct"},
+            "the view 'pixels' needs the file .*config.json, which is not there",
+        ),
+        ({"run": "memers"}, "RUN=memers: there is no run .*; did you mean 'members'$"),
+    ],
+)
+def test_a_wrong_command_is_told_the_right_one(
+    runs: Path, made: Made, changes: dict, message: str
+) -> None:
     with pytest.raises(UsageError, match=message.replace("(", r"\(")):
         predict(cached(made, runs, **changes))
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"run": ""}, "RUN is missing. Type: make export-model RUN=demo TO='my model'"), ({"to": ""}, "TO is missing. Type: make export-model RUN=a TO=model"),
-    ({"to": "/nowhere/x"}, "TO=/nowhere/x: /nowhere is no folder"), ({"to": "."}, "TO=. is there already"), ({"method": "mtc"}, "did you mean 'mct'"),
-])
-def test_a_wrong_export_is_told_the_right_one(runs: Path, made: Made, changes: dict, message: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run": ""}, "RUN is missing. Type: make export-model RUN=demo TO='my model'"),
+        ({"to": ""}, "TO is missing. Type: make export-model RUN=a TO=model"),
+        ({"to": "/nowhere/x"}, "TO=/nowhere/x: /nowhere is no folder"),
+        ({"to": "."}, "TO=. is there already"),
+        ({"method": "mtc"}, "did you mean 'mct'"),
+    ],
+)
+def test_a_wrong_export_is_told_the_right_one(
+    runs: Path, made: Made, changes: dict, message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
-        export(ExportConfig(**{"run": "a", "to": "my model", "cache": str(made.cache), "runs": str(runs), **changes}))
+        export(
+            ExportConfig(
+                **{
+                    "run": "a",
+                    "to": "my model",
+                    "cache": str(made.cache),
+                    "runs": str(runs),
+                    **changes,
+                }
+            )
+        )
 
 
 # ---------------------------------------------------------------- make predict, of new images
@@ -615,34 +1049,92 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cut = folder / "photos" / CLASSES[2] / "7.jpg"
     cut.write_bytes(cut.read_bytes()[:300])
     for view in ("tiny-clip", "tiny-dinov2"):
-        extract(ExtractConfig(view=view, data=str(folder / "photos"), cache=str(folder / "cache"), device="cpu", workers=0))
-    run(TrainConfig(views="tiny-clip,tiny-dinov2", data=str(folder / "photos"), cache=str(folder / "cache"), runs=str(folder / "runs"), run="p",
-                    seeds="0..1", method="mct-graph", **QUICK))
-    export(ExportConfig(run="p", to=str(folder / "model"), cache=str(folder / "cache"), runs=str(folder / "runs")))
+        extract(
+            ExtractConfig(
+                view=view,
+                data=str(folder / "photos"),
+                cache=str(folder / "cache"),
+                device="cpu",
+                workers=0,
+            )
+        )
+    run(
+        TrainConfig(
+            views="tiny-clip,tiny-dinov2",
+            data=str(folder / "photos"),
+            cache=str(folder / "cache"),
+            runs=str(folder / "runs"),
+            run="p",
+            seeds="0..1",
+            method="mct-graph",
+            **QUICK,
+        )
+    )
+    export(
+        ExportConfig(
+            run="p",
+            to=str(folder / "model"),
+            cache=str(folder / "cache"),
+            runs=str(folder / "runs"),
+        )
+    )
     return folder
 
 
 def of_live(live: Path, **changes: object) -> PredictConfig:
-    return PredictConfig(**{"run": "p", "cache": str(live / "cache"), "runs": str(live / "runs"), "images": str(live / "photos"), "device": "cpu", "workers": 0,
-                            **changes})
+    return PredictConfig(
+        **{
+            "run": "p",
+            "cache": str(live / "cache"),
+            "runs": str(live / "runs"),
+            "images": str(live / "photos"),
+            "device": "cpu",
+            "workers": 0,
+            **changes,
+        }
+    )
 
 
-def test_new_images_get_what_their_cached_rows_get(live: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_new_images_get_what_their_cached_rows_get(
+    live: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     """Nodes of the graph too. And from the model folder alone."""
     path = predict(of_live(live))
     out, table = capsys.readouterr().out, pq.read_table(path).to_pydict()
     model, cache, _ = of_run(live / "runs" / "p", cache=live / "cache")
     said = model(emb_of(cache, np.flatnonzero(cache.ok)))
-    assert path == live / "runs" / "p" / "predicted-photos.parquet" and table["key"] == list(cache.items.keys)
-    assert f"1 of 120 images could not be read (1 truncated); they get no label:\n  row {table['key'].index('@three/7.jpg')}: @three/7.jpg: truncated" in out
+    assert path == live / "runs" / "p" / "predicted-photos.parquet" and table["key"] == list(
+        cache.items.keys
+    )
+    assert (
+        f"1 of 120 images could not be read (1 truncated); they get no label:\n  row {table['key'].index('@three/7.jpg')}: @three/7.jpg: truncated"
+        in out
+    )
     bad = table["key"].index("@three/7.jpg")
-    assert table["status"][bad] == "truncated" and table["label"][bad] is None and table["confidence_tiny-clip"][bad] is None
+    assert (
+        table["status"][bad] == "truncated"
+        and table["label"][bad] is None
+        and table["confidence_tiny-clip"][bad] is None
+    )
     keep = [row for row in range(120) if row != bad]
-    for name, expected in (("confidence", said.confidence_n), ("margin", said.margin_n), ("confidence_tiny-dinov2", said.views_VnC[1].max(1))):
+    for name, expected in (
+        ("confidence", said.confidence_n),
+        ("margin", said.margin_n),
+        ("confidence_tiny-dinov2", said.views_VnC[1].max(1)),
+    ):
         np.testing.assert_allclose([table[name][row] for row in keep], expected, atol=2e-3)
     assert [table["label"][row] for row in keep] == [cache.items.classes[c] for c in said.choice_n]
     shutil.copytree(live / "model", tmp_path / "model")
-    predict(of_live(live, run="", cache="/nowhere", runs="/nowhere", model=str(tmp_path / "model"), to=str(tmp_path / "x.parquet")))
+    predict(
+        of_live(
+            live,
+            run="",
+            cache="/nowhere",
+            runs="/nowhere",
+            model=str(tmp_path / "model"),
+            to=str(tmp_path / "x.parquet"),
+        )
+    )
     assert pq.read_table(tmp_path / "x.parquet").equals(pq.read_table(path))
 
 
@@ -650,74 +1142,132 @@ def test_cells_that_a_spreadsheet_would_compute_are_quoted(live: Path, tmp_path:
     predict(of_live(live, to=str(tmp_path / "x.csv")))
     with (tmp_path / "x.csv").open(newline="") as file:
         head, *rows = list(csv.reader(file))
-    assert {row[head.index("label")] for row in rows} == {"", "'=1+1", "<b>two", "'@three"} and {row[0][:2] for row in rows} == {"'=", "<b", "'@"}
-    assert all(0 < float(row[head.index("confidence")]) <= 1 for row in rows if row[head.index("status")] == "ok")
+    assert {row[head.index("label")] for row in rows} == {"", "'=1+1", "<b>two", "'@three"} and {
+        row[0][:2] for row in rows
+    } == {"'=", "<b", "'@"}
+    assert all(
+        0 < float(row[head.index("confidence")]) <= 1
+        for row in rows
+        if row[head.index("status")] == "ok"
+    )
     from predict.table import write
 
     nasty = ["=x", "+x", "-x", "@x", "\tx", "\rx", "a,b", 'a"b', "a\nb", "plain"]
     write(tmp_path / "y.csv", {"label": nasty, "confidence": [0.5] * 10})
     with (tmp_path / "y.csv").open(newline="") as file:
-        assert [row[0] for row in csv.reader(file)][1:] == [f"'{cell}" for cell in nasty[:6]] + nasty[6:]
+        assert [row[0] for row in csv.reader(file)][1:] == [
+            f"'{cell}" for cell in nasty[:6]
+        ] + nasty[6:]
 
 
-def test_a_single_image_is_a_data_set_of_one(live: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_single_image_is_a_data_set_of_one(
+    live: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     image = live / "photos" / CLASSES[1] / "0.png"
-    table = pq.read_table(predict(of_live(live, images=str(image), to=str(tmp_path / "x.parquet")))).to_pydict()
+    table = pq.read_table(
+        predict(of_live(live, images=str(image), to=str(tmp_path / "x.parquet")))
+    ).to_pydict()
     out = capsys.readouterr().out
-    val = of_run(live / "runs" / "p", cache=live / "cache")[0].about["scores"]["joint"]["val_top1"]["mean"]
+    val = of_run(live / "runs" / "p", cache=live / "cache")[0].about["scores"]["joint"]["val_top1"][
+        "mean"
+    ]
     assert "1 of 1 image was part of the training, 1 of them with a label" in out
-    assert f"expected accuracy {100 * val:.1f} %, give or take " in out and "is no measure here" in out
-    assert f"\n0.png: {table['label'][0]} {table['confidence'][0]:.2f}, " in out and "1 row in" in out and "confidence         images" not in out
+    assert (
+        f"expected accuracy {100 * val:.1f} %, give or take " in out and "is no measure here" in out
+    )
+    assert (
+        f"\n0.png: {table['label'][0]} {table['confidence'][0]:.2f}, " in out
+        and "1 row in" in out
+        and "confidence         images" not in out
+    )
     whole = pq.read_table(predict(of_live(live, to=str(tmp_path / "y.parquet")))).to_pydict()
     row = whole["key"].index(f"{CLASSES[1]}/0.png")
-    assert table["key"] == ["0.png"] and table["label"] == [whole["label"][row]] and table["confidence"][0] == pytest.approx(whole["confidence"][row], abs=2e-3)
+    assert (
+        table["key"] == ["0.png"]
+        and table["label"] == [whole["label"][row]]
+        and table["confidence"][0] == pytest.approx(whole["confidence"][row], abs=2e-3)
+    )
 
 
-def test_how_many_images_the_training_had_and_how_many_with_a_label_is_said(live: Path, capsys: pytest.CaptureFixture) -> None:
+def test_how_many_images_the_training_had_and_how_many_with_a_label_is_said(
+    live: Path, capsys: pytest.CaptureFixture
+) -> None:
     from predict.__main__ import _are_new
 
     model, cache, splits = of_run(live / "runs" / "p", cache=live / "cache")
     named = cache.items.sha256[splits[0].labelled[0]]
     labelled = {cache.items.sha256[row] for split in splits for row in split.labelled}
-    others = [cache.items.sha256[row] for row in splits[0].unlabelled if cache.items.sha256[row] not in {"", *labelled}][:2]
+    others = [
+        cache.items.sha256[row]
+        for row in splits[0].unlabelled
+        if cache.items.sha256[row] not in {"", *labelled}
+    ][:2]
     assert not _are_new(model, [named, *others, "new"], cache, splits, told=True)
-    assert capsys.readouterr().out == f"{1 + len(others)} of 4 images were part of the training, 1 of them with a label\n" and len(others) == 2
-    assert _are_new(model, [named, "new", "newer"], cache, splits, told=False) and not _are_new(model, [named, "new"], cache, splits, told=False)
+    assert (
+        capsys.readouterr().out
+        == f"{1 + len(others)} of 4 images were part of the training, 1 of them with a label\n"
+        and len(others) == 2
+    )
+    assert _are_new(model, [named, "new", "newer"], cache, splits, told=False) and not _are_new(
+        model, [named, "new"], cache, splits, told=False
+    )
     assert capsys.readouterr().out == ""
 
 
-def test_images_that_the_training_never_saw_are_expected_right_by_their_confidence(live: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_images_that_the_training_never_saw_are_expected_right_by_their_confidence(
+    live: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     """And so are those that no method of unlabelled images learnt from."""
     new = Image.open(live / "photos" / CLASSES[1] / "0.png").rotate(3)
     (tmp_path / "new").mkdir()
     new.save(tmp_path / "new" / "a.png")
-    table = pq.read_table(predict(of_live(live, images=str(tmp_path / "new"), to=str(tmp_path / "x.parquet")))).to_pydict()
+    table = pq.read_table(
+        predict(of_live(live, images=str(tmp_path / "new"), to=str(tmp_path / "x.parquet")))
+    ).to_pydict()
     out = capsys.readouterr().out
-    assert f"expected accuracy {100 * table['confidence'][0]:.1f} %, give or take " in out and "part of the training" not in out
+    assert (
+        f"expected accuracy {100 * table['confidence'][0]:.1f} %, give or take " in out
+        and "part of the training" not in out
+    )
     from train.methods import PLANS, learns_unlabelled
 
     assert {method for method in PLANS if not learns_unlabelled(method)} == {"supervised", "concat"}
 
 
-def test_images_are_looked_for_before_a_model_is_loaded(live: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_looked_for_before_a_model_is_loaded(
+    live: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("predict.from_run.of_run", None)
     with pytest.raises(UsageError, match=r"^IMAGES=/no/DATA=x: there is no such folder") as caught:
         predict(of_live(live, images="/no/DATA=x"))
     assert "DATA" not in str(caught.value).replace("/no/DATA=x", "")
 
 
-def test_a_run_may_be_named_by_its_path(live: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_may_be_named_by_its_path(
+    live: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(live)
-    by_path = of_live(live, run=str(live / "runs" / "p"), runs="/nowhere", images="", to=str(tmp_path / "x.csv"))
+    by_path = of_live(
+        live, run=str(live / "runs" / "p"), runs="/nowhere", images="", to=str(tmp_path / "x.csv")
+    )
     assert predict(dataclasses.replace(by_path, run="runs/p/")) == tmp_path / "x.csv"
-    assert predict(of_live(live, run="p/", images="", to=str(tmp_path / "y.csv"))) == tmp_path / "y.csv"
+    assert (
+        predict(of_live(live, run="p/", images="", to=str(tmp_path / "y.csv")))
+        == tmp_path / "y.csv"
+    )
     assert (tmp_path / "x.csv").read_bytes() == (tmp_path / "y.csv").read_bytes()
-    with pytest.raises(UsageError, match=r"RUN=.*/q: there is no run .*/runs/q; there is: p. Make one: make train VIEWS=… DATA=… RUN=q"):
+    with pytest.raises(
+        UsageError,
+        match=r"RUN=.*/q: there is no run .*/runs/q; there is: p. Make one: make train VIEWS=… DATA=… RUN=q",
+    ):
         predict(dataclasses.replace(by_path, run=str(live / "runs" / "q")))
     (live / "runs" / "half").mkdir()
     shutil.copy(live / "runs" / "p" / "config.json", live / "runs" / "half")
-    with pytest.raises(UsageError, match=r"no summary.json. Type the command that began it once more: make train VIEWS=tiny-clip,tiny-dinov2 DATA=.*/photos "
-                                         r"LABELS=3 SEEDS=0..1 METHOD=mct-graph RUN=half ARGS='"):
+    with pytest.raises(
+        UsageError,
+        match=r"no summary.json. Type the command that began it once more: make train VIEWS=tiny-clip,tiny-dinov2 DATA=.*/photos "
+        r"LABELS=3 SEEDS=0..1 METHOD=mct-graph RUN=half ARGS='",
+    ):
         predict(of_live(live, run="half"))
     with pytest.raises(UsageError) as caught:
         predict(dataclasses.replace(by_path, run=str(live / "runs" / "hal")))
@@ -729,29 +1279,54 @@ def own_view(folder: Path) -> spec.ViewSpec:
     folder.mkdir()
     text = (spec.SPECS / "tiny-clip.toml").read_text()
     assert 'path = "weights/tiny-clip"' in text
-    (folder / "tiny-clip.toml").write_text(text.replace('path = "weights/tiny-clip"', 'path = "mine"'))
+    (folder / "tiny-clip.toml").write_text(
+        text.replace('path = "weights/tiny-clip"', 'path = "mine"')
+    )
     return spec.load_spec(str(folder / "tiny-clip.toml"))
 
 
-def test_weights_beside_a_users_own_file_come_before_those_of_the_bundled_one(tmp_path: Path) -> None:
+def test_weights_beside_a_users_own_file_come_before_those_of_the_bundled_one(
+    tmp_path: Path,
+) -> None:
     own = own_view(tmp_path / "own")
-    view = View("tiny-clip", own.width, json.loads(durable.canonical_json(own.declared())), "", str(own.source), 1)
+    view = View(
+        "tiny-clip",
+        own.width,
+        json.loads(durable.canonical_json(own.declared())),
+        "",
+        str(own.source),
+        1,
+    )
     assert spec_of(view).source == own.source
     own.source.unlink()
-    assert spec_of(view).source == spec_of(dataclasses.replace(view, spec_file="")).source == spec.SPECS / "tiny-clip.toml"
+    assert (
+        spec_of(view).source
+        == spec_of(dataclasses.replace(view, spec_file="")).source
+        == spec.SPECS / "tiny-clip.toml"
+    )
     other = dataclasses.replace(view, name="mine")
-    assert spec_of(other).source == own.source and spec_of(dataclasses.replace(other, spec_file="")).source == Path("mine.toml")
+    assert spec_of(other).source == own.source and spec_of(
+        dataclasses.replace(other, spec_file="")
+    ).source == Path("mine.toml")
 
 
 def test_a_licence_is_stated_only_of_the_spec_that_says_it(tmp_path: Path) -> None:
     bundled, text = spec.load_spec("clip"), (spec.SPECS / "clip.toml").read_text()
-    (tmp_path / "clip.toml").write_text(text.replace(f"crop = {bundled.preprocess.crop}", "crop = 200").replace(bundled.about.licence, "my own"))
+    (tmp_path / "clip.toml").write_text(
+        text.replace(f"crop = {bundled.preprocess.crop}", "crop = 200").replace(
+            bundled.about.licence, "my own"
+        )
+    )
     own = spec.load_spec(str(tmp_path / "clip.toml"))
-    view = View("clip", own.width, json.loads(durable.canonical_json(bundled.declared())), "", "", 1)
+    view = View(
+        "clip", own.width, json.loads(durable.canonical_json(bundled.declared())), "", "", 1
+    )
     assert licence_of(view) == bundled.about.licence
     changed = dataclasses.replace(view, spec=json.loads(durable.canonical_json(own.declared())))
     assert licence_of(changed) == "unknown: see its TOML file, or ask its authors"
-    assert licence_of(dataclasses.replace(changed, spec_file=str(own.source))) == "my own"                 # its own file says so
+    assert (
+        licence_of(dataclasses.replace(changed, spec_file=str(own.source))) == "my own"
+    )  # its own file says so
     assert licence_of(dataclasses.replace(view, spec_file=str(own.source))) == bundled.about.licence
     assert licence_of(View("x", 3, {"backend": "imported"}, "", "", 1)).startswith("unknown")
 
@@ -760,12 +1335,26 @@ def test_an_absolute_path_of_weights_stays_on_this_machine(live: Path, tmp_path:
     from predict.bundle.folder import write_record
 
     model = open_model(live / "model")
-    secret = {**model.views[0].spec, "weights": {**model.views[0].spec["weights"], "path": "/home/somebody/secret/clip"}}
+    secret = {
+        **model.views[0].spec,
+        "weights": {**model.views[0].spec["weights"], "path": "/home/somebody/secret/clip"},
+    }
     (tmp_path / "m").mkdir()
-    write_record(dataclasses.replace(model, views=[dataclasses.replace(model.views[0], spec=secret, spec_file="/home/somebody/x.toml"), model.views[1]]),
-                 tmp_path / "m")
+    write_record(
+        dataclasses.replace(
+            model,
+            views=[
+                dataclasses.replace(model.views[0], spec=secret, spec_file="/home/somebody/x.toml"),
+                model.views[1],
+            ],
+        ),
+        tmp_path / "m",
+    )
     record = open_record(tmp_path / "m")
-    assert "somebody" not in (tmp_path / "m" / "model.json").read_text() and record["views"][0]["spec"]["weights"]["path"] == "clip"
+    assert (
+        "somebody" not in (tmp_path / "m" / "model.json").read_text()
+        and record["views"][0]["spec"]["weights"]["path"] == "clip"
+    )
     assert record["views"][1]["spec"] == model.views[1].spec
 
 
@@ -774,20 +1363,37 @@ def test_other_weights_are_refused_and_given_ones_are_found(live: Path, tmp_path
     for view in ("tiny-clip", "tiny-dinov2"):
         shutil.copytree(own / view, tmp_path / "w" / view)
     predict(of_live(live, weights=str(tmp_path / "w"), to=str(tmp_path / "x.csv")))
-    with pytest.raises(UsageError, match=r"WEIGHTS=.*: of several views this is a folder with a folder, or one .safetensors file, for each"):
+    with pytest.raises(
+        UsageError,
+        match=r"WEIGHTS=.*: of several views this is a folder with a folder, or one .safetensors file, for each",
+    ):
         predict(of_live(live, weights=str(own / "tiny-clip")))
     file = tmp_path / "w" / "tiny-dinov2" / "model.safetensors"
     tensors = load_file(file)
     name = sorted(tensors)[0]
     save_file({**tensors, name: tensors[name] + 1}, file)
-    with pytest.raises(StaleError, match=r"the weights of 'tiny-dinov2' are not those that the model was trained on: sha256 5c3c94c6788b -> .*WEIGHTS=FOLDER"):
-        predict(of_live(live, weights=str(tmp_path / "w"), run="", model=str(live / "model"), to=str(tmp_path / "y.csv")))
+    with pytest.raises(
+        StaleError,
+        match=r"the weights of 'tiny-dinov2' are not those that the model was trained on: sha256 5c3c94c6788b -> .*WEIGHTS=FOLDER",
+    ):
+        predict(
+            of_live(
+                live,
+                weights=str(tmp_path / "w"),
+                run="",
+                model=str(live / "model"),
+                to=str(tmp_path / "y.csv"),
+            )
+        )
 
 
 def test_images_that_are_none_and_views_that_were_imported(live: Path, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "x.jpg").write_bytes(b"no image")
-    with pytest.raises(DataQualityError, match=r"not one of the 1 images in .*/none could be embedded; are they images\? Nothing is written"):
+    with pytest.raises(
+        DataQualityError,
+        match=r"not one of the 1 images in .*/none could be embedded; are they images\? Nothing is written",
+    ):
         predict(of_live(live, images=str(tmp_path / "none")))
     with pytest.raises(UsageError, match="the view 'x' was imported, not computed from images"):
         spec_of(View("x", 3, {"backend": "imported"}, "", "", 1))
@@ -798,28 +1404,85 @@ def test_a_recorded_spec_is_the_spec(name: str) -> None:
     loaded = spec.load_spec(name)
     recorded = json.loads(durable.canonical_json(loaded.declared()))
     again = spec_of(View(name, loaded.width, recorded, "", "", 1))
-    assert again.declared() == loaded.declared() and (again.source, again.name) == (loaded.source, name)
+    assert again.declared() == loaded.declared() and (again.source, again.name) == (
+        loaded.source,
+        name,
+    )
 
 
 @pytest.mark.many
 def test_the_command(live: Path, tmp_path: Path, command: Callable) -> None:
     """As make runs it, in a fresh process."""
-    done = command("predict", "--model", live / "model", "--images", live / "photos", "--to", tmp_path / "x.csv", "--device", "cpu")
-    assert done.returncode == 0 and "expected accuracy" in done.stdout and done.stderr == "", done.stderr
+    done = command(
+        "predict",
+        "--model",
+        live / "model",
+        "--images",
+        live / "photos",
+        "--to",
+        tmp_path / "x.csv",
+        "--device",
+        "cpu",
+    )
+    assert done.returncode == 0 and "expected accuracy" in done.stdout and done.stderr == "", (
+        done.stderr
+    )
 
 
 def test_both_commands_answer_in_json(live: Path, tmp_path: Path, command: Callable) -> None:
     run_of = ("--run", "p", "--cache", live / "cache", "--runs", live / "runs", "--json")
-    done = command("predict", *run_of, "--images", live / "photos", "--to", tmp_path / "x.csv", "--device", "cpu")
+    done = command(
+        "predict",
+        *run_of,
+        "--images",
+        live / "photos",
+        "--to",
+        tmp_path / "x.csv",
+        "--device",
+        "cpu",
+    )
     found = json.loads(done.stdout)
-    assert found["ok"] and (found["command"], found["file"], found["written"], found["rows"]) == ("predict", str(tmp_path / "x.csv"), True, 120)
-    assert found["status"] == {"ok": 119, "truncated": 1} and found["found_accuracy"] is None and 0 < found["expected_accuracy"] <= 1
-    assert (found["method"], found["views"], found["seeds"]) == ("mct-graph", ["tiny-clip", "tiny-dinov2"], [0, 1]) and 0 <= found["views_disagree"] <= 1
+    assert found["ok"] and (found["command"], found["file"], found["written"], found["rows"]) == (
+        "predict",
+        str(tmp_path / "x.csv"),
+        True,
+        120,
+    )
+    assert (
+        found["status"] == {"ok": 119, "truncated": 1}
+        and found["found_accuracy"] is None
+        and 0 < found["expected_accuracy"] <= 1
+    )
+    assert (found["method"], found["views"], found["seeds"]) == (
+        "mct-graph",
+        ["tiny-clip", "tiny-dinov2"],
+        [0, 1],
+    ) and 0 <= found["views_disagree"] <= 1
     assert "rows in" in done.stderr
-    again = command("predict", *run_of, "--images", live / "photos", "--to", tmp_path / "x.csv", "--device", "cpu")
+    again = command(
+        "predict",
+        *run_of,
+        "--images",
+        live / "photos",
+        "--to",
+        tmp_path / "x.csv",
+        "--device",
+        "cpu",
+    )
     found = json.loads(again.stdout)
-    assert again.returncode == 2 and not found["ok"] and "is there already" in found["error"] and again.stderr.splitlines()[-1].endswith(" --force'")
+    assert (
+        again.returncode == 2
+        and not found["ok"]
+        and "is there already" in found["error"]
+        and again.stderr.splitlines()[-1].endswith(" --force'")
+    )
     done = command("predict.bundle.export", *run_of, "--to", tmp_path / "m")
     found = json.loads(done.stdout)
-    assert (found["command"], found["folder"], found["method"]) == ("export-model", str(tmp_path / "m"), "mct-graph") and found["onnx_difference"] < 1e-4
-    assert found["bytes"] == sum(path.stat().st_size for path in (tmp_path / "m").rglob("*") if path.is_file())
+    assert (found["command"], found["folder"], found["method"]) == (
+        "export-model",
+        str(tmp_path / "m"),
+        "mct-graph",
+    ) and found["onnx_difference"] < 1e-4
+    assert found["bytes"] == sum(
+        path.stat().st_size for path in (tmp_path / "m").rglob("*") if path.is_file()
+    )

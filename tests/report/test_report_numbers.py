@@ -30,9 +30,25 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     folder = tmp_path_factory.mktemp("short")
     items = build_items(open_dataset("digits", folder))
     dataset = write_items(folder / "cache", items, "digits")
-    named = write_views(folder, dataset, items.fingerprint, pixels_and_edges(load_digits().images.astype(np.float32)))
-    config = TrainConfig(views=named, data="digits", labels="1", seeds="3,5", method="supervised,concat,label-propagation,mct-graph", run="short", warmup=15,
-                         cotrain=10, cache=str(folder / "cache"), runs=str(folder / "runs"), device="cpu")
+    named = write_views(
+        folder,
+        dataset,
+        items.fingerprint,
+        pixels_and_edges(load_digits().images.astype(np.float32)),
+    )
+    config = TrainConfig(
+        views=named,
+        data="digits",
+        labels="1",
+        seeds="3,5",
+        method="supervised,concat,label-propagation,mct-graph",
+        run="short",
+        warmup=15,
+        cotrain=10,
+        cache=str(folder / "cache"),
+        runs=str(folder / "runs"),
+        device="cpu",
+    )
     run(config)
     return config
 
@@ -46,12 +62,20 @@ def test_what_is_read_is_what_the_summary_scored(found: Run) -> None:
     """Every method, split, seed and view: the accuracies of the rows that a page is made of are those of the table."""
     for method, result in found.summary["methods"].items():
         for split, part in found.parts[method].items():
-            assert part.right_En.mean(1) == pytest.approx(result["joint"][f"{split}_top1"]["values"], abs=1e-6), (method, split)
+            assert part.right_En.mean(1) == pytest.approx(
+                result["joint"][f"{split}_top1"]["values"], abs=1e-6
+            ), (method, split)
     part = found.parts[found.method]["test"]
     assert found.method == "mct-graph" and len(part.own_VEn) == 2
     for view, own_En in zip(found.views, part.own_VEn, strict=True):
-        assert (own_En == part.label_n).mean(1) == pytest.approx(found.summary["methods"]["mct-graph"]["views"][view]["test_top1"]["values"], abs=1e-6)
-    assert len(found.parts["concat"]["val"].own_VEn) == len(found.parts["supervised"]["val"].own_VEn) == 0, "of the shown method alone"
+        assert (own_En == part.label_n).mean(1) == pytest.approx(
+            found.summary["methods"]["mct-graph"]["views"][view]["test_top1"]["values"], abs=1e-6
+        )
+    assert (
+        len(found.parts["concat"]["val"].own_VEn)
+        == len(found.parts["supervised"]["val"].own_VEn)
+        == 0
+    ), "of the shown method alone"
 
 
 def test_every_row_of_the_predictions_is_where_it_belongs(found: Run) -> None:
@@ -62,14 +86,25 @@ def test_every_row_of_the_predictions_is_where_it_belongs(found: Run) -> None:
     for method, parts in found.parts.items():
         for split, part in parts.items():
             for e, seed in enumerate(found.summary["seeds"]):
-                mine = {row["id"]: row for row in rows if (row["method"], row["split"], row["seed"]) == (method, split, seed)}
+                mine = {
+                    row["id"]: row
+                    for row in rows
+                    if (row["method"], row["split"], row["seed"]) == (method, split, seed)
+                }
                 assert sorted(mine) == sorted(part.keys) and len(part.keys) == len(part.label_n)
                 for i, key in enumerate(part.keys):
                     row = mine[key]
-                    assert (row["label"], row["pred"], np.float32(row["confidence"])) == (part.label_n[i], part.pred_En[e, i], part.sure_En[e, i])
+                    assert (row["label"], row["pred"], np.float32(row["confidence"])) == (
+                        part.label_n[i],
+                        part.pred_En[e, i],
+                        part.sure_En[e, i],
+                    )
                     for v, view in enumerate(found.views if len(part.own_VEn) else ()):
                         prob_C = np.array(row[f"prob_{view}"], np.float16)
-                        assert (prob_C.argmax(), prob_C.max()) == (part.own_VEn[v, e, i], np.float16(part.own_sure_VEn[v, e, i]))
+                        assert (prob_C.argmax(), prob_C.max()) == (
+                            part.own_VEn[v, e, i],
+                            np.float16(part.own_sure_VEn[v, e, i]),
+                        )
 
 
 def test_reliability_is_scikit_learns_and_adds_up_to_the_ece(found: Run) -> None:
@@ -79,18 +114,30 @@ def test_reliability_is_scikit_learns_and_adds_up_to_the_ece(found: Run) -> None
 
     part = found.parts["mct-graph"]["test"]
     at, share, count = binned(part.sure_En.ravel(), part.right_En.ravel())
-    right, sure = calibration_curve(part.right_En.ravel(), part.sure_En.ravel().astype(float), n_bins=15, strategy="uniform")
-    assert share[count > 0] == pytest.approx(right) and at[count > 0] == pytest.approx(sure) and count.sum() == part.sure_En.size
+    right, sure = calibration_curve(
+        part.right_En.ravel(), part.sure_En.ravel().astype(float), n_bins=15, strategy="uniform"
+    )
+    assert (
+        share[count > 0] == pytest.approx(right)
+        and at[count > 0] == pytest.approx(sure)
+        and count.sum() == part.sure_En.size
+    )
     for e in range(2):
         at, share, count = binned(part.sure_En[e], part.right_En[e])
         gap = np.nansum(count * np.abs(share - at)) / count.sum()
-        assert gap == pytest.approx(found.summary["methods"]["mct-graph"]["joint"]["test_ece"]["values"][e], abs=1e-5)
-    edges = np.array([1 / 15, np.nextafter(1 / 15, 1), 1.0, 0.0])           # (b, b + 1] belongs to bin b, and 0 to the first
+        assert gap == pytest.approx(
+            found.summary["methods"]["mct-graph"]["joint"]["test_ece"]["values"][e], abs=1e-5
+        )
+    edges = np.array(
+        [1 / 15, np.nextafter(1 / 15, 1), 1.0, 0.0]
+    )  # (b, b + 1] belongs to bin b, and 0 to the first
     assert binned(edges, np.ones(4, bool))[2].tolist() == [2, 1, *[0] * 11, 0, 1]
     logits_nC = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.1, 0.0, 0.0]])
     p_nC = torch.softmax(logits_nC, -1)
     at, share, count = binned(p_nC.max(1).values.numpy(), np.array([True, False, True]))
-    assert np.nansum(count * np.abs(share - at)) / 3 == pytest.approx(ece(logits_nC[None], torch.tensor([0, 0, 0])).item())
+    assert np.nansum(count * np.abs(share - at)) / 3 == pytest.approx(
+        ece(logits_nC[None], torch.tensor([0, 0, 0])).item()
+    )
 
 
 def test_recall_is_scikit_learns_also_of_classes_that_are_not_there() -> None:
@@ -100,7 +147,9 @@ def test_recall_is_scikit_learns_also_of_classes_that_are_not_there() -> None:
     label_n, pred_En = chance.choice([0, 1, 2, 4], 300), chance.integers(0, 6, (3, 300))
     found = recall(label_n, pred_En, 6)
     for e in range(3):
-        assert found[e, [0, 1, 2, 4]] == pytest.approx(recall_score(label_n, pred_En[e], labels=[0, 1, 2, 4], average=None))
+        assert found[e, [0, 1, 2, 4]] == pytest.approx(
+            recall_score(label_n, pred_En[e], labels=[0, 1, 2, 4], average=None)
+        )
     assert np.isnan(found[:, [3, 5]]).all()
 
 
@@ -112,45 +161,97 @@ def test_the_table_of_classes_is_scikit_learns(found: Run) -> None:
     part, supervised = found.parts["mct-graph"]["test"], found.parts["supervised"]["test"]
     every = np.tile(part.label_n, 2), part.pred_En.ravel()
     precise, mixed = precision_score(*every, average=None), confusion_matrix(*every)
-    assert rows[0][:6] == ["class", "test images", "joint, top-1 in %", "precision in %", "pixels", "edges"] and len(rows) == 11
+    assert (
+        rows[0][:6]
+        == ["class", "test images", "joint, top-1 in %", "precision in %", "pixels", "edges"]
+        and len(rows) == 11
+    )
     for c, row in enumerate(rows[1:]):
-        joint = 100 * np.array([recall_score(part.label_n, pred_n, average=None)[c] for pred_n in part.pred_En])
-        own = [100 * np.mean([recall_score(part.label_n, pred_n, average=None)[c] for pred_n in own_En]) for own_En in part.own_VEn]
-        late = 100 * np.mean([recall_score(supervised.label_n, pred_n, average=None)[c] for pred_n in supervised.pred_En])
+        joint = 100 * np.array(
+            [recall_score(part.label_n, pred_n, average=None)[c] for pred_n in part.pred_En]
+        )
+        own = [
+            100
+            * np.mean([recall_score(part.label_n, pred_n, average=None)[c] for pred_n in own_En])
+            for own_En in part.own_VEn
+        ]
+        late = 100 * np.mean(
+            [
+                recall_score(supervised.label_n, pred_n, average=None)[c]
+                for pred_n in supervised.pred_En
+            ]
+        )
         wrong = np.where(np.arange(10) == c, 0, mixed[c])
-        assert row[:4] == [names[c], str((part.label_n == c).sum()), f"{joint.mean():.1f} ± {joint.std(ddof=1):.1f}", f"{100 * precise[c]:.1f}"]
-        assert row[4:6] == [f"{value:.1f}" for value in own] and row[rows[0].index("supervised")] == f"{late:.1f}"
-        assert row[-1] == (f"{names[wrong.argmax()]} ({100 * wrong.max() / mixed[c].sum():.0f} %)" if wrong.any() else "")
+        assert row[:4] == [
+            names[c],
+            str((part.label_n == c).sum()),
+            f"{joint.mean():.1f} ± {joint.std(ddof=1):.1f}",
+            f"{100 * precise[c]:.1f}",
+        ]
+        assert (
+            row[4:6] == [f"{value:.1f}" for value in own]
+            and row[rows[0].index("supervised")] == f"{late:.1f}"
+        )
+        assert row[-1] == (
+            f"{names[wrong.argmax()]} ({100 * wrong.max() / mixed[c].sum():.0f} %)"
+            if wrong.any()
+            else ""
+        )
 
 
 def test_agreement_is_what_counting_says(found: Run) -> None:
     part = found.parts["mct-graph"]["test"]
     first, second = part.own_VEn
     text = str(agreement(found).body)
-    rescued = [((second == part.label_n) & (first != part.label_n)).sum() / (first != part.label_n).sum(),
-               ((first == part.label_n) & (second != part.label_n)).sum() / (second != part.label_n).sum()]
+    rescued = [
+        ((second == part.label_n) & (first != part.label_n)).sum() / (first != part.label_n).sum(),
+        ((first == part.label_n) & (second != part.label_n)).sum() / (second != part.label_n).sum(),
+    ]
     assert all(f"{100 * share:.1f}" in text for share in [(first == second).mean(), *rescued])
-    counts = [int(sum((own == part.pred_En)[e, i] for own in part.own_VEn)) for e in range(2) for i in range(len(part.label_n))]
+    counts = [
+        int(sum((own == part.pred_En)[e, i] for own in part.own_VEn))
+        for e in range(2)
+        for i in range(len(part.label_n))
+    ]
     shares = [100 * counts.count(k) / len(counts) for k in (2, 1, 0)]
-    assert [row[1] for row in cells(text) if row[0].endswith("of 2")] == [f"{share:.1f}" for share in shares]
+    assert [row[1] for row in cells(text) if row[0].endswith("of 2")] == [
+        f"{share:.1f}" for share in shares
+    ]
 
 
-def test_unlabelled_are_the_images_that_no_seed_had_a_label_of(found: Run, short: TrainConfig) -> None:
+def test_unlabelled_are_the_images_that_no_seed_had_a_label_of(
+    found: Run, short: TrainConfig
+) -> None:
     from report.sections.galleries import look
 
     seen = look(found, Path(short.cache), Path("data"), "cpu")
-    said = [set((found.folder / "splits" / f"seed-{seed}.labelled.txt").read_text().split()) for seed in (3, 5)]
+    said = [
+        set((found.folder / "splits" / f"seed-{seed}.labelled.txt").read_text().split())
+        for seed in (3, 5)
+    ]
     keys, rows = seen.cache.items.keys, set(seen.rest.rows.tolist())
     assert said[0] != said[1] and len(said[0]) == 10
     held = set(found.parts["mct-graph"]["val"].keys) | set(found.parts["mct-graph"]["test"].keys)
     assert {keys[row] for row in rows} == set(keys) - held - said[0] - said[1]
 
 
-@pytest.mark.parametrize(("name", "change"), [
-    ("predictions.parquet", "sorted"), ("predictions.parquet", "flipped"), ("metrics.jsonl", "flipped"), ("splits/seed-5.labelled.txt", "flipped"),
-    ("summary.json", "edited"), ("config.json", "edited"), ("environment.json", "flipped"), ("predictions.parquet", "gone"), ("metrics.jsonl", "gone"),
-])
-def test_what_was_changed_after_the_run_is_refused_by_name(short: TrainConfig, tmp_path: Path, name: str, change: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("predictions.parquet", "sorted"),
+        ("predictions.parquet", "flipped"),
+        ("metrics.jsonl", "flipped"),
+        ("splits/seed-5.labelled.txt", "flipped"),
+        ("summary.json", "edited"),
+        ("config.json", "edited"),
+        ("environment.json", "flipped"),
+        ("predictions.parquet", "gone"),
+        ("metrics.jsonl", "gone"),
+    ],
+)
+def test_what_was_changed_after_the_run_is_refused_by_name(
+    short: TrainConfig, tmp_path: Path, name: str, change: str
+) -> None:
     folder = tmp_path / "short"
     shutil.copytree(Path(short.runs) / "short", folder)
     path = folder / name
@@ -165,12 +266,20 @@ def test_what_was_changed_after_the_run_is_refused_by_name(short: TrainConfig, t
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
     else:
-        path.write_text(path.read_text().replace(*('"lr": ', '"lr": 1') if "config" in name else ('"mean": 0.', '"mean": 0.9'), 1))
-    with pytest.raises(IntegrityError, match=rf"{Path(name).name}.*(changed afterwards|damaged|cannot be read)"):
+        path.write_text(
+            path.read_text().replace(
+                *('"lr": ', '"lr": 1') if "config" in name else ('"mean": 0.', '"mean": 0.9'), 1
+            )
+        )
+    with pytest.raises(
+        IntegrityError, match=rf"{Path(name).name}.*(changed afterwards|damaged|cannot be read)"
+    ):
         read_run(folder)
 
 
-def test_the_command_of_the_run_makes_what_was_changed_again(short: TrainConfig, found: Run, tmp_path: Path) -> None:
+def test_the_command_of_the_run_makes_what_was_changed_again(
+    short: TrainConfig, found: Run, tmp_path: Path
+) -> None:
     folder = tmp_path / "short"
     shutil.copytree(found.folder, folder)
     for name in ("predictions.parquet", "splits/seed-5.labelled.txt"):
@@ -178,7 +287,11 @@ def test_the_command_of_the_run_makes_what_was_changed_again(short: TrainConfig,
     (folder / "summary.json").unlink()
     run(dataclasses.replace(short, runs=str(tmp_path)))
     again = read_run(folder)
-    assert again.summary["methods"] == found.summary["methods"] and again.summary["files"] == found.summary["files"] and again.records == found.records
+    assert (
+        again.summary["methods"] == found.summary["methods"]
+        and again.summary["files"] == found.summary["files"]
+        and again.records == found.records
+    )
 
 
 def test_a_damaged_probe_gets_no_score(short: TrainConfig, found: Run, tmp_path: Path) -> None:
@@ -190,18 +303,27 @@ def test_a_damaged_probe_gets_no_score(short: TrainConfig, found: Run, tmp_path:
     data[-5] ^= 64
     path.write_bytes(data)
     (folder / "summary.json").unlink()
-    with pytest.raises(IntegrityError, match=r"the probe .*mct-graph/edges.safetensors cannot be read \(it has changed since it was written\)"):
+    with pytest.raises(
+        IntegrityError,
+        match=r"the probe .*mct-graph/edges.safetensors cannot be read \(it has changed since it was written\)",
+    ):
         run(dataclasses.replace(short, runs=str(tmp_path)))
 
 
-def test_an_edited_configuration_is_refused_also_by_the_training(short: TrainConfig, tmp_path: Path) -> None:
+def test_an_edited_configuration_is_refused_also_by_the_training(
+    short: TrainConfig, tmp_path: Path
+) -> None:
     folder = tmp_path / "short"
     shutil.copytree(Path(short.runs) / "short", folder)
-    (folder / "config.json").write_text((folder / "config.json").read_text().replace('"lr": ', '"lr": 1'))
+    (folder / "config.json").write_text(
+        (folder / "config.json").read_text().replace('"lr": ', '"lr": 1')
+    )
     with pytest.raises(IntegrityError, match=r"config.json is damaged .*use another RUN"):
         run(dataclasses.replace(short, runs=str(tmp_path)))
     record = json.loads((Path(short.runs) / "short" / "config.json").read_text())
-    (folder / "config.json").write_bytes(durable.sealed({**record, "settings": {**record["settings"], "lr": 1.0}}))
+    (folder / "config.json").write_bytes(
+        durable.sealed({**record, "settings": {**record["settings"], "lr": 1.0}})
+    )
     with pytest.raises(StaleError, match=r"lr: 1.0 -> "):
         run(dataclasses.replace(short, runs=str(tmp_path)))
 

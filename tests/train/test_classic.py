@@ -20,19 +20,42 @@ METHODS = sorted(CLASSIC)
 def digits(made: Made) -> tuple[list[np.ndarray], np.ndarray, Split]:
     """Two views, the labels, and a split with 3 labelled rows a class."""
     split = make_split(made.items, np.ones(len(made.items), bool), "3", 0)
-    return [made.emb[name].astype(np.float16) for name in ("pixels", "edges")], made.items.label, split
+    return (
+        [made.emb[name].astype(np.float16) for name in ("pixels", "edges")],
+        made.items.label,
+        split,
+    )
 
 
-def small(classes: int = 3, widths: tuple[int, ...] = (5, 4), n: int = 60, noise: float = 1) -> tuple[list[np.ndarray], np.ndarray, Split]:
+def small(
+    classes: int = 3, widths: tuple[int, ...] = (5, 4), n: int = 60, noise: float = 1
+) -> tuple[list[np.ndarray], np.ndarray, Split]:
     """Rows in overlapping heaps: 4 labelled a class, then unlabelled, 15 for validation and 15 for test."""
     chance = np.random.default_rng(0)
     label = np.arange(n) % classes
-    emb = [(chance.normal(size=(classes, width))[label] + noise * chance.normal(size=(n, width))).astype(np.float16) for width in widths]
-    return emb, label, Split(np.arange(4 * classes), np.arange(4 * classes, n - 30), np.arange(n - 30, n - 15), np.arange(n - 15, n))
+    emb = [
+        (
+            chance.normal(size=(classes, width))[label] + noise * chance.normal(size=(n, width))
+        ).astype(np.float16)
+        for width in widths
+    ]
+    return (
+        emb,
+        label,
+        Split(
+            np.arange(4 * classes),
+            np.arange(4 * classes, n - 30),
+            np.arange(n - 30, n - 15),
+            np.arange(n - 15, n),
+        ),
+    )
 
 
 def same(one: Scores, other: Scores, *, val: bool = True, test: bool = True) -> bool:
-    pairs = [*(zip(one.val, other.val, strict=True) if val else ()), *(zip(one.test, other.test, strict=True) if test else ())]
+    pairs = [
+        *(zip(one.val, other.val, strict=True) if val else ()),
+        *(zip(one.test, other.test, strict=True) if test else ()),
+    ]
     return one.chosen == other.chosen and all(np.array_equal(a, b) for a, b in pairs)
 
 
@@ -41,18 +64,25 @@ def inputs(emb: list[np.ndarray], split: Split, unit: bool) -> np.ndarray:
     train = np.concatenate([split.labelled, split.unlabelled])
     made = []
     for x in emb:
-        x = (x.astype(np.float64) - x[train].astype(np.float64).mean(0)) / x[train].astype(np.float64).std(0)
-        made.append(x / np.sqrt((x ** 2).sum(1, keepdims=True)) / np.sqrt(len(emb)) if unit else x)
+        x = (x.astype(np.float64) - x[train].astype(np.float64).mean(0)) / x[train].astype(
+            np.float64
+        ).std(0)
+        made.append(x / np.sqrt((x**2).sum(1, keepdims=True)) / np.sqrt(len(emb)) if unit else x)
     return np.concatenate(made, 1)
 
 
-def spread(x: np.ndarray, y: np.ndarray, classes: int, neighbours: int, alphas: tuple[float, ...]) -> dict[float, np.ndarray]:
+def spread(
+    x: np.ndarray, y: np.ndarray, classes: int, neighbours: int, alphas: tuple[float, ...]
+) -> dict[float, np.ndarray]:
     links = links_of(nearest(x, None, neighbours)[1])
     return {alpha: solve(links, y, classes, alpha) for alpha in alphas}
 
 
 def best_of(val_log: list[np.ndarray], y_val: np.ndarray) -> int:
-    scores = [((log.argmax(1) == y_val).mean(), log[np.arange(len(y_val)), y_val].mean()) for log in val_log]
+    scores = [
+        ((log.argmax(1) == y_val).mean(), log[np.arange(len(y_val)), y_val].mean())
+        for log in val_log
+    ]
     return scores.index(max(scores))
 
 
@@ -63,12 +93,17 @@ def test_logistic_regression_is_scikit_learns_in_the_whole_space() -> None:
     """Fitted from scratch for every C, on all dimensions, to a gradient a thousand times smaller."""
     from sklearn.linear_model import LogisticRegression
 
-    emb, label, split = small(widths=(40, 30), noise=2.5)                      # wider than the 12 labelled rows
+    emb, label, split = small(widths=(40, 30), noise=2.5)  # wider than the 12 labelled rows
     x, scores = inputs(emb, split, unit=False), classify("logreg", emb, label, 3, split)
-    models = [LogisticRegression(C=C, tol=1e-9, max_iter=10_000).fit(x[split.labelled], label[split.labelled]) for C in INVERSE_PENALTIES]
+    models = [
+        LogisticRegression(C=C, tol=1e-9, max_iter=10_000).fit(
+            x[split.labelled], label[split.labelled]
+        )
+        for C in INVERSE_PENALTIES
+    ]
     best = best_of([model.predict_log_proba(x[split.val]) for model in models], label[split.val])
     assert scores.chosen[-1] == {"C": INVERSE_PENALTIES[best]}
-    assert 0 < best < len(models) - 1                                          # neither end of the grid: it was chosen
+    assert 0 < best < len(models) - 1  # neither end of the grid: it was chosen
     for rows, log in ((split.val, scores.val[-1]), (split.test, scores.test[-1])):
         assert np.allclose(np.exp(log), models[best].predict_proba(x[rows]), atol=1e-4)
 
@@ -77,13 +112,25 @@ def test_every_penalty_is_solved_whatever_the_path(digits: tuple) -> None:
     from sklearn.linear_model import LogisticRegression
 
     emb, label, split = digits
-    x = inputs([emb[1] + np.float16(0.01) * np.random.default_rng(0).normal(size=emb[1].shape).astype(np.float16)], split, unit=False)
+    x = inputs(
+        [
+            emb[1]
+            + np.float16(0.01)
+            * np.random.default_rng(0).normal(size=emb[1].shape).astype(np.float16)
+        ],
+        split,
+        unit=False,
+    )
     parts = [x[rows].astype(np.float32) for rows in (split.labelled, split.val)]
     found = list(classic._logreg(parts[0], label[split.labelled], parts[1:], 10))
     assert [chosen["C"] for chosen, _ in found] == list(INVERSE_PENALTIES)
     for chosen, (p_val,) in found[::4]:
-        oracle = LogisticRegression(C=chosen["C"], tol=1e-9, max_iter=10_000).fit(x[split.labelled], label[split.labelled])
-        assert np.abs(p_val - oracle.predict_proba(x[split.val])).max() < 3e-2          # 0.2 with scikit-learn's own tolerance
+        oracle = LogisticRegression(C=chosen["C"], tol=1e-9, max_iter=10_000).fit(
+            x[split.labelled], label[split.labelled]
+        )
+        assert (
+            np.abs(p_val - oracle.predict_proba(x[split.val])).max() < 3e-2
+        )  # 0.2 with scikit-learn's own tolerance
 
 
 def test_neighbours_vote_as_in_the_sums_and_in_scikit_learn() -> None:
@@ -92,7 +139,7 @@ def test_neighbours_vote_as_in_the_sums_and_in_scikit_learn() -> None:
     emb, label, split = small()
     x, scores = inputs(emb, split, unit=True), classify("knn", emb, label, 3, split)
     labelled = x[split.labelled]
-    ks = [k for k in VOTERS if k <= len(labelled)] + [len(labelled)]           # 50 voters of 12 rows are 12
+    ks = [k for k in VOTERS if k <= len(labelled)] + [len(labelled)]  # 50 voters of 12 rows are 12
 
     def vote(rows: np.ndarray, k: int) -> np.ndarray:
         p = np.zeros((len(rows), 3))
@@ -107,11 +154,19 @@ def test_neighbours_vote_as_in_the_sums_and_in_scikit_learn() -> None:
     assert scores.chosen[-1] == {"k": ks[best]}
     assert np.allclose(scores.val[-1], vote(split.val, ks[best]), atol=1e-4)
     assert np.allclose(scores.test[-1], vote(split.test, ks[best]), atol=1e-4)
-    oracle = KNeighborsClassifier(ks[best], weights="distance", algorithm="brute").fit(labelled, label[split.labelled])
+    oracle = KNeighborsClassifier(ks[best], weights="distance", algorithm="brute").fit(
+        labelled, label[split.labelled]
+    )
     assert np.allclose(np.exp(scores.test[-1]), oracle.predict_proba(x[split.test]), atol=1e-4)
-    for k, (chosen, (p_all,)) in zip(ks, classic._knn(labelled, label[split.labelled], [x], 3), strict=True):
-        oracle = KNeighborsClassifier(k, weights="distance", algorithm="brute").fit(labelled, label[split.labelled])
-        assert chosen == {"k": k} and np.allclose(p_all, oracle.predict_proba(x), atol=1e-6)           # with rows at distance 0: the labelled ones
+    for k, (chosen, (p_all,)) in zip(
+        ks, classic._knn(labelled, label[split.labelled], [x], 3), strict=True
+    ):
+        oracle = KNeighborsClassifier(k, weights="distance", algorithm="brute").fit(
+            labelled, label[split.labelled]
+        )
+        assert chosen == {"k": k} and np.allclose(
+            p_all, oracle.predict_proba(x), atol=1e-6
+        )  # with rows at distance 0: the labelled ones
 
 
 def graph(x: np.ndarray, k: int) -> np.ndarray:
@@ -136,14 +191,18 @@ def test_spreading_is_the_closed_form_and_scikit_learns(classes: int) -> None:
 
     x = np.random.default_rng(1).normal(size=(300, 4))
     y = np.full(300, -1)
-    y[:2 * classes] = np.arange(2 * classes) % classes
+    y[: 2 * classes] = np.arange(2 * classes) % classes
     found = spread(x, y, classes, 7, ALPHAS)
     assert list(found) == list(ALPHAS)
     for alpha, p in found.items():
-        assert p.dtype == np.float32 and np.allclose(p, closed_form(x, y, classes, 7, alpha), atol=1e-5)
-        oracle = LabelSpreading(kernel=lambda a, _: graph(a, 7), alpha=alpha, max_iter=10_000, tol=1e-9).fit(x, y)
+        assert p.dtype == np.float32 and np.allclose(
+            p, closed_form(x, y, classes, 7, alpha), atol=1e-5
+        )
+        oracle = LabelSpreading(
+            kernel=lambda a, _: graph(a, 7), alpha=alpha, max_iter=10_000, tol=1e-9
+        ).fit(x, y)
         assert np.allclose(p, oracle.label_distributions_, atol=1e-5)
-    assert np.abs(found[0.5] - found[0.99]).max() > 0.1                        # or alpha would play no part
+    assert np.abs(found[0.5] - found[0.99]).max() > 0.1  # or alpha would play no part
 
 
 def test_propagation_takes_the_mean_of_the_nearest_nodes() -> None:
@@ -154,7 +213,9 @@ def test_propagation_takes_the_mean_of_the_nearest_nodes() -> None:
 
     def inductive(rows: np.ndarray, k: int, alpha: float) -> np.ndarray:
         F = closed_form(x[nodes], y, 3, k, alpha)
-        return np.log(np.array([F[np.argsort(((x[row] - x[nodes]) ** 2).sum(1))[:k]].mean(0) for row in rows]))
+        return np.log(
+            np.array([F[np.argsort(((x[row] - x[nodes]) ** 2).sum(1))[:k]].mean(0) for row in rows])
+        )
 
     grid = [(k, alpha) for k in NEIGHBOURS for alpha in ALPHAS]
     best = best_of([inductive(split.val, *point) for point in grid], label[split.val])
@@ -164,11 +225,21 @@ def test_propagation_takes_the_mean_of_the_nearest_nodes() -> None:
 
 
 def test_what_no_label_reaches_is_unknown() -> None:
-    x = np.concatenate([np.random.default_rng(0).normal(size=(20, 3)), 100 + np.random.default_rng(1).normal(size=(20, 3))])
+    x = np.concatenate(
+        [
+            np.random.default_rng(0).normal(size=(20, 3)),
+            100 + np.random.default_rng(1).normal(size=(20, 3)),
+        ]
+    )
     y = np.full(40, -1)
     y[:2] = 0, 1
     p = spread(x, y, 4, 5, [0.9])[0.9]
-    assert np.allclose(p.sum(1), 1) and (p[20:] == 0.25).all() and (p[:20, 2:] == 0).all() and (p[:20].max(1) > 0.25).all()
+    assert (
+        np.allclose(p.sum(1), 1)
+        and (p[20:] == 0.25).all()
+        and (p[:20, 2:] == 0).all()
+        and (p[:20].max(1) > 0.25).all()
+    )
 
 
 def test_the_statistics_are_those_of_the_probes(made: Made) -> None:
@@ -178,7 +249,11 @@ def test_the_statistics_are_those_of_the_probes(made: Made) -> None:
 
     emb, train = made.emb["pixels"].astype(np.float16), np.arange(0, 1000, 3)
     mean_D, std_D = statistics(emb, train)
-    assert np.allclose(standardise(emb, train, mean_D, std_D), make_input([emb], train, torch.device("cpu"), torch.float32)(train).numpy(), atol=1e-6)
+    assert np.allclose(
+        standardise(emb, train, mean_D, std_D),
+        make_input([emb], train, torch.device("cpu"), torch.float32)(train).numpy(),
+        atol=1e-6,
+    )
 
 
 # ---------------------------------------------------------------- what plays no part
@@ -189,7 +264,10 @@ def test_test_rows_and_hidden_labels_play_no_part(method: str) -> None:
     emb, label, split = small()
     scores = classify(method, emb, label, 3, split)
     unseen = label.copy()
-    unseen[split.test], unseen[split.unlabelled] = -1, np.random.default_rng(0).permutation(label[split.unlabelled])
+    unseen[split.test], unseen[split.unlabelled] = (
+        -1,
+        np.random.default_rng(0).permutation(label[split.unlabelled]),
+    )
     assert same(scores, classify(method, emb, unseen, 3, split))
 
     moved = [x.copy() for x in emb]
@@ -200,18 +278,26 @@ def test_test_rows_and_hidden_labels_play_no_part(method: str) -> None:
 
     moved = [x.copy() for x in emb]
     for x in moved:
-        x[split.labelled] = x[split.labelled][::-1]                            # and training rows do play one
+        x[split.labelled] = x[split.labelled][::-1]  # and training rows do play one
     assert not same(scores, classify(method, moved, label, 3, split), test=False)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_validation_rows_are_no_training_rows(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one candidate there is nothing to choose, and validation rows then change no test score."""
-    for module, name, value in ((classic, "INVERSE_PENALTIES", (0.1,)), (classic, "VOTERS", (5,)),
-                                (propagation, "NEIGHBOURS", (7,)), (propagation, "ALPHAS", (0.9,))):
+    for module, name, value in (
+        (classic, "INVERSE_PENALTIES", (0.1,)),
+        (classic, "VOTERS", (5,)),
+        (propagation, "NEIGHBOURS", (7,)),
+        (propagation, "ALPHAS", (0.9,)),
+    ):
         monkeypatch.setattr(module, name, value)
     emb, label, split = small()
-    scores, other, moved = classify(method, emb, label, 3, split), label.copy(), [x.copy() for x in emb]
+    scores, other, moved = (
+        classify(method, emb, label, 3, split),
+        label.copy(),
+        [x.copy() for x in emb],
+    )
     other[split.val] = (label[split.val] + 1) % 3
     for x in moved:
         x[split.val] = -x[split.val]
@@ -221,11 +307,19 @@ def test_validation_rows_are_no_training_rows(method: str, monkeypatch: pytest.M
 
 def test_the_choice_is_by_accuracy_then_loss_then_order() -> None:
     y = np.array([0, 1])
-    sure, unsure, wrong = (np.array([[p, 1 - p], [1 - q, q]]) for p, q in ((0.9, 0.9), (0.6, 0.6), (0.999, 0.499)))
+    sure, unsure, wrong = (
+        np.array([[p, 1 - p], [1 - q, q]]) for p, q in ((0.9, 0.9), (0.6, 0.6), (0.999, 0.499))
+    )
     tried = {"wrong": wrong, "unsure": unsure, "sure": sure, "again": sure}
     for order in (["wrong", "unsure", "sure", "again"], ["sure", "again", "wrong", "unsure"]):
-        chosen, (val, test) = classic._pick(iter([({"is": name}, [tried[name], 1 - tried[name]]) for name in order]), y)
-        assert chosen == {"is": "sure"} and np.allclose(np.exp(val), sure) and np.allclose(np.exp(test), 1 - sure)
+        chosen, (val, test) = classic._pick(
+            iter([({"is": name}, [tried[name], 1 - tried[name]]) for name in order]), y
+        )
+        assert (
+            chosen == {"is": "sure"}
+            and np.allclose(np.exp(val), sure)
+            and np.allclose(np.exp(test), 1 - sure)
+        )
 
 
 # ---------------------------------------------------------------- shapes and hard cases
@@ -238,14 +332,28 @@ def test_the_digits_are_read(method: str, digits: tuple) -> None:
     scores = classify(method, emb, label, 10, split)
     bound = 0.86 if method == "label-propagation" else 0.67
     for val, test, chosen in zip(scores.val, scores.test, scores.chosen, strict=True):
-        assert val.shape == (len(split.val), 10) and test.shape == (len(split.test), 10) and val.dtype == test.dtype == np.float32
-        assert np.allclose(np.exp(test.astype(np.float64)).sum(1), 1, atol=1e-5) and (test.argmax(1) == label[split.test]).mean() > bound
-        assert set(chosen) == {"logreg": {"C"}, "knn": {"k"}, "label-propagation": {"neighbours", "alpha"}}[method]
+        assert (
+            val.shape == (len(split.val), 10)
+            and test.shape == (len(split.test), 10)
+            and val.dtype == test.dtype == np.float32
+        )
+        assert (
+            np.allclose(np.exp(test.astype(np.float64)).sum(1), 1, atol=1e-5)
+            and (test.argmax(1) == label[split.test]).mean() > bound
+        )
+        assert (
+            set(chosen)
+            == {"logreg": {"C"}, "knn": {"k"}, "label-propagation": {"neighbours", "alpha"}}[method]
+        )
     assert len(scores.val) == 3
     assert same(scores, classify(method, emb, label, 10, split))
     alone = classify(method, emb[1:], label, 10, split)
     assert len(alone.val) == len(alone.test) == len(alone.chosen) == 2
-    assert alone.test[0] is alone.test[1] and np.array_equal(alone.test[0], scores.test[1]) and alone.chosen == [scores.chosen[1]] * 2
+    assert (
+        alone.test[0] is alone.test[1]
+        and np.array_equal(alone.test[0], scores.test[1])
+        and alone.chosen == [scores.chosen[1]] * 2
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -257,7 +365,11 @@ def test_a_class_without_a_labelled_row(method: str, left: tuple[int, ...]) -> N
     scores = classify(method, emb, label, 3, Split(rows, split.unlabelled, split.val, split.test))
     absent = [c for c in range(3) if c not in left]
     for log in [*scores.val, *scores.test]:
-        assert np.isfinite(log).all() and (log[:, absent] < -27).all() and (log[:, left].max(1) > -0.7).all()
+        assert (
+            np.isfinite(log).all()
+            and (log[:, absent] < -27).all()
+            and (log[:, left].max(1) > -0.7).all()
+        )
         assert len(left) == 1 or len(np.unique(log.argmax(1))) == 2
 
 
@@ -267,11 +379,14 @@ def test_a_constant_view_says_nothing_and_does_no_harm(method: str, elsewhere: f
     """Also where it is another constant outside the training rows, which then are all equally far in that view."""
     emb, label, split = small()
     constant = np.full_like(emb[1], 0.1)
-    constant[split.val[0]:] = elsewhere
+    constant[split.val[0] :] = elsewhere
     scores = classify(method, [emb[0], constant], label, 3, split)
     assert all(np.isfinite(log).all() for log in [*scores.val, *scores.test])
     if elsewhere == 0.1 or method == "logreg":
-        assert np.abs(scores.test[0] - scores.test[2]).max() < 1e-3 and scores.chosen[0] == scores.chosen[2]
+        assert (
+            np.abs(scores.test[0] - scores.test[2]).max() < 1e-3
+            and scores.chosen[0] == scores.chosen[2]
+        )
     if method == "logreg":
         assert np.ptp(scores.test[1], 0).max() < 1e-6
 
@@ -282,9 +397,15 @@ def test_extremes_of_float16(method: str) -> None:
     emb, label, split = small()
     x = np.clip(emb[0], -3.998, 3.998)
     scores = classify(method, [x], label, 3, split)
-    large = x * np.float16(2 ** 14)                                            # up to 65,504
+    large = x * np.float16(2**14)  # up to 65,504
     assert np.abs(large).max() > 32_000
-    after = classify(method, [np.concatenate([large, np.full((len(x), 1), -65_504, np.float16)], 1)], label, 3, split)
+    after = classify(
+        method,
+        [np.concatenate([large, np.full((len(x), 1), -65_504, np.float16)], 1)],
+        label,
+        3,
+        split,
+    )
     assert after.chosen == scores.chosen and np.allclose(after.test[0], scores.test[0], atol=1e-3)
 
 
@@ -314,14 +435,24 @@ def test_errors_say_what_to_do() -> None:
 def test_an_unfinished_fit_is_no_candidate(monkeypatch: pytest.MonkeyPatch, digits: tuple) -> None:
     """40 iterations are enough for strong penalties only; 1 for none. No warning of the solver escapes, and no filter stays behind."""
     emb, label, split = digits
-    parts = [standardise(emb[0], rows, *statistics(emb[0], split.unlabelled)) for rows in (split.labelled, split.val)]
+    parts = [
+        standardise(emb[0], rows, *statistics(emb[0], split.unlabelled))
+        for rows in (split.labelled, split.val)
+    ]
     with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always")                                        # as a user's process has it: a warning is no error there
+        warnings.simplefilter("always")  # as a user's process has it: a warning is no error there
         before = list(warnings.filters)
         monkeypatch.setattr(classic, "ITERATIONS", 40)
-        finished = [chosen["C"] for chosen, _ in classic._logreg(parts[0], label[split.labelled], parts[1:], 10)]
+        finished = [
+            chosen["C"]
+            for chosen, _ in classic._logreg(parts[0], label[split.labelled], parts[1:], 10)
+        ]
         monkeypatch.setattr(classic, "ITERATIONS", 1)
         with pytest.raises(DataQualityError, match="did not converge within 1 iterations"):
             classify("logreg", emb, label, 10, split)
         assert warnings.filters == before and not heard
-    assert finished and finished == list(INVERSE_PENALTIES[:len(finished)]) and len(finished) < len(INVERSE_PENALTIES)
+    assert (
+        finished
+        and finished == list(INVERSE_PENALTIES[: len(finished)])
+        and len(finished) < len(INVERSE_PENALTIES)
+    )

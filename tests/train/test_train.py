@@ -25,7 +25,14 @@ from conftest import ROOT, Made, write_view
 from safetensors.numpy import load_file
 
 from base import locks
-from base.errors import DataQualityError, IntegrityError, PreemptedError, StaleError, StorageError, UsageError
+from base.errors import (
+    DataQualityError,
+    IntegrityError,
+    PreemptedError,
+    StaleError,
+    StorageError,
+    UsageError,
+)
 from cache_specs.alike import alike
 from cache_specs.items import Items
 from cache_specs.lookup import find_dataset
@@ -49,13 +56,35 @@ from train.run.log import Listeners
 from train.run.session import read, warn_of_classes, warn_of_copies
 from train.run.summary import against, table
 
-QUICK = {"labels": "3", "lr": 5e-3, "hidden": 16, "batch_unlabelled": 16, "warmup": 20, "cotrain": 20, "eval_every": 10, "checkpoint_every": 10, "threads": 1,
-         "tensorboard": "off"}
+QUICK = {
+    "labels": "3",
+    "lr": 5e-3,
+    "hidden": 16,
+    "batch_unlabelled": 16,
+    "warmup": 20,
+    "cotrain": 20,
+    "eval_every": 10,
+    "checkpoint_every": 10,
+    "threads": 1,
+    "tensorboard": "off",
+}
 
 
 def config(made: Made, folder: Path, *views: str, **changes: object) -> TrainConfig:
-    return TrainConfig(views=made.views(*(views or ("pixels", "edges"))), data="digits", cache=str(made.cache), runs=str(folder), report=False,
-                       **{"run": "a", "seeds": "0..1", "method": "supervised,mct" if len(views) != 1 else "supervised", **QUICK, **changes})
+    return TrainConfig(
+        views=made.views(*(views or ("pixels", "edges"))),
+        data="digits",
+        cache=str(made.cache),
+        runs=str(folder),
+        report=False,
+        **{
+            "run": "a",
+            "seeds": "0..1",
+            "method": "supervised,mct" if len(views) != 1 else "supervised",
+            **QUICK,
+            **changes,
+        },
+    )
 
 
 def flags(settings: TrainConfig) -> list[str]:
@@ -63,16 +92,23 @@ def flags(settings: TrainConfig) -> list[str]:
     words = []
     for name, value in values.items():
         name = name.replace("_", "-")
-        words += [f"--{name}" if value else f"--no-{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+        words += (
+            [f"--{name}" if value else f"--no-{name}"]
+            if isinstance(value, bool)
+            else [f"--{name}", str(value)]
+        )
     return words
 
 
 def outcome(folder: Path) -> dict[str, object]:
     """Everything a run leaves that must not depend on how often it was interrupted."""
-    files = {str(path.relative_to(folder)): path.read_bytes() for pattern in ("probes/*/*", "splits/*", "metrics.jsonl", "predictions.parquet")
-             for path in sorted(folder.glob(pattern))}
+    files = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for pattern in ("probes/*/*", "splits/*", "metrics.jsonl", "predictions.parquet")
+        for path in sorted(folder.glob(pattern))
+    }
     summary = json.loads((folder / "summary.json").read_text())
-    del summary["seconds"], summary["sha256"]               # the one is in the other
+    del summary["seconds"], summary["sha256"]  # the one is in the other
     summary["files"] = {name: sha256 for name, sha256 in summary["files"].items() if name in files}
     return {**files, "summary": summary}
 
@@ -104,7 +140,9 @@ def test_labels_from_a_file(made: Made, tmp_path: Path) -> None:
     path.write_text("".join(f"{made.items.keys[row]}\n" for row in chosen.labelled))
     assert np.array_equal(make_split(made.items, ok, str(path), 0).labelled, chosen.labelled)
     path.write_text("0000x\n")
-    with pytest.raises(UsageError, match="line 1: 'digits' has no image '0000x'; did you mean '0000'"):
+    with pytest.raises(
+        UsageError, match="line 1: 'digits' has no image '0000x'; did you mean '0000'"
+    ):
         make_split(made.items, ok, str(path), 0)
     path.write_text(made.items.keys[chosen.test[0]] + "\n")
     with pytest.raises(UsageError, match="not a labelled training image"):
@@ -118,7 +156,10 @@ def test_nonsense_labels_are_refused(made: Made, labels: str) -> None:
 
 
 def test_more_labels_than_there_are(made: Made) -> None:
-    with pytest.raises(UsageError, match=r"class '.' has only \d+ labelled training images; type at most LABELS=\d+") as caught:
+    with pytest.raises(
+        UsageError,
+        match=r"class '.' has only \d+ labelled training images; type at most LABELS=\d+",
+    ) as caught:
         make_split(made.items, np.ones(len(made.items), bool), "500", 0)
     make_split(made.items, np.ones(len(made.items), bool), caught.value.instead["LABELS"], 0)
 
@@ -128,10 +169,18 @@ def test_missing_splits_are_filled_in_and_given_ones_stand(made: Made) -> None:
     role = assign(bare)
     for name, share in (("train", 0.6), ("val", 0.2), ("test", 0.2)):
         assert abs((role == name).mean() - share) < 0.02
-    half = dataclasses.replace(made.items, split=["test" if i % 2 else "train" for i in range(len(made.items))])
-    assert ((assign(half) == "test") == (np.arange(len(made.items)) % 2 == 1)).all() and (assign(half) == "val").any()
-    none = dataclasses.replace(made.items, label=np.full(len(made.items), -1, np.int32), split=[""] * len(made.items))
-    with pytest.raises(DataQualityError, match="no usable labelled training image: 0 of 1797 have a label"):
+    half = dataclasses.replace(
+        made.items, split=["test" if i % 2 else "train" for i in range(len(made.items))]
+    )
+    assert ((assign(half) == "test") == (np.arange(len(made.items)) % 2 == 1)).all() and (
+        assign(half) == "val"
+    ).any()
+    none = dataclasses.replace(
+        made.items, label=np.full(len(made.items), -1, np.int32), split=[""] * len(made.items)
+    )
+    with pytest.raises(
+        DataQualityError, match="no usable labelled training image: 0 of 1797 have a label"
+    ):
         make_split(none, np.ones(len(none), bool), "all", 0)
 
 
@@ -140,8 +189,15 @@ def test_copies_of_an_image_are_drawn_to_one_side(made: Made, most: int) -> None
     """But for a class that is one image and its copies, which could not be tested at all."""
     rows = np.flatnonzero(made.items.label < 3)
     sha = [f"{made.items.label[row]} {number // most}" for number, row in enumerate(rows)]
-    items = dataclasses.replace(made.items, **{name: [getattr(made.items, name)[row] for row in rows] for name in ("keys",)}, sha256=sha,
-                                label=made.items.label[rows], size=made.items.size[rows], split=[""] * len(rows), classes=made.items.classes[:3])
+    items = dataclasses.replace(
+        made.items,
+        **{name: [getattr(made.items, name)[row] for row in rows] for name in ("keys",)},
+        sha256=sha,
+        label=made.items.label[rows],
+        size=made.items.size[rows],
+        split=[""] * len(rows),
+        classes=made.items.classes[:3],
+    )
     role, sides = assign(items), {}
     for one, where in zip(sha, role, strict=True):
         sides.setdefault(one, set()).add(where)
@@ -164,14 +220,18 @@ def test_rows_are_epochs_of_permutations(n: int) -> None:
     pool = np.arange(n) * 10
     stream = np.concatenate([rows(pool, 3, step, 16, UNLABELLED) for step in range(max(n, 6))])
     for epoch in range(16):
-        assert sorted(stream[epoch * n:(epoch + 1) * n]) == list(pool)
+        assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(pool)
     assert np.array_equal(rows(pool, 3, 5, 16, UNLABELLED), stream[80:96])
     if n > 7:
-        assert not np.array_equal(rows(pool, 3, 0, 16, LABELLED), stream[:16]) and not np.array_equal(rows(pool, 4, 0, 16, UNLABELLED), stream[:16])
+        assert not np.array_equal(
+            rows(pool, 3, 0, 16, LABELLED), stream[:16]
+        ) and not np.array_equal(rows(pool, 4, 0, 16, UNLABELLED), stream[:16])
 
 
 def test_draws_differ_between_steps_streams_and_seeds() -> None:
-    draws = {uniforms(*key, 1)[0] for key in [(0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 2, 0)]}
+    draws = {
+        uniforms(*key, 1)[0] for key in [(0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 2, 0)]
+    }
     assert len(draws) == 5 and uniforms(0, 1, 2, 4)[0] == uniforms(0, 1, 2, 1)[0]
 
 
@@ -184,16 +244,24 @@ def test_the_paired_difference_and_its_p_value_are_scipys() -> None:
     chance = np.random.default_rng(0)
     for shift in (0.0, 0.02):
         a, b = chance.normal(0.8 + shift, 0.02, 10), chance.normal(0.8, 0.02, 10)
-        text = against(*({"joint": {"test_top1": {"values": values.tolist()}}} for values in (a, b)))
+        text = against(
+            *({"joint": {"test_top1": {"values": values.tolist()}}} for values in (a, b))
+        )
         p = ttest_rel(a, b).pvalue
-        assert f"{100 * (a - b).mean():+.1f} ± {100 * (a - b).std(ddof=1) / 10**0.5:.1f}" in text and (f"p = {p:.3f}" in text or p < 0.001)
+        assert (
+            f"{100 * (a - b).mean():+.1f} ± {100 * (a - b).std(ddof=1) / 10**0.5:.1f}" in text
+            and (f"p = {p:.3f}" in text or p < 0.001)
+        )
 
 
 def test_metrics_against_scikit_learn() -> None:
     from sklearn.metrics import accuracy_score, log_loss
 
     generator = torch.Generator().manual_seed(0)
-    logits, y = torch.randn(2, 300, 5, generator=generator, dtype=torch.float64) * 2, torch.randint(5, (300,), generator=generator)
+    logits, y = (
+        torch.randn(2, 300, 5, generator=generator, dtype=torch.float64) * 2,
+        torch.randint(5, (300,), generator=generator),
+    )
     found = metrics(logits, y)
     for e in range(2):
         p = torch.softmax(logits[e], -1).numpy()
@@ -201,8 +269,11 @@ def test_metrics_against_scikit_learn() -> None:
         assert found["nll"][e] == pytest.approx(log_loss(y, p))
         confidence, correct = p.max(1), p.argmax(1) == y.numpy()
         edges = np.linspace(0, 1, 16)
-        want = sum(abs(correct[m].mean() - confidence[m].mean()) * m.mean() for a, b in itertools.pairwise(edges)
-                   if (m := (confidence > a) & (confidence <= b)).any())
+        want = sum(
+            abs(correct[m].mean() - confidence[m].mean()) * m.mean()
+            for a, b in itertools.pairwise(edges)
+            if (m := (confidence > a) & (confidence <= b)).any()
+        )
         assert found["ece"][e] == pytest.approx(want)
     assert torch.equal(joint([logits, logits]), 2 * logits)
     assert float(ece(torch.tensor([[[50.0, 0.0]]]), torch.tensor([0]))[0]) == pytest.approx(0)
@@ -211,27 +282,55 @@ def test_metrics_against_scikit_learn() -> None:
 # ---------------------------------------------------------------- runs
 
 
-def test_a_run_leaves_what_it_promises(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_run_leaves_what_it_promises(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     summary = run(config(made, tmp_path))
     folder = tmp_path / "a"
     assert summary == json.loads((folder / "summary.json").read_text())
-    assert summary["dataset"] == "digits" and summary["views"] == ["pixels", "edges"] and summary["labels"] == "3" and summary["seeds"] == [0, 1]
+    assert (
+        summary["dataset"] == "digits"
+        and summary["views"] == ["pixels", "edges"]
+        and summary["labels"] == "3"
+        and summary["seeds"] == [0, 1]
+    )
     for method in ("supervised", "mct"):
         found = summary["methods"][method]
         for scores in (*found["views"].values(), found["joint"]):
-            assert set(scores["test_top1"]) >= {"mean", "std", "n"} and scores["test_top1"]["n"] == 2 and 0.3 < scores["test_top1"]["mean"] <= 1
-            assert scores["test_top1"]["std"] == pytest.approx(np.std(scores["test_top1"]["values"], ddof=1))
+            assert (
+                set(scores["test_top1"]) >= {"mean", "std", "n"}
+                and scores["test_top1"]["n"] == 2
+                and 0.3 < scores["test_top1"]["mean"] <= 1
+            )
+            assert scores["test_top1"]["std"] == pytest.approx(
+                np.std(scores["test_top1"]["values"], ddof=1)
+            )
     out = capsys.readouterr().out
-    for line in ("pixels, supervised", "edges, meta co-training", "meta co-training: joint", "against late fusion",
-                 "selected on 355 labelled validation images"):
+    for line in (
+        "pixels, supervised",
+        "edges, meta co-training",
+        "meta co-training: joint",
+        "against late fusion",
+        "selected on 355 labelled validation images",
+    ):
         assert line in out
     for seed in (0, 1):
         assert len((folder / "splits" / f"seed-{seed}.labelled.txt").read_text().split()) == 30
     settings = json.loads((folder / "config.json").read_text())
-    assert settings["settings"]["lr"] == 5e-3 and set(settings["fingerprints"]) == {"items", "labels", "pixels", "edges"}
-    assert json.loads((folder / "environment.json").read_text())["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert settings["settings"]["lr"] == 5e-3 and set(settings["fingerprints"]) == {
+        "items",
+        "labels",
+        "pixels",
+        "edges",
+    }
+    assert (
+        json.loads((folder / "environment.json").read_text())["versions"]["torch"]
+        == torch.__version__.split("+")[0]
+    )
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [(r["method"], r["step"]) for r in records] == list(itertools.product(("supervised", "mct"), (10, 20, 30, 40)))
+    assert [(r["method"], r["step"]) for r in records] == list(
+        itertools.product(("supervised", "mct"), (10, 20, 30, 40))
+    )
     assert "feedback" in records[-1] and not list(folder.rglob("*.tmp"))
 
 
@@ -239,7 +338,9 @@ def plain_forward(p: dict[str, np.ndarray], prefix: str, h: np.ndarray) -> np.nd
     """The probe again, in NumPy."""
     for i in range(2):
         h = h @ p[f"{prefix}w{i}"] + p[f"{prefix}b{i}"]
-        h = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-5) * p[f"{prefix}gain{i}"] + p[f"{prefix}shift{i}"]
+        h = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-5) * p[
+            f"{prefix}gain{i}"
+        ] + p[f"{prefix}shift{i}"]
         h = np.maximum(h, 0)
     return h @ p[f"{prefix}w2"] + p[f"{prefix}b2"]
 
@@ -248,83 +349,161 @@ def test_predictions_agree_with_the_summary_and_the_probes(made: Made, tmp_path:
     """Accuracy counted from the rows of predictions.parquet, and again from the safetensors by plain NumPy."""
     summary = run(config(made, tmp_path))
     table = pq.read_table(tmp_path / "a" / "predictions.parquet")
-    columns = {name: np.array(table[name].to_pylist()) for name in ("method", "seed", "split", "label", "pred", "id", "confidence", "margin", "agreement")}
+    columns = {
+        name: np.array(table[name].to_pylist())
+        for name in (
+            "method",
+            "seed",
+            "split",
+            "label",
+            "pred",
+            "id",
+            "confidence",
+            "margin",
+            "agreement",
+        )
+    }
     test = make_split(made.items, np.ones(len(made.items), bool), "3", 0).test
     for method in ("supervised", "mct"):
         for e, seed in enumerate((0, 1)):
-            here = (columns["method"] == method) & (columns["seed"] == seed) & (columns["split"] == "test")
+            here = (
+                (columns["method"] == method)
+                & (columns["seed"] == seed)
+                & (columns["split"] == "test")
+            )
             accuracy = (columns["pred"] == columns["label"])[here].mean()
-            assert accuracy == pytest.approx(summary["methods"][method]["joint"]["test_top1"]["values"][e])
+            assert accuracy == pytest.approx(
+                summary["methods"][method]["joint"]["test_top1"]["values"][e]
+            )
             assert list(columns["id"][here]) == [made.items.keys[row] for row in test]
             total = 0
             for view in ("pixels", "edges"):
-                p = {name: value if name.startswith("input") else value[e] for name, value in
-                     load_file(tmp_path / "a" / "probes" / method / f"{view}.safetensors").items()}
-                x = (made.emb[view][test].astype(np.float16).astype(np.float32) - p["input_mean"]) / p["input_std"]
+                p = {
+                    name: value if name.startswith("input") else value[e]
+                    for name, value in load_file(
+                        tmp_path / "a" / "probes" / method / f"{view}.safetensors"
+                    ).items()
+                }
+                x = (
+                    made.emb[view][test].astype(np.float16).astype(np.float32) - p["input_mean"]
+                ) / p["input_std"]
                 logits = plain_forward(p, "", x)
                 stored = np.stack(table[f"prob_{view}"].to_pylist())[here].astype(np.float32)
                 softmax = np.exp(logits - logits.max(1, keepdims=True))
-                np.testing.assert_allclose(stored, softmax / softmax.sum(1, keepdims=True), atol=2e-3)
+                np.testing.assert_allclose(
+                    stored, softmax / softmax.sum(1, keepdims=True), atol=2e-3
+                )
                 total = total + plain_forward(p, "joint.", x)
             assert (total.argmax(1) == columns["pred"][here]).mean() > 0.995
-    assert ((columns["margin"] >= 0) & (columns["confidence"] <= 1) & np.isin(columns["agreement"], (0, 0.5, 1))).all()
+    assert (
+        (columns["margin"] >= 0)
+        & (columns["confidence"] <= 1)
+        & np.isin(columns["agreement"], (0, 0.5, 1))
+    ).all()
 
 
-def test_a_finished_run_is_shown_not_repeated(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_finished_run_is_shown_not_repeated(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     first = run(config(made, tmp_path))
     shown = [line for line in capsys.readouterr().out.splitlines() if "±" in line]
     stamp = (tmp_path / "a" / "summary.json").stat().st_mtime_ns
-    assert run(config(made, tmp_path)) == first and (tmp_path / "a" / "summary.json").stat().st_mtime_ns == stamp
+    assert (
+        run(config(made, tmp_path)) == first
+        and (tmp_path / "a" / "summary.json").stat().st_mtime_ns == stamp
+    )
     again = capsys.readouterr().out
-    assert "is finished; another RUN=" in again and len(shown) == 7 and [line for line in again.splitlines() if "±" in line] == shown
+    assert (
+        "is finished; another RUN=" in again
+        and len(shown) == 7
+        and [line for line in again.splitlines() if "±" in line] == shown
+    )
 
 
-@pytest.mark.parametrize(("change", "field"), [({"lr": 1e-2}, "settings.lr: 0.005 -> 0.01"), ({"seeds": "0..2"}, "settings.seeds"),
-                                               ({"labels": "4"}, "settings.labels: 3 -> 4")])
-def test_a_run_is_not_resumed_with_other_settings(made: Made, tmp_path: Path, change: dict, field: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"lr": 1e-2}, "settings.lr: 0.005 -> 0.01"),
+        ({"seeds": "0..2"}, "settings.seeds"),
+        ({"labels": "4"}, "settings.labels: 3 -> 4"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_settings(
+    made: Made, tmp_path: Path, change: dict, field: str
+) -> None:
     run(config(made, tmp_path, warmup=2, cotrain=0, method="supervised"))
     with pytest.raises(StaleError, match="made with other settings or data") as caught:
         run(config(made, tmp_path, warmup=2, cotrain=0, method="supervised", **change))
-    assert field in str(caught.value) and "RUN=a-2" in str(caught.value) and caught.value.instead == {"RUN": "a-2"}
+    assert (
+        field in str(caught.value)
+        and "RUN=a-2" in str(caught.value)
+        and caught.value.instead == {"RUN": "a-2"}
+    )
     (tmp_path / "a-2").mkdir()
-    with pytest.raises(StaleError, match="RUN=a-3"):        # a name that is free
+    with pytest.raises(StaleError, match="RUN=a-3"):  # a name that is free
         run(config(made, tmp_path, warmup=2, cotrain=0, method="supervised", **change))
 
 
-def test_a_run_goes_on_with_the_images_of_then_under_the_name_that_they_have_now(tmp_path: Path) -> None:
+def test_a_run_goes_on_with_the_images_of_then_under_the_name_that_they_have_now(
+    tmp_path: Path,
+) -> None:
     """An image was added since: DATA=digits is a newer version, and the run's own images are called by their folder."""
     old = Made(tmp_path)
     run(config(old, tmp_path / "runs", warmup=2, cotrain=0, method="supervised"))
-    (tmp_path / "runs" / "a" / "summary.json").unlink()     # as if it were not finished
-    items = dataclasses.replace(old.items, keys=[*old.items.keys, "x"], label=np.append(old.items.label, -1), split=[*old.items.split, "unlabelled"],
-                                size=np.append(old.items.size, 1), sha256=[*old.items.sha256, "f" * 64])
+    (tmp_path / "runs" / "a" / "summary.json").unlink()  # as if it were not finished
+    items = dataclasses.replace(
+        old.items,
+        keys=[*old.items.keys, "x"],
+        label=np.append(old.items.label, -1),
+        split=[*old.items.split, "unlabelled"],
+        size=np.append(old.items.size, 1),
+        sha256=[*old.items.sha256, "f" * 64],
+    )
     folder = write_items(old.cache, items)
     for name, emb in old.emb.items():
         write_view(folder, old.tomls[name], np.concatenate([emb, emb[:1]]), items.fingerprint)
-    with pytest.raises(StaleError, match=rf"(?s)fingerprints.items: .*The images that it was made of are DATA={old.dataset.name}\n"):
+    with pytest.raises(
+        StaleError,
+        match=rf"(?s)fingerprints.items: .*The images that it was made of are DATA={old.dataset.name}\n",
+    ):
         run(config(old, tmp_path / "runs", warmup=2, cotrain=0, method="supervised"))
-    then = dataclasses.replace(config(old, tmp_path / "runs", warmup=2, cotrain=0, method="supervised"), data=old.dataset.name)
+    then = dataclasses.replace(
+        config(old, tmp_path / "runs", warmup=2, cotrain=0, method="supervised"),
+        data=old.dataset.name,
+    )
     assert run(then)["methods"]["supervised"]["joint"]["test_top1"]["n"] == 2
     with pytest.raises(StaleError, match=r"settings.lr: 0.005 -> 0.01\n(?!The images)"):
         run(dataclasses.replace(then, lr=0.01))
 
 
 @pytest.mark.parametrize(("method", "cotrain"), [("supervised", 60), ("mct", 50)])
-def test_the_best_copy_on_validation_is_kept(made: Made, tmp_path: Path, method: str, cotrain: int) -> None:
+def test_the_best_copy_on_validation_is_kept(
+    made: Made, tmp_path: Path, method: str, cotrain: int
+) -> None:
     """The reported validation accuracy is the best of the curve, which then went down: neither the last state nor an alias of it."""
     summary = run(config(made, tmp_path, seeds="1", method=method, lr=0.1, cotrain=cotrain))
-    records = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
+    ]
     found = summary["methods"][method]
-    for name, scores in found["views"].items() if method == "supervised" else [("joint", found["joint"])]:
+    for name, scores in (
+        found["views"].items() if method == "supervised" else [("joint", found["joint"])]
+    ):
         curve = [record["val"][name]["top1"] for record in records]
-        assert scores["val_top1"]["mean"] == pytest.approx(max(curve)) and curve[-1] < max(curve), curve
+        assert scores["val_top1"]["mean"] == pytest.approx(max(curve)) and curve[-1] < max(curve), (
+            curve
+        )
 
 
 def test_the_joint_of_supervised_comes_from_the_best_joint_step(made: Made, tmp_path: Path) -> None:
     """Late fusion is selected as the joint of mct is: its validation accuracy is the best of the joint curve."""
     summary = run(config(made, tmp_path, seeds="0", method="supervised", lr=0.1))
-    records = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
-    assert summary["methods"]["supervised"]["joint"]["val_top1"]["mean"] == pytest.approx(max(record["val"]["joint"]["top1"] for record in records))
+    records = [
+        json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert summary["methods"]["supervised"]["joint"]["val_top1"]["mean"] == pytest.approx(
+        max(record["val"]["joint"]["top1"] for record in records)
+    )
 
 
 def test_a_run_is_not_resumed_on_other_labels_or_splits(made: Made, tmp_path: Path) -> None:
@@ -337,7 +516,9 @@ def test_a_run_is_not_resumed_on_other_labels_or_splits(made: Made, tmp_path: Pa
 
 
 def test_mct_needs_unlabelled_images(made: Made, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"LABELS=all leaves no unlabelled image for mct\. Give fewer"):
+    with pytest.raises(
+        UsageError, match=r"LABELS=all leaves no unlabelled image for mct\. Give fewer"
+    ):
         run(config(made, tmp_path, labels="all"))
 
 
@@ -348,23 +529,37 @@ def test_a_class_that_is_not_tested_is_said(made: Made, capsys: pytest.CaptureFi
     warn_of_classes(cache, split)
     assert capsys.readouterr().err == ""
     label = made.items.label
-    warn_of_classes(cache, dataclasses.replace(split, test=split.test[label[split.test] != 4], val=split.val[label[split.val] > 1]))
+    warn_of_classes(
+        cache,
+        dataclasses.replace(
+            split, test=split.test[label[split.test] != 4], val=split.val[label[split.val] > 1]
+        ),
+    )
     assert capsys.readouterr().err.splitlines() == [
         "warning: of 10 classes 2 have no validation image: '0', '1'. The validation scores say nothing of them",
-        "warning: of 10 classes 1 has no test image: '4'. The test scores say nothing of them"]
+        "warning: of 10 classes 1 has no test image: '4'. The test scores say nothing of them",
+    ]
 
 
-def test_copies_of_test_images_among_the_training_images_are_said(made: Made, capsys: pytest.CaptureFixture) -> None:
+def test_copies_of_test_images_among_the_training_images_are_said(
+    made: Made, capsys: pytest.CaptureFixture
+) -> None:
     ok = np.ones(len(made.items), bool)
     split = make_split(made.items, ok, "3", 0)
     sha = list(made.items.sha256)
     sha[split.test[0]] = sha[split.unlabelled[0]]
-    warn_of_copies(Cache(dataclasses.replace(made.items, sha256=sha), [], [], ok, {}, {}, "digits"), split)
-    assert "warning: 1 of 355 test images are byte for byte also training images" in capsys.readouterr().err
+    warn_of_copies(
+        Cache(dataclasses.replace(made.items, sha256=sha), [], [], ok, {}, {}, "digits"), split
+    )
+    assert (
+        "warning: 1 of 355 test images are byte for byte also training images"
+        in capsys.readouterr().err
+    )
 
 
-def test_a_folder_that_is_not_what_was_embedded_is_said(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
-                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_not_what_was_embedded_is_said(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     items = build_items(open_dataset(str(folder), tmp_path))
@@ -375,11 +570,15 @@ def test_a_folder_that_is_not_what_was_embedded_is_said(photos: Path, tmp_path: 
     (folder / items.keys[2]).unlink()
     cache.warn_of_drift()
     err = capsys.readouterr().err
-    assert f"warning: of {len(items)} images looked at in {folder}, 2 were moved, are gone or have changed since they were embedded, " \
-        f"the first is '{items.keys[1]}'" in err and f"make extract VIEW=… DATA={folder}" in err
+    assert (
+        f"warning: of {len(items)} images looked at in {folder}, 2 were moved, are gone or have changed since they were embedded, "
+        f"the first is '{items.keys[1]}'"
+        in err
+        and f"make extract VIEW=… DATA={folder}" in err
+    )
     monkeypatch.setattr("train.data.reader.LOOKED_AT", 3)
     cache.warn_of_drift()
-    assert not capsys.readouterr().err                       # of the first, the middle and the last one
+    assert not capsys.readouterr().err  # of the first, the middle and the last one
 
 
 def test_images_that_are_added_or_moved_hardly_change_who_is_tested() -> None:
@@ -389,16 +588,39 @@ def test_images_that_are_added_or_moved_hardly_change_who_is_tested() -> None:
     hidden = chance.choice(400, 100, replace=False)
     first = label.copy()
     first[hidden] = -1
-    one = Items("x", "folder", [f"{i:03d}" for i in range(400)], first, [""] * 400, np.ones(400, np.int64), sha, list("abcd"))
+    one = Items(
+        "x",
+        "folder",
+        [f"{i:03d}" for i in range(400)],
+        first,
+        [""] * 400,
+        np.ones(400, np.int64),
+        sha,
+        list("abcd"),
+    )
     then = label.copy()
     then[hidden[8:]] = -1
-    order = chance.permutation(400)                                         # the names of then sort otherwise
-    two = Items("x", "folder", [f"{i:03d}" for i in range(400)], then[order], [""] * 400, np.ones(400, np.int64), [sha[i] for i in order], list("abcd"))
-    before, after = dict(zip(one.sha256, assign(one), strict=True)), dict(zip(two.sha256, assign(two), strict=True))
+    order = chance.permutation(400)  # the names of then sort otherwise
+    two = Items(
+        "x",
+        "folder",
+        [f"{i:03d}" for i in range(400)],
+        then[order],
+        [""] * 400,
+        np.ones(400, np.int64),
+        [sha[i] for i in order],
+        list("abcd"),
+    )
+    before, after = (
+        dict(zip(one.sha256, assign(one), strict=True)),
+        dict(zip(two.sha256, assign(two), strict=True)),
+    )
     assert sum(before[sha[i]] != after[sha[i]] for i in range(400) if i not in hidden) <= 8
     fifth = sum(int((first == c).sum()) // 5 for c in range(4))
     assert [list(before.values()).count(role) for role in ("val", "test")] == [fifth, fifth]
-    copied = dataclasses.replace(one, sha256=[sha[i // 2] for i in range(400)], label=np.zeros(400, np.int32), classes=["a"])
+    copied = dataclasses.replace(
+        one, sha256=[sha[i // 2] for i in range(400)], label=np.zeros(400, np.int32), classes=["a"]
+    )
     assert sum(a != b for a, b in zip(assign(copied)[::2], assign(copied)[1::2], strict=True)) <= 2
 
 
@@ -409,11 +631,16 @@ def test_a_bad_image_changes_no_other_draw(made: Made) -> None:
     assert np.array_equal(make_split(made.items, ok, "3", 0).labelled, split.labelled)
 
 
-def test_metrics_are_not_cut_before_the_checkpoint_is_known_to_be_good(made: Made, tmp_path: Path, command: Callable) -> None:
+def test_metrics_are_not_cut_before_the_checkpoint_is_known_to_be_good(
+    made: Made, tmp_path: Path, command: Callable
+) -> None:
     settings = config(made, tmp_path)
     command("train", *flags(settings), env={"COVIEW_FAULT": "kill:1:checkpoint.latest.done"})
     folder = tmp_path / "a" / "checkpoints"
-    state, metrics_file = folder / (folder / "LATEST").read_text().strip() / "state.json", tmp_path / "a" / "metrics.jsonl"
+    state, metrics_file = (
+        folder / (folder / "LATEST").read_text().strip() / "state.json",
+        tmp_path / "a" / "metrics.jsonl",
+    )
     good, lines = state.read_bytes(), metrics_file.read_bytes()
     state.write_bytes(good[:50])
     with pytest.raises(IntegrityError, match="is damaged"):
@@ -429,17 +656,25 @@ def test_three_views_and_one(made: Made, tmp_path: Path) -> None:
     summary = run(config(made, tmp_path, "pixels", "edges", "thirds"))
     assert set(summary["methods"]["mct"]["views"]) == {"pixels", "edges", "thirds"}
     one = run(config(made, tmp_path, "pixels", run="one"))
-    assert list(one["methods"]) == ["supervised"] and "late fusion" not in table(one) and "pixels, supervised" in table(one)
+    assert (
+        list(one["methods"]) == ["supervised"]
+        and "late fusion" not in table(one)
+        and "pixels, supervised" in table(one)
+    )
 
 
 @pytest.mark.parametrize("method", ["mct-graph", "concat", "mpl"])
-def test_embeddings_kept_on_the_device_give_the_same_bytes(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+def test_embeddings_kept_on_the_device_give_the_same_bytes(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     """What a GPU has in its own memory, the CPU can have in its: batches without unlabelled rows, ensembles, predictions."""
     run(config(made, tmp_path / "mapped", method=method, members=2))
     monkeypatch.setattr("train.data.feed.fits", lambda emb, device: True)
     run(config(made, tmp_path / "kept", method=method, members=2))
     kept = outcome(tmp_path / "kept" / "a")
-    assert kept == outcome(tmp_path / "mapped" / "a") and any(name.startswith("probes") for name in kept)
+    assert kept == outcome(tmp_path / "mapped" / "a") and any(
+        name.startswith("probes") for name in kept
+    )
 
 
 def test_hidden_labels_do_not_matter(made: Made, tmp_path: Path) -> None:
@@ -451,7 +686,13 @@ def test_hidden_labels_do_not_matter(made: Made, tmp_path: Path) -> None:
     shown[np.concatenate([chosen.labelled, chosen.val])] = True
     noise = np.random.default_rng(0).integers(10, size=len(shown))
     (tmp_path / "other").mkdir()
-    other = Made(tmp_path / "other", [str(label if keep else n) for label, keep, n in zip(made.items.label, shown, noise, strict=True)])
+    other = Made(
+        tmp_path / "other",
+        [
+            str(label if keep else n)
+            for label, keep, n in zip(made.items.label, shown, noise, strict=True)
+        ],
+    )
     assert (other.items.label != made.items.label).mean() > 0.5
     one = run(config(made, tmp_path, labels=str(keys)))
     two = run(config(other, tmp_path, labels=str(keys), run="b"))
@@ -472,21 +713,36 @@ def test_bad_rows_are_masked_in_all_views(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("views", [("pixels", "edges"), ("pixels", "edges", "thirds")])
-def test_two_gloo_processes_equal_one_process_to_the_last_bit(made: Made, tmp_path: Path, command: Callable, views: tuple[str, ...]) -> None:
+def test_two_gloo_processes_equal_one_process_to_the_last_bit(
+    made: Made, tmp_path: Path, command: Callable, views: tuple[str, ...]
+) -> None:
     one = config(made, tmp_path, *views, precision="float64")
     run(one)
     two = dataclasses.replace(one, run="b", gpus=2)
     done = command("train", *flags(two))
     assert done.returncode == 0, done.stderr
     first, second = outcome(tmp_path / "a"), outcome(tmp_path / "b")
-    assert first.keys() == second.keys() and [name for name in first if first[name] != second[name]] == []
+    assert (
+        first.keys() == second.keys()
+        and [name for name in first if first[name] != second[name]] == []
+    )
 
 
 # ---------------------------------------------------------------- interruptions
 
 
-POINTS = ["checkpoint.tensors.half", "checkpoint.state.rename", "checkpoint.rename", "checkpoint.latest.rename", "checkpoint.latest.done",
-          "probe.rename", "predictions.half", "summary.rename", "run.config.rename", "run.split.half"]
+POINTS = [
+    "checkpoint.tensors.half",
+    "checkpoint.state.rename",
+    "checkpoint.rename",
+    "checkpoint.latest.rename",
+    "checkpoint.latest.done",
+    "probe.rename",
+    "predictions.half",
+    "summary.rename",
+    "run.config.rename",
+    "run.split.half",
+]
 
 
 @pytest.fixture(scope="session")
@@ -496,41 +752,67 @@ def uninterrupted(made: Made, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return outcome(folder / "a")
 
 
-def interrupt_and_resume(made: Made, folder: Path, command: Callable, plan: str, whole: dict[str, object]) -> None:
+def interrupt_and_resume(
+    made: Made, folder: Path, command: Callable, plan: str, whole: dict[str, object]
+) -> None:
     settings = config(made, folder)
     died = command("train", *flags(settings), env={"COVIEW_FAULT": plan})
     assert died.returncode == -signal.SIGKILL, (plan, died.returncode, died.stderr)
     run(settings)
     found = outcome(folder / "a")
-    assert found.keys() == whole.keys() and [name for name in whole if found[name] != whole[name]] == [], plan
+    assert (
+        found.keys() == whole.keys()
+        and [name for name in whole if found[name] != whole[name]] == []
+    ), plan
     assert not list((folder / "a").rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("plan", ["kill:3:checkpoint.rename", "kill:3:checkpoint.latest.done", "kill:2:probe.rename"])
-def test_killed_training_resumes_to_the_same_bytes(made: Made, tmp_path: Path, command: Callable, uninterrupted: dict, plan: str) -> None:
+@pytest.mark.parametrize(
+    "plan", ["kill:3:checkpoint.rename", "kill:3:checkpoint.latest.done", "kill:2:probe.rename"]
+)
+def test_killed_training_resumes_to_the_same_bytes(
+    made: Made, tmp_path: Path, command: Callable, uninterrupted: dict, plan: str
+) -> None:
     interrupt_and_resume(made, tmp_path, command, plan, uninterrupted)
 
 
 @pytest.mark.many
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_training_resumes_to_the_same_bytes_at_every_point(made: Made, tmp_path: Path, command: Callable, uninterrupted: dict, point: str,
-                                                                  number: int) -> None:
+def test_killed_training_resumes_to_the_same_bytes_at_every_point(
+    made: Made, tmp_path: Path, command: Callable, uninterrupted: dict, point: str, number: int
+) -> None:
     once = point.split(".")[0] in ("predictions", "summary", "run") and "split" not in point
-    interrupt_and_resume(made, tmp_path, command, f"kill:{1 if once else number}:{point}", uninterrupted)
+    interrupt_and_resume(
+        made, tmp_path, command, f"kill:{1 if once else number}:{point}", uninterrupted
+    )
 
 
-def test_a_full_disk_is_a_storage_error_and_the_run_resumes(made: Made, tmp_path: Path, command: Callable, uninterrupted: dict) -> None:
+def test_a_full_disk_is_a_storage_error_and_the_run_resumes(
+    made: Made, tmp_path: Path, command: Callable, uninterrupted: dict
+) -> None:
     settings = config(made, tmp_path)
-    full = command("train", *flags(settings), env={"COVIEW_FAULT": "ENOSPC:2:checkpoint.tensors.half"})
-    assert full.returncode == 4 and "cannot write" in full.stderr and "run the same command again" in full.stderr
+    full = command(
+        "train", *flags(settings), env={"COVIEW_FAULT": "ENOSPC:2:checkpoint.tensors.half"}
+    )
+    assert (
+        full.returncode == 4
+        and "cannot write" in full.stderr
+        and "run the same command again" in full.stderr
+    )
     run(settings)
     assert outcome(tmp_path / "a") == uninterrupted
 
 
 def start(settings: TrainConfig) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "train", *flags(settings)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "train", *flags(settings)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:
@@ -555,7 +837,10 @@ def test_sigterm_saves_says_so_and_resumes_to_the_same_bytes(made: Made, tmp_pat
 def test_a_run_has_one_writer(made: Made, tmp_path: Path) -> None:
     run(config(made, tmp_path, warmup=2, cotrain=0, method="supervised", run="b"))
     (tmp_path / "b" / "summary.json").unlink()
-    with locks.lock(tmp_path / "b"), pytest.raises(StorageError, match=rf"is being written by process {os.getpid()} on"):
+    with (
+        locks.lock(tmp_path / "b"),
+        pytest.raises(StorageError, match=rf"is being written by process {os.getpid()} on"),
+    ):
         run(config(made, tmp_path, warmup=2, cotrain=0, method="supervised", run="b"))
 
 
@@ -563,19 +848,33 @@ def test_a_killed_rank_ends_the_job_in_ten_seconds_with_code_7(made: Made, tmp_p
     settings = config(made, tmp_path, gpus=2, cotrain=100_000)
     process = start(settings)
     wait_for(tmp_path / "a" / "metrics.jsonl", process)
-    victim = next(int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ") if _is_rank(path, 1, tmp_path))
+    victim = next(
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/environ")
+        if _is_rank(path, 1, tmp_path)
+    )
     os.kill(victim, signal.SIGKILL)
     begun = time.monotonic()
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - begun < 10 and process.returncode == 7, errors
-    message = errors[errors.index("error:"):]
-    assert "rank 1" in message and "edges" in message and "died at step" in message and "goes on from the last checkpoint" in message
-    assert not [path for path in Path("/proc").glob("[0-9]*/environ") if _is_rank(path, 0, tmp_path)]
+    message = errors[errors.index("error:") :]
+    assert (
+        "rank 1" in message
+        and "edges" in message
+        and "died at step" in message
+        and "goes on from the last checkpoint" in message
+    )
+    assert not [
+        path for path in Path("/proc").glob("[0-9]*/environ") if _is_rank(path, 0, tmp_path)
+    ]
 
 
 def _is_rank(environ: Path, rank: int, folder: Path) -> bool:
     try:
-        return f"\0RANK={rank}\0".encode() in b"\0" + environ.read_bytes() and str(folder).encode() in (environ.parent / "cmdline").read_bytes()
+        return (
+            f"\0RANK={rank}\0".encode() in b"\0" + environ.read_bytes()
+            and str(folder).encode() in (environ.parent / "cmdline").read_bytes()
+        )
     except OSError:
         return False
 
@@ -583,64 +882,128 @@ def _is_rank(environ: Path, rank: int, folder: Path) -> bool:
 # ---------------------------------------------------------------- errors
 
 
-def test_every_mistake_on_the_command_line_names_the_right_command(made: Made, tmp_path: Path) -> None:
+def test_every_mistake_on_the_command_line_names_the_right_command(
+    made: Made, tmp_path: Path
+) -> None:
     good = config(made, tmp_path)
-    cases = [({"views": ""}, "VIEWS is missing. Type: make train VIEWS=clip,dinov2 DATA=digits"), ({"data": ""}, "DATA is missing. Type: make train"),
-             ({"method": "mtc"}, "no method 'mtc'; did you mean 'mct'"), ({"views": "clip", "method": "mct"}, "at least two views"),
-             ({"views": "clip,clip"}, "VIEWS=clip,clip: 'clip' stands there twice; name each once"),
-             ({"method": "mct,mct"}, "METHOD=mct,mct: 'mct' stands there twice"), ({"gpus": 3}, "use GPUS=2"), ({"gpus": 0}, "use GPUS=1"),
-             ({"hidden": 0}, "--hidden must be at least 1"), ({"lr": 0.0}, "must be positive"), ({"dropout": 1.0}, r"in \[0, 1\)"),
-             ({"seeds": "a"}, "SEEDS=a: neither"), ({"seeds": "3..1"}, "SEEDS=3..1"), ({"seeds": "1,1"}, "different seeds"),
-             ({"warmup": 0, "cotrain": 0}, "must be positive"), ({"run": "../a"}, r"RUN=\.\./a: a run's name is a folder's name")]
+    cases = [
+        ({"views": ""}, "VIEWS is missing. Type: make train VIEWS=clip,dinov2 DATA=digits"),
+        ({"data": ""}, "DATA is missing. Type: make train"),
+        ({"method": "mtc"}, "no method 'mtc'; did you mean 'mct'"),
+        ({"views": "clip", "method": "mct"}, "at least two views"),
+        ({"views": "clip,clip"}, "VIEWS=clip,clip: 'clip' stands there twice; name each once"),
+        ({"method": "mct,mct"}, "METHOD=mct,mct: 'mct' stands there twice"),
+        ({"gpus": 3}, "use GPUS=2"),
+        ({"gpus": 0}, "use GPUS=1"),
+        ({"hidden": 0}, "--hidden must be at least 1"),
+        ({"lr": 0.0}, "must be positive"),
+        ({"dropout": 1.0}, r"in \[0, 1\)"),
+        ({"seeds": "a"}, "SEEDS=a: neither"),
+        ({"seeds": "3..1"}, "SEEDS=3..1"),
+        ({"seeds": "1,1"}, "different seeds"),
+        ({"warmup": 0, "cotrain": 0}, "must be positive"),
+        ({"run": "../a"}, r"RUN=\.\./a: a run's name is a folder's name"),
+    ]
     for change, message in cases:
         with pytest.raises(UsageError, match=message):
             dataclasses.replace(good, **change).check()
 
 
-@pytest.mark.parametrize(("change", "instead"), [
-    ({"method": "supervised,mtc"}, {"METHOD": "supervised,mct"}), ({"method": "mtc,mct"}, {"METHOD": "mct"}), ({"method": "xyzzy"}, {"METHOD": None}),
-    ({"run": "runs/a"}, {"RUN": "a"}), ({"run": "my run"}, {"RUN": "my-run"}), ({"run": ".."}, {}), ({"gpus": 3}, {"GPUS": "2"})])
-def test_the_change_that_a_message_asks_for_is_known(made: Made, tmp_path: Path, change: dict, instead: dict) -> None:
+@pytest.mark.parametrize(
+    ("change", "instead"),
+    [
+        ({"method": "supervised,mtc"}, {"METHOD": "supervised,mct"}),
+        ({"method": "mtc,mct"}, {"METHOD": "mct"}),
+        ({"method": "xyzzy"}, {"METHOD": None}),
+        ({"run": "runs/a"}, {"RUN": "a"}),
+        ({"run": "my run"}, {"RUN": "my-run"}),
+        ({"run": ".."}, {}),
+        ({"gpus": 3}, {"GPUS": "2"}),
+    ],
+)
+def test_the_change_that_a_message_asks_for_is_known(
+    made: Made, tmp_path: Path, change: dict, instead: dict
+) -> None:
     with pytest.raises(UsageError) as caught:
         dataclasses.replace(config(made, tmp_path), **change).check()
     assert caught.value.instead == instead
 
 
-def test_a_command_to_type_again_has_no_run_that_was_made_up(made: Made, tmp_path: Path, command: Callable) -> None:
+def test_a_command_to_type_again_has_no_run_that_was_made_up(
+    made: Made, tmp_path: Path, command: Callable
+) -> None:
     views = made.views("pixels", "edges")
-    words = ("train", "--views", views, "--data", "digits", "--cache", made.cache, "--runs", tmp_path, "--labels", "500")
+    words = (
+        "train",
+        "--views",
+        views,
+        "--data",
+        "digits",
+        "--cache",
+        made.cache,
+        "--runs",
+        tmp_path,
+        "--labels",
+        "500",
+    )
     said = command(*words).stderr
     most = re.search(r"type at most LABELS=(\d+)", said)[1]
-    assert said.splitlines()[-1] == f"Type: make train VIEWS={views} DATA=digits CACHE={made.cache} LABELS={most} ARGS='--runs {tmp_path} --no-report'"
+    assert (
+        said.splitlines()[-1]
+        == f"Type: make train VIEWS={views} DATA=digits CACHE={made.cache} LABELS={most} ARGS='--runs {tmp_path} --no-report'"
+    )
     assert " RUN=mine " in command(*words, "--run", "mine").stderr.splitlines()[-1]
 
 
 def test_data_without_labels_are_a_matter_of_the_data(made: Made, tmp_path: Path) -> None:
     """The same code whichever check finds it."""
     shutil.copytree(made.cache, tmp_path / "cache")
-    for label, classes, message in ((np.full(len(made.items), -1), [], "has 0 class"), (np.zeros(len(made.items)), ["one"], "has 1 class"),
-                                    (np.full(len(made.items), -1), ["a", "b"], "no usable labelled training image")):
-        write_items(tmp_path / "cache", dataclasses.replace(made.items, label=label.astype(np.int32), classes=classes))
+    for label, classes, message in (
+        (np.full(len(made.items), -1), [], "has 0 class"),
+        (np.zeros(len(made.items)), ["one"], "has 1 class"),
+        (np.full(len(made.items), -1), ["a", "b"], "no usable labelled training image"),
+    ):
+        write_items(
+            tmp_path / "cache",
+            dataclasses.replace(made.items, label=label.astype(np.int32), classes=classes),
+        )
         with pytest.raises(DataQualityError, match=message):
             run(dataclasses.replace(config(made, tmp_path), cache=str(tmp_path / "cache")))
 
 
 def test_a_finished_run_says_what_to_type_next(made: Made, tmp_path: Path) -> None:
     settings, rows = config(made, tmp_path, run="a"), {"unlabelled": 9}
-    assert next_step(TrainConfig(run="a"), {"methods": {"knn": {}, "mct": {}}, "rows": rows}) == "make predict RUN=a"
+    assert (
+        next_step(TrainConfig(run="a"), {"methods": {"knn": {}, "mct": {}}, "rows": rows})
+        == "make predict RUN=a"
+    )
     assert next_step(TrainConfig(run="a"), {"methods": {"knn": {}}, "rows": rows}) == ""
-    assert next_step(dataclasses.replace(settings, cache="my c"), {"methods": {"mct": {}}, "rows": {"unlabelled": 0}}) == \
-        f"make predict RUN=a IMAGES=photos/ CACHE='my c' ARGS='--runs {tmp_path}'"
+    assert (
+        next_step(
+            dataclasses.replace(settings, cache="my c"),
+            {"methods": {"mct": {}}, "rows": {"unlabelled": 0}},
+        )
+        == f"make predict RUN=a IMAGES=photos/ CACHE='my c' ARGS='--runs {tmp_path}'"
+    )
 
 
 def test_what_the_cache_lacks_is_named_with_the_command(made: Made, tmp_path: Path) -> None:
     good = config(made, tmp_path)
-    cases = [({"data": "digts"}, UsageError, "no dataset 'digts'.*did you mean 'digits'$"),
-             ({"views": "tiny-clip,tiny-dinov2"}, UsageError,
-              r"no view 'tiny-clip' in .*; there is: edges, pixels, thirds. To extract it: make extract VIEW=tiny-clip DATA=digits"),
-             ({"views": "tiny-clp,tiny-dinov2"}, UsageError, "did you mean 'tiny-clip'"),
-             ({"views": "mine,edges"}, UsageError, r"no view 'mine'.*\ndigits-\w+ has the views: edges, pixels, thirds$"),
-             ({"device": "cuda"}, UsageError, "torch sees no CUDA GPU here; use DEVICE=cpu")]
+    cases = [
+        ({"data": "digts"}, UsageError, "no dataset 'digts'.*did you mean 'digits'$"),
+        (
+            {"views": "tiny-clip,tiny-dinov2"},
+            UsageError,
+            r"no view 'tiny-clip' in .*; there is: edges, pixels, thirds. To extract it: make extract VIEW=tiny-clip DATA=digits",
+        ),
+        ({"views": "tiny-clp,tiny-dinov2"}, UsageError, "did you mean 'tiny-clip'"),
+        (
+            {"views": "mine,edges"},
+            UsageError,
+            r"no view 'mine'.*\ndigits-\w+ has the views: edges, pixels, thirds$",
+        ),
+        ({"device": "cuda"}, UsageError, "torch sees no CUDA GPU here; use DEVICE=cpu"),
+    ]
     for change, kind, message in cases:
         with pytest.raises(kind, match=message):
             run(dataclasses.replace(good, **change))
@@ -655,14 +1018,19 @@ def test_two_folders_of_one_base_name_are_not_mixed_up(made: Made, tmp_path: Pat
     mine, other = tmp_path / "a" / "pets", tmp_path / "b" / "pets"
     mine.mkdir(parents=True)
     other.mkdir(parents=True)
-    write_items(tmp_path / "cache", dataclasses.replace(made.items, name="pets"), source_path(str(mine)))
+    write_items(
+        tmp_path / "cache", dataclasses.replace(made.items, name="pets"), source_path(str(mine))
+    )
     assert find_dataset(tmp_path / "cache", str(mine)) == find_dataset(tmp_path / "cache", "pets")
     with pytest.raises(StaleError, match=r"was embedded from .*/a/pets, not from .*/b/pets"):
         find_dataset(tmp_path / "cache", str(other))
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_view(made: Made, tmp_path: Path) -> None:
-    with pytest.raises(DataQualityError, match=r"the loss of view 'pixels' is not finite at step [12] of supervised"):
+    with pytest.raises(
+        DataQualityError,
+        match=r"the loss of view 'pixels' is not finite at step [12] of supervised",
+    ):
         run(config(made, tmp_path, lr=1e38))
 
 
@@ -672,25 +1040,40 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_view(made: Made, tmp_path
 def test_patience_counts_from_the_beginning_of_each_phase(made: Made, tmp_path: Path) -> None:
     """It ended self-training's second phase at its first look, and kept untrained probes."""
     summary = run(config(made, tmp_path, method="supervised,self-training", patience=20))
-    first, second = (summary["methods"][method]["joint"]["test_top1"]["mean"] for method in ("supervised", "self-training"))
+    first, second = (
+        summary["methods"][method]["joint"]["test_top1"]["mean"]
+        for method in ("supervised", "self-training")
+    )
     assert second > first - 0.05
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"patience": 5}, "--patience 5 is less than --eval-every 10"),
-    ({"temperature": float("nan")}, "--temperature must be a finite number, found nan"),
-    ({"lr": float("inf")}, "--lr must be a finite number"),
-    ({"seeds": "0..10000"}, "at most 10,000"),
-    ({"method": "concat", "views": "a"}, "METHOD=concat needs at least two views, found a"),
-])
-def test_settings_that_cannot_be_meant_are_refused(made: Made, tmp_path: Path, changes: dict, message: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patience": 5}, "--patience 5 is less than --eval-every 10"),
+        ({"temperature": float("nan")}, "--temperature must be a finite number, found nan"),
+        ({"lr": float("inf")}, "--lr must be a finite number"),
+        ({"seeds": "0..10000"}, "at most 10,000"),
+        ({"method": "concat", "views": "a"}, "METHOD=concat needs at least two views, found a"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(
+    made: Made, tmp_path: Path, changes: dict, message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         dataclasses.replace(config(made, tmp_path), **changes).check()
 
 
-@pytest.mark.parametrize(("text", "message"), [(b"\xff\xfe", "is not text in UTF-8"),
-                                               (b"\n\n", "the file names no image; write one key a line, such as '0000'")])
-def test_a_file_of_keys_that_holds_none_is_refused(made: Made, tmp_path: Path, text: bytes, message: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"\xff\xfe", "is not text in UTF-8"),
+        (b"\n\n", "the file names no image; write one key a line, such as '0000'"),
+    ],
+)
+def test_a_file_of_keys_that_holds_none_is_refused(
+    made: Made, tmp_path: Path, text: bytes, message: str
+) -> None:
     (tmp_path / "keys.txt").write_bytes(text)
     with pytest.raises(UsageError, match=message):
         run(config(made, tmp_path, labels=str(tmp_path / "keys.txt")))
@@ -698,35 +1081,66 @@ def test_a_file_of_keys_that_holds_none_is_refused(made: Made, tmp_path: Path, t
 
 def test_a_file_of_keys_from_windows_is_read(made: Made, tmp_path: Path) -> None:
     chosen = make_split(made.items, np.ones(len(made.items), bool), "2", 0).labelled
-    (tmp_path / "keys.txt").write_bytes("".join(f"{made.items.keys[row]}\r\n" for row in chosen).encode())
-    assert np.array_equal(make_split(made.items, np.ones(len(made.items), bool), str(tmp_path / "keys.txt"), 0).labelled, chosen)
+    (tmp_path / "keys.txt").write_bytes(
+        "".join(f"{made.items.keys[row]}\r\n" for row in chosen).encode()
+    )
+    assert np.array_equal(
+        make_split(
+            made.items, np.ones(len(made.items), bool), str(tmp_path / "keys.txt"), 0
+        ).labelled,
+        chosen,
+    )
 
 
-@pytest.mark.parametrize(("names", "message"), [(("pixels", "pool"), "'pool' is a word of the report's own"),
-                                                (("pixels", "other/pixels"), "'pixels' stands there twice")])
-def test_names_of_views_that_would_be_mixed_up_are_refused(made: Made, tmp_path: Path, names: tuple[str, str], message: str) -> None:
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("pixels", "pool"), "'pool' is a word of the report's own"),
+        (("pixels", "other/pixels"), "'pixels' stands there twice"),
+    ],
+)
+def test_names_of_views_that_would_be_mixed_up_are_refused(
+    made: Made, tmp_path: Path, names: tuple[str, str], message: str
+) -> None:
     (tmp_path / "other").mkdir()
     for name in ("pool", "other/pixels"):
         (tmp_path / f"{name}.toml").write_text(made.tomls["pixels"].read_text())
     shutil.copytree(made.cache, tmp_path / "cache")
     dataset = next((tmp_path / "cache").glob("digits-*"))
     write_view(dataset, tmp_path / "pool.toml", made.emb["pixels"], made.items.fingerprint)
-    views = ",".join(str(made.tomls[name] if name == "pixels" else tmp_path / f"{name}.toml") for name in names)
+    views = ",".join(
+        str(made.tomls[name] if name == "pixels" else tmp_path / f"{name}.toml") for name in names
+    )
     with pytest.raises(UsageError, match=message):
         run(dataclasses.replace(config(made, tmp_path), views=views, cache=str(tmp_path / "cache")))
 
 
-def test_views_that_are_too_alike_are_warned_of(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    assert list(alike(["eva01", "clip", "pixels", "blip"])) == [("blip", "eva01")] and not alike(["clip", "dinov2", "no-such-view"])
+def test_views_that_are_too_alike_are_warned_of(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert list(alike(["eva01", "clip", "pixels", "blip"])) == [("blip", "eva01")] and not alike(
+        ["clip", "dinov2", "no-such-view"]
+    )
     monkeypatch.setattr("cache_specs.alike.alike", lambda names: {tuple(names): "the same network"})
     run(config(made, tmp_path, method="supervised"))
-    assert "warning: the views pixels and edges are too alike to teach each other much: the same network" in capsys.readouterr().err
+    assert (
+        "warning: the views pixels and edges are too alike to teach each other much: the same network"
+        in capsys.readouterr().err
+    )
 
 
-def test_with_every_label_known_the_default_leaves_out_what_needs_unlabelled_images(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_with_every_label_known_the_default_leaves_out_what_needs_unlabelled_images(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     everything = config(made, tmp_path, method="", labels="all", seeds="0")
-    assert sorted(run(everything)["methods"]) == ["label-propagation", "supervised", "supervised-graph"]
-    assert "LABELS=all leaves no unlabelled image for mct-graph: left out" in capsys.readouterr().err
+    assert sorted(run(everything)["methods"]) == [
+        "label-propagation",
+        "supervised",
+        "supervised-graph",
+    ]
+    assert (
+        "LABELS=all leaves no unlabelled image for mct-graph: left out" in capsys.readouterr().err
+    )
     with pytest.raises(UsageError, match=r"leaves no unlabelled image for mct\. Give fewer"):
         run(dataclasses.replace(everything, run="b", method="supervised,mct"))
 
@@ -735,23 +1149,42 @@ def test_with_every_label_known_the_default_leaves_out_what_needs_unlabelled_ima
 def test_the_rounds_of_cotraining_are_ten_equal_parts(warmup: int, cotrain: int) -> None:
     settings = TrainConfig(warmup=warmup, cotrain=cotrain)
     turns = [turn_at(at, settings) for at in range(-1, warmup + cotrain)]
-    assert set(turns[:warmup + 1]) == {0} and turns[warmup + 1] == 1 and turns[-1] == min(10, 10 * (cotrain - 1) // cotrain + 1)
+    assert (
+        set(turns[: warmup + 1]) == {0}
+        and turns[warmup + 1] == 1
+        and turns[-1] == min(10, 10 * (cotrain - 1) // cotrain + 1)
+    )
     lengths = [turns.count(turn) for turn in range(1, 11)]
     assert sum(lengths) == cotrain and max(lengths) - min(lengths) <= 1
 
 
 def records(folder: Path, method: str) -> list[dict]:
-    return [record for line in (folder / "a" / "metrics.jsonl").read_text().splitlines() if (record := json.loads(line))["method"] == method]
+    return [
+        record
+        for line in (folder / "a" / "metrics.jsonl").read_text().splitlines()
+        if (record := json.loads(line))["method"] == method
+    ]
 
 
 @pytest.mark.parametrize("method", ["mct", "fixmatch"])
-def test_the_precision_and_coverage_of_the_labels_handed_out_are_those_of_the_rows(made, tmp_path, monkeypatch, method):
+def test_the_precision_and_coverage_of_the_labels_handed_out_are_those_of_the_rows(
+    made, tmp_path, monkeypatch, method
+):
     """Against what each step says that it gave, and the labels of rows(seed, step)."""
-    seen, given = [], config(made, tmp_path, method=method, eval_every=10, threshold=0.3, labels="2")
+    seen, given = (
+        [],
+        config(made, tmp_path, method=method, eval_every=10, threshold=0.3, labels="2"),
+    )
 
     def spy(views, batches, draws, peers, settings):
         done, told = plan.step(views, batches, draws, peers, settings)
-        seen.append({name: [value.numpy() for value in told[name]] for name in ("given", "weight") if name in told})
+        seen.append(
+            {
+                name: [value.numpy() for value in told[name]]
+                for name in ("given", "weight")
+                if name in told
+            }
+        )
         return done, told
 
     plan = methods.PLANS[method]
@@ -759,19 +1192,41 @@ def test_the_precision_and_coverage_of_the_labels_handed_out_are_those_of_the_ro
     run(given)
     _, splits, _ = read(given)
     said = [record for record in records(tmp_path, method) if "pseudo" in record]
-    assert len(said) > 1 and len(seen) == given.cotrain and not any("pseudo" in record for record in records(tmp_path, method)[:given.warmup // 10])
+    assert (
+        len(said) > 1
+        and len(seen) == given.cotrain
+        and not any(
+            "pseudo" in record for record in records(tmp_path, method)[: given.warmup // 10]
+        )
+    )
     begin = given.warmup
     for record in said:
         steps = range(begin, record["step"])
         for view, name in enumerate(("pixels", "edges")):
             precision, coverage = [], []
             for e, split in enumerate(splits):
-                truth = made.items.label[np.concatenate([rows(split.unlabelled, e, step, given.batch_unlabelled, UNLABELLED) for step in steps])]
+                truth = made.items.label[
+                    np.concatenate(
+                        [
+                            rows(split.unlabelled, e, step, given.batch_unlabelled, UNLABELLED)
+                            for step in steps
+                        ]
+                    )
+                ]
                 y = np.concatenate([seen[step - given.warmup]["given"][view][e] for step in steps])
-                weight = np.concatenate([seen[step - given.warmup].get("weight", {view: np.ones((2, given.batch_unlabelled))})[view][e] for step in steps])
+                weight = np.concatenate(
+                    [
+                        seen[step - given.warmup].get(
+                            "weight", {view: np.ones((2, given.batch_unlabelled))}
+                        )[view][e]
+                        for step in steps
+                    ]
+                )
                 precision.append(weight[y == truth].sum() / weight.sum())
                 coverage.append(weight.mean())
-            assert record["pseudo"][name] == pytest.approx({"precision": np.mean(precision), "coverage": np.mean(coverage)}, abs=1e-12)
+            assert record["pseudo"][name] == pytest.approx(
+                {"precision": np.mean(precision), "coverage": np.mean(coverage)}, abs=1e-12
+            )
         begin = record["step"]
     assert method == "mct" or 0 < said[-1]["pseudo"]["pixels"]["coverage"] < 1
 
@@ -782,25 +1237,52 @@ def test_where_no_truth_is_known_there_is_no_precision_and_replicas_count_togeth
     assert marks.take() == {}
     marks({"labelled": []}, hidden)
     assert marks.take() == {}, "a supervised step hands out nothing"
-    marks({"given": [torch.tensor([[0, 0, 0], [1, 1, 1]]), torch.tensor([[-1, -1, 5], [1, -1, 1]])]}, hidden)
-    marks({"given": [torch.tensor([[0, 1, 0], [1, 1, 1]]), torch.tensor([[-1, -1, 5], [1, -1, 1]])]}, hidden)
-    assert marks.take() == {"pseudo": {"a": {"precision": 0.75, "coverage": 1.0}, "b": {"precision": None, "coverage": pytest.approx(0.5)}}}
+    marks(
+        {"given": [torch.tensor([[0, 0, 0], [1, 1, 1]]), torch.tensor([[-1, -1, 5], [1, -1, 1]])]},
+        hidden,
+    )
+    marks(
+        {"given": [torch.tensor([[0, 1, 0], [1, 1, 1]]), torch.tensor([[-1, -1, 5], [1, -1, 1]])]},
+        hidden,
+    )
+    assert marks.take() == {
+        "pseudo": {
+            "a": {"precision": 0.75, "coverage": 1.0},
+            "b": {"precision": None, "coverage": pytest.approx(0.5)},
+        }
+    }
     assert marks.take() == {}
-    two = torch.tensor([[[0, 1, 0], [1, 1, 1]], [[0, -1, -1], [-1, -1, -1]]])         # self-training: the labels of two teachers
+    two = torch.tensor(
+        [[[0, 1, 0], [1, 1, 1]], [[0, -1, -1], [-1, -1, -1]]]
+    )  # self-training: the labels of two teachers
     marks({"given": [two, two]}, hidden)
-    assert marks.take()["pseudo"]["b"] == {"precision": 1.0, "coverage": pytest.approx((4 / 6 + 3 / 6) / 2)}
+    assert marks.take()["pseudo"]["b"] == {
+        "precision": 1.0,
+        "coverage": pytest.approx((4 / 6 + 3 / 6) / 2),
+    }
 
 
-def test_the_views_hand_over_once_a_round(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_views_hand_over_once_a_round(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     turns, plain = [], loop._most_confident
-    monkeypatch.setattr(loop, "_most_confident", lambda progress, job, turn: turns.append(turn) or plain(progress, job, turn))
+    monkeypatch.setattr(
+        loop,
+        "_most_confident",
+        lambda progress, job, turn: turns.append(turn) or plain(progress, job, turn),
+    )
     run(config(made, tmp_path, method="co-training", warmup=4, cotrain=25))
     assert turns == list(range(1, 11))
 
 
 def test_no_two_draws_have_one_stream() -> None:
     """torch's CPU generator looks at 32 bits of a seed alone."""
-    seeds = [probe.keyed(seed, step, stream, torch.device("cpu")).initial_seed() % 2**32 for seed in range(10) for step in range(500) for stream in range(4)]
+    seeds = [
+        probe.keyed(seed, step, stream, torch.device("cpu")).initial_seed() % 2**32
+        for seed in range(10)
+        for step in range(500)
+        for stream in range(4)
+    ]
     assert len(set(seeds)) > len(seeds) - 5
 
 
@@ -810,26 +1292,53 @@ def test_a_stop_signal_ends_the_methods_of_scikit_learn_too(made: Made, tmp_path
     stop = threading.Event()
     stop.set()
     with pytest.raises(PreemptedError, match="stopped before experiment 1 of knn"):
-        train_method("knn", settings, cache, splits, LocalPeers(2), Listeners(), tmp_path, torch.device("cpu"), stop)
+        train_method(
+            "knn",
+            settings,
+            cache,
+            splits,
+            LocalPeers(2),
+            Listeners(),
+            tmp_path,
+            torch.device("cpu"),
+            stop,
+        )
 
 
-def test_what_would_take_all_memory_is_refused_before_it_begins(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_would_take_all_memory_is_refused_before_it_begins(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("train.run.session.MOST_BYTES", 1e5)
-    with pytest.raises(UsageError, match=r"would not fit into memory, for mct-graph\. Use fewer seeds .*METHOD=supervised,mct$"):
+    with pytest.raises(
+        UsageError,
+        match=r"would not fit into memory, for mct-graph\. Use fewer seeds .*METHOD=supervised,mct$",
+    ):
         read(config(made, tmp_path, method="mct-graph"))
     with pytest.raises(UsageError, match=r"for label-propagation\. .*METHOD=supervised$"):
         read(config(made, tmp_path, method="label-propagation", labels="all"))
     told = io.StringIO()
     assert read(config(made, tmp_path, method=""), told)[2] == ["supervised"]
-    assert told.getvalue().endswith("would not fit into memory, for label-propagation, supervised-graph, mct-graph: left out\n")
+    assert told.getvalue().endswith(
+        "would not fit into memory, for label-propagation, supervised-graph, mct-graph: left out\n"
+    )
     read(config(made, tmp_path, method="supervised,mct"))
 
 
-def test_batches_are_those_of_the_step_in_whatever_order_they_are_asked_for(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_those_of_the_step_in_whatever_order_they_are_asked_for(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Although the next one is begun before it is asked for; what goes wrong in it is said when it is asked for."""
     settings = config(made, tmp_path, method="mct")
     cache, splits, _ = read(settings)
-    job, = make_jobs("mct", cache, splits, experiments(settings), LocalPeers(2), torch.device("cpu"), torch.float32)
+    (job,) = make_jobs(
+        "mct",
+        cache,
+        splits,
+        experiments(settings),
+        LocalPeers(2),
+        torch.device("cpu"),
+        torch.float32,
+    )
     asked = [(0, False), (1, False), (2, True), (3, True), (9, True, True), (3, True), (4, False)]
     with closing(Feeder(settings, job.task, job.peers)) as feed:
         found = [feed(*what) for what in asked]
@@ -838,7 +1347,11 @@ def test_batches_are_those_of_the_step_in_whatever_order_they_are_asked_for(made
             fresh, fresh_draws = feed(*what)
         assert torch.equal(draws, fresh_draws)
         for one, other in zip(views, fresh, strict=True):
-            assert torch.equal(one.emb_EUD, other.emb_EUD) and torch.equal(one.emb_ELD, other.emb_ELD) and torch.equal(one.y_EL, other.y_EL)
+            assert (
+                torch.equal(one.emb_EUD, other.emb_EUD)
+                and torch.equal(one.emb_ELD, other.emb_ELD)
+                and torch.equal(one.y_EL, other.y_EL)
+            )
             assert all(map(torch.equal, [*one.keep_U, *one.keep_L], [*other.keep_U, *other.keep_L]))
     busy, overlaps, plain = threading.Lock(), [], Feeder._draw
 
@@ -848,7 +1361,9 @@ def test_batches_are_those_of_the_step_in_whatever_order_they_are_asked_for(made
         busy.release()
         return plain(self, *what)
 
-    monkeypatch.setattr(Feeder, "_draw", slow)                          # one draws at a time: they share the orders of passes
+    monkeypatch.setattr(
+        Feeder, "_draw", slow
+    )  # one draws at a time: they share the orders of passes
     with closing(Feeder(settings, job.task, job.peers)) as feed:
         for step in (0, 1, 7, 3):
             feed(step)

@@ -19,31 +19,75 @@ def test_a_fit_machine_in_json(tmp_path: Path, command: Callable) -> None:
     done = command("upkeep.doctor", "--cache", tmp_path, "--json")
     found = json.loads(done.stdout)
     names = {finding["name"]: finding for finding in found["findings"]}
-    assert (found["command"], found["ok"], found["exit_code"]) == ("doctor", done.returncode == 0, done.returncode)
-    assert {"versions", "devices", "torchvision", "gloo", "optional", "disk", "space", "memory", "limits", "hub", "weights"} <= names.keys()
-    assert names["gloo"]["state"] == names["torchvision"]["state"] == names["disk"]["state"] == OK, names
-    assert "torch 2." in names["versions"]["text"] and "HF_HUB_OFFLINE is set" in names["hub"]["text"] and not list(tmp_path.iterdir())
+    assert (found["command"], found["ok"], found["exit_code"]) == (
+        "doctor",
+        done.returncode == 0,
+        done.returncode,
+    )
+    assert {
+        "versions",
+        "devices",
+        "torchvision",
+        "gloo",
+        "optional",
+        "disk",
+        "space",
+        "memory",
+        "limits",
+        "hub",
+        "weights",
+    } <= names.keys()
+    assert (
+        names["gloo"]["state"] == names["torchvision"]["state"] == names["disk"]["state"] == OK
+    ), names
+    assert (
+        "torch 2." in names["versions"]["text"]
+        and "HF_HUB_OFFLINE is set" in names["hub"]["text"]
+        and not list(tmp_path.iterdir())
+    )
     assert found["ok"] == (WRONG not in {finding["state"] for finding in found["findings"]})
 
 
-def test_versions_below_the_floors_and_missing_packages_are_named_with_the_command(tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["torch>=2.11", "pillow>=999", "nosuchpackage>=1", "numpy>=2.0"]\n')
-    wrong = {finding.name: finding for finding in doctor.packages(tmp_path / "pyproject.toml") if finding.state == WRONG}
-    assert wrong.keys() == {"pillow", "nosuchpackage"} and "not installed, needed >=1" in wrong["nosuchpackage"].text
+def test_versions_below_the_floors_and_missing_packages_are_named_with_the_command(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\ndependencies = ["torch>=2.11", "pillow>=999", "nosuchpackage>=1", "numpy>=2.0"]\n'
+    )
+    wrong = {
+        finding.name: finding
+        for finding in doctor.packages(tmp_path / "pyproject.toml")
+        if finding.state == WRONG
+    }
+    assert (
+        wrong.keys() == {"pillow", "nosuchpackage"}
+        and "not installed, needed >=1" in wrong["nosuchpackage"].text
+    )
     assert wrong["pillow"].mend == f"{sys.executable} -m pip install 'pillow>=999'"
-    assert not [finding for finding in doctor.packages(doctor.ROOT / "pyproject.toml") if finding.state == WRONG]
+    assert not [
+        finding
+        for finding in doctor.packages(doctor.ROOT / "pyproject.toml")
+        if finding.state == WRONG
+    ]
 
 
-@pytest.mark.parametrize(("code", "what"), [("import time; time.sleep(60)", "it hangs: no answer in 1 s"),
-                                            ("raise OSError('no such library')", "OSError: no such library"),
-                                            ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "it died with code -11"),
-                                            ("import os, time\nif os.fork(): time.sleep(60)\ntime.sleep(60)", "it hangs")])
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        ("import time; time.sleep(60)", "it hangs: no answer in 1 s"),
+        ("raise OSError('no such library')", "OSError: no such library"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "it died with code -11"),
+        ("import os, time\nif os.fork(): time.sleep(60)\ntime.sleep(60)", "it hangs"),
+    ],
+)
 def test_a_check_that_hangs_raises_or_dies_is_reported(code: str, what: str) -> None:
     begun = time.monotonic()
     asked = machine.Asked(code, seconds=1)
     said, error = asked()
     assert said == "" and what in error and time.monotonic() - begun < 20
-    assert not [state for state, group in processes() if group == asked.process.pid and state != "Z"]         # nor is anything left of its children
+    assert not [
+        state for state, group in processes() if group == asked.process.pid and state != "Z"
+    ]  # nor is anything left of its children
 
 
 def processes() -> list[tuple[str, int]]:
@@ -57,29 +101,61 @@ def processes() -> list[tuple[str, int]]:
 
 
 def test_ranks_that_cannot_meet_are_reported() -> None:
-    finding = machine.spoke("gloo", "2 processes", machine.Asked(machine.TOGETHER, "gloo", 2, "tcp://192.0.2.1:9", seconds=8)()[1])      # an address of nobody
+    finding = machine.spoke(
+        "gloo",
+        "2 processes",
+        machine.Asked(machine.TOGETHER, "gloo", 2, "tcp://192.0.2.1:9", seconds=8)()[1],
+    )  # an address of nobody
     assert finding.state == WRONG and finding.mend.endswith("make doctor"), finding
 
 
-ABOUT = {"torch": "2.15.0", "built_for": None, "cuda": False, "threads": 2, "gpus": [], "torchvision": "0.29", "mismatch": ""}
+ABOUT = {
+    "torch": "2.15.0",
+    "built_for": None,
+    "cuda": False,
+    "threads": 2,
+    "gpus": [],
+    "torchvision": "0.29",
+    "mismatch": "",
+}
 
 
 def test_what_torch_says_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_driver", lambda: "")
     assert [finding.state for finding in machine.devices(json.dumps(ABOUT), "")] == [NOTE, OK]
     assert machine.devices("", "ImportError: libcudart")[0].state == WRONG
-    assert machine.devices(json.dumps({**ABOUT, "mismatch": "RuntimeError: operator torchvision::nms does not exist"}), "")[1].state == WRONG
+    assert (
+        machine.devices(
+            json.dumps(
+                {**ABOUT, "mismatch": "RuntimeError: operator torchvision::nms does not exist"}
+            ),
+            "",
+        )[1].state
+        == WRONG
+    )
     monkeypatch.setattr(machine, "_driver", lambda: "570.1")
     lost = machine.devices(json.dumps(ABOUT), "")[0]
-    assert lost.state == WRONG and "driver 570.1" in lost.text and "CPUs only" in lost.text and lost.mend
+    assert (
+        lost.state == WRONG
+        and "driver 570.1" in lost.text
+        and "CPUs only" in lost.text
+        and lost.mend
+    )
     gpu = {"name": "H100", "bytes": 80e9, "free": 70e9, "capability": "9.0"}
-    there = machine.devices(json.dumps({**ABOUT, "built_for": "13.0", "cuda": True, "gpus": [gpu]}), "")[0]
+    there = machine.devices(
+        json.dumps({**ABOUT, "built_for": "13.0", "cuda": True, "gpus": [gpu]}), ""
+    )[0]
     assert there.state == OK and "H100, 80 GB (70 free), compute 9.0; driver 570.1" in there.text
 
 
 def test_a_full_or_closed_disk_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [finding.state for finding in doctor.disk(tmp_path / "not" / "yet", 1 << 20)] == [OK, OK] and not list(tmp_path.iterdir())
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    assert [finding.state for finding in doctor.disk(tmp_path / "not" / "yet", 1 << 20)] == [
+        OK,
+        OK,
+    ] and not list(tmp_path.iterdir())
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000)
+    )
     assert [finding.state for finding in doctor.disk(tmp_path, 1 << 20)] == [OK, WRONG]
     assert [finding.state for finding in doctor.disk(Path("/proc"), 1 << 20)] == [WRONG]
 
@@ -88,20 +164,44 @@ def test_few_open_files_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     import resource
 
     monkeypatch.setattr(resource, "getrlimit", lambda which: (256, 4096))
-    assert doctor.limits()[0].state == WRONG and doctor.limits()[0].mend == "ulimit -n 4096 && make doctor"
+    assert (
+        doctor.limits()[0].state == WRONG
+        and doctor.limits()[0].mend == "ulimit -n 4096 && make doctor"
+    )
 
 
-def test_what_is_wrong_is_listed_with_its_command_and_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda cache: [Finding("a", OK, "fine"), Finding("b", WRONG, "broken", "make b")])
+def test_what_is_wrong_is_listed_with_its_command_and_ends_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        doctor,
+        "examine",
+        lambda cache: [Finding("a", OK, "fine"), Finding("b", WRONG, "broken", "make b")],
+    )
     told: dict = {}
     with pytest.raises(CoviewError, match=r"1 thing to mend: b; .*type: make doctor") as raised:
         doctor.doctor(doctor.DoctorConfig(), told)
-    assert raised.value.exit_code == 1 and "  b: broken\n    make b" in capsys.readouterr().out and len(told["findings"]) == 2
+    assert (
+        raised.value.exit_code == 1
+        and "  b: broken\n    make b" in capsys.readouterr().out
+        and len(told["findings"]) == 2
+    )
 
 
-def test_a_disk_that_hangs_is_told_and_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_hangs_is_told_and_holds_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = doctor.Asked
-    monkeypatch.setattr(doctor, "Asked", lambda code, *given: real(code, *given, seconds=2 if code == doctor.DISK else 60))
+    monkeypatch.setattr(
+        doctor,
+        "Asked",
+        lambda code, *given: real(code, *given, seconds=2 if code == doctor.DISK else 60),
+    )
     monkeypatch.setattr(doctor, "DISK", "import time; time.sleep(99)")
     found = {finding.name: finding for finding in doctor.examine(tmp_path)}
-    assert found["disk"].state == WRONG and "hangs: no answer in 2 s" in found["disk"].text and "CACHE=" in found["disk"].mend and "space" not in found
+    assert (
+        found["disk"].state == WRONG
+        and "hangs: no answer in 2 s" in found["disk"].text
+        and "CACHE=" in found["disk"].mend
+        and "space" not in found
+    )

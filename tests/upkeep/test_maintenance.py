@@ -39,8 +39,13 @@ def view(original: View, tmp_path: Path) -> View:
 
 
 def contents(view: View) -> dict[str, bytes]:
-    return {str(path.relative_to(view.folder.parent)): path.read_bytes() for path in view.folder.parent.rglob("*")
-            if path.is_file() and path.name not in ("verified.json", ".lock", ".lock-parts") and "strays" not in path.parts}
+    return {
+        str(path.relative_to(view.folder.parent)): path.read_bytes()
+        for path in view.folder.parent.rglob("*")
+        if path.is_file()
+        and path.name not in ("verified.json", ".lock", ".lock-parts")
+        and "strays" not in path.parts
+    }
 
 
 def flip(path: Path) -> None:
@@ -68,26 +73,53 @@ def damage(view: View, name: str) -> None:
         flip(path)
 
 
-HARMS = {      # harm -> shards to compute again
-    "embeddings/c/1/0": {1}, "status/c/2": {2}, "commits/00001.json": set(), "complete.json": set(), "zarr.json": set(), "embeddings/zarr.json": set(),
-    "status/zarr.json": set(), "canary.json": set(), "swap": {0, 1}, "stray": set(), "lost embeddings/c/0/0": {0}, "lost commits/00002.json": set(),
-    "lost zarr.json": set(), "../items.parquet": set(), "../dataset.json": set(),
+HARMS = {  # harm -> shards to compute again
+    "embeddings/c/1/0": {1},
+    "status/c/2": {2},
+    "commits/00001.json": set(),
+    "complete.json": set(),
+    "zarr.json": set(),
+    "embeddings/zarr.json": set(),
+    "status/zarr.json": set(),
+    "canary.json": set(),
+    "swap": {0, 1},
+    "stray": set(),
+    "lost embeddings/c/0/0": {0},
+    "lost commits/00002.json": set(),
+    "lost zarr.json": set(),
+    "../items.parquet": set(),
+    "../dataset.json": set(),
 }
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_verify_names_it_and_repair_computes_again_only_what_is_damaged(view, original, photos, capsys, monkeypatch, harm):
+def test_verify_names_it_and_repair_computes_again_only_what_is_damaged(
+    view, original, photos, capsys, monkeypatch, harm
+):
     damage(view, harm)
     with pytest.raises(CoviewError) as caught:
         verify(VerifyConfig(cache=cache_of(view)))
     message, out = str(caught.value), capsys.readouterr().out
     assert caught.value.exit_code == 5 and "make " in message and "NOT OK" in out
-    named = {"swap": "embeddings/c/0/0 (shard 0, rows 0 to 15)", "stray": "embeddings/c/9"}.get(harm, harm.removeprefix("lost ").removeprefix("../"))
+    named = {"swap": "embeddings/c/0/0 (shard 0, rows 0 to 15)", "stray": "embeddings/c/9"}.get(
+        harm, harm.removeprefix("lost ").removeprefix("../")
+    )
     assert named in message
     computed = []
-    monkeypatch.setattr(store, "write_shard", lambda view, shard, *args, real=store.write_shard: computed.append(shard) or real(view, shard, *args))
-    if harm == "../dataset.json":           # what says where the images are is lost: the message asks for them
-        with pytest.raises(IntegrityError, match=r"does not say where the images are; type: make extract VIEW=.* DATA=… with them"):
+    monkeypatch.setattr(
+        store,
+        "write_shard",
+        lambda view, shard, *args, real=store.write_shard: (
+            computed.append(shard) or real(view, shard, *args)
+        ),
+    )
+    if (
+        harm == "../dataset.json"
+    ):  # what says where the images are is lost: the message asks for them
+        with pytest.raises(
+            IntegrityError,
+            match=r"does not say where the images are; type: make extract VIEW=.* DATA=… with them",
+        ):
             mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view)))
         run(config(photos, Path(cache_of(view))))
     else:
@@ -99,18 +131,26 @@ def test_verify_names_it_and_repair_computes_again_only_what_is_damaged(view, or
 
 def test_a_whole_view_is_left_alone(view, original, capsys):
     mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view)))
-    assert capsys.readouterr().out == "tiny-clip: nothing is damaged\n" and contents(view) == contents(original)
+    assert capsys.readouterr().out == "tiny-clip: nothing is damaged\n" and contents(
+        view
+    ) == contents(original)
 
 
 def test_an_unfinished_view_is_mended_and_stays_unfinished(view, capsys):
     (view.folder / "complete.json").unlink()
     view.commit_file(2).unlink()
     flip(view.embeddings_file(0))
-    with pytest.raises(CoviewError, match=r"embeddings/c/0/0 \(shard 0, rows 0 to 15\): has changed since it was written"):
+    with pytest.raises(
+        CoviewError,
+        match=r"embeddings/c/0/0 \(shard 0, rows 0 to 15\): has changed since it was written",
+    ):
         verify(VerifyConfig(cache=cache_of(view)))
     mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view)))
     out = capsys.readouterr().out
-    assert "a repair that was cut short; to go on: make extract VIEW=tiny-clip DATA=" in out and view.pending() == [0, 2]
+    assert (
+        "a repair that was cut short; to go on: make extract VIEW=tiny-clip DATA=" in out
+        and view.pending() == [0, 2]
+    )
     verify(VerifyConfig(cache=cache_of(view)))
     assert "unfinished, undamaged: 45 rows x 128, 1 of 3 shards" in capsys.readouterr().out
 
@@ -118,11 +158,13 @@ def test_an_unfinished_view_is_mended_and_stays_unfinished(view, capsys):
 def test_nothing_is_removed_before_the_images_are_found(view, photos, tmp_path):
     moved = tmp_path / "photos"
     shutil.copytree(photos, moved)
-    run(config(moved, Path(cache_of(view))))                            # the item list now names the copy
+    run(config(moved, Path(cache_of(view))))  # the item list now names the copy
     shutil.rmtree(moved)
     flip(view.embeddings_file(1))
     before = contents(view)
-    with pytest.raises(UsageError, match=r"which is gone\. If they were moved, type first: make extract VIEW="):
+    with pytest.raises(
+        UsageError, match=r"which is gone\. If they were moved, type first: make extract VIEW="
+    ):
         mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view)))
     assert contents(view) == before
 
@@ -130,13 +172,18 @@ def test_nothing_is_removed_before_the_images_are_found(view, photos, tmp_path):
 def test_without_any_intact_description_the_view_must_go(view):
     for name in store.DOCUMENTS:
         flip(view.folder / name)
-    with pytest.raises(IntegrityError, match=r"all three zarr\.json are damaged.* Delete .*make extract VIEW=tiny-clip"):
+    with pytest.raises(
+        IntegrityError,
+        match=r"all three zarr\.json are damaged.* Delete .*make extract VIEW=tiny-clip",
+    ):
         mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view)))
 
 
 def test_chosen_shards_are_computed_again(view, original, capsys):
     mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view), shards="0,2", workers=0))
-    assert "2 of 3 shards are to be computed again: 0, 2" in capsys.readouterr().out and contents(view) == contents(original)
+    assert "2 of 3 shards are to be computed again: 0, 2" in capsys.readouterr().out and contents(
+        view
+    ) == contents(original)
     for wrong in ("3", "-1", "x"):
         with pytest.raises(UsageError, match="name shards by their numbers, from 0 to 2"):
             mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view), shards=wrong))
@@ -146,20 +193,26 @@ def test_chosen_shards_are_computed_again(view, original, capsys):
 
 # --- recomputing
 
+
 def test_recomputed_rows_agree_and_a_wrong_row_with_a_right_digest_is_found(view, photos, capsys):
     verify(VerifyConfig(cache=cache_of(view), recompute=100))
-    assert f"{N} rows computed again: largest relative distance 0, allowed 0.002" in capsys.readouterr().out
+    assert (
+        f"{N} rows computed again: largest relative distance 0, allowed 0.002"
+        in capsys.readouterr().out
+    )
     emb, state = store.read_rows(view, list(range(ROWS)))
-    emb[[3, 7]] = emb[[7, 3]]                                           # two images' rows exchanged, and properly committed
+    emb[[3, 7]] = emb[[7, 3]]  # two images' rows exchanged, and properly committed
     for path in (view.folder / "complete.json", view.commit_file(0)):
         path.unlink()
     with store.writer_lock(view.folder):
         store.write_shard(view, 0, emb, state)
         integrity.seal(view)
-    verify(VerifyConfig(cache=cache_of(view)))                          # no digest can see that
+    verify(VerifyConfig(cache=cache_of(view)))  # no digest can see that
     with pytest.raises(CoviewError, match=r"2 of 45 rows are not what is computed") as caught:
         verify(VerifyConfig(cache=cache_of(view), recompute=100))
-    assert "row 3 (a/006.png): status ok -> ok, relative distance" in str(caught.value) and "--shards 0'" in str(caught.value)
+    assert "row 3 (a/006.png): status ok -> ok, relative distance" in str(
+        caught.value
+    ) and "--shards 0'" in str(caught.value)
     mend_view(RepairConfig(view="tiny-clip", cache=cache_of(view), shards="0", workers=0))
     verify(VerifyConfig(cache=cache_of(view), recompute=100))
 
@@ -184,12 +237,19 @@ def test_a_bad_row_is_recomputed_as_bad(view, capsys):
 
 # --- status
 
+
 def test_status_shows_every_view(view, original):
     assert f"{view.folder.parent.name}: {N} items of " in status(Path(cache_of(view)))
     line = status(Path(cache_of(view)))
-    assert f"{N} x 128, 0.0 MB: finished " in line and "verified " in line and "1 bad rows (1 truncated)" in line
+    assert (
+        f"{N} x 128, 0.0 MB: finished " in line
+        and "verified " in line
+        and "1 bad rows (1 truncated)" in line
+    )
     (view.folder / "complete.json").unlink()
-    assert "unfinished, 3 of 3 shards; to go on: make extract VIEW=tiny-clip DATA=/" in status(Path(cache_of(view)))
+    assert "unfinished, 3 of 3 shards; to go on: make extract VIEW=tiny-clip DATA=/" in status(
+        Path(cache_of(view))
+    )
     flip(view.folder / "zarr.json")
     assert "NOT OK: the description of the view in" in status(Path(cache_of(view)))
     with pytest.raises(UsageError, match="there is no cache"):
@@ -215,16 +275,28 @@ run(ExtractConfig(view="tiny-clip", data=sys.argv[1], cache=sys.argv[2], device=
 """
 
 
-def test_status_shows_a_running_extraction_and_its_bottleneck_and_a_second_one_is_sent_away(photos, tmp_path):
+def test_status_shows_a_running_extraction_and_its_bottleneck_and_a_second_one_is_sent_away(
+    photos, tmp_path
+):
     go = tmp_path / "go"
-    running = subprocess.Popen([sys.executable, "-c", SLOW, str(photos), str(tmp_path), str(go)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(photos), str(tmp_path), str(go)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
     try:
         while "bottleneck" not in (line := status(tmp_path)):
             assert running.poll() is None, line
             time.sleep(0.05)
-        assert f"being written by process {running.pid} on" in line and " of 45 images, " in line and "h left; bottleneck: model (model " in line
+        assert (
+            f"being written by process {running.pid} on" in line
+            and " of 45 images, " in line
+            and "h left; bottleneck: model (model " in line
+        )
         assert "decode" in line and not list(gc.waste(tmp_path))
-        with pytest.raises(StorageError, match=f"is being written by process {running.pid} on .* since 20"):
+        with pytest.raises(
+            StorageError, match=f"is being written by process {running.pid} on .* since 20"
+        ):
             run(config(photos, tmp_path))
         with pytest.raises(UsageError, match="is not finished"):
             integrity.check(store.open_view(store.view_folders(next(tmp_path.glob("photos-*")))[0]))
@@ -237,6 +309,7 @@ def test_status_shows_a_running_extraction_and_its_bottleneck_and_a_second_one_i
 
 
 # --- gc
+
 
 def test_gc_removes_only_what_no_finished_view_needs(view, original, tmp_path, capsys):
     cache = Path(cache_of(view))
@@ -253,15 +326,28 @@ def test_gc_removes_only_what_no_finished_view_needs(view, original, tmp_path, c
     with pytest.raises(UsageError, match="nothing is removed: there is no terminal to ask"):
         gc.collect(GcConfig(cache=str(cache)))
     out = capsys.readouterr().out
-    assert "a temp file" in out and "no shard of its view" in out and "an unfinished view (" not in out
+    assert (
+        "a temp file" in out and "no shard of its view" in out and "an unfinished view (" not in out
+    )
     gc.collect(GcConfig(cache=str(cache), yes=True))
-    assert len(store.view_folders(cache / begun.name)) == 3 and not (view.folder / "embeddings" / "c" / "9").exists()
+    assert (
+        len(store.view_folders(cache / begun.name)) == 3
+        and not (view.folder / "embeddings" / "c" / "9").exists()
+    )
     with pytest.raises(UsageError):
         gc.collect(GcConfig(cache=str(cache), unfinished=True))
     out = capsys.readouterr().out
-    assert out.count("an unfinished view (") == 3 and "an item list without a view" in out and (cache / begun.name).is_dir()
+    assert (
+        out.count("an unfinished view (") == 3
+        and "an item list without a view" in out
+        and (cache / begun.name).is_dir()
+    )
     gc.collect(GcConfig(cache=str(cache), yes=True, unfinished=True))
-    assert not (cache / begun.name).exists() and (foreign / "notes.txt").exists() and contents(view) == contents(original)
+    assert (
+        not (cache / begun.name).exists()
+        and (foreign / "notes.txt").exists()
+        and contents(view) == contents(original)
+    )
     gc.collect(GcConfig(cache=str(cache), yes=True))
     assert "nothing to remove; finished views are kept" in capsys.readouterr().out
 
@@ -276,7 +362,10 @@ def test_gc_keeps_a_damaged_finished_view_and_what_somebody_holds(view, tmp_path
         with pytest.raises(StorageError, match="is being written by process"):
             gc.remove(gc.Waste(view.folder, "", 0))
     assert not list(gc.waste(Path(cache_of(view)))), "its shards are done"
-    assert [one.path for one in gc.waste(Path(cache_of(view)), unfinished=True)] == [view.folder, view.folder.parent]
+    assert [one.path for one in gc.waste(Path(cache_of(view)), unfinished=True)] == [
+        view.folder,
+        view.folder.parent,
+    ]
 
 
 def test_gc_spares_what_was_finished_meanwhile(view):
@@ -287,12 +376,21 @@ def test_gc_spares_what_was_finished_meanwhile(view):
 
 # --- naming views
 
+
 def test_views_are_found_by_name_and_data_set(view, original, tmp_path):
     cache = Path(cache_of(view))
-    assert lookup.find_views(cache) == lookup.find_views(cache, "tiny-clip", "photos") == lookup.find_views(cache, "x/tiny-clip.toml") == [view.folder]
+    assert (
+        lookup.find_views(cache)
+        == lookup.find_views(cache, "tiny-clip", "photos")
+        == lookup.find_views(cache, "x/tiny-clip.toml")
+        == [view.folder]
+    )
     with pytest.raises(UsageError, match=r"no view 'tiny-clop'.* did you mean 'tiny-clip'"):
         lookup.find_views(cache, "tiny-clop")
-    with pytest.raises(UsageError, match=r"no view 'tiny-dinov2' in .*; there is: tiny-clip\. To extract it: type it"):      # a view that we know is no slip
+    with pytest.raises(
+        UsageError,
+        match=r"no view 'tiny-dinov2' in .*; there is: tiny-clip\. To extract it: type it",
+    ):  # a view that we know is no slip
         store.find_view(view.folder.parent, "tiny-dinov2", "type it")
     with pytest.raises(UsageError, match="there is no cache"):
         lookup.find_views(tmp_path / "nowhere")
@@ -304,13 +402,19 @@ def test_the_commands_exit_with_their_codes(view, command: Callable):
     assert done.returncode == 5 and "Traceback" not in done.stderr
     line = next(line for line in done.stderr.splitlines() if line.startswith("Type: make repair"))
     words = dict(word.split("=", 1) for word in line.split()[3:])
-    done = command("upkeep.repair", "--view", words["VIEW"], "--data", words["DATA"], "--cache", words["CACHE"])
-    assert done.returncode == 0 and "1 of 3 shards are to be computed again: 1" in done.stdout, done.stderr
+    done = command(
+        "upkeep.repair", "--view", words["VIEW"], "--data", words["DATA"], "--cache", words["CACHE"]
+    )
+    assert done.returncode == 0 and "1 of 3 shards are to be computed again: 1" in done.stdout, (
+        done.stderr
+    )
     assert command("upkeep.verify", "--cache", cache_of(view)).returncode == 0
     shown = command("upkeep.status", "--cache", cache_of(view))
     assert shown.returncode == 0 and "finished" in shown.stdout
     assert command("upkeep.gc", "--cache", cache_of(view)).returncode == 0
-    assert json.loads((view.folder / "complete.json").read_text())["n"] == N and not list(mend.problems(view))
+    assert json.loads((view.folder / "complete.json").read_text())["n"] == N and not list(
+        mend.problems(view)
+    )
 
 
 def test_an_imported_view_is_filled_in_by_importing_again(tmp_path):
@@ -319,27 +423,48 @@ def test_an_imported_view_is_filled_in_by_importing_again(tmp_path):
 
     emb = np.random.default_rng(0).normal(size=(N, 8)).astype(np.float16)
     np.savez(tmp_path / "x.npz", embeddings=emb, y=np.arange(N) % 3)
-    settings = ImportConfig(view="v", source=str(tmp_path / "x.npz"), cache=str(tmp_path / "cache"), shard_rows=ROWS)
+    settings = ImportConfig(
+        view="v", source=str(tmp_path / "x.npz"), cache=str(tmp_path / "cache"), shard_rows=ROWS
+    )
     import_view(settings)
     folder = next((tmp_path / "cache").glob("x-*/v-*"))
     before = contents(store.open_view(folder))
     flip(store.open_view(folder).embeddings_file(1))
     harmed = contents(store.open_view(folder))
-    with pytest.raises(IntegrityError, match=r"Nothing is removed\. This writes just these anew: make import VIEW=v DATA=x-.* FROM=.*x\.npz ARGS=") as caught:
+    with pytest.raises(
+        IntegrityError,
+        match=r"Nothing is removed\. This writes just these anew: make import VIEW=v DATA=x-.* FROM=.*x\.npz ARGS=",
+    ) as caught:
         mend_view(RepairConfig(view="v", cache=str(tmp_path / "cache")))
     assert contents(store.open_view(folder)) == harmed
     with pytest.raises(IntegrityError, match="Nothing is removed"):
         mend_view(RepairConfig(view="v", cache=str(tmp_path / "cache"), shards="0"))
-    words = dict(word.split("=", 1) for word in str(caught.value).split("make import ")[1].split() if "=" in word)
+    words = dict(
+        word.split("=", 1)
+        for word in str(caught.value).split("make import ")[1].split()
+        if "=" in word
+    )
     assert words["ARGS"].startswith("'--array")
-    import_view(ImportConfig(view=words["VIEW"], source=words["FROM"], data=words["DATA"], cache=words["CACHE"], array="embeddings", by_row_order=True))
+    import_view(
+        ImportConfig(
+            view=words["VIEW"],
+            source=words["FROM"],
+            data=words["DATA"],
+            cache=words["CACHE"],
+            array="embeddings",
+            by_row_order=True,
+        )
+    )
     assert contents(store.open_view(folder)) == before
     verify(VerifyConfig(cache=str(tmp_path / "cache"), recompute=3))
 
 
 # --- files of another kind where a view's own should stand, and views that lost their records
 
-@pytest.mark.parametrize("name", ["embeddings/c/1/0", "status/c/2", "commits/00001.json", "zarr.json", "canary.json"])
+
+@pytest.mark.parametrize(
+    "name", ["embeddings/c/1/0", "status/c/2", "commits/00001.json", "zarr.json", "canary.json"]
+)
 @pytest.mark.parametrize("kind", ["folder", "fifo"])
 def test_what_is_no_regular_file_is_named_at_once_and_mended(view, original, photos, name, kind):
     path = view.folder / name
@@ -357,14 +482,23 @@ def test_what_is_no_regular_file_is_named_at_once_and_mended(view, original, pho
 
 
 def test_a_view_that_lost_its_records_is_not_ok_and_gc_keeps_it(view, photos, capsys):
-    for path in (*view.folder.glob("commits/*"), view.folder / "complete.json", view.folder / "zarr.json"):
+    for path in (
+        *view.folder.glob("commits/*"),
+        view.folder / "complete.json",
+        view.folder / "zarr.json",
+    ):
         path.unlink()
-    assert not list(gc.waste(Path(cache_of(view)))) and view.folder.name in status(Path(cache_of(view)))
+    assert not list(gc.waste(Path(cache_of(view)))) and view.folder.name in status(
+        Path(cache_of(view))
+    )
     for name in ("embeddings", "status"):
         (view.folder / name / "zarr.json").unlink()
     shutil.copytree(view.folder, other := view.folder.with_name("other-0123456789ab"))
-    run(config(photos, Path(cache_of(view))))                           # it stands in nobody's way
-    with pytest.raises(CoviewError, match=r"other-0123456789ab holds shards, but its zarr.json, commits and seal are gone.*\n1 failed, of 1 views") as caught:
+    run(config(photos, Path(cache_of(view))))  # it stands in nobody's way
+    with pytest.raises(
+        CoviewError,
+        match=r"other-0123456789ab holds shards, but its zarr.json, commits and seal are gone.*\n1 failed, of 1 views",
+    ) as caught:
         verify(VerifyConfig(cache=cache_of(view)))
     assert caught.value.exit_code == 5 and other.is_dir()
     assert "NOT OK" in capsys.readouterr().out
@@ -381,6 +515,9 @@ def test_an_image_that_has_changed_is_stale_not_damage(photos, tmp_path):
     run(config(tmp_path / "photos", tmp_path / "cache"))
     path = tmp_path / "photos" / "a" / "006.png"
     path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(CoviewError, match=r"1 of 45 images are gone or have changed since .*, first 'a/006.png'; the stored rows are un") as caught:
+    with pytest.raises(
+        CoviewError,
+        match=r"1 of 45 images are gone or have changed since .*, first 'a/006.png'; the stored rows are un",
+    ) as caught:
         verify(VerifyConfig(cache=str(tmp_path / "cache"), recompute=ROWS))
     assert caught.value.exit_code == 6 and "repair" not in str(caught.value)

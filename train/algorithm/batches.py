@@ -3,7 +3,7 @@
 import numpy as np
 
 LABELLED, UNLABELLED = 0, 1
-ROWS, DRAWS = 1 << 40, 2 << 40        # so that no two purposes ever share a stream
+ROWS, DRAWS = 1 << 40, 2 << 40  # so that no two purposes ever share a stream
 _orders: dict[tuple[int, int, int], dict[int, np.ndarray]] = {}
 
 
@@ -17,7 +17,9 @@ def rows(pool: np.ndarray, seed: int, step: int, batch: int, role: int) -> np.nd
     places = np.empty(batch, np.int64)
     for epoch in range(epochs[0], epochs[-1] + 1):
         here = epochs == epoch
-        places[here] = _permutation(len(pool), seed, epoch, role)[position[here] - epoch * len(pool)]
+        places[here] = _permutation(len(pool), seed, epoch, role)[
+            position[here] - epoch * len(pool)
+        ]
     return pool[places]
 
 
@@ -27,11 +29,15 @@ def _permutation(n: int, seed: int, epoch: int, role: int) -> np.ndarray:
     if epoch not in kept:
         while len(kept) > 1:
             del kept[min(kept)]
-        order = np.random.Generator(np.random.Philox(key=[seed, ROWS + epoch * 2 + role])).permutation(n)
+        order = np.random.Generator(
+            np.random.Philox(key=[seed, ROWS + epoch * 2 + role])
+        ).permutation(n)
         kept[epoch] = order.astype(np.int32) if n < 2**31 else order
     return kept[epoch]
 
 
 def uniforms(seed: int, step: int, stream: int, count: int) -> np.ndarray:
     """(count,) float64 in [0, 1) for the draws of one step; `stream` tells apart the views and purposes."""
-    return np.random.Generator(np.random.Philox(key=[seed, DRAWS + stream], counter=[0, 0, 0, step])).random(count)
+    return np.random.Generator(
+        np.random.Philox(key=[seed, DRAWS + stream], counter=[0, 0, 0, step])
+    ).random(count)

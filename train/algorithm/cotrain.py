@@ -17,7 +17,9 @@ from train.algorithm.optimise import Adam, State, ce, grad, live, optimise, per_
 from train.algorithm.peers import Peers
 from train.algorithm.probe import forward
 
-Told = dict[str, list[Tensor]]      # what a step says of itself: losses of this process's views, feedback of all views, (E,) each; labels given, (E, U)
+Told = dict[
+    str, list[Tensor]
+]  # what a step says of itself: losses of this process's views, feedback of all views, (E,) each; labels given, (E, U)
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,28 @@ class Method:
     chunk: int = 0
 
 
-def supervised_step(views: Sequence[State], batches: Sequence[Batch], peers: Peers, method: Method) -> tuple[list[State], Told]:
+def supervised_step(
+    views: Sequence[State], batches: Sequence[Batch], peers: Peers, method: Method
+) -> tuple[list[State], Told]:
     """Each view by itself: t <- step(t, grad CE(f(L), y))."""
     views = [live(view) for view in views]
-    loss = [ce(forward(view.params, b.emb_ELD, b.keep_L, method.chunk), b.y_EL) for view, b in zip(views, batches, strict=True)]
+    loss = [
+        ce(forward(view.params, b.emb_ELD, b.keep_L, method.chunk), b.y_EL)
+        for view, b in zip(views, batches, strict=True)
+    ]
     l = [peers.average(grad(loss_E, view.params)) for loss_E, view in zip(loss, views, strict=True)]
-    return [optimise(view, l_v, method.adam) for view, l_v in zip(views, l, strict=True)], {"labelled": [x.detach() for x in loss]}
+    return [optimise(view, l_v, method.adam) for view, l_v in zip(views, l, strict=True)], {
+        "labelled": [x.detach() for x in loss]
+    }
 
 
-def mct_step(views: Sequence[State], batches: Sequence[Batch], draws_VEU: Tensor, peers: Peers, method: Method) -> tuple[list[State], Told]:
+def mct_step(
+    views: Sequence[State],
+    batches: Sequence[Batch],
+    draws_VEU: Tensor,
+    peers: Peers,
+    method: Method,
+) -> tuple[list[State], Told]:
     """One step of this process's views -> their new states, and the losses and the feedback h.
 
     draws_VEU: uniforms in [0, 1) that decide the sampled labels of every view. `peers` brings in the views of other processes, and
@@ -68,68 +83,142 @@ def mct_step(views: Sequence[State], batches: Sequence[Batch], draws_VEU: Tensor
     views = [live(view) for view in views]
 
     # 1 label: every view predicts U; the teacher of v is the softmax of the mean of the other views' logits (see `teacher`)
-    z = [forward(view.params, b.emb_EUD, b.keep_U, method.chunk) for view, b in zip(views, batches, strict=True)]
+    z = [
+        forward(view.params, b.emb_EUD, b.keep_U, method.chunk)
+        for view, b in zip(views, batches, strict=True)
+    ]
     anchor = batches[0].anchor_VEUC
     y_V, z_V = label([logits.detach() for logits in z], draws_VEU, anchor, peers, method)
 
     # 2 learn: each student steps on the labels it was given
     loss_U = [ce(logits, y_V[v]) for v, logits in zip(peers.mine, z, strict=True)]
-    g = [peers.average(grad(loss_E, view.params, keep_graph=True)) for loss_E, view in zip(loss_U, views, strict=True)]
-    learnt = [live(optimise(view, g_v, method.adam)) if method.learn else view for view, g_v in zip(views, g, strict=True)]
+    g = [
+        peers.average(grad(loss_E, view.params, keep_graph=True))
+        for loss_E, view in zip(loss_U, views, strict=True)
+    ]
+    learnt = [
+        live(optimise(view, g_v, method.adam)) if method.learn else view
+        for view, g_v in zip(views, g, strict=True)
+    ]
 
     # 3 look: what that did on labelled rows is the feedback h, one number a view and experiment
-    loss_L = [ce(forward(new.params, b.emb_ELD, b.keep_L, method.chunk), b.y_EL) for new, b in zip(learnt, batches, strict=True)]
-    l = [peers.average(grad(loss_E, new.params)) for loss_E, new in zip(loss_L, learnt, strict=True)]
-    h_V = peers.exchange([feedback(*of_v, peers, method) for of_v in zip(views, learnt, g, l, batches, strict=True)])
+    loss_L = [
+        ce(forward(new.params, b.emb_ELD, b.keep_L, method.chunk), b.y_EL)
+        for new, b in zip(learnt, batches, strict=True)
+    ]
+    l = [
+        peers.average(grad(loss_E, new.params)) for loss_E, new in zip(loss_L, learnt, strict=True)
+    ]
+    h_V = peers.exchange(
+        [feedback(*of_v, peers, method) for of_v in zip(views, learnt, g, l, batches, strict=True)]
+    )
 
     # 4 teach: at the original t, each teacher w makes the labels that helped (h > 0) more likely, the others less
     done = []
     for w, z_w, view, new, l_w in zip(peers.mine, z, views, learnt, l, strict=True):
-        seen = [*z_V[:w], z_w, *z_V[w + 1:]]                        # w's own logits carry its gradient
-        loss_E = sum(h_V[v] * ce(teacher(seen, v, anchor, method.trust), y_V[v]) for v in range(peers.count) if v != w)
+        seen = [*z_V[:w], z_w, *z_V[w + 1 :]]  # w's own logits carry its gradient
+        loss_E = sum(
+            h_V[v] * ce(teacher(seen, v, anchor, method.trust), y_V[v])
+            for v in range(peers.count)
+            if v != w
+        )
         s_w = peers.average(grad(loss_E, view.params))
-        done.append(optimise(new, {name: torch.add(s_w[name], l_w[name], alpha=method.supervised) for name in s_w}, method.adam))
-    return done, {"unlabelled": [x.detach() for x in loss_U], "labelled": [x.detach() for x in loss_L], "feedback": list(h_V),
-                  "given": [y_V[v] for v in peers.mine]}
+        done.append(
+            optimise(
+                new,
+                {name: torch.add(s_w[name], l_w[name], alpha=method.supervised) for name in s_w},
+                method.adam,
+            )
+        )
+    return done, {
+        "unlabelled": [x.detach() for x in loss_U],
+        "labelled": [x.detach() for x in loss_L],
+        "feedback": list(h_V),
+        "given": [y_V[v] for v in peers.mine],
+    }
 
 
-def label(z: Sequence[Tensor], draws_VEU: Tensor, anchor: Sequence[Tensor], peers: Peers, method: Method) -> tuple[list[Tensor], list[Tensor]]:
+def label(
+    z: Sequence[Tensor], draws_VEU: Tensor, anchor: Sequence[Tensor], peers: Peers, method: Method
+) -> tuple[list[Tensor], list[Tensor]]:
     """The labels (E, U) that every view is given, and all views' logits; with two views the labels alone need to travel."""
     if peers.count == 2:
-        made_by = peers.exchange([hand_out(teacher([z_w, z_w], 1 - w, anchor, method.trust), draws_VEU[1 - w], of(method.temperature, 1 - w))
-                                  for w, z_w in zip(peers.mine, z, strict=True)])
-        return [made_by[1], made_by[0]], list(made_by)              # in `teach` a view then sees its own logits alone
+        made_by = peers.exchange(
+            [
+                hand_out(
+                    teacher([z_w, z_w], 1 - w, anchor, method.trust),
+                    draws_VEU[1 - w],
+                    of(method.temperature, 1 - w),
+                )
+                for w, z_w in zip(peers.mine, z, strict=True)
+            ]
+        )
+        return [made_by[1], made_by[0]], list(
+            made_by
+        )  # in `teach` a view then sees its own logits alone
     z_V = peers.exchange(z)
-    return [hand_out(teacher(z_V, v, anchor, method.trust), draws_VEU[v], of(method.temperature, v)) for v in range(peers.count)], z_V
+    return [
+        hand_out(teacher(z_V, v, anchor, method.trust), draws_VEU[v], of(method.temperature, v))
+        for v in range(peers.count)
+    ], z_V
 
 
-def teacher(z_V: Sequence[Tensor], v: int, anchor_VEUC: Sequence[Tensor] = (), trust_VVE: Tensor | None = None) -> Tensor:
+def teacher(
+    z_V: Sequence[Tensor],
+    v: int,
+    anchor_VEUC: Sequence[Tensor] = (),
+    trust_VVE: Tensor | None = None,
+) -> Tensor:
     """The logits of v's teacher: the mean of those of all views but v; with `trust` their weighted log-probabilities, and the anchor's."""
     rest = [w for w in range(len(z_V)) if w != v]
     if trust_VVE is None:
         return torch.stack([z_V[w] for w in rest]).mean(0)
     log_p = {w: log_softmax(z_V[w], -1) for w in rest}
-    return sum(per_experiment(trust_VVE[v, w], log_p[w]) * log_p[w] for w in rest) + (anchor_VEUC[v] if len(anchor_VEUC) else 0)
+    return sum(per_experiment(trust_VVE[v, w], log_p[w]) * log_p[w] for w in rest) + (
+        anchor_VEUC[v] if len(anchor_VEUC) else 0
+    )
 
 
 def hand_out(logits_EUC: Tensor, draw_EU: Tensor, temperature: float | Tensor) -> Tensor:
     """Hard labels (E, U) of a teacher: sampled from its tempered softmax by inverting the cumulative sum."""
     z = logits_EUC.double()
     z = z - z.amax(-1, keepdim=True)
-    cool = per_experiment(temperature, z).clamp_min(1e-12) if isinstance(temperature, Tensor) else max(temperature, 1e-12)
-    return (softmax(z / cool, -1).cumsum(-1) < draw_EU.unsqueeze(-1)).sum(-1).clamp_max(z.shape[-1] - 1)
+    cool = (
+        per_experiment(temperature, z).clamp_min(1e-12)
+        if isinstance(temperature, Tensor)
+        else max(temperature, 1e-12)
+    )
+    return (
+        (softmax(z / cool, -1).cumsum(-1) < draw_EU.unsqueeze(-1))
+        .sum(-1)
+        .clamp_max(z.shape[-1] - 1)
+    )
 
 
 def of(temperature: float | Tensor, v: int) -> float | Tensor:
-    return temperature[v] if isinstance(temperature, Tensor) and temperature.dim() == 2 else temperature
+    return (
+        temperature[v]
+        if isinstance(temperature, Tensor) and temperature.dim() == 2
+        else temperature
+    )
 
 
-def feedback(old: State, new: State, g: dict[str, Tensor], l: dict[str, Tensor], b: Batch, peers: Peers, method: Method) -> Tensor:
+def feedback(
+    old: State,
+    new: State,
+    g: dict[str, Tensor],
+    l: dict[str, Tensor],
+    b: Batch,
+    peers: Peers,
+    method: Method,
+) -> Tensor:
     """h (E,): `exact` <l, g>, the first-order fall of the labelled loss along g; `difference` the actual fall, in eval mode."""
     if method.feedback == "exact":
         return sum((l[name] * g[name]).sum(-1).flatten(1).sum(1) for name in g)
     if method.feedback == "difference":
         with torch.no_grad():
-            fall = ce(forward(old.params, b.emb_ELD), b.y_EL) - ce(forward(new.params, b.emb_ELD), b.y_EL)
+            fall = ce(forward(old.params, b.emb_ELD), b.y_EL) - ce(
+                forward(new.params, b.emb_ELD), b.y_EL
+            )
         return peers.average({"h": fall})["h"]
     return torch.zeros(len(b.y_EL), dtype=b.emb_ELD.dtype, device=b.emb_ELD.device)

@@ -10,24 +10,43 @@ from torch.nn.functional import log_softmax, one_hot, softmax
 from train.algorithm.probe import Params, forward
 
 BINS = 15
-TEMPERATURES = torch.logspace(-1.5, 1.5, 61, base=10, dtype=torch.float64)        # 0.03 to 32, each 12 % above the last
+TEMPERATURES = torch.logspace(
+    -1.5, 1.5, 61, base=10, dtype=torch.float64
+)  # 0.03 to 32, each 12 % above the last
 
 
 @torch.no_grad()
-def predict(params: Params, embeddings: Callable[[np.ndarray], Tensor], rows: np.ndarray, chunk: int = 4096) -> Tensor:
+def predict(
+    params: Params, embeddings: Callable[[np.ndarray], Tensor], rows: np.ndarray, chunk: int = 4096
+) -> Tensor:
     """(E, n, C) float32 logits of E probes on the same `rows`; embeddings(rows) gives (n, D) standardised inputs."""
-    logits = torch.cat([_forward(params, embeddings, rows[start:start + chunk]) for start in range(0, len(rows), chunk)], 1)
+    logits = torch.cat(
+        [
+            _forward(params, embeddings, rows[start : start + chunk])
+            for start in range(0, len(rows), chunk)
+        ],
+        1,
+    )
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 @torch.no_grad()
-def choices(params: Params, embeddings: Callable[[np.ndarray], Tensor], rows: np.ndarray, chunk: int = 4096) -> tuple[Tensor, Tensor]:
+def choices(
+    params: Params, embeddings: Callable[[np.ndarray], Tensor], rows: np.ndarray, chunk: int = 4096
+) -> tuple[Tensor, Tensor]:
     """The first choice, (E, n) int64, and its probability, (E, n): what `predict` would give, without (E, n, C) in memory."""
-    parts = [softmax(_forward(params, embeddings, rows[start:start + chunk]).float(), -1).max(-1) for start in range(0, len(rows), chunk)]
-    return torch.cat([part.indices for part in parts], 1), torch.cat([part.values for part in parts], 1)
+    parts = [
+        softmax(_forward(params, embeddings, rows[start : start + chunk]).float(), -1).max(-1)
+        for start in range(0, len(rows), chunk)
+    ]
+    return torch.cat([part.indices for part in parts], 1), torch.cat(
+        [part.values for part in parts], 1
+    )
 
 
-def _forward(params: Params, embeddings: Callable[[np.ndarray], Tensor], rows: np.ndarray) -> Tensor:
+def _forward(
+    params: Params, embeddings: Callable[[np.ndarray], Tensor], rows: np.ndarray
+) -> Tensor:
     return forward(params, embeddings(rows).expand(len(params["b0"]), -1, -1))
 
 
@@ -63,7 +82,13 @@ def fit_pool(scores_MEnC: Tensor, y_n: Tensor, start_ME: Tensor) -> Tensor:
     """
     every = -(-len(y_n) // POOL)
     log_p = log_softmax(scores_MEnC[:, :, ::every].double(), -1)
-    return torch.stack([_fit_pool(log_p[:, e], y_n[::every], start_ME[:, e].double()) for e in range(start_ME.shape[1])], 1)
+    return torch.stack(
+        [
+            _fit_pool(log_p[:, e], y_n[::every], start_ME[:, e].double())
+            for e in range(start_ME.shape[1])
+        ],
+        1,
+    )
 
 
 def _fit_pool(log_p_MnC: Tensor, y_n: Tensor, weight_M: Tensor) -> Tensor:
@@ -85,9 +110,13 @@ def _fit_pool(log_p_MnC: Tensor, y_n: Tensor, weight_M: Tensor) -> Tensor:
         p_log_p = softmax(z_nC, -1) * log_p_MnC
         mean_Mn = p_log_p.sum(-1)
         slope = (mean_Mn - told_Mn).mean(-1) + PENALTY * weight_M
-        second = (p_log_p.flatten(1) @ log_p_MnC.flatten(1).T - mean_Mn @ mean_Mn.T) / n + PENALTY * eye
+        second = (
+            p_log_p.flatten(1) @ log_p_MnC.flatten(1).T - mean_Mn @ mean_Mn.T
+        ) / n + PENALTY * eye
         free = ((weight_M > 0) | (slope < 0)).double()
-        second = second * free * free.unsqueeze(1) + torch.diag(damping * second.diagonal() + 1 - free)
+        second = second * free * free.unsqueeze(1) + torch.diag(
+            damping * second.diagonal() + 1 - free
+        )
         trial = (weight_M - torch.linalg.solve(second, slope * free)).clamp_min(0)
         z_trial = mixed(trial)
         then = loss(trial, z_trial)
@@ -110,7 +139,9 @@ def top1_nll(logits_EnC: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
     """Accuracy and mean negative log-likelihood (nats), (E,) each."""
     log_p = log_softmax(logits_EnC, -1)
     y_En1 = y_n.expand(len(logits_EnC), -1).unsqueeze(-1)
-    return (logits_EnC.argmax(-1) == y_n).double().mean(1), -log_p.gather(-1, y_En1).double().mean((1, 2))
+    return (logits_EnC.argmax(-1) == y_n).double().mean(1), -log_p.gather(-1, y_En1).double().mean(
+        (1, 2)
+    )
 
 
 def ece(logits_EnC: Tensor, y_n: Tensor) -> Tensor:

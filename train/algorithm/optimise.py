@@ -51,7 +51,9 @@ def optimise(view: State, gradient: Params, adam: Adam) -> State:
     for name, g in gradient.items():
         old = view.params[name].detach()
         rate, decay = per_experiment(adam.lr, g), per_experiment(adam.decay, g)
-        g = g * per_experiment(scale_E, g)                  # from here on ours, and written over: memory is what this loop waits for
+        g = g * per_experiment(
+            scale_E, g
+        )  # from here on ours, and written over: memory is what this loop waits for
         mean[name] = torch.lerp(view.mean[name], g, 0.1)
         square[name] = torch.lerp(view.square[name], g.mul_(g), 0.001)
         denominator = torch.div(square[name], 1 - 0.999**steps, out=g).sqrt_().add_(1e-8)
@@ -64,7 +66,11 @@ def optimise(view: State, gradient: Params, adam: Adam) -> State:
 
 def per_experiment(value: float | Tensor, like: Tensor) -> float | Tensor:
     """(E,) -> (E, 1, …) as `like` has axes; a number stays one."""
-    return value.to(like.dtype).view(-1, *[1] * (like.dim() - 1)) if isinstance(value, Tensor) else value
+    return (
+        value.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
+        if isinstance(value, Tensor)
+        else value
+    )
 
 
 def average(view: State, decay: float) -> State:
@@ -72,7 +78,13 @@ def average(view: State, decay: float) -> State:
     if decay == 0:
         return view
     weight = 1 - min(decay, (1 + view.steps) / (10 + view.steps))
-    return replace(view, average={name: torch.lerp(view.average.get(name, p.detach()), p.detach(), weight) for name, p in view.params.items()})
+    return replace(
+        view,
+        average={
+            name: torch.lerp(view.average.get(name, p.detach()), p.detach(), weight)
+            for name, p in view.params.items()
+        },
+    )
 
 
 def ce(logits_EBC: Tensor, y_EB: Tensor, weight_EB: Tensor | None = None) -> Tensor:
@@ -84,14 +96,27 @@ def ce(logits_EBC: Tensor, y_EB: Tensor, weight_EB: Tensor | None = None) -> Ten
 
 def grad(loss_E: Tensor, params: Params, keep_graph: bool = False) -> Params:
     """The gradient of each experiment's loss for its own parameters. The experiments do not mix: their sum's gradient is theirs."""
-    return dict(zip(params, torch.autograd.grad(loss_E.sum(), list(params.values()), retain_graph=keep_graph), strict=True))
+    return dict(
+        zip(
+            params,
+            torch.autograd.grad(loss_E.sum(), list(params.values()), retain_graph=keep_graph),
+            strict=True,
+        )
+    )
 
 
 def live(view: State) -> State:
     """The same state with parameters that autograd follows."""
-    return replace(view, params={name: p.detach().requires_grad_() for name, p in view.params.items()})
+    return replace(
+        view, params={name: p.detach().requires_grad_() for name, p in view.params.items()}
+    )
 
 
 def fresh(params: Params) -> State:
     """A state before its first step."""
-    return State(params, {name: torch.zeros_like(p) for name, p in params.items()}, {name: torch.zeros_like(p) for name, p in params.items()}, 0)
+    return State(
+        params,
+        {name: torch.zeros_like(p) for name, p in params.items()},
+        {name: torch.zeros_like(p) for name, p in params.items()},
+        0,
+    )

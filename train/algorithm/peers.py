@@ -70,25 +70,41 @@ class GroupPeers:
         self.dist, self.device = dist, device
         timeout = timedelta(seconds=timeout_s)
         store, rank, ranks = next(dist.rendezvous("env://", timeout=timeout))
-        if os.environ.get("GROUP_WORLD_SIZE") == "1":       # a restarted torchrun keeps its store, and with it the addresses of the dead
+        if (
+            os.environ.get("GROUP_WORLD_SIZE") == "1"
+        ):  # a restarted torchrun keeps its store, and with it the addresses of the dead
             store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=ranks, timeout=timeout,
-                                device_id=device if device.type == "cuda" else None)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=rank,
+            world_size=ranks,
+            timeout=timeout,
+            device_id=device if device.type == "cuda" else None,
+        )
         self.rank, self.ranks, self.count = dist.get_rank(), dist.get_world_size(), count
         refuse_ranks(self.ranks, count)
-        self.replica, self.replicas = (self.rank // count, self.ranks // count) if self.ranks > count else (0, 1)
-        self.across = min(self.ranks, count)                # ranks that have all views among them
+        self.replica, self.replicas = (
+            (self.rank // count, self.ranks // count) if self.ranks > count else (0, 1)
+        )
+        self.across = min(self.ranks, count)  # ranks that have all views among them
         self.mine = list(range(self.rank % self.across, count, self.across))
-        self.slots = -(-count // self.across)               # the most views that any rank has; lesser ranks send padding
-        self.views = self.twins = None                      # the group of all views of one replica; of all replicas of one view
-        if self.replicas > 1:                               # every rank must make every group, in one order
+        self.slots = -(
+            -count // self.across
+        )  # the most views that any rank has; lesser ranks send padding
+        self.views = self.twins = (
+            None  # the group of all views of one replica; of all replicas of one view
+        )
+        if self.replicas > 1:  # every rank must make every group, in one order
             groups = [[part * count + v for v in range(count)] for part in range(self.replicas)]
             groups += [[part * count + v for part in range(self.replicas)] for v in range(count)]
             made = [dist.new_group(ranks, timeout=timeout) for ranks in groups]
             self.views, self.twins = made[self.replica], made[self.replicas + self.rank % count]
 
     def exchange(self, mine: Sequence[Tensor]) -> list[Tensor]:
-        sent = torch.stack([mine[min(slot, len(mine) - 1)] for slot in range(self.slots)]).contiguous()
+        sent = torch.stack(
+            [mine[min(slot, len(mine) - 1)] for slot in range(self.slots)]
+        ).contiguous()
         received = [torch.empty_like(sent) for _ in range(self.across)]
         self.dist.all_gather(received, sent, self.views)
         return [received[v % self.across][v // self.across] for v in range(self.count)]
@@ -96,10 +112,15 @@ class GroupPeers:
     def average(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.replicas == 1:
             return values
-        flat = torch.cat([value.flatten() for value in values.values()])            # one message, not one a tensor
+        flat = torch.cat(
+            [value.flatten() for value in values.values()]
+        )  # one message, not one a tensor
         self.dist.all_reduce(flat, group=self.twins)
         parts = (flat / self.replicas).split([value.numel() for value in values.values()])
-        return {name: part.view_as(value) for (name, value), part in zip(values.items(), parts, strict=True)}
+        return {
+            name: part.view_as(value)
+            for (name, value), part in zip(values.items(), parts, strict=True)
+        }
 
     def any(self, flag: bool) -> bool:
         value = torch.tensor(int(flag), device=self.device)
@@ -119,12 +140,20 @@ def choose_device(device: str, gpus: int) -> torch.device:
     """auto, cpu, cuda or cuda:N -> this process's device. Raises UsageError when there is no such GPU."""
     count = torch.cuda.device_count()
     if device.startswith("cuda") and not count:
-        raise UsageError(f"DEVICE={device}, but torch sees no CUDA GPU here; use DEVICE=cpu or leave it out")
+        raise UsageError(
+            f"DEVICE={device}, but torch sees no CUDA GPU here; use DEVICE=cpu or leave it out"
+        )
     if device == "cpu" or not count:
         return torch.device("cpu")
-    gpus = int(os.environ.get("LOCAL_WORLD_SIZE", gpus))    # torchrun may have others on other machines
+    gpus = int(
+        os.environ.get("LOCAL_WORLD_SIZE", gpus)
+    )  # torchrun may have others on other machines
     if gpus > (1 if ":" in device else count):
-        raise UsageError(f"GPUS={gpus} with DEVICE={device}, but this machine has {count}; use GPUS={count} without a DEVICE, or DEVICE=cpu")
-    chosen = torch.device(device if ":" in device else f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}")
+        raise UsageError(
+            f"GPUS={gpus} with DEVICE={device}, but this machine has {count}; use GPUS={count} without a DEVICE, or DEVICE=cpu"
+        )
+    chosen = torch.device(
+        device if ":" in device else f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
+    )
     torch.cuda.set_device(chosen)
     return chosen

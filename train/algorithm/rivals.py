@@ -1,8 +1,8 @@
 """The steps of the methods that co-training is compared with. Same probes, batches, optimiser and signature as train/algorithm/cotrain.py.
 
-    pseudo_step      labelled rows plus rows with labels from a table: self-training and (classical) co-training
-    fixmatch_step    FixMatch (Sohn et al. 2020), with FreeMatch's (Wang et al. 2023) or SoftMatch's (Chen et al. 2023) weighting
-    mpl_step         Meta Pseudo Labels (Pham et al. 2021): one view, a teacher and a student
+pseudo_step      labelled rows plus rows with labels from a table: self-training and (classical) co-training
+fixmatch_step    FixMatch (Sohn et al. 2020), with FreeMatch's (Wang et al. 2023) or SoftMatch's (Chen et al. 2023) weighting
+mpl_step         Meta Pseudo Labels (Pham et al. 2021): one view, a teacher and a student
 """
 
 import functools
@@ -19,7 +19,9 @@ from train.algorithm.optimise import State, ce, grad, live, optimise
 from train.algorithm.peers import Peers
 from train.algorithm.probe import Params, forward
 
-MOMENTUM = 0.99         # of the moving averages of FreeMatch and SoftMatch, which have 0.999 for a million steps
+MOMENTUM = (
+    0.99  # of the moving averages of FreeMatch and SoftMatch, which have 0.999 for a million steps
+)
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,28 @@ class Rival(Method):
     threshold: float = 0.95
 
 
-def pseudo_step(views: Sequence[State], batches: Sequence[Offer], draws_VEU: Tensor, peers: Peers, method: Method) -> tuple[list[State], Told]:
+def pseudo_step(
+    views: Sequence[State],
+    batches: Sequence[Offer],
+    draws_VEU: Tensor,
+    peers: Peers,
+    method: Method,
+) -> tuple[list[State], Told]:
     """t <- step(t, grad [CE(f(L), y) + mean over the teachers and rows of CE(f(U), their label)]); a row without a label counts as zero."""
 
     def loss(b: Offer) -> Callable[[Tensor], Tensor]:
-        return lambda logits: sum(ce(logits, y.clamp_min(0), (y >= 0).to(logits.dtype)) for y in b.given_WEU) / len(b.given_WEU)
+        return lambda logits: (
+            sum(ce(logits, y.clamp_min(0), (y >= 0).to(logits.dtype)) for y in b.given_WEU)
+            / len(b.given_WEU)
+        )
 
     done, told = _step(views, batches, [loss(b) for b in batches], peers, method)
     return done, told | {"given": [b.given_WEU for b in batches]}
 
 
-def fixmatch_step(views: Sequence[State], batches: Sequence[Offer], draws_VEU: Tensor, peers: Peers, method: Rival) -> tuple[list[State], Told]:
+def fixmatch_step(
+    views: Sequence[State], batches: Sequence[Offer], draws_VEU: Tensor, peers: Peers, method: Rival
+) -> tuple[list[State], Told]:
     """t <- step(t, grad [CE(f(L), y) + mean of w * CE(f(U + noise), argmax f(U))], w: 1 where f(U), without noise or dropout, is sure enough."""
     memories, losses, given = [], [], {"given": [], "weight": []}
     for view, b in zip(views, batches, strict=True):
@@ -59,11 +72,17 @@ def fixmatch_step(views: Sequence[State], batches: Sequence[Offer], draws_VEU: T
         given["given"].append(y)
         given["weight"].append(weight)
         losses.append(functools.partial(ce, y_EB=y, weight_EB=weight.to(b.emb_EUD.dtype)))
-    done, told = _step(views, [replace(b, emb_EUD=b.strong_EUD) for b in batches], losses, peers, method)
-    return [replace(view, memory=memory) for view, memory in zip(done, memories, strict=True)], told | given
+    done, told = _step(
+        views, [replace(b, emb_EUD=b.strong_EUD) for b in batches], losses, peers, method
+    )
+    return [
+        replace(view, memory=memory) for view, memory in zip(done, memories, strict=True)
+    ], told | given
 
 
-def weigh(p_EUC: Tensor, memory: Params, peers: Peers, method: Rival) -> tuple[Params, Tensor, Tensor]:
+def weigh(
+    p_EUC: Tensor, memory: Params, peers: Peers, method: Rival
+) -> tuple[Params, Tensor, Tensor]:
     """The moving averages after this batch, the pseudo-labels and their weights, (E, U) each.
 
     freematch: 1 where the confidence reaches tau * p_c / max p, tau and p_c being moving averages of the confidence and of the probabilities.
@@ -73,19 +92,38 @@ def weigh(p_EUC: Tensor, memory: Params, peers: Peers, method: Rival) -> tuple[P
     if method.rule == "fixed":
         return {}, y_EU, (confidence_EU >= method.threshold).double()
     classes = p_EUC.shape[-1]
-    now = peers.average({"mu": confidence_EU.mean(1), "square": confidence_EU.square().mean(1), "p": p_EUC.mean(1)})
-    start = {"mu": torch.full_like(now["mu"], 1 / classes), "square": torch.full_like(now["mu"], 1 / classes**2 + 1),
-             "p": torch.full_like(now["p"], 1 / classes)}
-    memory = {name: torch.lerp(value, memory.get(name, start[name]), MOMENTUM) for name, value in now.items()}
+    now = peers.average(
+        {"mu": confidence_EU.mean(1), "square": confidence_EU.square().mean(1), "p": p_EUC.mean(1)}
+    )
+    start = {
+        "mu": torch.full_like(now["mu"], 1 / classes),
+        "square": torch.full_like(now["mu"], 1 / classes**2 + 1),
+        "p": torch.full_like(now["p"], 1 / classes),
+    }
+    memory = {
+        name: torch.lerp(value, memory.get(name, start[name]), MOMENTUM)
+        for name, value in now.items()
+    }
     if method.rule == "freematch":
         least_EC = memory["mu"].unsqueeze(-1) * memory["p"] / memory["p"].amax(-1, keepdim=True)
         return memory, y_EU, (confidence_EU >= least_EC.gather(-1, y_EU)).double()
     variance_E1 = (memory["square"] - memory["mu"].square()).clamp_min(1e-12).unsqueeze(-1)
-    return memory, y_EU, torch.exp(-2 * (memory["mu"].unsqueeze(-1) - confidence_EU).clamp_min(0).square() / variance_E1)
+    return (
+        memory,
+        y_EU,
+        torch.exp(
+            -2 * (memory["mu"].unsqueeze(-1) - confidence_EU).clamp_min(0).square() / variance_E1
+        ),
+    )
 
 
-def _step(views: Sequence[State], batches: Sequence[Batch], losses: Sequence[Callable[[Tensor], Tensor]], peers: Peers,
-          method: Method) -> tuple[list[State], Told]:
+def _step(
+    views: Sequence[State],
+    batches: Sequence[Batch],
+    losses: Sequence[Callable[[Tensor], Tensor]],
+    peers: Peers,
+    method: Method,
+) -> tuple[list[State], Told]:
     """One optimiser step of each view on CE(f(L), y) + its loss of f(U)."""
     done, losses_L, losses_U = [], [], []
     for view, b, loss in zip(map(live, views), batches, losses, strict=True):
@@ -97,7 +135,13 @@ def _step(views: Sequence[State], batches: Sequence[Batch], losses: Sequence[Cal
     return done, {"labelled": losses_L, "unlabelled": losses_U}
 
 
-def mpl_step(views: Sequence[State], batches: Sequence[Batch], draws_VEU: Tensor, peers: Peers, method: Method) -> tuple[list[State], Told]:
+def mpl_step(
+    views: Sequence[State],
+    batches: Sequence[Batch],
+    draws_VEU: Tensor,
+    peers: Peers,
+    method: Method,
+) -> tuple[list[State], Told]:
     """views: [student, teacher] on the same embeddings. The student learns from the teacher's labels; the teacher from the feedback and the labels.
 
     The student's fine-tuning on the labelled rows, which the paper does at the end, is folded into each step, as in co-training.
@@ -113,5 +157,9 @@ def mpl_step(views: Sequence[State], batches: Sequence[Batch], draws_VEU: Tensor
     h = feedback(student, learnt, g, l, b, peers, method)
     loss_T = ce(forward(teacher.params, b_t.emb_ELD, b_t.keep_L, method.chunk), b_t.y_EL)
     t = grad(h * ce(z_t, y_EU) + loss_T, teacher.params)
-    return [optimise(learnt, l, method.adam), optimise(teacher, t, method.adam)], {"unlabelled": [loss_U.detach()] * 2, "feedback": [h, h], "given": [y_EU] * 2,
-                                                                                   "labelled": [loss_L.detach(), loss_T.detach()]}
+    return [optimise(learnt, l, method.adam), optimise(teacher, t, method.adam)], {
+        "unlabelled": [loss_U.detach()] * 2,
+        "feedback": [h, h],
+        "given": [y_EU] * 2,
+        "labelled": [loss_L.detach(), loss_T.detach()],
+    }

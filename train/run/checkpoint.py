@@ -26,10 +26,18 @@ from train.algorithm.optimise import State
 from train.algorithm.peers import Peers
 from train.algorithm.probe import Params
 
-KEYS = ("method", "step", "ranks", "adam_steps", "metrics_bytes", "outputs", "files")      # of state.json
+KEYS = (
+    "method",
+    "step",
+    "ranks",
+    "adam_steps",
+    "metrics_bytes",
+    "outputs",
+    "files",
+)  # of state.json
 AGAIN = "; type the same command again: it goes back to the checkpoint before"
 
-MAYBE = ("given", "marks")      # tensors that a checkpoint has only at some steps
+MAYBE = ("given", "marks")  # tensors that a checkpoint has only at some steps
 
 
 @dataclass
@@ -65,22 +73,59 @@ def save_checkpoint(folder: Path, progress: Progress, peers: Peers) -> None:
     name = f"{progress.method}-{progress.step:08d}"
     temp = folder / f".{name}.tmp"
     durable.make_folder(temp)
-    tensors = {f"{kind}.{view}.{key}": value.contiguous().cpu()
-               for view, (state, best, fused) in enumerate(zip(progress.states, progress.best, progress.fused, strict=True))
-               for kind, params in (("params", state.params), ("mean", state.mean), ("square", state.square), ("average", state.average),
-                                    ("memory", state.memory), ("best", best), ("fused", fused))
-               for key, value in params.items()}
-    whole = {"best_top1": progress.best_top1, "best_nll": progress.best_nll, "best_step": progress.best_step, "temperature": progress.temperature,
-             "pool": progress.pool, "fused_pool": progress.fused_pool, "teach": progress.teach}
-    tensors |= {key: value.cpu() for key, value in (whole | {name: getattr(progress, name) for name in MAYBE if getattr(progress, name) is not None}).items()}
+    tensors = {
+        f"{kind}.{view}.{key}": value.contiguous().cpu()
+        for view, (state, best, fused) in enumerate(
+            zip(progress.states, progress.best, progress.fused, strict=True)
+        )
+        for kind, params in (
+            ("params", state.params),
+            ("mean", state.mean),
+            ("square", state.square),
+            ("average", state.average),
+            ("memory", state.memory),
+            ("best", best),
+            ("fused", fused),
+        )
+        for key, value in params.items()
+    }
+    whole = {
+        "best_top1": progress.best_top1,
+        "best_nll": progress.best_nll,
+        "best_step": progress.best_step,
+        "temperature": progress.temperature,
+        "pool": progress.pool,
+        "fused_pool": progress.fused_pool,
+        "teach": progress.teach,
+    }
+    tensors |= {
+        key: value.cpu()
+        for key, value in (
+            whole
+            | {
+                name: getattr(progress, name)
+                for name in MAYBE
+                if getattr(progress, name) is not None
+            }
+        ).items()
+    }
     data = save({key: value.detach().clone() for key, value in tensors.items()})
     durable.write(temp / f"rank{peers.rank}.safetensors", data, "checkpoint.tensors")
-    peers.any(False)                                        # all files are there
+    peers.any(False)  # all files are there
     if peers.rank == 0:
-        digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(temp.glob("rank*.safetensors"))}
-        record = {"method": progress.method, "step": progress.step, "ranks": peers.ranks, "adam_steps": progress.states[0].steps,
-                  "metrics_bytes": progress.metrics_bytes, "files": digests,
-                  "outputs": [str(path.relative_to(folder.parent)) for path in _outputs(folder.parent)]}
+        digests = {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(temp.glob("rank*.safetensors"))
+        }
+        record = {
+            "method": progress.method,
+            "step": progress.step,
+            "ranks": peers.ranks,
+            "adam_steps": progress.states[0].steps,
+            "metrics_bytes": progress.metrics_bytes,
+            "files": digests,
+            "outputs": [str(path.relative_to(folder.parent)) for path in _outputs(folder.parent)],
+        }
         durable.write(temp / "state.json", durable.sealed(record), "checkpoint.state")
         if name in _names(folder):
             _remove(folder, name)
@@ -92,7 +137,7 @@ def save_checkpoint(folder: Path, progress: Progress, peers: Peers) -> None:
         for old in _names(folder) - {before, name}:
             _remove(folder, old)
         _sweep(folder)
-    peers.any(False)                                        # published, before anybody goes on
+    peers.any(False)  # published, before anybody goes on
 
 
 def mend(run: Path) -> None:
@@ -114,14 +159,26 @@ def mend(run: Path) -> None:
             damage[name] = str(error).removesuffix(AGAIN)
     if latest is None and not names:
         return
-    if latest not in names and (latest is not None or len(names) > 1):      # one alone and no LATEST: killed between the two
-        damage[""] = f"{folder / 'LATEST'} " + ("is missing" if latest is None else f"names {latest[:40]!r}, which is not there")
+    if latest not in names and (
+        latest is not None or len(names) > 1
+    ):  # one alone and no LATEST: killed between the two
+        damage[""] = f"{folder / 'LATEST'} " + (
+            "is missing" if latest is None else f"names {latest[:40]!r}, which is not there"
+        )
     if not intact:
-        raise IntegrityError(f"no checkpoint is left to go on from: {'; '.join(damage.values())}. Delete {run} to train this run from the start")
-    newest = max(intact, key=lambda name: (intact[name]["metrics_bytes"], name))        # metrics.jsonl grows before every checkpoint
+        raise IntegrityError(
+            f"no checkpoint is left to go on from: {'; '.join(damage.values())}. Delete {run} to train this run from the start"
+        )
+    newest = max(
+        intact, key=lambda name: (intact[name]["metrics_bytes"], name)
+    )  # metrics.jsonl grows before every checkpoint
     if damage:
-        print(f"warning: {'; '.join(damage.values())}. The run GOES BACK to step {intact[newest]['step']} of {intact[newest]['method']} "
-              f"({folder / newest}) and takes the steps since then again", file=sys.stderr, flush=True)
+        print(
+            f"warning: {'; '.join(damage.values())}. The run GOES BACK to step {intact[newest]['step']} of {intact[newest]['method']} "
+            f"({folder / newest}) and takes the steps since then again",
+            file=sys.stderr,
+            flush=True,
+        )
         for path in _outputs(run):
             if str(path.relative_to(run)) not in intact[newest]["outputs"]:
                 durable.remove(path, "checkpoint.undo")
@@ -152,18 +209,48 @@ def load_checkpoint(folder: Path, rank: int, ranks: int, device: torch.device) -
     tensors = {key: value.clone().to(device) for key, value in loaded.items()}
     views = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("params."))
     if "teach" not in tensors:
-        raise StaleError(f"the checkpoint {where} was written by another version of this program; give this run another name (RUN=)")
+        raise StaleError(
+            f"the checkpoint {where} was written by another version of this program; give this run another name (RUN=)"
+        )
     states, best, fused = [], [], []
     for view in range(views):
         # in the order of names, as probe.init gives them: the sum over parameters in the gradient's norm depends on it in the last bit
-        pick = {kind: {key.split(".", 2)[2]: tensors[key] for key in sorted(tensors) if key.startswith(f"{kind}.{view}.")}
-                for kind in ("params", "mean", "square", "average", "memory", "best", "fused")}
-        states.append(State(pick["params"], pick["mean"], pick["square"], record["adam_steps"], pick["average"], pick["memory"]))
+        pick = {
+            kind: {
+                key.split(".", 2)[2]: tensors[key]
+                for key in sorted(tensors)
+                if key.startswith(f"{kind}.{view}.")
+            }
+            for kind in ("params", "mean", "square", "average", "memory", "best", "fused")
+        }
+        states.append(
+            State(
+                pick["params"],
+                pick["mean"],
+                pick["square"],
+                record["adam_steps"],
+                pick["average"],
+                pick["memory"],
+            )
+        )
         best.append(pick["best"])
         fused.append(pick["fused"])
-    return Progress(record["method"], record["step"], states, best, fused, tensors["best_top1"].cpu(), tensors["best_nll"].cpu(),
-                    tensors["best_step"].cpu(), record["metrics_bytes"], tensors["temperature"], tensors["pool"], tensors["fused_pool"], tensors["teach"],
-                    *(tensors.get(name) for name in MAYBE))
+    return Progress(
+        record["method"],
+        record["step"],
+        states,
+        best,
+        fused,
+        tensors["best_top1"].cpu(),
+        tensors["best_nll"].cpu(),
+        tensors["best_step"].cpu(),
+        record["metrics_bytes"],
+        tensors["temperature"],
+        tensors["pool"],
+        tensors["fused_pool"],
+        tensors["teach"],
+        *(tensors.get(name) for name in MAYBE),
+    )
 
 
 def metrics_bytes(folder: Path) -> int:

@@ -19,10 +19,12 @@ from base.errors import CoviewError, PreemptedError, RankDiedError, StoppedError
 from train.algorithm.ranks import views_of
 from train.run.log import Ignore
 
-PID, STEP, CODE = range(3)          # columns of the board; a code of RUNNING means that the rank has not ended by itself
+PID, STEP, CODE = range(
+    3
+)  # columns of the board; a code of RUNNING means that the rank has not ended by itself
 RUNNING, FAILED = -1, 1
 GRACE_S = 5.0
-DEAD, STOPPED = "ZX", "Tt"          # states of a process: a zombie is one that torchrun has not reaped yet
+DEAD, STOPPED = "ZX", "Tt"  # states of a process: a zombie is one that torchrun has not reaped yet
 BOARD = "COVIEW_RANK_BOARD"
 
 
@@ -50,10 +52,31 @@ def launch(gpus: int, views: list[str], module: str = "train") -> None:
         threads = max(1, (os.cpu_count() or 1) // gpus)
         asked, pressed = threading.Event(), []
         signal.signal(signal.SIGTERM, lambda *_: asked.set())
-        signal.signal(signal.SIGINT, lambda *_: _press(asked, pressed))         # the ranks, in sessions of their own, do not hear it
-        environment = {"OMP_NUM_THREADS": str(threads), "LOGLEVEL": "CRITICAL", **os.environ, BOARD: str(path)}
-        torchrun = subprocess.Popen([sys.executable, "-m", "train.run.launch", "--standalone", "--nproc-per-node", str(gpus), "-m", "--", module,
-                                     *sys.argv[1:]], env=environment, start_new_session=True)
+        signal.signal(
+            signal.SIGINT, lambda *_: _press(asked, pressed)
+        )  # the ranks, in sessions of their own, do not hear it
+        environment = {
+            "OMP_NUM_THREADS": str(threads),
+            "LOGLEVEL": "CRITICAL",
+            **os.environ,
+            BOARD: str(path),
+        }
+        torchrun = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "train.run.launch",
+                "--standalone",
+                "--nproc-per-node",
+                str(gpus),
+                "-m",
+                "--",
+                module,
+                *sys.argv[1:],
+            ],
+            env=environment,
+            start_new_session=True,
+        )
         try:
             (culprits, how), seconds = _watch(torchrun, board, asked)
         finally:
@@ -61,18 +84,24 @@ def launch(gpus: int, views: list[str], module: str = "train") -> None:
             _kill(torchrun, board)
         if not culprits and torchrun.returncode == 0:
             return
-        culprits = culprits or [0]      # none: torchrun itself failed
+        culprits = culprits or [0]  # none: torchrun itself failed
         rank = culprits[0]
         code, step = int(board.rows[rank, CODE]), int(board.rows[rank, STEP])
         if code == PreemptedError.exit_code and pressed:
             raise StoppedError("stopped, everything is saved")
         if code > FAILED:
-            error = CoviewError(f"rank {rank} ended the run with exit code {code}; its message stands above")
+            error = CoviewError(
+                f"rank {rank} ended the run with exit code {code}; its message stands above"
+            )
             error.exit_code = code
             raise error
-        named = " and ".join(f"rank {one} ({', '.join(views_of(one, gpus, views))})" for one in culprits)
-        raise RankDiedError(f"{named} {how} at step {step}; all ranks were ended within {seconds:.0f} s. "
-                            "The same command goes on from the last checkpoint")
+        named = " and ".join(
+            f"rank {one} ({', '.join(views_of(one, gpus, views))})" for one in culprits
+        )
+        raise RankDiedError(
+            f"{named} {how} at step {step}; all ranks were ended within {seconds:.0f} s. "
+            "The same command goes on from the last checkpoint"
+        )
 
 
 def _press(asked: threading.Event, pressed: list[int]) -> None:
@@ -80,23 +109,34 @@ def _press(asked: threading.Event, pressed: list[int]) -> None:
     pressed.append(1)
     if len(pressed) > 1:
         raise KeyboardInterrupt
-    print("stopping at the next look at the validation images, and saving (Ctrl-C again stops at once)", file=sys.stderr, flush=True)
+    print(
+        "stopping at the next look at the validation images, and saving (Ctrl-C again stops at once)",
+        file=sys.stderr,
+        flush=True,
+    )
     asked.set()
 
 
-def _watch(torchrun: subprocess.Popen, board: Board, asked: threading.Event) -> tuple[tuple[list[int], str], float]:
+def _watch(
+    torchrun: subprocess.Popen, board: Board, asked: threading.Event
+) -> tuple[tuple[list[int], str], float]:
     """Wait for the end. -> (the ranks that failed first and how, seconds from then to the end), or ([], "died"), 0 if none did."""
     culprit, since = None, 0.0
     while torchrun.poll() is None:
         time.sleep(0.1)
         if asked.is_set():
-            _signal_ranks(board, signal.SIGTERM)            # again and again: a rank may not have been there yet
+            _signal_ranks(
+                board, signal.SIGTERM
+            )  # again and again: a rank may not have been there yet
         if culprit is None:
             culprit, since = _first_failed(board), time.monotonic()
         elif time.monotonic() - since > GRACE_S:
             _kill(torchrun, board)
     culprit = _first_failed(board) if culprit is None else culprit
-    return culprit or ([], "died"), time.monotonic() - since if culprit is not None and since else 0.0
+    return culprit or (
+        [],
+        "died",
+    ), time.monotonic() - since if culprit is not None and since else 0.0
 
 
 def _first_failed(board: Board) -> tuple[list[int], str] | None:
@@ -106,12 +146,19 @@ def _first_failed(board: Board) -> tuple[list[int], str] | None:
     waiting for it."""
     codes = board.rows[:, CODE].copy()
     states = [_life(int(pid)) for pid in board.rows[:, PID]]
-    running = (codes == RUNNING) & (board.rows[:, PID] > 0) & (board.rows[:, CODE] == RUNNING)      # it may have ended well between the two looks
+    running = (
+        (codes == RUNNING) & (board.rows[:, PID] > 0) & (board.rows[:, CODE] == RUNNING)
+    )  # it may have ended well between the two looks
     vanished = running & np.array([state in DEAD for state in states])
     frozen = running & np.array([state in STOPPED for state in states]) & (codes == FAILED).any()
-    for found, how in ((codes > FAILED, ""), (vanished, "died"), (frozen, "is frozen (stopped by a signal)"), (codes == FAILED, "raised an error (above)")):
+    for found, how in (
+        (codes > FAILED, ""),
+        (vanished, "died"),
+        (frozen, "is frozen (stopped by a signal)"),
+        (codes == FAILED, "raised an error (above)"),
+    ):
         if found.any():
-            return np.flatnonzero(found).tolist()[:None if found is vanished else 1], how
+            return np.flatnonzero(found).tolist()[: None if found is vanished else 1], how
     return None
 
 

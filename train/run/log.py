@@ -15,7 +15,7 @@ from base.console import clock_text
 from base.errors import IntegrityError
 from train.run.tracker import AFTER_S, ENDED
 
-WAIT_S = 0.3        # that a run which is over waits for its trackers
+WAIT_S = 0.3  # that a run which is over waits for its trackers
 
 
 class Listener(Protocol):
@@ -57,13 +57,17 @@ class Jsonl(Ignore):
         self.file = path.open("ab")
         if (size := path.stat().st_size) < keep_bytes:
             self.file.close()
-            raise IntegrityError(f"{path} has {size} bytes, but the checkpoint knows {keep_bytes}; delete {path.parent} to train this run anew")
-        self.file.truncate(keep_bytes)              # lines after the checkpoint that is resumed are written again
+            raise IntegrityError(
+                f"{path} has {size} bytes, but the checkpoint knows {keep_bytes}; delete {path.parent} to train this run anew"
+            )
+        self.file.truncate(
+            keep_bytes
+        )  # lines after the checkpoint that is resumed are written again
 
     def tell(self, record: dict[str, Any]) -> None:
         self.file.write((json.dumps(record, sort_keys=True) + "\n").encode())
         self.file.flush()
-        os.fsync(self.file.fileno())                # a checkpoint may be about to record its length
+        os.fsync(self.file.fileno())  # a checkpoint may be about to record its length
 
     def close(self) -> None:
         self.file.close()
@@ -82,17 +86,34 @@ class Console(Ignore):
     def tell(self, record: dict[str, Any]) -> None:
         now, step, steps = time.monotonic(), record["step"], record["steps"]
         if record["method"] != self.method:
-            self.method, self.begun, self.first, self.last, self.before = record["method"], now, step, now, self.wait
+            self.method, self.begun, self.first, self.last, self.before = (
+                record["method"],
+                now,
+                step,
+                now,
+                self.wait,
+            )
         done = step == steps
         if self.terminal or done or now - self.last >= self.every_s:
             self.last = now
             seconds = max(now - self.begun, 1e-9)
             rate = (step - self.first) / seconds
-            left = f", {clock_text((steps - step) / rate)} left, {100 * (self.wait - self.before) / seconds:.0f} % waiting for rows" if rate else ""
-            scores = ", ".join(f"{name} {100 * value['top1']:.1f}" for name, value in record["val"].items())
+            left = (
+                f", {clock_text((steps - step) / rate)} left, {100 * (self.wait - self.before) / seconds:.0f} % waiting for rows"
+                if rate
+                else ""
+            )
+            scores = ", ".join(
+                f"{name} {100 * value['top1']:.1f}" for name, value in record["val"].items()
+            )
             text = f"{self.method} {step}/{steps} ({record['phase']}), {rate:.0f} steps/s{left}; validation top-1: {scores}"
-            if self.terminal and not done:                  # a line that wraps cannot be written over
-                print("\r\033[K" + text[:shutil.get_terminal_size().columns - 1], end="", file=sys.stderr, flush=True)
+            if self.terminal and not done:  # a line that wraps cannot be written over
+                print(
+                    "\r\033[K" + text[: shutil.get_terminal_size().columns - 1],
+                    end="",
+                    file=sys.stderr,
+                    flush=True,
+                )
             else:
                 print("\r\033[K" * self.terminal + text, file=sys.stderr, flush=True)
 
@@ -108,10 +129,20 @@ class Trackers(Ignore):
     def _start(self, name: str, mode: str) -> subprocess.Popen | None:
         try:
             with self._log(name).open("wb") as log:
-                return subprocess.Popen([sys.executable, "-m", "train.run.tracker", name, str(self.folder), mode], stdin=subprocess.PIPE, stdout=log, stderr=log,
-                                        cwd=Path(__file__).parents[2], start_new_session=True)
-        except OSError as error:                # no process or no file is left: the training may still go on
-            print(f"{name}: not started ({error}); the run goes on without it", file=sys.stderr, flush=True)
+                return subprocess.Popen(
+                    [sys.executable, "-m", "train.run.tracker", name, str(self.folder), mode],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    cwd=Path(__file__).parents[2],
+                    start_new_session=True,
+                )
+        except OSError as error:  # no process or no file is left: the training may still go on
+            print(
+                f"{name}: not started ({error}); the run goes on without it",
+                file=sys.stderr,
+                flush=True,
+            )
             return None
 
     def close(self) -> None:
@@ -124,13 +155,22 @@ class Trackers(Ignore):
             try:
                 code = process.wait(max(0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
-                threading.Thread(target=process.wait, daemon=True).start()          # so that it leaves no zombie in a notebook
-                if name != "tensorboard":                   # nobody asked for it, and it has nothing to send
-                    print(f"{name}: still at work, for {AFTER_S / 60:.0f} minutes at most, while this run is over; see {self._log(name)}",
-                          file=sys.stderr, flush=True)
+                threading.Thread(
+                    target=process.wait, daemon=True
+                ).start()  # so that it leaves no zombie in a notebook
+                if name != "tensorboard":  # nobody asked for it, and it has nothing to send
+                    print(
+                        f"{name}: still at work, for {AFTER_S / 60:.0f} minutes at most, while this run is over; see {self._log(name)}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                 continue
             if code:
-                print(f"{name}: failed ({self._why(name, code)}); the run is whole without it, see {self._log(name)}", file=sys.stderr, flush=True)
+                print(
+                    f"{name}: failed ({self._why(name, code)}); the run is whole without it, see {self._log(name)}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     def _log(self, name: str) -> Path:
         return self.folder / f"tracker-{name}.log"
@@ -140,7 +180,10 @@ class Trackers(Ignore):
         try:
             with self._log(name).open("rb") as log:
                 log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
-                return log.read().decode(errors="replace").strip().rpartition("\n")[2][:200] or f"exit code {code}"
+                return (
+                    log.read().decode(errors="replace").strip().rpartition("\n")[2][:200]
+                    or f"exit code {code}"
+                )
         except OSError as error:
             return str(error)
 

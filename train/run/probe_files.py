@@ -16,9 +16,16 @@ from train.algorithm.probe import Params
 from train.data.feed import Input
 
 
-def write_probe(folder: Path, method: str, name: str, best: Params, fused: Params, source: Input) -> None:
+def write_probe(
+    folder: Path, method: str, name: str, best: Params, fused: Params, source: Input
+) -> None:
     """probes/METHOD/NAME.safetensors: a view's own (E, ...) parameters, those for the joint prediction, the input's mean and std."""
-    tensors = {**best, **{f"joint.{key}": value for key, value in fused.items()}, "input_mean": source.mean_D, "input_std": source.std_D}
+    tensors = {
+        **best,
+        **{f"joint.{key}": value for key, value in fused.items()},
+        "input_mean": source.mean_D,
+        "input_std": source.std_D,
+    }
     write_tensors(folder, method, name, tensors)
 
 
@@ -26,27 +33,42 @@ def write_tensors(folder: Path, method: str, name: str, tensors: dict[str, Tenso
     """probes/METHOD/NAME.safetensors, whose metadata hold the sha256 of its tensors."""
     durable.make_folder(folder / "probes" / method)
     kept = {key: value.detach().contiguous().cpu().clone() for key, value in tensors.items()}
-    durable.write(folder / "probes" / method / f"{name}.safetensors", save(kept, {"sha256": _digest(kept)}), "probe")
+    durable.write(
+        folder / "probes" / method / f"{name}.safetensors",
+        save(kept, {"sha256": _digest(kept)}),
+        "probe",
+    )
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for key in sorted(tensors):
-        digest.update(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}\n".encode() + tensors[key].numpy().tobytes())
+        digest.update(
+            f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}\n".encode()
+            + tensors[key].numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
-def read_tensors(folder: Path, method: str, name: str, device: torch.device) -> tuple[dict[str, Tensor], str]:
+def read_tensors(
+    folder: Path, method: str, name: str, device: torch.device
+) -> tuple[dict[str, Tensor], str]:
     """The tensors and the sha256 of the file. Raises IntegrityError."""
     path = folder / "probes" / method / f"{name}.safetensors"
     try:
         data = path.read_bytes()
         tensors = load(data)
-        if json.loads(data[8:8 + int.from_bytes(data[:8], "little")])["__metadata__"]["sha256"] != _digest(tensors):
+        if json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"][
+            "sha256"
+        ] != _digest(tensors):
             raise ValueError("it has changed since it was written")
-        return {key: value.clone().to(device) for key, value in tensors.items()}, hashlib.sha256(data).hexdigest()
+        return {key: value.clone().to(device) for key, value in tensors.items()}, hashlib.sha256(
+            data
+        ).hexdigest()
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise IntegrityError(f"the probe {path} cannot be read ({error}); delete {folder} and train again") from error
+        raise IntegrityError(
+            f"the probe {path} cannot be read ({error}); delete {folder} and train again"
+        ) from error
 
 
 def is_trained(folder: Path, method: str, names: Sequence[str]) -> bool:

@@ -34,7 +34,11 @@ class TensorBoard:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self.event, self.summary, self.writer = Event, Summary, EventFileWriter(str(run / "tensorboard"))
+        self.event, self.summary, self.writer = (
+            Event,
+            Summary,
+            EventFileWriter(str(run / "tensorboard")),
+        )
 
     def show(self, line: int, record: dict[str, Any]) -> None:
         self._write(scalars(record), record["step"])
@@ -47,7 +51,9 @@ class TensorBoard:
         self.writer.close()
 
     def _write(self, values: dict[str, float], step: int) -> None:
-        found = self.summary(value=[self.summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+        found = self.summary(
+            value=[self.summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        )
         self.writer.add_event(self.event(wall_time=time.time(), step=step, summary=found))
 
 
@@ -58,7 +64,15 @@ class Wandb:
         import wandb
 
         settings = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
-        self.run = wandb.init(mode=mode, project="coview", name=run.name, id=ident, resume="allow", dir=str(run), config=settings)
+        self.run = wandb.init(
+            mode=mode,
+            project="coview",
+            name=run.name,
+            id=ident,
+            resume="allow",
+            dir=str(run),
+            config=settings,
+        )
         self.jobs: set[str] = set()
 
     def show(self, line: int, record: dict[str, Any]) -> None:
@@ -81,7 +95,11 @@ TRACKERS = {"tensorboard": TensorBoard, "wandb": Wandb}
 
 def scalars(record: dict[str, Any]) -> dict[str, float]:
     """A line of metrics.jsonl as METHOD/VIEW/NUMBER: value."""
-    found = {f"{name}/{key}": value for name, scores in record["val"].items() for key, value in scores.items()}
+    found = {
+        f"{name}/{key}": value
+        for name, scores in record["val"].items()
+        for key, value in scores.items()
+    }
     found |= {f"{name}/feedback": value for name, value in record.get("feedback", {}).items()}
     return {f"{record['method']}/{key}": value for key, value in found.items()}
 
@@ -90,18 +108,24 @@ def tested(run: Path) -> dict[str, float]:
     """The means that stand in summary.json, as METHOD/VIEW/NUMBER: value; nothing if the run did not come so far."""
     path = run / "summary.json"
     methods = json.loads(path.read_text(encoding="utf-8"))["methods"] if path.is_file() else {}
-    return {f"{method}/{name}/{key}": scores[key]["mean"] for method, found in methods.items()
-            for name, scores in [*found["views"].items(), ("joint", found["joint"])] for key in ("test_top1", "test_nll", "test_ece")}
+    return {
+        f"{method}/{name}/{key}": scores[key]["mean"]
+        for method, found in methods.items()
+        for name, scores in [*found["views"].items(), ("joint", found["joint"])]
+        for key in ("test_top1", "test_nll", "test_ece")
+    }
 
 
 def main() -> None:
     name, folder, mode = sys.argv[1:]
     run, ended = Path(folder), threading.Event()
     _give_way()
-    pipe = os.dup(0)                                        # what a tracker may ask of a user is asked of nobody
+    pipe = os.dup(0)  # what a tracker may ask of a user is asked of nobody
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     threading.Thread(target=_listen, args=(pipe, ended), daemon=True).start()
-    with lock(run, wait=True, name=f".tracker-{name}"):     # the tracker of the run before this one was resumed may still be uploading
+    with lock(
+        run, wait=True, name=f".tracker-{name}"
+    ):  # the tracker of the run before this one was resumed may still be uploading
         follow(run, name, mode, ended)
 
 
@@ -113,20 +137,28 @@ def _give_way() -> None:
 
 
 def _listen(pipe: int, ended: threading.Event) -> None:
-    signal.alarm(AFTER_S if os.read(pipe, len(ENDED)) == ENDED else ORPHAN_S)       # nobody catches it: the end, whatever hangs
+    signal.alarm(
+        AFTER_S if os.read(pipe, len(ENDED)) == ENDED else ORPHAN_S
+    )  # nobody catches it: the end, whatever hangs
     ended.set()
 
 
 def follow(run: Path, name: str, mode: str, ended: threading.Event) -> None:
     """Show every line of metrics.jsonl once, until the run has ended."""
     memory = run / f"tracker-{name}.json"
-    known = json.loads(memory.read_text()) if memory.is_file() else {"id": secrets.token_hex(4), "lines": 0}
+    known = (
+        json.loads(memory.read_text())
+        if memory.is_file()
+        else {"id": secrets.token_hex(4), "lines": 0}
+    )
     _remember(memory, known)
     tracker = TRACKERS[name](run, known["id"], mode)
     line, rest, last = 0, b"", False
     with (run / "metrics.jsonl").open("rb") as file:
         while not last:
-            last = ended.wait(EVERY_S)                      # asked first, so that what was written before the end is seen
+            last = ended.wait(
+                EVERY_S
+            )  # asked first, so that what was written before the end is seen
             *whole, rest = (rest + file.read()).split(b"\n")
             for text in whole:
                 if line >= known["lines"]:

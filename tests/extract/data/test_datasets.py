@@ -50,21 +50,44 @@ def listed(data: str) -> list[tuple[str, str, str]]:
 
 # --- folders
 
+
 def test_class_folders_give_the_labels(tmp_path):
     data = fill(tmp_path, "cat/b.jpg", "cat/a.PNG", "dog/deep/c.webp", "loose.jpg", "cat/notes.txt")
-    assert listed(data) == [("cat/a.PNG", "cat", ""), ("cat/b.jpg", "cat", ""), ("dog/deep/c.webp", "dog", ""), ("loose.jpg", "", "")]
+    assert listed(data) == [
+        ("cat/a.PNG", "cat", ""),
+        ("cat/b.jpg", "cat", ""),
+        ("dog/deep/c.webp", "dog", ""),
+        ("loose.jpg", "", ""),
+    ]
 
 
 def test_split_folders_give_the_splits(tmp_path):
-    data = fill(tmp_path, "train/cat/a.jpg", "Val/cat/b.jpg", "validation/dog/b.jpg", "test/dog/c.jpg", "unlabelled/d.jpg", "unlabeled/cat/e.jpg",
-                "train/loose.jpg")
-    assert listed(data) == [("Val/cat/b.jpg", "cat", "val"), ("test/dog/c.jpg", "dog", "test"), ("train/cat/a.jpg", "cat", "train"),
-                            ("train/loose.jpg", "", "train"), ("unlabeled/cat/e.jpg", "", "unlabelled"), ("unlabelled/d.jpg", "", "unlabelled"),
-                            ("validation/dog/b.jpg", "dog", "val")]
+    data = fill(
+        tmp_path,
+        "train/cat/a.jpg",
+        "Val/cat/b.jpg",
+        "validation/dog/b.jpg",
+        "test/dog/c.jpg",
+        "unlabelled/d.jpg",
+        "unlabeled/cat/e.jpg",
+        "train/loose.jpg",
+    )
+    assert listed(data) == [
+        ("Val/cat/b.jpg", "cat", "val"),
+        ("test/dog/c.jpg", "dog", "test"),
+        ("train/cat/a.jpg", "cat", "train"),
+        ("train/loose.jpg", "", "train"),
+        ("unlabeled/cat/e.jpg", "", "unlabelled"),
+        ("unlabelled/d.jpg", "", "unlabelled"),
+        ("validation/dog/b.jpg", "dog", "val"),
+    ]
 
 
 def test_a_class_called_test_among_others_is_a_class(tmp_path):
-    assert listed(fill(tmp_path, "test/a.jpg", "cat/b.jpg")) == [("cat/b.jpg", "cat", ""), ("test/a.jpg", "test", "")]
+    assert listed(fill(tmp_path, "test/a.jpg", "cat/b.jpg")) == [
+        ("cat/b.jpg", "cat", ""),
+        ("test/a.jpg", "test", ""),
+    ]
 
 
 def test_images_alone_have_no_labels(tmp_path):
@@ -73,7 +96,10 @@ def test_images_alone_have_no_labels(tmp_path):
 
 @pytest.mark.parametrize("names", [(), ("notes.txt", ".hidden.jpg", ".git/a.jpg")])
 def test_a_folder_without_images_is_refused(tmp_path, names):
-    with pytest.raises(UsageError, match=rf"DATA={tmp_path}: no image in this folder \(looked for .bmp, .*at any depth\)"):
+    with pytest.raises(
+        UsageError,
+        match=rf"DATA={tmp_path}: no image in this folder \(looked for .bmp, .*at any depth\)",
+    ):
         open_dataset(fill(tmp_path, *names), Path())
 
 
@@ -86,8 +112,19 @@ def test_what_is_no_regular_file_is_unreadable_and_never_hangs(tmp_path):
     (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
     items = build_items(open_dataset(data, Path()))
     sizes = dict(zip(items.keys, items.size.tolist(), strict=True))
-    assert sizes == {"dangling.jpg": 0, "fifo.jpg": 0, "folder.jpg/inside.jpg": 21, "good.jpg": 8, "link.jpg": 8, "loop.jpg": 0}
-    assert [sha for key, sha in zip(items.keys, items.sha256, strict=True) if not sizes[key]] == ["", "", ""]
+    assert sizes == {
+        "dangling.jpg": 0,
+        "fifo.jpg": 0,
+        "folder.jpg/inside.jpg": 21,
+        "good.jpg": 8,
+        "link.jpg": 8,
+        "loop.jpg": 0,
+    }
+    assert [sha for key, sha in zip(items.keys, items.sha256, strict=True) if not sizes[key]] == [
+        "",
+        "",
+        "",
+    ]
 
 
 def test_a_name_that_is_no_utf_8_is_shown_and_read(tmp_path):
@@ -97,12 +134,17 @@ def test_a_name_that_is_no_utf_8_is_shown_and_read(tmp_path):
 
 
 def test_each_key_reads_its_own_file_also_in_a_worker(tmp_path):
-    dataset = pickle.loads(pickle.dumps(open_dataset(fill(tmp_path, "z.jpg", "B/a.jpg", "a.jpg", "a/b.jpg"), Path())))
+    dataset = pickle.loads(
+        pickle.dumps(open_dataset(fill(tmp_path, "z.jpg", "B/a.jpg", "a.jpg", "a/b.jpg"), Path()))
+    )
     assert [dataset.read(i).decode() for i in range(4)] == list(dataset.keys)
 
 
 def test_a_dataset_that_is_not_there_is_refused_with_the_choices():
-    with pytest.raises(UsageError, match=r"DATA=digit: there is no such folder; did you mean 'digits'.*torchvision:NAME, hf:OWNER/NAME, or digits"):
+    with pytest.raises(
+        UsageError,
+        match=r"DATA=digit: there is no such folder; did you mean 'digits'.*torchvision:NAME, hf:OWNER/NAME, or digits",
+    ):
         open_dataset("digit", Path())
     with pytest.raises(UsageError, match=r"DATA=/nowhere\.csv: there is no such file"):
         open_dataset("/nowhere.csv", Path())
@@ -110,10 +152,17 @@ def test_a_dataset_that_is_not_there_is_refused_with_the_choices():
 
 # --- tables
 
+
 def table(folder: Path, kind: str, columns: dict[str, list]) -> str:
     path = folder / f"list.{kind}"
     if kind == "csv":
-        rows = [",".join(columns), *(",".join("" if value is None else str(value) for value in row) for row in zip(*columns.values(), strict=True))]
+        rows = [
+            ",".join(columns),
+            *(
+                ",".join("" if value is None else str(value) for value in row)
+                for row in zip(*columns.values(), strict=True)
+            ),
+        ]
         path.write_text("\ufeff" + "\r\n".join(rows) + "\r\n", encoding="utf-8")
     else:
         import pyarrow as pa
@@ -126,48 +175,93 @@ def table(folder: Path, kind: str, columns: dict[str, list]) -> str:
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_table_gives_paths_labels_and_splits(tmp_path, kind):
     fill(tmp_path, "b.jpg", "in/a.jpg")
-    data = table(tmp_path, kind, {"path": ["in/a.jpg", "b.jpg", "gone.jpg", "u.jpg"], "label": ["cat", "dog", None, "cat"],
-                                  "split": ["train", "validation", "", "unlabelled"]})
-    assert listed(data) == [("b.jpg", "dog", "val"), ("gone.jpg", "", ""), ("in/a.jpg", "cat", "train"), ("u.jpg", "", "unlabelled")]
+    data = table(
+        tmp_path,
+        kind,
+        {
+            "path": ["in/a.jpg", "b.jpg", "gone.jpg", "u.jpg"],
+            "label": ["cat", "dog", None, "cat"],
+            "split": ["train", "validation", "", "unlabelled"],
+        },
+    )
+    assert listed(data) == [
+        ("b.jpg", "dog", "val"),
+        ("gone.jpg", "", ""),
+        ("in/a.jpg", "cat", "train"),
+        ("u.jpg", "", "unlabelled"),
+    ]
     dataset = open_dataset(data, Path())
     items = build_items(dataset)
-    assert dataset.name == "list" and dataset.read(2) == b"in/a.jpg" and items.size.tolist() == [5, 0, 8, 0] and items.sha256[1] == ""
+    assert (
+        dataset.name == "list"
+        and dataset.read(2) == b"in/a.jpg"
+        and items.size.tolist() == [5, 0, 8, 0]
+        and items.sha256[1] == ""
+    )
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_class_that_is_called_as_a_missing_value_is_pointed_out(tmp_path, kind, capsys):
-    found = listed(table(tmp_path, kind, {"path": ["a.jpg", "b.jpg", "c.jpg"], "label": ["nan", "None", "cat"]}))
+    found = listed(
+        table(
+            tmp_path, kind, {"path": ["a.jpg", "b.jpg", "c.jpg"], "label": ["nan", "None", "cat"]}
+        )
+    )
     assert [label for _, label, _ in found] == ["nan", "None", "cat"]
-    assert "warning: " in (out := capsys.readouterr().out) and "'None', 'nan' are taken for classes; where a label is unknown, leave its cell empty" in out
+    assert (
+        "warning: " in (out := capsys.readouterr().out)
+        and "'None', 'nan' are taken for classes; where a label is unknown, leave its cell empty"
+        in out
+    )
     listed(table(tmp_path, kind, {"path": ["a.jpg", "b.jpg"], "label": ["naan", None]}))
     assert "warning" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_minus_one_is_an_unknown_label(tmp_path, kind):
-    assert [label for _, label, _ in listed(table(tmp_path, kind, {"path": ["a.jpg", "b.jpg", "c.jpg"], "label": [3, -1, 0]}))] == ["3", "", "0"]
+    assert [
+        label
+        for _, label, _ in listed(
+            table(tmp_path, kind, {"path": ["a.jpg", "b.jpg", "c.jpg"], "label": [3, -1, 0]})
+        )
+    ] == ["3", "", "0"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-@pytest.mark.parametrize(("columns", "message"), [
-    ({"path": ["a.jpg"], "lable": ["x"]}, r"unknown column 'lable'; did you mean 'label'"),
-    ({"label": ["x"]}, r"needs a column 'path', the images' files; found the columns \['label'\]; add it"),
-    ({"file": ["a/B.JPG"], "label": ["x"]}, r"found the columns \['file', 'label'\]; rename 'file' to 'path'"),
-    ({"path": []}, r"the table has no row; write one row for each image"),
-    ({"path": ["a.jpg", "../b.jpg"]}, r"row 3: the path '\.\./b\.jpg' leaves the table's folder"),
-    ({"path": ["in/../../b.jpg"]}, r"row 2: the path .* leaves the table's folder"),
-    ({"path": ["/etc/passwd"]}, r"row 2: the path '/etc/passwd' leaves the table's folder"),
-    ({"path": ["a.jpg"], "split": ["trian"]}, r"row 2: split 'trian'; did you mean 'train'"),
-    ({"path": ["a.jpg", "b.jpg", "a.jpg"]}, r"the key 'a\.jpg' stands there twice"),
-    ({"path": ["a.jpg", None], "label": ["x", "y"]}, r"row 3: the path is empty"),
-])
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"path": ["a.jpg"], "lable": ["x"]}, r"unknown column 'lable'; did you mean 'label'"),
+        (
+            {"label": ["x"]},
+            r"needs a column 'path', the images' files; found the columns \['label'\]; add it",
+        ),
+        (
+            {"file": ["a/B.JPG"], "label": ["x"]},
+            r"found the columns \['file', 'label'\]; rename 'file' to 'path'",
+        ),
+        ({"path": []}, r"the table has no row; write one row for each image"),
+        (
+            {"path": ["a.jpg", "../b.jpg"]},
+            r"row 3: the path '\.\./b\.jpg' leaves the table's folder",
+        ),
+        ({"path": ["in/../../b.jpg"]}, r"row 2: the path .* leaves the table's folder"),
+        ({"path": ["/etc/passwd"]}, r"row 2: the path '/etc/passwd' leaves the table's folder"),
+        ({"path": ["a.jpg"], "split": ["trian"]}, r"row 2: split 'trian'; did you mean 'train'"),
+        ({"path": ["a.jpg", "b.jpg", "a.jpg"]}, r"the key 'a\.jpg' stands there twice"),
+        ({"path": ["a.jpg", None], "label": ["x", "y"]}, r"row 3: the path is empty"),
+    ],
+)
 def test_a_mistake_in_a_table_is_named(tmp_path, kind, columns, message):
     with pytest.raises(UsageError, match=message) as caught:
         open_dataset(table(tmp_path, kind, columns), Path())
     assert f"list.{kind}" in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "content"), [("list.csv", b"path\n\xff\xfe.jpg\n"), ("list.parquet", b"PAR1 damaged PAR1")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("list.csv", b"path\n\xff\xfe.jpg\n"), ("list.parquet", b"PAR1 damaged PAR1")],
+)
 def test_a_table_that_cannot_be_read_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=rf"{name} cannot be read"):
@@ -176,14 +270,23 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path, name, content):
 
 # --- digits and torchvision
 
+
 def test_the_digits_have_fixed_splits_and_lossless_pixels():
     from sklearn.datasets import load_digits
 
     dataset = open_dataset("digits", Path())
     assert len(dataset.keys) == 1797 and dataset.keys[0] == "0000" and dataset.keys[-1] == "1796"
-    assert {split: dataset.splits.count(split) for split in ("train", "val", "test")} == {"train": 1087, "val": 355, "test": 355}
+    assert {split: dataset.splits.count(split) for split in ("train", "val", "test")} == {
+        "train": 1087,
+        "val": 355,
+        "test": 355,
+    }
     for digit in map(str, range(10)):
-        rows = [split for split, label in zip(dataset.splits, dataset.labels, strict=True) if label == digit]
+        rows = [
+            split
+            for split, label in zip(dataset.splits, dataset.labels, strict=True)
+            if label == digit
+        ]
         assert rows.count("test") == rows.count("val") == len(rows) // 5
     assert open_dataset("digits", Path()).splits == dataset.splits
     images = load_digits().images
@@ -202,71 +305,126 @@ def idx(folder: Path, name: str, values: np.ndarray) -> None:
 
 def test_torchvision_mnist_is_read_from_its_files(tmp_path):
     chance, raw = np.random.default_rng(0), tmp_path / "MNIST" / "raw"
-    images = {"train": chance.integers(0, 256, (7, 28, 28), np.uint8), "t10k": chance.integers(0, 256, (3, 28, 28), np.uint8)}
+    images = {
+        "train": chance.integers(0, 256, (7, 28, 28), np.uint8),
+        "t10k": chance.integers(0, 256, (3, 28, 28), np.uint8),
+    }
     for part, pixels in images.items():
         idx(raw, f"{part}-images-idx3-ubyte", pixels)
         idx(raw, f"{part}-labels-idx1-ubyte", np.arange(len(pixels), dtype=np.uint8))
     dataset = pickle.loads(pickle.dumps(open_dataset("torchvision:MNIST", tmp_path)))
     assert dataset.name == "MNIST" and len(dataset.keys) == 10
     assert dataset.keys[0] == "test/00000000" and dataset.keys[3] == "train/00000000"
-    assert list(dataset.labels[:4]) == ["0 - zero", "1 - one", "2 - two", "0 - zero"] and list(dataset.splits) == ["test"] * 3 + ["train"] * 7
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(dataset.read(4)))), images["train"][1])
+    assert (
+        list(dataset.labels[:4]) == ["0 - zero", "1 - one", "2 - two", "0 - zero"]
+        and list(dataset.splits) == ["test"] * 3 + ["train"] * 7
+    )
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(io.BytesIO(dataset.read(4)))), images["train"][1]
+    )
 
 
 def test_a_torchvision_set_that_is_not_there_is_named_with_the_command(tmp_path):
-    with pytest.raises(UsageError, match=r"torchvision has no data set 'MNITS'; did you mean 'MNIST'"):
+    with pytest.raises(
+        UsageError, match=r"torchvision has no data set 'MNITS'; did you mean 'MNIST'"
+    ):
         open_dataset("torchvision:MNITS", tmp_path)
     command = rf"python -c .*d\.MNIST\('{tmp_path}', train=True, download=True\)"
-    with pytest.raises(UsageError, match=rf"torchvision's MNIST, train=True is not in {tmp_path} \(.*\)\. .*Download it once with:\n  .*{command}"):
+    with pytest.raises(
+        UsageError,
+        match=rf"torchvision's MNIST, train=True is not in {tmp_path} \(.*\)\. .*Download it once with:\n  .*{command}",
+    ):
         open_dataset("torchvision:MNIST", tmp_path)
 
 
 # --- preprocessing
 
+
 @pytest.mark.parametrize("size", [(40, 30), (30, 40), (24, 24), (8, 8), (500, 33)])
 def test_squash_scales_both_sides(size):
     found, status = decode(encoded(picture(*size)), SQUASH)
-    expected = v2.functional.pil_to_tensor(v2.functional.resize(picture(*size), [24, 24], InterpolationMode.BICUBIC))
+    expected = v2.functional.pil_to_tensor(
+        v2.functional.resize(picture(*size), [24, 24], InterpolationMode.BICUBIC)
+    )
     assert status == OK and found.dtype == torch.uint8 and torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("size", [(40, 30), (30, 40), (24, 24), (8, 8), (500, 33)])
 def test_shortest_scales_the_shorter_side_and_cuts_the_middle(size):
     found, status = decode(encoded(picture(*size)), SHORTEST)
-    reference = v2.Compose([v2.Resize(32, InterpolationMode.BILINEAR, antialias=True), v2.CenterCrop(24), v2.PILToTensor()])
-    assert status == OK and found.shape == (3, 24, 24) and torch.equal(found, reference(picture(*size)))
+    reference = v2.Compose(
+        [
+            v2.Resize(32, InterpolationMode.BILINEAR, antialias=True),
+            v2.CenterCrop(24),
+            v2.PILToTensor(),
+        ]
+    )
+    assert (
+        status == OK
+        and found.shape == (3, 24, 24)
+        and torch.equal(found, reference(picture(*size)))
+    )
 
 
 def test_without_antialias_the_tensor_is_scaled():
     prep = Preprocess(24, "squash", 24, "bilinear", False, MEAN, STD)
-    expected = v2.functional.resize(v2.functional.pil_to_tensor(picture(200, 100)), [24, 24], InterpolationMode.BILINEAR, antialias=False)
+    expected = v2.functional.resize(
+        v2.functional.pil_to_tensor(picture(200, 100)),
+        [24, 24],
+        InterpolationMode.BILINEAR,
+        antialias=False,
+    )
     assert torch.equal(pipeline(prep)(picture(200, 100)), expected)
     assert not torch.equal(expected, decode(encoded(picture(200, 100)), SQUASH)[0])
 
 
 # --- decoding
 
+
 def png_of(width: int, height: int) -> bytes:
     """A PNG whose header claims a size and whose pixels are a few bytes."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + chunk(b"IDAT", zlib.compress(b"\0" * 10))
+        + chunk(b"IEND", b"")
+    )
 
 
-@pytest.mark.parametrize(("data", "status"), [
-    (b"", "undecodable"),
-    (b"<!DOCTYPE html><html>404</html>", "undecodable"),
-    (b"\xff\xd8\xff", "undecodable"),
-    (bytes(1000), "undecodable"),
-    (encoded(picture(), "JPEG")[:-200], "truncated"),
-    (encoded(picture(), "JPEG")[:len(encoded(picture(), "JPEG")) // 2], "truncated"),
-    (encoded(picture())[:-200], "truncated"),
-    (encoded(picture())[:len(encoded(picture())) // 2], "truncated"),
-    (png_of(65000, 65000), "too large"),
-    (encoded(picture(), "PDF"), "undecodable"),
-], ids=["empty", "html", "three bytes", "zeros", "jpeg end", "jpeg half", "png end", "png half", "65000 x 65000", "a format not allowed"])
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"", "undecodable"),
+        (b"<!DOCTYPE html><html>404</html>", "undecodable"),
+        (b"\xff\xd8\xff", "undecodable"),
+        (bytes(1000), "undecodable"),
+        (encoded(picture(), "JPEG")[:-200], "truncated"),
+        (encoded(picture(), "JPEG")[: len(encoded(picture(), "JPEG")) // 2], "truncated"),
+        (encoded(picture())[:-200], "truncated"),
+        (encoded(picture())[: len(encoded(picture())) // 2], "truncated"),
+        (png_of(65000, 65000), "too large"),
+        (encoded(picture(), "PDF"), "undecodable"),
+    ],
+    ids=[
+        "empty",
+        "html",
+        "three bytes",
+        "zeros",
+        "jpeg end",
+        "jpeg half",
+        "png end",
+        "png half",
+        "65000 x 65000",
+        "a format not allowed",
+    ],
+)
 def test_a_bad_file_gets_a_status_and_no_pixels(data, status):
     pixels, code = decode(data, SQUASH)
     assert pixels is None and STATUS[code] == status
@@ -282,7 +440,9 @@ def test_16_bit_grey_is_scaled_not_clipped():
     ramp = (np.arange(24 * 24, dtype=np.uint16).reshape(24, 24) * 113).astype(np.uint16)
     pixels, status = decode(encoded(Image.fromarray(ramp)), SQUASH)
     assert status == OK
-    np.testing.assert_array_equal(pixels.numpy(), np.broadcast_to(np.round(ramp / 257).astype(np.uint8), (3, 24, 24)))
+    np.testing.assert_array_equal(
+        pixels.numpy(), np.broadcast_to(np.round(ramp / 257).astype(np.uint8), (3, 24, 24))
+    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
@@ -291,7 +451,9 @@ def test_a_dark_16_bit_picture_stays_dark(kind, brightest):
     """What a level means does not hang on the other levels of its picture."""
     ramp = np.linspace(0, brightest, 24 * 24).reshape(24, 24).astype(np.uint16)
     pixels, status = decode(encoded(Image.fromarray(ramp), kind), SQUASH)
-    assert status == OK and torch.equal(pixels[0], torch.from_numpy(np.round(ramp / 257).astype(np.uint8)))
+    assert status == OK and torch.equal(
+        pixels[0], torch.from_numpy(np.round(ramp / 257).astype(np.uint8))
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
@@ -306,7 +468,9 @@ def test_every_mode_becomes_rgb_as_pillow_does_it(mode):
     kind = "PNG" if mode in ("1", "L", "LA", "P", "RGBA") else "JPEG"
     data = encoded(image, kind)
     pixels, status = decode(data, SQUASH)
-    assert status == OK and torch.equal(pixels, v2.functional.pil_to_tensor(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert status == OK and torch.equal(
+        pixels, v2.functional.pil_to_tensor(Image.open(io.BytesIO(data)).convert("RGB"))
+    )
 
 
 def test_a_palette_with_alpha_is_an_image_too():
@@ -352,10 +516,19 @@ def test_a_batch_is_padded_with_black_and_knows_the_missing_and_the_changed(tmp_
 
 # --- labels that would be wrong without a word
 
+
 def test_an_unquoted_comma_or_a_second_column_of_one_name_is_refused(tmp_path):
-    for text, message in (("path,label\n1.png,cat, big\n", r"row 2 has more cells than the 2 columns .*a cell with a ',' in it is quoted: \"cat, big\""),
-                          ("path;label\n1.png;cat; big\n", r"row 2 has more cells than the 2 columns .*a cell with a ';' in it is quoted: \"cat; big\""),
-                          ("path,label,label\n1.png,a,b\n", "the column 'label' stands there twice")):
+    for text, message in (
+        (
+            "path,label\n1.png,cat, big\n",
+            r"row 2 has more cells than the 2 columns .*a cell with a ',' in it is quoted: \"cat, big\"",
+        ),
+        (
+            "path;label\n1.png;cat; big\n",
+            r"row 2 has more cells than the 2 columns .*a cell with a ';' in it is quoted: \"cat; big\"",
+        ),
+        ("path,label,label\n1.png,a,b\n", "the column 'label' stands there twice"),
+    ):
         (tmp_path / "list.csv").write_text(text)
         with pytest.raises(UsageError, match=message):
             open_dataset(str(tmp_path / "list.csv"), Path())
@@ -364,22 +537,36 @@ def test_an_unquoted_comma_or_a_second_column_of_one_name_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_a_table_of_a_spreadsheet_is_read_and_columns_of_other_names_are_told(tmp_path, capsys, separator):
-    rows = [("path", "taken", "label", "by"), ("1.png", "2,5", "cat", "x"), ("2.png", "", "dog", "y")]
-    text = "\n".join(separator.join(f'"{cell}"' if separator in cell else cell for cell in row) for row in rows)
+def test_a_table_of_a_spreadsheet_is_read_and_columns_of_other_names_are_told(
+    tmp_path, capsys, separator
+):
+    rows = [
+        ("path", "taken", "label", "by"),
+        ("1.png", "2,5", "cat", "x"),
+        ("2.png", "", "dog", "y"),
+    ]
+    text = "\n".join(
+        separator.join(f'"{cell}"' if separator in cell else cell for cell in row) for row in rows
+    )
     (tmp_path / "list.csv").write_text(text, encoding="utf-8-sig")
     assert listed(str(tmp_path / "list.csv")) == [("1.png", "cat", ""), ("2.png", "dog", "")]
     assert "the columns 'taken', 'by' are not used" in capsys.readouterr().out
 
 
-def test_what_is_there_and_cannot_be_data_is_not_said_to_be_missing_and_nothing_far_is_proposed(tmp_path, monkeypatch):
+def test_what_is_there_and_cannot_be_data_is_not_said_to_be_missing_and_nothing_far_is_proposed(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tools").mkdir()
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UsageError, match=r"DATA=notes.txt: is a file of none of these kinds. DATA may be") as caught:
+    with pytest.raises(
+        UsageError, match=r"DATA=notes.txt: is a file of none of these kinds. DATA may be"
+    ) as caught:
         open_dataset("notes.txt", Path())
     assert not caught.value.instead
-    with pytest.raises(UsageError, match=r"DATA=photos/: there is no such folder. DATA may be") as caught:
+    with pytest.raises(
+        UsageError, match=r"DATA=photos/: there is no such folder. DATA may be"
+    ) as caught:
         open_dataset("photos/", Path())
     assert not caught.value.instead
     (tmp_path / "photo").mkdir()
@@ -395,14 +582,27 @@ def test_a_class_folder_without_an_image_is_said(tmp_path, capsys):
 
 
 def test_unlabelled_images_may_lie_beside_the_classes(tmp_path, capsys):
-    found = listed(fill(tmp_path, "c0/1.png", "c1/test/2.png", "Unlabeled/x/3.png", "unlabelled/4.png", "5.png"))
-    assert sorted(found) == [("5.png", "", ""), ("Unlabeled/x/3.png", "", "unlabelled"), ("c0/1.png", "c0", ""), ("c1/test/2.png", "c1", ""),
-                             ("unlabelled/4.png", "", "unlabelled")]
-    assert "the 2 images in Unlabeled, unlabelled are used without a label" in capsys.readouterr().out
+    found = listed(
+        fill(
+            tmp_path, "c0/1.png", "c1/test/2.png", "Unlabeled/x/3.png", "unlabelled/4.png", "5.png"
+        )
+    )
+    assert sorted(found) == [
+        ("5.png", "", ""),
+        ("Unlabeled/x/3.png", "", "unlabelled"),
+        ("c0/1.png", "c0", ""),
+        ("c1/test/2.png", "c1", ""),
+        ("unlabelled/4.png", "", "unlabelled"),
+    ]
+    assert (
+        "the 2 images in Unlabeled, unlabelled are used without a label" in capsys.readouterr().out
+    )
 
 
 def test_split_folders_beside_classes_are_classes_and_said_to_be(tmp_path, capsys):
-    assert {label for _, label, _ in listed(fill(tmp_path, "c0/1.png", "c1/2.png", "test/3.png"))} == {"c0", "c1", "test"}
+    assert {
+        label for _, label, _ in listed(fill(tmp_path, "c0/1.png", "c1/2.png", "test/3.png"))
+    } == {"c0", "c1", "test"}
     assert "the folders test are taken for classes" in capsys.readouterr().out
 
 
@@ -418,28 +618,48 @@ def test_files_of_other_kinds_are_counted(tmp_path, capsys):
     assert len(listed(fill(tmp_path, "c0/1.png", "c0/2.heic", "c0/3.HEIC", "README"))) == 1
     out = capsys.readouterr().out
     assert "3 files are left out" in out and "2 with .heic, 1 with no ending" in out
-    assert "warning: " in out and "images with .heic cannot be read; to use them too, make JPEG or PNG files of them first" in out
-    with pytest.raises(UsageError, match=r"no image in this folder .*; make JPEG or PNG files of those with \.heic$"):
+    assert (
+        "warning: " in out
+        and "images with .heic cannot be read; to use them too, make JPEG or PNG files of them first"
+        in out
+    )
+    with pytest.raises(
+        UsageError,
+        match=r"no image in this folder .*; make JPEG or PNG files of those with \.heic$",
+    ):
         open_dataset(fill(tmp_path / "phone", "c0/1.heic"), Path())
     capsys.readouterr()
     listed(fill(tmp_path / "two", "c0/1.png", "notes.txt"))
     assert "1 file is left out" in (out := capsys.readouterr().out) and "warning" not in out
 
 
-def test_training_and_testing_are_splits_and_a_stray_image_beside_two_of_them_is_an_error(tmp_path: Path) -> None:
+def test_training_and_testing_are_splits_and_a_stray_image_beside_two_of_them_is_an_error(
+    tmp_path: Path,
+) -> None:
     for name in ("training/cat/a.jpg", "testing/dog/b.jpg", "dev/cat/c.jpg"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(b"x")
-    assert listed(str(tmp_path)) == [("dev/cat/c.jpg", "cat", "val"), ("testing/dog/b.jpg", "dog", "test"), ("training/cat/a.jpg", "cat", "train")]
+    assert listed(str(tmp_path)) == [
+        ("dev/cat/c.jpg", "cat", "val"),
+        ("testing/dog/b.jpg", "dog", "test"),
+        ("training/cat/a.jpg", "cat", "train"),
+    ]
     (tmp_path / "stray.jpg").write_bytes(b"x")
-    with pytest.raises(UsageError, match=r"dev, testing, training are splits, but stray\.jpg lies in none of them"):
+    with pytest.raises(
+        UsageError, match=r"dev, testing, training are splits, but stray\.jpg lies in none of them"
+    ):
         open_dataset(str(tmp_path), Path())
 
 
-def test_a_split_without_labels_is_used_unlabelled_in_every_form(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_split_without_labels_is_used_unlabelled_in_every_form(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     """ImageNet's own test/ has no class folders."""
     for name in ("train/cat/a.jpg", "val/cat/b.jpg", "test/c.jpg"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(b"x")
     assert [split for *_, split in listed(str(tmp_path))] == ["unlabelled", "train", "val"]
-    assert "none of the 1 images of the split 'test' has a label; they are used unlabelled" in capsys.readouterr().out
+    assert (
+        "none of the 1 images of the split 'test' has a label; they are used unlabelled"
+        in capsys.readouterr().out
+    )

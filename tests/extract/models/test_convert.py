@@ -21,9 +21,13 @@ from extract.models.convert import ConvertConfig, convert, weights_folder
 from extract.models.weights import find_weights
 
 FIT = convert_module._require_fit
-RUN = subprocess.run            # as a user's is, in a process of its own; most tests do without
+RUN = subprocess.run  # as a user's is, in a process of its own; most tests do without
 URL = "https://nowhere.example/checkpoint.pth"
-TENSORS = {"module.a": torch.arange(6.0).view(2, 3), "module.b": torch.ones(3, dtype=torch.int64), "module.c": torch.arange(12.0).view(3, 4).T}
+TENSORS = {
+    "module.a": torch.arange(6.0).view(2, 3),
+    "module.b": torch.ones(3, dtype=torch.int64),
+    "module.c": torch.arange(12.0).view(3, 4).T,
+}
 
 
 @pytest.fixture
@@ -32,7 +36,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     unpickle_here(monkeypatch)
     monkeypatch.setenv("COVIEW_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("extract.models.convert._require_fit", lambda *given: None)       # most checkpoints here are of no model
+    monkeypatch.setattr(
+        "extract.models.convert._require_fit", lambda *given: None
+    )  # most checkpoints here are of no model
     return tmp_path
 
 
@@ -43,7 +49,9 @@ def view(folder: Path, more: str = "") -> ViewSpec:
 
 
 def made(spec: ViewSpec, source: Path | None = None) -> Path:
-    return convert(ConvertConfig(view=str(spec.source), source=None if source is None else str(source)))
+    return convert(
+        ConvertConfig(view=str(spec.source), source=None if source is None else str(source))
+    )
 
 
 def saved(folder: Path, checkpoint: object, name: str = "checkpoint.pth") -> Path:
@@ -65,7 +73,10 @@ class Answer(io.BytesIO):
 
 def test_the_tensors_are_kept_as_they_are_and_found_by_make_extract(folder, monkeypatch, capsys):
     spec = view(folder)
-    with pytest.raises(UsageError, match=rf"its authors' own checkpoint, {URL}, .*Type: make weights VIEW={spec.source} "):
+    with pytest.raises(
+        UsageError,
+        match=rf"its authors' own checkpoint, {URL}, .*Type: make weights VIEW={spec.source} ",
+    ):
         find_weights(spec, None)
     source = saved(folder, TENSORS)
     monkeypatch.chdir(folder)
@@ -73,8 +84,13 @@ def test_the_tensors_are_kept_as_they_are_and_found_by_make_extract(folder, monk
     target = made(spec, Path(source.name))
     found = load_file(target)
     assert target == folder / "weights" / "made.safetensors" and found.keys() == TENSORS.keys()
-    assert all(torch.equal(tensor, TENSORS[name]) and tensor.dtype == TENSORS[name].dtype for name, tensor in found.items())
-    assert find_weights(spec, None)[0] == {"made.safetensors": target} and not list(folder.glob("weights/.*"))
+    assert all(
+        torch.equal(tensor, TENSORS[name]) and tensor.dtype == TENSORS[name].dtype
+        for name, tensor in found.items()
+    )
+    assert find_weights(spec, None)[0] == {"made.safetensors": target} and not list(
+        folder.glob("weights/.*")
+    )
     sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
     out = capsys.readouterr().out
     assert f'sha256 {sha256}; to pin it, write sha256 = "{sha256}" below [weights] in v.toml' in out
@@ -83,24 +99,42 @@ def test_the_tensors_are_kept_as_they_are_and_found_by_make_extract(folder, monk
 
 
 def test_one_entry_of_a_training_checkpoint_with_settings_beside_it(folder):
-    source = saved(folder, {"student": {"x": torch.zeros(1)}, "teacher": TENSORS, "args": argparse.Namespace(lr=0.1, out=None), "epoch": 3})
+    source = saved(
+        folder,
+        {
+            "student": {"x": torch.zeros(1)},
+            "teacher": TENSORS,
+            "args": argparse.Namespace(lr=0.1, out=None),
+            "epoch": 3,
+        },
+    )
     assert load_file(made(view(folder, 'key = "teacher"'), source)).keys() == TENSORS.keys()
 
 
 def test_an_old_checkpoint_of_before_zip_files_and_shared_tensors_are_read(folder):
     one = torch.arange(4.0)
     torch.save({"a": one, "b": one[:2]}, folder / "old.pth", _use_new_zipfile_serialization=False)
-    assert {name: tensor.tolist() for name, tensor in load_file(made(view(folder), folder / "old.pth")).items()} == {"a": [0, 1, 2, 3], "b": [0, 1]}
+    assert {
+        name: tensor.tolist()
+        for name, tensor in load_file(made(view(folder), folder / "old.pth")).items()
+    } == {"a": [0, 1, 2, 3], "b": [0, 1]}
 
 
-@pytest.mark.parametrize(("checkpoint", "more", "message"), [
-    ({"model": TENSORS}, 'key = "teacher"', r"it has no entry 'teacher', but \['model'\]"),
-    ([1, 2], 'key = "teacher"', r"it has no entry 'teacher', but list"),
-    ({"model": TENSORS, "epoch": 3}, "", r"it is no dictionary of tensors: model: dict, epoch: int"),
-    ({}, "", "it is no dictionary of tensors"),
-    ({"teacher": [torch.zeros(1)]}, 'key = "teacher"', "it is no dictionary of tensors"),
-    (torch.zeros(3), "", "it is no dictionary of tensors"),
-])
+@pytest.mark.parametrize(
+    ("checkpoint", "more", "message"),
+    [
+        ({"model": TENSORS}, 'key = "teacher"', r"it has no entry 'teacher', but \['model'\]"),
+        ([1, 2], 'key = "teacher"', r"it has no entry 'teacher', but list"),
+        (
+            {"model": TENSORS, "epoch": 3},
+            "",
+            r"it is no dictionary of tensors: model: dict, epoch: int",
+        ),
+        ({}, "", "it is no dictionary of tensors"),
+        ({"teacher": [torch.zeros(1)]}, 'key = "teacher"', "it is no dictionary of tensors"),
+        (torch.zeros(3), "", "it is no dictionary of tensors"),
+    ],
+)
 def test_what_is_no_dictionary_of_tensors_is_refused(folder, checkpoint, more, message):
     with pytest.raises(IntegrityError, match=message):
         made(view(folder, more), saved(folder, checkpoint))
@@ -115,36 +149,64 @@ class Hostile:
         return Path.touch, (self.path,)
 
 
-def test_another_models_checkpoint_is_refused_at_once_and_leaves_what_was_there(folder, monkeypatch):
+def test_another_models_checkpoint_is_refused_at_once_and_leaves_what_was_there(
+    folder, monkeypatch
+):
     from torchvision.models.resnet import BasicBlock, ResNet
 
     monkeypatch.setattr("extract.models.convert._require_fit", FIT)
     torch.manual_seed(0)
-    state = {f"module.{name}": tensor for name, tensor in ResNet(BasicBlock, [1, 1, 1, 1]).state_dict().items() if not name.startswith("fc.")}
+    state = {
+        f"module.{name}": tensor
+        for name, tensor in ResNet(BasicBlock, [1, 1, 1, 1]).state_dict().items()
+        if not name.startswith("fc.")
+    }
     spec = view(folder)
-    text = spec.source.read_text().replace('"resnet50"', '"resnet18"').replace("width = 2048", "width = 512").replace('strip = ""', 'strip = "module."')
+    text = (
+        spec.source.read_text()
+        .replace('"resnet50"', '"resnet18"')
+        .replace("width = 2048", "width = 512")
+        .replace('strip = ""', 'strip = "module."')
+    )
     spec.source.write_text(text.replace("[arguments]\n", "[arguments]\nlayers = [1, 1, 1, 1]\n"))
     target = made(spec, saved(folder, state))
     before = target.read_bytes()
-    for wrong in (TENSORS, {name: tensor for name, tensor in state.items() if "layer4" not in name}):
-        with pytest.raises(IntegrityError, match=r"wrong\.pth is not the checkpoint of 'v', or the spec does not describe it: .*missing.*Fetch https"):
+    for wrong in (
+        TENSORS,
+        {name: tensor for name, tensor in state.items() if "layer4" not in name},
+    ):
+        with pytest.raises(
+            IntegrityError,
+            match=r"wrong\.pth is not the checkpoint of 'v', or the spec does not describe it: .*missing.*Fetch https",
+        ):
             made(spec, saved(folder, wrong, "wrong.pth"))
         assert target.read_bytes() == before and list(folder.glob("weights/.*")) == []
 
 
 def test_a_full_disk_is_told_as_one(folder, monkeypatch):
-    full = subprocess.CompletedProcess([], 1, "", "Traceback\nOSError: [Errno 28] No space left on device")
+    full = subprocess.CompletedProcess(
+        [], 1, "", "Traceback\nOSError: [Errno 28] No space left on device"
+    )
     monkeypatch.setattr("extract.models.convert.subprocess.run", lambda *args, **given: full)
-    with pytest.raises(StorageError, match=r"weights is full \(.*No space left.*Make room there, or name another folder with COVIEW_WEIGHTS"):
+    with pytest.raises(
+        StorageError,
+        match=r"weights is full \(.*No space left.*Make room there, or name another folder with COVIEW_WEIGHTS",
+    ):
         made(view(folder), saved(folder, TENSORS))
     assert nothing_is_left(folder)
 
 
 def test_a_pickle_as_weights_is_answered_with_what_makes_safetensors_of_it(folder):
     spec, pickled = view(folder), saved(folder, TENSORS)
-    with pytest.raises(UsageError, match=rf"needs a \.safetensors file; type: make weights VIEW={spec.source} FROM={pickled} "):
+    with pytest.raises(
+        UsageError,
+        match=rf"needs a \.safetensors file; type: make weights VIEW={spec.source} FROM={pickled} ",
+    ):
         find_weights(spec, str(pickled))
-    with pytest.raises(UsageError, match=r"'mae' needs a \.safetensors file; other checkpoints are pickles, which are not opened here"):
+    with pytest.raises(
+        UsageError,
+        match=r"'mae' needs a \.safetensors file; other checkpoints are pickles, which are not opened here",
+    ):
         find_weights(load_spec("mae"), str(pickled))
 
 
@@ -158,7 +220,10 @@ def test_code_in_a_checkpoint_is_never_run(folder, monkeypatch, form):
         source.write_bytes(pickle.dumps(harm))
     else:
         torch.save(harm, source, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(IntegrityError, match=r"checkpoint\.pth is not a checkpoint of bare tensors that can be read safely"):
+    with pytest.raises(
+        IntegrityError,
+        match=r"checkpoint\.pth is not a checkpoint of bare tensors that can be read safely",
+    ):
         made(view(folder), source)
     assert not (folder / "harm").exists() and nothing_is_left(folder)
     pickle.loads(pickle.dumps(Hostile(folder / "harm")))
@@ -176,20 +241,36 @@ def test_a_damaged_checkpoint_is_refused(folder):
 def test_another_file_than_the_pinned_one_is_refused_and_not_opened(folder):
     source = saved(folder, TENSORS)
     found = hashlib.sha256(source.read_bytes()).hexdigest()
-    with pytest.raises(IntegrityError, match=rf"is not the checkpoint of 'v': its sha256 is {found}, expected {'0' * 64}"):
+    with pytest.raises(
+        IntegrityError,
+        match=rf"is not the checkpoint of 'v': its sha256 is {found}, expected {'0' * 64}",
+    ):
         made(view(folder, f'sha256 = "{"0" * 64}"'), source)
     assert nothing_is_left(folder)
 
 
 def test_it_is_fetched_once(folder, monkeypatch, capsys):
     data, asked = saved(folder, TENSORS).read_bytes(), []
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: asked.append(url) or Answer(data))
+    monkeypatch.setattr(
+        urllib.request, "urlopen", lambda url, timeout: asked.append(url) or Answer(data)
+    )
     target = made(view(folder))
     before = target.read_bytes()
-    assert asked == [URL] and f"fetching {URL}" in capsys.readouterr().err and not list(folder.glob("weights/.*"))
-    assert made(view(folder)) == target and asked == [URL] and "is there already" in capsys.readouterr().out
+    assert (
+        asked == [URL]
+        and f"fetching {URL}" in capsys.readouterr().err
+        and not list(folder.glob("weights/.*"))
+    )
+    assert (
+        made(view(folder)) == target
+        and asked == [URL]
+        and "is there already" in capsys.readouterr().out
+    )
     saved(folder, {"other": torch.zeros(1)})
-    assert load_file(made(view(folder), folder / "checkpoint.pth")).keys() == {"other"} and target.read_bytes() != before, "FROM= is a wish to have it anew"
+    assert (
+        load_file(made(view(folder), folder / "checkpoint.pth")).keys() == {"other"}
+        and target.read_bytes() != before
+    ), "FROM= is a wish to have it anew"
 
 
 def test_a_download_that_fails_or_ends_early_leaves_nothing(folder, monkeypatch):
@@ -197,11 +278,18 @@ def test_a_download_that_fails_or_ends_early_leaves_nothing(folder, monkeypatch)
         raise urllib.error.URLError("no route")
 
     monkeypatch.setattr(urllib.request, "urlopen", refused)
-    with pytest.raises(StorageError, match=rf"{URL} could not be fetched \(.*no route.*make weights VIEW=.*v\.toml FROM=FILE"):
+    with pytest.raises(
+        StorageError,
+        match=rf"{URL} could not be fetched \(.*no route.*make weights VIEW=.*v\.toml FROM=FILE",
+    ):
         made(view(folder))
     data = saved(folder, TENSORS).read_bytes()
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Answer(data[:-10], len(data)))
-    with pytest.raises(IntegrityError, match=f"ended after {len(data) - 10:,} of {len(data):,} bytes"):
+    monkeypatch.setattr(
+        urllib.request, "urlopen", lambda url, timeout: Answer(data[:-10], len(data))
+    )
+    with pytest.raises(
+        IntegrityError, match=f"ended after {len(data) - 10:,} of {len(data):,} bytes"
+    ):
         made(view(folder))
     assert nothing_is_left(folder)
 
@@ -210,9 +298,14 @@ def test_a_download_that_fails_or_ends_early_leaves_nothing(folder, monkeypatch)
 def test_offline_nothing_is_fetched_but_a_file_is_taken(folder, monkeypatch, value):
     monkeypatch.setenv("HF_HUB_OFFLINE", value)
     monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **given: pytest.fail("fetched"))
-    with pytest.raises(UsageError, match=rf"HF_HUB_OFFLINE is set, so {URL} is not fetched.*make weights VIEW=.* FROM=FILE"):
+    with pytest.raises(
+        UsageError,
+        match=rf"HF_HUB_OFFLINE is set, so {URL} is not fetched.*make weights VIEW=.* FROM=FILE",
+    ):
         made(view(folder))
-    assert nothing_is_left(folder) and (value != "1" or made(view(folder), saved(folder, TENSORS)).is_file())
+    assert nothing_is_left(folder) and (
+        value != "1" or made(view(folder), saved(folder, TENSORS)).is_file()
+    )
 
 
 def test_mistakes_are_named(folder):
@@ -220,9 +313,15 @@ def test_mistakes_are_named(folder):
         convert(ConvertConfig())
     with pytest.raises(UsageError, match=r"no view 'swaw'; did you mean 'swav'"):
         convert(ConvertConfig(view="swaw"))
-    with pytest.raises(UsageError, match=r"the view 'clip' needs no conversion: its weights are timm/.*Type: make extract VIEW=clip"):
+    with pytest.raises(
+        UsageError,
+        match=r"the view 'clip' needs no conversion: its weights are timm/.*Type: make extract VIEW=clip",
+    ):
         convert(ConvertConfig(view="clip"))
-    with pytest.raises(UsageError, match=rf"FROM=/nowhere/x\.pth: there is no such file\. Name one, or leave FROM out: then it is fetched from {URL}"):
+    with pytest.raises(
+        UsageError,
+        match=rf"FROM=/nowhere/x\.pth: there is no such file\. Name one, or leave FROM out: then it is fetched from {URL}",
+    ):
         made(view(folder), Path("/nowhere/x.pth"))
 
 

@@ -16,27 +16,56 @@ CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 NONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 PIXELS = {
-    **dict.fromkeys(("clip", "clip-b16", "eva01", "eva02", "aimv2", "metaclip2"), ("shortest", 224, 224, "bicubic", *CLIP)),
-    **dict.fromkeys(("dinov2", "dinov2-b14", "dinov2-l14", "dinov2-g14", "esvit", "esvit-last4", "mae", "hiera"),
-                    ("shortest", 256, 224, "bicubic", *IMAGENET)),
+    **dict.fromkeys(
+        ("clip", "clip-b16", "eva01", "eva02", "aimv2", "metaclip2"),
+        ("shortest", 224, 224, "bicubic", *CLIP),
+    ),
+    **dict.fromkeys(
+        (
+            "dinov2",
+            "dinov2-b14",
+            "dinov2-l14",
+            "dinov2-g14",
+            "esvit",
+            "esvit-last4",
+            "mae",
+            "hiera",
+        ),
+        ("shortest", 256, 224, "bicubic", *IMAGENET),
+    ),
     **dict.fromkeys(("swav", "swav-rn50"), ("shortest", 256, 224, "bilinear", *SWAV)),
-    "blip": ("squash", 224, 224, "bicubic", *CLIP), **dict.fromkeys(("siglip", "siglip2"), ("squash", 224, 224, "bicubic", *HALF)),
-    "align": ("squash", 346, 289, "bilinear", *HALF), "owlv2": ("pad", 960, 960, "bilinear", *CLIP),
+    "blip": ("squash", 224, 224, "bicubic", *CLIP),
+    **dict.fromkeys(("siglip", "siglip2"), ("squash", 224, 224, "bicubic", *HALF)),
+    "align": ("squash", 346, 289, "bilinear", *HALF),
+    "owlv2": ("pad", 960, 960, "bilinear", *CLIP),
     "owlv2-224": ("pad", 224, 224, "bilinear", *CLIP),
     **dict.fromkeys(("dinov3", "dinov3-convnext"), ("squash", 256, 256, "bilinear", *IMAGENET)),
     "pe-core": ("squash", 336, 336, "bilinear", *HALF),
     "tipsv2": ("squash", 224, 224, "bilinear", *NONE),
 }
-URLS = {"swav": "deepcluster/swav_RN50w4_400ep_pretrain.pth.tar", "swav-rn50": "deepcluster/swav_800ep_pretrain.pth.tar",
-        **dict.fromkeys(("esvit", "esvit-last4"), "bl_lr0.0005_nodes4_gpu16_bs8_multicrop_epoch300_dino_aug_window14_lv/"
-                                                  "continued_from_epoch0200_dense_norm_true/checkpoint_best.pth")}
+URLS = {
+    "swav": "deepcluster/swav_RN50w4_400ep_pretrain.pth.tar",
+    "swav-rn50": "deepcluster/swav_800ep_pretrain.pth.tar",
+    **dict.fromkeys(
+        ("esvit", "esvit-last4"),
+        "bl_lr0.0005_nodes4_gpu16_bs8_multicrop_epoch300_dino_aug_window14_lv/"
+        "continued_from_epoch0200_dense_norm_true/checkpoint_best.pth",
+    ),
+}
 
 
 def test_each_view_has_the_pixels_that_its_model_was_trained_with() -> None:
     assert set(PIXELS) == {name for name in view_names() if not name.startswith("tiny-")}
     for name, expected in PIXELS.items():
         prep = load_spec(name).preprocess
-        assert (prep.resize_rule, prep.resize, prep.crop, prep.interpolation, prep.mean, prep.std) == expected and prep.antialias, name
+        assert (
+            prep.resize_rule,
+            prep.resize,
+            prep.crop,
+            prep.interpolation,
+            prep.mean,
+            prep.std,
+        ) == expected and prep.antialias, name
 
 
 def test_the_authors_files_are_the_published_ones() -> None:
@@ -48,13 +77,30 @@ def test_the_authors_files_are_the_published_ones() -> None:
 def small(tmp_path, kind: str, **settings: object):
     import transformers
 
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32, "patch_size": 8}
-    config = {"ViTMAEModel": transformers.ViTMAEConfig, "SiglipVisionModel": transformers.SiglipVisionConfig, "Dinov2Model": transformers.Dinov2Config}[kind]
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    config = {
+        "ViTMAEModel": transformers.ViTMAEConfig,
+        "SiglipVisionModel": transformers.SiglipVisionConfig,
+        "Dinov2Model": transformers.Dinov2Config,
+    }[kind]
     torch.manual_seed(0)
     model = getattr(transformers, kind)(config(**shape))
     model.config.save_pretrained(tmp_path)
     write_weights(tmp_path, model.state_dict())
-    return write_spec(tmp_path, kind, backend="transformers", files=("config.json", "model.safetensors"), **{"output": "cls", "width": 32, **settings})
+    return write_spec(
+        tmp_path,
+        kind,
+        backend="transformers",
+        files=("config.json", "model.safetensors"),
+        **{"output": "cls", "width": 32, **settings},
+    )
 
 
 def test_a_model_that_masks_its_input_is_no_view(tmp_path) -> None:
@@ -68,14 +114,21 @@ def test_a_model_without_a_class_token_has_no_cls(tmp_path) -> None:
         spec = small(tmp_path, "SiglipVisionModel", output=output)
         with pytest.raises(UsageError, match="SiglipVisionModel has no class token"):
             load(spec)
-    refuse_unusable(dataclasses.replace(spec, output="pooled"), load(dataclasses.replace(spec, output="pooled")), "cpu")
+    refuse_unusable(
+        dataclasses.replace(spec, output="pooled"),
+        load(dataclasses.replace(spec, output="pooled")),
+        "cpu",
+    )
 
 
 def test_arguments_that_the_model_does_not_take_and_pixels_that_it_cannot(tmp_path) -> None:
     with pytest.raises(UsageError, match=r"Dinov2Model takes no 'nonsense'"):
         load(small(tmp_path, "Dinov2Model", arguments={"nonsense": 1}))
     spec = small(tmp_path, "SiglipVisionModel", output="pooled", crop=48)
-    with pytest.raises(UsageError, match=r"fails on 48 x 48 pixels with the output 'pooled': .*Look at preprocess.crop"):
+    with pytest.raises(
+        UsageError,
+        match=r"fails on 48 x 48 pixels with the output 'pooled': .*Look at preprocess.crop",
+    ):
         refuse_unusable(spec, load(spec), "cpu")
 
 
@@ -86,13 +139,20 @@ def test_a_config_of_another_model_is_refused(tmp_path) -> None:
     spec = small(tmp_path, "Dinov2Model")
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "clip"}))
-    with pytest.raises(UsageError, match=r"config.json is of a 'clip', expected a 'dinov2' for Dinov2Model"):
+    with pytest.raises(
+        UsageError, match=r"config.json is of a 'clip', expected a 'dinov2' for Dinov2Model"
+    ):
         load(spec)
 
 
-@pytest.mark.parametrize("name", ["checkpoint_path", "pretrained", "pretrained_cfg_overlay", "num_classes", "global_pool"])
+@pytest.mark.parametrize(
+    "name",
+    ["checkpoint_path", "pretrained", "pretrained_cfg_overlay", "num_classes", "global_pool"],
+)
 def test_arguments_of_timm_that_would_go_round_the_spec_are_refused(tmp_path, name: str) -> None:
     spec = write_spec(tmp_path, "vit_tiny_patch16_224", "cls", 192, arguments={name: "x"})
     write_weights(tmp_path, {"x": torch.zeros(1)})
-    with pytest.raises(UsageError, match=f"arguments: '{name}' is decided by the spec's output, width and weights"):
+    with pytest.raises(
+        UsageError, match=f"arguments: '{name}' is decided by the spec's output, width and weights"
+    ):
         load(spec)

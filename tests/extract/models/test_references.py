@@ -1,6 +1,6 @@
 """Every published view, its own TOML file, against an independent implementation of its model (tests/references.py).
 
-    python -m pytest -m many -s tests/test_references.py     at real size, with a line for each view: 15 minutes, and up to 12 GB of memory
+python -m pytest -m many -s tests/test_references.py     at real size, with a line for each view: 15 minutes, and up to 12 GB of memory
 """
 
 import gc
@@ -19,7 +19,9 @@ BOUND, BATCH_NORMS = 3e-6, {"align": 1e-4, "swav": 2e-5, "swav-rn50": 2e-5}
 
 
 def test_every_published_view_has_a_reference():
-    assert set(REFERENCES) == {name for name in view_names() if load_spec(name).weights.path is None}
+    assert set(REFERENCES) == {
+        name for name in view_names() if load_spec(name).weights.path is None
+    }
 
 
 @pytest.mark.parametrize("view", REFERENCES)
@@ -34,7 +36,9 @@ def test_a_view_gives_what_an_independent_implementation_gives(tmp_path, view):
 @pytest.mark.many
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("view", REFERENCES)
-def test_a_view_at_its_real_size_gives_what_an_independent_implementation_gives(tmp_path, capsys, view):
+def test_a_view_at_its_real_size_gives_what_an_independent_implementation_gives(
+    tmp_path, capsys, view
+):
     """As shipped, in float32. Two images, since rows that are all alike would agree too. One model is in memory at a time, and its file is removed."""
     begun = time.perf_counter()
     reference, spec = REFERENCES[view](view, True), load_spec(view)
@@ -52,11 +56,17 @@ def test_a_view_at_its_real_size_gives_what_an_independent_implementation_gives(
     finally:
         for path in files.values():
             path.unlink()
-    parameters, finite = sum(parameter.numel() for parameter in backbone.parameters()), bool(torch.isfinite(found).all())
+    parameters, finite = (
+        sum(parameter.numel() for parameter in backbone.parameters()),
+        bool(torch.isfinite(found).all()),
+    )
     difference = ((found - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
     with capsys.disabled():
-        print(f"\n{view:16}{parameters / 1e6:8.1f} M{found.shape[1]:6}{time.perf_counter() - begun:7.1f} s  {'finite' if finite else 'NOT FINITE':7}"
-              f"{difference:9.1e}  {by}", flush=True)
+        print(
+            f"\n{view:16}{parameters / 1e6:8.1f} M{found.shape[1]:6}{time.perf_counter() - begun:7.1f} s  {'finite' if finite else 'NOT FINITE':7}"
+            f"{difference:9.1e}  {by}",
+            flush=True,
+        )
     assert finite and found.shape == (2, spec.width)
     assert round(parameters / 1e6, 1) == round(spec.about.parameters / 1e6, 1)
     assert same(found, expected, BATCH_NORMS.get(view, BOUND))

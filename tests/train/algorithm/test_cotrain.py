@@ -21,14 +21,23 @@ RATE = 0.05
 
 
 def descend(view: State, gradient: Params) -> State:
-    return dataclasses.replace(view, params={name: (view.params[name] - RATE * g).detach() for name, g in gradient.items()}, steps=view.steps + 1)
+    return dataclasses.replace(
+        view,
+        params={name: (view.params[name] - RATE * g).detach() for name, g in gradient.items()},
+        steps=view.steps + 1,
+    )
 
 
 PLAIN = Method(Adam(update=descend))
 
 
-def setup(views: int, seed: int = 0, dtype: torch.dtype = torch.float64, members: int = 1, rows: tuple[int, int] = (U, L)) \
-        -> tuple[list[State], list[Batch], Tensor]:
+def setup(
+    views: int,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    members: int = 1,
+    rows: tuple[int, int] = (U, L),
+) -> tuple[list[State], list[Batch], Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -38,8 +47,19 @@ def setup(views: int, seed: int = 0, dtype: torch.dtype = torch.float64, members
     states = [fresh(probe.init(range(E), v, D + v, H, 2, C, dtype, members)) for v in range(views)]
     batches = []
     for v in range(views):
-        keep = [[((torch.rand(E, *[members] * (members > 1), n, H, generator=generator) > 0.2) / 0.8).to(dtype) for _ in range(2)] for n in rows]
-        batches.append(Batch(3 * normal(E, rows[0], D + v), 3 * normal(E, rows[1], D + v), y, keep[0], keep[1]))
+        keep = [
+            [
+                (
+                    (torch.rand(E, *[members] * (members > 1), n, H, generator=generator) > 0.2)
+                    / 0.8
+                ).to(dtype)
+                for _ in range(2)
+            ]
+            for n in rows
+        ]
+        batches.append(
+            Batch(3 * normal(E, rows[0], D + v), 3 * normal(E, rows[1], D + v), y, keep[0], keep[1])
+        )
     return states, batches, torch.rand(views, E, rows[0], generator=generator, dtype=torch.float64)
 
 
@@ -49,7 +69,9 @@ def flat(params: Params) -> Tensor:
 
 def unflat(vector: Tensor, like: Params) -> Params:
     parts = vector.split([p[0].numel() for p in like.values()], 1)
-    return {name: part.reshape(p.shape) for (name, p), part in zip(like.items(), parts, strict=True)}
+    return {
+        name: part.reshape(p.shape) for (name, p), part in zip(like.items(), parts, strict=True)
+    }
 
 
 def numeric_gradient(loss: Callable[[Params], Tensor], params: Params, eps: float = 1e-6) -> Tensor:
@@ -58,11 +80,15 @@ def numeric_gradient(loss: Callable[[Params], Tensor], params: Params, eps: floa
     for i in range(at.shape[1]):
         step = torch.zeros_like(at)
         step[:, i] = eps
-        columns.append((loss(unflat(at + step, params)) - loss(unflat(at - step, params))) / (2 * eps))
+        columns.append(
+            (loss(unflat(at + step, params)) - loss(unflat(at - step, params))) / (2 * eps)
+        )
     return torch.stack(columns, 1)
 
 
-def expected(states: Sequence[State], batches: Sequence[Batch], draws: Tensor, method: Method) -> tuple[list[Tensor], Tensor]:
+def expected(
+    states: Sequence[State], batches: Sequence[Batch], draws: Tensor, method: Method
+) -> tuple[list[Tensor], Tensor]:
     """The step written down again from the paper, with every gradient taken by finite differences."""
     with torch.no_grad():
         views = range(len(states))
@@ -70,18 +96,42 @@ def expected(states: Sequence[State], batches: Sequence[Batch], draws: Tensor, m
         z = [forward(p, b.emb_EUD, b.keep_U) for p, b in zip(at, batches, strict=True)]
         teacher = [torch.stack([z[w] for w in views if w != v]).mean(0) for v in views]
         y = [hand_out(teacher[v], draws[v], method.temperature) for v in views]
-        g = [numeric_gradient(lambda p, v=v: ce(forward(p, batches[v].emb_EUD, batches[v].keep_U), y[v]), at[v]) for v in views]
+        g = [
+            numeric_gradient(
+                lambda p, v=v: ce(forward(p, batches[v].emb_EUD, batches[v].keep_U), y[v]), at[v]
+            )
+            for v in views
+        ]
         new = [unflat(flat(at[v]) - RATE * g[v], at[v]) for v in views]
-        l = [numeric_gradient(lambda p, v=v: ce(forward(p, batches[v].emb_ELD, batches[v].keep_L), batches[v].y_EL), new[v]) for v in views]
+        l = [
+            numeric_gradient(
+                lambda p, v=v: ce(
+                    forward(p, batches[v].emb_ELD, batches[v].keep_L), batches[v].y_EL
+                ),
+                new[v],
+            )
+            for v in views
+        ]
         if method.feedback == "exact":
             h = torch.stack([(l[v] * g[v]).sum(1) for v in views])
         else:
-            h = torch.stack([ce(forward(at[v], batches[v].emb_ELD), batches[v].y_EL) - ce(forward(new[v], batches[v].emb_ELD), batches[v].y_EL)
-                             for v in views])
+            h = torch.stack(
+                [
+                    ce(forward(at[v], batches[v].emb_ELD), batches[v].y_EL)
+                    - ce(forward(new[v], batches[v].emb_ELD), batches[v].y_EL)
+                    for v in views
+                ]
+            )
 
         def teach(p: Params, w: int) -> Tensor:
-            own = [forward(p, batches[w].emb_EUD, batches[w].keep_U) if u == w else z[u] for u in views]
-            return sum(h[v] * ce(torch.stack([own[u] for u in views if u != v]).mean(0), y[v]) for v in views if v != w)
+            own = [
+                forward(p, batches[w].emb_EUD, batches[w].keep_U) if u == w else z[u] for u in views
+            ]
+            return sum(
+                h[v] * ce(torch.stack([own[u] for u in views if u != v]).mean(0), y[v])
+                for v in views
+                if v != w
+            )
 
         s = [numeric_gradient(lambda p, w=w: teach(p, w), at[w]) for w in views]
         return [flat(new[v]) - RATE * (s[v] + l[v]) for v in views], h
@@ -107,9 +157,17 @@ def test_exact_feedback_is_the_first_order_of_the_difference() -> None:
     states, batches, draws = setup(2)
     batches = [dataclasses.replace(b, keep_U=(), keep_L=()) for b in batches]
     small = 1e-6
-    gentle = Method(Adam(update=lambda view, g: State({n: (view.params[n] - small * g[n]).detach() for n in g}, {}, {}, 0)))
+    gentle = Method(
+        Adam(
+            update=lambda view, g: State(
+                {n: (view.params[n] - small * g[n]).detach() for n in g}, {}, {}, 0
+            )
+        )
+    )
     _, exact = mct_step(states, batches, draws, LocalPeers(2), gentle)
-    _, fall = mct_step(states, batches, draws, LocalPeers(2), dataclasses.replace(gentle, feedback="difference"))
+    _, fall = mct_step(
+        states, batches, draws, LocalPeers(2), dataclasses.replace(gentle, feedback="difference")
+    )
     for one, other in zip(exact["feedback"], fall["feedback"], strict=True):
         torch.testing.assert_close(other / small, one, rtol=1e-3, atol=1e-6)
 
@@ -126,7 +184,9 @@ def test_good_labels_get_positive_feedback_and_bad_ones_negative() -> None:
                 return list(mine) if mine[0].is_floating_point() else [target, target]
 
         same = [Batch(b.emb_ELD, b.emb_ELD, y) for b in batches]
-        _, told = mct_step(states, same, torch.full((2, E, L), 0.5, dtype=torch.float64), Oracle(2), PLAIN)
+        _, told = mct_step(
+            states, same, torch.full((2, E, L), 0.5, dtype=torch.float64), Oracle(2), PLAIN
+        )
         assert all((h > 0).all() if right else (h < 0).all() for h in told["feedback"])
 
 
@@ -139,16 +199,30 @@ def test_without_feedback_and_pseudo_step_it_is_supervised_training_to_the_last_
         two, _ = supervised_step(two, batches, LocalPeers(2), ablated)
         assert all((h == 0).all() for h in told["feedback"])
     for a, b in zip(one, two, strict=True):
-        assert torch.equal(flat(a.params), flat(b.params)) and torch.equal(flat(a.mean), flat(b.mean)) and a.steps == b.steps
+        assert (
+            torch.equal(flat(a.params), flat(b.params))
+            and torch.equal(flat(a.mean), flat(b.mean))
+            and a.steps == b.steps
+        )
 
 
 def test_supervised_gradient_reaches_the_optimiser() -> None:
     """With h = 0 the second step is the supervised gradient at t', not nothing."""
     states, batches, draws = setup(2)
-    done, _ = mct_step(states, batches, draws, LocalPeers(2), dataclasses.replace(PLAIN, feedback="none", learn=False))
+    done, _ = mct_step(
+        states,
+        batches,
+        draws,
+        LocalPeers(2),
+        dataclasses.replace(PLAIN, feedback="none", learn=False),
+    )
     for state, new, b in zip(states, done, batches, strict=True):
-        want = numeric_gradient(lambda p, b=b: ce(forward(p, b.emb_ELD, b.keep_L), b.y_EL).detach(), state.params)
-        torch.testing.assert_close(flat(new.params), flat(state.params) - RATE * want, rtol=1e-6, atol=1e-8)
+        want = numeric_gradient(
+            lambda p, b=b: ce(forward(p, b.emb_ELD, b.keep_L), b.y_EL).detach(), state.params
+        )
+        torch.testing.assert_close(
+            flat(new.params), flat(state.params) - RATE * want, rtol=1e-6, atol=1e-8
+        )
 
 
 def test_inputs_are_not_changed() -> None:
@@ -156,26 +230,55 @@ def test_inputs_are_not_changed() -> None:
     before = [flat(state.params).clone() for state in states]
     mct_step(states, batches, draws, LocalPeers(2), Method())
     supervised_step(states, batches, LocalPeers(2), Method())
-    assert all(torch.equal(flat(state.params), old) for state, old in zip(states, before, strict=True))
+    assert all(
+        torch.equal(flat(state.params), old) for state, old in zip(states, before, strict=True)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("views", [1, 2, 3])
-def test_an_experiment_among_others_is_what_it_is_alone_to_the_last_bit(views: int, dtype: torch.dtype) -> None:
+def test_an_experiment_among_others_is_what_it_is_alone_to_the_last_bit(
+    views: int, dtype: torch.dtype
+) -> None:
     """Each with its own learning rate, weight decay and temperature; on the CPU in float32 too."""
     states, batches, draws = setup(views, dtype=dtype)
-    lr, decay, cool = torch.tensor([1e-3, 3e-2], dtype=dtype), torch.tensor([0.0, 0.1], dtype=dtype), torch.tensor([1.0, 0.3], dtype=torch.float64)
+    lr, decay, cool = (
+        torch.tensor([1e-3, 3e-2], dtype=dtype),
+        torch.tensor([0.0, 0.1], dtype=dtype),
+        torch.tensor([1.0, 0.3], dtype=torch.float64),
+    )
 
     def take(steps: int, pick: slice) -> list[State]:
-        now = [State(*({n: p[pick] for n, p in part.items()} for part in (s.params, s.mean, s.square)), s.steps) for s in states]
-        mine = [Batch(b.emb_EUD[pick], b.emb_ELD[pick], b.y_EL[pick], [k[pick] for k in b.keep_U], [k[pick] for k in b.keep_L]) for b in batches]
+        now = [
+            State(
+                *({n: p[pick] for n, p in part.items()} for part in (s.params, s.mean, s.square)),
+                s.steps,
+            )
+            for s in states
+        ]
+        mine = [
+            Batch(
+                b.emb_EUD[pick],
+                b.emb_ELD[pick],
+                b.y_EL[pick],
+                [k[pick] for k in b.keep_U],
+                [k[pick] for k in b.keep_L],
+            )
+            for b in batches
+        ]
         method = Method(Adam(lr[pick], decay=decay[pick]), temperature=cool[pick])
         for _ in range(steps):
-            now, _ = mct_step(now, mine, draws[:, pick], LocalPeers(views), method) if views > 1 else supervised_step(now, mine, LocalPeers(views), method)
+            now, _ = (
+                mct_step(now, mine, draws[:, pick], LocalPeers(views), method)
+                if views > 1
+                else supervised_step(now, mine, LocalPeers(views), method)
+            )
         return now
 
     for both, one in zip(take(5, slice(None)), take(5, slice(1, 2)), strict=True):
-        assert torch.equal(flat(both.params)[1:], flat(one.params)) and torch.equal(flat(both.square)[1:], flat(one.square))
+        assert torch.equal(flat(both.params)[1:], flat(one.params)) and torch.equal(
+            flat(both.square)[1:], flat(one.square)
+        )
 
 
 @pytest.mark.parametrize("feedback", ["exact", "difference"])
@@ -183,7 +286,9 @@ def test_an_experiment_among_others_is_what_it_is_alone_to_the_last_bit(views: i
 def test_a_batch_in_chunks_gives_the_step_of_the_whole_batch(feedback: str, members: int) -> None:
     states, batches, draws = setup(2, members=members)
     whole, told = mct_step(states, batches, draws, LocalPeers(2), Method(Adam(1e-2), feedback))
-    chunks, told_too = mct_step(states, batches, draws, LocalPeers(2), Method(Adam(1e-2), feedback, chunk=2))
+    chunks, told_too = mct_step(
+        states, batches, draws, LocalPeers(2), Method(Adam(1e-2), feedback, chunk=2)
+    )
     for name, values in told.items():
         torch.testing.assert_close(told_too[name], values, rtol=1e-6, atol=1e-12)
     for one, other in zip(whole, chunks, strict=True):
@@ -193,7 +298,9 @@ def test_a_batch_in_chunks_gives_the_step_of_the_whole_batch(feedback: str, memb
 class Replicas(LocalPeers):
     """Two replicas of all views, taking turns: `average` waits for the other's value."""
 
-    def __init__(self, count: int, replica: int, meet: Callable[[int, dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    def __init__(
+        self, count: int, replica: int, meet: Callable[[int, dict[str, Tensor]], dict[str, Tensor]]
+    ) -> None:
         super().__init__(count)
         self.replica, self.replicas, self.meet = replica, 2, meet
 
@@ -203,7 +310,9 @@ class Replicas(LocalPeers):
 
 @pytest.mark.parametrize("views", [2, 3])
 @pytest.mark.parametrize("feedback", ["exact", "difference"])
-def test_replicas_with_halves_of_a_batch_take_the_step_of_the_whole(views: int, feedback: str) -> None:
+def test_replicas_with_halves_of_a_batch_take_the_step_of_the_whole(
+    views: int, feedback: str
+) -> None:
     states, batches, draws = setup(views, rows=(8, 6))
     whole, told = mct_step(states, batches, draws, LocalPeers(views), Method(Adam(1e-2), feedback))
     barrier, values = threading.Barrier(2, timeout=30), [{}, {}]
@@ -217,19 +326,39 @@ def test_replicas_with_halves_of_a_batch_take_the_step_of_the_whole(views: int, 
 
     def half(replica: int) -> tuple[list[State], dict]:
         u, l = slice(4 * replica, 4 * replica + 4), slice(3 * replica, 3 * replica + 3)
-        mine = [Batch(b.emb_EUD[:, u], b.emb_ELD[:, l], b.y_EL[:, l], [k[:, u] for k in b.keep_U], [k[:, l] for k in b.keep_L]) for b in batches]
-        return mct_step(states, mine, draws[:, :, u], Replicas(views, replica, meet), Method(Adam(1e-2), feedback))
+        mine = [
+            Batch(
+                b.emb_EUD[:, u],
+                b.emb_ELD[:, l],
+                b.y_EL[:, l],
+                [k[:, u] for k in b.keep_U],
+                [k[:, l] for k in b.keep_L],
+            )
+            for b in batches
+        ]
+        return mct_step(
+            states,
+            mine,
+            draws[:, :, u],
+            Replicas(views, replica, meet),
+            Method(Adam(1e-2), feedback),
+        )
 
     with ThreadPoolExecutor(2) as pool:
         done = list(pool.map(half, (0, 1)))
     for replica in (0, 1):
-        torch.testing.assert_close(done[replica][1]["feedback"], told["feedback"], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            done[replica][1]["feedback"], told["feedback"], rtol=1e-9, atol=1e-12
+        )
         for one, other in zip(whole, done[replica][0], strict=True):
             torch.testing.assert_close(flat(one.params), flat(other.params), rtol=1e-9, atol=1e-12)
 
 
 def test_two_views_exchange_labels_and_three_exchange_logits_never_inputs() -> None:
-    for views, kinds in ((2, [(torch.int64, (E, U)), (torch.float64, (E,))]), (3, [(torch.float64, (E, U, C)), (torch.float64, (E,))])):
+    for views, kinds in (
+        (2, [(torch.int64, (E, U)), (torch.float64, (E,))]),
+        (3, [(torch.float64, (E, U, C)), (torch.float64, (E,))]),
+    ):
         sent = []
 
         class Spy(LocalPeers):
@@ -248,20 +377,30 @@ def test_adam_equals_torch(decay: float) -> None:
     states, batches, _ = setup(1)
     view = states[0]
     for e in range(E):
-        parameters = {n: p[e:e + 1].clone().requires_grad_() for n, p in view.params.items()}
+        parameters = {n: p[e : e + 1].clone().requires_grad_() for n, p in view.params.items()}
         oracle = torch.optim.AdamW(parameters.values(), lr=1e-2, weight_decay=decay)
         mine = view
         for step in range(6):
             b = batches[0]
             oracle.zero_grad()
-            ce(forward(parameters, b.emb_ELD[e:e + 1] * (step + 1)), b.y_EL[e:e + 1]).sum().backward()
+            ce(
+                forward(parameters, b.emb_ELD[e : e + 1] * (step + 1)), b.y_EL[e : e + 1]
+            ).sum().backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), 0.3)
             oracle.step()
             mine = live(mine)
             loss = ce(forward(mine.params, b.emb_ELD * (step + 1)), b.y_EL)
-            g = dict(zip(mine.params, torch.autograd.grad(loss.sum(), list(mine.params.values())), strict=True))
+            g = dict(
+                zip(
+                    mine.params,
+                    torch.autograd.grad(loss.sum(), list(mine.params.values())),
+                    strict=True,
+                )
+            )
             mine = optimise(mine, g, Adam(1e-2, 0.3, decay))
-        torch.testing.assert_close(flat(mine.params)[e:e + 1], flat(parameters), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            flat(mine.params)[e : e + 1], flat(parameters), rtol=1e-9, atol=1e-12
+        )
 
 
 def test_sampled_labels_follow_the_teacher() -> None:
@@ -273,7 +412,9 @@ def test_sampled_labels_follow_the_teacher() -> None:
         p = torch.softmax(logits / temperature, -1)
         counts = torch.bincount(y.flatten(), minlength=8).double()
         assert ((counts - 40_000 * p) ** 2 / (40_000 * p)).sum() < 24.3
-    assert (hand_out(logits.expand(1, 40_000, 8), draws, 0.0) == 7).all() and (hand_out(logits.expand(1, 9, 8), draws[:, :9], torch.zeros(1)) == 7).all()
+    assert (hand_out(logits.expand(1, 40_000, 8), draws, 0.0) == 7).all() and (
+        hand_out(logits.expand(1, 9, 8), draws[:, :9], torch.zeros(1)) == 7
+    ).all()
 
 
 def test_sampling_never_leaves_the_classes() -> None:

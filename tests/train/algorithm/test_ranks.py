@@ -39,33 +39,66 @@ def on_ranks(command: Callable, settings: TrainConfig, ranks: int, name: str) ->
     assert done.returncode == 0, done.stderr
 
 
-def test_four_views_on_four_and_on_two_ranks_equal_one_process_to_the_last_bit(four: Made, tmp_path: Path, command: Callable) -> None:
-    one = config(four, tmp_path, "pixels", "edges", "thirds", "roots", **EXACT, method="mct,fixmatch")
+def test_four_views_on_four_and_on_two_ranks_equal_one_process_to_the_last_bit(
+    four: Made, tmp_path: Path, command: Callable
+) -> None:
+    one = config(
+        four, tmp_path, "pixels", "edges", "thirds", "roots", **EXACT, method="mct,fixmatch"
+    )
     run(one)
     whole = outcome(tmp_path / "a")
     for ranks in (4, 2):
         on_ranks(command, one, ranks, f"on{ranks}")
         found = outcome(tmp_path / f"on{ranks}")
-        assert found.keys() == whole.keys() and [name for name in whole if found[name] != whole[name]] == [], ranks
+        assert (
+            found.keys() == whole.keys()
+            and [name for name in whole if found[name] != whole[name]] == []
+        ), ranks
 
 
 @pytest.mark.parametrize("method", ["mct", "supervised-graph", "mct-graph"])
-def test_two_replicas_a_view_differ_by_rounding_alone(made: Made, tmp_path: Path, command: Callable, method: str) -> None:
+def test_two_replicas_a_view_differ_by_rounding_alone(
+    made: Made, tmp_path: Path, command: Callable, method: str
+) -> None:
     """Each rank sees another half of every batch, and the halves' gradients are averaged: 1e-9 after 20 steps, where a single other row gives 1e-3."""
     one = config(made, tmp_path, **EXACT, method=method, batch_labelled=16)
     run(one)
     on_ranks(command, one, 4, "four")
     for view in ("pixels", "edges"):
-        a, b = (load_file(tmp_path / name / "probes" / method / f"{view}.safetensors") for name in ("a", "four"))
+        a, b = (
+            load_file(tmp_path / name / "probes" / method / f"{view}.safetensors")
+            for name in ("a", "four")
+        )
         for key, value in a.items():
             torch.testing.assert_close(b[key], value, rtol=1e-8, atol=1e-9)
-        assert any(not torch.equal(b[key], value) for key, value in a.items())         # or the replicas did not share the rows
+        assert any(
+            not torch.equal(b[key], value) for key, value in a.items()
+        )  # or the replicas did not share the rows
     run(dataclasses.replace(one, run="other", batch_labelled=15))
     other = load_file(tmp_path / "other" / "probes" / method / "pixels.safetensors")
-    assert max((other[key] - value).abs().max() for key, value in load_file(tmp_path / "a" / "probes" / method / "pixels.safetensors").items()) > 1e-4
+    assert (
+        max(
+            (other[key] - value).abs().max()
+            for key, value in load_file(
+                tmp_path / "a" / "probes" / method / "pixels.safetensors"
+            ).items()
+        )
+        > 1e-4
+    )
 
 
-@pytest.mark.parametrize(("ranks", "views", "fine"), [(1, 3, True), (2, 3, True), (3, 3, True), (6, 3, True), (4, 3, False), (0, 1, False), (2, 1, True)])
+@pytest.mark.parametrize(
+    ("ranks", "views", "fine"),
+    [
+        (1, 3, True),
+        (2, 3, True),
+        (3, 3, True),
+        (6, 3, True),
+        (4, 3, False),
+        (0, 1, False),
+        (2, 1, True),
+    ],
+)
 def test_ranks_must_share_the_views_or_the_rows_evenly(ranks: int, views: int, fine: bool) -> None:
     if fine:
         refuse_ranks(ranks, views)
@@ -77,8 +110,15 @@ def test_ranks_must_share_the_views_or_the_rows_evenly(ranks: int, views: int, f
 def test_ranks_that_vanish_between_two_looks_are_all_named(tmp_path: Path) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
-    for pids, codes, expected in (([gone.pid, gone.pid], [RUNNING, RUNNING], ([0, 1], "died")), ([os.getpid(), gone.pid], [RUNNING, RUNNING], ([1], "died")),
-                                  ([gone.pid, gone.pid], [RUNNING, FAILED], ([0], "died")),
-                                  ([gone.pid, gone.pid], [FAILED, FAILED], ([0], "raised an error (above)"))):
-        (tmp_path / "ranks.bin").write_bytes(np.array([[pid, 7, code] for pid, code in zip(pids, codes, strict=True)], np.int64).tobytes())
+    for pids, codes, expected in (
+        ([gone.pid, gone.pid], [RUNNING, RUNNING], ([0, 1], "died")),
+        ([os.getpid(), gone.pid], [RUNNING, RUNNING], ([1], "died")),
+        ([gone.pid, gone.pid], [RUNNING, FAILED], ([0], "died")),
+        ([gone.pid, gone.pid], [FAILED, FAILED], ([0], "raised an error (above)")),
+    ):
+        (tmp_path / "ranks.bin").write_bytes(
+            np.array(
+                [[pid, 7, code] for pid, code in zip(pids, codes, strict=True)], np.int64
+            ).tobytes()
+        )
         assert _first_failed(Board(str(tmp_path / "ranks.bin"))) == expected

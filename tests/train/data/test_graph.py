@@ -23,7 +23,16 @@ from train.algorithm.peers import LocalPeers
 from train.algorithm.probe import Params, forward
 from train.data import graph as propagation
 from train.data.feed import Feeder
-from train.data.graph import ALPHAS, LEAST, NEIGHBOURS, Graph, base_of, standardise, statistics, unit
+from train.data.graph import (
+    ALPHAS,
+    LEAST,
+    NEIGHBOURS,
+    Graph,
+    base_of,
+    standardise,
+    statistics,
+    unit,
+)
 from train.data.splits import Split
 from train.jobs import experiments, make_jobs
 from train.run.checkpoint import load_checkpoint
@@ -37,40 +46,67 @@ def rows_of(n: int) -> tuple[np.ndarray, np.ndarray, Split, Split]:
     label = np.arange(n) % 3
     emb = (chance.normal(size=(n, 6)) + 4 * np.eye(3, 6)[label]).astype(np.float16)
     train, val, test = np.arange(n - 40), np.arange(n - 40, n - 20), np.arange(n - 20, n)
-    one, two = (Split(known, np.setdiff1d(train, known), val, test) for known in (np.array([0, 1, 2]), np.array([30, 31, 32, 33, 34, 35])))
+    one, two = (
+        Split(known, np.setdiff1d(train, known), val, test)
+        for known in (np.array([0, 1, 2]), np.array([30, 31, 32, 33, 34, 35]))
+    )
     return emb, label, one, two
 
 
 @pytest.mark.parametrize("most", [1000, 50])
-def test_a_graph_says_what_the_labels_of_each_experiment_spread_to(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+def test_a_graph_says_what_the_labels_of_each_experiment_spread_to(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
     """All training rows are nodes, or 50 of them and each experiment's own labelled ones."""
     monkeypatch.setattr(propagation, "NODES", most)
     emb, label, *splits = rows_of(200)
-    graph, scale = Graph([emb], label, splits, 3, torch.device("cpu")), statistics(emb, np.arange(160))
+    graph, scale = (
+        Graph([emb], label, splits, 3, torch.device("cpu")),
+        statistics(emb, np.arange(160)),
+    )
     found = graph(np.array([[5, 0], [7, 31]]))
     for e, split in enumerate(splits):
         nodes = np.union1d(base_of(np.arange(160)), split.labelled)
         assert len(nodes) == (160 if most == 1000 else (52, 54)[e])
-        x, queries, asked = (unit(standardise(emb, rows, *scale)) for rows in (nodes, split.val, np.array([[5, 0], [7, 31]][e])))
+        x, queries, asked = (
+            unit(standardise(emb, rows, *scale))
+            for rows in (nodes, split.val, np.array([[5, 0], [7, 31]][e]))
+        )
         order, near = (((rows[:, None] - x) ** 2).sum(-1).argsort(1) for rows in (queries, asked))
         y, best = np.where(np.isin(nodes, split.labelled), label[nodes], -1), (-1.0, 0.0)
         for k in NEIGHBOURS:
             for alpha, p in spread(x, y, 3, k, ALPHAS).items():
                 q = np.maximum(p[order[:, :k]].mean(1), LEAST)
-                score = ((q.argmax(1) == label[split.val]).mean(), np.log(q[np.arange(20), label[split.val]]).mean())
+                score = (
+                    (q.argmax(1) == label[split.val]).mean(),
+                    np.log(q[np.arange(20), label[split.val]]).mean(),
+                )
                 if score > best:
-                    best, rest, own, chosen = score, q, [p[places[0]] if np.isin(row, nodes) else p[places[:k]].mean(0)
-                                                         for row, places in zip([[5, 0], [7, 31]][e], near, strict=True)], (k, alpha)
+                    best, rest, own, chosen = (
+                        score,
+                        q,
+                        [
+                            p[places[0]] if np.isin(row, nodes) else p[places[:k]].mean(0)
+                            for row, places in zip([[5, 0], [7, 31]][e], near, strict=True)
+                        ],
+                        (k, alpha),
+                    )
         np.testing.assert_allclose(found[e].exp(), np.maximum(own, LEAST), rtol=1e-5)
         np.testing.assert_allclose(graph(split.val)[e].exp(), rest, rtol=1e-5)
         assert chosen == (graph.chosen["neighbours"][e], graph.chosen["alpha"][e])
-    assert graph(splits[0].test).shape == (2, 20, 3) and (graph(np.arange(200)).exp().argmax(-1) == torch.from_numpy(label)).double().mean() > 0.8
+    assert (
+        graph(splits[0].test).shape == (2, 20, 3)
+        and (graph(np.arange(200)).exp().argmax(-1) == torch.from_numpy(label)).double().mean()
+        > 0.8
+    )
 
 
 def test_hidden_labels_and_those_of_queries_play_no_part() -> None:
     emb, label, one, _ = rows_of(200)
     other = label.copy()
-    other[np.r_[3:160, 180:200]] = np.random.default_rng(1).integers(3, size=177)      # all but the labelled and the validation rows
+    other[np.r_[3:160, 180:200]] = np.random.default_rng(1).integers(
+        3, size=177
+    )  # all but the labelled and the validation rows
     same = [Graph([emb], y, [one], 3, torch.device("cpu"))(np.arange(200)) for y in (label, other)]
     assert torch.equal(*same)
 
@@ -82,10 +118,19 @@ def test_a_large_set_has_a_graph_of_some_of_its_rows(monkeypatch: pytest.MonkeyP
     assert len(base) == 50 and base[0] == 0 and base[-1] == 159 and np.diff(base).max() < 5
     graph = Graph([emb, emb[:, :3]], label, [one, two], 3, torch.device("cpu"))
     everything = graph(np.arange(200))
-    alone = [Graph([emb, emb[:, :3]], label, [split], 3, torch.device("cpu"))(np.arange(200))[0] for split in (one, two)]
-    assert torch.equal(everything, torch.stack(alone))                  # an experiment's graph is what it would be alone
-    mixed = np.array([0, 1, 7, 190, 30, 3])                             # nodes and others: a row's answer does not depend on who is asked with it
-    assert torch.equal(graph(mixed), everything[:, mixed]) and torch.equal(graph(mixed[:2]), everything[:, mixed[:2]])
+    alone = [
+        Graph([emb, emb[:, :3]], label, [split], 3, torch.device("cpu"))(np.arange(200))[0]
+        for split in (one, two)
+    ]
+    assert torch.equal(
+        everything, torch.stack(alone)
+    )  # an experiment's graph is what it would be alone
+    mixed = np.array(
+        [0, 1, 7, 190, 30, 3]
+    )  # nodes and others: a row's answer does not depend on who is asked with it
+    assert torch.equal(graph(mixed), everything[:, mixed]) and torch.equal(
+        graph(mixed[:2]), everything[:, mixed[:2]]
+    )
     monkeypatch.setattr(propagation, "CHUNK", 3)
     assert torch.equal(graph(mixed), everything[:, mixed])
     monkeypatch.setattr(propagation, "LARGE", 10)
@@ -95,13 +140,19 @@ def test_a_large_set_has_a_graph_of_some_of_its_rows(monkeypatch: pytest.MonkeyP
 
 def test_neighbours_by_products_are_those_of_scikit_learn() -> None:
     """What a GPU does, done on the CPU."""
-    x, query = (unit(np.random.default_rng(seed).normal(size=(n, 8)).astype(np.float32)) for seed, n in ((0, 300), (1, 70)))
+    x, query = (
+        unit(np.random.default_rng(seed).normal(size=(n, 8)).astype(np.float32))
+        for seed, n in ((0, 300), (1, 70))
+    )
     for asked in (None, query):
         far, row = propagation._by_products(torch.device("cpu"), x, asked, 5, 64)
         distance, oracle = propagation.nearest(x, asked, 5)
         assert np.array_equal(row, oracle)
         np.testing.assert_allclose(2 + 2 * far, distance**2, atol=1e-6)
-        assert all(len(part) == 0 for part in propagation._by_products(torch.device("cpu"), x, x[:0], 5, 64))
+        assert all(
+            len(part) == 0
+            for part in propagation._by_products(torch.device("cpu"), x, x[:0], 5, 64)
+        )
 
 
 def experts(seed: int = 0, n: int = 300) -> tuple[Tensor, Tensor]:
@@ -109,7 +160,10 @@ def experts(seed: int = 0, n: int = 300) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     y = torch.randint(5, (n,), generator=generator)
     truth = torch.nn.functional.one_hot(y, 5).double()
-    good, worse, none = (strength * truth + torch.randn(2, n, 5, generator=generator, dtype=torch.float64) for strength in (2.0, 1.0, 0.0))
+    good, worse, none = (
+        strength * truth + torch.randn(2, n, 5, generator=generator, dtype=torch.float64)
+        for strength in (2.0, 1.0, 0.0)
+    )
     return torch.stack([good, worse, good * 3 + 7, none]), y
 
 
@@ -122,25 +176,38 @@ def test_the_weights_of_the_pool_are_those_of_the_least_loss() -> None:
 
         def loss(w: np.ndarray, log_p: Tensor = log_p) -> float:
             z = torch.einsum("m,mnc->nc", torch.from_numpy(w), log_p)
-            return float(torch.nn.functional.cross_entropy(z, y)) + PENALTY / 2 * float((w**2).sum())
+            return float(torch.nn.functional.cross_entropy(z, y)) + PENALTY / 2 * float(
+                (w**2).sum()
+            )
 
         oracle = minimize(loss, np.full(4, 0.25), bounds=[(0, None)] * 4, tol=1e-12)
         assert loss(found[:, e].numpy()) <= oracle.fun + 1e-7
         np.testing.assert_allclose(found[:, e], oracle.x, atol=2e-3)
-        torch.testing.assert_close(fit_pool(scores[:, e:e + 1], y, torch.full((4, 1), 0.25))[:, 0], found[:, e], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            fit_pool(scores[:, e : e + 1], y, torch.full((4, 1), 0.25))[:, 0],
+            found[:, e],
+            rtol=1e-9,
+            atol=1e-12,
+        )
     assert (found >= 0).all() and (found[3] < 0.2).all()
-    again = fit_pool(scores, y, torch.zeros(4, 2))                      # from nothing, and from far away
+    again = fit_pool(scores, y, torch.zeros(4, 2))  # from nothing, and from far away
     torch.testing.assert_close(again, found, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(fit_pool(scores, y, torch.full((4, 2), 20.0)), found, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        fit_pool(scores, y, torch.full((4, 2), 20.0)), found, rtol=1e-3, atol=1e-3
+    )
 
 
-def test_a_faultless_expert_gets_a_finite_weight_and_a_large_split_is_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_faultless_expert_gets_a_finite_weight_and_a_large_split_is_thinned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     y = torch.arange(4000) % 5
     sure = 30 * torch.nn.functional.one_hot(y, 5).double().expand(1, 1, -1, -1)
     assert 0 < fit_pool(sure, y, torch.ones(1, 1)).item() < 100
     monkeypatch.setattr("train.algorithm.evaluate.POOL", 1000)
     scores, y = experts(n=4000)
-    assert torch.equal(fit_pool(scores, y, torch.ones(4, 2)), fit_pool(scores[:, :, ::4], y[::4], torch.ones(4, 2)))
+    assert torch.equal(
+        fit_pool(scores, y, torch.ones(4, 2)), fit_pool(scores[:, :, ::4], y[::4], torch.ones(4, 2))
+    )
 
 
 @pytest.mark.parametrize("views", [2, 3])
@@ -158,22 +225,47 @@ def test_a_step_with_trust_and_anchor_is_the_derivative_of_its_teachers(views: i
         z = [forward(p, b.emb_EUD, b.keep_U) for p, b in zip(at, batches, strict=True)]
 
         def pool(own: list[Tensor], v: int) -> Tensor:
-            return sum(trust[v, w][:, None, None] * log_softmax(own[w], -1) for w in range(views) if w != v) + anchor[v]
+            return (
+                sum(
+                    trust[v, w][:, None, None] * log_softmax(own[w], -1)
+                    for w in range(views)
+                    if w != v
+                )
+                + anchor[v]
+            )
 
         y = [hand_out(pool(z, v), draws[v], 0.5) for v in range(views)]
-        g = [numeric_gradient(lambda p, v=v: ce(forward(p, batches[v].emb_EUD, batches[v].keep_U), y[v]), at[v]) for v in range(views)]
+        g = [
+            numeric_gradient(
+                lambda p, v=v: ce(forward(p, batches[v].emb_EUD, batches[v].keep_U), y[v]), at[v]
+            )
+            for v in range(views)
+        ]
         new = [unflat(flat(at[v]) - RATE * g[v], at[v]) for v in range(views)]
-        l = [numeric_gradient(lambda p, v=v: ce(forward(p, batches[v].emb_ELD, batches[v].keep_L), batches[v].y_EL), new[v]) for v in range(views)]
+        l = [
+            numeric_gradient(
+                lambda p, v=v: ce(
+                    forward(p, batches[v].emb_ELD, batches[v].keep_L), batches[v].y_EL
+                ),
+                new[v],
+            )
+            for v in range(views)
+        ]
         h = [(l[v] * g[v]).sum(1) for v in range(views)]
 
         def taught(p: Params, w: int) -> Tensor:
-            own = [forward(p, batches[w].emb_EUD, batches[w].keep_U) if u == w else z[u] for u in range(views)]
+            own = [
+                forward(p, batches[w].emb_EUD, batches[w].keep_U) if u == w else z[u]
+                for u in range(views)
+            ]
             return sum(h[v] * ce(pool(own, v), y[v]) for v in range(views) if v != w)
 
         s = [numeric_gradient(lambda p, w=w: taught(p, w), at[w]) for w in range(views)]
     torch.testing.assert_close(torch.stack(told["feedback"]), torch.stack(h), rtol=1e-6, atol=1e-9)
     for v in range(views):
-        torch.testing.assert_close(flat(done[v].params), flat(new[v]) - RATE * (s[v] + l[v]), rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(
+            flat(done[v].params), flat(new[v]) - RATE * (s[v] + l[v]), rtol=1e-6, atol=1e-8
+        )
 
 
 def test_a_view_that_nobody_trusts_teaches_nothing_and_learns_nothing_of_teaching() -> None:
@@ -182,10 +274,15 @@ def test_a_view_that_nobody_trusts_teaches_nothing_and_learns_nothing_of_teachin
     anchor = log_softmax(torch.randn(1, 5, 3), -1)
     assert torch.equal(teacher(z, 0, [anchor], torch.zeros(3, 3, 1)), anchor)
     states, batches, draws = setup(2)
-    batches = [dataclasses.replace(b, anchor_VEUC=list(torch.zeros(2, 2, 7, 4, dtype=torch.float64))) for b in batches]
+    batches = [
+        dataclasses.replace(b, anchor_VEUC=list(torch.zeros(2, 2, 7, 4, dtype=torch.float64)))
+        for b in batches
+    ]
     still = dataclasses.replace(PLAIN, trust=torch.zeros(2, 2, 2, dtype=torch.float64))
     one, _ = mct_step(states, batches, draws, LocalPeers(2), still)
-    two, _ = mct_step(states, batches, draws, LocalPeers(2), dataclasses.replace(still, feedback="none"))
+    two, _ = mct_step(
+        states, batches, draws, LocalPeers(2), dataclasses.replace(still, feedback="none")
+    )
     for a, b in zip(one, two, strict=True):
         torch.testing.assert_close(flat(a.params), flat(b.params), rtol=0, atol=1e-15)
 
@@ -201,17 +298,34 @@ def test_a_student_is_not_among_its_teachers(made: Made, tmp_path) -> None:
     weight = without(0, scores, y, torch.full((4, 2), 0.25, dtype=torch.float64))
     assert (weight[0] == 0).all()
     torch.testing.assert_close(weight[1:], fit_pool(scores[1:], y, torch.full((3, 2), 0.25)))
-    assert not torch.allclose(weight[1:], fit_pool(scores, y, torch.full((4, 2), 0.25))[1:], atol=0.05)
+    assert not torch.allclose(
+        weight[1:], fit_pool(scores, y, torch.full((4, 2), 0.25))[1:], atol=0.05
+    )
     settings = config(made, tmp_path, **{**GRAPH, "method": "mct-graph"})
     run(settings)
     progress = load_checkpoint(tmp_path / "a" / "checkpoints", 0, 1, torch.device("cpu"))
-    assert progress.teach.shape == (2, 5, 2) and (progress.teach[0, 0] == 0).all() and (progress.teach[1, 1] == 0).all() and (progress.teach > 0).any()
+    assert (
+        progress.teach.shape == (2, 5, 2)
+        and (progress.teach[0, 0] == 0).all()
+        and (progress.teach[1, 1] == 0).all()
+        and (progress.teach > 0).any()
+    )
 
 
-def test_each_students_anchor_is_made_with_the_weights_of_its_own_teacher(made: Made, tmp_path) -> None:
+def test_each_students_anchor_is_made_with_the_weights_of_its_own_teacher(
+    made: Made, tmp_path
+) -> None:
     settings = config(made, tmp_path, method="mct-graph")
     cache, splits, _ = read(settings)
-    job, = make_jobs("mct-graph", cache, splits, experiments(settings), LocalPeers(2), torch.device("cpu"), torch.float64)
+    (job,) = make_jobs(
+        "mct-graph",
+        cache,
+        splits,
+        experiments(settings),
+        LocalPeers(2),
+        torch.device("cpu"),
+        torch.float64,
+    )
     pool = torch.rand(2, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with closing(Feeder(settings, job.task, job.peers)) as feed:
         batches, _ = feed(3, True, pool=pool)
@@ -219,68 +333,144 @@ def test_each_students_anchor_is_made_with_the_weights_of_its_own_teacher(made: 
     said = [graph(rows).double() for graph in job.task.graphs]
     for v in range(2):
         for batch in batches:
-            expected = torch.stack([sum(pool[v, 2 + g, e] * said[g][e] for g in range(3)) for e in range(2)])
+            expected = torch.stack(
+                [sum(pool[v, 2 + g, e] * said[g][e] for g in range(3)) for e in range(2)]
+            )
             torch.testing.assert_close(batch.anchor_VEUC[v], expected)
 
 
 def test_supervised_with_graphs_is_the_supervised_probes_and_a_pool(made: Made, tmp_path) -> None:
     """Also with one view; what each view says by itself is what METHOD=supervised says."""
     for views in (("pixels", "edges"), ("pixels",)):
-        found = run(config(made, tmp_path, *views, method="supervised,supervised-graph", run=f"a{len(views)}"))["methods"]
+        found = run(
+            config(
+                made, tmp_path, *views, method="supervised,supervised-graph", run=f"a{len(views)}"
+            )
+        )["methods"]
         assert found["supervised-graph"]["views"] == found["supervised"]["views"]
-        assert found["supervised-graph"]["joint"]["test_top1"]["mean"] > found["supervised"]["joint"]["test_top1"]["mean"] + 0.02
+        assert (
+            found["supervised-graph"]["joint"]["test_top1"]["mean"]
+            > found["supervised"]["joint"]["test_top1"]["mean"] + 0.02
+        )
         assert len(found["supervised-graph"]["chosen"]) == len(views) * 2 + (len(views) > 1)
 
 
-def test_a_run_with_graphs_is_worth_its_parts_and_its_joint_is_the_pool_of_its_files(made: Made, tmp_path) -> None:
+def test_a_run_with_graphs_is_worth_its_parts_and_its_joint_is_the_pool_of_its_files(
+    made: Made, tmp_path
+) -> None:
     from safetensors.torch import load_file
 
     summary = run(config(made, tmp_path, **GRAPH))
     found = summary["methods"]["mct-graph"]
-    assert found["joint"]["test_top1"]["mean"] > summary["methods"]["supervised"]["joint"]["test_top1"]["mean"] + 0.02
+    assert (
+        found["joint"]["test_top1"]["mean"]
+        > summary["methods"]["supervised"]["joint"]["test_top1"]["mean"] + 0.02
+    )
     pool = load_file(tmp_path / "a" / "probes" / "mct-graph" / "pool.safetensors")
-    assert pool["weight"].shape == (5, 2) and (pool["weight"] >= 0).all() and pool["val"].shape == (3, 2, 355, 10)
+    assert (
+        pool["weight"].shape == (5, 2)
+        and (pool["weight"] >= 0).all()
+        and pool["val"].shape == (3, 2, 355, 10)
+    )
     assert set(found["probes"]) == {"pixels", "edges", "pool"}
-    assert found["chosen"]["pixels"] == {"weight": pool["weight"][0].tolist()} and len(found["chosen"]) == 5
-    assert found["chosen"]["graph of all views"] == {"weight": pool["weight"][4].tolist(), "neighbours": pool["chosen.neighbours"][2].tolist(),
-                                                     "alpha": pool["chosen.alpha"][2].tolist()}
+    assert (
+        found["chosen"]["pixels"] == {"weight": pool["weight"][0].tolist()}
+        and len(found["chosen"]) == 5
+    )
+    assert found["chosen"]["graph of all views"] == {
+        "weight": pool["weight"][4].tolist(),
+        "neighbours": pool["chosen.neighbours"][2].tolist(),
+        "alpha": pool["chosen.alpha"][2].tolist(),
+    }
     alone = summary["methods"]["label-propagation"]["chosen"]
-    assert set(alone) == {"pixels", "edges", "joint"} and set(alone["joint"]) == {"neighbours", "alpha"} and len(alone["joint"]["alpha"]) == 2
-    fused = pooled(torch.cat([torch.zeros(2, 2, 355, 10), pool["val"].float()]), pool["weight"])        # the graphs' part alone is good already
-    y = torch.from_numpy(made.items.label[[i for i, split in enumerate(made.items.split) if split == "val"]]).long()
+    assert (
+        set(alone) == {"pixels", "edges", "joint"}
+        and set(alone["joint"]) == {"neighbours", "alpha"}
+        and len(alone["joint"]["alpha"]) == 2
+    )
+    fused = pooled(
+        torch.cat([torch.zeros(2, 2, 355, 10), pool["val"].float()]), pool["weight"]
+    )  # the graphs' part alone is good already
+    y = torch.from_numpy(
+        made.items.label[[i for i, split in enumerate(made.items.split) if split == "val"]]
+    ).long()
     assert (fused.argmax(-1) == y).double().mean() > 0.6
 
 
 @pytest.mark.parametrize("views", [("pixels", "edges"), ("pixels", "edges", "thirds")])
-def test_with_graphs_two_processes_equal_one_to_the_last_bit(made: Made, tmp_path, command: Callable, views: tuple[str, ...]) -> None:
+def test_with_graphs_two_processes_equal_one_to_the_last_bit(
+    made: Made, tmp_path, command: Callable, views: tuple[str, ...]
+) -> None:
     one = config(made, tmp_path, *views, **{**GRAPH, "method": "mct-graph"})
     run(one)
     done = command("train", *flags(dataclasses.replace(one, run="b", gpus=2)))
     assert done.returncode == 0, done.stderr
     first, second = outcome(tmp_path / "a"), outcome(tmp_path / "b")
-    assert first.keys() == second.keys() and [name for name in first if first[name] != second[name]] == []
+    assert (
+        first.keys() == second.keys()
+        and [name for name in first if first[name] != second[name]] == []
+    )
 
 
-def test_with_graphs_a_killed_run_resumes_to_the_same_bytes(made: Made, tmp_path, command: Callable) -> None:
+def test_with_graphs_a_killed_run_resumes_to_the_same_bytes(
+    made: Made, tmp_path, command: Callable
+) -> None:
     settings = config(made, tmp_path, **{**GRAPH, "method": "mct-graph"})
-    assert command("train", *flags(settings), env={"COVIEW_FAULT": "kill:2:checkpoint.latest.done"}).returncode == -9
+    assert (
+        command(
+            "train", *flags(settings), env={"COVIEW_FAULT": "kill:2:checkpoint.latest.done"}
+        ).returncode
+        == -9
+    )
     run(settings)
     run(dataclasses.replace(settings, run="whole"))
     first, second = outcome(tmp_path / "a"), outcome(tmp_path / "whole")
-    assert first.keys() == second.keys() and [name for name in first if first[name] != second[name]] == []
+    assert (
+        first.keys() == second.keys()
+        and [name for name in first if first[name] != second[name]] == []
+    )
 
 
-@pytest.mark.parametrize("method", ["mct-graph", "supervised-graph", "mct", "fixmatch", "self-training", "co-training", "mpl", "concat"])
-def test_an_experiment_of_many_is_what_it_is_alone_to_the_last_bit(made: Made, tmp_path, method: str) -> None:
+@pytest.mark.parametrize(
+    "method",
+    [
+        "mct-graph",
+        "supervised-graph",
+        "mct",
+        "fixmatch",
+        "self-training",
+        "co-training",
+        "mpl",
+        "concat",
+    ],
+)
+def test_an_experiment_of_many_is_what_it_is_alone_to_the_last_bit(
+    made: Made, tmp_path, method: str
+) -> None:
     """Whole runs, with early stopping, moving average and calibrated teachers, in float64."""
     from safetensors.torch import load_file
 
-    settings = config(made, tmp_path, method=method, precision="float64", patience=20, ema=0.9, calibrate=method == "mct", eval_every=5)
+    settings = config(
+        made,
+        tmp_path,
+        method=method,
+        precision="float64",
+        patience=20,
+        ema=0.9,
+        calibrate=method == "mct",
+        eval_every=5,
+    )
     both, alone = run(settings), run(dataclasses.replace(settings, seeds="1", run="alone"))
-    assert both["methods"][method]["joint"]["test_nll"]["values"][1] == alone["methods"][method]["joint"]["test_nll"]["values"][0]
+    assert (
+        both["methods"][method]["joint"]["test_nll"]["values"][1]
+        == alone["methods"][method]["joint"]["test_nll"]["values"][0]
+    )
     for path in sorted((tmp_path / "a" / "probes" / method).iterdir()):
         if path.stem == "pool":
             continue
         many, one = load_file(path), load_file(tmp_path / "alone" / "probes" / method / path.name)
         for name, value in one.items():
-            assert torch.equal(many[name] if name.startswith("input") else many[name][1:], value), (path.stem, name)
+            assert torch.equal(many[name] if name.startswith("input") else many[name][1:], value), (
+                path.stem,
+                name,
+            )

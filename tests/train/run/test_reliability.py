@@ -1,6 +1,6 @@
 """Killed, stopped, frozen, damaged: a run that is launched again ends with the bytes of a run that nothing disturbed, or says why it cannot.
 
-    python tests/test_reliability.py       reads lines, each a launch; forks its ranks (torch is there already) and writes a line: their exit statuses
+python tests/test_reliability.py       reads lines, each a launch; forks its ranks (torch is there already) and writes a line: their exit statuses
 """
 
 import contextlib
@@ -28,9 +28,13 @@ from train.algorithm.ranks import views_of
 from train.config import TrainConfig
 
 KILLED = -signal.SIGKILL
-STEPS, EVERY = 80, 10           # of the two methods of a run together; from checkpoint to checkpoint
+STEPS, EVERY = 80, 10  # of the two methods of a run together; from checkpoint to checkpoint
 MANY = pytest.mark.many
-CHECKPOINT_POINTS = [f"checkpoint.{name}.{step}" for name in ("tensors", "state", "latest") for step in ("open", "half", "fsync", "rename", "folder", "done")]
+CHECKPOINT_POINTS = [
+    f"checkpoint.{name}.{step}"
+    for name in ("tensors", "state", "latest")
+    for step in ("open", "half", "fsync", "rename", "folder", "done")
+]
 CHECKPOINT_POINTS += ["checkpoint.rename", "checkpoint.forget", "checkpoint.forgotten"]
 
 
@@ -68,8 +72,14 @@ def child(order: dict, rank: int, port: int) -> int:
         for stream in (1, 2):
             os.dup2(log, stream)
         if order["torchrun"]:
-            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(order["ranks"]), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-                              TORCHELASTIC_RUN_ID="trial")
+            os.environ.update(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(order["ranks"]),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+                TORCHELASTIC_RUN_ID="trial",
+            )
         if rank == order["rank"]:
             if order["point"]:
                 os.environ["COVIEW_FAULT"] = order["point"]
@@ -126,12 +136,35 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     """launch(settings, rank=0, step=0, number="SIGKILL", point="") -> the ranks' exit statuses, and what they said."""
     log = tmp_path_factory.mktemp("log") / "log.txt"
     environment = importing(ROOT, OMP_NUM_THREADS="1")
-    server = subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, __file__],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
-    def ask(settings: TrainConfig, ranks: int = 0, rank: int = 0, step: int = 0, number: str = "SIGKILL", point: str = "") -> tuple[list[int], str]:
+    def ask(
+        settings: TrainConfig,
+        ranks: int = 0,
+        rank: int = 0,
+        step: int = 0,
+        number: str = "SIGKILL",
+        point: str = "",
+    ) -> tuple[list[int], str]:
         log.unlink(missing_ok=True)
-        order = {"flags": flags(settings), "torchrun": settings.gpus > 1, "ranks": ranks or settings.gpus, "rank": rank, "step": step, "signal": number,
-                 "point": point, "log": str(log), "patience": 90}
+        order = {
+            "flags": flags(settings),
+            "torchrun": settings.gpus > 1,
+            "ranks": ranks or settings.gpus,
+            "rank": rank,
+            "step": step,
+            "signal": number,
+            "point": point,
+            "log": str(log),
+            "patience": 90,
+        }
         server.stdin.write(json.dumps(order) + "\n")
         server.stdin.flush()
         return json.loads(server.stdout.readline()), log.read_text()
@@ -147,11 +180,16 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
 def all_bytes(run: Path) -> dict[str, object]:
     """What `outcome` has, and every byte of the last checkpoint: parameters, moments, best copies, step."""
     newest = run / "checkpoints" / (run / "checkpoints" / "LATEST").read_text().strip()
-    return {**outcome(run), **{f"{newest.name}/{path.name}": path.read_bytes() for path in sorted(newest.iterdir())}}
+    return {
+        **outcome(run),
+        **{f"{newest.name}/{path.name}": path.read_bytes() for path in sorted(newest.iterdir())},
+    }
 
 
 @pytest.fixture(scope="module")
-def whole(made: Made, tmp_path_factory: pytest.TempPathFactory, launch: Launch) -> dict[int, dict[str, object]]:
+def whole(
+    made: Made, tmp_path_factory: pytest.TempPathFactory, launch: Launch
+) -> dict[int, dict[str, object]]:
     """Uninterrupted, by one process and by two."""
     folder = tmp_path_factory.mktemp("undisturbed")
     for ranks in (1, 2):
@@ -160,12 +198,17 @@ def whole(made: Made, tmp_path_factory: pytest.TempPathFactory, launch: Launch) 
     return {ranks: all_bytes(folder / str(ranks)) for ranks in (1, 2)}
 
 
-def finish(launch: Launch, settings: TrainConfig, whole: dict[int, dict[str, object]], why: object = None) -> str:
+def finish(
+    launch: Launch, settings: TrainConfig, whole: dict[int, dict[str, object]], why: object = None
+) -> str:
     """The same command once more: it must end well, with the bytes of the run that nothing disturbed. Returns what it said."""
     codes, said = launch(settings)
     assert codes == [0] * settings.gpus, (why, said)
     found, wanted = all_bytes(Path(settings.runs) / settings.run), whole[settings.gpus]
-    assert found.keys() == wanted.keys() and [name for name in wanted if found[name] != wanted[name]] == [], (why, said)
+    assert (
+        found.keys() == wanted.keys()
+        and [name for name in wanted if found[name] != wanted[name]] == []
+    ), (why, said)
     assert not list(Path(settings.runs).rglob("*.tmp"))
     return said
 
@@ -173,34 +216,60 @@ def finish(launch: Launch, settings: TrainConfig, whole: dict[int, dict[str, obj
 # ---------------------------------------------------------------- kills
 
 
-@pytest.mark.parametrize("trial", [*range(20), *(pytest.param(n, marks=MANY) for n in range(20, 200))])
-def test_a_random_rank_killed_at_random_moments_ends_with_the_undisturbed_bytes(made: Made, tmp_path: Path, launch: Launch, whole: dict, trial: int) -> None:
+@pytest.mark.parametrize(
+    "trial", [*range(20), *(pytest.param(n, marks=MANY) for n in range(20, 200))]
+)
+def test_a_random_rank_killed_at_random_moments_ends_with_the_undisturbed_bytes(
+    made: Made, tmp_path: Path, launch: Launch, whole: dict, trial: int
+) -> None:
     """Every third trial has two ranks. One or two kills, each at a random step or a random point of I/O."""
     chance = random.Random(trial)
     settings = config(made, tmp_path, gpus=1 if trial % 3 else 2)
     plans = []
     for _ in range(chance.randint(1, 2)):
-        where = {"point": f"kill:{chance.randint(1, 150)}"} if chance.random() < 0.3 else {"step": chance.randint(1, STEPS)}
+        where = (
+            {"point": f"kill:{chance.randint(1, 150)}"}
+            if chance.random() < 0.3
+            else {"step": chance.randint(1, STEPS)}
+        )
         plans.append({"rank": chance.randrange(settings.gpus), **where})
     for number, plan in enumerate(plans):
         codes, said = launch(settings, **plan)
         if not number and "step" in plan:
-            assert codes[plan["rank"]] == KILLED and 0 not in codes, (plans, codes, said)       # a later one may find fewer steps left
+            assert codes[plan["rank"]] == KILLED and 0 not in codes, (
+                plans,
+                codes,
+                said,
+            )  # a later one may find fewer steps left
         assert "GOES BACK" not in said, (plans, said)
     assert "GOES BACK" not in finish(launch, settings, whole, plans)
 
 
-def test_the_list_of_checkpoint_points_is_complete(made: Made, tmp_path: Path, launch: Launch) -> None:
+def test_the_list_of_checkpoint_points_is_complete(
+    made: Made, tmp_path: Path, launch: Launch
+) -> None:
     launch(config(made, tmp_path), point=f"log:{tmp_path / 'points.txt'}")
-    assert {point for point in (tmp_path / "points.txt").read_text().split() if point.startswith("checkpoint.")} == set(CHECKPOINT_POINTS)
+    assert {
+        point
+        for point in (tmp_path / "points.txt").read_text().split()
+        if point.startswith("checkpoint.")
+    } == set(CHECKPOINT_POINTS)
 
 
-@pytest.mark.parametrize("names", [("checkpoint.tensors", "checkpoint.state", "checkpoint.rename"), ("checkpoint.latest", "checkpoint.forg")])
-def test_one_run_killed_at_one_checkpoint_point_after_the_other(made: Made, tmp_path: Path, launch: Launch, whole: dict, names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("checkpoint.tensors", "checkpoint.state", "checkpoint.rename"),
+        ("checkpoint.latest", "checkpoint.forg"),
+    ],
+)
+def test_one_run_killed_at_one_checkpoint_point_after_the_other(
+    made: Made, tmp_path: Path, launch: Launch, whole: dict, names: tuple[str, ...]
+) -> None:
     """The kills of a chain stand on each other's ruins. (The many trials kill once, at each point, early and late, in each rank.)"""
     for point in (point for point in CHECKPOINT_POINTS if point.startswith(names)):
         codes, said = launch(config(made, tmp_path), point=f"kill:1:{point}")
-        assert codes == [KILLED] and "GOES BACK" not in said, (point, said)         # a kill is no damage
+        assert codes == [KILLED] and "GOES BACK" not in said, (point, said)  # a kill is no damage
     assert "GOES BACK" not in finish(launch, config(made, tmp_path), whole)
 
 
@@ -208,7 +277,9 @@ def test_one_run_killed_at_one_checkpoint_point_after_the_other(made: Made, tmp_
 @pytest.mark.parametrize("number", [1, 2, 5, 8])
 @pytest.mark.parametrize("gpus", [1, 2])
 @pytest.mark.parametrize("point", CHECKPOINT_POINTS)
-def test_killed_at_every_checkpoint_point(made: Made, tmp_path: Path, launch: Launch, whole: dict, point: str, gpus: int, number: int) -> None:
+def test_killed_at_every_checkpoint_point(
+    made: Made, tmp_path: Path, launch: Launch, whole: dict, point: str, gpus: int, number: int
+) -> None:
     settings = config(made, tmp_path, gpus=gpus)
     number = min(number, 6) if "forg" in point else number
     rank = gpus - 1 if "tensors" in point else 0
@@ -220,13 +291,19 @@ def test_killed_at_every_checkpoint_point(made: Made, tmp_path: Path, launch: La
 # ---------------------------------------------------------------- damage
 
 # how a run was killed, the step of its newest checkpoint, of the one before, of which method; "trained": the probes of that method were written since
-LEFT = {"first": ({"point": "kill:2:checkpoint.latest.done"}, 20, 10, "supervised"), "trained": ({"step": 43}, 40, 30, "supervised"),
-        "turn": ({"point": "kill:5:checkpoint.latest.done"}, 10, 40, "mct"), "second": ({"point": "kill:7:checkpoint.latest.done"}, 30, 20, "mct"),
-        "last": ({"point": "kill:1:summary.open"}, 40, 30, "mct")}
+LEFT = {
+    "first": ({"point": "kill:2:checkpoint.latest.done"}, 20, 10, "supervised"),
+    "trained": ({"step": 43}, 40, 30, "supervised"),
+    "turn": ({"point": "kill:5:checkpoint.latest.done"}, 10, 40, "mct"),
+    "second": ({"point": "kill:7:checkpoint.latest.done"}, 30, 20, "mct"),
+    "last": ({"point": "kill:1:summary.open"}, 40, 30, "mct"),
+}
 
 
 @pytest.fixture(scope="module")
-def left(made: Made, tmp_path_factory: pytest.TempPathFactory, launch: Launch) -> Callable[[Path, str, int], TrainConfig]:
+def left(
+    made: Made, tmp_path_factory: pytest.TempPathFactory, launch: Launch
+) -> Callable[[Path, str, int], TrainConfig]:
     """left(folder, moment, gpus) -> the settings of a run in `folder` that was killed at that moment; its checkpoints are whole."""
     store = tmp_path_factory.mktemp("left")
 
@@ -242,7 +319,9 @@ def left(made: Made, tmp_path_factory: pytest.TempPathFactory, launch: Launch) -
 
 
 def newest(folder: Path) -> Path:
-    return folder / "a" / "checkpoints" / (folder / "a" / "checkpoints" / "LATEST").read_text().strip()
+    return (
+        folder / "a" / "checkpoints" / (folder / "a" / "checkpoints" / "LATEST").read_text().strip()
+    )
 
 
 def flip(path: Path, at: float) -> None:
@@ -256,22 +335,53 @@ def cut(path: Path, at: float) -> None:
 
 
 HARM: dict[str, Callable[[Path], object]] = {
-    "missing": lambda path: path.unlink(), "empty": lambda path: cut(path, 0), "cut": lambda path: cut(path, 0.6),
-    "one byte short": lambda path: os.truncate(path, path.stat().st_size - 1), "flipped": lambda path: flip(path, 0.7),
-    "first byte": lambda path: flip(path, 0), "last byte": lambda path: flip(path, 1), "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: cut(path, 0),
+    "cut": lambda path: cut(path, 0.6),
+    "one byte short": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "flipped": lambda path: flip(path, 0.7),
+    "first byte": lambda path: flip(path, 0),
+    "last byte": lambda path: flip(path, 1),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
     "of another": lambda path: shutil.copy(min(path.parent.parent.glob("*-*")) / path.name, path),
-    "another step": lambda path: path.write_text(re.sub(r'("step": )\d', r"\g<1>7", path.read_text()))}
-SMALL = [("first", "rank0.safetensors", "flipped", 1), ("first", "state.json", "cut", 1), ("trained", "rank0.safetensors", "cut", 1),
-         ("trained", "state.json", "another step", 1), ("second", "rank0.safetensors", "missing", 1), ("last", "rank0.safetensors", "of another", 1),
-         ("trained", "rank1.safetensors", "flipped", 2), ("second", "rank1.safetensors", "missing", 2)]
-ALL = [(moment, file, harm, 2 if "rank1" in file else 1) for moment in LEFT if moment != "turn"
-       for file in ("rank0.safetensors", "rank1.safetensors", "state.json") for harm in HARM
-       if harm != ("of another" if file == "state.json" else "another step")]
+    "another step": lambda path: path.write_text(
+        re.sub(r'("step": )\d', r"\g<1>7", path.read_text())
+    ),
+}
+SMALL = [
+    ("first", "rank0.safetensors", "flipped", 1),
+    ("first", "state.json", "cut", 1),
+    ("trained", "rank0.safetensors", "cut", 1),
+    ("trained", "state.json", "another step", 1),
+    ("second", "rank0.safetensors", "missing", 1),
+    ("last", "rank0.safetensors", "of another", 1),
+    ("trained", "rank1.safetensors", "flipped", 2),
+    ("second", "rank1.safetensors", "missing", 2),
+]
+ALL = [
+    (moment, file, harm, 2 if "rank1" in file else 1)
+    for moment in LEFT
+    if moment != "turn"
+    for file in ("rank0.safetensors", "rank1.safetensors", "state.json")
+    for harm in HARM
+    if harm != ("of another" if file == "state.json" else "another step")
+]
 
 
-@pytest.mark.parametrize(("moment", "file", "harm", "gpus"), [*SMALL, *(pytest.param(*case, marks=MANY) for case in ALL if case not in SMALL)])
-def test_a_damaged_checkpoint_takes_all_ranks_back_to_the_one_before(tmp_path: Path, launch: Launch, left: Callable, whole: dict, moment: str, file: str,
-                                                                     harm: str, gpus: int) -> None:
+@pytest.mark.parametrize(
+    ("moment", "file", "harm", "gpus"),
+    [*SMALL, *(pytest.param(*case, marks=MANY) for case in ALL if case not in SMALL)],
+)
+def test_a_damaged_checkpoint_takes_all_ranks_back_to_the_one_before(
+    tmp_path: Path,
+    launch: Launch,
+    left: Callable,
+    whole: dict,
+    moment: str,
+    file: str,
+    harm: str,
+    gpus: int,
+) -> None:
     settings = left(tmp_path, moment, gpus)
     _, now, before, method = LEFT[moment]
     harmed = newest(tmp_path) / file
@@ -279,65 +389,127 @@ def test_a_damaged_checkpoint_takes_all_ranks_back_to_the_one_before(tmp_path: P
     HARM[harm](harmed)
     said = finish(launch, settings, whole)
     line = next(line for line in said.splitlines() if "GOES BACK" in line)
-    assert said.count("GOES BACK") == 1 and str(harmed) in line and f"GOES BACK to step {before} of {method}" in line, said
+    assert (
+        said.count("GOES BACK") == 1
+        and str(harmed) in line
+        and f"GOES BACK to step {before} of {method}" in line
+    ), said
 
 
-LATEST = [("turn", ""), ("second", None), ("second", "mct-00000020\n"),
-          *(pytest.param("second", name, marks=MANY) for name in ("", "nonsense\n", "../../a\n", "\xff\0", "mct-00000099\n", "."))]
+LATEST = [
+    ("turn", ""),
+    ("second", None),
+    ("second", "mct-00000020\n"),
+    *(
+        pytest.param("second", name, marks=MANY)
+        for name in ("", "nonsense\n", "../../a\n", "\xff\0", "mct-00000099\n", ".")
+    ),
+]
 
 
 @pytest.mark.parametrize(("moment", "latest"), LATEST)
-def test_a_damaged_latest_costs_nothing(tmp_path: Path, launch: Launch, left: Callable, whole: dict, moment: str, latest: str | None) -> None:
+def test_a_damaged_latest_costs_nothing(
+    tmp_path: Path, launch: Launch, left: Callable, whole: dict, moment: str, latest: str | None
+) -> None:
     settings = left(tmp_path, moment)
     path = tmp_path / "a" / "checkpoints" / "LATEST"
     path.unlink() if latest is None else path.write_bytes(latest.encode("latin-1"))
     said = finish(launch, settings, whole)
     said_so = f"GOES BACK to step {LEFT[moment][1]} of mct" in said and f"{path} " in said
-    assert said_so == (latest != "mct-00000020\n"), said                # one that is there is older than the newest: no word
+    assert said_so == (latest != "mct-00000020\n"), (
+        said
+    )  # one that is there is older than the newest: no word
 
 
-def test_a_checkpoint_that_is_gone_is_missed(tmp_path: Path, launch: Launch, left: Callable, whole: dict) -> None:
+def test_a_checkpoint_that_is_gone_is_missed(
+    tmp_path: Path, launch: Launch, left: Callable, whole: dict
+) -> None:
     settings = left(tmp_path, "trained")
     shutil.rmtree(newest(tmp_path))
     assert "GOES BACK to step 30 of supervised" in finish(launch, settings, whole)
 
 
 @pytest.mark.parametrize(("harm", "gpus"), [("flipped", 1), pytest.param("missing", 2, marks=MANY)])
-def test_no_intact_checkpoint_is_refused_and_nothing_is_touched(tmp_path: Path, launch: Launch, left: Callable, harm: str, gpus: int) -> None:
+def test_no_intact_checkpoint_is_refused_and_nothing_is_touched(
+    tmp_path: Path, launch: Launch, left: Callable, harm: str, gpus: int
+) -> None:
     settings = left(tmp_path, "trained", gpus)
     for folder in (tmp_path / "a" / "checkpoints").glob("*-*"):
         HARM[harm](folder / f"rank{gpus - 1}.safetensors")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
+    before = {
+        path: path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
     codes, said = launch(settings)
-    assert codes[0] == 5 and 0 not in codes and "no checkpoint is left to go on from" in said and f"Delete {tmp_path / 'a'} to train" in said, said
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"} == before
+    assert (
+        codes[0] == 5
+        and 0 not in codes
+        and "no checkpoint is left to go on from" in said
+        and f"Delete {tmp_path / 'a'} to train" in said
+    ), said
+    assert {
+        path: path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    } == before
     shutil.rmtree(newest(tmp_path).parent / "supervised-00000030")
     shutil.rmtree(newest(tmp_path))
-    assert launch(settings)[0][0] == 5                                  # LATEST alone says that there was something
+    assert launch(settings)[0][0] == 5  # LATEST alone says that there was something
 
 
-@pytest.mark.parametrize("point", ["checkpoint.undo.folder", "checkpoint.mend.done", "checkpoint.tensors.open", *(pytest.param(name, marks=MANY) for name in
-                                   ("checkpoint.undo.unlink", "checkpoint.mend.rename", "checkpoint.forget", "checkpoint.forgotten"))])
-def test_killed_while_it_goes_back(tmp_path: Path, launch: Launch, left: Callable, whole: dict, point: str) -> None:
+@pytest.mark.parametrize(
+    "point",
+    [
+        "checkpoint.undo.folder",
+        "checkpoint.mend.done",
+        "checkpoint.tensors.open",
+        *(
+            pytest.param(name, marks=MANY)
+            for name in (
+                "checkpoint.undo.unlink",
+                "checkpoint.mend.rename",
+                "checkpoint.forget",
+                "checkpoint.forgotten",
+            )
+        ),
+    ],
+)
+def test_killed_while_it_goes_back(
+    tmp_path: Path, launch: Launch, left: Callable, whole: dict, point: str
+) -> None:
     settings = left(tmp_path, "trained")
     flip(newest(tmp_path) / "rank0.safetensors", 0.5)
     assert launch(settings, point=f"kill:1:{point}")[0] == [KILLED]
-    assert ("GOES BACK" in finish(launch, settings, whole)) == (point not in ("checkpoint.tensors.open", "checkpoint.forgotten"))      # said until it is done
+    assert ("GOES BACK" in finish(launch, settings, whole)) == (
+        point not in ("checkpoint.tensors.open", "checkpoint.forgotten")
+    )  # said until it is done
 
 
 # ---------------------------------------------------------------- resume with something else
 
 
-@pytest.mark.parametrize(("change", "line"), [({"seeds": "0..2"}, "settings.seeds: 0..1 -> 0..2"), ({"labels": "4"}, "settings.labels: 3 -> 4"),
-                                              ({"cotrain": 30}, "settings.cotrain: 20 -> 30"), ({"gpus": 2}, "settings.gpus: 1 -> 2")])
-def test_a_killed_run_is_not_resumed_with_another(tmp_path: Path, launch: Launch, left: Callable, whole: dict, change: dict, line: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"seeds": "0..2"}, "settings.seeds: 0..1 -> 0..2"),
+        ({"labels": "4"}, "settings.labels: 3 -> 4"),
+        ({"cotrain": 30}, "settings.cotrain: 20 -> 30"),
+        ({"gpus": 2}, "settings.gpus: 1 -> 2"),
+    ],
+)
+def test_a_killed_run_is_not_resumed_with_another(
+    tmp_path: Path, launch: Launch, left: Callable, whole: dict, change: dict, line: str
+) -> None:
     settings = left(tmp_path, "second")
     codes, said = launch(dataclasses.replace(settings, **change))
     assert set(codes) == {6} and line in said and "RUN=a-2" in said, said
-    finish(launch, settings, whole)                                     # and nothing was touched
+    finish(launch, settings, whole)  # and nothing was touched
 
 
-def test_a_killed_run_is_not_resumed_with_another_cache(tmp_path: Path, launch: Launch, left: Callable) -> None:
+def test_a_killed_run_is_not_resumed_with_another_cache(
+    tmp_path: Path, launch: Launch, left: Callable
+) -> None:
     (tmp_path / "other").mkdir()
     other = Made(tmp_path / "other", bad=[3])
     settings = dataclasses.replace(left(tmp_path / "runs", "second"), cache=str(other.cache))
@@ -345,16 +517,24 @@ def test_a_killed_run_is_not_resumed_with_another_cache(tmp_path: Path, launch: 
     assert codes == [6] and re.search(r"fingerprints\.edges: \w{12}… -> \w{12}…", said), said
 
 
-def test_a_killed_run_is_not_resumed_by_fewer_or_more_processes_of_torchrun(tmp_path: Path, launch: Launch, left: Callable, whole: dict) -> None:
+def test_a_killed_run_is_not_resumed_by_fewer_or_more_processes_of_torchrun(
+    tmp_path: Path, launch: Launch, left: Callable, whole: dict
+) -> None:
     settings = left(tmp_path, "second", 2)
     codes, said = launch(settings, ranks=1)
-    assert codes == [2] and "--gpus 2, but torchrun started 1 processes; leave --gpus out" in said, said
+    assert (
+        codes == [2] and "--gpus 2, but torchrun started 1 processes; leave --gpus out" in said
+    ), said
     codes, said = launch(dataclasses.replace(settings, gpus=1))
-    assert codes == [6] and "settings.gpus: 2 -> 1" in said and "repeat the old settings" in said, said
+    assert codes == [6] and "settings.gpus: 2 -> 1" in said and "repeat the old settings" in said, (
+        said
+    )
     finish(launch, settings, whole)
 
 
-def test_methods_of_one_process_go_with_those_of_all(made: Made, tmp_path: Path, launch: Launch) -> None:
+def test_methods_of_one_process_go_with_those_of_all(
+    made: Made, tmp_path: Path, launch: Launch
+) -> None:
     """The checkpoint of mct is two ranks', that of concat one's: neither stands in the other's way."""
     settings = config(made, tmp_path, gpus=2, method="mct,concat")
     assert launch(settings)[0] == [0, 0]
@@ -367,16 +547,26 @@ def test_methods_of_one_process_go_with_those_of_all(made: Made, tmp_path: Path,
 # ---------------------------------------------------------------- ends that a rank can come to
 
 
-def test_a_stop_signal_to_one_rank_stops_both_and_the_run_goes_on(made: Made, tmp_path: Path, launch: Launch, whole: dict) -> None:
+def test_a_stop_signal_to_one_rank_stops_both_and_the_run_goes_on(
+    made: Made, tmp_path: Path, launch: Launch, whole: dict
+) -> None:
     settings = config(made, tmp_path, gpus=2)
     codes, said = launch(settings, rank=1, step=53, number="SIGTERM")
     assert codes == [75, 75] and "stopped at step 15 of mct, everything is saved" in said, said
     finish(launch, settings, whole)
 
 
-def test_a_loss_that_is_not_finite_in_one_rank_stops_both_and_names_the_view(made: Made, tmp_path: Path, launch: Launch) -> None:
+def test_a_loss_that_is_not_finite_in_one_rank_stops_both_and_names_the_view(
+    made: Made, tmp_path: Path, launch: Launch
+) -> None:
     codes, said = launch(config(made, tmp_path, gpus=2, lr=1e38))
-    assert 3 in codes and 0 not in codes and re.search(r"the loss of view '(pixels|edges)' is not finite at step [12] of supervised", said), said
+    assert (
+        3 in codes
+        and 0 not in codes
+        and re.search(
+            r"the loss of view '(pixels|edges)' is not finite at step [12] of supervised", said
+        )
+    ), said
 
 
 HARMFUL = """
@@ -396,26 +586,52 @@ if os.environ.get("RANK") == "1":
         return module
     builtins.__import__ = importing
 """
-ENDS = {"raising": ("raise RuntimeError('out of luck')", r"raised an error \(above\)|died", 10), "exiting": ("os._exit(0)", "died", 10),
-        "killed": ("os.kill(os.getpid(), 9)", "died", 10), "frozen": ("os.kill(os.getpid(), 19)", r"is frozen \(stopped by a signal\)", 5 + 35)}
+ENDS = {
+    "raising": ("raise RuntimeError('out of luck')", r"raised an error \(above\)|died", 10),
+    "exiting": ("os._exit(0)", "died", 10),
+    "killed": ("os.kill(os.getpid(), 9)", "died", 10),
+    "frozen": ("os.kill(os.getpid(), 19)", r"is frozen \(stopped by a signal\)", 5 + 35),
+}
 
 
-@pytest.mark.parametrize("end", ["exiting", "frozen", *(pytest.param(end, marks=MANY) for end in ("raising", "killed"))])     # killed: test_train.py
-def test_a_rank_that_ends_badly_ends_the_job_in_time_with_code_7(made: Made, tmp_path: Path, end: str) -> None:
+@pytest.mark.parametrize(
+    "end", ["exiting", "frozen", *(pytest.param(end, marks=MANY) for end in ("raising", "killed"))]
+)  # killed: test_train.py
+def test_a_rank_that_ends_badly_ends_the_job_in_time_with_code_7(
+    made: Made, tmp_path: Path, end: str
+) -> None:
     harm, how, seconds = ENDS[end]
-    (tmp_path / "sitecustomize.py").write_text(HARMFUL.format(harm=harm.replace("os.", f"open({str(tmp_path / 'now')!r}, 'w').close(); os.", 1)
-                                                              .replace("raise", f"open({str(tmp_path / 'now')!r}, 'w').close(); raise", 1)))
+    (tmp_path / "sitecustomize.py").write_text(
+        HARMFUL.format(
+            harm=harm.replace(
+                "os.", f"open({str(tmp_path / 'now')!r}, 'w').close(); os.", 1
+            ).replace("raise", f"open({str(tmp_path / 'now')!r}, 'w').close(); raise", 1)
+        )
+    )
     environment = importing(tmp_path, OMP_NUM_THREADS="1")
-    process = subprocess.Popen([sys.executable, "-m", "train", *flags(config(made, tmp_path, gpus=2, timeout_s=5.0))], cwd=ROOT, env=environment,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "train", *flags(config(made, tmp_path, gpus=2, timeout_s=5.0))],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while process.poll() is None and not (tmp_path / "now").exists():
         time.sleep(0.02)
     begun = time.monotonic()
     _, errors = process.communicate(timeout=120)
     assert time.monotonic() - begun < seconds and process.returncode == 7, errors
-    message = errors[errors.rindex("error: rank"):]
-    assert re.search(rf"rank 1 \(\S*edges.toml\) ({how}) at step 1[45]; .* goes on from the last checkpoint", message), message
-    assert not [path for path in Path("/proc").glob("[0-9]*/environ") if any(_is_rank(path, rank, tmp_path) for rank in (0, 1))]
+    message = errors[errors.rindex("error: rank") :]
+    assert re.search(
+        rf"rank 1 \(\S*edges.toml\) ({how}) at step 1[45]; .* goes on from the last checkpoint",
+        message,
+    ), message
+    assert not [
+        path
+        for path in Path("/proc").glob("[0-9]*/environ")
+        if any(_is_rank(path, rank, tmp_path) for rank in (0, 1))
+    ]
 
 
 def test_the_message_names_the_views_of_a_replica() -> None:
@@ -427,34 +643,63 @@ def rank_1(folder: Path, seconds: float = 60) -> int:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with contextlib.suppress(StopIteration):
-            return next(int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ") if _is_rank(path, 1, folder))
+            return next(
+                int(path.parent.name)
+                for path in Path("/proc").glob("[0-9]*/environ")
+                if _is_rank(path, 1, folder)
+            )
     raise AssertionError("there is no rank 1")
 
 
 @MANY
-def test_a_stop_signal_to_the_job_stops_all_ranks_and_the_same_command_goes_on(made: Made, tmp_path: Path, launch: Launch) -> None:
+def test_a_stop_signal_to_the_job_stops_all_ranks_and_the_same_command_goes_on(
+    made: Made, tmp_path: Path, launch: Launch
+) -> None:
     settings = config(made, tmp_path, gpus=2, cotrain=600)
     process = start(settings)
     wait_for(tmp_path / "a" / "metrics.jsonl", process)
     process.terminate()
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 75 and "everything is saved; the same command goes on from here" in errors
+    assert (
+        process.returncode == 75
+        and "everything is saved; the same command goes on from here" in errors
+    )
     undisturbed = dataclasses.replace(settings, run="whole")
     assert launch(settings)[0] == launch(undisturbed)[0] == [0, 0]
     assert all_bytes(tmp_path / "a") == all_bytes(tmp_path / "whole")
 
 
-def test_torchrun_with_restarts_resumes_by_itself(made: Made, tmp_path: Path, launch: Launch) -> None:
+def test_torchrun_with_restarts_resumes_by_itself(
+    made: Made, tmp_path: Path, launch: Launch
+) -> None:
     """torchrun --standalone --nproc-per-node 2 --max-restarts 1 -m train --run NAME …, rank 1 killed once.
 
     Rank 0 is late then: rank 1 must not take its old address."""
     late = 'import os, time\nif os.environ.get("RANK") == "0" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "1":\n    time.sleep(4)\n'
     (tmp_path / "sitecustomize.py").write_text(late)
     settings = config(made, tmp_path, gpus=2, cotrain=60)
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "-m", "--", "train"]
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "1",
+        "-m",
+        "--",
+        "train",
+    ]
     words += flags(dataclasses.replace(settings, gpus=1))
-    process = subprocess.Popen(words, cwd=ROOT, env=importing(tmp_path, OMP_NUM_THREADS="1"),
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env=importing(tmp_path, OMP_NUM_THREADS="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     wait_for(tmp_path / "a" / "checkpoints" / "LATEST", process)
     os.kill(rank_1(tmp_path), signal.SIGKILL)
     _, errors = process.communicate(timeout=120)

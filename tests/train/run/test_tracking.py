@@ -17,21 +17,24 @@ from test_train import config, flags, outcome, start, wait_for
 from train.__main__ import run
 from train.run import log, tracker
 
-FAKES = {       # a module `wandb` that fails in a way of its own
+FAKES = {  # a module `wandb` that fails in a way of its own
     "at import": "raise RuntimeError('broken at import')",
     "missing": "raise ModuleNotFoundError(\"No module named 'wandb'\")",
     "in init": "def init(**_): raise RuntimeError('broken in init')",
     "in log": "class R:\n    def define_metric(self, *_, **__): pass\n    def log(self, *_, **__): raise RuntimeError('broken in log')\n"
-              "def init(**_): return R()",
+    "def init(**_): return R()",
     "in finish": "class R:\n    summary = {}\n    def define_metric(self, *_, **__): pass\n    def log(self, *_, **__): pass\n"
-                 "    def finish(self, **_): raise RuntimeError('broken in finish')\ndef init(**_): return R()",
+    "    def finish(self, **_): raise RuntimeError('broken in finish')\ndef init(**_): return R()",
     "sys.exit": "import sys\nprint('to standard output')\nprint('to standard error', file=sys.stderr)\nsys.exit('it left')",
     "os._exit": "import os\nos._exit(0 + 9)",
     "killed": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
 }
 HANGS = "import os, socket\nserver = socket.create_connection(('127.0.0.1', int(os.environ['TEST_PORT'])))\nserver.recv(1)\n"
-SLEEPS = {"at import": "import time\ntime.sleep(99)", "at exit": "import atexit, time\natexit.register(time.sleep, 99)\nraise RuntimeError('then it hangs')",
-          "with all threads": "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\nwhile True: pass"}
+SLEEPS = {
+    "at import": "import time\ntime.sleep(99)",
+    "at exit": "import atexit, time\natexit.register(time.sleep, 99)\nraise RuntimeError('then it hangs')",
+    "with all threads": "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\nwhile True: pass",
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +84,7 @@ def stopwatch(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             begun = time.monotonic()
             function(*args)
             spent.append(time.monotonic() - begun)
+
         return call
 
     monkeypatch.setattr(log.Trackers, "__init__", timed(begin))
@@ -97,7 +101,9 @@ def events(folder: Path) -> list[tuple[str, int, float]]:
     from tensorboard.compat.proto.event_pb2 import Event
 
     found = []
-    for path in sorted(folder.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted(
+        folder.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime_ns
+    ):
         for raw in RawEventFileLoader(str(path)).Load():
             event = Event.FromString(raw)
             found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
@@ -106,21 +112,42 @@ def events(folder: Path) -> list[tuple[str, int, float]]:
 
 def expected(folder: Path) -> list[tuple[str, int, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    found = [(f"{line['method']}/{view}/{key}", line["step"], value) for line in lines for view, scores in line["val"].items() for key, value in scores.items()]
-    found += [(f"{line['method']}/{view}/feedback", line["step"], value) for line in lines for view, value in line.get("feedback", {}).items()]
+    found = [
+        (f"{line['method']}/{view}/{key}", line["step"], value)
+        for line in lines
+        for view, scores in line["val"].items()
+        for key, value in scores.items()
+    ]
+    found += [
+        (f"{line['method']}/{view}/feedback", line["step"], value)
+        for line in lines
+        for view, value in line.get("feedback", {}).items()
+    ]
     methods = json.loads((folder / "summary.json").read_text())["methods"]
-    found += [(f"{method}/{view}/{key}", 0, scores[key]["mean"]) for method, result in methods.items()
-              for view, scores in [*result["views"].items(), ("joint", result["joint"])] for key in ("test_top1", "test_nll", "test_ece")]
-    return sorted((tag, step, struct.unpack("f", struct.pack("f", value))[0]) for tag, step, value in found)
+    found += [
+        (f"{method}/{view}/{key}", 0, scores[key]["mean"])
+        for method, result in methods.items()
+        for view, scores in [*result["views"].items(), ("joint", result["joint"])]
+        for key in ("test_top1", "test_nll", "test_ece")
+    ]
+    return sorted(
+        (tag, step, struct.unpack("f", struct.pack("f", value))[0]) for tag, step, value in found
+    )
 
 
-def test_tensorboard_has_every_number_once_also_after_a_kill(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: dict) -> None:
+def test_tensorboard_has_every_number_once_also_after_a_kill(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: dict
+) -> None:
     """The kill comes when lines that no checkpoint knows were already shown: resuming writes them to metrics.jsonl again."""
     pytest.importorskip("tensorboard")
     settings = config(made, tmp_path, tensorboard="auto", checkpoint_every=1000)
-    training, metrics, memory = start(settings), tmp_path / "a" / "metrics.jsonl", tmp_path / "a" / "tracker-tensorboard.json"
+    training, metrics, memory = (
+        start(settings),
+        tmp_path / "a" / "metrics.jsonl",
+        tmp_path / "a" / "tracker-tensorboard.json",
+    )
     wait_for(metrics, training)
-    training.send_signal(signal.SIGSTOP)                    # until what it has written is shown
+    training.send_signal(signal.SIGSTOP)  # until what it has written is shown
     written, until = metrics.read_bytes().count(b"\n"), time.monotonic() + 60
     while not (memory.is_file() and json.loads(memory.read_text())["lines"] == written):
         assert time.monotonic() < until
@@ -131,11 +158,15 @@ def test_tensorboard_has_every_number_once_also_after_a_kill(made: Made, tmp_pat
     monkeypatch.setattr(log, "WAIT_S", 60)
     run(settings)
     found = events(tmp_path / "a" / "tensorboard")
-    assert len(list((tmp_path / "a" / "tensorboard").iterdir())) == 2 and sorted(found) == expected(tmp_path / "a")
+    assert len(list((tmp_path / "a" / "tensorboard").iterdir())) == 2 and sorted(found) == expected(
+        tmp_path / "a"
+    )
     assert outcome(tmp_path / "a") == plain
 
 
-def test_a_tracker_that_is_started_twice_shows_what_is_new(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_started_twice_shows_what_is_new(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown, ended = [], threading.Event()
 
     class Recorder:
@@ -156,7 +187,7 @@ def test_a_tracker_that_is_started_twice_shows_what_is_new(made: Made, tmp_path:
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:3]) + lines[3][:9])
     tracker.follow(tmp_path, "wandb", "offline", ended)
     ident = shown[0][0]
-    (tmp_path / "metrics.jsonl").write_text("".join(lines[:2]))         # the checkpoint was earlier
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:2]))  # the checkpoint was earlier
     tracker.follow(tmp_path, "wandb", "offline", ended)
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
     tracker.follow(tmp_path, "wandb", "offline", ended)
@@ -164,15 +195,22 @@ def test_a_tracker_that_is_started_twice_shows_what_is_new(made: Made, tmp_path:
     assert shown == [start, (0, 1), (1, 2), (2, 3), {}, start, {}, start, (3, 4), {}]
 
 
-def test_wandb_offline_has_the_run_under_one_name(made: Made, tmp_path: Path, plain: dict, stopwatch: list, capsys: pytest.CaptureFixture) -> None:
+def test_wandb_offline_has_the_run_under_one_name(
+    made: Made, tmp_path: Path, plain: dict, stopwatch: list, capsys: pytest.CaptureFixture
+) -> None:
     pytest.importorskip("wandb")
     run(config(made, tmp_path, wandb="offline"))
     assert outcome(tmp_path / "a") == plain and sum(stopwatch) < 1
     wait_until_gone(tracker_pid(tmp_path / "a"))
     ident = json.loads((tmp_path / "a" / "tracker-wandb.json").read_text())
-    folder, = (tmp_path / "a" / "wandb").glob("offline-run-*")
-    assert folder.name.endswith(ident["id"]) and ident["lines"] == len((tmp_path / "a" / "metrics.jsonl").read_text().splitlines())
-    assert b"mct/joint/top1" in (folder / f"run-{ident['id']}.wandb").read_bytes() and "wandb sync" in (tmp_path / "a" / "tracker-wandb.log").read_text()
+    (folder,) = (tmp_path / "a" / "wandb").glob("offline-run-*")
+    assert folder.name.endswith(ident["id"]) and ident["lines"] == len(
+        (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
+    )
+    assert (
+        b"mct/joint/top1" in (folder / f"run-{ident['id']}.wandb").read_bytes()
+        and "wandb sync" in (tmp_path / "a" / "tracker-wandb.log").read_text()
+    )
     assert "wandb: failed" not in capsys.readouterr().err
 
 
@@ -180,45 +218,88 @@ def test_wandb_offline_has_the_run_under_one_name(made: Made, tmp_path: Path, pl
 
 
 @pytest.mark.parametrize("how", FAKES)
-def test_a_tracker_that_fails_changes_no_byte(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, plain: dict,
-                                              how: str) -> None:
+def test_a_tracker_that_fails_changes_no_byte(
+    made: Made,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+    plain: dict,
+    how: str,
+) -> None:
     fake(tmp_path, monkeypatch, FAKES[how])
-    monkeypatch.setattr(log, "WAIT_S", 60)                  # it ends by itself, but on a busy machine not at once
+    monkeypatch.setattr(log, "WAIT_S", 60)  # it ends by itself, but on a busy machine not at once
     run(config(made, tmp_path, wandb="online"))
     printed = capfd.readouterr()
     assert outcome(tmp_path / "a") == plain
     said = [line for line in printed.err.splitlines() if "wandb" in line]
-    assert len(said) == 1 and said[0].startswith("wandb: failed (") and "to standard" not in printed.out + printed.err
-    why = {"missing": "No module named 'wandb'", "sys.exit": "it left", "os._exit": "exit code 9", "killed": "exit code -9"}.get(how, f"broken {how}")
+    assert (
+        len(said) == 1
+        and said[0].startswith("wandb: failed (")
+        and "to standard" not in printed.out + printed.err
+    )
+    why = {
+        "missing": "No module named 'wandb'",
+        "sys.exit": "it left",
+        "os._exit": "exit code 9",
+        "killed": "exit code -9",
+    }.get(how, f"broken {how}")
     assert why in said[0] and "tracker-wandb.log" in said[0]
 
 
 @pytest.mark.parametrize("how", SLEEPS)
-def test_a_tracker_that_hangs_changes_no_byte(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, plain: dict,
-                                              stopwatch: list, how: str) -> None:
+def test_a_tracker_that_hangs_changes_no_byte(
+    made: Made,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+    plain: dict,
+    stopwatch: list,
+    how: str,
+) -> None:
     fake(tmp_path, monkeypatch, SLEEPS[how])
     run(config(made, tmp_path, wandb="online"))
     pid = tracker_pid(tmp_path / "a")
     assert outcome(tmp_path / "a") == plain and sum(stopwatch) < 1 and is_alive(pid)
     assert capfd.readouterr().err.count("wandb: still at work, for 10 minutes at most") == 1
-    group = Path(f"/proc/{pid}/autogroup")                  # without this its nice 19 counts for nothing, since it has a session of its own
-    assert os.getpriority(os.PRIO_PROCESS, pid) == 19 and (not group.exists() or group.read_text().split()[-1] == "19")
+    group = Path(
+        f"/proc/{pid}/autogroup"
+    )  # without this its nice 19 counts for nothing, since it has a session of its own
+    assert os.getpriority(os.PRIO_PROCESS, pid) == 19 and (
+        not group.exists() or group.read_text().split()[-1] == "19"
+    )
     os.kill(pid, signal.SIGKILL)
 
 
-def test_a_broken_tensorboard_is_no_different(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, plain: dict) -> None:
+def test_a_broken_tensorboard_is_no_different(
+    made: Made,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+    plain: dict,
+) -> None:
     fake(tmp_path, monkeypatch, "raise RuntimeError('broken')", "tensorboard")
     monkeypatch.setattr("train.run.session.trackers", lambda config: {"tensorboard": ""})
     monkeypatch.setattr(log, "WAIT_S", 60)
     run(config(made, tmp_path))
-    assert outcome(tmp_path / "a") == plain and capfd.readouterr().err.count("tensorboard: failed (RuntimeError: broken)") == 1
+    assert (
+        outcome(tmp_path / "a") == plain
+        and capfd.readouterr().err.count("tensorboard: failed (RuntimeError: broken)") == 1
+    )
 
 
-def test_a_tracker_that_cannot_be_started_is_done_without(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture,
-                                                          plain: dict) -> None:
+def test_a_tracker_that_cannot_be_started_is_done_without(
+    made: Made,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+    plain: dict,
+) -> None:
     monkeypatch.setattr("sys.executable", str(tmp_path / "no python"))
     run(config(made, tmp_path, wandb="offline"))
-    assert outcome(tmp_path / "a") == plain and "wandb: not started ([Errno 2]" in capfd.readouterr().err
+    assert (
+        outcome(tmp_path / "a") == plain
+        and "wandb: not started ([Errno 2]" in capfd.readouterr().err
+    )
 
 
 @pytest.fixture
@@ -259,6 +340,7 @@ def is_open(connection: socket.socket) -> bool:
 
 def wait_at_the_first_look(monkeypatch: pytest.MonkeyPatch, server: list) -> None:
     """So that the tracker hangs while the run is at work, also where the machine is busy and the tracker gives way."""
+
     def tell(*_: object) -> None:
         until = time.monotonic() + 60
         while not server and time.monotonic() < until:
@@ -267,8 +349,14 @@ def wait_at_the_first_look(monkeypatch: pytest.MonkeyPatch, server: list) -> Non
     monkeypatch.setattr(log.Trackers, "tell", tell)
 
 
-def test_a_run_ends_while_a_server_still_holds_its_tracker(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: dict, server: list,
-                                                           stopwatch: list) -> None:
+def test_a_run_ends_while_a_server_still_holds_its_tracker(
+    made: Made,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plain: dict,
+    server: list,
+    stopwatch: list,
+) -> None:
     fake(tmp_path, monkeypatch, HANGS)
     wait_at_the_first_look(monkeypatch, server)
     run(config(made, tmp_path, wandb="online"))
@@ -279,7 +367,9 @@ def test_a_run_ends_while_a_server_still_holds_its_tracker(made: Made, tmp_path:
 
 
 @pytest.mark.many
-def test_a_run_ends_while_a_server_still_holds_the_real_wandb(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: list) -> None:
+def test_a_run_ends_while_a_server_still_holds_the_real_wandb(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: list
+) -> None:
     """And then the wall clock, with the hanging server against without, in turns; the least difference of three is free of what else the machine does."""
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{os.environ['TEST_PORT']}")
@@ -298,17 +388,25 @@ def test_a_run_ends_while_a_server_still_holds_the_real_wandb(made: Made, tmp_pa
     with monkeypatch.context() as patch:
         wait_at_the_first_look(patch, server)
         timed("held", "online")
-    assert server and is_alive(tracker_pid(tmp_path / "held"))          # it hangs up now and then, and calls again
+    assert server and is_alive(
+        tracker_pid(tmp_path / "held")
+    )  # it hangs up now and then, and calls again
     end("held")
     more = []
     for turn in range(3):
         more.append(-timed(f"off{turn}", "off") + timed(f"online{turn}", "online"))
         end(f"online{turn}")
-        assert outcome(tmp_path / f"off{turn}") == outcome(tmp_path / f"online{turn}") == outcome(tmp_path / "held")
+        assert (
+            outcome(tmp_path / f"off{turn}")
+            == outcome(tmp_path / f"online{turn}")
+            == outcome(tmp_path / "held")
+        )
     assert min(more) < 1, more
 
 
-def test_a_killed_run_takes_a_hanging_tracker_with_it(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: list) -> None:
+def test_a_killed_run_takes_a_hanging_tracker_with_it(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: list
+) -> None:
     fake(tmp_path, monkeypatch, HANGS)
     training = start(config(made, tmp_path, wandb="online", warmup=100_000))
     pid = tracker_pid(tmp_path / "a")
@@ -318,13 +416,33 @@ def test_a_killed_run_takes_a_hanging_tracker_with_it(made: Made, tmp_path: Path
 
 
 @pytest.mark.many
-def test_one_process_of_several_has_trackers(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable) -> None:
-    fake(tmp_path, monkeypatch, f"import os\nopen({str(tmp_path / 'started')!r}, 'a').write('x')\nos._exit(0)")
-    done = command("train", *flags(config(made, tmp_path, wandb="online", gpus=2)), env={"PYTHONPATH": os.environ["PYTHONPATH"]})
+def test_one_process_of_several_has_trackers(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable
+) -> None:
+    fake(
+        tmp_path,
+        monkeypatch,
+        f"import os\nopen({str(tmp_path / 'started')!r}, 'a').write('x')\nos._exit(0)",
+    )
+    done = command(
+        "train",
+        *flags(config(made, tmp_path, wandb="online", gpus=2)),
+        env={"PYTHONPATH": os.environ["PYTHONPATH"]},
+    )
     assert done.returncode == 0 and (tmp_path / "started").read_text() == "x", done.stderr
 
 
-def test_the_exit_code_and_the_output_are_those_of_the_training(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable) -> None:
+def test_the_exit_code_and_the_output_are_those_of_the_training(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable
+) -> None:
     fake(tmp_path, monkeypatch, FAKES["sys.exit"])
-    done = command("train", *flags(config(made, tmp_path, wandb="online")), env={"PYTHONPATH": os.environ["PYTHONPATH"]})
-    assert done.returncode == 0 and "wandb" not in done.stdout and done.stderr.count("wandb: failed (it left)") == 1
+    done = command(
+        "train",
+        *flags(config(made, tmp_path, wandb="online")),
+        env={"PYTHONPATH": os.environ["PYTHONPATH"]},
+    )
+    assert (
+        done.returncode == 0
+        and "wandb" not in done.stdout
+        and done.stderr.count("wandb: failed (it left)") == 1
+    )
