@@ -11,24 +11,21 @@ STAMP := $(VENV)/.ready
 NAMES := VIEW VIEWS DATA WEIGHTS LABELS METHOD SEEDS GRID DEVICE GPUS CACHE RUN MODEL IMAGES FROM TO ARGS RUNS
 # Only what stands on the command line counts: a DATA or RUN that happens to be in the shell's environment does not.
 given = $(filter command,$(origin $1))
-flag = $(if $(call given,$1),--$2 "$$$1")
 GIVEN := $(filter-out VENV PYTHON3,$(foreach name,$(.VARIABLES),$(if $(call given,$(name)),$(name))))
 EXTRA = $(if $(call given,ARGS),$(ARGS))
 export GOALS = $(MAKECMDGOALS)
 export COMMANDS
-check = $(PYTHON) -m base.commands $@ $(GIVEN)
-CACHED = $(call flag,DATA,data) $(call flag,CACHE,cache)
-EXPERIMENT = $(call flag,VIEWS,views) $(call flag,LABELS,labels) $(call flag,METHOD,method) $(call flag,SEEDS,seeds) $(call flag,RUN,run)
-SHARED = $(CACHED) $(call flag,DEVICE,device) $(call flag,GPUS,gpus)
+# The command line itself knows which names each command takes, and what they mean; values reach it through the environment.
+COVIEW = COVIEW_MAKE='$(GIVEN)' $(VENV)/bin/coview
 
 .DEFAULT:
-	@$(or $(wildcard $(PYTHON)),$${PYTHON3:-python3}) -m base.commands '$(subst ','\'',$@)' $(GIVEN)
+	@COVIEW_MAKE='$(GIVEN)' $(or $(wildcard $(PYTHON)),$${PYTHON3:-python3}) -m coview.cli '$(subst ','\'',$@)'
 
 help:  ## show this help
 	@echo "Coview. The two commands:  make demo   make test"; echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | awk -F'\t' '{printf "%-20s %s\n", $$1, $$2}'
 	@echo; echo "  names: $(NAMES)"
-	@echo "  all settings: $(PYTHON) -m extract --help,  $(PYTHON) -m train --help; pass them on with ARGS='--batch 256'"
+	@echo "  all settings: $(VENV)/bin/coview extract --help,  $(VENV)/bin/coview train --help; pass them on with ARGS='--batch 256'"
 
 setup: $(STAMP)  ## make .venv with everything in it (done by itself where it is needed)
 
@@ -42,62 +39,61 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## the whole pipeline on bundled images: extract two views, train, print a table
-	@$(PYTHON) -m extract --view tiny-clip --data digits
-	@$(PYTHON) -m extract --view tiny-dinov2 --data digits
-	@$(PYTHON) -m train --views tiny-clip,tiny-dinov2 --data digits --labels 3 --seeds 0..4 --run demo \
-		--method supervised,label-propagation,mct,supervised-graph,mct-graph
+	@COVIEW_MAKE='VIEW DATA' VIEW=tiny-clip DATA=digits $(VENV)/bin/coview extract
+	@COVIEW_MAKE='VIEW DATA' VIEW=tiny-dinov2 DATA=digits $(VENV)/bin/coview extract
+	@COVIEW_MAKE='VIEWS DATA LABELS SEEDS RUN METHOD' VIEWS=tiny-clip,tiny-dinov2 DATA=digits LABELS=3 SEEDS=0..4 RUN=demo \
+		METHOD=supervised,label-propagation,mct,supervised-graph,mct-graph $(VENV)/bin/coview train
 
 views: $(STAMP)  ## list the views: width, size, arithmetic, licence, cached, too alike  [DATA= CACHE=]
-	@$(check) && $(PYTHON) -m upkeep.list_views $(CACHED) $(EXTRA)
+	@$(COVIEW) $@ $(EXTRA)
 
 weights: $(STAMP)  ## the authors' checkpoint of a view to safetensors, once:  make weights VIEW=swav  [FROM=checkpoint.pth]
-	@$(check) && $(PYTHON) -m extract.models.convert $(call flag,VIEW,view) $(call flag,FROM,source) $(EXTRA)
+	@$(COVIEW) $@ $(EXTRA)
 
 extract: $(STAMP)  ## embed images:  make extract VIEW=clip DATA=photos/  [WEIGHTS= DEVICE= GPUS= CACHE= ARGS=]
-	@$(check) && $(PYTHON) -m extract $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(SHARED) $(EXTRA)
+	@$(COVIEW) $@ $(EXTRA)
 
 train: $(STAMP)  ## train probes:  make train VIEWS=clip,dinov2 DATA=photos/  [LABELS= METHOD= SEEDS= DEVICE= GPUS= CACHE= RUN= ARGS=]
-	@$(check) && $(PYTHON) -m train $(EXPERIMENT) $(SHARED) $(EXTRA)
+	@$(COVIEW) $@ $(EXTRA)
 
 predict: $(STAMP)  ## label images:  make predict RUN=name  [IMAGES=photos/ TO=labels.csv METHOD= MODEL=folder WEIGHTS= DEVICE= CACHE= ARGS=]
-	@$(check) && $(PYTHON) -m predict $(call flag,RUN,run) $(call flag,MODEL,model) $(call flag,IMAGES,images) $(call flag,TO,to) $(call flag,METHOD,method) \
-		$(call flag,WEIGHTS,weights) $(call flag,DEVICE,device) $(call flag,CACHE,cache) $(EXTRA)
+	@$(COVIEW) $@ $(EXTRA)
 
 export-model: $(STAMP)  ## a trained model as one folder:  make export-model RUN=name TO=folder  [METHOD= CACHE= ARGS=]
-	@$(check) && $(PYTHON) -m predict.bundle.export $(call flag,RUN,run) $(call flag,TO,to) $(call flag,METHOD,method) $(call flag,CACHE,cache) $(EXTRA)
+	@$(COVIEW) $@ $(EXTRA)
 
 sweep: $(STAMP)  ## rank a grid of settings on validation:  make sweep VIEWS=clip,dinov2 DATA=photos/ GRID='lr=1e-4,3e-4 temperature=0.5,1'
-	@$(check) && $(PYTHON) -m train.sweep $(EXPERIMENT) $(call flag,GRID,grid) $(SHARED) $(EXTRA)
+	@$(COVIEW) $@ $(EXTRA)
 
 report: $(STAMP)  ## the page of a run, one file that opens offline:  make report RUN=demo  [CACHE= DEVICE= ARGS=]
-	@$(check) && $(PYTHON) -m report $(call flag,RUN,run) $(call flag,CACHE,cache) $(call flag,DEVICE,device) $(EXTRA)
+	@$(COVIEW) $@ $(EXTRA)
 
 compare: $(STAMP)  ## runs side by side, paired over their seeds:  make compare RUNS=a,b,c  [TO=runs/compare.html]
-	@$(check) && $(PYTHON) -m report.compare $(call flag,RUNS,names) $(call flag,TO,to) $(EXTRA)
+	@$(COVIEW) $@ $(EXTRA)
 
 status: $(STAMP)  ## what the cache holds, and how far running extractions are  [CACHE=]
-	@$(check) && $(PYTHON) -m upkeep.status $(call flag,CACHE,cache) $(EXTRA)
+	@$(COVIEW) $@ $(EXTRA)
 
 verify: $(STAMP)  ## read every byte of the cache and compare:  make verify  [VIEW= DATA= CACHE= ARGS='--recompute 4']
-	@$(check) && $(PYTHON) -m upkeep.verify $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(CACHED) $(call flag,DEVICE,device) $(EXTRA)
+	@$(COVIEW) $@ $(EXTRA)
 
 repair: $(STAMP)  ## compute again what is damaged, and only that:  make repair VIEW=clip  [DATA= CACHE= ARGS=]
-	@$(check) && $(PYTHON) -m upkeep.repair $(call flag,VIEW,view) $(call flag,WEIGHTS,weights) $(SHARED) $(EXTRA)
+	@$(COVIEW) $@ $(EXTRA)
 
 import: $(STAMP)  ## embeddings from elsewhere:  make import VIEW=mine FROM=x.npz|x.npy|x.h5|zarr-folder/  [DATA=photos/ CACHE= ARGS=]
-	@$(check) && $(PYTHON) -m exchange.importer $(call flag,VIEW,view) $(call flag,FROM,source) $(CACHED) $(EXTRA)
+	@$(COVIEW) $@ $(EXTRA)
 
 export: $(STAMP)  ## embeddings to elsewhere:  make export VIEW=clip TO=clip.h5|.npz|.parquet  [DATA= CACHE= ARGS=]
-	@$(check) && $(PYTHON) -m exchange.export $(call flag,VIEW,view) $(call flag,TO,to) $(CACHED) $(EXTRA)
+	@$(COVIEW) $@ $(EXTRA)
 
 gc: $(STAMP)  ## remove what no finished view needs, after asking  [CACHE=]
-	@$(check) && $(PYTHON) -m upkeep.gc $(call flag,CACHE,cache) $(EXTRA)
+	@$(COVIEW) $@ $(EXTRA)
 
 inspect: $(STAMP)  ## before training: leaks, dead dimensions, kNN, are these views worth co-training?  make inspect VIEWS=clip,dinov2 DATA=photos/  [LABELS= TO=]
-	@$(check) && $(PYTHON) -m report.inspect $(call flag,VIEWS,views) $(call flag,LABELS,labels) $(call flag,TO,to) $(CACHED) $(EXTRA)
+	@$(COVIEW) $@ $(EXTRA)
 
 doctor: $(STAMP)  ## versions, devices, backends, disk, limits: what is wrong with this machine, and what mends it  [CACHE=]
-	@$(check) && $(PYTHON) -m upkeep.doctor $(call flag,CACHE,cache) $(EXTRA)
+	@$(COVIEW) $@ $(EXTRA)
 
 test: $(STAMP)  ## lint and test, in minutes
 	@$(VENV)/bin/ruff check --quiet . && $(PYTHON) -m pytest -m "not many" -q -n 2 --dist loadfile $(EXTRA)

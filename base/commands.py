@@ -1,16 +1,28 @@
-"""What `make` was given on its command line, checked before anything starts: `python -m base.commands extract VIEW DATA`. And the way back:
-the command of make that this process is, for messages."""
+"""Running a command: its words become settings, its errors messages, and those say what to type.
 
+    main("coview.cli:COMMANDS", ["extract", "--view", "clip"])      -> the exit status
+
+The commands themselves stand in one table, which the command line hands in; this module knows none.
+`make` comes in by the same door: the Makefile sets COVIEW_MAKE to the names that stand on its
+command line.
+"""
+
+import contextlib
+import dataclasses
 import errno
+import importlib
+import json
 import os
 import re
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from base import interrupt
+from base import console, interrupt, make_words
 from base.errors import (
     CoviewError,
     PreemptedError,
@@ -21,315 +33,277 @@ from base.errors import (
     did_you_mean,
     nearest,
 )
+from base.phrase import field_of, line_of, phrase
 
-COMMON = ("DATA", "DEVICE", "GPUS", "CACHE", "ARGS")
-CACHED = ("VIEW", "DATA", "CACHE", "ARGS")
-TARGETS = {
-    "extract": (("VIEW", "WEIGHTS", *COMMON), "make extract VIEW=clip DATA=photos/"),
-    "views": (("DATA", "CACHE", "ARGS"), "make views"),
-    "weights": (("VIEW", "FROM", "ARGS"), "make weights VIEW=swav"),
-    "train": (
-        ("VIEWS", "LABELS", "METHOD", "SEEDS", "RUN", *COMMON),
-        "make train VIEWS=clip,dinov2 DATA=photos/",
-    ),
-    "predict": (
-        ("RUN", "MODEL", "IMAGES", "TO", "METHOD", "WEIGHTS", "DEVICE", "CACHE", "ARGS"),
-        "make predict RUN=demo IMAGES=photos/",
-    ),
-    "export-model": (
-        ("RUN", "TO", "METHOD", "CACHE", "ARGS"),
-        "make export-model RUN=demo TO=model",
-    ),
-    "sweep": (
-        ("VIEWS", "LABELS", "METHOD", "SEEDS", "GRID", "RUN", *COMMON),
-        "make sweep VIEWS=clip,dinov2 DATA=photos/ GRID='lr=1e-4,3e-4'",
-    ),
-    "report": (("RUN", "CACHE", "DEVICE", "ARGS"), "make report RUN=demo"),
-    "compare": (("RUNS", "TO", "ARGS"), "make compare RUNS=demo,demo-2"),
-    "verify": (
-        (*CACHED, "WEIGHTS", "DEVICE"),
-        "make verify   or   make verify VIEW=clip DATA=photos/",
-    ),
-    "repair": ((*CACHED, "WEIGHTS", "DEVICE", "GPUS"), "make repair VIEW=clip DATA=photos/"),
-    "import": ((*CACHED, "FROM"), "make import VIEW=mine FROM=embeddings.npz DATA=photos/"),
-    "export": ((*CACHED, "TO"), "make export VIEW=clip DATA=photos/ TO=clip.h5"),
-    "status": (("CACHE", "ARGS"), "make status"),
-    "gc": (("CACHE", "ARGS"), "make gc"),
-    "inspect": (
-        ("VIEWS", "LABELS", "TO", "DATA", "CACHE", "ARGS"),
-        "make inspect VIEWS=clip,dinov2 DATA=photos/",
-    ),
-    "doctor": (("CACHE", "ARGS"), "make doctor"),
+MAKE, TYPED = "COVIEW_MAKE", "COVIEW_TYPED"  # names in the environment
+NO_BUG = ("EIO", "ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ESTALE")
+OF_THE_DISK = tuple(getattr(errno, name) for name in NO_BUG)  # wherever it happens
+ON = "To go on, type"
+HOW = {  # what stands before the command, by the exit code
+    UsageError.exit_code: "To mend and type again",
+    RankDiedError.exit_code: ON,
+    PreemptedError.exit_code: ON,
+    StoppedError.exit_code: ON,
 }
-MODULES = {
-    "extract": "extract",
-    "train": "train",
-    "train.sweep": "sweep",
-    "upkeep.status": "status",
-    "upkeep.list_views": "views",
-    "upkeep.gc": "gc",
-    "exchange.export": "export",
-    "upkeep.verify": "verify",
-    "upkeep.repair": "repair",
-    "exchange.importer": "import",
-    "extract.models.convert": "weights",
-    "predict": "predict",
-    "predict.bundle.export": "export-model",
-    "report": "report",
-    "report.compare": "compare",
-    "report.inspect": "inspect",
-    "upkeep.doctor": "doctor",
-}
-OF_THE_DISK = (
-    errno.EIO,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ESTALE,
-)  # no bug, wherever it happens
-NAMED = re.compile(r"\w+(?=[:+?!]?=)", re.ASCII)
 
 
-def check(target: str, given: list[str], goals: str = "", known: str = "") -> None:
-    """Raise UsageError, with the command as it was meant, for a name that the target does not take; for a name that stands there twice; and for `goals` that
-    are no commands, of those `known`: a typing error, VIEWS=clip, dinov2, and of DATA=x-{0..9}.tar or DATA=photos/* without quotes the shell makes
-    DATA=x-0.tar and nine further words."""
-    commands = known.split() or [*TARGETS]
-    words = on_the_line(goals.split())
-    if stray := next((goal for goal in goals.split() if goal not in commands), ""):
-        if (joined := join_lists(words, commands)) != words:
-            raise UsageError(
-                f"{stray!r} stands behind a blank, where make begins a new word; leave no blank in a list. Type: {as_typed(joined)}"
-            )
-        if stray == target:
-            near = nearest(stray, commands)
-            again = as_typed([near if word == stray else word for word in words])
-            raise UsageError(
-                f"make has no command {stray!r}"
-                + (
-                    f"; did you mean {near!r}. Type: {again}"
-                    if near
-                    else ". All commands: make help"
-                )
-            )
-        raise UsageError(
-            f"make {target} was given a word that is no command: {stray!r}. If it belongs to DATA (the shell expands {{0..9}} and *), quote "
-            f"it: make {target} DATA='x-{{000..012}}.tar'"
-        )
-    names, example = TARGETS[target]
-    heads = [match[0] for word in words if (match := NAMED.match(word))]
-    if twice := next((name for name in heads if heads.count(name) > 1), ""):
-        raise UsageError(
-            f"{twice} was given several times. If the shell made that of {{0..9}} or {{a,b}}, quote it: make {target} {twice}='x-{{000..012}}'"
-        )
-    meant = {name: nearest(name, names) for name in given if name not in names}
-    for name in meant:
-        whole = [*meant.values(), *(head for head in heads if head not in meant)]
-        again = as_typed(
-            [
-                meant.get(word.partition("=")[0], word.partition("=")[0])
-                + "".join(word.partition("=")[1:])
-                for word in words
-            ]
-        )
-        raise UsageError(
-            f"make {target} takes no {name}{did_you_mean(name, names)}. Type: {again if all(whole) and len({*whole}) == len(heads) else example}"
-            f"   (names: {', '.join(names)})"
-        )
+@dataclass(frozen=True)
+class Command:
+    """One command. config: "module:Class" of its settings, a frozen dataclass. run: "module:name"
+    of what does it, called as run(settings, found), where `found` is what --json will say.
+    words: the names that make takes for it."""
+
+    name: str
+    config: str
+    run: str
+    words: tuple[str, ...]
+    example: str
 
 
-def on_the_line(goals: list[str]) -> list[str]:
-    """The names and goals that stand on the command line of the make that started this process, in order; [] where the system does not tell. Of a name that
-    stands there twice make itself takes the last without a word."""
-    pid = os.getpid()
-    for _ in range(4):
-        try:
-            with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
-                pid = int(stat.read().rpartition(")")[2].split()[1])
-            with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="surrogateescape") as line:
-                words = line.read().split("\0")
-        except (OSError, ValueError, IndexError):
-            break
-        if os.path.basename(words[0]) in ("make", "gmake"):
-            return [
-                word
-                for word in words[1:]
-                if word in goals
-                or (NAMED.match(word) and not word.startswith(("VENV=", "PYTHON3=")))
-            ]
-    return []
+@dataclass(frozen=True)
+class Typed:
+    """What the user typed: names with values, further flags. form: make or coview."""
+
+    form: str = "make"
+    command: str = ""
+    words: Mapping[str, str] = field(default_factory=dict)
+    flags: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        """The command as it is typed again; '' where nobody typed one."""
+        if not self.command:
+            return ""
+        if self.form == "make":
+            args = {"ARGS": shlex.join(self.flags)} if self.flags else {}
+            return line_of(self.command, {**self.words, **args})
+        return shlex.join(["coview", self.command, *self.argv()])
+
+    def argv(self) -> list[str]:
+        """The same as flags alone."""
+        found = []
+        for name, value in self.words.items():
+            found += [f"--{field_of(name).replace('_', '-')}", value]
+        return [*found, *self.flags]
 
 
-def join_lists(words: list[str], commands: list[str]) -> list[str]:
-    """["VIEWS=clip,", "dinov2"] -> ["VIEWS=clip,dinov2"]: a word that is no command belongs to the list that a comma before or in it leaves open."""
-    found: list[str] = []
-    for word in words:
-        if (
-            found
-            and NAMED.match(found[-1])
-            and not NAMED.match(word)
-            and word not in commands
-            and (found[-1][-1] in ",=" or word[0] == ",")
-        ):
-            found[-1] += word
-        else:
-            found.append(word)
-    return found
+@dataclass
+class Current:
+    """The command that this process belongs to. place: "module:name" of the table of all commands;
+    child: another process of the command started this one, as one of its ranks or workers."""
+
+    typed: Typed = Typed()
+    place: str = ""
+    child: bool = False
+
+    @property
+    def table(self) -> Sequence[Command]:
+        return load(self.place) if self.place else ()
+
+    def remember(self) -> None:
+        """Also for the processes that this one starts."""
+        told = {"typed": dataclasses.asdict(self.typed), "place": self.place}
+        os.environ[TYPED] = json.dumps(told)
 
 
-def as_typed(words: list[str]) -> str:
-    """Names and goals as one types them to make."""
-    parts = [word.partition("=") for word in words]
-    return " ".join(
-        [
-            "make",
-            *(
-                name + equals + (shlex.quote(value) if value else "")
-                for name, equals, value in parts
-            ),
-        ]
-    )
+CURRENT = Current()
 
 
-def quoted(value: str) -> str:
-    """A value as one types it to make: quoted for the shell, and each `$` doubled, since make takes what follows one for a variable of its own."""
-    return shlex.quote(value.replace("$", "$$"))
+def inherit() -> None:
+    """In a process that a command has started: messages speak of that command."""
+    if TYPED in os.environ and not CURRENT.place:
+        told = json.loads(os.environ[TYPED])
+        CURRENT.typed, CURRENT.place = Typed(**told["typed"]), told["place"]
+        CURRENT.child = True
 
 
-def line_of(target: str, words: Mapping[str, str]) -> str:
-    """The command of make with these names and values; a value of ARGS is for the shell already."""
-    return " ".join(
-        [f"make {target}", *(f"{name}={quoted(value)}" for name, value in words.items())]
-    )
+def main(place: str, argv: Sequence[str]) -> int:
+    """Run the command that argv names, of the table at `place`; its exit status."""
+    inherit()
+    if CURRENT.child:
+        return run_cli(lambda: _run(list(argv)))
+    CURRENT.place = place
+    try:
+        return run_cli(lambda: _run(list(argv)))
+    finally:
+        CURRENT.typed, CURRENT.place = Typed(), ""
+        os.environ.pop(TYPED, None)
 
 
-def typed(without: str = "", instead: Mapping[str, str | None] | None = None) -> str:
-    """The command of make that this process is: `make extract VIEW=clip DATA=photos/ ARGS='--batch 8'`; '' for a process that is none.
+def _run(argv: list[str]) -> None:
+    table = CURRENT.table
+    by_name = {command.name: command for command in table}
+    made = os.environ.pop(MAKE, None)
+    name = argv.pop(0) if argv else "--help"
+    if made is not None:
+        argv = _from_make(name, made.split(), argv, by_name)
+    elif name in ("--help", "-h", "help"):
+        print(overview(table))
+        return
+    elif name not in by_name:
+        near = nearest(name, by_name)
+        again = shlex.join(["coview", near, *argv])
+        then = f". Type: {again}" if near else ". All commands: coview --help"
+        raise UsageError(f"coview has no command {name!r}{did_you_mean(name, by_name)}{then}")
+    else:
+        _remember(split(by_name[name], argv))
+    command = by_name[name]
+    settings = parse(command, argv)
+    one = not CURRENT.child and os.environ.get("RANK", "0") == "0"  # one process speaks for all
+    with console.document(one and getattr(settings, "json", False), name) as found:
+        load(command.run)(settings, found)
 
-    without: a flag that is left out. instead: names that get another value (None: that are left out), and flags ({"--force": ""}) that are set."""
-    target = MODULES.get(_module(), "")
-    if not target:
-        return ""
-    flags = {
-        {"FROM": "--source", "RUNS": "--names"}.get(name, f"--{name.lower()}"): name
-        for name in TARGETS[target][0]
-        if name != "ARGS"
-    }
-    words, rest, given = {}, [], list(sys.argv[1:])
+
+def _from_make(
+    name: str, given: list[str], flags: list[str], by_name: Mapping[str, Command]
+) -> list[str]:
+    """The flags of a command that make was given, after a look at its words."""
+    order = by_name[name].words if name in by_name else ()
+    values = {word: os.environ.get(word, "") for word in order if word in given}
+    names = {one.name: (*one.words, "ARGS") for one in by_name.values()}
+    examples = {one.name: one.example for one in by_name.values()}
+    goals = os.environ.get("GOALS", "").split() or [name]
+    others = [goal for goal in os.environ.get("COMMANDS", "").split() if goal not in by_name]
+    make_words.check(name, given, goals, names, examples, others)
+    typed = split(by_name[name], flags)
+    typed = Typed("make", name, {**values, **typed.words}, typed.flags)
+    _remember(typed)
+    return typed.argv()
+
+
+def split(command: Command, argv: Sequence[str]) -> Typed:
+    """The flags of a command that was typed: those that make has names for, and the others."""
+    flags = {f"--{field_of(name).replace('_', '-')}": name for name in command.words}
+    words, rest, given = {}, [], list(argv)
     while given:
         flag, equals, value = given.pop(0).partition("=")
         if flag in flags and (equals or given):
             words[flags[flag]] = value if equals else given.pop(0)
-        elif flag != without:
+        else:
             rest.append(flag + equals + value)
+    return Typed("coview", command.name, words, rest)
+
+
+def _remember(typed: Typed) -> None:
+    if not CURRENT.child:
+        CURRENT.typed = typed
+        CURRENT.remember()
+
+
+def amend(name: str, value: str | None) -> None:
+    """From now on the command that was typed is one with another value of `name`; None: without."""
+    words = {**CURRENT.typed.words}
+    words.pop(name, None)
+    if value is not None:
+        words[name] = value
+    _remember(dataclasses.replace(CURRENT.typed, words=words))
+
+
+def parse(command: Command, argv: Sequence[str]) -> Any:
+    """The settings. Ends the process with 2, after saying what is wrong with a flag."""
+    import tyro
+
+    kind = load(command.config)
+    return tyro.cli(kind, prog=f"coview {command.name}", description=kind.__doc__, args=argv)
+
+
+def load(place: str) -> Any:
+    """ "module:name" -> what it is."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def overview(table: Sequence[Command]) -> str:
+    lines = ["usage: coview COMMAND [--flag value …]      coview COMMAND --help", ""]
+    for command in table:
+        told = " ".join((load(command.config).__doc__ or "").split())
+        lines.append(f"  {command.name:14}{told.partition('. ')[0].rstrip('.')}")
+    return "\n".join(lines)
+
+
+def started() -> list[str]:
+    """What `python -m` needs to run this very command in another process."""
+    return [CURRENT.place.partition(":")[0], CURRENT.typed.command, *CURRENT.typed.argv()]
+
+
+def typed(without: str = "", instead: Mapping[str, str | None] | None = None) -> str:
+    """The command that this process is, in the form in which it was typed; '' where there is none.
+
+    without: a flag that is left out. instead: names that get another value (None: that are left
+    out), and flags ({"--force": ""}) that are set.
+    """
+    now = CURRENT.typed
+    words, flags = dict(now.words), [flag for flag in now.flags if flag != without]
+    takes = next((one.words for one in CURRENT.table if one.name == now.command), ())
     for name, value in (instead or {}).items():
         if name.startswith("--"):
-            at = rest.index(name) if name in rest else len(rest)
-            rest[at : at + 1 + bool(value)] = [name, value] if value else [name]
+            at = flags.index(name) if name in flags else len(flags)
+            flags[at : at + 1 + bool(value)] = [name, value] if value else [name]
         elif value is None:
             words.pop(name, None)
-        elif name in TARGETS[target][0]:
+        elif name in takes:
             words[name] = value
-    if rest:
-        words["ARGS"] = shlex.join(rest)
-    return line_of(target, words)
+    return str(Typed(now.form, now.command, words, flags))
 
 
-def started_as() -> str:
-    """`.venv/bin/python -m train`: this Python and its module, as one types them here."""
-    here = os.path.relpath(sys.executable)
-    return f"{shlex.quote(sys.executable if here.startswith('..') else here)} -m {_module()}"
+def rendered(text: str) -> str:
+    """A message in the form in which the user typed."""
+    names = {command.name: (*command.words, "ARGS") for command in CURRENT.table}
+    return phrase(text, names, CURRENT.typed.form if names else "make")
 
 
-def _module() -> str:
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return spec.name.removesuffix(".__main__") if spec else ""
-
-
-def run_cli(main: Callable[[], None]) -> int:
-    """Run a command; an expected error becomes one message on stderr, with the command to type, and its exit code, without a traceback."""
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is remembered where Python's own handler would raise it, and be it in an import."""
     interrupt.PRESSED.clear()
-    if (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        and threading.current_thread() is threading.main_thread()
-    ):
+    python = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if python and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, interrupt.pressed)
+    yield
+
+
+def run_cli(do: Callable[[], None]) -> int:
+    """Run a command; an expected error becomes one message on stderr, with the command to type,
+    and its exit code, without a traceback."""
+    inherit()
     try:
-        main()
-        sys.stdout.flush()
+        with interruptible(), console.rendering(rendered):
+            do()
+            sys.stdout.flush()
     except CoviewError as error:
-        _say(str(error), error.exit_code, error.instead)
-        return error.exit_code
+        return _say(str(error), error.exit_code, error.instead)
     except SystemExit as error:
-        if (
-            error.code == UsageError.exit_code
-        ):  # the parser has said what is wrong with a flag; `python` alone may be another one
-            again = typed()
-            print(
-                f"all settings: {started_as()} --help"
-                + f"\nTo mend and type again: {again}" * bool(again),
-                file=sys.stderr,
-                flush=True,
-            )
+        if error.code == UsageError.exit_code:  # the parser has said what is wrong with a flag
+            name = CURRENT.typed.command
+            print(f"all settings: coview {name} --help", file=sys.stderr)
+            print(f"To mend and type again: {typed()}", file=sys.stderr, flush=True)
         raise
-    except (
-        BrokenPipeError
-    ):  # who read our output (`| head`) has gone; nothing is left to be said to him
+    except BrokenPipeError:  # who read our output (`| head`) has gone; he is told nothing more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            _say(
-                f"{str(error.filename)[:80]}…: this name is too long for the file system; take a shorter one",
-                UsageError.exit_code,
-            )
-            return UsageError.exit_code
+            name = str(error.filename)[:80]
+            told = f"{name}…: this name is too long for the file system; take a shorter one"
+            return _say(told, UsageError.exit_code)
         if error.errno not in OF_THE_DISK:
             raise
-        _say(
-            f"{error.filename or 'the disk'}: {error.strerror}. Make room, or mend the disk or the permissions",
-            StorageError.exit_code,
-        )
-        return StorageError.exit_code
+        told = f"{error.filename or 'the disk'}: {error.strerror}. "
+        return _say(f"{told}Make room, or mend the disk or the permissions", StorageError.exit_code)
     except KeyboardInterrupt:
-        _say(
-            "interrupted; what is finished is kept, and the same command does the rest",
-            StoppedError.exit_code,
-        )
-        return StoppedError.exit_code
+        told = "interrupted; what is finished is kept, and the same command does the rest"
+        return _say(told, StoppedError.exit_code)
     return 0
 
 
-def _say(message: str, code: int, instead: Mapping[str, str | None] | None = None) -> None:
-    """On stderr. A message that ends with no command of its own gets the one that this process is; changed, where the error says how."""
-    again = typed(instead=instead)
+def _say(message: str, code: int, instead: Mapping[str, str | None] | None = None) -> int:
+    """On stderr. A message that ends with no command of its own gets the one that this process is;
+    changed, where the error says how."""
+    again, names = typed(instead=instead), "|".join(one.name for one in CURRENT.table)
+    message = rendered(message)
     if again != typed():
         message += f"\nType: {again}"
-    elif again and not re.search(rf"\bmake ({'|'.join(TARGETS)})\b", message):
-        how = {
-            UsageError.exit_code: "To mend and type again",
-            RankDiedError.exit_code: "To go on, type",
-            PreemptedError.exit_code: "To go on, type",
-            StoppedError.exit_code: "To go on, type",
-        }.get(code, "Then type")
-        message += f"\n{how}: {again}"
-    print(
-        message if code == StoppedError.exit_code else f"error: {message}",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(
-        run_cli(
-            lambda: check(
-                sys.argv[1],
-                sys.argv[2:],
-                os.environ.get("GOALS", ""),
-                os.environ.get("COMMANDS", ""),
-            )
-        )
-    )
+    elif again and not re.search(rf"\b(make|coview) ({names})\b", message):
+        message += f"\n{HOW.get(code, 'Then type')}: {again}"
+    head = "" if code == StoppedError.exit_code else "error: "
+    print(f"{head}{message}", file=sys.stderr, flush=True)
+    return code

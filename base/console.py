@@ -4,15 +4,17 @@
 """
 
 import json
+import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from base.errors import CoviewError
 
+LOG = logging.getLogger("coview")  # of which all loggers of the project are children
 SCHEMA = 1  # grows when a key changes its meaning or goes; new keys may come at any time
 
 
@@ -50,6 +52,40 @@ def document(asked: bool, command: str) -> Iterator[dict[str, Any]]:
         os.dup2(out, 1)
         os.close(out)
         print(json.dumps(head | found, allow_nan=False, default=str), flush=True)
+
+
+class Render(logging.Handler):
+    """Prints what the library logs: on stdout, and warnings on stderr."""
+
+    def __init__(self, rendered: Callable[[str], str]) -> None:
+        super().__init__(logging.INFO)
+        self.rendered = rendered
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.rendered(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+        else:
+            print(text, flush=True)
+
+
+@contextmanager
+def rendering(rendered: Callable[[str], str] = str) -> Iterator[None]:
+    """While a command runs, what the library logs is printed; otherwise nobody hears it. rendered:
+    what becomes of each message."""
+    handler, level = Render(rendered), LOG.level
+    others = [one for one in LOG.handlers if isinstance(one, Render)]
+    for one in others:
+        LOG.removeHandler(one)
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
+        LOG.setLevel(level)
+        for one in others:
+            LOG.addHandler(one)
 
 
 def short(value: Any) -> Any:

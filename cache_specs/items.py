@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from base import durable
-from base.commands import quoted
 from base.errors import IntegrityError, StaleError
+from base.phrase import quoted
 from cache_specs.sources import read_source
 from cache_specs.versions import IMPORTED, is_older
 

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from base.commands import quoted
 from base.errors import StaleError, UsageError, did_you_mean, nearest
+from base.phrase import quoted
 from cache_specs import store
 from cache_specs.items import read_items
 from cache_specs.sources import dataset_name, is_gone, read_source, source_path

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from base import durable, locks
-from base.commands import line_of
 from base.errors import IntegrityError, StaleError, UsageError, did_you_mean
+from base.phrase import line_of
 from cache_specs.items import IMPORTED
 from cache_specs.sources import dataset_name, read_source
 from cache_specs.spec import SPECS, differences, fingerprint, view_names

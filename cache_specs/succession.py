@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from base import durable, locks
-from base.commands import quoted, typed
+from base.commands import typed
 from base.errors import IntegrityError, StaleError
+from base.phrase import quoted
 from cache_specs.items import FORMAT, Items, parquet, read_items, read_parquet, said
 from cache_specs.sources import dataset_name, is_gone, read_source, where
 from cache_specs.versions import IMPORTED, dataset_folders, latest, version_of

@@ -9,13 +9,13 @@ two again, to the same embeddings, byte for byte.
 
 import contextlib
 import errno
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from base.commands import quoted, run_cli
 from base.errors import StorageError, UsageError
+from base.phrase import quoted
+from exchange.config import ExportConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,22 +24,6 @@ if TYPE_CHECKING:
 
     from cache_specs.items import Items
     from cache_specs.view import View
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """Write one view of the cache to one file: .npz, .h5 (or .hdf5) or .parquet."""
-
-    view: str = ""
-    """the view's name"""
-    data: str = ""
-    """the data set; may be left out where only one has this view"""
-    to: str = ""
-    """the file to write; its ending chooses the format"""
-    cache: str = "cache"
-    """where the embeddings are"""
-    force: bool = False
-    """replace the file if it is there"""
 
 
 @dataclass(frozen=True)
@@ -80,12 +64,9 @@ class Table:
         }
 
 
-def main() -> None:
-    import tyro
-
-    export(
-        tyro.cli(ExportConfig, prog="python -m exchange.export", description=ExportConfig.__doc__)
-    )
+def command(config: ExportConfig, found: dict[str, Any]) -> None:
+    """make export."""
+    export(config)
 
 
 def export(config: ExportConfig) -> Path:
@@ -271,7 +252,3 @@ WRITERS: "dict[str, Callable[[Path, Table], None]]" = {
     ".hdf5": _h5,
     ".parquet": _parquet,
 }
-
-
-if __name__ == "__main__":
-    sys.exit(run_cli(main))

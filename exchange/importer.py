@@ -5,13 +5,11 @@ the file; without it the file itself makes a data set, by its keys and labels. E
 """
 
 import re
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from base.commands import run_cli
 from base.errors import UsageError
+from exchange.config import ImportConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,42 +21,9 @@ if TYPE_CHECKING:
 EXAMPLE = "make import VIEW=mine FROM=embeddings.npz DATA=photos/"
 
 
-@dataclass(frozen=True)
-class ImportConfig:
-    """Turn embeddings computed elsewhere into a finished view of the cache. The same import again does nothing."""
-
-    view: str = ""
-    """the new view's name: letters, digits, - _ ."""
-    source: str = ""
-    """FROM: a .npz, .npy or .h5 file, or a folder of Zarr, with the (N, D) float array `embeddings` (or X, features, emb) and the
-    strings `keys` (or paths, ids)"""
-    data: str = ""
-    """the data set whose items the rows are: its name in the cache, or what `extract` takes. Without it, the file's own `keys`,
-    `y` (or `labels`) and `split` make a data set"""
-    cache: str = "cache"
-    """where the embeddings go"""
-    by_row_order: bool = False
-    """the file's rows are the data set's items in their order, whatever keys it has"""
-    array: str | None = None
-    """the name of the embeddings in the file"""
-    partial: bool = False
-    """items without a row become `missing`, rows of unknown keys are left out"""
-    fill_missing: bool = False
-    """chunks of a Zarr array that are not there hold its fill value (Zarr leaves such out); otherwise they are an error"""
-    name: str | None = None
-    """the data set's name in the cache, where one is made; default: the file's"""
-    root: str = "data"
-    """where torchvision data sets lie"""
-    shard_rows: int = 0
-    """rows per shard; 0 chooses 4096 (512 for tiny sets)"""
-
-
-def main() -> None:
-    import tyro
-
-    run(
-        tyro.cli(ImportConfig, prog="python -m exchange.importer", description=ImportConfig.__doc__)
-    )
+def command(config: ImportConfig, found: dict[str, Any]) -> None:
+    """make import."""
+    run(config)
 
 
 def run(config: ImportConfig) -> "View":
@@ -202,7 +167,3 @@ def _provenance(config: ImportConfig, array: "Array") -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("numpy", "h5py", "zarr")},
     }
-
-
-if __name__ == "__main__":
-    sys.exit(run_cli(main))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from base.commands import quoted
 from base.errors import IntegrityError, StaleError, UsageError, did_you_mean
+from base.phrase import quoted
 from base.progress import Progress
 from cache_specs import store
 from cache_specs.items import IMPORTED, SPLITS, Items, class_index, read_items

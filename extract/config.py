@@ -41,3 +41,13 @@ class ExtractConfig:
     """say what would be done, and how long it would take; write nothing"""
     json: bool = False
     """one JSON document on stdout, for machines; what is meant for people goes to stderr"""
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Turn the authors' checkpoint of a view into safetensors."""
+
+    view: str = ""
+    """name of a view whose spec has a weights.url, or the path of a TOML file"""
+    source: str | None = None
+    """the checkpoint, where it is on this machine already"""

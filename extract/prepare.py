@@ -8,8 +8,8 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from base.commands import quoted
 from base.errors import UsageError
+from base.phrase import quoted
 from extract.config import ExtractConfig
 
 MOST_WORKERS = 32  # of one device, where no number is asked for

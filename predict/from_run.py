@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from base.commands import quoted
 from base.errors import IntegrityError, StaleError, UsageError, did_you_mean, nearest
+from base.phrase import quoted
 from cache_specs import store
 from cache_specs.spec import differences
 from predict.model import Expert, Model, Opinions, View, features

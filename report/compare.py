@@ -5,68 +5,48 @@ have where data, labelled images and test images are the same (and says so where
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from base.commands import line_of, run_cli
-from base.console import document
 from base.errors import UsageError
+from base.phrase import line_of
+from report.config import CompareConfig
 
 if TYPE_CHECKING:
     from report.html.page import Html, Section
     from report.run import Run
 
 
-@dataclass(frozen=True)
-class CompareConfig:
-    """Compare finished runs with the first of them."""
+def command(config: CompareConfig, found: dict[str, Any]) -> None:
+    """make compare."""
+    names = [name.strip() for name in config.names.split(",") if name.strip()]
+    if len(names) < 2 or len(set(names)) < len(names):
+        others = sorted(
+            Path(config.runs).glob("*/summary.json"), key=lambda path: path.stat().st_mtime
+        )
+        others = [path.parent.name for path in others if path.parent.name not in names]
+        both = ",".join([*dict.fromkeys(names), *others[::-1]][:2])
+        raise UsageError(
+            f"RUNS={config.names}: at least two different runs are compared"
+            + ("" if "," in both else "; train another, under another RUN"),
+            instead={"RUNS": both} if "," in both else None,
+        )
+    from report.html.page import page_file
 
-    names: str = ""
-    """the runs' names, comma-separated: the first is what the others are compared with"""
-    to: str = "runs/compare.html"
-    """the page that is written"""
-    runs: str = "runs"
-    """where runs are"""
-    json: bool = False
-    """one JSON document on stdout, for machines; what is meant for people goes to stderr"""
+    to = page_file(config.to, line_of("compare", {"RUNS": config.names, "TO": "compare.html"}))
+    from train.run.rundir import run_folder
 
-
-def main() -> None:
-    import tyro
-
-    config = tyro.cli(
-        CompareConfig, prog="python -m report.compare", description=CompareConfig.__doc__
-    )
-    with document(config.json, "compare") as told:
-        names = [name.strip() for name in config.names.split(",") if name.strip()]
-        if len(names) < 2 or len(set(names)) < len(names):
-            others = sorted(
-                Path(config.runs).glob("*/summary.json"), key=lambda path: path.stat().st_mtime
-            )
-            others = [path.parent.name for path in others if path.parent.name not in names]
-            both = ",".join([*dict.fromkeys(names), *others[::-1]][:2])
-            raise UsageError(
-                f"RUNS={config.names}: at least two different runs are compared"
-                + ("" if "," in both else "; train another, under another RUN"),
-                instead={"RUNS": both} if "," in both else None,
-            )
-        from report.html.page import page_file
-
-        to = page_file(config.to, line_of("compare", {"RUNS": config.names, "TO": "compare.html"}))
-        from train.run.rundir import run_folder
-
-        folders = []
-        for name in names:
-            try:
-                folders.append(run_folder(config.runs, name))
-            except UsageError as error:
-                if (near := error.instead.pop("RUN", None)) and near not in names:
-                    error.instead["RUNS"] = ",".join(near if one == name else one for one in names)
-                raise
-        print(compare(folders, to, told))
+    folders = []
+    for name in names:
+        try:
+            folders.append(run_folder(config.runs, name))
+        except UsageError as error:
+            if (near := error.instead.pop("RUN", None)) and near not in names:
+                error.instead["RUNS"] = ",".join(near if one == name else one for one in names)
+            raise
+    print(compare(folders, to, found))
 
 
 def compare(folders: Sequence[Path], to: Path, told: dict[str, Any] | None = None) -> str:
@@ -399,7 +379,3 @@ def _text(runs: Sequence["Run"], gains: Sequence[Gain]) -> str:
         )
     lines += ["", *(f"{name}: {' | '.join(values)}" for name, *values in differing(runs))]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(run_cli(main))

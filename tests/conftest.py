@@ -175,18 +175,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.CompletedProcess]:
-    """command("train", "--views", …): run `python -m train …` in a fresh process; .returncode, .stdout, .stderr."""
+    """command("train", "--views", …): run `coview train …` in a fresh process; .returncode, .stdout, .stderr."""
 
     def run(
-        module: str, *args: object, env: dict[str, str] | None = None, timeout: float = 240
+        name: str, *args: object, env: dict[str, str] | None = None, timeout: float = 240
     ) -> subprocess.CompletedProcess:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
         args = (
             *args,
-            *["--no-report"] * (module == "train" and not {"--report", "--help"} & {*args}),
+            *["--no-report"] * (name == "train" and not {"--report", "--help"} & {*args}),
         )  # tests of the report ask for it
         return subprocess.run(
-            [sys.executable, "-m", module, *map(str, args)],
+            [sys.executable, "-m", "coview.cli", name, *map(str, args)],
             cwd=ROOT,
             env=environment,
             capture_output=True,

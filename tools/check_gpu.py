@@ -250,7 +250,7 @@ def report(lines: Lines, work: Path, device: str) -> None:
     )
     lines.seconds(
         "export-model",
-        "predict.bundle.export",
+        "export-model",
         "--run",
         "first",
         "--runs",
@@ -276,7 +276,7 @@ def report(lines: Lines, work: Path, device: str) -> None:
 
 def doctor(lines: Lines, work: Path, device: str) -> None:
     said = subprocess.run(
-        [sys.executable, "-m", "upkeep.doctor"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "doctor"], cwd=ROOT, capture_output=True, text=True
     )
     print(said.stdout)
     lines("doctor: what is wrong", said.stderr.strip() or "nothing", said.returncode == 0)

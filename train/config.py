@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from base.commands import line_of, quoted
 from base.errors import UsageError, did_you_mean, nearest
+from base.phrase import line_of, quoted
 from train.algorithm.ranks import refuse_ranks
 
 METHODS = (

@@ -9,12 +9,12 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from base.commands import run_cli
 from base.errors import CoviewError
+from upkeep.config import DoctorConfig
 from upkeep.machine import NOTE, OK, TORCH, WRONG, Asked, Finding, devices, spoke, together
 
 ROOT = Path(__file__).parent.parent
@@ -32,16 +32,6 @@ import dataclasses, json, pathlib, sys
 from upkeep.doctor import disk
 print(json.dumps([dataclasses.asdict(finding) for finding in disk(pathlib.Path(sys.argv[1]))]))
 """
-
-
-@dataclass(frozen=True)
-class DoctorConfig:
-    """See whether this machine is fit, and say what to type where it is not."""
-
-    cache: str = "cache"
-    """where the embeddings are, or shall go"""
-    json: bool = False
-    """one JSON document on stdout, for machines; what is meant for people goes to stderr"""
 
 
 def examine(cache: Path, root: Path = ROOT) -> list[Finding]:
@@ -274,17 +264,6 @@ def doctor(config: DoctorConfig, told: dict[str, Any]) -> None:
         )
 
 
-def main() -> None:
-    import tyro
-
-    from base.console import document
-
-    config = tyro.cli(
-        DoctorConfig, prog="python -m upkeep.doctor", description=DoctorConfig.__doc__
-    )
-    with document(config.json, "doctor") as found:
-        doctor(config, found)
-
-
-if __name__ == "__main__":
-    sys.exit(run_cli(main))
+def command(config: DoctorConfig, found: dict[str, Any]) -> None:
+    """make doctor."""
+    doctor(config, found)

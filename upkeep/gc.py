@@ -8,25 +8,13 @@ nor what is not ours.
 import contextlib
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from base.commands import run_cli
 from base.errors import CoviewError, StorageError, UsageError
-
-
-@dataclass(frozen=True)
-class GcConfig:
-    """Remove what no finished view needs, after asking."""
-
-    cache: str = "cache"
-    """where the embeddings are"""
-    yes: bool = False
-    """remove without asking"""
-    unfinished: bool = False
-    """also unfinished views of which shards are done"""
+from upkeep.config import GcConfig
 
 
 @dataclass(frozen=True)
@@ -227,11 +215,6 @@ def _alone(cache: Path) -> Iterator[None]:
         raise StorageError(f"nothing is removed: {why}. Mend that first") from error
 
 
-def main() -> None:
-    import tyro
-
-    collect(tyro.cli(GcConfig, prog="python -m upkeep.gc", description=GcConfig.__doc__))
-
-
-if __name__ == "__main__":
-    sys.exit(run_cli(main))
+def command(config: GcConfig, found: dict[str, Any]) -> None:
+    """make gc."""
+    collect(config)

@@ -4,45 +4,21 @@ Every bundled view: width, parameters, arithmetic, licence, whether it is in the
 """
 
 import os
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from base.commands import run_cli
-from base.console import document
 from cache_specs.alike import alike
+from upkeep.config import ViewsConfig
 
 
-@dataclass(frozen=True)
-class ViewsConfig:
-    """List the views."""
-
-    cache: str = "cache"
-    """where the embeddings are"""
-    data: str | None = None
-    """the data set whose embeddings are looked for; default: any"""
-    json: bool = False
-    """one JSON document on stdout, for machines"""
-
-
-def main() -> None:
-    import tyro
-
-    config = tyro.cli(
-        ViewsConfig, prog="python -m upkeep.list_views", description=ViewsConfig.__doc__
-    )
-    with document(config.json, "views") as found:
-        if config.json:
-            views = records(Path(config.cache), config.data)
-            found |= {
-                "views": views,
-                "alike": [
-                    [*pair, why] for pair, why in alike([view["view"] for view in views]).items()
-                ],
-            }
-        else:
-            print(table(Path(config.cache), config.data))
+def command(config: ViewsConfig, found: dict[str, Any]) -> None:
+    """make views."""
+    if config.json:
+        views = records(Path(config.cache), config.data)
+        pairs = alike([view["view"] for view in views])
+        found |= {"views": views, "alike": [[*pair, why] for pair, why in pairs.items()]}
+    else:
+        print(table(Path(config.cache), config.data))
 
 
 def records(cache: Path, data: str | None = None) -> list[dict[str, Any]]:
@@ -99,7 +75,3 @@ def table(cache: Path, data: str | None = None) -> str:
             *(f"  {one} and {other}: {why}" for (one, other), why in pairs.items()),
         ]
     )
-
-
-if __name__ == "__main__":
-    sys.exit(run_cli(main))

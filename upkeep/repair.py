@@ -8,14 +8,12 @@ unfinished (also one that an earlier repair, cut short, left so: `make extract` 
 
 import dataclasses
 import functools
-import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from base.commands import run_cli
 from base.errors import IntegrityError, StaleError, UsageError
+from upkeep.config import RepairConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,30 +23,6 @@ if TYPE_CHECKING:
     from cache_specs.view import View
     from extract.data.datasets import Dataset
     from extract.reuse import Known
-
-
-@dataclass(frozen=True)
-class RepairConfig:
-    """Mend a damaged view, computing again only what is damaged."""
-
-    view: str = ""
-    """name of a view"""
-    data: str = ""
-    """the data set, as it was given to extract; may be left out where only one has the view"""
-    shards: str = ""
-    """compute these again in any case, such as 3,7"""
-    weights: str | None = None
-    """local weights, as they were given to extract"""
-    cache: str = "cache"
-    """where the embeddings are"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N"""
-    gpus: int = 1
-    """this many processes share the shards"""
-    workers: int = -1
-    """decode processes for each GPU; -1 chooses"""
-    root: str = "data"
-    """where torchvision data sets lie"""
 
 
 def mend_view(config: RepairConfig) -> None:
@@ -292,13 +266,6 @@ def _chosen(shards: str, count: int) -> list[int]:
     return chosen
 
 
-def main() -> None:
-    import tyro
-
-    mend_view(
-        tyro.cli(RepairConfig, prog="python -m upkeep.repair", description=RepairConfig.__doc__)
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(run_cli(main))
+def command(config: RepairConfig, found: dict[str, Any]) -> None:
+    """make repair."""
+    mend_view(config)

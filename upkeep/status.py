@@ -5,32 +5,20 @@ which step its time goes into. Reads descriptions only, no embeddings (that is `
 """
 
 import json
-import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from base.commands import run_cli
-from base.console import document, rate_text
+from base.console import rate_text
 from base.errors import CoviewError, UsageError
+from upkeep.config import StatusConfig
 
 if TYPE_CHECKING:
     from cache_specs.view import View
 
 
 _TO_GO_ON = {"make gc ARGS=--unfinished": "of images as they are no more; to remove it: "}
-
-
-@dataclass(frozen=True)
-class StatusConfig:
-    """Show every view of the cache, and how far running extractions are."""
-
-    cache: str = "cache"
-    """where the embeddings are"""
-    json: bool = False
-    """one JSON document on stdout, for machines"""
 
 
 def records(cache: Path) -> list[dict[str, Any]]:
@@ -204,18 +192,9 @@ def _when(path: Path) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
 
 
-def main() -> None:
-    import tyro
-
-    config = tyro.cli(
-        StatusConfig, prog="python -m upkeep.status", description=StatusConfig.__doc__
-    )
-    with document(config.json, "status") as found:
-        if config.json:
-            found |= {"cache": config.cache, "datasets": records(Path(config.cache))}
-        else:
-            print(status(Path(config.cache)))
-
-
-if __name__ == "__main__":
-    sys.exit(run_cli(main))
+def command(config: StatusConfig, found: dict[str, Any]) -> None:
+    """make status."""
+    if config.json:
+        found |= {"cache": config.cache, "datasets": records(Path(config.cache))}
+    else:
+        print(status(Path(config.cache)))

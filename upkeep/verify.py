@@ -5,45 +5,18 @@ status says. `--recompute K` also embeds K random rows of each shard again, from
 with 5 and the list of what is wrong, and the command that mends it.
 """
 
-import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from base.commands import run_cli
-from base.console import document
 from base.errors import CoviewError, IntegrityError, StaleError, UsageError
+from upkeep.config import VerifyConfig
 
 if TYPE_CHECKING:
     from cache_specs.spec import ViewSpec
     from cache_specs.view import View
     from extract.data.datasets import Dataset
-
-
-@dataclass(frozen=True)
-class VerifyConfig:
-    """Search the cache for damage, reading every byte. Changes nothing."""
-
-    view: str = ""
-    """name of a view; default: all"""
-    data: str = ""
-    """the data set, as it was given to extract; default: all"""
-    recompute: int = 0
-    """embed this many random rows of each shard again, from the images, and compare"""
-    seed: int = 0
-    """which rows those are"""
-    weights: str | None = None
-    """local weights, as they were given to extract"""
-    cache: str = "cache"
-    """where the embeddings are"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N"""
-    root: str = "data"
-    """where torchvision data sets lie"""
-    json: bool = False
-    """one JSON document on stdout, for machines; what is meant for people goes to stderr"""
 
 
 def verify(config: VerifyConfig, records: list[dict[str, Any]] | None = None) -> None:
@@ -295,16 +268,7 @@ def _recompute(view: "View", config: VerifyConfig) -> str:
     return f"{len(rows)} rows computed again: largest relative distance {farthest:.2g}, allowed {tolerance}"
 
 
-def main() -> None:
-    import tyro
-
-    config = tyro.cli(
-        VerifyConfig, prog="python -m upkeep.verify", description=VerifyConfig.__doc__
-    )
-    with document(config.json, "verify") as found:
-        found["views"] = []
-        verify(config, found["views"])
-
-
-if __name__ == "__main__":
-    sys.exit(run_cli(main))
+def command(config: VerifyConfig, found: dict[str, Any]) -> None:
+    """make verify."""
+    found["views"] = []
+    verify(config, found["views"])

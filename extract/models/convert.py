@@ -11,12 +11,11 @@ import re
 import subprocess
 import sys
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from base.commands import run_cli
 from base.errors import IntegrityError, StorageError, UsageError
+from extract.config import ConvertConfig
 
 PIECE = 2**20
 
@@ -24,30 +23,13 @@ if TYPE_CHECKING:
     from cache_specs.spec import ViewSpec
 
 
-@dataclass(frozen=True)
-class ConvertConfig:
-    """Turn the authors' checkpoint of a view into safetensors."""
-
-    view: str = ""
-    """name of a view whose spec has a weights.url, or the path of a TOML file"""
-    source: str | None = None
-    """the checkpoint, where it is on this machine already"""
-
-
 def weights_folder() -> Path:
     return Path(os.environ.get("COVIEW_WEIGHTS", "~/.cache/coview/weights")).expanduser()
 
 
-def main() -> None:
-    import tyro
-
-    convert(
-        tyro.cli(
-            ConvertConfig,
-            prog="python -m extract.models.convert",
-            description=ConvertConfig.__doc__,
-        )
-    )
+def command(config: ConvertConfig, found: dict[str, Any]) -> None:
+    """make weights."""
+    convert(config)
 
 
 def convert(config: ConvertConfig) -> Path:
@@ -167,7 +149,3 @@ def _require_fit(spec: "ViewSpec", made: Path, source: Path) -> None:
             f"{source} is not the checkpoint of {spec.name!r}, or the spec does not describe it: {error}. Fetch "
             f"{spec.weights.url} again, or mend the spec"
         ) from error
-
-
-if __name__ == "__main__":
-    sys.exit(run_cli(main))

@@ -4,9 +4,9 @@ import hashlib
 import sys
 from pathlib import Path
 
-from base.commands import quoted
 from base.durable import canonical_json
 from base.errors import UsageError
+from base.phrase import quoted
 from cache_specs.spec import SPECS, ViewSpec
 from extract.models.convert import weights_folder
 

@@ -8,16 +8,15 @@ The backbones are not in it. Label images with it: make predict MODEL=folder IMA
 import itertools
 import os
 import shutil
-import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from base.commands import quoted, run_cli
-from base.console import counted, document
+from base.console import counted
 from base.errors import IntegrityError, UsageError
+from base.phrase import quoted
 from cache_specs.versions import IMPORTED
+from predict.config import ExportModelConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,35 +28,12 @@ COMPARED = 512  # rows
 NO_ONNX = "pip install 'onnx>=1.17' 'onnxruntime>=1.20'   (the extra `onnx` of this project)"
 
 
-@dataclass(frozen=True)
-class ExportConfig:
-    """Write a trained model as one self-contained folder."""
-
-    run: str = ""
-    """name of a finished run"""
-    to: str = ""
-    """the folder to write; it must not be there yet"""
-    method: str = ""
-    """which of the run's methods; default: mct-graph if it is there, else the best on validation"""
-    cache: str = "cache"
-    """where the embeddings are that the run was trained on"""
-    runs: str = "runs"
-    """where runs are"""
-    json: bool = False
-    """one JSON document on stdout, for machines; what is meant for people goes to stderr"""
+def command(config: ExportModelConfig, found: dict[str, Any]) -> None:
+    """make export-model."""
+    export(config, found)
 
 
-def main() -> None:
-    import tyro
-
-    config = tyro.cli(
-        ExportConfig, prog="python -m predict.bundle.export", description=ExportConfig.__doc__
-    )
-    with document(config.json, "export-model") as found:
-        export(config, found)
-
-
-def export(config: ExportConfig, found: dict[str, Any] | None = None) -> Path:
+def export(config: ExportModelConfig, found: dict[str, Any] | None = None) -> Path:
     """Write the folder whole or not at all; return it. `found` is filled with what --json says. Raises CoviewError."""
     if not config.run or not config.to:
         raise UsageError(
@@ -168,7 +144,3 @@ def _onnx(model: "Model", folder: Path, emb_V: "list[np.ndarray]") -> tuple[str,
         f"joint.onnx: largest difference of a log-probability from torch {far:.2g}, on {len(emb_V[0]):,} real rows, allowed {ALLOWED:g}",
         far,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(run_cli(main))

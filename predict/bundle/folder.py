@@ -22,8 +22,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from base import durable
-from base.commands import quoted
 from base.errors import IntegrityError, StaleError, UsageError, nearest
+from base.phrase import quoted
 from predict.model import Expert, Model, View
 from train.algorithm.probe import Params
 from train.config import TrainConfig

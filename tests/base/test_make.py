@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from base.commands import line_of
+from base.phrase import line_of
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -23,6 +23,9 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = folder / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
+    coview = folder / "bin" / "coview"
+    coview.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m coview.cli "$@"\n')
+    coview.chmod(0o755)
     (folder / ".ready").touch()
     return folder
 
@@ -244,30 +247,10 @@ def test_the_exit_code_is_shown(venv: Path) -> None:
 
 
 def test_names_are_passed_on(venv: Path) -> None:
-    given = (
-        "VIEWS=a,b",
-        "DATA=d",
-        "LABELS=3",
-        "METHOD=mct",
-        "SEEDS=0..4",
-        "DEVICE=cpu",
-        "GPUS=2",
-        "CACHE=c",
-        "RUN=r",
-        "ARGS=--lr 1",
-    )
-    shown = make(venv, "-n", "train", *given).stdout
-    for flag in ("views", "data", "labels", "method", "seeds", "device", "gpus", "cache", "run"):
-        assert f'--{flag} "${flag.upper()}"' in shown
-    assert "--lr 1" in shown
-    assert '--images "$IMAGES"' in make(venv, "-n", "predict", "RUN=r", "IMAGES=i").stdout
-    assert '--model "$MODEL"' in make(venv, "-n", "predict", "MODEL=m", "IMAGES=i").stdout
-    assert '--source "$FROM"' in make(venv, "-n", "import", "VIEW=a", "FROM=b.npz").stdout
-    assert '--to "$TO"' in make(venv, "-n", "export", "VIEW=a", "TO=b.npz").stdout
-    assert (
-        '--weights "$WEIGHTS"'
-        in make(venv, "-n", "extract", "VIEW=a", "DATA=d", "WEIGHTS=w").stdout
-    )
+    given = "VIEWS=a,b DATA=d LABELS=3 METHOD=mtc SEEDS=0..4 GPUS=2 CACHE=c RUN=r".split()
+    found = make(venv, "train", *given, "ARGS=--lr 1")
+    again = "make train VIEWS=a,b DATA=d LABELS=3 METHOD=mct SEEDS=0..4 GPUS=2 CACHE=c RUN=r"
+    assert f"Type: {again} ARGS='--lr 1'\n" in found.stderr
 
 
 def test_make_views_lists_every_view_and_what_is_too_alike(venv: Path, tmp_path: Path) -> None:

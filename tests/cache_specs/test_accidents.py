@@ -18,9 +18,10 @@ from extract import images
 from extract.run import run
 from train.data.reader import open_cache
 from upkeep import gc
-from upkeep.repair import RepairConfig, mend_view
+from upkeep.config import RepairConfig, VerifyConfig
+from upkeep.repair import mend_view
 from upkeep.status import status
-from upkeep.verify import VerifyConfig, verify
+from upkeep.verify import verify
 
 
 @pytest.fixture(scope="module")

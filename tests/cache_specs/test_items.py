@@ -566,7 +566,7 @@ def test_names_that_a_file_system_or_json_cannot_hold(tmp_path, command):
         source_path(odd)
     assert len(dataset_name("x" * 250).encode()) == len(dataset_name("ä" * 150).encode()) == 200
     done = command(
-        "exchange.export",
+        "export",
         "--view",
         "x",
         "--to",

@@ -25,8 +25,9 @@ from extract.models import backbones
 from extract.run import run
 from train.data.reader import open_cache
 from upkeep import gc
-from upkeep.repair import RepairConfig, mend_view
-from upkeep.verify import VerifyConfig, verify
+from upkeep.config import RepairConfig, VerifyConfig
+from upkeep.repair import mend_view
+from upkeep.verify import verify
 
 N, ROWS, WIDTH = 18, 4, 8  # 5 shards, the last one half full
 SPECS = ("antialias = true", "antialias = false")

@@ -1,6 +1,7 @@
 """The command line as a person, a script and a log file meet it: dry runs, errors, Ctrl-C, --json, plain output."""
 
 import ast
+import dataclasses
 import json
 import os
 import pty
@@ -20,6 +21,8 @@ from conftest import ROOT, Made, config
 
 from base import commands, errors
 from base.commands import run_cli
+from base.phrase import field_of
+from coview.cli import COMMANDS
 from extract.plan import plan
 from extract.run import run as extract
 
@@ -41,7 +44,7 @@ def files(folder: Path) -> dict[str, tuple]:
 
 
 def start(*words: object, **more: object) -> subprocess.Popen:
-    """`python -m …` in the background, in a process group of its own."""
+    """`coview …` in the background, in a process group of its own."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -49,7 +52,7 @@ def start(*words: object, **more: object) -> subprocess.Popen:
         "PYTHONUNBUFFERED": "1",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", *map(str, words)],
+        [sys.executable, "-m", "coview.cli", *map(str, words)],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -93,7 +96,7 @@ def test_one_json_document_from_each_command(
         and found["seconds"] > 0
     )
     cache = ("--cache", shutil.copytree(folder, tmp_path / "cache"))
-    view = answer(command("upkeep.status", *cache, "--json"), "status")["datasets"][0]["views"][0]
+    view = answer(command("status", *cache, "--json"), "status")["datasets"][0]["views"][0]
     assert (view["view"], view["state"], view["rows"], view["bad"], view["shards_done"]) == (
         "tiny-clip",
         "finished",
@@ -102,8 +105,7 @@ def test_one_json_document_from_each_command(
         29,
     )
     listed = {
-        view["view"]: view
-        for view in answer(command("upkeep.list_views", *cache, "--json"), "views")["views"]
+        view["view"]: view for view in answer(command("views", *cache, "--json"), "views")["views"]
     }
     assert (
         listed["tiny-clip"]["cached"] == 1
@@ -111,10 +113,10 @@ def test_one_json_document_from_each_command(
         and listed["clip"]["width"] == 1024
     )
     assert [
-        view["ok"] for view in answer(command("upkeep.verify", *cache, "--json"), "verify")["views"]
+        view["ok"] for view in answer(command("verify", *cache, "--json"), "verify")["views"]
     ] == [True]
     next((tmp_path / "cache").glob("*/tiny-clip-*/embeddings/c/0/0")).write_bytes(bytes(100))
-    broken = answer(command("upkeep.verify", *cache, "--json"), "verify", 5)
+    broken = answer(command("verify", *cache, "--json"), "verify", 5)
     assert [view["ok"] for view in broken["views"]] == [
         False
     ] and "make repair VIEW=tiny-clip" in broken["views"][0]["error"]
@@ -566,7 +568,7 @@ def in_terminal(*words: object, env: dict[str, str] | None = None) -> str:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color", **(env or {})}
     process = subprocess.Popen(
-        [sys.executable, "-m", *map(str, words)],
+        [sys.executable, "-m", "coview.cli", *map(str, words)],
         cwd=ROOT,
         env=environment,
         stdin=theirs,
@@ -644,11 +646,11 @@ def test_a_bar_of_extract_has_no_colours_with_no_color(tmp_path: Path, command: 
 
 @pytest.fixture
 def as_command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    def pretend(module: str, *argv: str) -> None:
-        monkeypatch.setattr(
-            sys.modules["__main__"], "__spec__", SimpleNamespace(name=module), raising=False
-        )
-        monkeypatch.setattr(sys, "argv", ["x", *argv])
+    def pretend(name: str, *argv: str, form: str = "make") -> None:
+        found = next((one for one in COMMANDS if one.name == name), None)
+        typed = commands.split(found, argv) if found else commands.Typed()
+        monkeypatch.setattr(commands.CURRENT, "typed", dataclasses.replace(typed, form=form))
+        monkeypatch.setattr(commands.CURRENT, "place", "coview.cli:COMMANDS")
 
     return pretend
 
@@ -668,7 +670,7 @@ KINDS = [
 def test_every_error_ends_with_the_command_to_type(
     as_command: Callable, capsys: pytest.CaptureFixture, kind: type[BaseException]
 ) -> None:
-    as_command("extract.__main__", "--view", "clip", "--data", "my photos/", "--batch", "8")
+    as_command("extract", "--view", "clip", "--data", "my photos/", "--batch", "8")
 
     def fail() -> None:
         raise (
@@ -688,7 +690,7 @@ def test_every_error_ends_with_the_command_to_type(
 def test_a_message_with_a_command_of_its_own_keeps_it_as_the_last_word(
     as_command: Callable, capsys: pytest.CaptureFixture
 ) -> None:
-    as_command("train.__main__", "--views", "a,b")
+    as_command("train", "--views", "a,b")
 
     def fail() -> None:
         raise errors.IntegrityError("shard 3 is damaged. Type: make repair VIEW=a")
@@ -716,7 +718,7 @@ def test_a_change_that_a_message_asks_for_is_made_in_the_command_below_it(
     as_command: Callable, capsys: pytest.CaptureFixture, instead: dict, last: str
 ) -> None:
     """Also where the message speaks of another command."""
-    as_command("predict.__main__", "--run", "a", "--to=x.csv", "--workers", "0")
+    as_command("predict", "--run", "a", "--to=x.csv", "--workers", "0")
 
     def fail() -> None:
         raise errors.UsageError("that will not do; make train made it", instead=instead)
@@ -729,11 +731,9 @@ def test_an_unknown_flag_is_followed_by_the_commands_to_type(
 ) -> None:
     said = command("predict", "--run", "a", "--nonsense")
     assert said.returncode == 2 and "--nonsense" in said.stderr and "Traceback" not in said.stderr
-    python = os.path.relpath(sys.executable, ROOT)
-    python = sys.executable if python.startswith("..") else python
     assert said.stderr.splitlines()[-2:] == [
-        f"all settings: {python} -m predict --help",
-        "To mend and type again: make predict RUN=a ARGS=--nonsense",
+        "all settings: coview predict --help",
+        "To mend and type again: coview predict --run a --nonsense",
     ]
     helped = command("predict", "--help")
     assert helped.returncode == 0 and helped.stderr == ""
@@ -743,22 +743,22 @@ def test_an_unknown_flag_is_followed_by_the_commands_to_type(
     ("module", "argv", "typed"),
     [
         (
-            "extract.__main__",
+            "extract",
             ["--view=clip", "--data", "it's; here", "--dry-run"],
             "make extract VIEW=clip DATA='it'\"'\"'s; here' ARGS=--dry-run",
         ),
         (
-            "exchange.importer",
+            "import",
             ["--view", "mine", "--source", "x.npz", "--by-row-order"],
             "make import VIEW=mine FROM=x.npz ARGS=--by-row-order",
         ),
         (
-            "train.sweep",
+            "sweep",
             ["--views", "a,b", "--grid", "lr=1,2", "--lr", "3"],
             "make sweep VIEWS=a,b GRID=lr=1,2 ARGS='--lr 3'",
         ),
-        ("upkeep.status", [], "make status"),
-        ("pytest.__main__", ["-q"], ""),
+        ("status", [], "make status"),
+        ("pytest", ["-q"], ""),
     ],
 )
 def test_the_command_that_a_process_is(
@@ -769,15 +769,21 @@ def test_the_command_that_a_process_is(
     assert commands.typed(without="--dry-run") == typed.replace(" ARGS=--dry-run", "")
 
 
-def test_every_target_that_takes_names_is_known_both_ways() -> None:
-    assert sorted(commands.MODULES.values()) == sorted(commands.TARGETS)
+def test_the_makefile_and_the_table_of_commands_say_the_same() -> None:
+    """Each command is a target, which takes the names that its help line shows, and no others."""
     makefile = (ROOT / "Makefile").read_text()
-    for module, target in commands.MODULES.items():
-        assert re.search(
-            rf"^{target}: .*\n\t@\$\(check\) && \$\(PYTHON\) -m {re.escape(module)} ",
-            makefile,
-            re.M,
-        ), target
+    targets = re.search(r"^COMMANDS := (.*)$", makefile, re.M)[1].split()
+    names = set(re.search(r"^NAMES := (.*)$", makefile, re.M)[1].split())
+    for one in COMMANDS:
+        assert one.name in targets
+        line = re.search(
+            rf"^{one.name}: \$\(STAMP\)  ## (.*)\n\t@\$\(COVIEW\) \$@ ", makefile, re.M
+        )
+        shown = set(re.findall(r"\b([A-Z]+)=", line[1]))
+        assert shown <= {*one.words, "ARGS"} <= names, (one.name, shown)
+        fields = {field.name for field in dataclasses.fields(commands.load(one.config))}
+        assert {field_of(word) for word in one.words} <= fields
+        assert callable(commands.load(one.run))
 
 
 VERBS = (
@@ -801,8 +807,8 @@ def raised() -> Iterator[tuple[str, str, str]]:
     kinds = {kind.__name__ for kind in KINDS}
     for path in sorted(
         path
-        for package in ("cache_specs", "extract", "train", "report")
-        for path in (ROOT / package).glob("*.py")
+        for package in ("base", "cache_specs", "extract", "exchange", "upkeep", "train", "report")
+        for path in (ROOT / package).rglob("*.py")
     ):
         for node in ast.walk(ast.parse(path.read_text())):
             if (

@@ -26,7 +26,7 @@ from base.errors import IntegrityError, UsageError
 from cache_specs import store
 from coview import MetaCoTrainingClassifier, ProbeClassifier, open_items, open_view
 from coview.labels import encode, hold_out
-from train.__main__ import run
+from train.command import run
 from train.data.splits import make_split
 
 SMALL = {

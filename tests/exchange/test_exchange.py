@@ -31,12 +31,14 @@ from base.errors import (
 from cache_specs import integrity, items, lookup, sources, store
 from cache_specs.succession import write_items
 from cache_specs.view import STATUS
-from exchange.export import ExportConfig, export
-from exchange.importer import ImportConfig, run
+from exchange.config import ExportConfig, ImportConfig
+from exchange.export import export
+from exchange.importer import run
 from extract.run import run as extract
 from train.data.reader import map_view, open_cache
-from upkeep.repair import RepairConfig, mend_view
-from upkeep.verify import VerifyConfig, verify
+from upkeep.config import RepairConfig, VerifyConfig
+from upkeep.repair import mend_view
+from upkeep.verify import verify
 
 N, D, ROWS = 50, 6, 16
 KEYS = [f"{label}/{row:02d}.jpg" for row, label in enumerate(["cat", "dog"] * (N // 2))]
@@ -735,7 +737,7 @@ def test_a_killed_import_goes_on(tmp_path: Path, command: Callable, point: str) 
     source = write(tmp_path / "one.npz", X=EMB, y=np.arange(N) % 2)
     whole = imported(tmp_path / "whole", source, data="")
     arguments = [
-        "exchange.importer",
+        "import",
         "--view",
         "mine",
         "--source",
@@ -789,7 +791,7 @@ def test_an_imported_data_set_is_trained_on(made, tmp_path: Path, command: Calla
         ["--view", "pixels", "--source", one],
         ["--view", "clip", "--source", two, "--data", "nums"],
     ):
-        done = command("exchange.importer", *arguments, *cache)
+        done = command("import", *arguments, *cache)
         assert done.returncode == 0, done.stderr
     trained = command(
         "train",
@@ -828,7 +830,7 @@ def test_an_imported_data_set_is_trained_on(made, tmp_path: Path, command: Calla
         > 50
     )
     stale = command(
-        "exchange.importer",
+        "import",
         "--view",
         "clip",
         "--source",
@@ -1037,7 +1039,7 @@ def test_a_killed_mending_goes_on(home: Path, command: Callable, point: str) -> 
     for shard in (1, 2):
         damage(view.embeddings_file(shard), "flip")
     arguments = [
-        "exchange.importer",
+        "import",
         "--view",
         "mine",
         "--source",
@@ -1203,7 +1205,7 @@ def test_which_views_are_meant(home: Path) -> None:
 
 
 def test_commands_answer_at_once(command: Callable) -> None:
-    for module in ("exchange.importer", "exchange.export"):
+    for module in ("import", "export"):
         failed = command(module, "--view", "a")
         assert (
             failed.returncode == 2

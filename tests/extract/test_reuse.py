@@ -25,9 +25,10 @@ from extract.prepare import prepare
 from extract.run import _run, run
 from train.data.reader import open_cache
 from upkeep import gc
-from upkeep.repair import RepairConfig, mend_view
+from upkeep.config import RepairConfig, VerifyConfig
+from upkeep.repair import mend_view
 from upkeep.status import records, status
-from upkeep.verify import VerifyConfig, verify
+from upkeep.verify import verify
 
 N, ROWS, WIDTH = 18, 4, 8  # 5 shards, the last one half full
 LOADED: list[

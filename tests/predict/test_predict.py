@@ -26,15 +26,16 @@ from cache_specs.items import read_items
 from cache_specs.succession import write_items
 from extract.config import ExtractConfig
 from extract.run import run as extract
-from predict.__main__ import PredictConfig, predict
 from predict.bundle import onnx
 from predict.bundle.card import card, licence_of
-from predict.bundle.export import ExportConfig, export
+from predict.bundle.export import export
+from predict.command import predict
+from predict.config import ExportConfig, PredictConfig
 from predict.from_run import Model, choose, of_run, open_model
 from predict.images import spec_of
 from predict.model import SAME, Expert, View
-from train.__main__ import run
 from train.algorithm.evaluate import TEMPERATURES
+from train.command import run
 from train.config import TrainConfig
 from train.data import graph as propagation
 from train.data.reader import Cache, open_cache
@@ -1192,7 +1193,7 @@ def test_a_single_image_is_a_data_set_of_one(
 def test_how_many_images_the_training_had_and_how_many_with_a_label_is_said(
     live: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    from predict.__main__ import _are_new
+    from predict.command import _are_new
 
     model, cache, splits = of_run(live / "runs" / "p", cache=live / "cache")
     named = cache.items.sha256[splits[0].labelled[0]]
@@ -1476,7 +1477,7 @@ def test_both_commands_answer_in_json(live: Path, tmp_path: Path, command: Calla
         and "is there already" in found["error"]
         and again.stderr.splitlines()[-1].endswith(" --force'")
     )
-    done = command("predict.bundle.export", *run_of, "--to", tmp_path / "m")
+    done = command("export-model", *run_of, "--to", tmp_path / "m")
     found = json.loads(done.stdout)
     assert (found["command"], found["folder"], found["method"]) == (
         "export-model",

@@ -18,7 +18,8 @@ from cache_specs.items import Items
 from cache_specs.succession import write_items
 from extract.config import ExtractConfig
 from extract.run import run as extract
-from report.inspect import InspectConfig, measures, run, verdict
+from report.config import InspectConfig
+from report.inspect import measures, run, verdict
 from report.inspect.measures import Overlap
 
 CHANCE = np.random.default_rng(0)
@@ -331,7 +332,7 @@ def test_one_view_and_json_and_what_is_missing(
     made: Made, tmp_path: Path, command: Callable
 ) -> None:
     done = command(
-        "report.inspect",
+        "inspect",
         "--views",
         made.views("edges"),
         "--data",

@@ -19,11 +19,12 @@ from base import durable
 from base.errors import IntegrityError, UsageError
 from cache_specs.items import Items, class_index, read_items
 from cache_specs.succession import write_items
-from report.__main__ import write_report
+from coview.chain import next_step, train
+from report.command import write_report
 from report.compare import compare
 from report.html.page import Cell, Column, data, table, tag
 from report.sections import choose
-from train.__main__ import next_step, run, run_and_report
+from train.command import run
 from train.config import TrainConfig, make_command
 
 HOSTILE = {
@@ -445,14 +446,14 @@ def test_runs_that_cannot_be_compared_are_told_why(
     )
     with pytest.raises(UsageError, match=r"there is no run .*did you mean 'digits'"):
         compare([path_of(digits).parent, Path(digits.runs) / "digit"], tmp_path / "c.html")
-    alone = command("report.compare", "--names", "relabelled", "--runs", digits.runs)
+    alone = command("compare", "--names", "relabelled", "--runs", digits.runs)
     assert "at least two different runs are compared" in alone.stderr
     assert re.search(r"ype: make compare RUNS=relabelled,[a-z]+ ", alone.stderr.splitlines()[-1]), (
         alone.stderr
     )
-    circle = command("report.compare", "--names", "digits,digit", "--runs", digits.runs)
+    circle = command("compare", "--names", "digits,digit", "--runs", digits.runs)
     assert circle.returncode == UsageError.exit_code and "RUNS=digits,digits" not in circle.stderr
-    said = command("report.compare", "--names", "relabelled,digit", "--runs", digits.runs)
+    said = command("compare", "--names", "relabelled,digit", "--runs", digits.runs)
     assert (
         said.returncode == UsageError.exit_code
         and said.stderr.splitlines()[-1]
@@ -471,7 +472,7 @@ def test_a_comparison_says_what_differs_and_tells_machines(
     )
     reseal(other)
     given = (
-        "report.compare",
+        "compare",
         "--names",
         "digits,twice",
         "--runs",
@@ -495,7 +496,7 @@ def test_a_comparison_says_what_differs_and_tells_machines(
     assert {gain["mean"] for gain in found["differences"]} == {0.0} and found["differences"][0][
         "seeds"
     ] == summary["seeds"]
-    failed = command("report.compare", "--names", "digits,nothing", "--runs", digits.runs, "--json")
+    failed = command("compare", "--names", "digits,nothing", "--runs", digits.runs, "--json")
     assert json.loads(failed.stdout)["exit_code"] == failed.returncode == UsageError.exit_code
 
 
@@ -624,8 +625,8 @@ def test_a_page_that_fails_changes_nothing(
         raise ZeroDivisionError("a\nbug")
 
     try:
-        monkeypatch.setattr("report.__main__.write_report", fail)
-        run_and_report(digits)
+        monkeypatch.setattr("report.command.write_report", fail)
+        train(digits, {})
         assert (
             "its page was not written (ZeroDivisionError a bug). Type: make report RUN=digits"
             in capsys.readouterr().err
@@ -633,15 +634,15 @@ def test_a_page_that_fails_changes_nothing(
         assert files == {
             path: path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()
         }
-        run_and_report(dataclasses.replace(digits, report=False))
+        train(dataclasses.replace(digits, report=False), {})
         assert "page was not written" not in capsys.readouterr().err
         monkeypatch.undo()
-        run_and_report(digits)
+        train(digits, {})
         assert (
             f"report {path_of(digits)}\n" in capsys.readouterr().err
             and path_of(digits).read_bytes() == kept
         )
-        run_and_report(digits)  # again, when all is there
+        train(digits, {})  # again, when all is there
         command = next_step(digits, json.loads((folder / "summary.json").read_text()))
         assert capsys.readouterr().err.endswith(
             f"report {path_of(digits)}\nto label images with it, type: {command}\n"
@@ -658,7 +659,7 @@ def test_the_command_and_its_errors(digits: TrainConfig, command: Callable, tmp_
     )
     with pytest.raises(UsageError, match=r"RUN=digit: there is no run .*did you mean 'digits'"):
         write_report(Path(digits.runs) / "digit")
-    found = command("report.compare", "--names", "digits", "--runs", digits.runs)
+    found = command("compare", "--names", "digits", "--runs", digits.runs)
     assert found.returncode == UsageError.exit_code and "Type: make compare RUNS=" in found.stderr
     damaged = tmp_path / "runs" / "x"
     shutil.copytree(path_of(digits).parent, damaged)

@@ -16,7 +16,7 @@ from base.errors import IntegrityError, StaleError
 from cache_specs.succession import write_items
 from report.run import Run, read_run
 from report.sections.calibration import agreement, binned, classes, recall
-from train.__main__ import run
+from train.command import run
 from train.config import TrainConfig
 
 

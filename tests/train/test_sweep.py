@@ -10,10 +10,11 @@ from conftest import Made
 from test_train import QUICK
 
 from base.errors import IntegrityError, UsageError
-from train.__main__ import run
+from train.command import run
 from train.config import TrainConfig
+from train.grid import SweepConfig
 from train.run.rundir import finished
-from train.sweep import SweepConfig, batches_of, ranking, sweep
+from train.sweep import batches_of, ranking, sweep
 
 GRID = "lr=1e-3,5e-3 temperature=0.5,1 hidden=8,16"
 
@@ -88,9 +89,7 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_ranking(
         if not isinstance(value, bool)
         for text in (f"--{name.replace('_', '-')}", value)
     ]
-    assert (
-        command("train.sweep", *flags, env={"COVIEW_FAULT": "kill:2:sweep.rename"}).returncode == -9
-    )
+    assert command("sweep", *flags, env={"COVIEW_FAULT": "kill:2:sweep.rename"}).returncode == -9
     assert len(list((tmp_path / "a" / "sweep").glob("*.json"))) == 1
     stamp = (tmp_path / "a" / "sweep" / "mct-000.json").stat().st_mtime_ns
     found = sweep(config)
@@ -119,7 +118,7 @@ def test_a_sweep_on_two_processes_is_that_of_one(
         if not isinstance(value, bool)
         for text in (f"--{name.replace('_', '-')}", value)
     ]
-    done = command("train.sweep", *flags)
+    done = command("sweep", *flags)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "a" / "sweep.json").read_text())["ranked"] == sweep(
         dataclasses.replace(config, run="one", gpus=1)

@@ -38,13 +38,14 @@ from cache_specs.items import Items
 from cache_specs.lookup import find_dataset
 from cache_specs.sources import source_path
 from cache_specs.succession import write_items
+from coview.chain import next_step
 from extract.data.datasets import build_items, open_dataset
 from train import loop, methods
-from train.__main__ import next_step, run
 from train.algorithm import probe
 from train.algorithm.batches import LABELLED, UNLABELLED, rows, uniforms
 from train.algorithm.evaluate import ece, joint, metrics
 from train.algorithm.peers import LocalPeers
+from train.command import run
 from train.config import TrainConfig
 from train.data.feed import Feeder
 from train.data.reader import Cache
@@ -806,7 +807,7 @@ def test_a_full_disk_is_a_storage_error_and_the_run_resumes(
 
 def start(settings: TrainConfig) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "train", *flags(settings)],
+        [sys.executable, "-m", "coview.cli", "train", *flags(settings)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

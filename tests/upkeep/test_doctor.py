@@ -16,7 +16,7 @@ from upkeep.doctor import NOTE, OK, WRONG, Finding
 
 
 def test_a_fit_machine_in_json(tmp_path: Path, command: Callable) -> None:
-    done = command("upkeep.doctor", "--cache", tmp_path, "--json")
+    done = command("doctor", "--cache", tmp_path, "--json")
     found = json.loads(done.stdout)
     names = {finding["name"]: finding for finding in found["findings"]}
     assert (found["command"], found["ok"], found["exit_code"]) == (

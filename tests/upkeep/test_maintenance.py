@@ -21,10 +21,10 @@ from cache_specs.succession import write_items
 from cache_specs.view import View
 from extract.run import run
 from upkeep import gc
-from upkeep.gc import GcConfig
-from upkeep.repair import RepairConfig, mend_view
+from upkeep.config import GcConfig, RepairConfig, VerifyConfig
+from upkeep.repair import mend_view
 from upkeep.status import status
-from upkeep.verify import VerifyConfig, verify
+from upkeep.verify import verify
 
 
 @pytest.fixture(scope="module")
@@ -398,27 +398,27 @@ def test_views_are_found_by_name_and_data_set(view, original, tmp_path):
 
 def test_the_commands_exit_with_their_codes(view, command: Callable):
     flip(view.embeddings_file(1))
-    done = command("upkeep.verify", "--cache", cache_of(view))
+    done = command("verify", "--cache", cache_of(view))
     assert done.returncode == 5 and "Traceback" not in done.stderr
     line = next(line for line in done.stderr.splitlines() if line.startswith("Type: make repair"))
     words = dict(word.split("=", 1) for word in line.split()[3:])
     done = command(
-        "upkeep.repair", "--view", words["VIEW"], "--data", words["DATA"], "--cache", words["CACHE"]
+        "repair", "--view", words["VIEW"], "--data", words["DATA"], "--cache", words["CACHE"]
     )
     assert done.returncode == 0 and "1 of 3 shards are to be computed again: 1" in done.stdout, (
         done.stderr
     )
-    assert command("upkeep.verify", "--cache", cache_of(view)).returncode == 0
-    shown = command("upkeep.status", "--cache", cache_of(view))
+    assert command("verify", "--cache", cache_of(view)).returncode == 0
+    shown = command("status", "--cache", cache_of(view))
     assert shown.returncode == 0 and "finished" in shown.stdout
-    assert command("upkeep.gc", "--cache", cache_of(view)).returncode == 0
+    assert command("gc", "--cache", cache_of(view)).returncode == 0
     assert json.loads((view.folder / "complete.json").read_text())["n"] == N and not list(
         mend.problems(view)
     )
 
 
 def test_an_imported_view_is_filled_in_by_importing_again(tmp_path):
-    from exchange.importer import ImportConfig
+    from exchange.config import ImportConfig
     from exchange.importer import run as import_view
 
     emb = np.random.default_rng(0).normal(size=(N, 8)).astype(np.float16)

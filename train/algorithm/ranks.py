@@ -4,6 +4,8 @@ import os
 
 from base.errors import UsageError
 
+BOARD = "COVIEW_RANK_BOARD"  # in the environment of a rank that `launch` has started
+
 
 def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from base.commands import quoted
 from base.errors import DataQualityError, IntegrityError, StorageError, UsageError
+from base.phrase import quoted
 from cache_specs import integrity, store
 from cache_specs.items import Items, read_items
 from cache_specs.lookup import find_dataset

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from base.commands import started
 from base.errors import CoviewError, PreemptedError, RankDiedError, StoppedError
-from train.algorithm.ranks import views_of
+from train.algorithm.ranks import BOARD, views_of
 from train.run.log import Ignore
 
 PID, STEP, CODE = range(
@@ -25,7 +26,6 @@ PID, STEP, CODE = range(
 RUNNING, FAILED = -1, 1
 GRACE_S = 5.0
 DEAD, STOPPED = "ZX", "Tt"  # states of a process: a zombie is one that torchrun has not reaped yet
-BOARD = "COVIEW_RANK_BOARD"
 
 
 class Board(Ignore):
@@ -43,8 +43,8 @@ class Board(Ignore):
         self.rows[self.rank, CODE] = code
 
 
-def launch(gpus: int, views: list[str], module: str = "train") -> None:
-    """Run this same command line, `python -m module …`, in `gpus` processes. Raises CoviewError: RankDiedError, or one with the exit code that a rank chose."""
+def launch(gpus: int, views: list[str]) -> None:
+    """Run this same command in `gpus` processes. Raises CoviewError: RankDiedError, or one with the exit code that a rank chose."""
     with tempfile.TemporaryDirectory(prefix="coview-") as folder:
         path = Path(folder) / "ranks.bin"
         path.write_bytes(np.array([[0, 0, RUNNING]] * gpus, np.int64).tobytes())
@@ -59,6 +59,7 @@ def launch(gpus: int, views: list[str], module: str = "train") -> None:
             "OMP_NUM_THREADS": str(threads),
             "LOGLEVEL": "CRITICAL",
             **os.environ,
+            "PYTHONSAFEPATH": "1",  # a train.py in the folder that one stands in is not ours
             BOARD: str(path),
         }
         torchrun = subprocess.Popen(
@@ -71,8 +72,7 @@ def launch(gpus: int, views: list[str], module: str = "train") -> None:
                 str(gpus),
                 "-m",
                 "--",
-                module,
-                *sys.argv[1:],
+                *started(),
             ],
             env=environment,
             start_new_session=True,

@@ -4,7 +4,9 @@ with session(config) as s:      s.cache, s.splits, s.folder, s.peers, …; whate
 """
 
 import dataclasses
+import faulthandler
 import importlib.util
+import json
 import os
 import signal
 import sys
@@ -16,8 +18,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from base.commands import amend
 from base.errors import CoviewError, DataQualityError, PreemptedError, StoppedError, UsageError
-from train.algorithm.ranks import refuse_ranks
+from train.algorithm.ranks import BOARD, my_rank, refuse_ranks, under_torchrun
 from train.config import UNLABELLED, TrainConfig
 
 HEAVY = ("label-propagation", "supervised-graph", "mct-graph")
@@ -47,52 +50,45 @@ class Session:
     finished: bool
 
 
+def begin() -> None:
+    """What holds for every process that trains."""
+    faulthandler.enable()  # a mapped file that is cut short kills the process: at least with its place
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle torch threads give way, not spin
+
+
 def start(
     config: TrainConfig,
-    module: str,
     run: Callable[[Any], Any],
-    rehearse: Callable[[Any], dict[str, Any]],
+    found: dict[str, Any],
     outcome: str = "summary.json",
-) -> None:
-    """Run a command: in this process, or in as many as GPUS says. Without a name the run is called by date and time. rehearse: what --dry-run does
-    instead. outcome: the file it ends with."""
-    import json
-
-    from base.console import document
-    from train.algorithm.ranks import my_rank
-    from train.run.launch import BOARD
-
-    told = config.json and my_rank() == 0 and BOARD not in os.environ  # one process speaks for all
-    with document(told, module.rpartition(".")[2]) as found:
-        if config.dry_run:
-            found |= rehearse(config)
-            return
-        if made_up := not config.run:
-            config = dataclasses.replace(
-                config, run=datetime.now().strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}"
-            )
-            sys.argv += ["--run", config.run]  # every rank writes into one folder
-        folder = Path(config.runs) / config.run
-        try:
-            found["run"] = str(folder)
-            _start(config, module, run)
-        except KeyboardInterrupt:
-            raise StoppedError(
-                "stopped at once; finished methods and the last checkpoint are kept"
-            ) from None
-        except CoviewError:
-            if made_up and not (folder / "config.json").is_file():
-                del sys.argv[
-                    -2:
-                ]  # nothing goes by that name yet: the command to type again is the one that was typed
-            raise
-        if told:
-            found["result"] = json.loads((folder / outcome).read_text(encoding="utf-8"))
+) -> Path | None:
+    """Run a command: in this process, or in as many as GPUS says. Returns the run's folder; None in
+    all but one of several processes. Without a name the run is called by date and time. outcome:
+    the file it ends with, which `found` gets too."""
+    made_up = not config.run
+    if made_up:
+        now = datetime.now().strftime("%Y%m%d-%H%M%S")
+        config = dataclasses.replace(config, run=f"{now}-{os.getpid()}")
+        amend("RUN", config.run)  # every rank writes into one folder
+    folder = Path(config.runs) / config.run
+    found["run"] = str(folder)
+    try:
+        _start(config, run)
+    except KeyboardInterrupt:
+        raise StoppedError(
+            "stopped at once; finished methods and the last checkpoint are kept"
+        ) from None
+    except CoviewError:
+        if made_up and not (folder / "config.json").is_file():
+            amend("RUN", None)  # nothing goes by that name yet: again as it was typed
+        raise
+    if BOARD in os.environ or my_rank():
+        return None
+    found["result"] = json.loads((folder / outcome).read_text(encoding="utf-8"))
+    return folder
 
 
-def _start(config: TrainConfig, module: str, run: Callable[[Any], Any]) -> None:
-    from train.algorithm.ranks import under_torchrun
-
+def _start(config: TrainConfig, run: Callable[[Any], Any]) -> None:
     if under_torchrun():  # of `launch`, or somebody's own torchrun, which need not say --gpus
         ranks = int(os.environ["WORLD_SIZE"])
         if config.gpus not in (1, ranks):
@@ -107,7 +103,7 @@ def _start(config: TrainConfig, module: str, run: Callable[[Any], Any]) -> None:
         from train.run.launch import launch
 
         read(config)  # what is wrong with the data is said once, before any rank starts
-        launch(config.gpus, config.view_list(), module)
+        launch(config.gpus, config.view_list())
     else:
         run(config)
 
@@ -122,9 +118,8 @@ def session(config: TrainConfig) -> Iterator[Session]:
     from base.interrupt import heeded
     from cache_specs.alike import alike
     from train.algorithm.peers import LocalPeers, choose_device, make_peers
-    from train.algorithm.ranks import my_rank, under_torchrun
     from train.run.checkpoint import mend, metrics_bytes
-    from train.run.launch import BOARD, FAILED, Board
+    from train.run.launch import FAILED, Board
     from train.run.log import Console, Ignore, Jsonl, Listeners, Trackers
     from train.run.rundir import is_finished, open_run, write_splits
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 import extract.models.convert as convert_module
 from base.errors import IntegrityError, StorageError, UsageError
 from cache_specs.spec import ViewSpec, load_spec
-from extract.models.convert import ConvertConfig, convert, weights_folder
+from extract.config import ConvertConfig
+from extract.models.convert import convert, weights_folder
 from extract.models.weights import find_weights
 
 FIT = convert_module._require_fit

@@ -22,8 +22,9 @@ from references import (
 
 from base.errors import UsageError
 from cache_specs.spec import load_spec
+from extract.config import ConvertConfig
 from extract.models.backbones import Backbone, load_backbone
-from extract.models.convert import ConvertConfig, convert
+from extract.models.convert import convert
 from extract.models.weights import find_weights
 
 HF_FILES = ("config.json", "model.safetensors")

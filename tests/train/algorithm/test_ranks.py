@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from test_train import config, flags, outcome
 
 from base.errors import UsageError
-from train.__main__ import run
 from train.algorithm.ranks import refuse_ranks
+from train.command import run
 from train.config import TrainConfig
 from train.run.launch import FAILED, RUNNING, Board, _first_failed
 

@@ -15,12 +15,12 @@ from test_train import config, flags, outcome
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from train.__main__ import run
 from train.algorithm.cotrain import hand_out, mct_step, teacher
 from train.algorithm.evaluate import PENALTY, fit_pool, pooled
 from train.algorithm.optimise import ce
 from train.algorithm.peers import LocalPeers
 from train.algorithm.probe import Params, forward
+from train.command import run
 from train.data import graph as propagation
 from train.data.feed import Feeder
 from train.data.graph import (

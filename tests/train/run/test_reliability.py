@@ -85,11 +85,9 @@ def child(order: dict, rank: int, port: int) -> int:
                 os.environ["COVIEW_FAULT"] = order["point"]
             if order["step"]:
                 harm_at(order["step"], getattr(signal, order["signal"]))
-        from base.commands import run_cli
-        from train.__main__ import main
+        from base.commands import main
 
-        sys.argv = ["train", *order["flags"]]
-        code = run_cli(main)
+        code = main("coview.cli:COMMANDS", ["train", *order["flags"]])
     except BaseException:
         traceback.print_exc()
     finally:
@@ -610,7 +608,13 @@ def test_a_rank_that_ends_badly_ends_the_job_in_time_with_code_7(
     )
     environment = importing(tmp_path, OMP_NUM_THREADS="1")
     process = subprocess.Popen(
-        [sys.executable, "-m", "train", *flags(config(made, tmp_path, gpus=2, timeout_s=5.0))],
+        [
+            sys.executable,
+            "-m",
+            "coview.cli",
+            "train",
+            *flags(config(made, tmp_path, gpus=2, timeout_s=5.0)),
+        ],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -672,7 +676,7 @@ def test_a_stop_signal_to_the_job_stops_all_ranks_and_the_same_command_goes_on(
 def test_torchrun_with_restarts_resumes_by_itself(
     made: Made, tmp_path: Path, launch: Launch
 ) -> None:
-    """torchrun --standalone --nproc-per-node 2 --max-restarts 1 -m train --run NAME …, rank 1 killed once.
+    """torchrun --standalone --nproc-per-node 2 --max-restarts 1 -m coview.cli train --run NAME …, rank 1 killed once.
 
     Rank 0 is late then: rank 1 must not take its old address."""
     late = 'import os, time\nif os.environ.get("RANK") == "0" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "1":\n    time.sleep(4)\n'
@@ -689,6 +693,7 @@ def test_torchrun_with_restarts_resumes_by_itself(
         "1",
         "-m",
         "--",
+        "coview.cli",
         "train",
     ]
     words += flags(dataclasses.replace(settings, gpus=1))

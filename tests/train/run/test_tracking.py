@@ -14,7 +14,7 @@ import pytest
 from conftest import Made
 from test_train import config, flags, outcome, start, wait_for
 
-from train.__main__ import run
+from train.command import run
 from train.run import log, tracker
 
 FAKES = {  # a module `wandb` that fails in a way of its own

@@ -5,15 +5,14 @@ training images whose labels the run had hidden. With IMAGES: decodes and embeds
 Writes one row an image, and prints how sure it is.
 """
 
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from base.commands import quoted, run_cli
-from base.console import counted, document
+from base.console import counted
 from base.errors import DataQualityError, UsageError
+from base.phrase import quoted
 from cache_specs.view import STATUS
+from predict.config import PredictConfig
 from predict.find import open_images
 
 if TYPE_CHECKING:
@@ -27,44 +26,9 @@ if TYPE_CHECKING:
 ENDINGS = (".parquet", ".csv")
 
 
-@dataclass(frozen=True)
-class PredictConfig:
-    """Label images with a trained model: one row an image, with confidence, agreement of the views, and each view's own opinion."""
-
-    run: str = ""
-    """name of a finished run"""
-    model: str = ""
-    """instead of a run: a folder that make export-model wrote"""
-    images: str = ""
-    """what to label: whatever DATA may be for extract; default: the images of the run's data set that have no label"""
-    to: str = ""
-    """the file to write, .parquet or .csv; default: predicted.parquet in the run's folder (with MODEL, in this one)"""
-    method: str = ""
-    """which of the run's methods; default: mct-graph if it is there, else the best on validation"""
-    weights: str | None = None
-    """local weights, as for extract; of several views, a folder with a folder (or .safetensors file) of each view's name"""
-    cache: str = "cache"
-    """where the embeddings are that the run was trained on"""
-    runs: str = "runs"
-    """where runs are"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N"""
-    workers: int = -1
-    """decode processes; -1 chooses, 0 decodes in the main process"""
-    force: bool = False
-    """replace the file to write if it is there"""
-    root: str = "data"
-    """where torchvision data sets lie"""
-    json: bool = False
-    """one JSON document on stdout, for machines; what is meant for people goes to stderr"""
-
-
-def main() -> None:
-    import tyro
-
-    config = tyro.cli(PredictConfig, prog="python -m predict", description=PredictConfig.__doc__)
-    with document(config.json, "predict") as found:
-        predict(config, found)
+def command(config: PredictConfig, found: dict[str, Any]) -> None:
+    """make predict."""
+    predict(config, found)
 
 
 def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
@@ -286,7 +250,3 @@ def _called(model: "Model") -> str:
         f"{model.method} on {', '.join(model.names)}, {len(model.seeds)} seed{'s' * (len(model.seeds) > 1)}, {len(model.classes):,} classes, "
         f"temperature {model.temperature:.2f}"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(run_cli(main))

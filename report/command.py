@@ -4,47 +4,21 @@ Writes runs/<name>/report.html: one file that opens offline, with the scores, th
 `make train` does so at the end of each run; here it is made anew. Nothing but this file is written.
 """
 
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from base.commands import run_cli
 from base.errors import CoviewError, UsageError
+from report.config import ReportConfig
 
 
-@dataclass(frozen=True)
-class ReportConfig:
-    """Write the report of a finished run."""
-
-    run: str = ""
-    """the run's name below --runs"""
-    runs: str = "runs"
-    """where runs are"""
-    cache: str = "cache"
-    """where the embeddings are that it was trained on"""
-    root: str = "data"
-    """where torchvision data sets lie, for their pictures"""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """where the model is asked about images"""
-
-
-def main() -> None:
-    import tyro
-
-    config = tyro.cli(ReportConfig, prog="python -m report", description=ReportConfig.__doc__)
+def command(config: ReportConfig, found: dict[str, Any]) -> None:
+    """make report."""
     if not config.run:
         raise UsageError("RUN is missing. Type: make report RUN=demo")
     from train.run.rundir import run_folder
 
-    print(
-        write_report(
-            run_folder(config.runs, config.run),
-            Path(config.cache),
-            Path(config.root),
-            config.device,
-        )
-    )
+    run = run_folder(config.runs, config.run)
+    print(write_report(run, Path(config.cache), Path(config.root), config.device))
 
 
 def write_report(
@@ -109,7 +83,3 @@ def write_report(
     )
     durable.write(folder / "report.html", text.encode("utf-8", "replace"), "report")
     return folder / "report.html"
-
-
-if __name__ == "__main__":
-    sys.exit(run_cli(main))

@@ -9,12 +9,12 @@ import itertools
 import json
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from base.commands import line_of, quoted, run_cli
 from base.errors import UsageError
+from base.phrase import line_of, quoted
+from report.config import InspectConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,30 +35,6 @@ ALIKE, SAME_ERRORS, LITTLE = (
     0.02,
 )  # rules of thumb: CKA and kappa of views too alike; share of images from which little is to be learnt
 ENOUGH = 30  # validation images for a verdict
-
-
-@dataclass(frozen=True)
-class InspectConfig:
-    """Look at views before training on them: leaks, dead dimensions, what they know, and whether they err on different images."""
-
-    views: str = ""
-    """names of extracted views, comma-separated"""
-    data: str = ""
-    """the data set, as it was given to extract"""
-    labels: str = "all"
-    """labelled training images, as for train: 4 (a class), 10% (of each class), all, or a file of keys"""
-    seed: int = 0
-    """which of them, as for train"""
-    cache: str = "cache"
-    """where the embeddings are"""
-    runs: str = "runs"
-    """where the page goes: inspect-DATA.html in it"""
-    to: str = ""
-    """the page's file, if it shall go elsewhere"""
-    root: str = "data"
-    """where torchvision data sets lie"""
-    json: bool = False
-    """one JSON document on stdout, for machines; what is meant for people goes to stderr"""
 
 
 def look(cache: "Cache", split: "Split") -> dict[str, Any]:
@@ -377,17 +353,6 @@ def run(config: InspectConfig) -> dict[str, Any]:
     }  # there is no NaN in JSON
 
 
-def main() -> None:
-    import tyro
-
-    from base.console import document
-
-    config = tyro.cli(
-        InspectConfig, prog="python -m report.inspect", description=InspectConfig.__doc__
-    )
-    with document(config.json, "inspect") as found:
-        found |= run(config)
-
-
-if __name__ == "__main__":
-    sys.exit(run_cli(main))
+def command(config: InspectConfig, found: dict[str, Any]) -> None:
+    """make inspect."""
+    found |= run(config)

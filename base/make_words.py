@@ -1,0 +1,122 @@
+"""What was given to make on its command line, checked before anything starts.
+
+make itself takes any name and keeps quiet about those that nobody reads, and makes a goal of each
+word without `=`; so VIEWS=clip, dinov2 trains on one view and then looks for a goal `dinov2`.
+"""
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+
+from base.errors import UsageError, did_you_mean, nearest
+from base.phrase import NAMED
+
+OWN = ("VENV=", "PYTHON3=")  # names that are for the Makefile itself
+
+
+def check(
+    command: str,
+    given: Sequence[str],
+    goals: Sequence[str],
+    names: Mapping[str, Sequence[str]],
+    examples: Mapping[str, str],
+    others: Sequence[str] = (),
+) -> None:
+    """Raise UsageError, with the command as it was meant, for a goal that is no command, a name
+    that the command does not take, and a name that stands there twice.
+
+    given: the names that stand on make's command line. names: of each command those that it takes.
+    others: targets of the Makefile that are no commands of coview, such as `test`.
+    """
+    commands = [*names, *others]
+    words = on_the_line(goals)
+    for goal in goals:
+        if goal not in commands:
+            _refuse_goal(goal, command, words, commands)
+    heads = [match[0] for word in words if (match := NAMED.match(word))]
+    for name in heads:
+        if heads.count(name) > 1:
+            raise UsageError(
+                f"{name} was given several times. If the shell made that of {{0..9}} or {{a,b}}, "
+                f"quote it: make {command} {name}='x-{{000..012}}'"
+            )
+    if unknown := [name for name in given if name not in names[command]]:
+        _refuse_name(unknown, command, names[command], words, examples[command])
+
+
+def _refuse_goal(goal: str, command: str, words: list[str], commands: list[str]) -> None:
+    joined = join_lists(words, commands)
+    if joined != words:
+        raise UsageError(
+            f"{goal!r} stands behind a blank, where make begins a new word; leave no blank in a "
+            f"list. Type: {as_typed(joined)}"
+        )
+    if goal == command:
+        near = nearest(goal, commands)
+        again = as_typed([near if word == goal else word for word in words])
+        then = f"; did you mean {near!r}. Type: {again}" if near else ". All commands: make help"
+        raise UsageError(f"make has no command {goal!r}{then}")
+    raise UsageError(
+        f"make {command} was given a word that is no command: {goal!r}. If it belongs to DATA (the "
+        f"shell expands {{0..9}} and *), quote it: make {command} DATA='x-{{000..012}}.tar'"
+    )
+
+
+def _refuse_name(
+    unknown: list[str], command: str, names: Sequence[str], words: list[str], example: str
+) -> None:
+    meant = {name: nearest(name, names) for name in unknown}
+    again = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        again.append(meant.get(name, name) + equals + value)
+    heads = [match[0] for word in again if (match := NAMED.match(word))]
+    mended = words and all(meant.values()) and len(set(heads)) == len(heads)
+    raise UsageError(
+        f"make {command} takes no {unknown[0]}{did_you_mean(unknown[0], names)}. "
+        f"Type: {as_typed(again) if mended else example}   (names: {', '.join(names)})"
+    )
+
+
+def on_the_line(goals: Sequence[str]) -> list[str]:
+    """The names and goals that stand on the command line of the make that started this process, in
+    order; [] where the system does not tell. make itself hands on neither their order nor, of a
+    name that stands there twice, any but the last.
+    """
+    pid = os.getpid()
+    for _ in range(4):
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
+                pid = int(stat.read().rpartition(")")[2].split()[1])
+            with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="surrogateescape") as line:
+                words = line.read().split("\0")
+        except (OSError, ValueError, IndexError):
+            break
+        if os.path.basename(words[0]) in ("make", "gmake"):
+            named = [word for word in words[1:] if NAMED.match(word) or word in goals]
+            return [word for word in named if not word.startswith(OWN)]
+    return []
+
+
+def join_lists(words: list[str], commands: Sequence[str]) -> list[str]:
+    """["VIEWS=clip,", "dinov2"] -> ["VIEWS=clip,dinov2"]: a word that is no command belongs to the
+    list that a comma before or in it leaves open."""
+    found: list[str] = []
+    for word in words:
+        list_is_open = (
+            found and NAMED.match(found[-1]) and (found[-1][-1] in ",=" or word[0] == ",")
+        )
+        if list_is_open and not NAMED.match(word) and word not in commands:
+            found[-1] += word
+        else:
+            found.append(word)
+    return found
+
+
+def as_typed(words: list[str]) -> str:
+    """Names and goals as one types them to make."""
+    parts = ["make"]
+    for word in words:
+        name, equals, value = word.partition("=")
+        parts.append(name + equals + (shlex.quote(value) if value else ""))
+    return " ".join(parts)

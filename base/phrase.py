@@ -1,0 +1,70 @@
+"""Commands in messages, in the form in which the user typed: `make extract VIEW=clip DATA=photos/`,
+or `coview extract --view clip --data photos/`.
+
+All messages of the project are written in make's form. `phrase` translates a whole message at the
+door, where it is printed; nobody else knows that there are two forms.
+"""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+
+NAMED = re.compile(r"\w+(?=[:+?!]?=)", re.ASCII)
+FIELDS = {"FROM": "source", "RUNS": "names"}  # names of make that are no field's name in capitals
+VALUE = r"""(?:'[^']*'|"[^"]*"|\\.|[^\s'"\\])*"""
+
+
+def field_of(name: str) -> str:
+    """The setting that a name of make stands for: VIEW -> view, FROM -> source."""
+    return FIELDS.get(name, name.lower())
+
+
+def quoted(value: str) -> str:
+    """A value as one types it to make: quoted for the shell, and each `$` doubled, since make
+    takes what follows one for a variable of its own."""
+    return shlex.quote(value.replace("$", "$$"))
+
+
+def line_of(command: str, words: Mapping[str, str]) -> str:
+    """The command of make with these names and values; a value of ARGS is for the shell already."""
+    given = [f"{name}={quoted(value)}" for name, value in words.items()]
+    return " ".join([f"make {command}", *given])
+
+
+def phrase(text: str, names: Mapping[str, Sequence[str]], form: str) -> str:
+    """The text with its commands, and the names of make in it, in the `form` make or coview.
+
+    names: of each command the names that it takes. What stands in quotes or in a path is nobody's
+    name.
+    """
+    if form == "make":
+        return text
+    commands = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    every = "|".join(sorted({name for given in names.values() for name in given}, key=len)[::-1])
+    whole = re.compile(rf"\bmake ({commands})\b(?!-)((?: +[A-Z]+={VALUE})*)")
+    loose = re.compile(rf"(?<![\w/.'\"$-])({every})(=?)(?![\w/-])(?:(?<==)({VALUE}))?")
+    text = whole.sub(lambda found: f"coview {found[1]}{_flags(found[2])}", text)
+    return loose.sub(lambda found: _flag(found[1], found[3] if found[2] else None), text)
+
+
+def _flags(words: str) -> str:
+    """` VIEW=clip ARGS='--batch 8'` -> ` --view clip --batch 8`."""
+    found = re.findall(rf" +([A-Z]+)=({VALUE})", words)
+    return "".join(f" {_flag(name, value)}" for name, value in found)
+
+
+def _flag(name: str, value: str | None) -> str:
+    if value is not None:
+        value = value.replace("$$", "$")
+    if name == "ARGS":
+        return _bare(value) if value else "flags"
+    flag = f"--{field_of(name).replace('_', '-')}"
+    return f"{flag} {value}" if value else flag
+
+
+def _bare(value: str) -> str:
+    """What a quoted value of ARGS holds: words for the shell."""
+    try:
+        return " ".join(shlex.split(value))
+    except ValueError:
+        return value

@@ -1,0 +1,62 @@
+"""What follows what: a training ends with its page, and says which command labels images with it."""
+
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from base.commands import rendered
+from base.phrase import line_of
+from train.command import command as train_alone
+from train.config import TrainConfig
+
+
+def train(config: TrainConfig, found: dict[str, Any]) -> None:
+    """make train; then report.html, unless that of a finished run is there, and what to type next.
+    Whatever goes wrong with the page is one line and changes nothing else."""
+    folder = train_alone(config, found)
+    if folder is None:
+        return
+    from train.run.summary import read_summary
+
+    page = folder / "report.html"
+    if config.report and not page.is_file():
+        _write_page(config, folder)
+    if page.is_file():
+        print(f"report {page}", file=sys.stderr, flush=True)
+    config = dataclasses.replace(config, run=folder.name)
+    if command := next_step(config, read_summary(folder)):
+        print(f"to label images with it, type: {rendered(command)}", file=sys.stderr, flush=True)
+
+
+def next_step(config: TrainConfig, summary: dict[str, Any]) -> str:
+    """The `make predict` of a finished run, of new images where it saw the labels of all; '' where
+    no method of it keeps a model."""
+    from train.methods import PLANS
+
+    if not PLANS.keys() & summary["methods"]:
+        return ""
+    words = {"RUN": config.run}
+    if not summary["rows"]["unlabelled"]:
+        words["IMAGES"] = "photos/"
+    if config.cache != TrainConfig.cache:
+        words["CACHE"] = config.cache
+    if config.runs != TrainConfig.runs:
+        words["ARGS"] = f"--runs {shlex.quote(config.runs)}"
+    return line_of("predict", words)
+
+
+def _write_page(config: TrainConfig, folder: Path) -> None:
+    try:
+        import torch
+
+        from report.command import write_report
+
+        gpu = config.device != "cpu" and torch.cuda.is_available()
+        write_report(folder, Path(config.cache), device="cuda" if gpu else "cpu")
+    except (Exception, KeyboardInterrupt) as error:
+        why = " ".join(f"{type(error).__name__} {error}".split())[:300]
+        again = rendered(line_of("report", {"RUN": folder.name}))
+        told = f"the run is finished, but its page was not written ({why}). Type: {again}"
+        print(told, file=sys.stderr, flush=True)

@@ -1,0 +1,137 @@
+"""coview COMMAND [--flag value …]: the one command line; `make COMMAND NAME=value` comes in here too.
+
+One table says what there is. A command's settings are light modules, so that its --help is instant;
+what does the work is imported when it runs.
+"""
+
+import sys
+
+from base.commands import Command, main
+
+CACHED = ("VIEW", "DATA", "CACHE")
+MACHINE = ("DEVICE", "GPUS", "CACHE")
+TRAINED = ("VIEWS", "DATA", "LABELS", "METHOD", "SEEDS")
+COMMANDS = (
+    Command(
+        "extract",
+        "extract.config:ExtractConfig",
+        "extract.command:command",
+        ("VIEW", "DATA", "WEIGHTS", *MACHINE),
+        "make extract VIEW=clip DATA=photos/",
+    ),
+    Command(
+        "inspect",
+        "report.config:InspectConfig",
+        "report.inspect.command:command",
+        ("VIEWS", "DATA", "LABELS", "TO", "CACHE"),
+        "make inspect VIEWS=clip,dinov2 DATA=photos/",
+    ),
+    Command(
+        "train",
+        "train.config:TrainConfig",
+        "coview.chain:train",
+        (*TRAINED, *MACHINE, "RUN"),
+        "make train VIEWS=clip,dinov2 DATA=photos/",
+    ),
+    Command(
+        "predict",
+        "predict.config:PredictConfig",
+        "predict.command:command",
+        ("RUN", "MODEL", "IMAGES", "TO", "METHOD", "WEIGHTS", "DEVICE", "CACHE"),
+        "make predict RUN=demo IMAGES=photos/",
+    ),
+    Command(
+        "export-model",
+        "predict.config:ExportModelConfig",
+        "predict.bundle.export:command",
+        ("RUN", "TO", "METHOD", "CACHE"),
+        "make export-model RUN=demo TO=model",
+    ),
+    Command(
+        "sweep",
+        "train.grid:SweepConfig",
+        "train.sweep:command",
+        (*TRAINED, "GRID", *MACHINE, "RUN"),
+        "make sweep VIEWS=clip,dinov2 DATA=photos/ GRID='lr=1e-4,3e-4'",
+    ),
+    Command(
+        "report",
+        "report.config:ReportConfig",
+        "report.command:command",
+        ("RUN", "CACHE", "DEVICE"),
+        "make report RUN=demo",
+    ),
+    Command(
+        "compare",
+        "report.config:CompareConfig",
+        "report.compare:command",
+        ("RUNS", "TO"),
+        "make compare RUNS=demo,demo-2",
+    ),
+    Command(
+        "views",
+        "upkeep.config:ViewsConfig",
+        "upkeep.list_views:command",
+        ("DATA", "CACHE"),
+        "make views",
+    ),
+    Command(
+        "weights",
+        "extract.config:ConvertConfig",
+        "extract.models.convert:command",
+        ("VIEW", "FROM"),
+        "make weights VIEW=swav",
+    ),
+    Command(
+        "status",
+        "upkeep.config:StatusConfig",
+        "upkeep.status:command",
+        ("CACHE",),
+        "make status",
+    ),
+    Command(
+        "verify",
+        "upkeep.config:VerifyConfig",
+        "upkeep.verify:command",
+        (*CACHED, "WEIGHTS", "DEVICE"),
+        "make verify   or   make verify VIEW=clip DATA=photos/",
+    ),
+    Command(
+        "repair",
+        "upkeep.config:RepairConfig",
+        "upkeep.repair:command",
+        (*CACHED, "WEIGHTS", "DEVICE", "GPUS"),
+        "make repair VIEW=clip DATA=photos/",
+    ),
+    Command(
+        "import",
+        "exchange.config:ImportConfig",
+        "exchange.importer:command",
+        ("VIEW", "FROM", "DATA", "CACHE"),
+        "make import VIEW=mine FROM=embeddings.npz DATA=photos/",
+    ),
+    Command(
+        "export",
+        "exchange.config:ExportConfig",
+        "exchange.export:command",
+        ("VIEW", "DATA", "TO", "CACHE"),
+        "make export VIEW=clip DATA=photos/ TO=clip.h5",
+    ),
+    Command("gc", "upkeep.config:GcConfig", "upkeep.gc:command", ("CACHE",), "make gc"),
+    Command(
+        "doctor",
+        "upkeep.config:DoctorConfig",
+        "upkeep.doctor:command",
+        ("CACHE",),
+        "make doctor",
+    ),
+)
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main("coview.cli:COMMANDS", sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,58 @@
+"""The settings of report, compare and inspect."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write the report of a finished run."""
+
+    run: str = ""
+    """the run's name below --runs"""
+    runs: str = "runs"
+    """where runs are"""
+    cache: str = "cache"
+    """where the embeddings are that it was trained on"""
+    root: str = "data"
+    """where torchvision data sets lie, for their pictures"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """where the model is asked about images"""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Compare finished runs with the first of them."""
+
+    names: str = ""
+    """the runs' names, comma-separated: the first is what the others are compared with"""
+    to: str = "runs/compare.html"
+    """the page that is written"""
+    runs: str = "runs"
+    """where runs are"""
+    json: bool = False
+    """one JSON document on stdout, for machines; what is meant for people goes to stderr"""
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Look at views before training on them: leaks, dead dimensions, what they know, and whether they err on different images."""
+
+    views: str = ""
+    """names of extracted views, comma-separated"""
+    data: str = ""
+    """the data set, as it was given to extract"""
+    labels: str = "all"
+    """labelled training images, as for train: 4 (a class), 10% (of each class), all, or a file of keys"""
+    seed: int = 0
+    """which of them, as for train"""
+    cache: str = "cache"
+    """where the embeddings are"""
+    runs: str = "runs"
+    """where the page goes: inspect-DATA.html in it"""
+    to: str = ""
+    """the page's file, if it shall go elsewhere"""
+    root: str = "data"
+    """where torchvision data sets lie"""
+    json: bool = False
+    """one JSON document on stdout, for machines; what is meant for people goes to stderr"""
