@@ -192,6 +192,7 @@ def whole(
                 found[str(count)]["decoding"].append(images / decoding(spec, folder, count, device))
                 command = [
                     "-m",
+                    "coview.cli",
                     "extract",
                     "--view",
                     spec.name,

@@ -180,7 +180,8 @@ def command() -> Callable[..., subprocess.CompletedProcess]:
     def run(
         name: str, *args: object, env: dict[str, str] | None = None, timeout: float = 240
     ) -> subprocess.CompletedProcess:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
+        fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COVIEW_MAKE": ""}  # make's form
+        environment = {**os.environ, **fixed, **(env or {})}
         args = (
             *args,
             *["--no-report"] * (name == "train" and not {"--report", "--help"} & {*args}),

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from models import calibrated, drawn, pixels, randomised, write_weights
-from test_published import PIXELS
+from published import PIXELS
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 

@@ -101,8 +101,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "Makefile",
         "pyproject.toml",
         "requirements.lock",
+        "base",
         "cache_specs",
         "extract",
+        "exchange",
+        "upkeep",
         "train",
         "predict",
         "report",
@@ -114,6 +117,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         wrapper = folder / ".venv" / "bin" / program.name
         wrapper.write_text(f'#!/bin/sh\nexec "{program}" "$@"\n')
         wrapper.chmod(0o755)
+    coview = folder / ".venv" / "bin" / "coview"
+    coview.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m coview.cli "$@"\n')
+    coview.chmod(0o755)
     shutil.copytree(ROOT / "examples", folder / "examples")  # which a command writes to
     (folder / ".venv" / ".ready").touch()
     for view in ("tiny-clip", "tiny-dinov2"):

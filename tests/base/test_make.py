@@ -247,7 +247,16 @@ def test_the_exit_code_is_shown(venv: Path) -> None:
 
 
 def test_names_are_passed_on(venv: Path) -> None:
-    given = "VIEWS=a,b DATA=d LABELS=3 METHOD=mtc SEEDS=0..4 GPUS=2 CACHE=c RUN=r".split()
+    given = [
+        "VIEWS=a,b",
+        "DATA=d",
+        "LABELS=3",
+        "METHOD=mtc",
+        "SEEDS=0..4",
+        "GPUS=2",
+        "CACHE=c",
+        "RUN=r",
+    ]
     found = make(venv, "train", *given, "ARGS=--lr 1")
     again = "make train VIEWS=a,b DATA=d LABELS=3 METHOD=mct SEEDS=0..4 GPUS=2 CACHE=c RUN=r"
     assert f"Type: {again} ARGS='--lr 1'\n" in found.stderr

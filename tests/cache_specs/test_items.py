@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_machine import Killed, killing
+from killing import Killed, killing
 
 from base import durable
 from base.errors import CoviewError, IntegrityError, StaleError, UsageError

@@ -15,9 +15,9 @@ import torch
 from conftest import VIEW_TOML
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from killing import Killed, killing
 from PIL import Image
 
-from base import durable
 from base.errors import CoviewError, IntegrityError, StaleError, UsageError
 from cache_specs import store
 from extract.config import ExtractConfig
@@ -31,10 +31,6 @@ from upkeep.verify import verify
 
 N, ROWS, WIDTH = 18, 4, 8  # 5 shards, the last one half full
 SPECS = ("antialias = true", "antialias = false")
-
-
-class Killed(BaseException):
-    """What nothing in the code under test catches."""
 
 
 class Projection(torch.nn.Module):
@@ -254,26 +250,6 @@ class Walk(RuleBasedStateMachine):
             return
         run(settings_of(self.folder))  # a hit, which also notes where the images lie now
         self.believed()
-
-
-class killing:  # noqa: N801  used as a verb
-    """Raise Killed at the n-th fault point."""
-
-    def __init__(self, place: int | None) -> None:
-        self.place, self.passed, self.real = place, 0, durable.fault
-
-    def __enter__(self) -> None:
-        durable.fault = self.fault
-
-    def fault(self, point: str) -> None:
-        self.passed += not point.startswith(
-            "verified"
-        )  # what is remembered of a check depends on the clock
-        if self.passed == self.place:
-            raise Killed(point)
-
-    def __exit__(self, *_: object) -> None:
-        durable.fault = self.real
 
 
 @pytest.fixture(autouse=True)

@@ -50,6 +50,7 @@ def start(*words: object, **more: object) -> subprocess.Popen:
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
+        "COVIEW_MAKE": "",
     }
     return subprocess.Popen(
         [sys.executable, "-m", "coview.cli", *map(str, words)],
@@ -733,7 +734,7 @@ def test_an_unknown_flag_is_followed_by_the_commands_to_type(
     assert said.returncode == 2 and "--nonsense" in said.stderr and "Traceback" not in said.stderr
     assert said.stderr.splitlines()[-2:] == [
         "all settings: coview predict --help",
-        "To mend and type again: coview predict --run a --nonsense",
+        "To mend and type again: make predict RUN=a ARGS=--nonsense",
     ]
     helped = command("predict", "--help")
     assert helped.returncode == 0 and helped.stderr == ""

@@ -20,7 +20,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 from sklearn.utils.estimator_checks import check_estimator
-from test_train import QUICK, config
+from training import QUICK, config
 
 from base.errors import IntegrityError, UsageError
 from cache_specs import store

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import VIEW_TOML
+from killing import Killed, killing
 from PIL import Image
-from test_machine import Killed, killing
 
 from base import durable
 from base.errors import IntegrityError, StaleError, StorageError, UsageError

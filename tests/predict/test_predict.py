@@ -17,7 +17,7 @@ import torch
 from conftest import Made
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_train import QUICK, config
+from training import QUICK, config
 
 from base import durable
 from base.errors import DataQualityError, IntegrityError, StaleError, StorageError, UsageError

@@ -5,12 +5,13 @@ import warnings
 import numpy as np
 import pytest
 from conftest import Made
+from training import spread
 
 from base.errors import DataQualityError, UsageError
 from train import classic
 from train.classic import CLASSIC, FLOOR, INVERSE_PENALTIES, VOTERS, Scores, classify
 from train.data import graph as propagation
-from train.data.graph import ALPHAS, NEIGHBOURS, links_of, nearest, solve, standardise, statistics
+from train.data.graph import ALPHAS, NEIGHBOURS, standardise, statistics
 from train.data.splits import Split, make_split
 
 METHODS = sorted(CLASSIC)
@@ -69,13 +70,6 @@ def inputs(emb: list[np.ndarray], split: Split, unit: bool) -> np.ndarray:
         ).std(0)
         made.append(x / np.sqrt((x**2).sum(1, keepdims=True)) / np.sqrt(len(emb)) if unit else x)
     return np.concatenate(made, 1)
-
-
-def spread(
-    x: np.ndarray, y: np.ndarray, classes: int, neighbours: int, alphas: tuple[float, ...]
-) -> dict[float, np.ndarray]:
-    links = links_of(nearest(x, None, neighbours)[1])
-    return {alpha: solve(links, y, classes, alpha) for alpha in alphas}
 
 
 def best_of(val_log: list[np.ndarray], y_val: np.ndarray) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Made
-from test_train import QUICK
+from training import QUICK
 
 from base.errors import IntegrityError, UsageError
 from train.command import run

@@ -8,8 +8,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 import types
@@ -21,8 +19,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, Made, write_view
+from conftest import Made, write_view
 from safetensors.numpy import load_file
+from training import _is_rank, config, flags, outcome, start, wait_for
 
 from base import locks
 from base.errors import (
@@ -56,63 +55,6 @@ from train.methods import Job
 from train.run.log import Listeners
 from train.run.session import read, warn_of_classes, warn_of_copies
 from train.run.summary import against, table
-
-QUICK = {
-    "labels": "3",
-    "lr": 5e-3,
-    "hidden": 16,
-    "batch_unlabelled": 16,
-    "warmup": 20,
-    "cotrain": 20,
-    "eval_every": 10,
-    "checkpoint_every": 10,
-    "threads": 1,
-    "tensorboard": "off",
-}
-
-
-def config(made: Made, folder: Path, *views: str, **changes: object) -> TrainConfig:
-    return TrainConfig(
-        views=made.views(*(views or ("pixels", "edges"))),
-        data="digits",
-        cache=str(made.cache),
-        runs=str(folder),
-        report=False,
-        **{
-            "run": "a",
-            "seeds": "0..1",
-            "method": "supervised,mct" if len(views) != 1 else "supervised",
-            **QUICK,
-            **changes,
-        },
-    )
-
-
-def flags(settings: TrainConfig) -> list[str]:
-    values = dataclasses.asdict(settings)
-    words = []
-    for name, value in values.items():
-        name = name.replace("_", "-")
-        words += (
-            [f"--{name}" if value else f"--no-{name}"]
-            if isinstance(value, bool)
-            else [f"--{name}", str(value)]
-        )
-    return words
-
-
-def outcome(folder: Path) -> dict[str, object]:
-    """Everything a run leaves that must not depend on how often it was interrupted."""
-    files = {
-        str(path.relative_to(folder)): path.read_bytes()
-        for pattern in ("probes/*/*", "splits/*", "metrics.jsonl", "predictions.parquet")
-        for path in sorted(folder.glob(pattern))
-    }
-    summary = json.loads((folder / "summary.json").read_text())
-    del summary["seconds"], summary["sha256"]  # the one is in the other
-    summary["files"] = {name: sha256 for name, sha256 in summary["files"].items() if name in files}
-    return {**files, "summary": summary}
-
 
 # ---------------------------------------------------------------- which rows
 
@@ -805,24 +747,6 @@ def test_a_full_disk_is_a_storage_error_and_the_run_resumes(
     assert outcome(tmp_path / "a") == uninterrupted
 
 
-def start(settings: TrainConfig) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "coview.cli", "train", *flags(settings)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not (path.is_file() and path.stat().st_size):
-        assert process.poll() is None and time.monotonic() < end, process.communicate()
-        time.sleep(0.05)
-
-
 def test_sigterm_saves_says_so_and_resumes_to_the_same_bytes(made: Made, tmp_path: Path) -> None:
     settings = config(made, tmp_path, cotrain=200)
     process = start(settings)
@@ -868,16 +792,6 @@ def test_a_killed_rank_ends_the_job_in_ten_seconds_with_code_7(made: Made, tmp_p
     assert not [
         path for path in Path("/proc").glob("[0-9]*/environ") if _is_rank(path, 0, tmp_path)
     ]
-
-
-def _is_rank(environ: Path, rank: int, folder: Path) -> bool:
-    try:
-        return (
-            f"\0RANK={rank}\0".encode() in b"\0" + environ.read_bytes()
-            and str(folder).encode() in (environ.parent / "cmdline").read_bytes()
-        )
-    except OSError:
-        return False
 
 
 # ---------------------------------------------------------------- errors

@@ -258,7 +258,8 @@ def test_status_shows_every_view(view, original):
 
 SLOW = """
 import pathlib, sys, time
-from extract import embed, progress
+from base import progress
+from extract import embed
 from extract.config import ExtractConfig
 from extract.run import run
 progress.FILE_EVERY_S = 0.0

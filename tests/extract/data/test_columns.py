@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
+from pictures import encoded, h5, listed, picture
 from PIL import Image
-from test_datasets import encoded, listed, picture
 
 from base.errors import UsageError
 from extract.data import columns
@@ -465,18 +465,6 @@ def test_a_name_that_is_none_of_the_hub_is_refused():
 
 
 # --- HDF5
-
-
-def h5(path: Path, **arrays: object) -> str:
-    with h5py.File(path, "w") as file:
-        for name, values in arrays.items():
-            if isinstance(values, list) and isinstance(values[0], bytes):
-                node = file.create_dataset(name, len(values), h5py.vlen_dtype(np.uint8))
-                for row, value in enumerate(values):
-                    node[row] = np.frombuffer(value, np.uint8)
-            else:
-                file[name] = values
-    return str(path)
 
 
 @pytest.mark.parametrize("shape", [(4, 6, 5), (4, 6, 5, 3), (4, 6, 5, 1)])

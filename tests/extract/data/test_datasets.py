@@ -1,6 +1,5 @@
 """Data sets and images: which files count, what their folders mean, the pixels a model sees, and a status for every kind of bad file."""
 
-import gzip
 import io
 import os
 import pickle
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pictures import MEAN, SQUASH, STD, encoded, fill, idx, listed, picture, table
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
@@ -20,32 +20,7 @@ from cache_specs.store import STATUS
 from extract.data.datasets import build_items, open_dataset
 from extract.images import OK, Batches, decode, pipeline
 
-MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-SQUASH = Preprocess(24, "squash", 24, "bicubic", True, MEAN, STD)
 SHORTEST = Preprocess(32, "shortest", 24, "bilinear", True, MEAN, STD)
-
-
-def picture(width: int = 40, height: int = 30, mode: str = "RGB") -> Image.Image:
-    small = np.random.default_rng(width * height).integers(0, 256, (5, 6, 3), np.uint8)
-    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    sink = io.BytesIO()
-    image.save(sink, kind, **options)
-    return sink.getvalue()
-
-
-def fill(folder: Path, *names: str) -> str:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(name.encode())
-    return str(folder)
-
-
-def listed(data: str) -> list[tuple[str, str, str]]:
-    dataset = open_dataset(data, Path())
-    return list(zip(dataset.keys, dataset.labels, dataset.splits, strict=True))
 
 
 # --- folders
@@ -151,25 +126,6 @@ def test_a_dataset_that_is_not_there_is_refused_with_the_choices():
 
 
 # --- tables
-
-
-def table(folder: Path, kind: str, columns: dict[str, list]) -> str:
-    path = folder / f"list.{kind}"
-    if kind == "csv":
-        rows = [
-            ",".join(columns),
-            *(
-                ",".join("" if value is None else str(value) for value in row)
-                for row in zip(*columns.values(), strict=True)
-            ),
-        ]
-        path.write_text("\ufeff" + "\r\n".join(rows) + "\r\n", encoding="utf-8")
-    else:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        pq.write_table(pa.table(columns), path)
-    return str(path)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -293,14 +249,6 @@ def test_the_digits_have_fixed_splits_and_lossless_pixels():
     for row in (0, 5, 1796):
         found = np.asarray(Image.open(io.BytesIO(dataset.read(row))))
         np.testing.assert_array_equal(found, np.round(images[row] * 255 / 16).astype(np.uint8))
-
-
-def idx(folder: Path, name: str, values: np.ndarray) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    header = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
-    (folder / name).write_bytes(header + values.tobytes())
-    with gzip.open(folder / f"{name}.gz", "wb") as file:
-        file.write(header + values.tobytes())
 
 
 def test_torchvision_mnist_is_read_from_its_files(tmp_path):

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import scipy.io
 import torchvision.datasets as sets
+from pictures import fill, idx, listed, table
 from PIL import Image
-from test_datasets import fill, idx, listed, table
 
 from base.errors import UsageError
 from cache_specs.items import Items, class_index

@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from test_datasets import encoded, fill, listed, picture
+from pictures import encoded, fill, listed, picture
 
 from base.errors import UsageError
 from cache_specs.sources import expand_shards
@@ -73,7 +73,7 @@ def test_one_tar_with_labels_beside_the_images(tmp_path, form):
 
 
 def test_a_real_image_is_decoded_from_its_place_in_the_tar(tmp_path):
-    from test_datasets import SQUASH
+    from pictures import SQUASH
 
     data = tar(
         tmp_path / "x.tar",
@@ -368,7 +368,7 @@ def test_the_same_images_have_the_same_embeddings_in_whatever_they_are_kept(tmp_
     import pyarrow as pa
     import pyarrow.parquet as pq
     from conftest import config
-    from test_columns import h5
+    from pictures import h5
 
     from extract.run import run
     from train.data.reader import map_view

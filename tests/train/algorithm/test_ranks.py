@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import VIEW_TOML, Made, write_view
 from safetensors.torch import load_file
-from test_train import config, flags, outcome
+from training import config, flags, outcome
 
 from base.errors import UsageError
 from train.algorithm.ranks import refuse_ranks

@@ -9,11 +9,10 @@ import pytest
 import torch
 from conftest import Made
 from scipy.optimize import minimize
-from test_classic import spread
-from test_cotrain import PLAIN, RATE, flat, numeric_gradient, setup, unflat
-from test_train import config, flags, outcome
+from steps import PLAIN, RATE, flat, numeric_gradient, setup, unflat
 from torch import Tensor
 from torch.nn.functional import log_softmax
+from training import config, flags, outcome, spread
 
 from train.algorithm.cotrain import hand_out, mct_step, teacher
 from train.algorithm.evaluate import PENALTY, fit_pool, pooled

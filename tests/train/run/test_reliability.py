@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Made, importing
-from test_train import _is_rank, flags, outcome, start, wait_for
-from test_train import config as plain_config
+from training import _is_rank, flags, outcome, start, wait_for
+from training import config as plain_config
 
 from train.algorithm.ranks import views_of
 from train.config import TrainConfig

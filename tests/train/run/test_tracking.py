@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Made
-from test_train import config, flags, outcome, start, wait_for
+from training import config, flags, outcome, start, wait_for
 
 from train.command import run
 from train.run import log, tracker
