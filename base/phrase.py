@@ -39,12 +39,12 @@ def phrase(text: str, names: Mapping[str, Sequence[str]], form: str) -> str:
     """
     if form == "make":
         return text
-    commands = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    commands = "|".join(map(re.escape, sorted([*names, "help"], key=len, reverse=True)))
     every = "|".join(sorted({name for given in names.values() for name in given}, key=len)[::-1])
     whole = re.compile(rf"\bmake ({commands})\b(?!-)((?: +[A-Z]+={VALUE})*)")
-    loose = re.compile(rf"(?<![\w/.'\"$-])({every})(=?)(?![\w/-])(?:(?<==)({VALUE}))?")
+    loose = re.compile(rf"(?<![\w/.'\"$-])({every})(?:=({VALUE})|(?![\w/=-]))")
     text = whole.sub(lambda found: f"coview {found[1]}{_flags(found[2])}", text)
-    return loose.sub(lambda found: _flag(found[1], found[3] if found[2] else None), text)
+    return loose.sub(lambda found: _flag(found[1], found[2]), text)
 
 
 def _flags(words: str) -> str:

@@ -54,11 +54,13 @@ std = [0.5, 0.5, 0.5]
 """
 
 
-def importing(folder: Path, **more: str) -> dict[str, str]:
-    """The environment of a child process that finds modules in `folder` before all others."""
+def importing(*folders: Path, **more: str) -> dict[str, str]:
+    """The environment of a child process that finds modules in these folders before all others."""
     return {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH")))),
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, (*map(str, folders), os.environ.get("PYTHONPATH")))
+        ),
         **more,
     }
 

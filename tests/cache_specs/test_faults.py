@@ -459,7 +459,8 @@ def test_four_processes_of_one_writer_lose_nothing_in_a_hundred_trials(undisturb
 CHILD = """
 import os, sys, time
 from pathlib import Path
-from cache_specs import durable, locks, store
+from base import locks
+from cache_specs import store
 with locks.shared_lock(Path(sys.argv[1]), store.PARTS):
     print(os.getpid(), flush=True)
     time.sleep(60)

@@ -30,7 +30,8 @@ from predict.bundle import onnx
 from predict.bundle.card import card, licence_of
 from predict.bundle.export import export
 from predict.command import predict
-from predict.config import ExportConfig, PredictConfig
+from predict.config import ExportModelConfig as ExportConfig
+from predict.config import PredictConfig
 from predict.from_run import Model, choose, of_run, open_model
 from predict.images import spec_of
 from predict.model import SAME, Expert, View

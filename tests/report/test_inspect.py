@@ -19,7 +19,8 @@ from cache_specs.succession import write_items
 from extract.config import ExtractConfig
 from extract.run import run as extract
 from report.config import InspectConfig
-from report.inspect import measures, run, verdict
+from report.inspect import measures
+from report.inspect.command import run, verdict
 from report.inspect.measures import Overlap
 
 CHANCE = np.random.default_rng(0)
@@ -295,7 +296,7 @@ def test_planted_faults_are_found_and_nothing_else(
 def test_the_labels_of_the_test_images_change_nothing(
     planted: Path, made: Made, tmp_path: Path
 ) -> None:
-    from report.inspect import look
+    from report.inspect.command import look
     from train.data.reader import open_cache
     from train.data.splits import make_split
 

@@ -52,7 +52,9 @@ class Session:
 
 def begin() -> None:
     """What holds for every process that trains."""
-    faulthandler.enable()  # a mapped file that is cut short kills the process: at least with its place
+    faulthandler.enable(
+        sys.__stderr__
+    )  # a mapped file that is cut short kills: then with its place
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle torch threads give way, not spin
 
 

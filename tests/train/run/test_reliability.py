@@ -87,6 +87,7 @@ def child(order: dict, rank: int, port: int) -> int:
                 harm_at(order["step"], getattr(signal, order["signal"]))
         from base.commands import main
 
+        os.environ["COVIEW_MAKE"] = ""  # messages in the form of make
         code = main("coview.cli:COMMANDS", ["train", *order["flags"]])
     except BaseException:
         traceback.print_exc()
@@ -133,7 +134,7 @@ Launch = Callable[..., tuple[list[int], str]]
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     """launch(settings, rank=0, step=0, number="SIGKILL", point="") -> the ranks' exit statuses, and what they said."""
     log = tmp_path_factory.mktemp("log") / "log.txt"
-    environment = importing(ROOT, OMP_NUM_THREADS="1")
+    environment = importing(ROOT, ROOT / "tests", OMP_NUM_THREADS="1")
     server = subprocess.Popen(
         [sys.executable, __file__],
         cwd=ROOT,
