@@ -15,6 +15,7 @@ from typing import Any
 from base.errors import CoviewError
 
 LOG = logging.getLogger("coview")  # of which all loggers of the project are children
+NOTE = 25  # a level between INFO and WARNING: how far a command is, and what it has done
 SCHEMA = 1  # grows when a key changes its meaning or goes; new keys may come at any time
 
 
@@ -55,7 +56,7 @@ def document(asked: bool, command: str) -> Iterator[dict[str, Any]]:
 
 
 class Render(logging.Handler):
-    """Prints what the library logs: on stdout, and warnings on stderr."""
+    """Prints what the library logs: INFO on stdout, NOTE on stderr, warnings there too, as such."""
 
     def __init__(self, rendered: Callable[[str], str]) -> None:
         super().__init__(logging.INFO)
@@ -66,7 +67,8 @@ class Render(logging.Handler):
         if record.levelno >= logging.WARNING:
             print(f"warning: {text}", file=sys.stderr, flush=True)
         else:
-            print(text, flush=True)
+            note = record.levelno >= NOTE
+            print(text, file=sys.stderr if note else sys.stdout, flush=True)
 
 
 @contextmanager

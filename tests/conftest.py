@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault(
@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from base import durable
+from base import console, durable
 from cache_specs import integrity, store
 from cache_specs.items import Items, class_index
 from cache_specs.spec import load_spec
@@ -168,6 +168,13 @@ class Made:
 
     def views(self, *names: str) -> str:
         return ",".join(str(self.tomls[name]) for name in names)
+
+
+@pytest.fixture(autouse=True)
+def rendered() -> Iterator[None]:
+    """What the library logs is printed, as the command line does it."""
+    with console.rendering():
+        yield
 
 
 @pytest.fixture(scope="session")
