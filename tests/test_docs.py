@@ -13,6 +13,8 @@ import pytest
 from conftest import ROOT
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*DOCS, ROOT / "CONTRIBUTING.md"]
+TO_COME = ("train/finetune/", "extract/engines/")  # rooms that nobody has built yet
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = {  # why a command that stands in a `sh` fence is not run by the tests
     "make demo": "its parts are, with fewer seeds",
@@ -83,6 +85,31 @@ def test_every_link_leads_somewhere(path):
             assert place in {
                 re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles
             }, f"{path.name}: {target}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_module_that_is_named_is_there(path):
+    """`train/loop.py` in code marks; a bare `items.py` is one of the paragraph's room."""
+    for name in re.findall(r"`([a-z_]+(?:/[a-z_]+)+(?:\.py|/))`", path.read_text()):
+        if not name.startswith(("val/", "cache/", "runs/", *TO_COME)):
+            assert (ROOT / name).exists(), f"{path.name}: {name}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_a_page_is_read_not_studied(path):
+    """It begins with what one types; paragraphs have five lines, cells fifteen words."""
+    fenced, lines = False, 0
+    if path.parent.name == "docs" and path.name not in ("security.md", "comparison.md"):
+        assert "```" in "".join(path.read_text().splitlines()[:6]), "first what one types"
+    for line in path.read_text().splitlines():
+        fenced ^= line.startswith("```")
+        listed = line.startswith(("|", "#", "- ", "  ", "```")) or re.match(r"\d+\. ", line)
+        plain = line.strip() and not fenced and not listed
+        lines = lines + 1 if plain else 0
+        assert lines <= 5, line
+        if line.startswith("|") and not fenced:
+            for cell in re.sub(r"\]\([^)]*\)", "]", line).split("|"):
+                assert len(cell.split()) <= 15, cell
 
 
 def test_every_page_is_linked():
