@@ -30,8 +30,8 @@ from cache_specs import integrity, items, lookup, sources, store
 from cache_specs.succession import write_items
 from cache_specs.view import STATUS
 from exchange.config import ExportConfig, ImportConfig
-from exchange.export import export
-from exchange.importer import run
+from exchange.export import export_view
+from exchange.importer import import_view
 from extract.run import run as extract
 from train.data.reader import map_view, open_cache
 from upkeep.config import RepairConfig, VerifyConfig
@@ -88,7 +88,7 @@ def write(path: Path, **arrays) -> Path:
 def imported(
     home: Path, source: Path, view: str = "mine", data: str = "pets", **settings
 ) -> store.View:
-    return run(
+    return import_view(
         ImportConfig(
             view=view,
             source=str(source),
@@ -327,7 +327,7 @@ def test_an_extracted_view_is_no_imported_one(made, tmp_path: Path) -> None:
         StaleError,
         match=r"made with another spec:\n  backend: transformers -> imported\nTo keep both, import these under another name",
     ):
-        run(config)
+        import_view(config)
 
 
 def test_a_bundled_name_is_not_compared_with_its_spec(home: Path) -> None:
@@ -444,7 +444,7 @@ def test_other_refusals(home: Path) -> None:
             **settings,
         }
         with pytest.raises(UsageError, match=message):
-            run(ImportConfig(**values))
+            import_view(ImportConfig(**values))
     assert rows(imported(home, fine, array="other")).tobytes() == expected(home, EMB + 1).tobytes()
 
 
@@ -864,7 +864,7 @@ def test_out_and_in_again_gives_the_same_bytes(tmp_path: Path, suffix: str, n: i
     assert (integrity.check(first) == STATUS.index("non-finite")).sum() == 1
     target = tmp_path / f"out{suffix}"
     assert (
-        export(ExportConfig("mine", "", str(target), str(tmp_path / "cache"))) == target
+        export_view(ExportConfig("mine", "", str(target), str(tmp_path / "cache"))) == target
         and os.listdir(tmp_path).count(f".{target.name}.tmp") == 0
     )
     second = imported(tmp_path, target, "second", "one", shard_rows=9)
@@ -1064,7 +1064,7 @@ def test_what_other_programs_read(home: Path) -> None:
     view = imported(home, write(home / "a.npz", embeddings=emb, keys=KEYS))
     want, listed, status = rows(view), items.read_items(view.folder.parent), integrity.check(view)
     for suffix in ("npz", "h5", "parquet"):
-        export(ExportConfig("mine", "pets", str(home / f"out.{suffix}"), str(home / "cache")))
+        export_view(ExportConfig("mine", "pets", str(home / f"out.{suffix}"), str(home / "cache")))
     npz = np.load(home / "out.npz", allow_pickle=False)
     assert (
         npz["embeddings"].tobytes() == want.tobytes()
@@ -1111,7 +1111,7 @@ def test_what_other_programs_read(home: Path) -> None:
     assert json.loads(table.schema.metadata[b"coview"])["root"] == integrity.root(view)
     assert pq.ParquetFile(home / "out.parquet").num_row_groups == view.shards
     again = home / "again.npz"
-    export(ExportConfig("mine", "", str(again), str(home / "cache")))
+    export_view(ExportConfig("mine", "", str(again), str(home / "cache")))
     assert again.read_bytes() == (home / "out.npz").read_bytes()
 
 
@@ -1137,7 +1137,7 @@ def test_export_refuses(home: Path, monkeypatch) -> None:
         ({"to": str(home / "x.h5"), "view": "mien"}, "no view 'mien' in .*did you mean 'mine'"),
     ):
         with pytest.raises(UsageError, match=message):
-            export(
+            export_view(
                 ExportConfig(
                     **{
                         "view": "mine",
@@ -1153,16 +1153,16 @@ def test_export_refuses(home: Path, monkeypatch) -> None:
     with pytest.raises(
         StorageError, match=r"cannot write .*Make room, or name another place: TO=…"
     ):
-        export(ExportConfig("mine", "pets", str(target), str(home / "cache"), True))
+        export_view(ExportConfig("mine", "pets", str(target), str(home / "cache"), True))
     assert target.read_text() == "old" and not (home / ".out.npz.tmp").exists()
     monkeypatch.delenv("COVIEW_FAULT")
-    export(ExportConfig("mine", "pets", str(target), str(home / "cache"), True))
+    export_view(ExportConfig("mine", "pets", str(target), str(home / "cache"), True))
     assert np.load(target)["embeddings"].shape == (N, D)
     data = bytearray(view.embeddings_file(1).read_bytes())
     data[5] ^= 1
     view.embeddings_file(1).write_bytes(data)
     for refused in (
-        lambda: export(ExportConfig("mine", "pets", str(home / "x.h5"), str(home / "cache"))),
+        lambda: export_view(ExportConfig("mine", "pets", str(home / "x.h5"), str(home / "cache"))),
         lambda: imported(home, view.folder, "copy"),
     ):
         with pytest.raises(IntegrityError, match=r"shard 1 .*has changed since it was written"):
@@ -1221,7 +1221,7 @@ def test_a_view_of_other_images_is_not_imported(photos: Path, tmp_path: Path, ho
     source = (
         made.folder
         if how == "view"
-        else export(
+        else export_view(
             ExportConfig("tiny-clip", to=str(tmp_path / f"out{how}"), cache=str(tmp_path / "cache"))
         )
     )
@@ -1229,14 +1229,14 @@ def test_a_view_of_other_images_is_not_imported(photos: Path, tmp_path: Path, ho
     old = ImportConfig(
         view="old", source=str(source), data=str(tmp_path / "photos"), cache=str(tmp_path / "other")
     )
-    assert run(old).n == made.n  # the same images, elsewhere
+    assert import_view(old).n == made.n  # the same images, elsewhere
     changed = next((tmp_path / "photos").rglob("006.png"))
     changed.write_bytes(changed.read_bytes() + b"\0")
     with pytest.raises(
         StaleError,
         match=r"was made of other images: 1 of 45 have another content in 'photos', first content of a/006.png. Embed the images",
     ):
-        run(dataclasses.replace(old, cache=str(tmp_path / "third")))
+        import_view(dataclasses.replace(old, cache=str(tmp_path / "third")))
     assert not (tmp_path / "third").exists() or not list((tmp_path / "third").glob("*-*"))
 
 
@@ -1252,7 +1252,7 @@ def test_an_import_for_images_that_cannot_be_read_is_refused(photos: Path, tmp_p
     with pytest.raises(
         DataQualityError, match=r"3 images so far could not be embedded \(3 missing\)"
     ):
-        run(
+        import_view(
             ImportConfig(
                 view="mine",
                 source=str(source),
