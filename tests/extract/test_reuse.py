@@ -27,7 +27,7 @@ from train.data.reader import open_cache
 from upkeep import gc
 from upkeep.config import RepairConfig, VerifyConfig
 from upkeep.repair import mend_view
-from upkeep.status import records, status
+from upkeep.status import dataset_records, status_text
 from upkeep.verify import verify
 
 N, ROWS, WIDTH = 18, 4, 8  # 5 shards, the last one half full
@@ -195,10 +195,10 @@ def test_the_current_version_is_what_data_means_and_the_older_one_has_its_folder
     assert open_cache(cache, data, [toml]).items.keys == read_items(new.folder.parent).keys
     assert (
         f"{old.folder.parent.name}: 18 items of {data}, an older version, DATA={old.folder.parent.name} names it"
-        in status(cache)
+        in status_text(cache)
     )
-    assert f"{new.folder.parent.name}: 18 items of {data}, the current version" in status(cache)
-    assert sorted((record["version"], record["older"]) for record in records(cache)) == [
+    assert f"{new.folder.parent.name}: 18 items of {data}, the current version" in status_text(cache)
+    assert sorted((record["version"], record["older"]) for record in dataset_records(cache)) == [
         (0, True),
         (1, False),
     ]

@@ -23,7 +23,7 @@ from extract.run import run
 from upkeep import gc
 from upkeep.config import GcConfig, RepairConfig, VerifyConfig
 from upkeep.repair import mend_view
-from upkeep.status import status
+from upkeep.status import status_text
 from upkeep.verify import verify
 
 
@@ -239,21 +239,21 @@ def test_a_bad_row_is_recomputed_as_bad(view, capsys):
 
 
 def test_status_shows_every_view(view, original):
-    assert f"{view.folder.parent.name}: {N} items of " in status(Path(cache_of(view)))
-    line = status(Path(cache_of(view)))
+    assert f"{view.folder.parent.name}: {N} items of " in status_text(Path(cache_of(view)))
+    line = status_text(Path(cache_of(view)))
     assert (
         f"{N} x 128, 0.0 MB: finished " in line
         and "verified " in line
         and "1 bad rows (1 truncated)" in line
     )
     (view.folder / "complete.json").unlink()
-    assert "unfinished, 3 of 3 shards; to go on: make extract VIEW=tiny-clip DATA=/" in status(
+    assert "unfinished, 3 of 3 shards; to go on: make extract VIEW=tiny-clip DATA=/" in status_text(
         Path(cache_of(view))
     )
     flip(view.folder / "zarr.json")
-    assert "NOT OK: the description of the view in" in status(Path(cache_of(view)))
+    assert "NOT OK: the description of the view in" in status_text(Path(cache_of(view)))
     with pytest.raises(UsageError, match="there is no cache"):
-        status(Path(cache_of(view)) / "nowhere")
+        status_text(Path(cache_of(view)) / "nowhere")
 
 
 SLOW = """
@@ -286,7 +286,7 @@ def test_status_shows_a_running_extraction_and_its_bottleneck_and_a_second_one_i
         stdout=subprocess.DEVNULL,
     )
     try:
-        while "bottleneck" not in (line := status(tmp_path)):
+        while "bottleneck" not in (line := status_text(tmp_path)):
             assert running.poll() is None, line
             time.sleep(0.05)
         assert (
@@ -306,7 +306,7 @@ def test_status_shows_a_running_extraction_and_its_bottleneck_and_a_second_one_i
     finally:
         running.kill()
         running.wait()
-    assert "finished" in status(tmp_path) and not list(tmp_path.rglob("progress-*"))
+    assert "finished" in status_text(tmp_path) and not list(tmp_path.rglob("progress-*"))
 
 
 # --- gc
@@ -361,7 +361,7 @@ def test_gc_keeps_a_damaged_finished_view_and_what_somebody_holds(view, tmp_path
     with locks.lock(view.folder):
         assert not list(gc.waste(Path(cache_of(view))))
         with pytest.raises(StorageError, match="is being written by process"):
-            gc.remove(gc.Waste(view.folder, "", 0))
+            gc.remove_waste(gc.Waste(view.folder, "", 0))
     assert not list(gc.waste(Path(cache_of(view)))), "its shards are done"
     assert [one.path for one in gc.waste(Path(cache_of(view)), unfinished=True)] == [
         view.folder,
@@ -370,8 +370,8 @@ def test_gc_keeps_a_damaged_finished_view_and_what_somebody_holds(view, tmp_path
 
 
 def test_gc_spares_what_was_finished_meanwhile(view):
-    gc.remove(gc.Waste(view.folder, "", 0))
-    gc.remove(gc.Waste(view.folder.parent, "", 0))
+    gc.remove_waste(gc.Waste(view.folder, "", 0))
+    gc.remove_waste(gc.Waste(view.folder.parent, "", 0))
     assert not integrity.check(view)[:BAD].any()
 
 
@@ -420,7 +420,7 @@ def test_the_commands_exit_with_their_codes(view, command: Callable):
 
 def test_an_imported_view_is_filled_in_by_importing_again(tmp_path):
     from exchange.config import ImportConfig
-    from exchange.importer import run as import_view
+    from exchange.importer import import_view
 
     emb = np.random.default_rng(0).normal(size=(N, 8)).astype(np.float16)
     np.savez(tmp_path / "x.npz", embeddings=emb, y=np.arange(N) % 3)
@@ -489,7 +489,7 @@ def test_a_view_that_lost_its_records_is_not_ok_and_gc_keeps_it(view, photos, ca
         view.folder / "zarr.json",
     ):
         path.unlink()
-    assert not list(gc.waste(Path(cache_of(view)))) and view.folder.name in status(
+    assert not list(gc.waste(Path(cache_of(view)))) and view.folder.name in status_text(
         Path(cache_of(view))
     )
     for name in ("embeddings", "status"):
