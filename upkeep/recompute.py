@@ -22,15 +22,14 @@ from extract import canary, recheck, reuse
 from extract.config import ExtractConfig
 from extract.data.datasets import Dataset, build_items
 from extract.embed import finish
-from extract.images import OK, Batches
-from extract.models.backbones import Backbone, load_backbone
+from extract.images import MISSING, OK, Batches
+from extract.models import backbones
 from extract.prepare import devices
 from extract.run import embed_all, provenance_of, refuse_pending
 from upkeep.originals import Originals
 
 log = logging.getLogger(f"coview.{__name__}")
 MOST_LINES = 20  # of rows that differ
-HAS_NO_IMAGE = STATUS.index("missing")
 
 
 @dataclass
@@ -54,7 +53,7 @@ def compare_rows(view: View, originals: Originals, count: int, seed: int, device
             f"the images of {dataset.name} are not those of the item list any more. Put them back; "
             f"or this makes a version of what they are now: {store.command(view.folder, 'extract')}"
         )
-    backbone = load_backbone(spec, originals.files, device)
+    backbone = backbones.load_backbone(spec, originals.files, device)
     tolerance, found = canary.STORED[spec.compute_dtype], Compared()
     rows, batch = _some_rows(view, count, seed), view.attributes["provenance"]["batch"]
     for first in range(0, len(rows), batch):
@@ -112,7 +111,7 @@ def _compare(
         rows, apart_K.tolist(), stored_K.tolist(), status_K.tolist(), strict=True
     ):
         far = apart if was == OK else 0.0
-        if now == HAS_NO_IMAGE and was == OK:  # its bytes are not those of the item list
+        if now == MISSING and was == OK:  # its bytes are not those of the item list
             found.changed.append(items.keys[row])
             continue
         found.farthest = max(found.farthest, far)
@@ -133,7 +132,7 @@ class Remaker:
     originals: Originals
     items: Items
     devices: list[str]
-    backbone: Backbone
+    backbone: backbones.Backbone
     known: reuse.Known
     trusted: list[int]
     settings: ExtractConfig
@@ -201,7 +200,7 @@ def prepare_remaker(
     copied = [shard for shard in lost if shard not in named]
     known = _only(reuse.recorded(view, items), view, copied)
     where = devices(settings.device, settings.gpus)
-    backbone = load_backbone(originals.spec, originals.files, where[0])
+    backbone = backbones.load_backbone(originals.spec, originals.files, where[0])
     trusted = []
     for shard in range(view.shards):
         if shard not in lost and view.commit_file(shard).is_file():

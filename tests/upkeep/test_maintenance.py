@@ -1,4 +1,5 @@
-"""make verify, repair, status and gc on a real small view: what is damaged is named, mended and nothing else is touched."""
+"""make verify, repair, status and gc on a real small view: what is damaged is named, mended and
+nothing else is touched."""
 
 import json
 import os
@@ -267,12 +268,13 @@ real, go, calls = embed.finish, pathlib.Path(sys.argv[3]), []
 
 def finish(*args):
     calls.append(time.sleep(0.3))
-    while len(calls) == 3 and not go.exists():          # held in the middle until the test has looked
+    while len(calls) == 3 and not go.exists():  # held in the middle until the test has looked
         time.sleep(0.05)
     return real(*args)
 
 embed.finish = finish
-run(ExtractConfig(view="tiny-clip", data=sys.argv[1], cache=sys.argv[2], device="cpu", batch=8, shard_rows=16, workers=0, max_bad="10%"))
+where = dict(data=sys.argv[1], cache=sys.argv[2], device="cpu")
+run(ExtractConfig("tiny-clip", **where, batch=8, shard_rows=16, workers=0, max_bad="10%"))
 """
 
 
@@ -375,6 +377,17 @@ def test_gc_spares_what_was_finished_meanwhile(view):
     assert not integrity.check(view)[:BAD].any()
 
 
+def test_torch_is_imported_only_where_something_is_computed():
+    program = (
+        "import sys; from upkeep import doctor, gc, list_views, repair, status, verify; "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+
+
 # --- naming views
 
 
@@ -434,7 +447,8 @@ def test_an_imported_view_is_filled_in_by_importing_again(tmp_path):
     harmed = contents(store.open_view(folder))
     with pytest.raises(
         IntegrityError,
-        match=r"Nothing is removed\. This writes just these anew: make import VIEW=v DATA=x-.* FROM=.*x\.npz ARGS=",
+        match=r"Nothing is removed\. This writes just these anew: make import VIEW=v DATA=x-.* "
+        r"FROM=.*x\.npz ARGS=",
     ) as caught:
         mend_view(RepairConfig(view="v", cache=str(tmp_path / "cache")))
     assert contents(store.open_view(folder)) == harmed
@@ -498,7 +512,8 @@ def test_a_view_that_lost_its_records_is_not_ok_and_gc_keeps_it(view, photos, ca
     run(config(photos, Path(cache_of(view))))  # it stands in nobody's way
     with pytest.raises(
         CoviewError,
-        match=r"other-0123456789ab holds shards, but its zarr.json, commits and seal are gone.*\n1 failed, of 1 views",
+        match=r"other-0123456789ab holds shards, but its zarr.json, commits and seal are "
+        r"gone.*\n1 failed, of 1 views",
     ) as caught:
         verify(VerifyConfig(cache=cache_of(view)))
     assert caught.value.exit_code == 5 and other.is_dir()
@@ -518,7 +533,8 @@ def test_an_image_that_has_changed_is_stale_not_damage(photos, tmp_path):
     path.write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(
         CoviewError,
-        match=r"1 of 45 images are gone or have changed since .*, first 'a/006.png'; the stored rows are un",
+        match=r"1 of 45 images are gone or have changed since .*, first 'a/006.png'; the stored "
+        r"rows are un",
     ) as caught:
         verify(VerifyConfig(cache=str(tmp_path / "cache"), recompute=ROWS))
     assert caught.value.exit_code == 6 and "repair" not in str(caught.value)
