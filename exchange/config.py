@@ -5,16 +5,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Turn embeddings computed elsewhere into a finished view of the cache. The same import again does nothing."""
+    """Make a finished view of embeddings computed elsewhere. The same import again does nothing."""
 
     view: str = ""
     """the new view's name: letters, digits, - _ ."""
     source: str = ""
-    """FROM: a .npz, .npy or .h5 file, or a folder of Zarr, with the (N, D) float array `embeddings` (or X, features, emb) and the
-    strings `keys` (or paths, ids)"""
+    """FROM: a .npz, .npy or .h5 file, or a folder of Zarr, with the (N, D) float array `embeddings`
+    (or X, features, emb) and the strings `keys` (or paths, ids)"""
     data: str = ""
-    """the data set whose items the rows are: its name in the cache, or what `extract` takes. Without it, the file's own `keys`,
-    `y` (or `labels`) and `split` make a data set"""
+    """the data set whose items the rows are: its name in the cache, or what `extract` takes.
+    Without it, the file's own `keys`, `y` (or `labels`) and `split` make a data set"""
     cache: str = "cache"
     """where the embeddings go"""
     by_row_order: bool = False
@@ -24,7 +24,8 @@ class ImportConfig:
     partial: bool = False
     """items without a row become `missing`, rows of unknown keys are left out"""
     fill_missing: bool = False
-    """chunks of a Zarr array that are not there hold its fill value (Zarr leaves such out); otherwise they are an error"""
+    """chunks of a Zarr array that are not there hold its fill value (Zarr leaves such out);
+    otherwise they are an error"""
     name: str | None = None
     """the data set's name in the cache, where one is made; default: the file's"""
     root: str = "data"

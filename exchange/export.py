@@ -1,58 +1,63 @@
-"""make export VIEW=clip DATA=photos/ TO=clip.h5     (python -m exchange.export --view clip --data photos/ --to clip.h5)
+"""make export VIEW=clip DATA=photos/ TO=clip.h5
 
-Writes one finished, checked view with its items to one file that other programs read: .npz, .h5 or .parquet. `make import` reads the first
-two again, to the same embeddings, byte for byte.
+Writes one finished, checked view with its items to one file that other programs read: .npz, .h5 or
+.parquet. `make import` reads the first two again, to the same embeddings, byte for byte.
 
-    .npz, .h5    embeddings (N, D) float16, keys, y (-1 unknown), classes, split, status (0 ok), status_names, attributes (JSON)
-    .parquet     row, key, label, label_name, split, status, embedding (list of D float16); the attributes are the schema's metadata
+    .npz, .h5    embeddings (N, D) float16, keys, y (-1 unknown), classes, split, status (0 ok),
+                 status_names, attributes (JSON)
+    .parquet     row, key, label, label_name, split, status, embedding (list of D float16); the
+                 attributes are the schema's metadata
 """
 
 import contextlib
 import errno
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from base import durable
 from base.errors import StorageError, UsageError
 from base.phrase import quoted
+from cache_specs import integrity, store
+from cache_specs.items import Items, read_items
+from cache_specs.lookup import find_view
+from cache_specs.view import STATUS, View
+from exchange.arrays import open_h5
 from exchange.config import ExportConfig
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    import numpy as np
-
-    from cache_specs.items import Items
-    from cache_specs.view import View
+log = logging.getLogger(f"coview.{__name__}")
+PIECE = 4096  # values of a column of .npz that are packed at a time
 
 
 @dataclass(frozen=True)
-class Table:
+class Exported:
     """What is exported: N rows with their items, and where they came from."""
 
-    view: "View"
-    items: "Items"
-    status: "np.ndarray"
+    view: View
+    items: Items
+    status: np.ndarray
     attributes: str
 
-    def shards(self) -> "Iterator[tuple[int, int, np.ndarray]]":
-        """first, last and the (last - first, D) embeddings of each shard, whose digests have been checked."""
-        import numpy as np
-
+    def shards(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """first, last and the (last - first, D) embeddings of each shard, whose digests have been
+        checked."""
+        width = self.view.width
         for shard in range(self.view.shards):
             first, last = self.view.bounds(shard)
-            yield (
-                first,
-                last,
-                np.fromfile(
-                    self.view.embeddings_file(shard), "<f2", (last - first) * self.view.width
-                ).reshape(last - first, self.view.width),
-            )
+            path = self.view.embeddings_file(shard)
+            emb = np.fromfile(path, "<f2", (last - first) * width).reshape(last - first, width)
+            yield first, last, emb
 
     def columns(self) -> dict[str, Any]:
         """All but the embeddings, as .npz and .h5 have them."""
-        from cache_specs.view import STATUS
-
         return {
             "keys": self.items.keys,
             "y": self.items.label,
@@ -66,36 +71,49 @@ class Table:
 
 def command(config: ExportConfig, found: dict[str, Any]) -> None:
     """make export."""
-    export(config)
+    export_view(config)
 
 
-def export(config: ExportConfig) -> Path:
+def export_view(config: ExportConfig) -> Path:
     """Write the file whole or not at all; return its path. Raises CoviewError."""
-    import os
+    to = _target(config)
+    rest = f" TO={quoted(config.to)}"
+    folder = find_view(Path(config.cache), config.view, config.data, "export", rest)
+    exported = _checked(folder)
+    _write_whole(exported, to)
+    view, bad = exported.view, int((exported.status > 0).sum())
+    lacking = f"; {bad:,} rows have no embedding (NaN, see status)" if bad else ""
+    log.info(
+        f"{view.name}: {view.n:,} rows x {view.width} float16 of {exported.items.name} in {to}, "
+        f"{to.stat().st_size / 1e6:,.1f} MB{lacking}"
+    )
+    return to
 
-    from base import durable
-    from cache_specs import integrity, store
-    from cache_specs.items import read_items
-    from cache_specs.lookup import find_view
 
+def _target(config: ExportConfig) -> Path:
+    """The path that is written to. Raises UsageError."""
     if not config.view or not config.to:
         raise UsageError(
-            f"{'VIEW' if not config.view else 'TO'} is missing. Type: make export VIEW={quoted(config.view or 'clip')} DATA=… TO=embeddings.h5"
+            f"{'TO' if config.view else 'VIEW'} is missing. Type: make export "
+            f"VIEW={quoted(config.view or 'clip')} DATA=… TO=embeddings.h5"
         )
     to = Path(config.to).expanduser()
     if to.suffix.lower() not in WRITERS:
         raise UsageError(
-            f"TO={config.to}: unknown format {to.suffix!r}; TO may end in .npz, .h5 (or .hdf5), or .parquet"
+            f"TO={config.to}: unknown format {to.suffix!r}; TO may end in .npz, .h5 (or .hdf5), or "
+            ".parquet"
         )
-    if not to.parent.is_dir() or to.is_dir():
-        raise UsageError(
-            f"TO={config.to}: {to if to.is_dir() else to.parent} is {'a' if to.is_dir() else 'no'} folder; name a file in one that is there"
-        )
+    name_one = "folder; name a file in one that is there"
+    if to.is_dir():
+        raise UsageError(f"TO={config.to}: {to} is a {name_one}")
+    if not to.parent.is_dir():
+        raise UsageError(f"TO={config.to}: {to.parent} is no {name_one}")
     if to.exists() and not config.force:
         raise UsageError(f"{to} is there already; to replace it: ARGS='--force'")
-    folder = find_view(
-        Path(config.cache), config.view, config.data, "export", f" TO={quoted(config.to)}"
-    )
+    return to
+
+
+def _checked(folder: Path) -> Exported:
     view, items = store.open_view(folder), read_items(folder.parent)
     store.refuse_other_images(view, items.fingerprint, len(items))
     status = integrity.check(view)
@@ -105,12 +123,15 @@ def export(config: ExportConfig) -> Path:
         "labels_fingerprint": items.labels_fingerprint,
         "root": integrity.root(view),
     }
+    return Exported(view, items, status, durable.canonical_json(attributes).decode())
+
+
+def _write_whole(exported: Exported, to: Path) -> None:
+    """By a temp file beside it. Raises StorageError."""
     temp = to.with_name(f".{to.name}.tmp")
     try:
         durable.fault("export.open")
-        WRITERS[to.suffix.lower()](
-            temp, Table(view, items, status, durable.canonical_json(attributes).decode())
-        )
+        WRITERS[to.suffix.lower()](temp, exported)
         durable.fault("export.fsync")
         with temp.open("rb+") as file:
             os.fsync(file.fileno())
@@ -126,129 +147,92 @@ def export(config: ExportConfig) -> Path:
     finally:
         with contextlib.suppress(OSError):
             temp.unlink(missing_ok=True)
-    print(
-        f"{view.name}: {view.n:,} rows x {view.width} float16 of {items.name} in {to}, {to.stat().st_size / 1e6:,.1f} MB"
-        + (
-            f"; {int((status > 0).sum()):,} rows have no embedding (NaN, see status)"
-            if status.any()
-            else ""
-        )
-    )
-    return to
 
 
-def _npz(path: Path, table: Table) -> None:
-    """A zip of .npy files: the embeddings as they are, in pieces of a shard; the strings, mostly padding, compressed."""
-    import zipfile
-
-    import numpy as np
-
-    def member(
-        archive: zipfile.ZipFile,
-        name: str,
-        shape: tuple[int, ...],
-        dtype: Any,
-        blocks: "Iterator[np.ndarray]",
-        packed: bool,
-    ) -> None:
-        info = zipfile.ZipInfo(
-            f"{name}.npy"
-        )  # its date is fixed: the same view gives the same bytes
-        info.compress_type = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
-        with archive.open(info, "w", force_zip64=True) as file:
-            np.lib.format.write_array_header_1_0(
-                file, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-            )
-            for block in blocks:
-                file.write(np.ascontiguousarray(block, dtype).tobytes())
-
+def _write_npz(path: Path, exported: Exported) -> None:
+    """A zip of .npy files: the embeddings as they are, in pieces of a shard; the strings, mostly
+    padding, compressed."""
+    view = exported.view
     with zipfile.ZipFile(path, "w") as archive:
-        member(
-            archive,
-            "embeddings",
-            (table.view.n, table.view.width),
-            "<f2",
-            (emb for _, _, emb in table.shards()),
-            False,
-        )
-        for name, column in table.columns().items():
-            longest = max(map(len, column), default=1) if isinstance(column, list) else 0
-            dtype = f"<U{longest or 1}" if isinstance(column, list) else column.dtype
-            member(
-                archive,
-                name,
-                (len(column),),
-                dtype,
-                (np.array(column[i : i + 4096], dtype) for i in range(0, len(column), 4096)),
-                True,
-            )
-        member(
-            archive,
-            "attributes",
-            (),
-            f"<U{len(table.attributes)}",
-            iter([np.array(table.attributes)]),
-            True,
-        )
+        with _appending(archive, "embeddings", (view.n, view.width), np.dtype("<f2")) as write:
+            for _, _, emb in exported.shards():
+                write(emb)
+        for name, column in exported.columns().items():
+            dtype = _text_type(column) if isinstance(column, list) else column.dtype
+            with _appending(archive, name, (len(column),), dtype, packed=True) as write:
+                for first in range(0, len(column), PIECE):
+                    write(np.array(column[first : first + PIECE], dtype))
+        attributes = np.array(exported.attributes)
+        with _appending(archive, "attributes", (), attributes.dtype, packed=True) as write:
+            write(attributes)
 
 
-def _h5(path: Path, table: Table) -> None:
-    from exchange.arrays import open_h5
+@contextlib.contextmanager
+def _appending(
+    archive: zipfile.ZipFile,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    packed: bool = False,
+) -> Generator[Callable[[np.ndarray], int]]:
+    """What appends rows to a new member of the archive."""
+    info = zipfile.ZipInfo(f"{name}.npy")  # its date is fixed: the same view gives the same bytes
+    info.compress_type = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
+    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    with archive.open(info, "w", force_zip64=True) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        yield lambda rows: file.write(np.ascontiguousarray(rows, dtype).tobytes())
 
+
+def _text_type(column: list[str]) -> np.dtype:
+    longest = max(map(len, column), default=1)
+    return np.dtype(f"<U{longest or 1}")
+
+
+def _write_h5(path: Path, exported: Exported) -> None:
+    view = exported.view
     with open_h5(path, "w") as file:
-        embeddings = file.create_dataset("embeddings", (table.view.n, table.view.width), "<f2")
-        for first, last, emb in table.shards():
+        embeddings = file.create_dataset("embeddings", (view.n, view.width), "<f2")
+        for first, last, emb in exported.shards():
             embeddings[first:last] = emb
-        for name, column in table.columns().items():
+        for name, column in exported.columns().items():
             file[name] = column
-        file["attributes"] = table.attributes
+        file["attributes"] = exported.attributes
 
 
-def _parquet(path: Path, table: Table) -> None:
+def _write_parquet(path: Path, exported: Exported) -> None:
     """One row group a shard."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from cache_specs.view import STATUS
-
-    items, width = table.items, table.view.width
-    schema = pa.schema(
-        [
-            ("row", pa.int64()),
-            ("key", pa.string()),
-            ("label", pa.int32()),
-            ("label_name", pa.string()),
-            ("split", pa.string()),
-            ("sha256", pa.string()),
-            ("status", pa.string()),
-            ("embedding", pa.list_(pa.float16(), width)),
-        ],
-        metadata={"coview": table.attributes},
-    )
+    items, width = exported.items, exported.view.width
+    fields = [
+        ("row", pa.int64()),
+        ("key", pa.string()),
+        ("label", pa.int32()),
+        ("label_name", pa.string()),
+        ("split", pa.string()),
+        ("sha256", pa.string()),
+        ("status", pa.string()),
+        ("embedding", pa.list_(pa.float16(), width)),
+    ]
+    schema = pa.schema(fields, metadata={"coview": exported.attributes})
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for first, last, emb in table.shards():
+        for first, last, emb in exported.shards():
             label = items.label[first:last]
-            writer.write_table(
-                pa.table(
-                    [
-                        np.arange(first, last),
-                        items.keys[first:last],
-                        label,
-                        [items.classes[i] if i >= 0 else "" for i in label],
-                        items.split[first:last],
-                        items.sha256[first:last],
-                        [STATUS[code] for code in table.status[first:last]],
-                        pa.FixedSizeListArray.from_arrays(pa.array(emb.reshape(-1)), width),
-                    ],
-                    schema=schema,
-                )
-            )
+            columns = [
+                np.arange(first, last),
+                items.keys[first:last],
+                label,
+                [items.classes[i] if i >= 0 else "" for i in label],
+                items.split[first:last],
+                items.sha256[first:last],
+                [STATUS[code] for code in exported.status[first:last]],
+                pa.FixedSizeListArray.from_arrays(pa.array(emb.reshape(-1)), width),
+            ]
+            writer.write_table(pa.table(columns, schema=schema))
 
 
-WRITERS: "dict[str, Callable[[Path, Table], None]]" = {
-    ".npz": _npz,
-    ".h5": _h5,
-    ".hdf5": _h5,
-    ".parquet": _parquet,
+WRITERS: dict[str, Callable[[Path, Exported], None]] = {
+    ".npz": _write_npz,
+    ".h5": _write_h5,
+    ".hdf5": _write_h5,
+    ".parquet": _write_parquet,
 }

@@ -1,47 +1,53 @@
-"""make import VIEW=mine FROM=embeddings.npz DATA=photos/     (python -m exchange.importer --view mine --source embeddings.npz --data photos/)
+"""make import VIEW=mine FROM=embeddings.npz DATA=photos/
 
-Turns embeddings that were computed elsewhere into a finished view. With DATA the rows are matched to the data set's items by the keys in
-the file; without it the file itself makes a data set, by its keys and labels. Ends with what was rounded, left out or not finite.
+Turns embeddings that were computed elsewhere into a finished view. With DATA the rows are matched
+to the data set's items by the keys in the file; without it the file itself makes a data set, by its
+keys and labels. Ends with what was rounded, left out or not finite.
 """
 
+import contextlib
+import hashlib
+import logging
+import platform
 import re
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from base.errors import UsageError
+import numpy as np
+
+from base.errors import IntegrityError, UsageError
+from cache_specs import integrity, mend, store
+from cache_specs.items import Items
+from cache_specs.sources import source_path
+from cache_specs.succession import write_items
+from cache_specs.view import STATUS, View, default_rows
+from exchange.arrays import Array
 from exchange.config import ImportConfig
+from exchange.match import Target, match, own_items, refuse_other_file
+from exchange.source import choose_embeddings, open_source
+from exchange.staging import staged
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from cache_specs.items import Items
-    from cache_specs.store import View
-    from exchange.arrays import Array
-
+log = logging.getLogger(f"coview.{__name__}")
 EXAMPLE = "make import VIEW=mine FROM=embeddings.npz DATA=photos/"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def command(config: ImportConfig, found: dict[str, Any]) -> None:
     """make import."""
-    run(config)
+    import_view(config)
 
 
-def run(config: ImportConfig) -> "View":
-    """Import one view; return it, finished. Raises CoviewError. Nothing is written before the whole file has been read once."""
-    from cache_specs.sources import source_path
-    from cache_specs.succession import write_items
-    from exchange.match import match, own_items, refuse_other_file
-    from exchange.source import choose, open_source
-    from exchange.staging import staged
-
-    _check(config)
+def import_view(config: ImportConfig) -> View:
+    """Import one view; return it, finished. Raises CoviewError. Nothing is written before the whole
+    file has been read once."""
+    _refuse_unusable(config)
     cache, path, folder = Path(config.cache), Path(config.source).expanduser(), None
     with open_source(path, config.fill_missing) as source:
-        array = choose(source, config.array)
+        array = choose_embeddings(source, config.array)
+        n = array.shape[0]
         if config.data:
-            items, place, folder = match(
-                source,
-                array.shape[0],
+            target = Target(
                 cache,
                 config.data,
                 Path(config.root),
@@ -49,113 +55,75 @@ def run(config: ImportConfig) -> "View":
                 config.by_row_order,
                 config.partial,
             )
+            items, place, folder = match(source, n, target)
         else:
-            items, place = own_items(source, array.shape[0], config.name)
+            items, place = own_items(source, n, config.name)
             refuse_other_file(cache, items, source)
         with staged(cache, source, array, place, items) as (emb_ND, status_N):
-            folder = folder or write_items(cache, items, source_path(config.data or str(path)))
-            return _write(config, folder, items, emb_ND, status_N, array)
+            if folder is None:
+                folder = write_items(cache, items, source_path(config.data or str(path)))
+            view = _create(config, folder, items, emb_ND, status_N, array)
+            status = _status_if_whole(view)
+            how = "finished" if status is None else "already in the cache, nothing to do"
+            if status is None:
+                _write_lacking(view, emb_ND, status_N)
+                status = integrity.check(view)
+    log.info(f"{view.name}: {how}: {view.n:,} rows x {view.width} in {view.folder}")
+    _say_bad_rows(view, items, status)
+    return view
 
 
-def _check(config: ImportConfig) -> None:
+def _refuse_unusable(config: ImportConfig) -> None:
     if not config.view or not config.source:
-        raise UsageError(f"{'VIEW' if not config.view else 'FROM'} is missing. Type: {EXAMPLE}")
-    for what, name in (("VIEW", config.view), ("--name", config.name or "data")):
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name.endswith(".toml"):
-            raise UsageError(
-                f"{what}={name!r}: a name is made of letters, digits, '-', '_' and '.', and begins with a letter or digit. Type: {EXAMPLE}"
-            )
+        raise UsageError(f"{'FROM' if config.view else 'VIEW'} is missing. Type: {EXAMPLE}")
+    _refuse_name("VIEW", config.view)
+    if config.name:
+        _refuse_name("--name", config.name)
     if config.by_row_order and not config.data:
         raise UsageError(
-            f"--by-row-order needs the data set in whose order the rows are. Type: {EXAMPLE} ARGS='--by-row-order'"
+            "--by-row-order needs the data set in whose order the rows are. Type: "
+            f"{EXAMPLE} ARGS='--by-row-order'"
         )
     if config.shard_rows < 0:
         raise UsageError(f"--shard-rows must be at least 0, found {config.shard_rows}")
 
 
-def _write(
+def _refuse_name(what: str, name: str) -> None:
+    if not NAME.fullmatch(name) or name.endswith(".toml"):
+        raise UsageError(
+            f"{what}={name!r}: a name is made of letters, digits, '-', '_' and '.', and begins "
+            f"with a letter or digit. Type: {EXAMPLE}"
+        )
+
+
+def _create(
     config: ImportConfig,
     folder: Path,
-    items: "Items",
-    emb_ND: "np.ndarray",
-    status_N: "np.ndarray",
-    array: "Array",
-) -> "View":
-    """Write what the cache lacks of the view, seal it and say what is in it. The rows' own digest stands where an extracted view has its weights'.
-
-    A shard that is damaged is lacking too: these rows are those that it held. A seal stays meanwhile, and nobody trusts shards that differ from it.
-    """
-    import contextlib
-    import hashlib
-
-    import numpy as np
-
-    from base.errors import IntegrityError
-    from cache_specs import integrity, mend, store
-    from cache_specs.view import STATUS, default_rows
-
+    items: Items,
+    emb_ND: np.ndarray,
+    status_N: np.ndarray,
+    array: Array,
+) -> View:
+    """The view's description, unless it is there. The rows' own digest stands where an extracted
+    view has its weights'."""
     n, width = emb_ND.shape
     digest = hashlib.sha256(emb_ND.data)
     digest.update(status_N.data)
-    declared = {"backend": store.IMPORTED, "width": width, "storage_dtype": "float16"}
-    view = store.create_view(
+    return store.create_view(
         folder,
         config.view,
-        declared,
+        {"backend": store.IMPORTED, "width": width, "storage_dtype": "float16"},
         digest.hexdigest(),
         items.fingerprint,
         n,
         config.shard_rows or default_rows(n),
         _provenance(config, array),
     )
-    status = None
-    if view.is_complete:
-        with contextlib.suppress(IntegrityError):
-            status = integrity.check(view)
-    done = status is not None
-    if not done:
-        with store.writer_lock(view.folder):
-            lost = sorted(
-                {problem.shard for problem in mend.problems(view) if problem.shard is not None}
-            )
-            if lost:
-                print(
-                    f"{view.name}: damaged, so written again: {len(lost)} of {view.shards} shards: {', '.join(map(str, lost))}"
-                )
-            for shard in sorted({*view.pending(), *lost}):
-                first, last = view.bounds(shard)
-                emb_RD, status_R = (
-                    np.full((view.rows, width), np.nan, np.float16),
-                    np.zeros(view.rows, np.uint8),
-                )
-                emb_RD[: last - first], status_R[: last - first] = (
-                    emb_ND[first:last],
-                    status_N[first:last],
-                )
-                store.write_shard(view, shard, emb_RD, status_R)
-            integrity.seal(view)
-        status = integrity.check(view)
-    print(
-        f"{view.name}: {'already in the cache, nothing to do' if done else 'finished'}: {n:,} rows x {width} in {view.folder}"
-    )
-    bad = status.nonzero()[0]
-    if len(bad):
-        counts = ", ".join(
-            f"{int((status == code).sum()):,} {STATUS[code]}"
-            for code in sorted(set(status[bad].tolist()))
-        )
-        print(
-            f"{view.name}: {len(bad):,} of {n:,} rows have no embedding ({counts}) and are left out of training, the first is {items.keys[bad[0]]!r}: "
-            f"the array `status` of {view.folder}"
-        )
-    return view
 
 
-def _provenance(config: ImportConfig, array: "Array") -> dict[str, object]:
-    """Recorded, not hashed: where the numbers came from. The source's digest is that of its rows, in weights_sha256."""
-    import platform
-    from importlib.metadata import version
-
+def _provenance(config: ImportConfig, array: Array) -> dict[str, object]:
+    """Recorded, not hashed: where the numbers came from. The source's digest is that of its rows,
+    in weights_sha256."""
     path = Path(config.source).expanduser().resolve()
     return {
         "imported": path.name,
@@ -167,3 +135,46 @@ def _provenance(config: ImportConfig, array: "Array") -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("numpy", "h5py", "zarr")},
     }
+
+
+def _status_if_whole(view: View) -> np.ndarray | None:
+    """(N,) uint8, where the view is finished and undamaged."""
+    if view.is_complete:
+        with contextlib.suppress(IntegrityError):
+            return integrity.check(view)
+    return None
+
+
+def _write_lacking(view: View, emb_ND: np.ndarray, status_N: np.ndarray) -> None:
+    """Write what the cache lacks of the view, and seal it. A shard that is damaged is lacking too:
+    these rows are those that it held. A seal stays meanwhile, and nobody trusts shards that differ
+    from it."""
+    with store.writer_lock(view.folder):
+        shards = [problem.shard for problem in mend.problems(view)]
+        damaged = sorted({shard for shard in shards if shard is not None})
+        if damaged:
+            log.info(
+                f"{view.name}: damaged, so written again: {len(damaged)} of {view.shards} shards: "
+                f"{', '.join(map(str, damaged))}"
+            )
+        for shard in sorted({*view.pending(), *damaged}):
+            first, last = view.bounds(shard)
+            emb_RD = np.full((view.rows, view.width), np.nan, np.float16)
+            emb_RD[: last - first] = emb_ND[first:last]
+            status_R = np.zeros(view.rows, np.uint8)
+            status_R[: last - first] = status_N[first:last]
+            store.write_shard(view, shard, emb_RD, status_R)
+        integrity.seal(view)
+
+
+def _say_bad_rows(view: View, items: Items, status: np.ndarray) -> None:
+    bad = status.nonzero()[0]
+    if not len(bad):
+        return
+    codes, numbers = np.unique(status[bad], return_counts=True)
+    pairs = zip(codes.tolist(), numbers.tolist(), strict=True)
+    counts = ", ".join(f"{number:,} {STATUS[code]}" for code, number in pairs)
+    log.info(
+        f"{view.name}: {len(bad):,} of {view.n:,} rows have no embedding ({counts}) and are left "
+        f"out of training, the first is {items.keys[bad[0]]!r}: the array `status` of {view.folder}"
+    )

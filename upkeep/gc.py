@@ -1,20 +1,27 @@
-"""make gc [CACHE=…] [ARGS=--yes]     (python -m upkeep.gc)
+"""make gc [CACHE=…] [ARGS=--yes]
 
-Lists what no finished view needs: left-over temp files, stray shards, views hardly begun (with --unfinished also those with finished shards),
-item lists without a view. Asks, and removes it on "yes". A finished view is never removed, damaged or not, nor anything that a process holds,
-nor what is not ours.
+Lists what no finished view needs: left-over temp files, stray shards, views hardly begun (with
+--unfinished also those with finished shards), item lists without a view. Asks, and removes it on
+"yes". A finished view is never removed, damaged or not, nor anything that a process holds, nor what
+is not ours.
 """
 
 import contextlib
+import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from base import durable, locks
 from base.errors import CoviewError, StorageError, UsageError
+from cache_specs import integrity, store
+from cache_specs.versions import current, dataset_folders, is_older
 from upkeep.config import GcConfig
+
+log = logging.getLogger(f"coview.{__name__}")
 
 
 @dataclass(frozen=True)
@@ -24,197 +31,182 @@ class Waste:
     size: int
 
 
-def waste(cache: Path, unfinished: bool = False) -> Iterator[Waste]:
-    """What could go, in order of removal; views with finished shards only if `unfinished`. What a process holds is left out."""
-    from base import locks
-    from cache_specs import integrity, store
-    from cache_specs.versions import is_older
+def command(config: GcConfig, found: dict[str, Any]) -> None:
+    """make gc."""
+    collect(config)
 
-    for dataset in sorted(
-        path
-        for path in cache.iterdir()
-        if (path / "dataset.json").is_file() and not path.is_symlink()
-    ):
-        yield from (
-            _of(path, "a temp file")
-            for path in (dataset / ".items.parquet.tmp", dataset / ".dataset.json.tmp")
-            if path.exists()
+
+def collect(config: GcConfig) -> None:
+    """List, ask, remove. Raises UsageError without a cache, or where nobody can be asked;
+    StorageError while anybody writes to the cache."""
+    cache = Path(config.cache)
+    if not cache.is_dir():
+        raise UsageError(f"there is no cache {cache}; name it with CACHE=…")
+    with _alone(cache):
+        found = list(waste(cache, config.unfinished))
+    for one in found:
+        log.info(f"  {one.size / 1e6:10,.1f} MB  {one.path}: {one.why}")
+    if not found:
+        others = "" if config.unfinished else ", and those with finished shards (see --unfinished)"
+        log.info(f"{cache}: nothing to remove; finished views are kept{others}")
+    elif config.yes or _confirmed(len(found)):
+        _remove(cache, found, config.unfinished)
+    else:
+        log.info("nothing is removed")
+
+
+def _confirmed(count: int) -> bool:
+    if not os.isatty(0):
+        raise UsageError(
+            "nothing is removed: there is no terminal to ask. To remove these "
+            f"{count}: make gc ARGS=--yes"
         )
-        folders, going = store.named_folders(dataset), []
-        for folder in folders:
-            done, held = (
-                len(list((folder / "commits").glob("*.json"))),
-                locks.lock_holder(folder) or folder.is_symlink(),
-            )
-            if not held and store.is_leftover(folder):
-                going.append(_of(folder, "a view that was hardly begun"))
-            elif (
-                not held
-                and store.is_created(folder)
-                and not (folder / "complete.json").is_file()
-                and (unfinished or not (done or _has_shards(folder)))
-            ):
-                going.append(
-                    _of(
-                        folder,
-                        f"an unfinished view ({done} shards are done; "
-                        + (
-                            "of an older version of its data set"
-                            if is_older(dataset)
-                            else f"{store.command(folder, 'extract')} would go on"
-                        )
-                        + ")",
-                    )
-                )
-            elif not held:
-                yield from (_of(path, "a temp file") for path in sorted(folder.rglob(".*.tmp")))
-                yield from (
-                    _of(path, "put aside by make repair, no shard of its view")
-                    for path in sorted(folder.glob("strays/*"))
-                )
-                with contextlib.suppress(CoviewError):  # damaged: make repair comes first
-                    yield from (
-                        _of(stray.file, "a file that is no shard of its view")
-                        for stray in integrity.strays(store.open_view(folder))
-                    )
-        yield from going
-        if (
-            len(going) == len(folders)
-            and not locks.lock_holder(dataset)
-            and _is_ours(dataset, folders)
-        ):
-            yield _of(dataset, "an item list without a view" + _before(dataset))
+    return input(f"Remove these {count}? Type yes: ").strip().lower() == "yes"
+
+
+def _remove(cache: Path, found: Sequence[Waste], unfinished: bool) -> None:
+    """What is still waste, after the answer that nobody was kept waiting for."""
+    going = 0
+    with _alone(cache):
+        still = {one.path for one in waste(cache, unfinished)}
+        for one in found:
+            if one.path in still:
+                remove_waste(one)
+                going += 1
+    left = f", {len(found) - going} left: they have changed meanwhile"
+    log.info(f"{going} removed{left if going < len(found) else ''}")
+
+
+@contextlib.contextmanager
+def _alone(cache: Path) -> Generator[None]:
+    """While no extraction, import or repair runs: between its item list and its first shard it
+    holds nothing else."""
+    try:
+        with locks.lock(cache, name=locks.USERS):
+            yield
+    except StorageError as error:
+        why = str(error)
+        if "is being written" in why:
+            why = f"an extraction, import or repair is at work in {cache} ({error})"
+        raise StorageError(f"nothing is removed: {why}. Mend that first") from error
+
+
+def waste(cache: Path, unfinished: bool = False) -> Iterator[Waste]:
+    """What could go, in order of removal; views with finished shards only if `unfinished`. What a
+    process holds is left out."""
+    for dataset in sorted(cache.iterdir()):
+        if (dataset / "dataset.json").is_file() and not dataset.is_symlink():
+            yield from _waste_of(dataset, unfinished)
+
+
+def _waste_of(dataset: Path, unfinished: bool) -> Iterator[Waste]:
+    for name in (".items.parquet.tmp", ".dataset.json.tmp"):
+        if (dataset / name).exists():
+            yield _measured(dataset / name, "a temp file")
+    folders, going = store.named_folders(dataset), []
+    for folder in folders:
+        if locks.lock_holder(folder) or folder.is_symlink():
+            continue
+        why = _why_it_goes(folder, unfinished)
+        if why:
+            going.append(_measured(folder, why))
+        else:
+            yield from _waste_in(folder)
+    yield from going
+    free = len(going) == len(folders) and not locks.lock_holder(dataset)
+    if free and _is_ours(dataset, folders):
+        yield _measured(dataset, f"an item list without a view{_before(dataset)}")
+
+
+def _why_it_goes(folder: Path, unfinished: bool) -> str:
+    """Why a view's folder goes as a whole; '' where it stays."""
+    if store.is_leftover(folder):
+        return "a view that was hardly begun"
+    if not store.is_created(folder) or (folder / "complete.json").is_file():
+        return ""
+    done = len(list((folder / "commits").glob("*.json")))
+    if not unfinished and (done or _has_shards(folder)):
+        return ""
+    then = f"{store.command(folder, 'extract')} would go on"
+    if is_older(folder.parent):
+        then = "of an older version of its data set"
+    return f"an unfinished view ({done} shards are done; {then})"
+
+
+def _has_shards(folder: Path) -> bool:
+    """More shards than those that a killed writer had not committed yet: their records were lost,
+    in a copy that was cut short, say."""
+    shards = len(list((folder / "embeddings").glob("c/*/0")))
+    return shards > len(list(folder.glob("progress-*"))) + 1
+
+
+def _waste_in(folder: Path) -> Iterator[Waste]:
+    """What goes of a view that stays."""
+    for path in sorted(folder.rglob(".*.tmp")):
+        yield _measured(path, "a temp file")
+    for path in sorted(folder.glob("strays/*")):
+        yield _measured(path, "put aside by make repair, no shard of its view")
+    with contextlib.suppress(CoviewError):  # damaged: make repair comes first
+        for stray in integrity.strays(store.open_view(folder)):
+            yield _measured(stray.file, "a file that is no shard of its view")
+
+
+def _is_ours(dataset: Path, folders: Sequence[Path]) -> bool:
+    """Would removing the folder take nothing with it that is not ours?"""
+    ours = {"dataset.json", "items.parquet", ".lock", *(folder.name for folder in folders)}
+    return {path.name for path in dataset.iterdir()} <= ours
 
 
 def _before(dataset: Path) -> str:
     """Said of an item list that is the current version of its data set."""
-    from cache_specs.versions import current, dataset_folders
-
     folders = dataset_folders(dataset.parent, dataset.name.rpartition("-")[0])
-    before = (
-        current([folder for folder in folders if folder != dataset])
-        if len(folders) > 1 and current(folders) == dataset
-        else None
-    )
+    if len(folders) < 2 or current(folders) != dataset:
+        return ""
+    before = current([folder for folder in folders if folder != dataset])
     return f" (without it {before.name} is the current version again)" if before else ""
 
 
-def _has_shards(folder: Path) -> bool:
-    """More shards than those that a killed writer had not committed yet: their records were lost, in a copy that was cut short, say."""
-    return (
-        len(list((folder / "embeddings").glob("c/*/0"))) > len(list(folder.glob("progress-*"))) + 1
-    )
-
-
-def _is_ours(dataset: Path, folders: list[Path]) -> bool:
-    """Would removing the folder take nothing with it that is not ours?"""
-    return {path.name for path in dataset.iterdir()} <= {
-        "dataset.json",
-        "items.parquet",
-        ".lock",
-        *(folder.name for folder in folders),
-    }
-
-
-def _of(path: Path, why: str) -> Waste:
-    files = (
-        [path]
-        if path.is_file() or path.is_symlink()
-        else [inner for inner in path.rglob("*") if inner.is_file()]
-    )
+def _measured(path: Path, why: str) -> Waste:
+    if path.is_file() or path.is_symlink():
+        files = [path]
+    else:
+        files = [inner for inner in path.rglob("*") if inner.is_file()]
     return Waste(path, why, sum(file.lstat().st_size for file in files))
 
 
-def remove(one: Waste) -> None:
-    """Remove one thing, holding the lock of the view or data set that it is or lies in. Raises StorageError when somebody is at work there."""
-    from base import durable, locks
-    from cache_specs import store
-
+def remove_waste(one: Waste) -> None:
+    """Remove one thing, holding the lock of the view or data set that it is or lies in. Raises
+    StorageError when somebody is at work there."""
     if not one.path.exists() and not one.path.is_symlink():
         return
-    inside = next(
-        (
-            parent
-            for parent in (one.path, *one.path.parents)
-            if (parent / "zarr.json").is_file() and (parent / "commits").is_dir()
-        ),
-        one.path if one.path.is_dir() else one.path.parent,
-    )
+    inside = _locked_by(one.path)
     try:
         with locks.lock(inside):
-            if inside != one.path:
-                shutil.rmtree(one.path) if one.path.is_dir() else one.path.unlink()
-                return
-            if (one.path / "complete.json").is_file() or store.named_folders(one.path):
-                return  # finished, or begun, meanwhile
-            for name in ("zarr.json", "dataset.json"):  # first what says that it is one
-                (one.path / name).unlink(missing_ok=True)
-            shutil.rmtree(one.path)
-            durable.fsync_folder(one.path.parent)
+            if inside == one.path:
+                _remove_folder(one.path)
+            elif one.path.is_dir():
+                shutil.rmtree(one.path)
+            else:
+                one.path.unlink()
     except OSError as error:
         raise StorageError(
             f"cannot remove {one.path}: {error.strerror}. Mend that, or remove it by hand"
         ) from error
 
 
-def collect(config: GcConfig) -> None:
-    """List, ask, remove. Raises UsageError without a cache, or where nobody can be asked; StorageError while anybody writes to the cache."""
-    cache = Path(config.cache)
-    if not cache.is_dir():
-        raise UsageError(f"there is no cache {cache}; name it with CACHE=…")
-    with _alone(cache):
-        found = list(waste(cache, config.unfinished))
-    if not found:
-        print(
-            f"{cache}: nothing to remove; finished views are kept"
-            + ("" if config.unfinished else ", and those with finished shards (see --unfinished)")
-        )
+def _locked_by(path: Path) -> Path:
+    """The folder whose lock guards what lies there: a view's, else a data set's."""
+    for folder in (path, *path.parents):
+        if (folder / "zarr.json").is_file() and (folder / "commits").is_dir():
+            return folder
+    return path if path.is_dir() else path.parent
+
+
+def _remove_folder(folder: Path) -> None:
+    """A view's or a data set's, unless it was finished, or begun, meanwhile."""
+    if (folder / "complete.json").is_file() or store.named_folders(folder):
         return
-    for one in found:
-        print(f"  {one.size / 1e6:10,.1f} MB  {one.path}: {one.why}")
-    if not config.yes:
-        if not os.isatty(0):
-            raise UsageError(
-                f"nothing is removed: there is no terminal to ask. To remove these {len(found)}: make gc ARGS=--yes"
-            )
-        if input(f"Remove these {len(found)}? Type yes: ").strip().lower() != "yes":
-            print("nothing is removed")
-            return
-    with _alone(cache):
-        still = {
-            one.path for one in waste(cache, config.unfinished)
-        }  # nobody was kept waiting for the answer
-        going = [one for one in found if one.path in still]
-        for one in going:
-            remove(one)
-    print(
-        f"{len(going)} removed"
-        + (
-            f", {len(found) - len(going)} left: they have changed meanwhile"
-            if len(going) < len(found)
-            else ""
-        )
-    )
-
-
-@contextlib.contextmanager
-def _alone(cache: Path) -> Iterator[None]:
-    """While no extraction, import or repair runs: between its item list and its first shard it holds nothing else."""
-    from base import locks
-
-    try:
-        with locks.lock(cache, name=locks.USERS):
-            yield
-    except StorageError as error:
-        busy = "is being written" in str(error)
-        why = (
-            f"an extraction, import or repair is at work in {cache} ({error})"
-            if busy
-            else str(error)
-        )
-        raise StorageError(f"nothing is removed: {why}. Mend that first") from error
-
-
-def command(config: GcConfig, found: dict[str, Any]) -> None:
-    """make gc."""
-    collect(config)
+    for name in ("zarr.json", "dataset.json"):  # first what says that it is one
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+    durable.fsync_folder(folder.parent)

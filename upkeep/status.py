@@ -1,152 +1,121 @@
-"""make status [CACHE=…]     (python -m upkeep.status)
+"""make status [CACHE=…]
 
-Every view of the cache: rows, bytes, since when, verified when, bad rows; of an extraction that runs now the rate, the time left, and
-which step its time goes into. Reads descriptions only, no embeddings (that is `make verify`).
+Every view of the cache: rows, bytes, since when, verified when, bad rows; of an extraction that
+runs now the rate, the time left, and which step its time goes into. Reads descriptions only, no
+embeddings (that is `make verify`).
 """
 
 import json
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from base import locks
 from base.console import rate_text
 from base.errors import CoviewError, UsageError
+from cache_specs import integrity, store
+from cache_specs.items import read_items
+from cache_specs.sources import read_source
+from cache_specs.versions import is_older, version_of
+from cache_specs.view import STATUS, View
 from upkeep.config import StatusConfig
 
-if TYPE_CHECKING:
-    from cache_specs.view import View
+REMOVE = "make gc ARGS=--unfinished"
 
 
-_TO_GO_ON = {"make gc ARGS=--unfinished": "of images as they are no more; to remove it: "}
+def command(config: StatusConfig, found: dict[str, Any]) -> None:
+    """make status."""
+    if config.json:
+        found |= {"cache": config.cache, "datasets": dataset_records(Path(config.cache))}
+    else:
+        print(status_text(Path(config.cache)))
 
 
-def records(cache: Path) -> list[dict[str, Any]]:
-    """One record a data set: what it is, and one record for each of its views. Raises UsageError when there is no such cache."""
-    from cache_specs.items import read_items
-    from cache_specs.sources import read_source
-    from cache_specs.store import lost_folders, view_folders
-    from cache_specs.versions import is_older, version_of
-
+def dataset_records(cache: Path) -> list[dict[str, Any]]:
+    """One record a data set: what it is, and one record for each of its views. Raises UsageError
+    when there is no such cache."""
     if not cache.is_dir():
         raise UsageError(
-            f"there is no cache {cache}; name it with CACHE=…, or fill it: make extract VIEW=clip DATA=photos/"
+            f"there is no cache {cache}; name it with CACHE=…, or fill it: make extract VIEW=clip "
+            "DATA=photos/"
         )
     found = []
-    for dataset in sorted(
-        path
-        for path in cache.iterdir()
-        if path.is_dir() and ((path / "dataset.json").is_file() or view_folders(path))
-    ):
-        record: dict[str, Any] = {
-            "dataset": dataset.name,
-            "items": None,
-            "source": None,
-            "error": None,
-            "version": max(version_of(dataset), 0),
-            "older": is_older(dataset),
-        }
-        try:
-            record |= {"items": len(read_items(dataset)), "source": read_source(dataset)}
-        except CoviewError as error:
-            record["error"] = str(error)
-        lost = [
-            {"folder": folder.name, "state": "lost", "next": "make verify"}
-            for folder in lost_folders(dataset)
-        ]
-        found.append(
-            {
-                **record,
-                "views": [_view(folder, record["older"]) for folder in view_folders(dataset)]
-                + lost,
-            }
-        )
+    for folder in sorted(path for path in cache.iterdir() if path.is_dir()):
+        if (folder / "dataset.json").is_file() or store.view_folders(folder):
+            found.append(_dataset_record(folder))
     return found
 
 
-def status(cache: Path) -> str:
-    """The table as text. Raises UsageError when there is no such cache."""
-    lines, found = [], records(cache)
-    several = {dataset["dataset"].rpartition("-")[0] for dataset in found if dataset["older"]}
-    for dataset in found:
-        name = dataset["dataset"]
-        which = (
-            f", an older version, DATA={name} names it"
-            if dataset["older"]
-            else ", the current version"
-            if name.rpartition("-")[0] in several
-            else ""
-        )
-        lines.append(
-            f"{name}: {dataset['error'] or '{:,} items of {}'.format(dataset['items'], dataset['source'])}{which}"
-        )
-        lines += [f"  {view['folder']:28} {_text(view)}" for view in dataset["views"]]
-        lines += ["  no view yet"] * (
-            not [view for view in dataset["views"] if view["state"] != "lost"]
-        )
-    return "\n".join(lines or [f"{cache} is empty. Fill it: make extract VIEW=clip DATA=photos/"])
+def _dataset_record(dataset: Path) -> dict[str, Any]:
+    older = is_older(dataset)
+    record: dict[str, Any] = {
+        "dataset": dataset.name,
+        "items": None,
+        "source": None,
+        "error": None,
+        "version": max(version_of(dataset), 0),
+        "older": older,
+    }
+    try:
+        record |= {"items": len(read_items(dataset)), "source": read_source(dataset)}
+    except CoviewError as error:
+        record["error"] = str(error)
+    views = [_view_record(folder, older) for folder in store.view_folders(dataset)]
+    for folder in store.lost_folders(dataset):
+        views.append({"folder": folder.name, "state": "lost", "next": "make verify"})
+    return {**record, "views": views}
 
 
-def _view(folder: Path, older: bool) -> dict[str, Any]:
+def _view_record(folder: Path, older: bool) -> dict[str, Any]:
     """state: finished, unfinished, running (an extraction writes to it now), damaged."""
-    from base import locks
-    from cache_specs import integrity, store
-
     record: dict[str, Any] = {"folder": folder.name, "view": folder.name.rpartition("-")[0]}
     try:
         view = store.open_view(folder)
-        done = view.shards - len(view.pending())
         record |= {
             "rows": view.n,
             "width": view.width,
             "bytes": view.shards * (view.embeddings_bytes + view.status_bytes),
             "shards": view.shards,
-            "shards_done": done,
+            "shards_done": view.shards - len(view.pending()),
         }
-        if (holder := locks.lock_holder(folder)) is not None:
-            return record | {"state": "running", "process": holder, "progress": _running(view)}
-        if not view.is_complete:
-            return record | {
-                "state": "unfinished",
-                "next": "make gc ARGS=--unfinished" if older else store.command(folder, "extract"),
-            }
-        bad: Counter[str] = Counter()
-        for commit in integrity.read_seal(view)["shards"]:
-            bad.update(
-                {name: count for name, count in commit["status"].items() if name != store.STATUS[0]}
-            )
-        return record | {
-            "state": "finished",
-            "finished": _when(folder / "complete.json"),
-            "verified": integrity.verified_when(view),
-            "bad": dict(bad),
-        }
+        return record | _state(view, older)
     except CoviewError as error:
         return record | {"state": "damaged", "error": str(error)}
 
 
-def _text(view: dict[str, Any]) -> str:
-    if view["state"] == "lost":
-        return "shards without a description: make verify"
-    if view["state"] == "damaged":
-        return f"NOT OK: {view['error']}"
-    head = f"{view['rows']:,} x {view['width']}, {view['bytes'] / 1e6:,.1f} MB"
-    if view["state"] == "running":
-        return f"{head}: being written by process {view['process']}{_progress(view['progress'])}"
-    if view["state"] == "unfinished":
-        return f"{head}: unfinished, {view['shards_done']} of {view['shards']} shards; {_TO_GO_ON.get(view['next'], 'to go on: ') + view['next']}"
-    bad, when = view["bad"], view["verified"]
-    return (
-        f"{head}: finished {view['finished']}, {f'verified {when}' if when else 'not verified since'}, {sum(bad.values())} bad rows"
-        + (f" ({', '.join(f'{count} {name}' for name, count in bad.items())})" if bad else "")
-    )
+def _state(view: View, older: bool) -> dict[str, Any]:
+    holder = locks.lock_holder(view.folder)
+    if holder is not None:
+        return {"state": "running", "process": holder, "progress": _running(view)}
+    if not view.is_complete:
+        go_on = REMOVE if older else store.command(view.folder, "extract")
+        return {"state": "unfinished", "next": go_on}
+    sealed_at = (view.folder / "complete.json").stat().st_mtime
+    return {
+        "state": "finished",
+        "finished": time.strftime("%Y-%m-%d %H:%M", time.localtime(sealed_at)),
+        "verified": integrity.verified_when(view),
+        "bad": _bad_rows(view),
+    }
 
 
-def _running(view: "View") -> dict[str, Any] | None:
-    """What the processes of a running extraction say of themselves, added up. seconds_left is that of the slowest; seconds: where its time goes."""
-    parts = []
+def _bad_rows(view: View) -> dict[str, int]:
+    """By status, how many rows of a finished view have no embedding."""
+    counts: Counter[str] = Counter()
+    for shard in integrity.read_seal(view)["shards"]:
+        counts.update(shard["status"])
+    counts.pop(STATUS[0], None)
+    return dict(counts)
+
+
+def _running(view: View) -> dict[str, Any] | None:
+    """What the processes of a running extraction say of themselves, added up. seconds_left is that
+    of the slowest; seconds: where its time goes."""
+    parts: list[dict[str, Any]] = []
     for path in view.folder.glob("progress-*.json"):
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError):  # it is just ending
             part = json.loads(path.read_text())
             parts.append(
                 {
@@ -156,45 +125,84 @@ def _running(view: "View") -> dict[str, Any] | None:
                     "seconds": dict(part["seconds"]),
                 }
             )
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # it is just ending
     if not parts:
         return None
+    found: dict[str, Any] = {"done": 0, "total": 0, "rate": 0}
     seconds: Counter[str] = Counter()
+    left = []
     for part in parts:
+        for key in found:
+            found[key] += part[key]
         seconds.update(part["seconds"])
-    left = [
-        (part["total"] - part["done"]) / part["rate"] if part["rate"] > 0 else None
-        for part in parts
-    ]
+        if part["rate"] > 0:
+            left.append((part["total"] - part["done"]) / part["rate"])
     return {
-        **{key: sum(part[key] for part in parts) for key in ("done", "total", "rate")},
+        **found,
         "seconds": dict(seconds.most_common()),
-        "seconds_left": None if None in left else max(left),
+        "seconds_left": max(left) if len(left) == len(parts) else None,
     }
 
 
-def _progress(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return ""
-    seconds, left = found["seconds"], found["seconds_left"]
-    shares = ", ".join(
-        f"{step} {100 * used / max(sum(seconds.values()), 1e-9):.0f} %"
-        for step, used in seconds.items()
-    )
+def status_text(cache: Path) -> str:
+    """A line a data set, and a line each of its views. Raises UsageError when there is no such
+    cache."""
+    found = dataset_records(cache)
+    if not found:
+        return f"{cache} is empty. Fill it: make extract VIEW=clip DATA=photos/"
+    several = {_name(dataset) for dataset in found if dataset["older"]}
+    lines = []
+    for dataset in found:
+        lines.append(_dataset_line(dataset, _name(dataset) in several))
+        for view in dataset["views"]:
+            lines.append(f"  {view['folder']:28} {_view_text(view)}")
+        if all(view["state"] == "lost" for view in dataset["views"]):
+            lines.append("  no view yet")
+    return "\n".join(lines)
+
+
+def _name(dataset: dict[str, Any]) -> str:
+    return dataset["dataset"].rpartition("-")[0]
+
+
+def _dataset_line(dataset: dict[str, Any], has_older: bool) -> str:
+    folder, which = dataset["dataset"], ""
+    if dataset["older"]:
+        which = f", an older version, DATA={folder} names it"
+    elif has_older:
+        which = ", the current version"
+    if dataset["error"]:
+        return f"{folder}: {dataset['error']}{which}"
+    return f"{folder}: {dataset['items']:,} items of {dataset['source']}{which}"
+
+
+def _view_text(view: dict[str, Any]) -> str:
+    if view["state"] == "lost":
+        return "shards without a description: make verify"
+    if view["state"] == "damaged":
+        return f"NOT OK: {view['error']}"
+    head = f"{view['rows']:,} x {view['width']}, {view['bytes'] / 1e6:,.1f} MB"
+    if view["state"] == "running":
+        progress = _progress_text(view["progress"]) if view["progress"] else ""
+        return f"{head}: being written by process {view['process']}{progress}"
+    if view["state"] == "unfinished":
+        how = "to go on: "
+        if view["next"] == REMOVE:
+            how = "of images as they are no more; to remove it: "
+        done = f"{view['shards_done']} of {view['shards']} shards"
+        return f"{head}: unfinished, {done}; {how}{view['next']}"
+    verified = f"verified {view['verified']}" if view["verified"] else "not verified since"
+    bad = f"{sum(view['bad'].values())} bad rows"
+    if view["bad"]:
+        bad += f" ({', '.join(f'{count} {name}' for name, count in view['bad'].items())})"
+    return f"{head}: finished {view['finished']}, {verified}, {bad}"
+
+
+def _progress_text(found: dict[str, Any]) -> str:
+    whole = max(sum(found["seconds"].values()), 1e-9)
+    shares = [f"{step} {100 * used / whole:.0f} %" for step, used in found["seconds"].items()]
+    left = "?" if found["seconds_left"] is None else f"{found['seconds_left'] / 3600:.2f} h"
     return (
-        f"\n{'':31}{found['done']:,} of {found['total']:,} images, {rate_text(found['rate'])} images/s, "
-        f"{'?' if left is None else f'{left / 3600:.2f} h'} left; bottleneck: {next(iter(seconds), '?')} ({shares})"
+        f"\n{'':31}{found['done']:,} of {found['total']:,} images, "
+        f"{rate_text(found['rate'])} images/s, {left} left; "
+        f"bottleneck: {next(iter(found['seconds']), '?')} ({', '.join(shares)})"
     )
-
-
-def _when(path: Path) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
-
-
-def command(config: StatusConfig, found: dict[str, Any]) -> None:
-    """make status."""
-    if config.json:
-        found |= {"cache": config.cache, "datasets": records(Path(config.cache))}
-    else:
-        print(status(Path(config.cache)))

@@ -20,7 +20,7 @@ from train.data.reader import open_cache
 from upkeep import gc
 from upkeep.config import RepairConfig, VerifyConfig
 from upkeep.repair import mend_view
-from upkeep.status import status
+from upkeep.status import status_text as status
 from upkeep.verify import verify
 
 

@@ -26,7 +26,7 @@ from cache_specs.sources import dataset_name, read_source, source_path
 from cache_specs.succession import write_items
 from cache_specs.versions import current, is_older, tops, version_of
 from extract.data.datasets import build_items, open_dataset
-from upkeep.status import status
+from upkeep.status import status_text as status
 
 KEYS = [
     "A.jpg",

@@ -1,4 +1,5 @@
-"""Embeddings in from elsewhere and out to elsewhere: every format, every refusal, and the same bytes back."""
+"""Embeddings in from elsewhere and out to elsewhere: every format, every refusal, and the same
+bytes back."""
 
 import dataclasses
 import io
@@ -30,8 +31,8 @@ from cache_specs import integrity, items, lookup, sources, store
 from cache_specs.succession import write_items
 from cache_specs.view import STATUS
 from exchange.config import ExportConfig, ImportConfig
-from exchange.export import export
-from exchange.importer import run
+from exchange.export import export_view
+from exchange.importer import import_view
 from extract.run import run as extract
 from train.data.reader import map_view, open_cache
 from upkeep.config import RepairConfig, VerifyConfig
@@ -45,7 +46,8 @@ EMB = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A cache with one data set, `pets`: the items of KEYS (sorted, so not in the order of EMB) and no view."""
+    """A cache with one data set, `pets`: the items of KEYS (sorted, so not in the order of EMB) and
+    no view."""
     keys = sorted(KEYS)
     label, classes = items.class_index([key.split("/")[0] for key in keys])
     write_items(
@@ -88,7 +90,7 @@ def write(path: Path, **arrays) -> Path:
 def imported(
     home: Path, source: Path, view: str = "mine", data: str = "pets", **settings
 ) -> store.View:
-    return run(
+    return import_view(
         ImportConfig(
             view=view,
             source=str(source),
@@ -256,7 +258,8 @@ def test_rows_that_float16_makes_zero_are_refused(home: Path, capsys) -> None:
     for dtype in ("float32", "float64"):
         with pytest.raises(
             DataQualityError,
-            match=rf"2 rows of .*a.npz: embeddings.npy are not zero in the file but all zeros in float16.*first is "
+            match=rf"2 rows of .*a.npz: embeddings.npy are not zero in the file but all zeros in "
+            rf"float16.*first is "
             rf"'{KEYS[3]}': multiply the embeddings by a constant",
         ):
             imported(home, write(home / "a.npz", embeddings=emb.astype(dtype), keys=KEYS))
@@ -274,7 +277,8 @@ def test_partial(home: Path, capsys) -> None:
     with pytest.raises(
         UsageError,
         match=re.escape(
-            f"less.npz has no row for 2 of the 50 items of 'pets'; the first is {KEYS[-2]!r}. To import the others "
+            f"less.npz has no row for 2 of the 50 items of 'pets'; the first is {KEYS[-2]!r}. To "
+            f"import the others "
             "all the same: ARGS='--partial'"
         ),
     ):
@@ -307,7 +311,8 @@ def test_again_is_a_hit_and_another_matrix_is_stale(home: Path, capsys) -> None:
     assert stamp == {path: path.stat().st_mtime_ns for path in stamp}
     with pytest.raises(
         StaleError,
-        match=r"was made of other embeddings:\n  embeddings.sha256: \w{12}… -> \w{12}…\nTo keep both, import these "
+        match=r"was made of other embeddings:\n  embeddings.sha256: \w{12}… -> \w{12}…\nTo keep "
+        r"both, import these "
         "under another name: VIEW=mine-2. To make it anew, delete",
     ):
         imported(home, write(home / "c.npz", embeddings=EMB + 1, keys=KEYS))
@@ -325,9 +330,10 @@ def test_an_extracted_view_is_no_imported_one(made, tmp_path: Path) -> None:
     )
     with pytest.raises(
         StaleError,
-        match=r"made with another spec:\n  backend: transformers -> imported\nTo keep both, import these under another name",
+        match=r"made with another spec:\n  backend: transformers -> imported\nTo keep both, "
+        r"import these under another name",
     ):
-        run(config)
+        import_view(config)
 
 
 def test_a_bundled_name_is_not_compared_with_its_spec(home: Path) -> None:
@@ -346,7 +352,8 @@ def test_a_bundled_name_is_not_compared_with_its_spec(home: Path) -> None:
         ({"X": EMB[None]}, r"the array 'X' has the shape \(1, 50, 6\)"),
         (
             {"emb": (EMB * 9).astype(np.uint8)},
-            r"'emb' holds integers \(uint8\): codes, or pixels\? If they are embeddings, save them .astype\('float32'\)",
+            r"'emb' holds integers \(uint8\): codes, or pixels\? If they are embeddings, save "
+            r"them .astype\('float32'\)",
         ),
         (
             {"emb": EMB.astype(np.complex64)},
@@ -356,15 +363,18 @@ def test_a_bundled_name_is_not_compared_with_its_spec(home: Path) -> None:
         ({"embeddings": EMB[:0]}, r"is empty, with the shape \(0, 6\)"),
         (
             {"a": EMB, "b": EMB, "n": np.arange(3)},
-            r"has 2 two-dimensional float arrays, none called embeddings, X, features, emb. Name the embeddings: "
-            r"ARGS='--array …'. It holds:\n  a  \(50, 6\) float32\n  b  \(50, 6\) float32\n  n  \(3,\) int64",
+            r"has 2 two-dimensional float arrays, none called embeddings, X, features, emb. Name "
+            r"the embeddings: "
+            r"ARGS='--array …'. It holds:\n  a  \(50, 6\) float32\n  b  \(50, 6\) float32\n  n  "
+            r"\(3,\) int64",
         ),
         ({"n": np.arange(3)}, r"the array 'n' has the shape \(3,\), expected \(N, D\)"),
         ({"n": np.arange(3), "m": np.arange(3)}, "has 0 two-dimensional float arrays"),
         ({}, r"It holds:\n  nothing"),
         (
             {"embeddings": EMB},
-            r"does not say which row is whose. Either put an array 'keys' into it \(the items' keys, such as 'cat/00.jpg'; .* or, if its rows "
+            r"does not say which row is whose. Either put an array 'keys' into it \(the items' "
+            r"keys, such as 'cat/00.jpg'; .* or, if its rows "
             r"are the items in exactly that order, say so: ARGS='--by-row-order'",
         ),
         (
@@ -386,11 +396,13 @@ def test_a_bundled_name_is_not_compared_with_its_spec(home: Path) -> None:
         ),
         (
             {"embeddings": EMB, "keys": np.array(KEYS, object)},
-            "a.npz: keys.npy holds Python objects or lists, neither numbers nor strings. A pickle can run code",
+            "a.npz: keys.npy holds Python objects or lists, neither numbers nor strings. A "
+            "pickle can run code",
         ),
         (
             {"embeddings": EMB.astype(object)},
-            "the array 'embeddings' holds Python objects or lists, neither numbers nor strings. A pickle can run code when",
+            "the array 'embeddings' holds Python objects or lists, neither numbers nor strings. "
+            "A pickle can run code when",
         ),
     ],
 )
@@ -444,7 +456,7 @@ def test_other_refusals(home: Path) -> None:
             **settings,
         }
         with pytest.raises(UsageError, match=message):
-            run(ImportConfig(**values))
+            import_view(ImportConfig(**values))
     assert rows(imported(home, fine, array="other")).tobytes() == expected(home, EMB + 1).tobytes()
 
 
@@ -453,7 +465,8 @@ def test_pickles_are_refused_with_the_reason(home: Path, suffix: str) -> None:
     (home / f"a{suffix}").write_bytes(b"\x80\x04N.")
     with pytest.raises(
         UsageError,
-        match=r"A pickle can run code when it is read, .*np.savez\('embeddings.npz', embeddings=…, keys=",
+        match=r"A pickle can run code when it is read, .*np.savez\('embeddings.npz', "
+        r"embeddings=…, keys=",
     ):
         imported(home, home / f"a{suffix}")
 
@@ -592,8 +605,8 @@ def test_a_file_makes_a_data_set(tmp_path: Path, capsys) -> None:
     )
     assert sources.read_source(first.folder.parent) == str(tmp_path / "one.npz")
     assert (
-        "data set 'one': 50 items, 2 classes, 49 labelled. Further views of the same rows, and training: DATA=one"
-        in capsys.readouterr().out
+        "data set 'one': 50 items, 2 classes, 49 labelled. Further views of the same rows, and "
+        "training: DATA=one" in capsys.readouterr().out
     )
     again = write(
         tmp_path / "two.npz", embeddings=-EMB[::-1], keys=found.keys[::-1], y=np.zeros(N, int)
@@ -629,8 +642,10 @@ def test_two_files_of_one_name_are_not_one_data_set(tmp_path: Path) -> None:
         for second in (other, same, less):
             with pytest.raises(
                 StaleError,
-                match=r"the data set 'emb' in .* was made of .*a/emb.npz, not of .*/b/.*emb.npz; without an array of keys nothing "
-                r"says that their rows are the same. For one more view of the same rows: make import VIEW=… FROM=… DATA=emb "
+                match=r"the data set 'emb' in .* was made of .*a/emb.npz, not of .*/b/.*emb.npz; "
+                r"without an array of keys nothing "
+                r"says that their rows are the same. For one more view of the same rows: make "
+                r"import VIEW=… FROM=… DATA=emb "
                 r"ARGS='--by-row-order'. For another data set: ARGS='--name …'",
             ):
                 imported(tmp_path, second, "second", data="")
@@ -661,7 +676,8 @@ def test_two_files_of_one_name_are_not_one_data_set(tmp_path: Path) -> None:
     )
     with pytest.raises(
         StaleError,
-        match=r"the data set 'three' in .* was made of .*b/emb.npz, not of .*pictures. To import for it: DATA=three without --name",
+        match=r"the data set 'three' in .* was made of .*b/emb.npz, not of .*pictures. To import "
+        r"for it: DATA=three without --name",
     ):
         (tmp_path / "pictures").mkdir()
         imported(tmp_path, other, "x", data=str(tmp_path / "pictures"), name="three")
@@ -678,7 +694,8 @@ def test_two_keyed_files_of_one_name_are_one_data_set_if_their_labels_agree(tmp_
     )
     with pytest.raises(
         StaleError,
-        match=r"was made of .*a/emb.npz, not of .*c/emb.npz, with other labels. For one more .* DATA=emb. For another data set",
+        match=r"was made of .*a/emb.npz, not of .*c/emb.npz, with other labels. For one more .* "
+        r"DATA=emb. For another data set",
     ):
         imported(tmp_path, three, "third", data="")
 
@@ -690,7 +707,8 @@ def test_two_keyed_files_of_one_name_are_one_data_set_if_their_labels_agree(tmp_
         ({"y": np.arange(N), "classes": ["a", "b"]}, "row 2 has the label 2; labels are 0 to 1"),
         (
             {"y": np.arange(N) % 3, "classes": ["a", "b", "a"]},
-            "the array 'classes' has the name 'a' more than once; give each class a name of its own",
+            "the array 'classes' has the name 'a' more than once; give each class a name of its "
+            "own",
         ),
         (
             {"y": np.arange(N) % 3, "classes": ["a", "", "b"]},
@@ -864,7 +882,7 @@ def test_out_and_in_again_gives_the_same_bytes(tmp_path: Path, suffix: str, n: i
     assert (integrity.check(first) == STATUS.index("non-finite")).sum() == 1
     target = tmp_path / f"out{suffix}"
     assert (
-        export(ExportConfig("mine", "", str(target), str(tmp_path / "cache"))) == target
+        export_view(ExportConfig("mine", "", str(target), str(tmp_path / "cache"))) == target
         and os.listdir(tmp_path).count(f".{target.name}.tmp") == 0
     )
     second = imported(tmp_path, target, "second", "one", shard_rows=9)
@@ -959,7 +977,8 @@ def test_a_damaged_item_list_is_mended_by_the_same_import(
         assert isinstance(failed.value, IntegrityError) or (name, how) == ("dataset.json", "gone")
     with pytest.raises(
         StaleError,
-        match=r"was made of .*a/one.npz, not of .*b/one.npz. Its item list is damaged, and the import of the very file",
+        match=r"was made of .*a/one.npz, not of .*b/one.npz. Its item list is damaged, and the "
+        r"import of the very file",
     ):
         imported(tmp_path, two, "third", data="")
     capsys.readouterr()
@@ -1064,7 +1083,7 @@ def test_what_other_programs_read(home: Path) -> None:
     view = imported(home, write(home / "a.npz", embeddings=emb, keys=KEYS))
     want, listed, status = rows(view), items.read_items(view.folder.parent), integrity.check(view)
     for suffix in ("npz", "h5", "parquet"):
-        export(ExportConfig("mine", "pets", str(home / f"out.{suffix}"), str(home / "cache")))
+        export_view(ExportConfig("mine", "pets", str(home / f"out.{suffix}"), str(home / "cache")))
     npz = np.load(home / "out.npz", allow_pickle=False)
     assert (
         npz["embeddings"].tobytes() == want.tobytes()
@@ -1111,7 +1130,7 @@ def test_what_other_programs_read(home: Path) -> None:
     assert json.loads(table.schema.metadata[b"coview"])["root"] == integrity.root(view)
     assert pq.ParquetFile(home / "out.parquet").num_row_groups == view.shards
     again = home / "again.npz"
-    export(ExportConfig("mine", "", str(again), str(home / "cache")))
+    export_view(ExportConfig("mine", "", str(again), str(home / "cache")))
     assert again.read_bytes() == (home / "out.npz").read_bytes()
 
 
@@ -1132,12 +1151,13 @@ def test_export_refuses(home: Path, monkeypatch) -> None:
         (
             {"data": ""},
             "2 views are meant, make export takes one. Type one of:\n"
-            f"  make export VIEW=mine DATA=b-.{{8}} CACHE={home}/cache TO=.*x.h5\n  make export VIEW=mine DATA=pets-",
+            f"  make export VIEW=mine DATA=b-.{{8}} CACHE={home}/cache TO=.*x.h5\n  make export "
+            f"VIEW=mine DATA=pets-",
         ),
         ({"to": str(home / "x.h5"), "view": "mien"}, "no view 'mien' in .*did you mean 'mine'"),
     ):
         with pytest.raises(UsageError, match=message):
-            export(
+            export_view(
                 ExportConfig(
                     **{
                         "view": "mine",
@@ -1153,16 +1173,16 @@ def test_export_refuses(home: Path, monkeypatch) -> None:
     with pytest.raises(
         StorageError, match=r"cannot write .*Make room, or name another place: TO=…"
     ):
-        export(ExportConfig("mine", "pets", str(target), str(home / "cache"), True))
+        export_view(ExportConfig("mine", "pets", str(target), str(home / "cache"), True))
     assert target.read_text() == "old" and not (home / ".out.npz.tmp").exists()
     monkeypatch.delenv("COVIEW_FAULT")
-    export(ExportConfig("mine", "pets", str(target), str(home / "cache"), True))
+    export_view(ExportConfig("mine", "pets", str(target), str(home / "cache"), True))
     assert np.load(target)["embeddings"].shape == (N, D)
     data = bytearray(view.embeddings_file(1).read_bytes())
     data[5] ^= 1
     view.embeddings_file(1).write_bytes(data)
     for refused in (
-        lambda: export(ExportConfig("mine", "pets", str(home / "x.h5"), str(home / "cache"))),
+        lambda: export_view(ExportConfig("mine", "pets", str(home / "x.h5"), str(home / "cache"))),
         lambda: imported(home, view.folder, "copy"),
     ):
         with pytest.raises(IntegrityError, match=r"shard 1 .*has changed since it was written"):
@@ -1195,7 +1215,8 @@ def test_which_views_are_meant(home: Path) -> None:
     twin = a.rename(a.with_name("b-" + "0" * 12))
     with pytest.raises(
         UsageError,
-        match=f"2 views are meant, make verify takes one. Type one of:\n  make verify VIEW={twin.name} DATA=pets-.* CACHE=.*\n"
+        match=f"2 views are meant, make verify takes one. Type one of:\n  make verify "
+        f"VIEW={twin.name} DATA=pets-.* CACHE=.*\n"
         f"  make verify VIEW={b.name} DATA=pets-",
     ):
         lookup.find_view(cache, "b", "", "verify")
@@ -1221,7 +1242,7 @@ def test_a_view_of_other_images_is_not_imported(photos: Path, tmp_path: Path, ho
     source = (
         made.folder
         if how == "view"
-        else export(
+        else export_view(
             ExportConfig("tiny-clip", to=str(tmp_path / f"out{how}"), cache=str(tmp_path / "cache"))
         )
     )
@@ -1229,14 +1250,15 @@ def test_a_view_of_other_images_is_not_imported(photos: Path, tmp_path: Path, ho
     old = ImportConfig(
         view="old", source=str(source), data=str(tmp_path / "photos"), cache=str(tmp_path / "other")
     )
-    assert run(old).n == made.n  # the same images, elsewhere
+    assert import_view(old).n == made.n  # the same images, elsewhere
     changed = next((tmp_path / "photos").rglob("006.png"))
     changed.write_bytes(changed.read_bytes() + b"\0")
     with pytest.raises(
         StaleError,
-        match=r"was made of other images: 1 of 45 have another content in 'photos', first content of a/006.png. Embed the images",
+        match=r"was made of other images: 1 of 45 have another content in 'photos', first "
+        r"content of a/006.png. Embed the images",
     ):
-        run(dataclasses.replace(old, cache=str(tmp_path / "third")))
+        import_view(dataclasses.replace(old, cache=str(tmp_path / "third")))
     assert not (tmp_path / "third").exists() or not list((tmp_path / "third").glob("*-*"))
 
 
@@ -1252,7 +1274,7 @@ def test_an_import_for_images_that_cannot_be_read_is_refused(photos: Path, tmp_p
     with pytest.raises(
         DataQualityError, match=r"3 images so far could not be embedded \(3 missing\)"
     ):
-        run(
+        import_view(
             ImportConfig(
                 view="mine",
                 source=str(source),
@@ -1268,7 +1290,8 @@ def test_a_chunk_that_is_not_there_is_never_zeros(tmp_path: Path, lost: str) -> 
     (source / lost).unlink()
     with pytest.raises(
         DataQualityError,
-        match=r"x.zarr/.*: 1 of 8 chunks are not there, and would be read as .*0.*ARGS='--fill-missing'",
+        match=r"x.zarr/.*: 1 of 8 chunks are not there, and would be read as "
+        r".*0.*ARGS='--fill-missing'",
     ):
         imported(tmp_path, source, data="")
     view = imported(tmp_path, source, data="", fill_missing=True)

@@ -27,7 +27,7 @@ from train.data.reader import open_cache
 from upkeep import gc
 from upkeep.config import RepairConfig, VerifyConfig
 from upkeep.repair import mend_view
-from upkeep.status import records, status
+from upkeep.status import dataset_records, status_text
 from upkeep.verify import verify
 
 N, ROWS, WIDTH = 18, 4, 8  # 5 shards, the last one half full
@@ -195,10 +195,12 @@ def test_the_current_version_is_what_data_means_and_the_older_one_has_its_folder
     assert open_cache(cache, data, [toml]).items.keys == read_items(new.folder.parent).keys
     assert (
         f"{old.folder.parent.name}: 18 items of {data}, an older version, DATA={old.folder.parent.name} names it"
-        in status(cache)
+        in status_text(cache)
     )
-    assert f"{new.folder.parent.name}: 18 items of {data}, the current version" in status(cache)
-    assert sorted((record["version"], record["older"]) for record in records(cache)) == [
+    assert f"{new.folder.parent.name}: 18 items of {data}, the current version" in status_text(
+        cache
+    )
+    assert sorted((record["version"], record["older"]) for record in dataset_records(cache)) == [
         (0, True),
         (1, False),
     ]
@@ -334,7 +336,7 @@ def test_rows_of_another_library_are_not_mixed_with_those_of_now(
     )
 
 
-def test_repair_ends_with_the_same_bytes_and_mends_an_older_version_from_the_newer(world, capsys):
+def test_repair_ends_with_the_same_bytes_also_of_an_older_version(world, capsys):
     old, _ = extract(world)
     label(world, "01.png", "10.png")
     image(world / "photos" / "unlabelled" / "new.png", 100)
@@ -354,11 +356,9 @@ def test_repair_ends_with_the_same_bytes_and_mends_an_older_version_from_the_new
             )
         )
         assert contents(view) == want and integrity.check(view) is not None
-    assert (
-        not LOADED
-        and "all rows to be mended are copied from the same images in other finished views"
-        in capsys.readouterr().out
-    )
+    out = capsys.readouterr().out
+    assert "of their rows are copied, from the views of then" in out
+    assert "others than before" not in out
     verify(
         VerifyConfig(
             cache=str(world / "cache"), recompute=4, device="cpu", view=str(world / "v.toml")
@@ -733,6 +733,25 @@ def test_repair_copies_one_shard_and_computes_another(world, capsys):
         and "others than before" not in capsys.readouterr().out
     )
     assert len(set(shards)) == 2 and old.is_complete
+
+
+def test_repair_seals_no_row_of_a_donor_that_is_damaged_meanwhile(world, monkeypatch):
+    old, new = relabelled(world)
+    whole, want, recorded = old.embeddings_file(1).read_bytes(), contents(new), reuse.recorded
+    new.status_file(1).unlink()
+
+    def damage(*given: object) -> reuse.Known:
+        known = recorded(*given)
+        old.embeddings_file(1).write_bytes(bytes([whole[0] ^ 0x40]) + whole[1:])
+        return known
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reuse, "recorded", damage)
+        with pytest.raises(IntegrityError, match="are not kept: .* changed while it was copied"):
+            mend(world, new)
+    assert not new.is_complete and 1 in new.pending()
+    old.embeddings_file(1).write_bytes(whole)
+    assert contents(extract(world)[0]) == want
 
 
 def test_shards_that_are_named_are_computed_and_not_copied(world, capsys, monkeypatch):

@@ -3,16 +3,19 @@
 import contextlib
 import json
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, importing
+from packaging.requirements import Requirement
 
 from base.errors import CoviewError
 from upkeep import doctor, machine
-from upkeep.doctor import NOTE, OK, WRONG, Finding
+from upkeep.machine import FINE, NOTED, WRONG, Finding
 
 
 def test_a_fit_machine_in_json(tmp_path: Path, command: Callable) -> None:
@@ -38,7 +41,7 @@ def test_a_fit_machine_in_json(tmp_path: Path, command: Callable) -> None:
         "weights",
     } <= names.keys()
     assert (
-        names["gloo"]["state"] == names["torchvision"]["state"] == names["disk"]["state"] == OK
+        names["gloo"]["state"] == names["torchvision"]["state"] == names["disk"]["state"] == FINE
     ), names
     assert (
         "torch 2." in names["versions"]["text"]
@@ -48,27 +51,20 @@ def test_a_fit_machine_in_json(tmp_path: Path, command: Callable) -> None:
     assert found["ok"] == (WRONG not in {finding["state"] for finding in found["findings"]})
 
 
-def test_versions_below_the_floors_and_missing_packages_are_named_with_the_command(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "pyproject.toml").write_text(
-        '[project]\ndependencies = ["torch>=2.11", "pillow>=999", "nosuchpackage>=1", "numpy>=2.0"]\n'
-    )
-    wrong = {
-        finding.name: finding
-        for finding in doctor.packages(tmp_path / "pyproject.toml")
-        if finding.state == WRONG
-    }
-    assert (
-        wrong.keys() == {"pillow", "nosuchpackage"}
-        and "not installed, needed >=1" in wrong["nosuchpackage"].text
-    )
+def test_versions_below_the_floors_and_missing_packages_are_named_with_the_command() -> None:
+    lines = ("torch>=2.11", "pillow>=999", "nosuchpackage>=1", "numpy>=2.0")
+    found = doctor.check_packages([Requirement(line) for line in lines])
+    wrong = {finding.name: finding for finding in found if finding.state == WRONG}
+    assert wrong.keys() == {"pillow", "nosuchpackage"}
+    assert "not installed, needed >=1" in wrong["nosuchpackage"].text
     assert wrong["pillow"].mend == f"{sys.executable} -m pip install 'pillow>=999'"
-    assert not [
-        finding
-        for finding in doctor.packages(doctor.ROOT / "pyproject.toml")
-        if finding.state == WRONG
-    ]
+
+
+def test_the_floors_are_those_of_the_installation_without_its_extras() -> None:
+    names = {need.name for need in doctor.floors()}
+    assert {"torch", "zarr", "h5py"} <= names and not names & {"onnx", "wandb", "pytest"}
+    found = doctor.check_packages(doctor.floors())
+    assert not [finding for finding in found if finding.state == WRONG]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +78,7 @@ def test_versions_below_the_floors_and_missing_packages_are_named_with_the_comma
 )
 def test_a_check_that_hangs_raises_or_dies_is_reported(code: str, what: str) -> None:
     begun = time.monotonic()
-    asked = machine.Asked(code, seconds=1)
+    asked = machine.OwnProcess(code, seconds=1)
     said, error = asked()
     assert said == "" and what in error and time.monotonic() - begun < 20
     assert not [
@@ -104,7 +100,7 @@ def test_ranks_that_cannot_meet_are_reported() -> None:
     finding = machine.spoke(
         "gloo",
         "2 processes",
-        machine.Asked(machine.TOGETHER, "gloo", 2, "tcp://192.0.2.1:9", seconds=8)()[1],
+        machine.OwnProcess(machine.TOGETHER, "gloo", 2, "tcp://192.0.2.1:9", seconds=8)()[1],
     )  # an address of nobody
     assert finding.state == WRONG and finding.mend.endswith("make doctor"), finding
 
@@ -122,10 +118,13 @@ ABOUT = {
 
 def test_what_torch_says_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_driver", lambda: "")
-    assert [finding.state for finding in machine.devices(json.dumps(ABOUT), "")] == [NOTE, OK]
-    assert machine.devices("", "ImportError: libcudart")[0].state == WRONG
+    assert [finding.state for finding in machine.check_devices(json.dumps(ABOUT), "")] == [
+        NOTED,
+        FINE,
+    ]
+    assert machine.check_devices("", "ImportError: libcudart")[0].state == WRONG
     assert (
-        machine.devices(
+        machine.check_devices(
             json.dumps(
                 {**ABOUT, "mismatch": "RuntimeError: operator torchvision::nms does not exist"}
             ),
@@ -134,7 +133,7 @@ def test_what_torch_says_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         == WRONG
     )
     monkeypatch.setattr(machine, "_driver", lambda: "570.1")
-    lost = machine.devices(json.dumps(ABOUT), "")[0]
+    lost = machine.check_devices(json.dumps(ABOUT), "")[0]
     assert (
         lost.state == WRONG
         and "driver 570.1" in lost.text
@@ -142,22 +141,22 @@ def test_what_torch_says_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         and lost.mend
     )
     gpu = {"name": "H100", "bytes": 80e9, "free": 70e9, "capability": "9.0"}
-    there = machine.devices(
+    there = machine.check_devices(
         json.dumps({**ABOUT, "built_for": "13.0", "cuda": True, "gpus": [gpu]}), ""
     )[0]
-    assert there.state == OK and "H100, 80 GB (70 free), compute 9.0; driver 570.1" in there.text
+    assert there.state == FINE and "H100, 80 GB (70 free), compute 9.0; driver 570.1" in there.text
 
 
 def test_a_full_or_closed_disk_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [finding.state for finding in doctor.disk(tmp_path / "not" / "yet", 1 << 20)] == [
-        OK,
-        OK,
+    assert [finding.state for finding in doctor.check_disk(tmp_path / "not" / "yet", 1 << 20)] == [
+        FINE,
+        FINE,
     ] and not list(tmp_path.iterdir())
     monkeypatch.setattr(
         shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000)
     )
-    assert [finding.state for finding in doctor.disk(tmp_path, 1 << 20)] == [OK, WRONG]
-    assert [finding.state for finding in doctor.disk(Path("/proc"), 1 << 20)] == [WRONG]
+    assert [finding.state for finding in doctor.check_disk(tmp_path, 1 << 20)] == [FINE, WRONG]
+    assert [finding.state for finding in doctor.check_disk(Path("/proc"), 1 << 20)] == [WRONG]
 
 
 def test_few_open_files_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,8 +164,8 @@ def test_few_open_files_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(resource, "getrlimit", lambda which: (256, 4096))
     assert (
-        doctor.limits()[0].state == WRONG
-        and doctor.limits()[0].mend == "ulimit -n 4096 && make doctor"
+        doctor.check_limits()[0].state == WRONG
+        and doctor.check_limits()[0].mend == "ulimit -n 4096 && make doctor"
     )
 
 
@@ -176,7 +175,7 @@ def test_what_is_wrong_is_listed_with_its_command_and_ends_with_1(
     monkeypatch.setattr(
         doctor,
         "examine",
-        lambda cache: [Finding("a", OK, "fine"), Finding("b", WRONG, "broken", "make b")],
+        lambda cache: [Finding("a", FINE, "fine"), Finding("b", WRONG, "broken", "make b")],
     )
     told: dict = {}
     with pytest.raises(CoviewError, match=r"1 thing to mend: b; .*type: make doctor") as raised:
@@ -191,10 +190,10 @@ def test_what_is_wrong_is_listed_with_its_command_and_ends_with_1(
 def test_a_disk_that_hangs_is_told_and_holds_nothing_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = doctor.Asked
+    real = doctor.OwnProcess
     monkeypatch.setattr(
         doctor,
-        "Asked",
+        "OwnProcess",
         lambda code, *given: real(code, *given, seconds=2 if code == doctor.DISK else 60),
     )
     monkeypatch.setattr(doctor, "DISK", "import time; time.sleep(99)")
@@ -205,3 +204,32 @@ def test_a_disk_that_hangs_is_told_and_holds_nothing_up(
         and "CACHE=" in found["disk"].mend
         and "space" not in found
     )
+
+
+def test_from_a_wheel_in_a_folder_of_names_that_are_others_too(tmp_path: Path) -> None:
+    """No checkout around it: the floors stand in the metadata. And nobody's own train.py, json.py
+    or torch.py is taken for what it is called."""
+    site, mine = tmp_path / "site-packages", tmp_path / "mine"
+    for room in ("base", "cache_specs", "extract", "upkeep", "coview"):
+        shutil.copytree(ROOT / room, site / room, ignore=shutil.ignore_patterns("__pycache__"))
+    metadata = site / "coview-9.9.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    lines = ("Metadata-Version: 2.1", "Name: coview", "Version: 9.9", "Requires-Dist: nosuch>=1")
+    extra = 'Requires-Dist: other>=1; extra == "more"'
+    metadata.write_text("\n".join([*lines, extra, ""]))
+    mine.mkdir()
+    for name in ("train", "json", "torch", "upkeep", "dataclasses", "datetime"):
+        (mine / f"{name}.py").write_text(f"raise SystemExit('this is my own {name}')\n")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "coview.cli", "doctor", "--cache", "cache", "--json"],
+        cwd=mine,
+        env=importing(site),
+        capture_output=True,
+        text=True,
+    )
+    assert "my own" not in done.stdout + done.stderr
+    findings = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
+    for name in ("versions", "torchvision", "gloo", "disk"):
+        assert findings[name]["state"] == FINE, findings
+    assert findings["nosuch"]["text"] == "not installed, needed >=1" and "other" not in findings
+    assert len(list(mine.iterdir())) == 6  # nothing is left there

@@ -1,4 +1,5 @@
-"""make verify, repair, status and gc on a real small view: what is damaged is named, mended and nothing else is touched."""
+"""make verify, repair, status and gc on a real small view: what is damaged is named, mended and
+nothing else is touched."""
 
 import json
 import os
@@ -23,7 +24,7 @@ from extract.run import run
 from upkeep import gc
 from upkeep.config import GcConfig, RepairConfig, VerifyConfig
 from upkeep.repair import mend_view
-from upkeep.status import status
+from upkeep.status import status_text
 from upkeep.verify import verify
 
 
@@ -239,21 +240,21 @@ def test_a_bad_row_is_recomputed_as_bad(view, capsys):
 
 
 def test_status_shows_every_view(view, original):
-    assert f"{view.folder.parent.name}: {N} items of " in status(Path(cache_of(view)))
-    line = status(Path(cache_of(view)))
+    assert f"{view.folder.parent.name}: {N} items of " in status_text(Path(cache_of(view)))
+    line = status_text(Path(cache_of(view)))
     assert (
         f"{N} x 128, 0.0 MB: finished " in line
         and "verified " in line
         and "1 bad rows (1 truncated)" in line
     )
     (view.folder / "complete.json").unlink()
-    assert "unfinished, 3 of 3 shards; to go on: make extract VIEW=tiny-clip DATA=/" in status(
+    assert "unfinished, 3 of 3 shards; to go on: make extract VIEW=tiny-clip DATA=/" in status_text(
         Path(cache_of(view))
     )
     flip(view.folder / "zarr.json")
-    assert "NOT OK: the description of the view in" in status(Path(cache_of(view)))
+    assert "NOT OK: the description of the view in" in status_text(Path(cache_of(view)))
     with pytest.raises(UsageError, match="there is no cache"):
-        status(Path(cache_of(view)) / "nowhere")
+        status_text(Path(cache_of(view)) / "nowhere")
 
 
 SLOW = """
@@ -267,12 +268,13 @@ real, go, calls = embed.finish, pathlib.Path(sys.argv[3]), []
 
 def finish(*args):
     calls.append(time.sleep(0.3))
-    while len(calls) == 3 and not go.exists():          # held in the middle until the test has looked
+    while len(calls) == 3 and not go.exists():  # held in the middle until the test has looked
         time.sleep(0.05)
     return real(*args)
 
 embed.finish = finish
-run(ExtractConfig(view="tiny-clip", data=sys.argv[1], cache=sys.argv[2], device="cpu", batch=8, shard_rows=16, workers=0, max_bad="10%"))
+where = dict(data=sys.argv[1], cache=sys.argv[2], device="cpu")
+run(ExtractConfig("tiny-clip", **where, batch=8, shard_rows=16, workers=0, max_bad="10%"))
 """
 
 
@@ -286,7 +288,7 @@ def test_status_shows_a_running_extraction_and_its_bottleneck_and_a_second_one_i
         stdout=subprocess.DEVNULL,
     )
     try:
-        while "bottleneck" not in (line := status(tmp_path)):
+        while "bottleneck" not in (line := status_text(tmp_path)):
             assert running.poll() is None, line
             time.sleep(0.05)
         assert (
@@ -306,7 +308,7 @@ def test_status_shows_a_running_extraction_and_its_bottleneck_and_a_second_one_i
     finally:
         running.kill()
         running.wait()
-    assert "finished" in status(tmp_path) and not list(tmp_path.rglob("progress-*"))
+    assert "finished" in status_text(tmp_path) and not list(tmp_path.rglob("progress-*"))
 
 
 # --- gc
@@ -361,7 +363,7 @@ def test_gc_keeps_a_damaged_finished_view_and_what_somebody_holds(view, tmp_path
     with locks.lock(view.folder):
         assert not list(gc.waste(Path(cache_of(view))))
         with pytest.raises(StorageError, match="is being written by process"):
-            gc.remove(gc.Waste(view.folder, "", 0))
+            gc.remove_waste(gc.Waste(view.folder, "", 0))
     assert not list(gc.waste(Path(cache_of(view)))), "its shards are done"
     assert [one.path for one in gc.waste(Path(cache_of(view)), unfinished=True)] == [
         view.folder,
@@ -370,9 +372,20 @@ def test_gc_keeps_a_damaged_finished_view_and_what_somebody_holds(view, tmp_path
 
 
 def test_gc_spares_what_was_finished_meanwhile(view):
-    gc.remove(gc.Waste(view.folder, "", 0))
-    gc.remove(gc.Waste(view.folder.parent, "", 0))
+    gc.remove_waste(gc.Waste(view.folder, "", 0))
+    gc.remove_waste(gc.Waste(view.folder.parent, "", 0))
     assert not integrity.check(view)[:BAD].any()
+
+
+def test_torch_is_imported_only_where_something_is_computed():
+    program = (
+        "import sys; from upkeep import doctor, gc, list_views, repair, status, verify; "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
 
 
 # --- naming views
@@ -420,7 +433,7 @@ def test_the_commands_exit_with_their_codes(view, command: Callable):
 
 def test_an_imported_view_is_filled_in_by_importing_again(tmp_path):
     from exchange.config import ImportConfig
-    from exchange.importer import run as import_view
+    from exchange.importer import import_view
 
     emb = np.random.default_rng(0).normal(size=(N, 8)).astype(np.float16)
     np.savez(tmp_path / "x.npz", embeddings=emb, y=np.arange(N) % 3)
@@ -434,7 +447,8 @@ def test_an_imported_view_is_filled_in_by_importing_again(tmp_path):
     harmed = contents(store.open_view(folder))
     with pytest.raises(
         IntegrityError,
-        match=r"Nothing is removed\. This writes just these anew: make import VIEW=v DATA=x-.* FROM=.*x\.npz ARGS=",
+        match=r"Nothing is removed\. This writes just these anew: make import VIEW=v DATA=x-.* "
+        r"FROM=.*x\.npz ARGS=",
     ) as caught:
         mend_view(RepairConfig(view="v", cache=str(tmp_path / "cache")))
     assert contents(store.open_view(folder)) == harmed
@@ -489,7 +503,7 @@ def test_a_view_that_lost_its_records_is_not_ok_and_gc_keeps_it(view, photos, ca
         view.folder / "zarr.json",
     ):
         path.unlink()
-    assert not list(gc.waste(Path(cache_of(view)))) and view.folder.name in status(
+    assert not list(gc.waste(Path(cache_of(view)))) and view.folder.name in status_text(
         Path(cache_of(view))
     )
     for name in ("embeddings", "status"):
@@ -498,7 +512,8 @@ def test_a_view_that_lost_its_records_is_not_ok_and_gc_keeps_it(view, photos, ca
     run(config(photos, Path(cache_of(view))))  # it stands in nobody's way
     with pytest.raises(
         CoviewError,
-        match=r"other-0123456789ab holds shards, but its zarr.json, commits and seal are gone.*\n1 failed, of 1 views",
+        match=r"other-0123456789ab holds shards, but its zarr.json, commits and seal are "
+        r"gone.*\n1 failed, of 1 views",
     ) as caught:
         verify(VerifyConfig(cache=cache_of(view)))
     assert caught.value.exit_code == 5 and other.is_dir()
@@ -518,7 +533,8 @@ def test_an_image_that_has_changed_is_stale_not_damage(photos, tmp_path):
     path.write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(
         CoviewError,
-        match=r"1 of 45 images are gone or have changed since .*, first 'a/006.png'; the stored rows are un",
+        match=r"1 of 45 images are gone or have changed since .*, first 'a/006.png'; the stored "
+        r"rows are un",
     ) as caught:
         verify(VerifyConfig(cache=str(tmp_path / "cache"), recompute=ROWS))
     assert caught.value.exit_code == 6 and "repair" not in str(caught.value)

@@ -1,0 +1,76 @@
+"""What a view was made of, found again: its spec, its weights, its images."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from base.errors import IntegrityError, UsageError
+from cache_specs import store
+from cache_specs.items import read_items
+from cache_specs.sources import is_gone, read_source
+from cache_specs.spec import ViewSpec, load_spec, view_names
+from cache_specs.versions import current, dataset_folders
+from cache_specs.view import View
+from extract.data.datasets import Dataset, open_dataset
+from extract.data.readers import Reordered
+from extract.models.weights import find_weights
+
+
+@dataclass(frozen=True)
+class Originals:
+    """files: the weights, by name."""
+
+    spec: ViewSpec
+    files: dict[str, Path]
+    dataset: Dataset
+
+
+def find_originals(view: View, asked: str, weights: str | None, root: Path) -> Originals:
+    """asked: VIEW=, which may be a TOML file. Raises CoviewError naming what is gone or changed."""
+    if view.attributes["spec"]["backend"] == store.IMPORTED:
+        raise UsageError(
+            f"{view.folder} was imported, not computed from images: there is nothing to compute "
+            "its rows from; leave --recompute out"
+        )
+    toml = view.attributes["provenance"]["spec_file"]
+    if asked.endswith(".toml"):
+        toml = asked
+    elif view.name in view_names():
+        toml = view.name
+    spec = load_spec(toml)
+    files, weights_sha256 = find_weights(spec, weights)
+    store.refuse_changed(view, spec.declared(), weights_sha256)
+    folder = view.folder.parent
+    source = read_source(folder)
+    if not source:
+        raise IntegrityError(
+            f"{folder / 'dataset.json'} does not say where the images are; type: make extract "
+            f"VIEW={toml} DATA=… with them"
+        )
+    if is_gone(source):
+        raise UsageError(
+            f"the images of {folder.name} were in {source}, which is gone. If they were moved, "
+            f"type first: make extract VIEW={toml} DATA=…, where they are now; it notes the place "
+            "and embeds nothing"
+        )
+    dataset = open_dataset(source, root, folder.name.rpartition("-")[0])
+    return Originals(spec, files, _as_listed(dataset, folder))
+
+
+def _as_listed(dataset: Dataset, folder: Path) -> Dataset:
+    """The images under the keys of the item list: those of an older version have other names now,
+    and the current version's list says which."""
+    now = current(dataset_folders(folder.parent, dataset.name))
+    if now is None or now == folder:
+        return dataset
+    try:
+        items, listed = read_items(folder), read_items(now)
+    except IntegrityError:  # whoever needs the list says so
+        return dataset
+    row_of = {sha: row for row, sha in enumerate(listed.sha256) if sha}
+    if dataset.keys != listed.keys or not row_of.keys() >= set(items.sha256):
+        return dataset
+    order = np.array([row_of[sha] for sha in items.sha256])
+    return dataclasses.replace(dataset, keys=items.keys, read=Reordered(dataset.read, order))
