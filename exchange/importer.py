@@ -103,8 +103,7 @@ def _write(
         config.view,
         declared,
         digest.hexdigest(),
-        items.fingerprint,
-        n,
+        (items.fingerprint, n),
         config.shard_rows or default_rows(n),
         _provenance(config, array),
     )

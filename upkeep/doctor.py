@@ -121,7 +121,7 @@ def disk(cache: Path, size: int = 1 << 26) -> list[Finding]:
     import shutil
     import tempfile
 
-    from cache_specs.integrity import xxh3
+    from cache_specs.integrity import sha256_of
 
     folder = next(path for path in (cache.absolute(), *cache.absolute().parents) if path.is_dir())
     free, block = shutil.disk_usage(folder).free, os.urandom(1 << 20)
@@ -139,7 +139,7 @@ def disk(cache: Path, size: int = 1 << 26) -> list[Finding]:
             read = _timed(
                 lambda: [os.pread(file.fileno(), 1 << 20, at) for at in range(0, size, 1 << 20)]
             )
-            hashed = _timed(lambda: xxh3(Path(file.name)))
+            hashed = _timed(lambda: sha256_of(Path(file.name)))
     except OSError as error:
         return [
             Finding(

@@ -57,8 +57,7 @@ def foreign(tmp_path: Path) -> View:
         "other",
         faults.declared(),
         "f" * 64,
-        "1" * 64,
-        like.n,
+        ("1" * 64, like.n),
         ROWS,
         {"batch": 1},
     )
