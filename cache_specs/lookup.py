@@ -9,7 +9,7 @@ find_view(cache, "clip", "", "export")   exactly one, of the current versions if
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from base.errors import StaleError, UsageError, did_you_mean, nearest
@@ -17,7 +17,7 @@ from base.phrase import quoted
 from cache_specs import store
 from cache_specs.items import read_items
 from cache_specs.sources import dataset_name, is_gone, read_source, source_path
-from cache_specs.versions import current, dataset_folders, is_older, version_of
+from cache_specs.versions import current, every_dataset, is_older, name_of, version_of
 from cache_specs.view import view_name
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -36,16 +36,23 @@ def find_views(cache: Path, view: str = "", data: str = "") -> list[Path]:
     everything = []
     for dataset in datasets:
         everything += store.view_folders(dataset)
-    found = [folder for folder in everything if name in ("", view_name(folder))]
+    found = _called(everything, name)
     if not found:
-        found = [folder for folder in everything if folder.name == name]
-    if found:
-        return found
-    place = datasets[0] if data else cache
-    if name:
-        known = map(view_name, everything)
-        raise UsageError(f"no view {name!r} in {place}{did_you_mean(name, known)}")
-    raise UsageError(f"no view in {place}. Make one: make extract VIEW=clip DATA=…")
+        raise _no_view(datasets[0] if data else cache, name, everything)
+    return found
+
+
+def _called(folders: list[Path], name: str) -> list[Path]:
+    """Those of the views called so, or else the one of which it is the folder's own name."""
+    found = [folder for folder in folders if name in ("", view_name(folder))]
+    return found or [folder for folder in folders if folder.name == name]
+
+
+def _no_view(place: Path, name: str, everything: list[Path]) -> UsageError:
+    if not name:
+        return UsageError(f"no view in {place}. Make one: make extract VIEW=clip DATA=…")
+    near = did_you_mean(name, map(view_name, everything))
+    return UsageError(f"no view {name!r} in {place}{near}")
 
 
 def dataset_places(cache: Path) -> list[Path]:
@@ -99,23 +106,23 @@ def find_dataset(cache: Path, data: str, views: Sequence[str] = ()) -> Path:
 
 
 def _meant(cache: Path, data: str, name: str) -> list[Path]:
-    """The item lists that DATA may mean, by the first way that finds any: by the folder's name, by
-    the data set's, by a folder's that is called so, and where the place was renamed by its path."""
-    everything = [path.parent for path in sorted(cache.glob("*/dataset.json"))]
-    if found := [folder for folder in everything if folder.name == data]:
-        return found
-    if found := dataset_folders(cache, name):
-        return found
-    if found := [folder for folder in everything if folder.name == name]:
-        return found
-    if is_gone(data):
-        return []
-    source = source_path(data)
-    return [folder for folder in everything if read_source(folder) == source]
+    """The item lists that DATA may mean, by the first of these ways that finds any."""
+    source = "" if is_gone(data) else source_path(data)
+    ways: tuple[Callable[[Path], bool], ...] = (
+        lambda folder: folder.name == data,
+        lambda folder: name_of(folder) == name,
+        lambda folder: folder.name == name,
+        lambda folder: bool(source) and read_source(folder) == source,  # the place was renamed
+    )
+    everything = every_dataset(cache)
+    for way in ways:
+        if found := list(filter(way, everything)):
+            return found
+    return []
 
 
 def _no_dataset(cache: Path, data: str, name: str, views: Sequence[str]) -> UsageError:
-    known = sorted({path.parent.name.rpartition("-")[0] for path in cache.glob("*/dataset.json")})
+    known = sorted(set(map(name_of, every_dataset(cache))))
     head = f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}"
     # what lies there, though nobody embedded it, is what was meant
     near = nearest(name, known) if is_gone(data) else ""

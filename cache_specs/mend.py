@@ -175,9 +175,7 @@ def mend(folder: Path, condemned: Sequence[int] = ()) -> tuple[View, list[str], 
     _clear(view, todo.found)
     if lines or condemned:
         durable.remove(folder / "verified.json", "verified")
-    if todo.sealed:
-        for shard in todo.commits:  # its files are those that were sealed
-            durable.write(view.commit_file(shard), durable.sealed(todo.sealed[shard]), "commit")
+    _write_commits(view, todo)
     seal_again = was_complete and not todo.sealed
     if todo.lost or seal_again:
         durable.remove(folder / "complete.json", "complete")
@@ -186,6 +184,13 @@ def mend(folder: Path, condemned: Sequence[int] = ()) -> tuple[View, list[str], 
     if seal_again and not todo.lost:
         seal(view)
     return view, lines, todo.lost
+
+
+def _write_commits(view: View, todo: Plan) -> None:
+    """From the seal, where a shard's files are those that were sealed."""
+    sealed = todo.sealed or []
+    for shard in todo.commits:
+        durable.write(view.commit_file(shard), durable.sealed(sealed[shard]), "commit")
 
 
 def _clear(view: View, found: Sequence[Problem]) -> None:

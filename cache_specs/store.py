@@ -33,9 +33,9 @@ import numpy as np
 from base import durable, locks
 from base.errors import IntegrityError, StaleError, UsageError, did_you_mean
 from base.phrase import line_of
-from cache_specs.items import IMPORTED
 from cache_specs.sources import dataset_name, read_source
 from cache_specs.spec import SPECS, differences, fingerprint, view_names
+from cache_specs.versions import IMPORTED
 from cache_specs.view import (
     CRC_BYTES,
     DOCUMENTS,

@@ -28,13 +28,19 @@ KEYS = {  # of dataset.json
 IMPORTED = "imported"
 
 
+def every_dataset(cache: Path) -> list[Path]:
+    """The folders of a cache that hold an item list."""
+    return [path.parent for path in sorted(cache.glob("*/dataset.json"))]
+
+
 def dataset_folders(cache: Path, name: str) -> list[Path]:
     """The item lists of the dataset called `name`: its versions, and what somebody copied there."""
-    found = []
-    for path in sorted(cache.glob("*/dataset.json")):
-        if path.parent.name.rpartition("-")[0] == name:
-            found.append(path.parent)
-    return found
+    return [folder for folder in every_dataset(cache) if name_of(folder) == name]
+
+
+def name_of(folder: Path) -> str:
+    """The name of the data set that the folder is a version of."""
+    return folder.name.rpartition("-")[0]
 
 
 def version_of(folder: Path) -> int:
@@ -64,20 +70,21 @@ def current(folders: list[Path]) -> Path | None:
     one, unless its number is a smaller one."""
     numbers = {folder: version_of(folder) for folder in folders}
     largest = max(numbers.values(), default=-1)
-    places = set()
-    for folder in folders:
-        source = read_source(folder)
-        if source and not is_gone(source):
-            places.add(source)
-        if numbers[folder] < 0 and _said_to_be(folder) >= largest:
+    for folder, number in numbers.items():
+        if number < 0 and _said_to_be(folder) >= largest:
             return None
     top = [folder for folder in folders if numbers[folder] == largest]
-    return top[0] if len(top) == 1 and len(places) <= 1 else None
+    return top[0] if len(top) == 1 and len(_places(folders)) <= 1 else None
+
+
+def _places(folders: list[Path]) -> set[str]:
+    """Where the images of these versions are, as far as they are there."""
+    return {source for source in map(read_source, folders) if source and not is_gone(source)}
 
 
 def is_older(folder: Path) -> bool:
     """Is another version of this data set the current one?"""
-    versions = dataset_folders(folder.parent, folder.name.rpartition("-")[0])
+    versions = dataset_folders(folder.parent, name_of(folder))
     return current(versions) not in (folder, None)
 
 
@@ -92,7 +99,7 @@ def latest(cache: Path, name: str, but: Path) -> tuple[int, list[Path]]:
 def tops(cache: Path) -> dict[str, int]:
     """The largest version number of each data set of a cache, by name."""
     found: dict[str, int] = {}
-    for path in cache.glob("*/dataset.json"):
-        name = path.parent.name.rpartition("-")[0]
-        found[name] = max(found.get(name, -1), version_of(path.parent))
+    for folder in every_dataset(cache):
+        name = name_of(folder)
+        found[name] = max(found.get(name, -1), version_of(folder))
     return found
