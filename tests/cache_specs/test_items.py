@@ -9,7 +9,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 from conftest import ROOT
 from killing import Killed, killing
 
-from base import console, durable
+from base import durable
 from base.errors import CoviewError, IntegrityError, StaleError, UsageError
 from cache_specs.items import Items, class_index, read_items
 from cache_specs.lookup import find_dataset
@@ -37,13 +36,6 @@ KEYS = [
     "a/2.jpg",
     "ä.jpg",
 ]  # byte order: capitals first, / after ., ä last
-
-
-@pytest.fixture(autouse=True)
-def rendered() -> Generator[None]:
-    """What the library logs is printed, as by a command."""
-    with console.rendering():
-        yield
 
 
 def make(
