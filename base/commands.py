@@ -365,17 +365,19 @@ def expected(error: BaseException) -> CoviewError | None:
     if isinstance(error, CoviewError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        told = "interrupted; what is finished is kept, and the same command does the rest"
-        return StoppedError(told)
+        return StoppedError(
+            "interrupted; what is finished is kept, and the same command does the rest"
+        )
     if not isinstance(error, OSError):
         return None
     if error.errno == errno.ENAMETOOLONG:
         name = str(error.filename)[:80]
-        told = f"{name}…: this name is too long for the file system; take a shorter one"
-        return UsageError(told)
+        return UsageError(f"{name}…: this name is too long for the file system; take a shorter one")
     if error.errno in OF_THE_DISK:
-        told = f"{error.filename or 'the disk'}: {error.strerror}. "
-        return StorageError(f"{told}Make room, or mend the disk or the permissions")
+        return StorageError(
+            f"{error.filename or 'the disk'}: {error.strerror}. Make room, or mend the disk or the "
+            "permissions"
+        )
     return None
 
 

@@ -51,8 +51,8 @@ def _called(folders: list[Path], name: str) -> list[Path]:
 def _no_view(place: Path, name: str, everything: list[Path]) -> UsageError:
     if not name:
         return UsageError(f"no view in {place}. Make one: make extract VIEW=clip DATA=…")
-    near = did_you_mean(name, map(view_name, everything))
-    return UsageError(f"no view {name!r} in {place}{near}")
+    known = map(view_name, everything)
+    return UsageError(f"no view {name!r} in {place}{did_you_mean(name, known)}")
 
 
 def dataset_places(cache: Path) -> list[Path]:
@@ -123,14 +123,17 @@ def _meant(cache: Path, data: str, name: str) -> list[Path]:
 
 def _no_dataset(cache: Path, data: str, name: str, views: Sequence[str]) -> UsageError:
     known = sorted(set(map(name_of, every_dataset(cache))))
-    head = f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}"
     # what lies there, though nobody embedded it, is what was meant
     near = nearest(name, known) if is_gone(data) else ""
     if near:
-        return UsageError(head, instead={"DATA": near})
+        return UsageError(
+            f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}", instead={"DATA": near}
+        )
     names = [quoted(view) for view in views] or ["…"]
-    commands = "\n  ".join(f"make extract VIEW={view} DATA={quoted(data)}" for view in names)
-    return UsageError(f"{head}. Embed it first: {commands}")
+    then = "\n  ".join(f"make extract VIEW={view} DATA={quoted(data)}" for view in names)
+    return UsageError(
+        f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}. Embed it first: {then}"
+    )
 
 
 def _refuse_other_source(folder: Path, data: str) -> None:

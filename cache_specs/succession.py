@@ -113,8 +113,8 @@ def _succession(other: Path, items: Items, source: str, changed: bool) -> str:
                 "nothing says how"
             )
         raise IntegrityError(
-            f"{error}\nIf the images were changed on purpose, this makes a new version of them, "
-            f"and leaves that list as it is:\n  {_on_purpose(source)}"
+            f"{error}\nIf the images were changed on purpose, make a new version of them, which "
+            f"leaves that list as it is:\n  {_on_purpose(source)}"
         ) from error
     return succession(old, items, other, source, changed)
 
