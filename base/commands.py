@@ -11,14 +11,16 @@ import contextlib
 import dataclasses
 import errno
 import importlib
+import importlib.metadata
 import json
 import os
 import re
 import shlex
 import signal
 import sys
+import textwrap
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,11 +35,13 @@ from base.errors import (
     did_you_mean,
     nearest,
 )
-from base.phrase import field_of, line_of, phrase
+from base.phrase import flag_of, line_of, phrase
 
 MAKE, TYPED = "COVIEW_MAKE", "COVIEW_TYPED"  # names in the environment
 NO_BUG = ("EIO", "ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ESTALE")
 OF_THE_DISK = tuple(getattr(errno, name) for name in NO_BUG)  # wherever it happens
+WIDTH = 100  # columns of what `coview --help` shows
+HELP = ("--help", "-h")
 ON = "To go on, type"
 HOW = {  # what stands before the command, by the exit code
     UsageError.exit_code: "To mend and type again",
@@ -82,7 +86,8 @@ class Typed:
         """The same as flags alone."""
         found = []
         for name, value in self.words.items():
-            found += [f"--{field_of(name).replace('_', '-')}", value]
+            flag = flag_of(name)
+            found += [f"{flag}={value}"] if value.startswith("-") else [flag, value]
         return [*found, *self.flags]
 
 
@@ -99,6 +104,14 @@ class Current:
     def table(self) -> Sequence[Command]:
         return load(self.place) if self.place else ()
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The names that the command takes."""
+        for command in self.table:
+            if command.name == self.typed.command:
+                return command.words
+        return ()
+
     def remember(self) -> None:
         """Also for the processes that this one starts."""
         told = {"typed": dataclasses.asdict(self.typed), "place": self.place}
@@ -110,10 +123,14 @@ CURRENT = Current()
 
 def inherit() -> None:
     """In a process that a command has started: messages speak of that command."""
-    if TYPED in os.environ and not CURRENT.place:
+    if TYPED not in os.environ or CURRENT.place:
+        return
+    try:
         told = json.loads(os.environ[TYPED])
-        CURRENT.typed, CURRENT.place = Typed(**told["typed"]), told["place"]
-        CURRENT.child = True
+        typed, place = Typed(**told["typed"]), told["place"]
+    except (ValueError, KeyError, TypeError):
+        return  # somebody else's
+    CURRENT.typed, CURRENT.place, CURRENT.child = typed, place, True
 
 
 def main(place: str, argv: Sequence[str]) -> int:
@@ -130,56 +147,80 @@ def main(place: str, argv: Sequence[str]) -> int:
 
 
 def _run(argv: list[str]) -> None:
-    table = CURRENT.table
-    by_name = {command.name: command for command in table}
     made = os.environ.pop(MAKE, None)
-    name = argv.pop(0) if argv else "--help"
-    if made is not None:
-        argv = _from_make(name, made.split(), argv, by_name)
-    elif name in ("--help", "-h", "help"):
-        print(overview(table))
+    name, *flags = argv or ["--help"]
+    if made is None and name in (*HELP, "help", "--version"):
+        _introduce(name, flags)
         return
-    elif name not in by_name:
+    one = not CURRENT.child and os.environ.get("RANK", "0") == "0"  # one process speaks for all
+    asked = one and "--json" in flags and not {*HELP} & {*flags}
+    with console.document(asked, name, _told) as found:
+        command, flags = _chosen(name, flags, made)
+        settings = parse(command, flags)
+        load(command.run)(settings, found)
+
+
+def _introduce(name: str, rest: Sequence[str]) -> None:
+    """coview --help, coview help COMMAND, coview --version."""
+    table = {command.name: command for command in CURRENT.table}
+    if name == "--version":
+        print(f"coview {importlib.metadata.version('coview')}")
+    elif rest and rest[0] in table:
+        parse(table[rest[0]], ["--help"])
+    else:
+        print(overview(CURRENT.table))
+
+
+def _chosen(name: str, flags: list[str], made: str | None) -> tuple[Command, list[str]]:
+    """The command, and its flags. made: the names that make was given, None where nobody used it.
+    Raises UsageError."""
+    by_name = {command.name: command for command in CURRENT.table}
+    if made is not None:
+        typed = _from_make(name, made.split(), flags, by_name)
+        flags = typed.argv()
+    elif name in by_name:
+        typed = split(by_name[name], flags)
+    else:
         near = nearest(name, by_name)
-        again = shlex.join(["coview", near, *argv])
+        again = shlex.join(["coview", near, *flags])
         then = f". Type: {again}" if near else ". All commands: coview --help"
         raise UsageError(f"coview has no command {name!r}{did_you_mean(name, by_name)}{then}")
-    else:
-        _remember(split(by_name[name], argv))
-    command = by_name[name]
-    settings = parse(command, argv)
-    one = not CURRENT.child and os.environ.get("RANK", "0") == "0"  # one process speaks for all
-    with console.document(one and getattr(settings, "json", False), name) as found:
-        load(command.run)(settings, found)
+    _remember(typed)
+    return by_name[name], flags
 
 
 def _from_make(
     name: str, given: list[str], flags: list[str], by_name: Mapping[str, Command]
-) -> list[str]:
-    """The flags of a command that make was given, after a look at its words."""
-    order = by_name[name].words if name in by_name else ()
-    values = {word: os.environ.get(word, "") for word in order if word in given}
+) -> Typed:
+    """The command that make was given, after a look at its words."""
     names = {one.name: (*one.words, "ARGS") for one in by_name.values()}
     examples = {one.name: one.example for one in by_name.values()}
     goals = os.environ.get("GOALS", "").split() or [name]
     others = [goal for goal in os.environ.get("COMMANDS", "").split() if goal not in by_name]
     make_words.check(name, given, goals, names, examples, others)
+    values = {}
+    for word in by_name[name].words:
+        if word in given:
+            values[word] = os.environ.get(word, "")
     typed = split(by_name[name], flags)
-    typed = Typed("make", name, {**values, **typed.words}, typed.flags)
-    _remember(typed)
-    return typed.argv()
+    return Typed("make", name, {**values, **typed.words}, typed.flags)
 
 
 def split(command: Command, argv: Sequence[str]) -> Typed:
     """The flags of a command that was typed: those that make has names for, and the others."""
-    flags = {f"--{field_of(name).replace('_', '-')}": name for name in command.words}
-    words, rest, given = {}, [], list(argv)
+    names = {flag_of(name): name for name in command.words}
+    words: dict[str, str] = {}
+    rest: list[str] = []
+    given = list(argv)
     while given:
-        flag, equals, value = given.pop(0).partition("=")
-        if flag in flags and (equals or given):
-            words[flags[flag]] = value if equals else given.pop(0)
+        word = given.pop(0)
+        flag, equals, value = word.partition("=")
+        if flag in names and equals:
+            words[names[flag]] = value
+        elif flag in names and given and not given[0].startswith("--"):
+            words[names[flag]] = given.pop(0)
         else:
-            rest.append(flag + equals + value)
+            rest.append(word)
     return Typed("coview", command.name, words, rest)
 
 
@@ -200,7 +241,7 @@ def amend(name: str, value: str | None) -> None:
 
 def parse(command: Command, argv: Sequence[str]) -> Any:
     """The settings. Ends the process with 2, after saying what is wrong with a flag."""
-    import tyro
+    import tyro  # noqa: PLC0415  `coview --help` need not wait for it
 
     kind = load(command.config)
     return tyro.cli(kind, prog=f"coview {command.name}", description=kind.__doc__, args=argv)
@@ -213,11 +254,26 @@ def load(place: str) -> Any:
 
 
 def overview(table: Sequence[Command]) -> str:
-    lines = ["usage: coview COMMAND [--flag value …]      coview COMMAND --help", ""]
+    """One line a command: what its settings say of themselves, as far as there is room."""
+    usage = ("coview COMMAND [--flag value …]", "coview COMMAND --help", "coview --version")
+    lines = [f"usage: {'      '.join(usage)}", ""]
     for command in table:
-        told = " ".join((load(command.config).__doc__ or "").split())
-        lines.append(f"  {command.name:14}{told.partition('. ')[0].rstrip('.')}")
+        head = f"  {command.name:14}"
+        lines.append(head + _summary(load(command.config).__doc__ or "", WIDTH - len(head)))
     return "\n".join(lines)
+
+
+def _summary(text: str, width: int) -> str:
+    """The first sentence; of a long one what stands before its colon, or as many of its clauses as
+    fit, or words."""
+    first = " ".join(text.split()).partition(". ")[0].rstrip(".")
+    if len(first) <= width:
+        return first
+    first = first.partition(": ")[0]
+    comma = first.rfind(", ", 0, width)
+    if len(first) > width and comma > 0:
+        return first[:comma]
+    return textwrap.shorten(first, width, placeholder=" …")
 
 
 def started() -> list[str]:
@@ -233,16 +289,28 @@ def typed(without: str = "", instead: Mapping[str, str | None] | None = None) ->
     """
     now = CURRENT.typed
     words, flags = dict(now.words), [flag for flag in now.flags if flag != without]
-    takes = next((one.words for one in CURRENT.table if one.name == now.command), ())
+    takes = CURRENT.words
     for name, value in (instead or {}).items():
         if name.startswith("--"):
-            at = flags.index(name) if name in flags else len(flags)
-            flags[at : at + 1 + bool(value)] = [name, value] if value else [name]
+            _set_flag(flags, name, value or "")
         elif value is None:
             words.pop(name, None)
         elif name in takes:
             words[name] = value
     return str(Typed(now.form, now.command, words, flags))
+
+
+def _set_flag(flags: list[str], name: str, value: str) -> None:
+    """In its place, where it is there already."""
+    new = [name, value] if value else [name]
+    for at, flag in enumerate(flags):
+        if flag == name:
+            flags[at : at + len(new)] = new
+            return
+        if flag.startswith(f"{name}="):
+            flags[at : at + 1] = new
+            return
+    flags += new
 
 
 def rendered(text: str) -> str:
@@ -252,13 +320,19 @@ def rendered(text: str) -> str:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible() -> Generator[None]:
     """Ctrl-C is remembered where Python's own handler would raise it, and be it in an import."""
     interrupt.PRESSED.clear()
-    python = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if python and threading.current_thread() is threading.main_thread():
+    handler = signal.getsignal(signal.SIGINT)
+    python = handler is signal.default_int_handler
+    ours = python and threading.current_thread() is threading.main_thread()
+    if ours:
         signal.signal(signal.SIGINT, interrupt.pressed)
-    yield
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, handler)
 
 
 def run_cli(do: Callable[[], None]) -> int:
@@ -269,41 +343,64 @@ def run_cli(do: Callable[[], None]) -> int:
         with interruptible(), console.rendering(rendered):
             do()
             sys.stdout.flush()
-    except CoviewError as error:
-        return _say(str(error), error.exit_code, error.instead)
+    except BrokenPipeError:  # who read our output (`| head`) has gone; he is told nothing more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except SystemExit as error:
         if error.code == UsageError.exit_code:  # the parser has said what is wrong with a flag
             name = CURRENT.typed.command
             print(f"all settings: coview {name} --help", file=sys.stderr)
             print(f"To mend and type again: {typed()}", file=sys.stderr, flush=True)
         raise
-    except BrokenPipeError:  # who read our output (`| head`) has gone; he is told nothing more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            name = str(error.filename)[:80]
-            told = f"{name}…: this name is too long for the file system; take a shorter one"
-            return _say(told, UsageError.exit_code)
-        if error.errno not in OF_THE_DISK:
+    except (CoviewError, OSError, KeyboardInterrupt) as error:
+        known = expected(error)
+        if known is None:
             raise
-        told = f"{error.filename or 'the disk'}: {error.strerror}. "
-        return _say(f"{told}Make room, or mend the disk or the permissions", StorageError.exit_code)
-    except KeyboardInterrupt:
-        told = "interrupted; what is finished is kept, and the same command does the rest"
-        return _say(told, StoppedError.exit_code)
+        return _say(known)
     return 0
 
 
-def _say(message: str, code: int, instead: Mapping[str, str | None] | None = None) -> int:
+def expected(error: BaseException) -> CoviewError | None:
+    """What is no bug of ours, as an error that says so; None where it is one."""
+    if isinstance(error, CoviewError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return StoppedError(
+            "interrupted; what is finished is kept, and the same command does the rest"
+        )
+    if not isinstance(error, OSError):
+        return None
+    if error.errno == errno.ENAMETOOLONG:
+        name = str(error.filename)[:80]
+        return UsageError(f"{name}…: this name is too long for the file system; take a shorter one")
+    if error.errno in OF_THE_DISK:
+        return StorageError(
+            f"{error.filename or 'the disk'}: {error.strerror}. Make room, or mend the disk or the "
+            "permissions"
+        )
+    return None
+
+
+def _told(error: BaseException) -> tuple[str, int]:
+    """What --json says of an error, and the exit status of the process."""
+    if known := expected(error):
+        return rendered(str(known)) or type(error).__name__, known.exit_code
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        return "the flags cannot be read: see stderr", code
+    return str(error) or type(error).__name__, 1
+
+
+def _say(error: CoviewError) -> int:
     """On stderr. A message that ends with no command of its own gets the one that this process is;
     changed, where the error says how."""
-    again, names = typed(instead=instead), "|".join(one.name for one in CURRENT.table)
-    message = rendered(message)
-    if again != typed():
+    now, again = typed(), typed(instead=error.instead)
+    names = "|".join(one.name for one in CURRENT.table)
+    message = rendered(str(error))
+    if again != now:
         message += f"\nType: {again}"
     elif again and not re.search(rf"\b(make|coview) ({names})\b", message):
-        message += f"\n{HOW.get(code, 'Then type')}: {again}"
-    head = "" if code == StoppedError.exit_code else "error: "
+        message += f"\n{HOW.get(error.exit_code, 'Then type')}: {again}"
+    head = "" if error.exit_code == StoppedError.exit_code else "error: "
     print(f"{head}{message}", file=sys.stderr, flush=True)
-    return code
+    return error.exit_code

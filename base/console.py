@@ -1,6 +1,7 @@
-"""`--json`: one document on stdout for machines, also where the command fails; what is meant for people goes to stderr.
+"""`--json`: one document on stdout for machines, also where the command fails; what is meant for
+people goes to stderr. And how what the library logs reaches the terminal.
 
-{"schema": 1, "command": "status", "ok": true, "exit_code": 0, "error": null, …what the command found…}
+{"schema": 1, "command": "status", "ok": true, "exit_code": 0, "error": null, …what was found…}
 """
 
 import json
@@ -8,11 +9,9 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
-
-from base.errors import CoviewError
 
 LOG = logging.getLogger("coview")  # of which all loggers of the project are children
 NOTE = 25  # a level between INFO and WARNING: how far a command is, and what it has done
@@ -20,8 +19,11 @@ SCHEMA = 1  # grows when a key changes its meaning or goes; new keys may come at
 
 
 @contextmanager
-def document(asked: bool, command: str) -> Iterator[dict[str, Any]]:
-    """What is put into the dictionary is printed at the end, if it is `asked` for. Child processes' stdout goes to stderr too."""
+def document(
+    asked: bool, command: str, told: Callable[[BaseException], tuple[str, int]]
+) -> Generator[dict[str, Any]]:
+    """What is put into the dictionary is printed at the end, if it is `asked` for. Child processes'
+    stdout goes to stderr too. told: what is said of an error, and its exit code."""
     found: dict[str, Any] = {}
     if not asked:
         yield found
@@ -29,29 +31,24 @@ def document(asked: bool, command: str) -> Iterator[dict[str, Any]]:
     sys.stdout.flush()
     out = os.dup(1)
     os.dup2(2, 1)
-    head: dict[str, Any] = {
-        "schema": SCHEMA,
-        "command": command,
-        "ok": True,
-        "exit_code": 0,
-        "error": None,
-    }
+    error_text: str | None = None
+    code = 0
     try:
         yield found
     except BaseException as error:
-        code = (
-            error.exit_code
-            if isinstance(error, CoviewError)
-            else 130
-            if isinstance(error, KeyboardInterrupt)
-            else 1
-        )
-        head |= {"ok": False, "exit_code": code, "error": str(error) or type(error).__name__}
+        error_text, code = told(error)
         raise
     finally:
         sys.stdout.flush()
         os.dup2(out, 1)
         os.close(out)
+        head = {
+            "schema": SCHEMA,
+            "command": command,
+            "ok": code == 0,
+            "exit_code": code,
+            "error": None if code == 0 else error_text,
+        }
         print(json.dumps(head | found, allow_nan=False, default=str), flush=True)
 
 
@@ -72,7 +69,7 @@ class Render(logging.Handler):
 
 
 @contextmanager
-def rendering(rendered: Callable[[str], str] = str) -> Iterator[None]:
+def rendering(rendered: Callable[[str], str] = str) -> Generator[None]:
     """While a command runs, what the library logs is printed; otherwise nobody hears it. rendered:
     what becomes of each message."""
     handler, level = Render(rendered), LOG.level
@@ -92,16 +89,14 @@ def rendering(rendered: Callable[[str], str] = str) -> Iterator[None]:
 
 def short(value: Any) -> Any:
     """Of a sha256 the first 12 digits, anything else as it is."""
-    return (
-        f"{value[:12]}…"
-        if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
-        else value
-    )
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return f"{value[:12]}…"
+    return value
 
 
 def counted(n: int, what: str) -> str:
     """1 -> "1 image", 1797 -> "1,797 images"."""
-    return f"{n:,} {what}{'s' * (n != 1)}"
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
 def rate_text(rate: float) -> str:

@@ -1,4 +1,5 @@
-"""Writing that survives a kill and a power cut: temp file, fsync, rename, fsync of the folder. And JSON that knows its own digest.
+"""Writing that survives a kill and a power cut: temp file, fsync, rename, fsync of the folder. And
+JSON that knows its own digest.
 
 Every I/O step passes `fault(point)`. Tests set COVIEW_FAULT in the environment of a child process:
 
@@ -21,6 +22,7 @@ from typing import Any
 
 from base.errors import StorageError
 
+GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _passed = 0
 
 
@@ -67,10 +69,12 @@ def make_folder(folder: Path) -> Path:
 
 
 def write(path: Path, data: bytes | memoryview, point: str) -> None:
-    """Write `data` to `path` so that a reader sees either nothing (or the old file) or all of it, also after a power cut.
+    """Write `data` to `path` so that a reader sees either nothing (or the old file) or all of it,
+    also after a power cut.
 
-    The temp file is `.NAME.tmp` beside it; one writer owns a path, so a leftover is simply overwritten or swept.
-    Raises StorageError with the path and the cause when the disk is full, read-only or failing.
+    The temp file is `.NAME.tmp` beside it; one writer owns a path, so a leftover is simply
+    overwritten or swept. Raises StorageError with the path and the cause when the disk is full,
+    read-only or failing.
     """
     temp = path.with_name(f".{path.name}.tmp")
     data = memoryview(data)
@@ -109,13 +113,12 @@ def cannot_write(path: Path, error: OSError) -> StorageError:
 
 
 def reraise_unless_gone(path: Path, error: Exception) -> None:
-    """A file that is gone is damage; one that cannot be read (permission, a failing disk) is a StorageError, and nothing is touched."""
-    if isinstance(error, OSError) and not isinstance(
-        error, FileNotFoundError | NotADirectoryError | IsADirectoryError
-    ):
+    """A file that is gone is damage; one that cannot be read (permission, a failing disk) is a
+    StorageError, and nothing is touched."""
+    if isinstance(error, OSError) and not isinstance(error, GONE):
         raise StorageError(
-            f"cannot read {error.filename or path}: {error.strerror or error}. Nothing is changed; mend the disk or the permissions, "
-            "then type the same command"
+            f"cannot read {error.filename or path}: {error.strerror or error}. Nothing is changed; "
+            "mend the disk or the permissions, then type the same command"
         ) from error
 
 
@@ -125,10 +128,14 @@ def _write_all(handle: int, data: memoryview) -> None:
 
 
 def remove(path: Path, point: str) -> None:
-    """Delete a file or empty folder, if it is there, so that it stays deleted after a power cut. Raises StorageError as `write` does."""
+    """Delete a file or empty folder, if it is there, so that it stays deleted after a power cut.
+    Raises StorageError as `write` does."""
     try:
         fault(f"{point}.unlink")
-        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
         fault(f"{point}.folder")
         fsync_folder(path.parent)
     except OSError as error:
@@ -141,25 +148,22 @@ def write_json(path: Path, value: Any, point: str) -> None:
 
 
 def _json(value: Any) -> bytes:
-    return (
-        json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
-    ).encode()
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    return f"{text}\n".encode()
 
 
 def canonical_json(value: Any) -> bytes:
     """The one byte string of a value that is hashed: sorted keys, no blanks, UTF-8, NaN refused."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
-    ).encode()
+    plain = {"sort_keys": True, "allow_nan": False, "ensure_ascii": False}
+    return json.dumps(value, separators=(",", ":"), **plain).encode()
 
 
 def sealed(document: dict[str, Any]) -> bytes:
-    """A JSON file's bytes with, in the key `sha256` (of `attributes`, in Zarr's own files), the sha256 of the file without it."""
-    document = (
-        {**document, "attributes": dict(document["attributes"])}
-        if "zarr_format" in document
-        else dict(document)
-    )
+    """A JSON file's bytes with, in the key `sha256` (of `attributes`, in Zarr's own files), the
+    sha256 of the file without it."""
+    document = dict(document)
+    if "zarr_format" in document:
+        document["attributes"] = dict(document["attributes"])
     place = _place(document)
     place["sha256"] = ""
     place["sha256"] = hashlib.sha256(_json(document)).hexdigest()
@@ -167,23 +171,21 @@ def sealed(document: dict[str, Any]) -> bytes:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """The document that `sealed` made. Raises OSError, or ValueError when a single byte of the file is another one."""
+    """The document that `sealed` made. Raises OSError, or ValueError when a single byte of the file
+    is another one."""
+    name = f"{path.parent.name}/{path.name}"
     if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would never end
-        raise ValueError(f"{path.parent.name}/{path.name} is no regular file")
+        raise ValueError(f"{name} is no regular file")
     data = path.read_bytes()
     try:
         document = json.loads(data)
         digest = _place(document)["sha256"]
-        intact = (
-            len(digest) == 64
-            and hashlib.sha256(data.replace(digest.encode(), b"", 1)).hexdigest() == digest
-        )
+        without = data.replace(digest.encode(), b"", 1)
+        intact = len(digest) == 64 and hashlib.sha256(without).hexdigest() == digest
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{path.parent.name}/{path.name} has changed since it was written: {error}"
-        ) from error
+        raise ValueError(f"{name} has changed since it was written: {error}") from error
     if not intact:
-        raise ValueError(f"{path.parent.name}/{path.name} has changed since it was written")
+        raise ValueError(f"{name} has changed since it was written")
     return document
 
 
@@ -192,21 +194,21 @@ def _place(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def settle(folders: Iterable[Path]) -> None:
-    """Put the names in these folders on the disk: a killed writer may have left some in the kernel's memory alone, and the next one builds on them.
-    Raises StorageError as `write` does."""
+    """Put the names in these folders on the disk: a killed writer may have left some in the
+    kernel's memory alone, and the next one builds on them. Raises StorageError as `write` does."""
     for folder in folders:
         try:
             fault("settle.folder")
-            with contextlib.suppress(
-                FileNotFoundError, PermissionError
-            ):  # a parent that is not ours was not made by us
+            # a parent that is not ours was not made by us
+            with contextlib.suppress(FileNotFoundError, PermissionError):
                 fsync_folder(folder)
         except OSError as error:
             raise cannot_write(folder, error) from error
 
 
 def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
-    """Remove temp files that a killed writer left below `folder`. Only the holder of the folder's lock may call this."""
+    """Remove temp files that a killed writer left below `folder`. Only the holder of the folder's
+    lock may call this."""
     try:
         for leftover in folder.rglob(pattern):
             leftover.unlink(missing_ok=True)

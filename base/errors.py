@@ -1,6 +1,8 @@
-"""What can go wrong, as types. Each error carries the exit code of the process and says what to type next.
+"""What can go wrong, as types. Each error carries the exit code of the process and says what to
+type next.
 
-0 ok, 2 usage, 3 data quality, 4 storage, 5 integrity, 6 stale or mismatched, 7 a rank died, 75 pre-empted (resume me), 130 Ctrl-C
+0 ok, 2 usage, 3 data quality, 4 storage, 5 integrity, 6 stale or mismatched, 7 a rank died,
+75 pre-empted (resume me), 130 Ctrl-C
 """
 
 import difflib
@@ -8,10 +10,11 @@ from collections.abc import Iterable, Mapping
 
 
 class CoviewError(Exception):
-    """What was found, what was expected, and what to type next; `exit_code` is the process's exit status.
+    """What was found, what was expected, and what to type next; `exit_code` is the process's exit
+    status.
 
-    instead: the change to the command that the message asks for, {"RUN": "demo-2"}: names of make, None to leave one out, and flags of ARGS,
-    {"--force": ""}. The command is then shown with it.
+    instead: the change to the command that the message asks for, {"RUN": "demo-2"}: names of make,
+    None to leave one out, and flags of ARGS, {"--force": ""}. The command is then shown with it.
     """
 
     exit_code = 1
@@ -54,18 +57,18 @@ class StoppedError(CoviewError):
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """`; did you mean 'clip'` for a near miss, otherwise `; there is: …`, to be appended to what was not found."""
+    """`; did you mean 'clip'` for a near miss, otherwise `; there is: …`, to be appended to what
+    was not found."""
     choices = sorted(choices)
     near = nearest(name, choices)
-    return (
-        f"; did you mean {near!r}" if near else f"; there is: {', '.join(choices) or 'nothing yet'}"
-    )
+    if near:
+        return f"; did you mean {near!r}"
+    return f"; there is: {', '.join(choices) or 'nothing yet'}"
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """The one of the choices that was probably meant, also where only the case differs; '' where none is near."""
+    """The one of the choices that was probably meant, also where only the case differs; '' where
+    none is near."""
     cased = {choice.lower(): choice for choice in sorted(choices)}
-    return next(
-        (cased[near] for near in difflib.get_close_matches(name.lower(), cased, n=1, cutoff=0.5)),
-        "",
-    )
+    near = difflib.get_close_matches(name.lower(), cased, n=1, cutoff=0.5)
+    return cased[near[0]] if near else ""

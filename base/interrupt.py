@@ -1,13 +1,15 @@
-"""Ctrl-C: pressed once, the work stops at the next place that it can go on from; twice, the process ends at once.
+"""Ctrl-C: pressed once, the work stops at the next place that it can go on from; twice, the process
+ends at once.
 
-A thread hears the signal, since Python itself hears it only between two steps of its own, and a batch of a large model is one step.
+A thread hears the signal, since Python itself hears it only between two steps of its own, and a
+batch of a large model is one step.
 """
 
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 INTERRUPTED = 130
@@ -15,14 +17,16 @@ PRESSED: list[int] = []  # interrupts that this process has had
 
 
 def pressed(number: int, frame: object) -> None:
-    """Ctrl-C as Python has it, but remembered: what is raised in the middle of a library's import may be swallowed there. See heeded."""
+    """Ctrl-C as Python has it, but remembered: what is raised in the middle of a library's import
+    may be swallowed there. See heeded."""
     PRESSED.append(number)
     raise KeyboardInterrupt
 
 
 @contextmanager
-def heeded(first: Callable[[], None], plan: str, kept: str) -> Iterator[None]:
-    """At the first Ctrl-C call `first()` and say the `plan`; at the second say what is `kept` and end the process with 130.
+def heeded(first: Callable[[], None], plan: str, kept: str) -> Generator[None]:
+    """At the first Ctrl-C call `first()` and say the `plan`; at the second say what is `kept` and
+    end the process with 130.
 
     Elsewhere than in the main thread, where no signal arrives, nothing is changed.
     """
@@ -33,13 +37,10 @@ def heeded(first: Callable[[], None], plan: str, kept: str) -> Iterator[None]:
         raise KeyboardInterrupt  # pressed while libraries were loading, one of which swallowed it
     hear, tell = os.pipe()
     os.set_blocking(tell, False)
-    handler, other = (
-        signal.signal(signal.SIGINT, lambda *_: None),
-        signal.set_wakeup_fd(tell, warn_on_full_buffer=False),
-    )
-    thread = threading.Thread(
-        target=_listen, args=(hear, first, plan, kept), name="Ctrl-C", daemon=True
-    )
+    handler = signal.signal(signal.SIGINT, lambda *_: None)
+    other = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    words = (hear, first, plan, kept)
+    thread = threading.Thread(target=_listen, args=words, name="Ctrl-C", daemon=True)
     thread.start()
     try:
         yield
@@ -67,4 +68,6 @@ def _listen(hear: int, first: Callable[[], None], plan: str, kept: str) -> None:
 
 def _fresh_line(cursor: bool = False) -> str:
     """In a terminal the line holds a bar, which may have hidden the cursor."""
-    return ("\033[?25h" * cursor + "\n") if sys.stderr.isatty() else ""
+    if not sys.stderr.isatty():
+        return ""
+    return "\033[?25h\n" if cursor else "\n"

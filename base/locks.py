@@ -1,10 +1,10 @@
-"""Who may write: file locks (flock). A dead holder's lock is free; who holds one stands in the file."""
+"""Who may write: file locks (flock). A dead holder's lock is free; who holds one stands in it."""
 
 import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from base.durable import cannot_write
@@ -14,16 +14,19 @@ USERS = ".lock-users"  # of a cache: shared by all that write to it, exclusive t
 
 
 @contextlib.contextmanager
-def lock(folder: Path, wait: bool = False, name: str = ".lock") -> Iterator[None]:
-    """Be the only writer of `folder` (flock: a dead holder's lock is free). Raises StorageError naming the holder's process."""
+def lock(folder: Path, wait: bool = False, name: str = ".lock") -> Generator[None]:
+    """Be the only writer of `folder` (flock: a dead holder's lock is free). Raises StorageError
+    naming the holder's process."""
     handle = _open_lock(folder / name)
     try:
         if not _flock(handle, fcntl.LOCK_EX, wait):
             raise StorageError(
-                f"{folder} is being written by process {_holder(handle)}; wait for it, or stop it and run this again"
+                f"{folder} is being written by process {_holder(handle)}; wait for it, or stop it "
+                "and run this again"
             )
         with contextlib.suppress(OSError):  # a full disk: the lock holds without the note
-            note = f"{os.getpid()} on {os.uname().nodename} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode()
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            note = f"{os.getpid()} on {os.uname().nodename} since {since}\n".encode()
             os.pwrite(handle, note, 0)
             os.truncate(handle, len(note))
         yield
@@ -32,7 +35,7 @@ def lock(folder: Path, wait: bool = False, name: str = ".lock") -> Iterator[None
 
 
 @contextlib.contextmanager
-def shared_lock(folder: Path, name: str) -> Iterator[None]:
+def shared_lock(folder: Path, name: str) -> Generator[None]:
     """Be one of several at work in `folder`; `lock` on the same name waits for all of them."""
     handle = _open_lock(folder / name)
     try:
@@ -74,7 +77,8 @@ def _flock(handle: int, kind: int, wait: bool) -> bool:
 
 def _holder(handle: int) -> str:
     for _ in range(5):
-        if note := os.pread(handle, 200, 0).decode(errors="replace").strip():
+        note = os.pread(handle, 200, 0).decode(errors="replace").strip()
+        if note:
             return note
         time.sleep(0.02)  # it has the lock and is about to write its name
     return "(unknown)"

@@ -33,15 +33,21 @@ def check(
     for goal in goals:
         if goal not in commands:
             _refuse_goal(goal, command, words, commands)
-    heads = [match[0] for word in words if (match := NAMED.match(word))]
+    heads = _heads(words)
     for name in heads:
         if heads.count(name) > 1:
             raise UsageError(
                 f"{name} was given several times. If the shell made that of {{0..9}} or {{a,b}}, "
                 f"quote it: make {command} {name}='x-{{000..012}}'"
             )
-    if unknown := [name for name in given if name not in names[command]]:
+    unknown = [name for name in given if name not in names[command]]
+    if unknown:
         _refuse_name(unknown, command, names[command], words, examples[command])
+
+
+def _heads(words: Sequence[str]) -> list[str]:
+    """The names among the words, each as often as it is given a value."""
+    return [found[0] for found in map(NAMED.match, words) if found]
 
 
 def _refuse_goal(goal: str, command: str, words: list[str], commands: list[str]) -> None:
@@ -70,8 +76,8 @@ def _refuse_name(
     for word in words:
         name, equals, value = word.partition("=")
         again.append(meant.get(name, name) + equals + value)
-    heads = [match[0] for word in again if (match := NAMED.match(word))]
-    mended = words and all(meant.values()) and len(set(heads)) == len(heads)
+    heads = _heads(again)
+    mended = bool(words) and all(meant.values()) and len(set(heads)) == len(heads)
     raise UsageError(
         f"make {command} takes no {unknown[0]}{did_you_mean(unknown[0], names)}. "
         f"Type: {as_typed(again) if mended else example}   (names: {', '.join(names)})"
@@ -84,7 +90,7 @@ def on_the_line(goals: Sequence[str]) -> list[str]:
     name that stands there twice, any but the last.
     """
     pid = os.getpid()
-    for _ in range(4):
+    for _ in range(4):  # a shell or two may stand between
         try:
             with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
                 pid = int(stat.read().rpartition(")")[2].split()[1])
@@ -103,18 +109,22 @@ def join_lists(words: list[str], commands: Sequence[str]) -> list[str]:
     list that a comma before or in it leaves open."""
     found: list[str] = []
     for word in words:
-        list_is_open = (
-            found and NAMED.match(found[-1]) and (found[-1][-1] in ",=" or word[0] == ",")
-        )
-        if list_is_open and not NAMED.match(word) and word not in commands:
+        is_part = not NAMED.match(word) and word not in commands
+        if is_part and found and _is_open(found[-1], word):
             found[-1] += word
         else:
             found.append(word)
     return found
 
 
+def _is_open(last: str, word: str) -> bool:
+    """Does the list that `last` gives a name go on with the next word?"""
+    return NAMED.match(last) is not None and (last[-1] in ",=" or word[0] == ",")
+
+
 def as_typed(words: list[str]) -> str:
-    """Names and goals as one types them to make."""
+    """Names and goals as one types them to make. A `$` stands there doubled already, since these
+    are the words that the shell handed to make."""
     parts = ["make"]
     for word in words:
         name, equals, value = word.partition("=")

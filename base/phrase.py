@@ -7,7 +7,7 @@ door, where it is printed; nobody else knows that there are two forms.
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 NAMED = re.compile(r"\w+(?=[:+?!]?=)", re.ASCII)
 FIELDS = {"FROM": "source", "RUNS": "names"}  # names of make that are no field's name in capitals
@@ -17,6 +17,11 @@ VALUE = r"""(?:'[^']*'|"[^"]*"|\\.|[^\s'"\\])*"""
 def field_of(name: str) -> str:
     """The setting that a name of make stands for: VIEW -> view, FROM -> source."""
     return FIELDS.get(name, name.lower())
+
+
+def flag_of(name: str) -> str:
+    """VIEW -> --view, FROM -> --source."""
+    return f"--{field_of(name).replace('_', '-')}"
 
 
 def quoted(value: str) -> str:
@@ -35,16 +40,32 @@ def phrase(text: str, names: Mapping[str, Sequence[str]], form: str) -> str:
     """The text with its commands, and the names of make in it, in the `form` make or coview.
 
     names: of each command the names that it takes. What stands in quotes or in a path is nobody's
-    name.
+    name, nor what belongs to a command of coview.
     """
     if form == "make":
         return text
-    commands = "|".join(map(re.escape, sorted([*names, "help"], key=len, reverse=True)))
-    every = "|".join(sorted({name for given in names.values() for name in given}, key=len)[::-1])
-    whole = re.compile(rf"\bmake ({commands})\b(?!-)((?: +[A-Z]+={VALUE})*)")
-    loose = re.compile(rf"(?<![\w/.'\"$-])({every})(?:=({VALUE})|(?![\w/=-]))")
-    text = whole.sub(lambda found: f"coview {found[1]}{_flags(found[2])}", text)
-    return loose.sub(lambda found: _flag(found[1], found[2]), text)
+    every = {name for given in names.values() for name in given}
+    commands, loose = _any([*names, "help"]), _any(every)
+    flags = rf"(?: +--[\w-]+(?:={VALUE}| +(?!-){VALUE})?)*"
+    parts = (
+        rf"\bcoview (?:{commands})\b(?!-){flags}",
+        rf"\bmake (?P<command>{commands})\b(?!-)(?P<words>(?: +[A-Z]+={VALUE})*)",
+        rf"(?<![\w/.'\"$-])(?P<name>{loose})(?:=(?P<value>{VALUE})|(?![\w/=-]))",
+    )
+    return re.sub("|".join(parts), _translated, text)
+
+
+def _any(names: Iterable[str]) -> str:
+    """A pattern of one of these, the longer ones first."""
+    return "|".join(map(re.escape, sorted(sorted(names), key=len, reverse=True)))
+
+
+def _translated(found: re.Match[str]) -> str:
+    if found["name"]:
+        return _flag(found["name"], found["value"])
+    if found["command"]:
+        return f"coview {found['command']}{_flags(found['words'])}"
+    return found[0]
 
 
 def _flags(words: str) -> str:
@@ -58,8 +79,9 @@ def _flag(name: str, value: str | None) -> str:
         value = value.replace("$$", "$")
     if name == "ARGS":
         return _bare(value) if value else "flags"
-    flag = f"--{field_of(name).replace('_', '-')}"
-    return f"{flag} {value}" if value else flag
+    if not value:
+        return flag_of(name)
+    return f"{flag_of(name)}{'=' if value.startswith('-') else ' '}{value}"
 
 
 def _bare(value: str) -> str:

@@ -1,14 +1,18 @@
-"""Progress of long work: a bar in a terminal, otherwise a plain line every 10 seconds; and a file for `make status`."""
+"""Progress of long work: a bar in a terminal, otherwise a plain line every 10 seconds; and a file
+for `make status`."""
 
 import contextlib
 import json
 import os
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from types import TracebackType
+from typing import Self
+
+from rich import progress as rich_progress
+from rich.console import Console
 
 from base.console import clock_text, rate_text
 
@@ -20,17 +24,18 @@ class Clock:
     """Where the time goes: `with clock("decode"): …` adds to `clock.seconds["decode"]`."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def __call__(self, step: str) -> Iterator[None]:
+    def __call__(self, step: str) -> Generator[None]:
         begun = time.monotonic()
         yield
-        self.seconds[step] += time.monotonic() - begun
+        self.seconds[step] = self.seconds.get(step, 0.0) + time.monotonic() - begun
 
 
 class Progress:
-    """`with Progress("clip", total) as p: p.advance(n)`; shows done, total, rate and time left. `done` may start above 0.
+    """`with Progress("clip", total) as p: p.advance(n)`; shows done, total, rate and time left.
+    `done` may start above 0.
 
     With `live`, a file that tells other processes the same, and the seconds of `clock`.
     """
@@ -48,36 +53,33 @@ class Progress:
         self.done += n
         now = time.monotonic()
         if self.bar is not None:
-            self.bar.update(
-                self.bar.task_ids[0],
-                completed=self.done,
-                rate=rate_text(self.rate(now)),
-                wait=self.wait(),
-            )
+            bar, rate = self.bar, rate_text(self.rate(now))
+            bar.update(bar.task_ids[0], completed=self.done, rate=rate, wait=self.wait())
         elif now - self.last_line >= LINE_EVERY_S:
             self.last_line = now
-            print(
-                f"{self.title}: {self.done:,}/{self.total:,} {self.unit}, {rate_text(self.rate(now))} {self.unit}/s, "
-                f"{clock_text(self.left(now))} left{self.wait()}",
-                file=sys.stderr,
-                flush=True,
-            )
-
+            print(self._line(now), file=sys.stderr, flush=True)
         if self.live and now - self.last_file >= FILE_EVERY_S:
             self.last_file = now
-            temp = self.live.with_name(f".{self.live.name}.tmp")
-            with contextlib.suppress(OSError):  # a full disk is the writer's to report
-                temp.write_text(
-                    json.dumps(
-                        {
-                            "done": self.done,
-                            "total": self.total,
-                            "rate": self.rate(now),
-                            "seconds": self.clock.seconds,
-                        }
-                    )
-                )
-                os.rename(temp, self.live)
+            self._write(self.live, now)
+
+    def _line(self, now: float) -> str:
+        rate, left = rate_text(self.rate(now)), clock_text(self.left(now))
+        return (
+            f"{self.title}: {self.done:,}/{self.total:,} {self.unit}, {rate} {self.unit}/s, "
+            f"{left} left{self.wait()}"
+        )
+
+    def _write(self, live: Path, now: float) -> None:
+        told = {
+            "done": self.done,
+            "total": self.total,
+            "rate": self.rate(now),
+            "seconds": self.clock.seconds,
+        }
+        temp = live.with_name(f".{live.name}.tmp")
+        with contextlib.suppress(OSError):  # a full disk is the writer's to report
+            temp.write_text(json.dumps(told))
+            os.rename(temp, live)
 
     def rate(self, now: float) -> float:
         return (self.done - self.first) / max(now - self.start, 1e-9)
@@ -88,14 +90,10 @@ class Progress:
 
     def wait(self) -> str:
         """Which part of the time the model waited for images."""
-        whole = sum(self.clock.seconds.values())
-        return (
-            f", {100 * self.clock.seconds['decode'] / whole:.0f} % waiting for images"
-            if whole
-            else ""
-        )
+        whole, waited = sum(self.clock.seconds.values()), self.clock.seconds.get("decode", 0.0)
+        return f", {100 * waited / whole:.0f} % waiting for images" if whole else ""
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
         if self.bar is not None:
             self.bar.start()
         return self
@@ -110,17 +108,13 @@ class Progress:
             self.bar.stop()
 
 
-def _bar(title: str, total: int, done: int, unit: str):  # noqa: ANN202  rich is imported only where there is a terminal
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Rich
-
-    bar = Rich(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit + ", {task.fields[rate]}/s{task.fields[wait]}"),
-        TimeRemainingColumn(),
+def _bar(title: str, total: int, done: int, unit: str) -> rich_progress.Progress:
+    bar = rich_progress.Progress(
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TextColumn(unit + ", {task.fields[rate]}/s{task.fields[wait]}"),
+        rich_progress.TimeRemainingColumn(),
         console=Console(stderr=True),
     )
     bar.add_task(title, total=total, completed=done, rate="…", wait="")

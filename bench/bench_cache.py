@@ -12,6 +12,7 @@ import argparse
 import datetime
 import functools
 import gc
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -39,7 +40,7 @@ from cache_specs.spec import load_spec
 from train.data.reader import gather, map_view
 
 BATCH, SHARD, BLOCK, WINDOW = 1024, 4096, 256, 128
-PACKAGES = ("numpy", "torch", "zarr", "tensorstore", "h5py", "datasets", "pyarrow", "xxhash")
+PACKAGES = ("numpy", "torch", "zarr", "tensorstore", "h5py", "datasets", "pyarrow")
 FULL = {
     "n": 400_000,
     "width": 768,
@@ -532,10 +533,10 @@ def deep_check(folder: Folder, size: dict[str, Any]) -> dict[str, Any]:
         sum(file.stat().st_size for file in files),
         {OUR_CHECK: lambda: len(integrity.check(view))},
     )
-    if binary := shutil.which("xxhsum"):
-        ways["xxhsum -H2"] = lambda: (
+    if binary := shutil.which("sha256sum"):
+        ways["sha256sum"] = lambda: (
             subprocess.run(
-                [binary, "-H2", *map(str, files)], check=True, stdout=subprocess.DEVNULL
+                [binary, *map(str, files)], check=True, stdout=subprocess.DEVNULL
             ).returncode
         )
     for name, buffer in (
@@ -545,7 +546,7 @@ def deep_check(folder: Folder, size: dict[str, Any]) -> dict[str, Any]:
         ("4 MiB", 1 << 22),
         ("16 MiB", 1 << 24),
     ):
-        ways[f"xxhsum-like loop, {name}"] = functools.partial(
+        ways[f"sha256sum-like loop, {name}"] = functools.partial(
             hash_files, files, memoryview(bytearray(buffer)), True
         )
     ways["read only, 256 KiB"] = functools.partial(
@@ -568,11 +569,9 @@ def deep_check(folder: Folder, size: dict[str, Any]) -> dict[str, Any]:
 
 
 def hash_files(files: list[Path], buffer: memoryview, digest: bool) -> int:
-    """What `xxhsum -H2` does, one thread: read a buffer, hash it."""
-    import xxhash
-
+    """What `sha256sum` does, one thread: read a buffer, hash it."""
     for file in files:
-        state = xxhash.xxh3_128()
+        state = hashlib.sha256()
         with open(file, "rb", buffering=0) as handle:
             while count := handle.readinto(buffer):
                 if digest:
@@ -781,7 +780,7 @@ def show(found: dict[str, Any], size: dict[str, Any]) -> list[dict[str, Any]]:
     hashing = max(
         line["GB_per_s"]["median"]
         for name, line in found["deep"].items()
-        if name.startswith("xxhsum")
+        if name.startswith("sha256sum")
     )
     peers = [
         name
@@ -811,7 +810,7 @@ def show(found: dict[str, Any], size: dict[str, Any]) -> list[dict[str, Any]]:
         ),
         ("open without deep check, ms", found["open"][CHECKED]["open_ms"]["median"], 50.0, False),
         (
-            "deep check, of the fastest xxhsum or loop",
+            "deep check, of the fastest sha256sum or loop",
             found["deep"][OUR_CHECK]["GB_per_s"]["median"] / hashing,
             0.8,
             True,

@@ -1,1 +1,2 @@
-"""The contract between `extract` and `train`: what a view's spec, a dataset's item list and a finished cache are."""
+"""The contract between `extract` and `train`: what a view's spec, a dataset's item list and a
+finished cache are."""

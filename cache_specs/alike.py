@@ -4,7 +4,8 @@ from cache_specs.spec import load_spec, view_names
 
 
 def alike(views: list[str]) -> dict[tuple[str, str], str]:
-    """The pairs of these views of which one's spec says that they are too alike, and why; each pair once. What is no bundled view has no say."""
+    """The pairs of these views of which one's spec says that they are too alike, and why; each pair
+    once. What is no bundled view has no say."""
     found: dict[tuple[str, str], str] = {}
     for one in sorted(set(views) & set(view_names())):
         about = load_spec(one).about

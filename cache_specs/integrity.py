@@ -1,7 +1,11 @@
-"""Is a view whole and unharmed? The seal over all commits, and the check that every reader makes before it trusts a row.
+"""Is a view whole and unharmed? The seal over all commits, and the check that every reader makes
+before it trusts a row.
 
-seal(view)       after the last shard: complete.json, all commit records and the root hash over everything
-check(view)      before any use: raises IntegrityError naming file, rows and command, or returns the status of every row
+seal(view)    after the last shard: complete.json, all commit records and the root hash over them
+check(view)   before any use: raises IntegrityError naming file, rows and command, or returns the
+              status of every row
+
+A file of a shard is proved by the sha256 in its record, a commit by what complete.json sealed.
 """
 
 import hashlib
@@ -21,7 +25,10 @@ from base.errors import IntegrityError, StorageError, UsageError
 from cache_specs import store
 from cache_specs.view import STATUS, View
 
-RACY_NS = 100_000_000  # a file written within this time of its check may be written again under the same stamp: not remembered
+# A file written within this time of its check may be written again under the same stamp: such a
+# one is not remembered.
+RACY_NS = 100_000_000
+THREADS = 8  # that hash; each reads a file of its own
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,12 @@ class Problem:
 
 
 def seal(view: View) -> None:
-    """Declare the view finished. Raises IntegrityError if a shard is missing or has not the committed size."""
+    """Declare the view finished. Raises IntegrityError if a shard is missing or has not the
+    committed size."""
     records = []
     for shard in range(view.shards):
         records.append(read_commit(view, shard))
-        for name, recorded in records[-1]["files"].items():
-            _size(view, shard, name, recorded["bytes"])
+        _check_sizes(view, shard, records[-1])
     document = {
         "view": view.identity,
         "n": view.n,
@@ -50,20 +57,24 @@ def seal(view: View) -> None:
 
 
 def check_commits(view: View) -> None:
-    """Before an unfinished view goes on: every commit is intact and its files have their sizes. Raises IntegrityError."""
+    """Before an unfinished view goes on: every commit is intact and its files have their sizes.
+    Raises IntegrityError."""
     for shard in range(view.shards):
         if view.commit_file(shard).exists():
-            for name, recorded in read_commit(view, shard)["files"].items():
-                _size(view, shard, name, recorded["bytes"])
+            _check_sizes(view, shard, read_commit(view, shard))
+
+
+def _check_sizes(view: View, shard: int, record: dict[str, Any]) -> None:
+    for name, recorded in record["files"].items():
+        _stat(view, shard, name, recorded["bytes"])
 
 
 def root_hash(view: View, records: list[dict[str, Any]]) -> str:
-    """sha256 over what the view is (not how it came to be) and every shard's digests: the same embeddings have the same root."""
-    digest = hashlib.sha256(
-        durable.canonical_json(
-            {key: value for key, value in view.attributes.items() if key != "provenance"}
-        )
-    )
+    """sha256 over what the view is (not how it came to be) and every shard's digests: the same
+    embeddings have the same root."""
+    attributes = {**view.attributes}
+    attributes.pop("provenance", None)
+    digest = hashlib.sha256(durable.canonical_json(attributes))
     for record in records:
         for name, file in sorted(record["files"].items()):
             digest.update(f"{name}\0{file['sha256']}\n".encode())
@@ -77,56 +88,51 @@ def read_commit(view: View, shard: int) -> dict[str, Any]:
         _check_record(view, shard, record)
     except (OSError, ValueError, KeyError, TypeError) as error:
         durable.reraise_unless_gone(view.commit_file(shard), error)
-        raise damaged(
-            view, shard, f"commits/{shard:05d}.json: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        why = getattr(error, "strerror", None) or error
+        raise damaged(view, shard, f"{commit_name(shard)}: {why}") from error
     return record
 
 
 def _check_record(view: View, shard: int, record: dict[str, Any]) -> None:
-    if (
-        record["view"] != view.identity
-        or record["shard"] != shard
-        or record["rows"] != list(view.bounds(shard))
-    ):
-        raise ValueError(
-            f"it is the record of shard {record['shard']}"
-            + ("" if record["view"] == view.identity else " of another view")
-        )
-    expected = {
-        embeddings_name(shard): view.embeddings_bytes,
-        status_name(shard): view.status_bytes,
-    }
-    if {name: file["bytes"] for name, file in record["files"].items()} != expected:
+    of = (record["view"], record["shard"], record["rows"])
+    if of != (view.identity, shard, list(view.bounds(shard))):
+        whose = "" if record["view"] == view.identity else " of another view"
+        raise ValueError(f"it is the record of shard {record['shard']}{whose}")
+    sizes = {name: file["bytes"] for name, file in record["files"].items()}
+    names = (embeddings_name(shard), status_name(shard))
+    if sizes != dict(zip(names, (view.embeddings_bytes, view.status_bytes), strict=True)):
         raise ValueError("it does not list the shard's two files with their sizes")
 
 
 def read_seal(view: View) -> dict[str, Any]:
-    """complete.json, its records checked. Raises UsageError (not finished) or IntegrityError (damaged, or not this view's)."""
+    """complete.json, its records checked. Raises UsageError (not finished) or IntegrityError
+    (damaged, or not this view's)."""
     if not view.is_complete:
         done = view.shards - len(view.pending())
         raise UsageError(
-            f"the view {view.name!r} is not finished ({done} of {view.shards} shards in {view.folder}); "
-            f"finish it: {store.command(view.folder, 'extract')}"
+            f"the view {view.name!r} is not finished ({done} of {view.shards} shards in "
+            f"{view.folder}); finish it: {store.command(view.folder, 'extract')}"
         )
+    path = view.folder / "complete.json"
     try:
-        document = durable.read_sealed(view.folder / "complete.json")
-        if (document["view"], document["n"], len(document["shards"])) != (
-            view.identity,
-            view.n,
-            view.shards,
-        ):
-            raise ValueError("it is the seal of another view")
-        for shard, record in enumerate(document["shards"]):
-            _check_record(view, shard, record)
-        if root_hash(view, document["shards"]) != document["root"]:
-            raise ValueError("the root hash is another one")
+        document = durable.read_sealed(path)
+        _check_seal(view, document)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        durable.reraise_unless_gone(view.folder / "complete.json", error)
+        durable.reraise_unless_gone(path, error)
         raise IntegrityError(
-            f"{view.folder / 'complete.json'} is damaged ({error}). Type: {store.command(view.folder)}"
+            f"{path} is damaged ({error}). Type: {store.command(view.folder)}"
         ) from error
     return document
+
+
+def _check_seal(view: View, document: dict[str, Any]) -> None:
+    of = (document["view"], document["n"], len(document["shards"]))
+    if of != (view.identity, view.n, view.shards):
+        raise ValueError("it is the seal of another view")
+    for shard, record in enumerate(document["shards"]):
+        _check_record(view, shard, record)
+    if root_hash(view, document["shards"]) != document["root"]:
+        raise ValueError("the root hash is another one")
 
 
 def root(view: View) -> str:
@@ -135,61 +141,92 @@ def root(view: View) -> str:
 
 
 def check(view: View, verified: str | None = None, remember: bool = True) -> np.ndarray:
-    """Check that a view is finished and undamaged; return its status column, (N,) uint8. `verified`: when every byte was read, to be noted.
+    """Check that a view is finished and undamaged; return its status column, (N,) uint8.
 
-    Every file's stamp (inode, size, times of change) is compared at every call, its digest once per stamp: `verified.json` remembers (if it may).
-    The kernel sets the time of change (ctime) of a file at every write, and at the first store into a clean mapped page.
+    verified: when every byte was read, to be noted.
+
+    Every file's stamp (inode, size, times of change) is compared at every call, its digest once
+    per stamp: `verified.json` remembers (if it may). The kernel sets the time of change (ctime) of
+    a file at every write, and at the first store into a clean mapped page.
     Raises UsageError (not finished) or IntegrityError (file, rows and command named).
     """
     records = read_seal(view)["shards"]
-    (known, when), begun = _remembered(view), time.time_ns()
+    known, when = _remembered(view)
+    begun = time.time_ns()
     now = stamps(view, records)
-    due = [
-        (shard, name, recorded)
-        for shard, record in enumerate(records)
-        for name, recorded in _files(shard, record)
-        if known.get(name) != now[name]
-    ]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for problem in pool.map(lambda job: _same(view, records, *job), due):
-            if problem:
-                raise damaged(view, problem.shard, problem.what)
+    due = {name for name, stamp in now.items() if known.get(name) != stamp}
+    _compare(view, records, due)
     for problem in strays(view):
         raise IntegrityError(f"{problem.file} {problem.what}. Type: {store.command(view.folder)}")
     sure = {name: stamp for name, stamp in now.items() if begun - stamp[3] > RACY_NS}
     if remember and (sure != known or verified):
+        note = durable.sealed({"files": sure, "verified": verified or when})
         with suppress(StorageError):  # a read-only cache is checked anew at every start
-            durable.write(
-                view.folder / "verified.json",
-                durable.sealed({"files": sure, "verified": verified or when}),
-                "verified",
-            )
-    status = np.zeros(view.n, np.uint8)
+            durable.write(view.folder / "verified.json", note, "verified")
+    return _status(view, records)
+
+
+def _compare(view: View, records: list[dict[str, Any]], due: set[str]) -> None:
+    """Raise IntegrityError for the first of the files that are due that is not as recorded."""
+    jobs = []
+    for shard, record in enumerate(records):
+        for name, recorded in _files(shard, record):
+            if name in due:
+                jobs.append((shard, name, recorded))
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        wrong = pool.map(lambda job: _wrong(view, records, *job), jobs)
+        for (shard, _, _), what in zip(jobs, wrong, strict=True):
+            if what:
+                raise damaged(view, shard, what)
+
+
+def _wrong(
+    view: View,
+    records: list[dict[str, Any]],
+    shard: int,
+    name: str,
+    recorded: dict[str, Any] | None,
+) -> str:
+    """Compare one file with its record, a shard's by its digest, a commit by its contents; what is
+    wrong with it, or ''."""
+    path = view.folder / name
+    try:
+        if recorded:
+            same = sha256_of(path) == recorded["sha256"]
+            return "" if same else f"{name} has changed since it was written"
+        same = durable.read_sealed(path) == records[shard]
+        return "" if same else f"{name} is not the record that complete.json sealed"
+    except (OSError, ValueError) as error:
+        durable.reraise_unless_gone(path, error)
+        return f"{name}: {error}"
+
+
+def _status(view: View, records: list[dict[str, Any]]) -> np.ndarray:
+    """The status column, of which only the shards that hold a bad row are read."""
+    status_N = np.zeros(view.n, np.uint8)
     for shard, record in enumerate(records):
         if set(record["status"]) != {STATUS[0]}:
             first, last = view.bounds(shard)
-            status[first:last] = np.fromfile(view.status_file(shard), np.uint8, last - first)
-    return status
+            status_N[first:last] = np.fromfile(view.status_file(shard), np.uint8, last - first)
+    return status_N
 
 
 def stamps(view: View, records: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """name: [inode, size, mtime, ctime, digest as committed] of every file of the shards. Raises IntegrityError for a missing or short one."""
-    found, base = {}, str(view.folder)
+    """name: [inode, size, mtime, ctime, digest as committed] of every file of the shards. Raises
+    IntegrityError for a missing or short one."""
+    found = {}
+    base = str(view.folder)  # joined as text: a Path for each of thousands of files is slow
     for shard, record in enumerate(records):
         for name, recorded in _files(shard, record):
-            stat = _size(view, shard, name, recorded["bytes"] if recorded else None, base)
-            found[name] = [
-                stat.st_ino,
-                stat.st_size,
-                stat.st_mtime_ns,
-                stat.st_ctime_ns,
-                recorded["xxh3"] if recorded else "",
-            ]
+            size, digest = (recorded["bytes"], recorded["sha256"]) if recorded else (None, "")
+            stat = _stat(view, shard, name, size, base)
+            times = (stat.st_mtime_ns, stat.st_ctime_ns)
+            found[name] = [stat.st_ino, stat.st_size, *times, digest]
     return found
 
 
 def _files(shard: int, record: dict[str, Any]) -> tuple[tuple[str, dict[str, Any] | None], ...]:
-    return (*record["files"].items(), (f"commits/{shard:05d}.json", None))
+    return (*record["files"].items(), (commit_name(shard), None))
 
 
 def verified_when(view: View) -> str | None:
@@ -206,7 +243,7 @@ def _remembered(view: View) -> tuple[dict[str, Any], str | None]:
         return {}, None
 
 
-def _size(
+def _stat(
     view: View, shard: int, name: str, expected: int | None, base: str = ""
 ) -> os.stat_result:
     try:
@@ -219,52 +256,21 @@ def _size(
     return stat
 
 
-def _same(
-    view: View,
-    records: list[dict[str, Any]],
-    shard: int,
-    name: str,
-    recorded: dict[str, Any] | None,
-) -> Problem | None:
-    """Compare one file with its record: a shard's by its digest, a commit by its contents."""
-    path = view.folder / name
-    try:
-        if recorded:
-            fine, what = xxh3(path) == recorded["xxh3"], f"{name} has changed since it was written"
-        else:
-            fine, what = (
-                durable.read_sealed(path) == records[shard],
-                f"{name} is not the record that complete.json sealed",
-            )
-    except (OSError, ValueError) as error:
-        durable.reraise_unless_gone(path, error)
-        fine, what = False, f"{name}: {error}"
-    return None if fine else Problem(path, what, shard)
-
-
-def xxh3(path: Path) -> str:
-    """The xxh3-128 digest of a file, by a buffer that stays in the processor's cache."""
-    import xxhash
-
-    digest, buffer = xxhash.xxh3_128(), bytearray(1 << 18)
-    view = memoryview(buffer)
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, by a buffer that stays in the processor's cache."""
     with path.open("rb", buffering=0) as file:
+        # Pages that a writable map holds dirty are cleaned, so that its next store changes the
+        # ctime again.
         with suppress(OSError):
-            os.fsync(
-                file.fileno()
-            )  # pages that a writable map holds dirty are cleaned, so that its next store changes the ctime again
-        while count := file.readinto(buffer):
-            digest.update(view[:count])
-    return digest.hexdigest()
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def strays(view: View) -> Iterator[Problem]:
     """Files where shards and commits stand that are none: a foreign or left-over shard."""
-    for folder, names in (
-        ("embeddings/c", {str(shard) for shard in range(view.shards)}),
-        ("status/c", {str(shard) for shard in range(view.shards)}),
-        ("commits", {f"{shard:05d}.json" for shard in range(view.shards)}),
-    ):
+    shards = {str(shard) for shard in range(view.shards)}
+    commits = {f"{shard:05d}.json" for shard in range(view.shards)}
+    for folder, names in (("embeddings/c", shards), ("status/c", shards), ("commits", commits)):
         try:
             found = os.listdir(view.folder / folder)
         except OSError as error:
@@ -281,6 +287,10 @@ def embeddings_name(shard: int) -> str:
 
 def status_name(shard: int) -> str:
     return f"status/c/{shard}"
+
+
+def commit_name(shard: int) -> str:
+    return f"commits/{shard:05d}.json"
 
 
 def damaged(view: View, shard: int, what: str) -> IntegrityError:

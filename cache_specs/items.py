@@ -1,20 +1,23 @@
-"""A dataset's item list: which images, in which order, with which labels. Written once per dataset as Parquet.
+"""A dataset's item list: which images, in which order, with which labels. Written once per dataset
+as Parquet.
 
-    cache/<dataset>-<fp8>/items.parquet     row, key, label, label_name, split, bytes, sha256      rows in byte order of the key
-    cache/<dataset>-<fp8>/dataset.json      name, adapter, classes, rows, fingerprint
+    cache/<dataset>-<fp8>/items.parquet   row, key, label, label_name, split, bytes, sha256; the
+                                          rows in byte order of the key
+    cache/<dataset>-<fp8>/dataset.json    name, adapter, classes, rows, fingerprint
 
-The fingerprint covers the ordered keys and the content hashes, and is stamped into every view. Labels live here only:
-they may change (label -1 is "unknown") without making any embedding stale.
+The fingerprint covers the ordered keys and the content hashes, and is stamped into every view.
+Labels live here only: they may change (label -1 is "unknown") without making any embedding stale.
 """
 
 import hashlib
 import io
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from base import durable
 from base.errors import IntegrityError, StaleError
@@ -22,23 +25,17 @@ from base.phrase import quoted
 from cache_specs.sources import read_source
 from cache_specs.versions import IMPORTED, is_older
 
-MISSING = {
-    "n/a",
-    "na",
-    "nan",
-    "none",
-    "null",
-    "unknown",
-    "?",
-}  # what other programs write where there is no label
+# what other programs write where there is no label
+MISSING = {"n/a", "na", "nan", "none", "null", "unknown", "?"}
 SPLITS = ("", "train", "val", "test", "unlabelled")
 FORMAT = 1
 
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """N items. keys: N str, byte order; label: (N,) int32, -1 unknown; split: N of SPLITS; size: (N,) int64 bytes, 0 if unreadable;
-    sha256: N hex strings, empty if unreadable; classes: C label names, class c = classes[c]."""
+    """N items. keys: N str, byte order; label: (N,) int32, -1 unknown; split: N of SPLITS; size:
+    (N,) int64 bytes, 0 if unreadable; sha256: N hex strings, empty if unreadable; classes: C label
+    names, class c = classes[c]."""
 
     name: str
     adapter: str
@@ -62,10 +59,10 @@ class Items:
 
     @property
     def labels_fingerprint(self) -> str:
-        """sha256 over what `fingerprint` leaves out: classes, labels and splits. A run that is resumed must find them unchanged."""
-        return hashlib.sha256(
-            durable.canonical_json([self.classes, self.label.tolist(), self.split])
-        ).hexdigest()
+        """sha256 over what `fingerprint` leaves out: classes, labels and splits. A run that is
+        resumed must find them unchanged."""
+        told = durable.canonical_json([self.classes, self.label.tolist(), self.split])
+        return hashlib.sha256(told).hexdigest()
 
     @property
     def folder_name(self) -> str:
@@ -73,20 +70,23 @@ class Items:
 
 
 def class_index(names: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Label names (empty: unknown) -> ((N,) int32 labels, sorted class names). Names that are all integers sort as numbers."""
+    """Label names (empty: unknown) -> ((N,) int32 labels, sorted class names). Names that are all
+    integers sort as numbers."""
     distinct = {name for name in names if name}
-    numeric = all(name.isascii() and name.isdigit() for name in distinct)
-    classes = sorted(distinct, key=(lambda name: (int(name), name)) if numeric else str.encode)
+    if all(name.isascii() and name.isdigit() for name in distinct):
+        classes = sorted(distinct, key=lambda name: (int(name), name))
+    else:
+        classes = sorted(distinct, key=str.encode)
     index = {name: number for number, name in enumerate(classes)} | {"": -1}
     return np.array([index[name] for name in names], np.int32), classes
 
 
 def read_items(folder: Path, labels: str = "") -> Items:
-    """Read and check an item list: its fingerprint must be the one recorded beside it. Raises IntegrityError.
+    """Read and check an item list: its fingerprint must be the one recorded beside it. Raises
+    IntegrityError.
 
-    labels: the fingerprint of the labels that are meant; where they were replaced since, those that were kept."""
-    import pyarrow as pa
-
+    labels: the fingerprint of the labels that are meant; where they were replaced since, those that
+    were kept."""
     kept = folder / "labels" / labels[:12]
     place = kept if labels and (kept / "dataset.json").is_file() else folder
     try:
@@ -94,66 +94,68 @@ def read_items(folder: Path, labels: str = "") -> Items:
         version = record["format"]
         if version != FORMAT:
             raise StaleError(
-                f"{folder} has format {version}, this version reads {FORMAT}; run `make extract` into another CACHE"
+                f"{folder} has format {version}, this version reads {FORMAT}; run `make extract` "
+                "into another CACHE"
             )
-        expected, fingerprint, rows = record["items_sha256"], record["fingerprint"], record["rows"]
-        data = (place / "items.parquet").read_bytes()
-        found = hashlib.sha256(data).hexdigest()
-        if found != expected:
-            raise ValueError(
-                f"items.parquet is damaged: sha256 {found[:12]}, expected {expected[:12]}"
-            )
-        table = read_parquet(data)
-        items = Items(
-            record["name"],
-            record["adapter"],
-            table["key"].to_pylist(),
-            table["label"].to_numpy(),
-            table["split"].to_pylist(),
-            table["bytes"].to_numpy(),
-            table["sha256"].to_pylist(),
-            record["classes"],
-        )
+        items = _items_of(record, (place / "items.parquet").read_bytes())
+        recorded = (record["fingerprint"], record["rows"])
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise IntegrityError(
-            f"the item list in {folder} cannot be read ({error}). {_again(folder)}"
+            f"the item list in {folder} cannot be read ({error}). {_write_again(folder)}"
         ) from error
-    if items.fingerprint != fingerprint or folder.name != items.folder_name or len(items) != rows:
+    if (items.fingerprint, len(items)) != recorded or folder.name != items.folder_name:
         raise IntegrityError(
-            f"{folder / 'items.parquet'} does not belong to its folder. {_again(folder)}"
+            f"{folder / 'items.parquet'} does not belong to its folder. {_write_again(folder)}"
         )
     return items
 
 
-def read_parquet(data: bytes) -> Any:
-    """The pyarrow.Table of a Parquet file's bytes. `pq.read_table` goes through Arrow's data sets, whose threads, still alive when Python ends
-    early, abort the process; this reader starts none."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _items_of(record: dict[str, Any], data: bytes) -> Items:
+    found, expected = hashlib.sha256(data).hexdigest(), record["items_sha256"]
+    if found != expected:
+        raise ValueError(f"items.parquet is damaged: sha256 {found[:12]}, expected {expected[:12]}")
+    table = read_parquet(data)
+    return Items(
+        name=record["name"],
+        adapter=record["adapter"],
+        keys=table["key"].to_pylist(),
+        label=table["label"].to_numpy(),
+        split=table["split"].to_pylist(),
+        size=table["bytes"].to_numpy(),
+        sha256=table["sha256"].to_pylist(),
+        classes=record["classes"],
+    )
 
+
+def read_parquet(data: bytes) -> Any:
+    """The pyarrow.Table of a Parquet file's bytes. `pq.read_table` goes through Arrow's data sets,
+    whose threads, still alive when Python ends early, abort the process; this reader starts
+    none."""
     return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
 
 
-def _again(folder: Path) -> str:
-    source, imported = read_source(folder), False
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        imported = durable.read_sealed(folder / "dataset.json")["adapter"] == IMPORTED
+def _write_again(folder: Path) -> str:
+    """What to do about a list that is damaged."""
     if is_older(folder):
         return (
-            f"It is an older version of its data set, which is not written again from the images as they are now, and not needed for the current one: put "
-            f"{folder} back from a copy, or delete it if nothing that was trained on it is used any more"
+            "It is an older version of its data set, which is not written again from the images as "
+            f"they are now, and not needed for the current one: put {folder} back from a copy, or "
+            "delete it if nothing that was trained on it is used any more"
         )
-    how = ("import VIEW=… FROM=" if imported else "extract VIEW=… DATA=") + (
-        quoted(source) if source else "…"
+    try:
+        imported = durable.read_sealed(folder / "dataset.json")["adapter"] == IMPORTED
+    except (OSError, ValueError, KeyError, TypeError):
+        imported = False
+    how = "import VIEW=… FROM=" if imported else "extract VIEW=… DATA="
+    source = read_source(folder)
+    return (
+        f"Type: make {how}{quoted(source) if source else '…'}   with what {folder.name} was made "
+        "of: it is written again, and no embedding is made again"
     )
-    return f"Type: make {how}   with what {folder.name} was made of: it is written again, and no embedding is made again"
 
 
 def parquet(items: Items) -> bytes:
     """The bytes of items.parquet."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     names = [items.classes[label] if label >= 0 else "" for label in items.label]
     table = pa.table(
         {

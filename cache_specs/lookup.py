@@ -1,12 +1,15 @@
-"""Which data set or view folders of a cache a command speaks of: VIEW=… DATA=…, either of which may be left out.
+"""Which data set or view folders of a cache a command speaks of: VIEW=… DATA=…, either of which
+may be left out.
 
-find_views(cache, "", "")               every view of every data set
-find_views(cache, "clip", "")           the view clip of every data set; also path/to/clip.toml, or a folder's own name
-find_view(cache, "clip", "", "export")  exactly one, of the current versions if there are several, or an error that lists the commands to choose from
+find_views(cache, "", "")                every view of every data set
+find_views(cache, "clip", "")            the view clip of every data set; also path/to/clip.toml, or
+                                         a folder's own name
+find_view(cache, "clip", "", "export")   exactly one, of the current versions if there are several,
+                                         or an error that lists the commands to choose from
 """
 
-import sys
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from base.errors import StaleError, UsageError, did_you_mean, nearest
@@ -14,43 +17,56 @@ from base.phrase import quoted
 from cache_specs import store
 from cache_specs.items import read_items
 from cache_specs.sources import dataset_name, is_gone, read_source, source_path
-from cache_specs.versions import current, dataset_folders, is_older, version_of
+from cache_specs.versions import current, every_dataset, is_older, name_of, version_of
 from cache_specs.view import view_name
+
+log = logging.getLogger(f"coview.{__name__}")
 
 
 def find_views(cache: Path, view: str = "", data: str = "") -> list[Path]:
-    """The folders of the views that are meant, damaged or not, in order of path. Raises UsageError when there is none."""
+    """The folders of the views that are meant, damaged or not, in order of path. Raises UsageError
+    when there is none."""
     name = Path(view).stem if view.endswith(".toml") else view
     if not cache.is_dir():
         raise UsageError(
-            f"there is no cache {cache}; name it with CACHE=…, or fill it: make extract VIEW={name or 'clip'} DATA=…"
+            f"there is no cache {cache}; name it with CACHE=…, or fill it: make extract "
+            f"VIEW={name or 'clip'} DATA=…"
         )
-    datasets = (
-        [find_dataset(cache, data)]
-        if data
-        else sorted(
-            path
-            for path in cache.iterdir()
-            if path.is_dir() and ((path / "dataset.json").is_file() or store.view_folders(path))
-        )
-    )
-    everything = [folder for dataset in datasets for folder in store.view_folders(dataset)]
-    found = [folder for folder in everything if name in ("", view_name(folder))] or [
-        folder for folder in everything if folder.name == name
-    ]
-    if not found and name:
-        raise UsageError(
-            f"no view {name!r} in {datasets[0] if data else cache}{did_you_mean(name, map(view_name, everything))}"
-        )
+    datasets = [find_dataset(cache, data)] if data else dataset_places(cache)
+    everything = []
+    for dataset in datasets:
+        everything += store.view_folders(dataset)
+    found = _called(everything, name)
     if not found:
-        raise UsageError(
-            f"no view in {datasets[0] if data else cache}. Make one: make extract VIEW=clip DATA=…"
-        )
+        raise _no_view(datasets[0] if data else cache, name, everything)
+    return found
+
+
+def _called(folders: list[Path], name: str) -> list[Path]:
+    """Those of the views called so, or else the one of which it is the folder's own name."""
+    found = [folder for folder in folders if name in ("", view_name(folder))]
+    return found or [folder for folder in folders if folder.name == name]
+
+
+def _no_view(place: Path, name: str, everything: list[Path]) -> UsageError:
+    if not name:
+        return UsageError(f"no view in {place}. Make one: make extract VIEW=clip DATA=…")
+    known = map(view_name, everything)
+    return UsageError(f"no view {name!r} in {place}{did_you_mean(name, known)}")
+
+
+def dataset_places(cache: Path) -> list[Path]:
+    """The folders of a cache that hold an item list, or views without one."""
+    found = []
+    for path in sorted(cache.iterdir()):
+        if path.is_dir() and ((path / "dataset.json").is_file() or store.view_folders(path)):
+            found.append(path)
     return found
 
 
 def find_view(cache: Path, view: str, data: str, target: str, rest: str = "") -> Path:
-    """The one view folder that is meant. Raises UsageError listing the ways to name one, as commands `make target … rest`."""
+    """The one view folder that is meant. Raises UsageError listing the ways to name one, as
+    commands `make target … rest`."""
     found = find_views(cache, view, data)
     if len(found) > 1 and not data:
         found = [folder for folder in found if not is_older(folder.parent)] or found
@@ -63,47 +79,60 @@ def find_view(cache: Path, view: str, data: str, target: str, rest: str = "") ->
 
 
 def find_dataset(cache: Path, data: str, views: Sequence[str] = ()) -> Path:
-    """The cached dataset that `DATA=data` names: the cache folder's own name, else a folder's or file's base name, or a bundled name; of several versions
-    the current one. Says which of the others cannot be read. `views`: what the message says to extract."""
+    """The cached dataset that `DATA=data` names: the cache folder's own name, else a folder's or
+    file's base name, or a bundled name; of several versions the current one. Says which of the
+    others cannot be read. `views`: what the message says to extract."""
     name = dataset_name(data)
-    everything = [path.parent for path in sorted(cache.glob("*/dataset.json"))]
-    found = (
-        [folder for folder in everything if folder.name == data]
-        or dataset_folders(cache, name)
-        or [folder for folder in everything if folder.name == name]
-        or [
-            folder
-            for folder in everything
-            if not is_gone(data) and read_source(folder) == source_path(data)
-        ]
-    )  # it was renamed
-    chosen = found[0] if len(found) == 1 else current(found) if found else None
-    if chosen:
-        for folder in (folder for folder in found if folder != chosen and version_of(folder) < 0):
-            print(
-                f"warning: {folder / 'dataset.json'}, of an older version of {chosen.name}, cannot be read: see make status",
-                file=sys.stderr,
-            )
-        _refuse_other_source(chosen, data)
-        return chosen
-    for folder in (folder for folder in found if version_of(folder) < 0):
-        read_items(folder)  # its message names the damage and the command
-    if found:
+    found = _meant(cache, data, name)
+    if not found:
+        raise _no_dataset(cache, data, name, views)
+    chosen = found[0] if len(found) == 1 else current(found)
+    unreadable = [folder for folder in found if folder != chosen and version_of(folder) < 0]
+    if chosen is None:
+        for folder in unreadable:
+            read_items(folder)  # its message names the damage and the command
+        names = ", ".join(path.name for path in found)
         raise StaleError(
-            f"{cache} holds {len(found)} item lists called {name!r}: {', '.join(path.name for path in found)}. "
+            f"{cache} holds {len(found)} item lists called {name!r}: {names}. "
             f"Name one: DATA={found[0].name}"
         )
-    known = sorted({path.parent.name.rpartition("-")[0] for path in cache.glob("*/dataset.json")})
-    near = (
-        nearest(name, known) if is_gone(data) else ""
-    )  # what lies there, though nobody embedded it, is what was meant
-    commands = "\n  ".join(
-        f"make extract VIEW={view} DATA={quoted(data)}" for view in [*map(quoted, views)] or ["…"]
+    for folder in unreadable:
+        log.warning(
+            f"{folder / 'dataset.json'}, of an older version of {chosen.name}, cannot be read: see "
+            "make status"
+        )
+    _refuse_other_source(chosen, data)
+    return chosen
+
+
+def _meant(cache: Path, data: str, name: str) -> list[Path]:
+    """The item lists that DATA may mean, by the first of these ways that finds any."""
+    source = "" if is_gone(data) else source_path(data)
+    ways: tuple[Callable[[Path], bool], ...] = (
+        lambda folder: folder.name == data,
+        lambda folder: name_of(folder) == name,
+        lambda folder: folder.name == name,
+        lambda folder: bool(source) and read_source(folder) == source,  # the place was renamed
     )
-    raise UsageError(
-        f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}"
-        + ("" if near else f". Embed it first: {commands}"),
-        instead={"DATA": near} if near else None,
+    everything = every_dataset(cache)
+    for way in ways:
+        if found := list(filter(way, everything)):
+            return found
+    return []
+
+
+def _no_dataset(cache: Path, data: str, name: str, views: Sequence[str]) -> UsageError:
+    known = sorted(set(map(name_of, every_dataset(cache))))
+    # what lies there, though nobody embedded it, is what was meant
+    near = nearest(name, known) if is_gone(data) else ""
+    if near:
+        return UsageError(
+            f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}", instead={"DATA": near}
+        )
+    names = [quoted(view) for view in views] or ["…"]
+    then = "\n  ".join(f"make extract VIEW={view} DATA={quoted(data)}" for view in names)
+    return UsageError(
+        f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}. Embed it first: {then}"
     )
 
 
@@ -114,11 +143,13 @@ def _refuse_other_source(folder: Path, data: str) -> None:
         return
     if "/" in data and is_gone(data):
         raise UsageError(
-            f"DATA={data}: there is no such file or folder. To train on the cache alone, type its name: DATA={folder.name}"
+            f"DATA={data}: there is no such file or folder. To train on the cache alone, type its "
+            f"name: DATA={folder.name}"
         )
     if here != source and (Path(here).is_absolute() or ":" in data):
         raise StaleError(
-            f"{folder} was embedded from {source}, not from {here}. If that is another data set, give it a name: "
-            f"make extract VIEW=… DATA={quoted(data)} ARGS='--name …' and train on DATA=that name. If the folder was moved, "
-            "run make extract on it once more: nothing is embedded again"
+            f"{folder} was embedded from {source}, not from {here}. If that is another data set, "
+            f"give it a name: make extract VIEW=… DATA={quoted(data)} ARGS='--name …' and train on "
+            "DATA=that name. If the folder was moved, run make extract on it once more: nothing is "
+            "embedded again"
         )

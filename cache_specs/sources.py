@@ -1,4 +1,5 @@
-"""What DATA=… names: a word, a file, a folder, a row of shards; and the record of it beside a data set's item list."""
+"""What DATA=… names: a word, a file, a folder, a row of shards; and the record of it beside a data
+set's item list."""
 
 import os
 import re
@@ -15,45 +16,69 @@ BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
 def dataset_name(data: str) -> str:
-    """photos/ -> photos; /data/list.csv -> list; torchvision:MNIST -> MNIST; hf:owner/name@small -> name-small; a/train-{000..012}.tar -> train;
+    """photos/ -> photos; /data/list.csv -> list; torchvision:MNIST -> MNIST;
+    hf:owner/name@small -> name-small; a/train-{000..012}.tar -> train;
     photos/#top10 -> photos-top10. Characters that do not suit a folder name become '-'."""
     data, top = split_subset(data)
-    base, config = (data, "") if not data.startswith("hf:") else split_config(data[3:])
-    base = base.removeprefix("torchvision:")
-    if (shards := BRACES.sub("", base)) != base and not Path(base).exists():
-        base = Path(shards).name.removesuffix(".tar").rstrip("-_.") or str(
-            Path(shards).resolve().parent
-        )
-    base = Path(base).resolve().name if "/" in base or base == "." else base
-    base = next((base.removesuffix(ending) for ending in ENDINGS if base.endswith(ending)), base)
-    base += (f"-{config}" if config else "") + (f"-top{top}" if top else "")
+    config = ""
+    if data.startswith("hf:"):
+        data, config = split_config(data[3:])
+    base = _base_name(data.removeprefix("torchvision:"))
+    if config:
+        base += f"-{config}"
+    if top:
+        base += f"-top{top}"
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in base).lstrip(".-") or "data"
     return name.encode("utf-8", "replace")[:LONGEST].decode(errors="ignore")
 
 
+def _base_name(data: str) -> str:
+    """Of a path its last part without the ending, of a row of shards what they have in common."""
+    base = BRACES.sub("", data)
+    if base != data and not Path(data).exists():
+        common = Path(base).name.removesuffix(".tar").rstrip("-_.")
+        data = common or str(Path(base).resolve().parent)
+    if "/" in data or data == ".":
+        data = Path(data).resolve().name
+    for ending in ENDINGS:
+        if data.endswith(ending):
+            return data.removesuffix(ending)
+    return data
+
+
 def source_path(data: str) -> str:
-    """What DATA names, for good: with an absolute path, or the very word (digits, torchvision:MNIST, hf:owner/name)."""
+    """What DATA names, for good: with an absolute path, or the very word (digits,
+    torchvision:MNIST, hf:owner/name)."""
     path, found = where(data), data
     if path is not None and path.exists():
-        plain, top = split_subset(data)
-        plain, config = split_config(plain[3:]) if plain.startswith("hf:") else (plain, "")
-        found = (
-            "hf:" * data.startswith("hf:")
-            + str(Path(plain).expanduser().resolve())
-            + (f"@{config}" if config else "")
-            + (f"#top{top}" if top else "")
-        )
+        found = _absolute(data)
     try:
         found.encode()
     except UnicodeEncodeError:
         raise UsageError(
-            f"the name {os.fsencode(found)!r} is not UTF-8, so it cannot be recorded; rename the folder or file"
+            f"the name {os.fsencode(found)!r} is not UTF-8, so it cannot be recorded; rename the "
+            "folder or file"
         ) from None
     return found
 
 
+def _absolute(data: str) -> str:
+    plain, top = split_subset(data)
+    head = config = ""
+    if plain.startswith("hf:"):
+        head = "hf:"
+        plain, config = split_config(plain[3:])
+    found = f"{head}{Path(plain).expanduser().resolve()}"
+    if config:
+        found += f"@{config}"
+    if top:
+        found += f"#top{top}"
+    return found
+
+
 def where(data: str) -> Path | None:
-    """The file or folder that DATA names, there or not (of a row of shards the first); None where it is a word (digits, torchvision:…, hf:owner/name)."""
+    """The file or folder that DATA names, there or not (of a row of shards the first); None where
+    it is a word (digits, torchvision:…, hf:owner/name)."""
     data, _ = split_subset(data)
     if data == "digits" or data.startswith("torchvision:"):
         return None
@@ -71,13 +96,15 @@ def is_gone(data: str) -> bool:
 
 
 def split_subset(data: str) -> tuple[str, int]:
-    """photos/#top10 -> ('photos/', 10): only the ten classes with the most training images. (data, 0): all of it."""
+    """photos/#top10 -> ('photos/', 10): only the ten classes with the most training images.
+    (data, 0): all of it."""
     found = SUBSET.fullmatch(data)
     if found is None or Path(data).expanduser().exists():
         return data, 0
     if not int(found[2]):
         raise UsageError(
-            f"DATA={data}: #top0 would leave no class; type at least DATA={found[1]}#top1, and DATA={found[1]} is all of it"
+            f"DATA={data}: #top0 would leave no class; type at least DATA={found[1]}#top1, and "
+            f"DATA={found[1]} is all of it"
         )
     return found[1], int(found[2])
 
@@ -85,11 +112,9 @@ def split_subset(data: str) -> tuple[str, int]:
 def split_config(name: str) -> tuple[str, str]:
     """owner/name@config -> ('owner/name', 'config'); ('owner/name', '') without one."""
     base, _, config = name.rpartition("@")
-    return (
-        (name, "")
-        if not base or "/" in config or Path(name).expanduser().exists()
-        else (base, config)
-    )
+    if not base or "/" in config or Path(name).expanduser().exists():
+        return name, ""
+    return base, config
 
 
 def expand_shards(pattern: str) -> list[str]:
@@ -97,23 +122,27 @@ def expand_shards(pattern: str) -> list[str]:
     found = BRACES.search(pattern)
     if found is None:
         return [pattern]
+    head, rest = pattern[: found.start()], expand_shards(pattern[found.end() :])
     first, last, words = found.groups()
-    rest = expand_shards(pattern[found.end() :])
-    count = len(words.split(",")) if words is not None else int(last) - int(first) + 1
+    if words is not None:
+        parts, count = words.split(","), words.count(",") + 1
+    else:
+        parts, count = range(int(first), int(last) + 1), int(last) - int(first) + 1
     if not 0 < count * len(rest) <= MOST_SHARDS:
         raise UsageError(
-            f"DATA={pattern}: {found[0]} stands for {max(0, count * len(rest)):,} shards, expected 1 to {MOST_SHARDS:,}; type {{000000..000012}}"
+            f"DATA={pattern}: {found[0]} stands for {max(0, count * len(rest)):,} shards, expected "
+            f"1 to {MOST_SHARDS:,}; type {{000000..000012}}"
         )
-    parts = (
-        words.split(",")
-        if words is not None
-        else [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    )
-    return [pattern[: found.start()] + part + end for part in parts for end in rest]
+    names = []
+    for part in parts:
+        middle = part if isinstance(part, str) else str(part).zfill(len(first))
+        names += [f"{head}{middle}{end}" for end in rest]
+    return names
 
 
 def read_source(folder: Path) -> str:
-    """The DATA that a dataset was made of, as `source_path` gave it; '' where its record cannot be read (read_items says why)."""
+    """The DATA that a dataset was made of, as `source_path` gave it; '' where its record cannot be
+    read (read_items says why)."""
     try:
         return durable.read_sealed(folder / "dataset.json")["source"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,9 +1,11 @@
-"""A view's specification: everything that can change an embedding's numbers, in one TOML file, hashed.
+"""A view's specification: all that can change an embedding's numbers, in one TOML file, hashed.
 
-    cache_specs/views/clip.toml  ->   load_spec("clip")   ->   .fingerprint(weights_sha256)   ->   cache/<dataset>/clip-<12 hex>/
+    cache_specs/views/clip.toml  ->  load_spec("clip")  ->  .fingerprint(weights_sha256)
+                                                        ->  cache/<dataset>/clip-<12 hex>/
 
-A new view is one more TOML file, here or anywhere (VIEW=path/to/mine.toml). Unknown keys are errors. What only changes
-the speed (batch size, workers, device, paths) is a flag of the command line and never stands here.
+A new view is one more TOML file, here or anywhere (VIEW=path/to/mine.toml). Unknown keys are
+errors. What only changes the speed (batch size, workers, device, paths) is a flag of the command
+line and never stands here.
 """
 
 import dataclasses
@@ -13,7 +15,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,11 +27,55 @@ from base.errors import UsageError, did_you_mean, nearest
 SPECS = Path(__file__).parent / "views"
 
 
+# --- what each of a field's values must be (metadata "each"): '' or what is wrong with it
+
+
+def _no_pickle(name: str) -> str:
+    if name.endswith((".safetensors", ".json")):
+        return ""
+    return f" may be .safetensors and .json only (no pickles), found {name!r}"
+
+
+def _inside(name: str) -> str:
+    if not Path(name).is_absolute() and ".." not in Path(name).parts:
+        return ""
+    return f" are relative to the repository or folder and stay inside it, found {name!r}"
+
+
+def _digest(value: str) -> str:
+    if re.fullmatch("[0-9a-f]{64}", value):
+        return ""
+    return f" must be 64 hexadecimal digits, found {value!r}"
+
+
+def _beginning(value: str) -> str:
+    if value:
+        return ""
+    return " names beginnings, found an empty one, which drops every tensor: leave it out"
+
+
+def _replacing(rule: tuple[str, str]) -> str:
+    pattern, replacement = rule
+    try:
+        re.sub(f"{re.compile(pattern).pattern}|", replacement, "")
+    except re.error as error:
+        return (
+            f": {pattern!r} and {replacement!r} are no regular expression and its replacement: "
+            f"{error}"
+        )
+    return ""
+
+
+# --- the fields
+
+
 @dataclass(frozen=True)
 class About:
-    """What a reader wants to know of a view; not hashed. parameters and gmacs (an image) of the tower that is used.
+    """What a reader wants to know of a view; not hashed. parameters and gmacs (an image) of the
+    tower that is used.
 
-    probing: the feature that the model's own paper gives to linear probes. alike: views that are too alike to teach this one, and why.
+    probing: the feature that the model's own paper gives to linear probes. alike: views that are
+    too alike to teach this one, and why.
     """
 
     model: str
@@ -42,31 +88,36 @@ class About:
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the model's tensors come from. `files` are all that is read and hashed, relative to the source.
+    """Where the model's tensors come from. `files` are all that is read and hashed, relative to the
+    source.
 
     hub       Hugging Face repository id, with `revision` a tag, branch or commit
     path      a local folder instead, relative to the TOML file
-    url       the authors' own checkpoint instead, which `make weights` turns into the one of `files`: the tensors under its entry `key`;
-              sha256 of the download, where it is known (not hashed)
+    url       the authors' own checkpoint instead, which `make weights` turns into the one of
+              `files`: the tensors under its entry `key`; sha256 of the download, where it is known
+              (not hashed)
     """
 
-    files: tuple[str, ...]
+    files: tuple[str, ...] = dataclasses.field(metadata={"each": (_no_pickle, _inside)})
     hub: str | None = None
     revision: str | None = None
     path: str | None = None
     url: str | None = None
-    sha256: str | None = None
+    sha256: str | None = dataclasses.field(default=None, metadata={"each": (_digest,)})
     key: str | None = None
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """From the checkpoint's names to the model's: `strip` takes a prefix off, then `drop` names the beginnings of all that is no part of the model, then
-    `rename` replaces, regular expression by replacement. What is left over after that is an error."""
+    """From the checkpoint's names to the model's: `strip` takes a prefix off, then `drop` names the
+    beginnings of all that is no part of the model, then `rename` replaces, regular expression by
+    replacement. What is left over after that is an error."""
 
     strip: str = ""
-    drop: tuple[str, ...] = ()
-    rename: dict[str, str] = dataclasses.field(default_factory=dict)
+    drop: tuple[str, ...] = dataclasses.field(default=(), metadata={"each": (_beginning,)})
+    rename: dict[str, str] = dataclasses.field(
+        default_factory=dict, metadata={"each": (_replacing,)}
+    )
 
 
 @dataclass(frozen=True)
@@ -74,8 +125,9 @@ class Preprocess:
     """Image -> pixels, as the model was published. Sizes in pixels; mean and std of RGB in [0, 1].
 
     resize_rule `shortest` scales the shorter side to `resize` and cuts the middle `crop` square;
-    `squash` scales both sides to `resize` whatever the shape, and cuts the middle too; `pad` adds grey below or on the right until the image is
-    square, and scales it to `resize` (then crop = resize).
+    `squash` scales both sides to `resize` whatever the shape, and cuts the middle too; `pad` adds
+    grey below or on the right until the image is square, and scales it to `resize` (then crop =
+    resize).
     """
 
     resize: int
@@ -89,8 +141,9 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """One view. `output`: cls (normed class token), pooled (the model's own pooling), mean (of the patch tokens, then the norm where the model has one
-    for it), projected, last4 (of the last four blocks, side by side: the normed class token, or where there is none the mean of the patches).
+    """One view. `output`: cls (normed class token), pooled (the model's own pooling), mean (of the
+    patch tokens, then the norm where the model has one for it), projected, last4 (of the last four
+    blocks, side by side: the normed class token, or where there is none the mean of the patches).
 
     arguments: of the model's constructor (timm) or of its forward call (transformers).
     """
@@ -110,35 +163,132 @@ class ViewSpec:
     about: About | None = None
 
     def declared(self) -> dict[str, Any]:
-        """The hashed values as plain JSON types: all but the view's name, the place of the TOML file, what it says about the model, and the
-        check of a download (the weights' own hash is beside it). What a spec need not have is hashed where it has it."""
-        values, weights = dataclasses.asdict(self), dataclasses.asdict(self.weights)
-        for key in (
-            "name",
-            "source",
-            "about",
-            *(["arguments"] if not self.arguments else []),
-            *(["tensors"] if self.tensors == Tensors() else []),
-        ):
+        """The hashed values as plain JSON types: all but the view's name, the place of the TOML
+        file, what it says about the model, and the check of a download (the weights' own hash is
+        beside it). What a spec need not have is hashed where it has it."""
+        values = dataclasses.asdict(self)
+        for key in ("name", "source", "about"):
             del values[key]
-        if "tensors" in values:  # in their order, which canonical JSON would lose
+        if not self.arguments:
+            del values["arguments"]
+        if self.tensors == Tensors():
+            del values["tensors"]
+        else:  # in their order, which canonical JSON would lose
             values["tensors"]["rename"] = list(self.tensors.rename.items())
-        values["weights"] = {
-            key: value
-            for key, value in weights.items()
-            if key != "sha256" and (key not in ("url", "key") or value is not None)
-        }
+        del values["weights"]["sha256"]
+        for key in ("url", "key"):
+            if values["weights"][key] is None:
+                del values["weights"][key]
         return _lists(values)
 
     def fingerprint(self, weights_sha256: str) -> str:
-        """sha256 (hex) of the declared values and of the weights; its first 12 digits name the cache folder."""
+        """sha256 (hex) of the declared values and of the weights; its first 12 digits name the
+        cache folder."""
         return fingerprint(self.declared(), weights_sha256)
 
 
+# --- what several fields must be together: '' or what is wrong with them
+
+
+def _one_source(spec: ViewSpec) -> str:
+    sources = (spec.weights.hub, spec.weights.path, spec.weights.url)
+    if sources.count(None) == len(sources) - 1:
+        return ""
+    return "weights needs one of 'hub' (with 'revision'), 'path' and 'url'"
+
+
+def _url_of_one_file(spec: ViewSpec) -> str:
+    url, files = spec.weights.url, list(spec.weights.files)
+    if url is None:
+        return ""
+    if url.startswith("https://") and [Path(name).suffix for name in files] == [".safetensors"]:
+        return ""
+    return (
+        "weights.url must be https:// and weights.files the one .safetensors file that is made of "
+        f"it, found {url!r} and {files}"
+    )
+
+
+def _nothing_of_a_url(spec: ViewSpec) -> str:
+    if spec.weights.url is not None or not (spec.weights.sha256 or spec.weights.key):
+        return ""
+    return "weights.sha256 and weights.key belong to weights.url, and there is none: leave them out"
+
+
+def _revision_of_hub(spec: ViewSpec) -> str:
+    if spec.weights.hub is None or spec.weights.revision is not None:
+        return ""
+    return f"weights.hub needs weights.revision, a tag or commit of {spec.weights.hub}"
+
+
+def _sizes(spec: ViewSpec) -> str:
+    crop, resize = spec.preprocess.crop, spec.preprocess.resize
+    if spec.width >= 1 and 1 <= crop <= resize:
+        return ""
+    return (
+        "width and crop must be positive and resize at least crop, found "
+        f"{spec.width}, {crop} and {resize}"
+    )
+
+
+def _padded(spec: ViewSpec) -> str:
+    crop, resize = spec.preprocess.crop, spec.preprocess.resize
+    if spec.preprocess.resize_rule != "pad" or crop == resize:
+        return ""
+    return f"with resize_rule 'pad' crop must equal resize, found {crop} and {resize}"
+
+
+def _mean_and_std(spec: ViewSpec) -> str:
+    mean, std = spec.preprocess.mean, spec.preprocess.std
+    if all(map(math.isfinite, (*mean, *std))) and min(std) > 0:
+        return ""
+    return (
+        f"preprocess.std must be positive, found {list(std)}, and mean finite, found {list(mean)}"
+    )
+
+
+TOGETHER = (
+    _one_source,
+    _url_of_one_file,
+    _nothing_of_a_url,
+    _revision_of_hub,
+    _sizes,
+    _padded,
+    _mean_and_std,
+)
+
+
+def check(spec: ViewSpec, where: str) -> None:
+    """Raise UsageError for values that have their types, and cannot be meant."""
+    for complaint in _complaints(spec):
+        raise UsageError(f"{where}: {complaint}")
+
+
+def _complaints(spec: ViewSpec) -> Iterator[str]:
+    yield from filter(None, (rule(spec) for rule in TOGETHER))
+    for group, part in (("weights", spec.weights), ("tensors", spec.tensors)):
+        for field in dataclasses.fields(part):
+            values = _values(getattr(part, field.name))
+            for rule in field.metadata.get("each", ()):
+                for wrong in filter(None, map(rule, values)):
+                    yield f"{group}.{field.name}{wrong}"
+
+
+def _values(value: Any) -> Iterable[Any]:
+    """What a rule for each value of a field looks at."""
+    if isinstance(value, dict):
+        return value.items()
+    if isinstance(value, tuple):
+        return value
+    return () if value is None else (value,)
+
+
+# --- reading
+
+
 def fingerprint(declared: dict[str, Any], weights_sha256: str) -> str:
-    return hashlib.sha256(
-        canonical_json({"spec": declared, "weights_sha256": weights_sha256})
-    ).hexdigest()
+    whole = {"spec": declared, "weights_sha256": weights_sha256}
+    return hashlib.sha256(canonical_json(whole)).hexdigest()
 
 
 def view_names() -> list[str]:
@@ -149,24 +299,12 @@ def view_names() -> list[str]:
 def load_spec(view: str, among: Sequence[str] = ()) -> ViewSpec:
     """The spec of a bundled view's name or of a path to a TOML file.
 
-    Raises UsageError naming the nearest view, for VIEW or, `among` others, for VIEWS, or the nearest key.
+    Raises UsageError naming the nearest view, for VIEW or, `among` others, for VIEWS, or the
+    nearest key.
     """
     path = Path(view) if view.endswith(".toml") else SPECS / f"{view}.toml"
     if not path.is_file():
-        if view.endswith(".toml"):
-            raise UsageError(
-                f"there is no view file {path}; type VIEW=path/to/mine.toml of one that is there"
-            )
-        near = nearest(view, view_names())
-        meant = (
-            {"VIEWS": ",".join(near if name == view else name for name in among)}
-            if among
-            else {"VIEW": near}
-        )
-        raise UsageError(
-            f"no view {view!r}{did_you_mean(view, view_names())}. A view of your own is a TOML file: path/to/mine.toml",
-            meant if near else None,
-        )
+        raise _no_view(view, among)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -181,8 +319,25 @@ def load_spec(view: str, among: Sequence[str] = ()) -> ViewSpec:
     return spec
 
 
+def _no_view(view: str, among: Sequence[str]) -> UsageError:
+    if view.endswith(".toml"):
+        return UsageError(
+            f"there is no view file {Path(view)}; type VIEW=path/to/mine.toml of one that is there"
+        )
+    near = nearest(view, view_names())
+    instead = {"VIEW": near}
+    if among:
+        instead = {"VIEWS": ",".join(near if name == view else name for name in among)}
+    return UsageError(
+        f"no view {view!r}{did_you_mean(view, view_names())}. A view of your own is a TOML file: "
+        "path/to/mine.toml",
+        instead if near else None,
+    )
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """`preprocess.resize: 224 -> 256` for every field that differs between two nested dicts, in order of name; of digests the first 12 digits."""
+    """`preprocess.resize: 224 -> 256` for every field that differs between two nested dicts, in
+    order of name; of digests the first 12 digits."""
     lines = []
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
@@ -201,13 +356,12 @@ def build(kind: type, values: dict[str, Any], where: str) -> Any:
             raise UsageError(f"{where}: unknown key {key!r}{did_you_mean(key, hints)}")
     built = {}
     for field in dataclasses.fields(kind):
-        if field.name in values:
-            built[field.name] = _convert(
-                hints[field.name], values[field.name], f"{where}: {field.name}"
-            )
+        name = field.name
+        if name in values:
+            built[name] = _convert(hints[name], values[name], f"{where}: {name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UsageError(
-                f"{where}: the key {field.name!r} is missing; add it, as in {SPECS / 'clip.toml'}"
+                f"{where}: the key {name!r} is missing; add it, as in {SPECS / 'clip.toml'}"
             )
     return kind(**built)
 
@@ -215,95 +369,66 @@ def build(kind: type, values: dict[str, Any], where: str) -> Any:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return build(typing.cast(type, hint), value, where)
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal and value in args:
-        return value
-    if origin is Literal:
-        raise UsageError(f"{where} = {value!r}{did_you_mean(str(value), args)}")
-    if origin in (typing.Union, types.UnionType):
-        return _convert(next(arg for arg in args if arg is not type(None)), value, where)
-    if origin is dict and isinstance(value, dict):
-        return {
-            key: item if args[1] is Any else _convert(args[1], item, f"{where}.{key}")
-            for key, item in value.items()
-        }
-    if origin is tuple and isinstance(value, list):
-        if args[-1] is Ellipsis and value:
-            return tuple(_convert(args[0], item, where) for item in value)
-        if len(value) == len(args):
-            return tuple(_convert(arg, item, where) for arg, item in zip(args, value, strict=True))
+    convert = CONVERT.get(typing.get_origin(hint), _plain)
+    return convert(hint, value, where)
+
+
+def _choice(hint: Any, value: Any, where: str) -> Any:
+    choices = typing.get_args(hint)
+    if value not in choices:
+        raise UsageError(f"{where} = {value!r}{did_you_mean(str(value), choices)}")
+    return value
+
+
+def _optional(hint: Any, value: Any, where: str) -> Any:
+    kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+    return _convert(kinds[0], value, where)
+
+
+def _mapping(hint: Any, value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _other_type(hint, value, where)
+    kind = typing.get_args(hint)[1]
+    if kind is Any:
+        return dict(value)
+    return {key: _convert(kind, item, f"{where}.{key}") for key, item in value.items()}
+
+
+def _tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise _other_type(hint, value, where)
+    kinds = typing.get_args(hint)
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * max(1, len(value))
+    if len(value) != len(kinds):
+        raise _other_type(hint, value, where)
+    return tuple(_convert(kind, item, where) for kind, item in zip(kinds, value, strict=True))
+
+
+def _plain(hint: Any, value: Any, where: str) -> Any:
     if hint is float and type(value) in (int, float):
         return float(value)
-    if (isinstance(hint, type) and type(value) is hint) or (
-        hint is Path and isinstance(value, Path)
-    ):
+    if type(value) is hint or (hint is Path and isinstance(value, Path)):
         return value
-    wanted = str(hint) if origin else getattr(hint, "__name__", str(hint))
-    raise UsageError(f"{where} = {value!r} is not of the type {wanted}; write one that is")
+    raise _other_type(hint, value, where)
 
 
-def check(spec: ViewSpec, where: str) -> None:
-    weights, prep = spec.weights, spec.preprocess
-    if sum(source is not None for source in (weights.hub, weights.path, weights.url)) != 1:
-        raise UsageError(f"{where}: weights needs one of 'hub' (with 'revision'), 'path' and 'url'")
-    if weights.url is not None and (
-        not weights.url.startswith("https://")
-        or [Path(name).suffix for name in weights.files] != [".safetensors"]
-    ):
-        raise UsageError(
-            f"{where}: weights.url must be https:// and weights.files the one .safetensors file that is made of it, found {weights.url!r} "
-            f"and {list(weights.files)}"
-        )
-    if weights.url is None and (weights.sha256 or weights.key):
-        raise UsageError(
-            f"{where}: weights.sha256 and weights.key belong to weights.url, and there is none: leave them out"
-        )
-    if not re.fullmatch("[0-9a-f]{64}", weights.sha256 or "0" * 64):
-        raise UsageError(
-            f"{where}: weights.sha256 must be 64 hexadecimal digits, found {weights.sha256!r}"
-        )
-    if "" in spec.tensors.drop:
-        raise UsageError(
-            f"{where}: tensors.drop names beginnings, found an empty one, which drops every tensor: leave it out"
-        )
-    for pattern, replacement in spec.tensors.rename.items():
-        try:
-            re.sub(f"{re.compile(pattern).pattern}|", replacement, "")
-        except re.error as error:
-            raise UsageError(
-                f"{where}: tensors.rename: {pattern!r} and {replacement!r} are no regular expression and its replacement: {error}"
-            ) from error
-    if weights.hub is not None and weights.revision is None:
-        raise UsageError(
-            f"{where}: weights.hub needs weights.revision, a tag or commit of {weights.hub}"
-        )
-    unsafe = [name for name in weights.files if not name.endswith((".safetensors", ".json"))]
-    if unsafe:
-        raise UsageError(
-            f"{where}: weights.files may be .safetensors and .json only (no pickles), found {unsafe[0]!r}"
-        )
-    outside = [
-        name for name in weights.files if Path(name).is_absolute() or ".." in Path(name).parts
-    ]
-    if outside:
-        raise UsageError(
-            f"{where}: weights.files are relative to the repository or folder and stay inside it, found {outside[0]!r}"
-        )
-    if spec.width < 1 or prep.crop < 1 or prep.resize < prep.crop:
-        raise UsageError(
-            f"{where}: width and crop must be positive and resize at least crop, found {spec.width}, {prep.crop} and {prep.resize}"
-        )
-    if prep.resize_rule == "pad" and prep.crop != prep.resize:
-        raise UsageError(
-            f"{where}: with resize_rule 'pad' crop must equal resize, found {prep.crop} and {prep.resize}"
-        )
-    if not all(map(math.isfinite, (*prep.mean, *prep.std))) or min(prep.std) <= 0:
-        raise UsageError(
-            f"{where}: preprocess.std must be positive, found {list(prep.std)}, and mean finite, found {list(prep.mean)}"
-        )
+def _other_type(hint: Any, value: Any, where: str) -> UsageError:
+    wanted = str(hint) if typing.get_origin(hint) else getattr(hint, "__name__", str(hint))
+    return UsageError(f"{where} = {value!r} is not of the type {wanted}; write one that is")
+
+
+CONVERT: dict[Any, Callable[[Any, Any, str], Any]] = {
+    Literal: _choice,
+    typing.Union: _optional,
+    types.UnionType: _optional,
+    dict: _mapping,
+    tuple: _tuple,
+}
 
 
 def _lists(value: Any) -> Any:
+    """With lists in the place of tuples, as JSON has them."""
     if isinstance(value, dict):
         return {key: _lists(item) for key, item in value.items()}
     return [_lists(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,15 +1,20 @@
-"""A view's cache: a Zarr v3 group whose every shard is one chunk, one plain file, one commit record.
+"""A view's cache: a Zarr v3 group; each shard is one chunk, one plain file, one commit record.
 
-    <view>-<key12>/zarr.json            group; attributes: format, n, rows, spec, fingerprints, provenance, sha256 of the document
-    <view>-<key12>/*/zarr.json          the two arrays; they repeat the attributes, so that one lost document is rebuilt from another
-    <view>-<key12>/embeddings/c/I/0     rows [I*R, (I+1)*R): R x D little-endian float16, then the 4-byte crc32c of those bytes
+    <view>-<key12>/zarr.json            group; attributes: format, n, rows, spec, fingerprints,
+                                        provenance, sha256 of the document
+    <view>-<key12>/*/zarr.json          the two arrays; they repeat the attributes, so that one lost
+                                        document is rebuilt from another
+    <view>-<key12>/embeddings/c/I/0     rows [I*R, (I+1)*R): R x D little-endian float16, then the
+                                        4-byte crc32c of those bytes
     <view>-<key12>/status/c/I           R x uint8 (STATUS), then crc32c
     <view>-<key12>/commits/0000I.json   written last; the only proof that shard I exists
-    <view>-<key12>/complete.json        all commit records and the root hash; the only proof that the view is finished
+    <view>-<key12>/complete.json        all commit records and the root hash; the only proof that
+                                        the view is finished
 
-One writer writes one whole shard. Every file is written by `durable.write` (temp, fsync, rename, fsync of the folder), every JSON file
-holds its own sha256. Any Zarr reader opens the group; ours maps the files (train/data/reader.py), so this module alone knows zarr
-(and arrays.py, which reads other people's).
+One writer writes one whole shard. Every file is written by `durable.write` (temp, fsync, rename,
+fsync of the folder), every JSON file holds its own sha256. Any Zarr reader opens the group; ours
+maps the files (train/data/reader.py), so view.py alone knows zarr (and exchange/arrays.py, which
+reads other people's).
 """
 
 import hashlib
@@ -17,19 +22,20 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
 from base import durable, locks
 from base.errors import IntegrityError, StaleError, UsageError, did_you_mean
 from base.phrase import line_of
-from cache_specs.items import IMPORTED
 from cache_specs.sources import dataset_name, read_source
 from cache_specs.spec import SPECS, differences, fingerprint, view_names
+from cache_specs.versions import IMPORTED
 from cache_specs.view import (
     CRC_BYTES,
     DOCUMENTS,
@@ -38,11 +44,14 @@ from cache_specs.view import (
     View,
     check_documents,
     more_bad_rows,
+    status_counts,
     view_name,
     write_documents,
 )
 
+__all__ = ["DOCUMENTS", "IMPORTED", "STATUS", "View"]  # for those who know the store alone
 PARTS = ".lock-parts"  # held, shared, by the processes of one extraction
+FOLDERS = ("embeddings", "status", "commits")
 
 
 def view_folder(dataset: Path, name: str, declared: dict[str, Any], weights_sha256: str) -> Path:
@@ -54,71 +63,69 @@ def create_view(
     name: str,
     declared: dict[str, Any],
     weights_sha256: str,
-    items_fingerprint: str,
-    n: int,
+    images: tuple[str, int],
     rows: int,
     provenance: dict[str, Any],
 ) -> View:
-    """Create the view's folder below the dataset's, or open it when it is there already (then `rows` is what it was made with).
+    """Create the view's folder below the dataset's, or open it when it is there already (then
+    `rows` is what it was made with).
 
-    Raises StaleError when a view of that name exists with any other declared field or weights, naming field: old -> new, or was made
-    of other images.
+    images: the fingerprint of the item list, and how many these are.
+    Raises StaleError when a view of that name exists with any other declared field or weights,
+    naming field: old -> new, or was made of other images.
     """
     folder = view_folder(dataset, name, declared, weights_sha256)
     durable.make_folder(dataset)
     with locks.lock(dataset, wait=True):  # two starts at once must not mix their shard sizes
         for other in named_folders(dataset):
-            if other != folder and view_name(other) == name:
-                if is_created(other):
-                    refuse_changed(open_view(other), declared, weights_sha256)
-                elif is_leftover(other):
-                    shutil.rmtree(other)  # a killed run began to make it, and no more
+            if other == folder or view_name(other) != name:
+                continue
+            if is_created(other):
+                refuse_changed(open_view(other), declared, weights_sha256)
+            elif is_leftover(other):
+                shutil.rmtree(other)  # a killed run began to make it, and no more
         if not is_created(folder):
             attributes = {
                 "format": FORMAT,
                 "view": name,
-                "n": n,
+                "n": images[1],
                 "rows": rows,
                 "spec": declared,
                 "weights_sha256": weights_sha256,
-                "items_fingerprint": items_fingerprint,
+                "items_fingerprint": images[0],
                 "provenance": provenance,
             }
-            for sub in ("embeddings", "status", "commits"):
+            for sub in FOLDERS:
                 durable.make_folder(folder / sub)
             write_documents(folder, attributes)
     view = open_view(folder)
-    refuse_other_images(view, items_fingerprint, n)
+    refuse_other_images(view, *images)
     return view
 
 
 def open_view(folder: Path) -> View:
-    """Read a view's description, finished or not. Raises StaleError (other format version) or IntegrityError (damaged)."""
+    """Read a view's description, finished or not. Raises StaleError (other format version) or
+    IntegrityError (damaged)."""
     try:
-        group = durable.read_sealed(
-            folder / "zarr.json"
-        )  # first of all: a flipped version is damage, not another format
+        # first of all: a flipped version is damage, not another format
+        group = durable.read_sealed(folder / "zarr.json")
         version = group["attributes"]["format"]
         if version == FORMAT:
-            embeddings, status = (_document(folder, name) for name in DOCUMENTS[:2])
-            check_documents(folder, embeddings, status, group)
+            documents = {name: _document(folder, name) for name in DOCUMENTS[:2]}
+            check_documents(folder, {**documents, "zarr.json": group})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
             f"the description of the view in {folder} is damaged ({error}). Type: {command(folder)}"
         ) from error
     if version != FORMAT:
         raise StaleError(
-            f"{folder} has format {version}, this version reads {FORMAT}: extract it again in another CACHE"
+            f"{folder} has format {version}, this version reads {FORMAT}: extract it again in "
+            "another CACHE"
         )
     attributes = dict(group["attributes"])
-    return View(
-        folder,
-        attributes["n"],
-        attributes["spec"]["width"],
-        attributes["rows"],
-        attributes.pop("sha256"),
-        attributes,
-    )
+    identity = attributes.pop("sha256")
+    n, width, rows = attributes["n"], attributes["spec"]["width"], attributes["rows"]
+    return View(folder, n, width, rows, identity, attributes)
 
 
 def _document(folder: Path, name: str) -> dict[str, Any]:
@@ -129,25 +136,21 @@ def _document(folder: Path, name: str) -> dict[str, Any]:
 
 
 def view_folders(dataset: Path, name: str = "") -> list[Path]:
-    """The folders of the views called `name` (or of all), known by their own names: a damaged view is still a view."""
-    return [
-        folder
-        for folder in named_folders(dataset)
-        if is_created(folder) and name in ("", view_name(folder))
-    ]
+    """The folders of the views called `name` (or of all), known by their own names: a damaged view
+    is still a view."""
+    created = filter(is_created, named_folders(dataset))
+    return [folder for folder in created if name in ("", view_name(folder))]
 
 
 def named_folders(dataset: Path) -> list[Path]:
     """The folders that are named as views are; a killed run may have made one and no more."""
-    return sorted(
-        path
-        for path in dataset.glob("*")
-        if re.fullmatch(r".+-[0-9a-f]{12}", path.name) and path.is_dir()
-    )
+    named = re.compile(r".+-[0-9a-f]{12}")
+    return sorted(p for p in dataset.glob("*") if named.fullmatch(p.name) and p.is_dir())
 
 
 def is_created(folder: Path) -> bool:
-    """Was the view's creation finished? What holds a commit or a seal was created, whatever has become of its zarr.json: open_view says."""
+    """Was the view's creation finished? What holds a commit or a seal was created, whatever has
+    become of its zarr.json: open_view says."""
     return (
         (folder / "zarr.json").is_file()
         or (folder / "complete.json").is_file()
@@ -156,100 +159,109 @@ def is_created(folder: Path) -> bool:
 
 
 def lost_folders(dataset: Path) -> list[Path]:
-    """Folders that are named as views are and hold shards, but nothing that says what these are: of a copy that was cut short, say. No command touches them."""
-    return [
-        folder
-        for folder in named_folders(dataset)
-        if not folder.is_symlink()
-        and not is_created(folder)
-        and any((folder / "embeddings").glob("c/*/0"))
-    ]
+    """Folders that are named as views are and hold shards, but nothing that says what these are: of
+    a copy that was cut short, say. No command touches them."""
+    found = []
+    for folder in named_folders(dataset):
+        has_shards = any((folder / "embeddings").glob("c/*/0"))
+        if has_shards and not folder.is_symlink() and not is_created(folder):
+            found.append(folder)
+    return found
 
 
 def is_leftover(folder: Path) -> bool:
     """Does the folder hold nothing but what a killed creation leaves behind?"""
-    inside = {str(path.relative_to(folder)): path for path in folder.rglob("*")}
-    return (
-        not folder.is_symlink()
-        and not is_created(folder)
-        and all(
-            name in ("embeddings", "status", "commits")
-            if path.is_dir()
-            else path.name in ("zarr.json", ".zarr.json.tmp", ".lock", PARTS)
-            for name, path in inside.items()
-        )
-    )
+    if folder.is_symlink() or is_created(folder):
+        return False
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            expected = str(path.relative_to(folder)) in FOLDERS
+        else:
+            expected = path.name in ("zarr.json", ".zarr.json.tmp", ".lock", PARTS)
+        if not expected:
+            return False
+    return True
 
 
 def find_view(dataset: Path, name: str, hint: str) -> View:
-    """The finished or unfinished view `name` of a dataset. Raises UsageError with the command that makes it."""
+    """The finished or unfinished view `name` of a dataset. Raises UsageError with the command that
+    makes it."""
     found = view_folders(dataset, name)
     if not found:
         known = sorted({view_name(folder) for folder in view_folders(dataset)})
-        other = (
-            f"; there is: {', '.join(known) or 'nothing yet'}"
-            if name in view_names()
-            else did_you_mean(name, known)
-        )
+        other = did_you_mean(name, known)
+        if name in view_names():
+            other = f"; there is: {', '.join(known) or 'nothing yet'}"
         raise UsageError(f"no view {name!r} in {dataset}{other}. To extract it: {hint}")
     if len(found) > 1:
+        names = ", ".join(path.name for path in found)
         raise StaleError(
-            f"{dataset} holds {len(found)} versions of {name!r}: {', '.join(path.name for path in found)}; delete all but one"
+            f"{dataset} holds {len(found)} versions of {name!r}: {names}; delete all but one"
         )
     return open_view(found[0])
 
 
 def is_imported(dataset: Path, name: str) -> bool:
-    """Is `name` a view whose embeddings were computed elsewhere? Then there is no spec that it could have drifted from."""
+    """Is `name` a view whose embeddings were computed elsewhere? Then there is no spec that it
+    could have drifted from."""
     folders = view_folders(dataset, name)
     return bool(folders) and open_view(folders[0]).attributes["spec"].get("backend") == IMPORTED
 
 
 def command(folder: Path, target: str = "repair") -> str:
-    """The command `make target` for the view in `folder`, to be copied out of a message. `extract` becomes `import` for an imported view."""
+    """The command `make target` for the view in `folder`, to be copied out of a message. `extract`
+    becomes `import` for an imported view."""
     dataset, cache = folder.parent, folder.parent.parent
-    twin = (
-        len(view_folders(dataset, view_name(folder))) > 1
-    )  # two versions of one view: only the folder's own name tells them apart
-    words, data = (
-        {"VIEW": folder.name if twin else view_name(folder), "DATA": dataset.name},
-        read_source(dataset),
-    )
+    # of two versions of one view only the folder's own name tells which
+    twin = len(view_folders(dataset, view_name(folder))) > 1
+    words = {"VIEW": folder.name if twin else view_name(folder), "DATA": dataset.name}
     if target == "extract":
-        made: dict[str, Any] = {}
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            made = json.loads((folder / "zarr.json").read_bytes())["attributes"]["provenance"]
+        made = _provenance(folder)
         if "imported" in made:
-            flags = [
-                flag
-                for name, flag in (("by_row_order", "--by-row-order"), ("partial", "--partial"))
-                if made.get(name)
-            ]
-            flags += ["--array", str(made["array"])] if made.get("array") else []
-            target, words = (
-                "import",
-                {
-                    **words,
-                    "FROM": made.get("source", "…"),
-                    **({"ARGS": shlex.join(flags)} if flags else {}),
-                },
-            )
+            target, words = "import", {**words, **_import_words(made)}
         else:
-            toml = Path(made.get("spec_file", SPECS / "x.toml"))
-            bundled = toml.parent == SPECS or (
-                toml.stem in view_names() and not toml.is_file()
-            )  # also where it lay in an older version
-            words = {"VIEW": words["VIEW"] if bundled else str(toml), "DATA": data or "…"}
-            flags = (
-                ["--name", view_name(dataset)]
-                if data and dataset_name(data) != view_name(dataset)
-                else []
-            )
-            flags += ["--max-bad", str(bad)] if (bad := more_bad_rows(folder)) else []
-            words |= {"ARGS": shlex.join(flags)} if flags else {}
+            words = _extract_words(folder, words["VIEW"], made)
     if str(cache) != "cache":
         words["CACHE"] = str(cache)
     return line_of(target, words)
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    """How the view came to be, as far as a damaged zarr.json still says it."""
+    try:
+        return json.loads((folder / "zarr.json").read_bytes())["attributes"]["provenance"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _import_words(made: dict[str, Any]) -> dict[str, str]:
+    """What `make import` was given besides VIEW and DATA."""
+    flags = []
+    if made.get("by_row_order"):
+        flags.append("--by-row-order")
+    if made.get("partial"):
+        flags.append("--partial")
+    if made.get("array"):
+        flags += ["--array", str(made["array"])]
+    return {"FROM": made.get("source", "…"), **_args(flags)}
+
+
+def _extract_words(folder: Path, view: str, made: dict[str, Any]) -> dict[str, str]:
+    """What `make extract` was given."""
+    toml = Path(made.get("spec_file", SPECS / "x.toml"))
+    # a bundled one is named, also where it lay elsewhere in an older version
+    bundled = toml.parent == SPECS or (toml.stem in view_names() and not toml.is_file())
+    name, data = view_name(folder.parent), read_source(folder.parent)
+    flags = []
+    if data and dataset_name(data) != name:
+        flags += ["--name", name]
+    if bad := more_bad_rows(folder):
+        flags += ["--max-bad", str(bad)]
+    return {"VIEW": view if bundled else str(toml), "DATA": data or "…", **_args(flags)}
+
+
+def _args(flags: Sequence[str]) -> dict[str, str]:
+    return {"ARGS": shlex.join(flags)} if flags else {}
 
 
 def refuse_other_images(view: View, items_fingerprint: str, n: int) -> None:
@@ -264,48 +276,46 @@ def refuse_other_images(view: View, items_fingerprint: str, n: int) -> None:
 
 
 def refuse_changed(view: View, declared: dict[str, Any], weights_sha256: str | None) -> None:
-    """Raise StaleError when the view was made from another spec (or other weights, where they are given), or of other imported rows."""
-    old, new = view.attributes["spec"].get("backend"), declared.get("backend")
-    same = (old == IMPORTED) == (new == IMPORTED)  # else every field differs: the first says it all
-    changed = (
-        differences(view.attributes["spec"], declared) if same else [f"backend: {old} -> {new}"]
+    """Raise StaleError when the view was made from another spec (or other weights, where they are
+    given), or of other imported rows."""
+    spec = view.attributes["spec"]
+    old, new = spec.get("backend"), declared.get("backend")
+    if (old == IMPORTED) != (new == IMPORTED):  # every field differs: the first says it all
+        changed = [f"backend: {old} -> {new}"]
+    else:
+        changed = differences(spec, declared)
+        if weights_sha256 is not None:
+            key = "embeddings.sha256" if new == IMPORTED else "weights.sha256"
+            weights = ({key: view.attributes["weights_sha256"]}, {key: weights_sha256})
+            changed += differences(*weights)
+    if not changed:
+        return
+    other = f"{view.name}-2"
+    if new == IMPORTED:
+        keep, instead = f"import these under another name: VIEW={other}", {"VIEW": other}
+    else:
+        keep = f"copy the spec to another name and extract that: VIEW=path/to/{other}.toml"
+        instead = None
+    how = "of other embeddings" if old == new == IMPORTED else "with another spec"
+    lines = "\n  ".join(changed)
+    raise StaleError(
+        f"the view {view.name!r} in {view.folder} was made {how}:\n  {lines}\n"
+        f"To keep both, {keep}. To make it anew, delete {view.folder}",
+        instead=instead,
     )
-    if weights_sha256 is not None and same:
-        key = "embeddings.sha256" if new == IMPORTED else "weights.sha256"
-        changed += differences({key: view.attributes["weights_sha256"]}, {key: weights_sha256})
-    if changed:
-        keep = (
-            f"import these under another name: VIEW={view.name}-2"
-            if new == IMPORTED
-            else f"copy the spec to another name and extract that: VIEW=path/to/{view.name}-2.toml"
-        )
-        raise StaleError(
-            f"the view {view.name!r} in {view.folder} was made {'of other embeddings' if old == new == IMPORTED else 'with another spec'}:\n  "
-            + "\n  ".join(changed)
-            + f"\nTo keep both, {keep}. To make it anew, delete {view.folder}",
-            instead={"VIEW": f"{view.name}-2"} if new == IMPORTED else None,
-        )
 
 
 @contextmanager
-def writer_lock(folder: Path) -> Iterator[None]:
-    """Be a view's only writer; what a killed one left is swept or made durable. Raises StorageError naming the process that holds the lock."""
+def writer_lock(folder: Path) -> Generator[None]:
+    """Be a view's only writer; what a killed one left is swept or made durable. Raises StorageError
+    naming the process that holds the lock."""
     with locks.lock(folder):
-        with locks.lock(
-            folder, wait=True, name=PARTS
-        ):  # children of a killed writer die with it; wait until they have
+        # children of a killed writer die with it; wait until they have
+        with locks.lock(folder, wait=True, name=PARTS):
             durable.sweep(folder)
             durable.sweep(folder, "progress-*.json")
-        durable.settle(
-            (
-                *folder.parents[:3],
-                folder,
-                *(
-                    folder / name
-                    for name in ("embeddings", "embeddings/c", "status", "status/c", "commits")
-                ),
-            )
-        )
+        inner = ("embeddings", "embeddings/c", "status", "status/c", "commits")
+        durable.settle((*folder.parents[:3], folder, *(folder / name for name in inner)))
         try:
             yield
         finally:
@@ -313,50 +323,40 @@ def writer_lock(folder: Path) -> Iterator[None]:
 
 
 def write_shard(view: View, shard: int, emb_RD: np.ndarray, status_R: np.ndarray) -> None:
-    """Write one whole shard and its commit. emb_RD: (R, D) float16, status_R: (R,) uint8; rows past N must be NaN and 0.
+    """Write one whole shard and its commit. emb_RD: (R, D) float16, status_R: (R,) uint8; rows past
+    N must be NaN and 0.
 
     Raises StorageError (disk full, read-only, failing); then the shard is simply not committed.
     """
-    assert emb_RD.shape == (view.rows, view.width) and emb_RD.dtype == np.float16, (
-        emb_RD.shape,
-        emb_RD.dtype,
-    )
-    assert status_R.shape == (view.rows,) and status_R.dtype == np.uint8, (
-        status_R.shape,
-        status_R.dtype,
-    )
+    _assert_whole(view, shard, emb_RD, status_R)
     first, last = view.bounds(shard)
-    count = last - first
-    finite_R = np.isfinite(emb_RD).all(1)
-    assert (
-        (finite_R[:count] == (status_R[:count] == 0)).all()
-        and np.isnan(emb_RD[count:]).all()
-        and not status_R[count:].any()
-    ), shard
+    contents = shard_files(view, shard, emb_RD, status_R)
     files = {}
-    for (path, data), point in zip(
-        shard_files(view, shard, emb_RD, status_R).items(), ("embeddings", "status"), strict=True
-    ):
+    for (path, data), point in zip(contents.items(), ("embeddings", "status"), strict=True):
         durable.make_folder(path.parent)
         durable.write(path, data, point)
-        files[str(path.relative_to(view.folder))] = {
-            "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "xxh3": xxh3(data),
-        }
-    counts = {
-        STATUS[code]: int(number)
-        for code, number in enumerate(np.bincount(status_R[:count]))
-        if number
-    }
+        name, digest = str(path.relative_to(view.folder)), hashlib.sha256(data).hexdigest()
+        files[name] = {"bytes": len(data), "sha256": digest}
     record = {
         "view": view.identity,
         "shard": shard,
         "rows": [first, last],
         "files": files,
-        "status": counts,
+        "status": status_counts(status_R[: last - first]),
     }
     durable.write(view.commit_file(shard), durable.sealed(record), "commit")
+
+
+def _assert_whole(view: View, shard: int, emb_RD: np.ndarray, status_R: np.ndarray) -> None:
+    """A row is finite where its status is 0, and NaN and 0 past N."""
+    embeddings, status = (emb_RD.shape, emb_RD.dtype), (status_R.shape, status_R.dtype)
+    assert embeddings == ((view.rows, view.width), np.float16), embeddings
+    assert status == ((view.rows,), np.uint8), status
+    first, last = view.bounds(shard)
+    count = last - first
+    finite_R = np.all(np.isfinite(emb_RD), axis=1)
+    assert (finite_R[:count] == (status_R[:count] == 0)).all(), shard
+    assert np.isnan(emb_RD[count:]).all() and not status_R[count:].any(), shard
 
 
 def shard_files(
@@ -367,26 +367,18 @@ def shard_files(
 
 
 def read_rows(view: View, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(K, D) float16 and (K,) uint8 of single committed rows. Their digests are not checked here."""
-    emb_KD, status_K = np.empty((len(rows), view.width), np.float16), np.empty(len(rows), np.uint8)
+    """(K, D) float16 and (K,) uint8 of single committed rows. Their digests are not checked."""
+    emb_KD = np.empty((len(rows), view.width), np.float16)
+    status_K = np.empty(len(rows), np.uint8)
     for place, row in enumerate(rows):
         shard, offset = divmod(row, view.rows)
-        emb_KD[place] = np.fromfile(
-            view.embeddings_file(shard), "<f2", view.width, offset=offset * view.width * 2
-        )
+        embeddings, at = view.embeddings_file(shard), offset * view.width * 2
+        emb_KD[place] = np.fromfile(embeddings, "<f2", view.width, offset=at)
         status_K[place] = np.fromfile(view.status_file(shard), np.uint8, 1, offset=offset)[0]
     return emb_KD, status_K
 
 
 def _chunk(array: np.ndarray) -> bytes:
-    """One Zarr chunk, codecs bytes + crc32c: C order, little-endian, then the checksum, little-endian."""
-    import google_crc32c
-
+    """One Zarr chunk, codecs bytes + crc32c: C order, little-endian, then the checksum, too."""
     data = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
     return data + google_crc32c.value(data).to_bytes(CRC_BYTES, "little")
-
-
-def xxh3(data: bytes) -> str:
-    import xxhash
-
-    return xxhash.xxh3_128_hexdigest(data)

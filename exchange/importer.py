@@ -114,8 +114,7 @@ def _create(
         config.view,
         {"backend": store.IMPORTED, "width": width, "storage_dtype": "float16"},
         digest.hexdigest(),
-        items.fingerprint,
-        n,
+        (items.fingerprint, n),
         config.shard_rows or default_rows(n),
         _provenance(config, array),
     )

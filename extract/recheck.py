@@ -57,7 +57,8 @@ def recheck(view: View, known: Known) -> None:
         for part in np.unique(shards).tolist():
             name = integrity.embeddings_name(part)
             try:
-                same = integrity.xxh3(donor.folder / name) == records[part]["files"][name]["xxh3"]
+                recorded = records[part]["files"][name]["sha256"]
+                same = integrity.sha256_of(donor.folder / name) == recorded
             except OSError as error:
                 raise unreadable(donor, part, error) from error
             if not same:

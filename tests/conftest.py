@@ -80,8 +80,7 @@ def write_view(
         spec.name,
         spec.declared(),
         "0" * 64,
-        items_fingerprint,
-        len(emb_ND),
+        (items_fingerprint, len(emb_ND)),
         rows,
         {"batch": 1},
     )

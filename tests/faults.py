@@ -75,7 +75,7 @@ def create(folder: Path, shards: int = SHARDS) -> View:
     )
     dataset = write_items(folder / "cache", items)
     return store.create_view(
-        dataset, "v", declared(), "0" * 64, items.fingerprint, n, ROWS, {"batch": 1}
+        dataset, "v", declared(), "0" * 64, (items.fingerprint, n), ROWS, {"batch": 1}
     )
 
 
@@ -261,15 +261,12 @@ def _child(job: dict[str, Any], pipe: int) -> int:
 def _serve() -> None:
     import google_crc32c
     import pyarrow.parquet
-    import xxhash
     import zarr.codecs
     import zarr.storage
 
     with contextlib.suppress(ImportError):  # Arrow looks for it at its first call
         importlib.import_module("pandas")
-    assert all(
-        (google_crc32c, pyarrow, xxhash, zarr, declared())
-    )  # imported once, for all the children
+    assert all((google_crc32c, pyarrow, zarr, declared()))  # imported once, for all the children
     for step in (step for line in sys.stdin for step in json.loads(line)):
         results = []
         if "sh" in step:

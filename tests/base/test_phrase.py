@@ -34,6 +34,12 @@ NAMES = {command.name: (*command.words, "ARGS") for command in COMMANDS}
         ("the class 'TO', /DATA/x and MY_DATA stay", "the class 'TO', /DATA/x and MY_DATA stay"),
         ("make sure that it is there", "make sure that it is there"),
         ("All commands: make help", "All commands: coview help"),
+        ("Type: make export VIEW=TO TO=VIEW", "Type: coview export --view TO --to VIEW"),
+        ("Type: make train DATA=-x RUN=a", "Type: coview train --data=-x --run a"),
+        (
+            "in full:\n  coview extract --view RUN --name 'TO x' --batch=8\nor leave VIEW out",
+            "in full:\n  coview extract --view RUN --name 'TO x' --batch=8\nor leave --view out",
+        ),
     ],
 )
 def test_a_message_in_the_form_of_coview(made: str, said: str | None) -> None:
@@ -42,7 +48,9 @@ def test_a_message_in_the_form_of_coview(made: str, said: str | None) -> None:
     assert phrase(made, NAMES, "make") == made
 
 
-@pytest.mark.parametrize("value", ["my photos/", "cost$5/", "it's", '"q"', "a\\b", "$(x)", "`x`"])
+@pytest.mark.parametrize(
+    "value", ["my photos/", "cost$5/", "it's", '"q"', "a\\b", "$(x)", "`x`", "TO", "#1"]
+)
 def test_a_command_in_a_message_means_the_same_in_both_forms(value: str) -> None:
     """What the shell hands on of the translated command is what was meant."""
     made = str(Typed("make", "extract", {"VIEW": "clip", "DATA": value}, ["--name", value]))

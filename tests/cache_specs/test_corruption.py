@@ -57,8 +57,7 @@ def foreign(tmp_path: Path) -> View:
         "other",
         faults.declared(),
         "f" * 64,
-        "1" * 64,
-        like.n,
+        ("1" * 64, like.n),
         ROWS,
         {"batch": 1},
     )
@@ -477,3 +476,47 @@ def test_a_harmed_unfinished_view_is_refused_or_computed_again_and_never_sealed(
     faults.mend(unfinished)
     faults.extract(unfinished)
     assert contents(unfinished) == original and not train_says(unfinished)
+
+
+def of_before(view: View) -> None:
+    """The view as versions wrote it that recorded a third digest of each file."""
+    for shard in range(view.shards):
+        record = durable.read_sealed(view.commit_file(shard))
+        for file in record["files"].values():
+            file["xxh3"] = "0123456789abcdef" * 2
+        view.commit_file(shard).write_bytes(durable.sealed(record))
+    sealed = durable.read_sealed(view.folder / "complete.json")
+    records = [durable.read_sealed(view.commit_file(shard)) for shard in range(view.shards)]
+    (view.folder / "complete.json").write_bytes(durable.sealed({**sealed, "shards": records}))
+    (view.folder / "verified.json").unlink(missing_ok=True)
+
+
+def test_a_view_whose_records_hold_a_third_digest_opens_verifies_and_is_repaired(tmp_path):
+    """The sha256 of each file was always recorded, and the root hash is made of it alone: a view of
+    then and one of now are the same, and a repaired one may have records of both kinds."""
+    view = faults.extract(tmp_path)
+    assert "xxh3" not in view.commit_file(0).read_text()
+    root, status_N = integrity.root(view), integrity.check(view)
+    of_before(view)
+    assert "xxh3" in view.commit_file(0).read_text()
+    assert integrity.root(view) == root and not list(mend.problems(view))
+    assert integrity.check(view).tolist() == status_N.tolist()
+    assert integrity.check(view, verified="now").tolist() == status_N.tolist()
+    file = view.embeddings_file(1)
+    data = bytearray(file.read_bytes())
+    data[7] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(IntegrityError, match="shard 1 .*has changed since it was written"):
+        integrity.check(view)
+    assert [problem.what for problem in mend.problems(view)] == ["has changed since it was written"]
+    (view.folder / "commits" / "00002.json").unlink()  # it is written again from the seal
+    with store.writer_lock(view.folder):
+        view, _, lost = mend.mend(view.folder)
+        assert lost == [1] and "xxh3" in view.commit_file(2).read_text()
+        emb_ND, status_N = faults.rows()
+        first, last = view.bounds(1)
+        store.write_shard(view, 1, emb_ND[first:last], status_N[first:last])
+        integrity.seal(view)
+    assert "xxh3" not in view.commit_file(1).read_text()
+    assert integrity.root(view) == root and not list(mend.problems(view))
+    assert integrity.check(view).tolist() == status_N.tolist()

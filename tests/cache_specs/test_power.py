@@ -310,7 +310,7 @@ def committed_and_lost(folder: Path) -> list[str]:
             lost += [
                 name
                 for name, file in files.items()
-                if not (path / name).is_file() or integrity.xxh3(path / name) != file["xxh3"]
+                if not (path / name).is_file() or integrity.sha256_of(path / name) != file["sha256"]
             ]
     return lost
 

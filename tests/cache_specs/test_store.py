@@ -46,8 +46,7 @@ def create(folder: Path, n: int, width: int, rows: int = ROWS) -> View:
         "v",
         declared(folder, width),
         "0" * 64,
-        ITEMS,
-        n,
+        (ITEMS, n),
         rows,
         {"batch": 1},
     )
@@ -222,7 +221,7 @@ def test_a_changed_spec_is_refused_as_old_and_new(tmp_path, field, value, line):
     changed[field] = {**changed[field], **value} if isinstance(value, dict) else value
     with pytest.raises(StaleError) as caught:
         store.create_view(
-            view.folder.parent, "v", changed, "0" * 64, ITEMS, 100, ROWS, {"batch": 1}
+            view.folder.parent, "v", changed, "0" * 64, (ITEMS, 100), ROWS, {"batch": 1}
         )
     assert (
         f"\n  {line}\n" in str(caught.value)
@@ -241,8 +240,7 @@ def test_other_weights_are_refused_as_old_and_new(tmp_path):
             "v",
             view.attributes["spec"],
             "f" * 64,
-            ITEMS,
-            100,
+            (ITEMS, 100),
             ROWS,
             {"batch": 1},
         )
@@ -252,7 +250,13 @@ def test_other_weights_are_refused_as_old_and_new(tmp_path):
 def test_another_view_beside_it_is_not_in_the_way(tmp_path):
     view = create(tmp_path, 100, ALIGNED)
     other = store.create_view(
-        view.folder.parent, "v-2", view.attributes["spec"], "f" * 64, ITEMS, 100, ROWS, {"batch": 1}
+        view.folder.parent,
+        "v-2",
+        view.attributes["spec"],
+        "f" * 64,
+        (ITEMS, 100),
+        ROWS,
+        {"batch": 1},
     )
     assert (
         store.find_view(view.folder.parent, "v", "…") == view
@@ -463,8 +467,8 @@ def hashed(view: View, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     files: list[str] = []
     monkeypatch.setattr(
         integrity,
-        "xxh3",
-        lambda path, real=integrity.xxh3: (
+        "sha256_of",
+        lambda path, real=integrity.sha256_of: (
             files.append(os.path.relpath(path, view.folder)) or real(path)
         ),
     )
@@ -592,8 +596,7 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
             "v",
             declared(tmp_path, ALIGNED),
             "0" * 64,
-            ITEMS,
-            10,
+            (ITEMS, 10),
             ROWS,
             {},
         )

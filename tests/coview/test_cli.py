@@ -799,7 +799,7 @@ RIGHT = re.compile(
     r"\b(?:expected|must|may be|may end in|needs?|takes?|neither|one of|relative|have all|did you mean)\b"
 )
 SAID_BY = re.compile(
-    r"did_you_mean|command\(|ADVICE|AGAIN|_again|hint|example|EXAMPLE|_to_download|_what_to_do|instead|\bthen\b|listing|\{error\}\{"
+    r"did_you_mean|command\(|ADVICE|AGAIN|_again|hint|example|EXAMPLE|_to_download|_what_to_do|instead|\bthen\b|listing|complaint|\{error\}\{"
 )
 
 
