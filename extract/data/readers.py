@@ -1,6 +1,6 @@
 """The encoded bytes of image i of a data set, from files, pieces of files, arrays or torchvision.
 
-Readers are plain dataclasses: they travel to the decode workers by pickle.
+Readers are plain dataclasses: they are pickled on their way to the decode workers.
 """
 
 import hashlib
