@@ -1,11 +1,15 @@
-"""How fast our cache is read, beside what else reads embeddings: make bench-cache (about 4 minutes, 5 GB of disk below TMPDIR).
+"""How fast our cache is read, beside what else reads embeddings: make bench-cache (about 4 minutes,
+5 GB of disk below TMPDIR).
 
-    python bench/bench_cache.py [--quick] [--out bench/results/cache.json] [--folder where the data are made]
+    python bench/bench_cache.py [--quick] [--out bench/results/cache.json]
+                                [--folder where the data are made]
 
-All readers of a section take turns in one process for several rounds, so that they meet the same load of the machine; a figure is the median
-over the rounds with [lowest to highest]. Peak memory is measured in a process per reader. A peer that is not installed is left out by name.
-The page cache is warm unless a line says cold (which needs a disk: no tmpfs). One OpenMP thread. Prints tables and writes JSON. With --quick
-the figures mean nothing, and -1 stands for a memory that was not measured.
+All readers of a section take turns in one process for several rounds, so that they meet the same
+load of the machine; a figure is the median over the rounds with [lowest to highest]. Peak memory is
+measured in a process per reader. A peer that is not installed is left out by name. The page cache
+is warm unless a line says cold (which needs a disk: no tmpfs). One OpenMP thread. Prints tables and
+writes JSON. With --quick the figures mean nothing, and -1 stands for a memory that was not
+measured.
 """
 
 import argparse
@@ -33,7 +37,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from stream import Order, stream
+from stream import Draw, Order, stream
 
 from cache_specs import integrity, store
 from cache_specs.spec import load_spec
@@ -262,7 +266,8 @@ GATHER: dict[str, tuple[str, Callable[[Folder], Any], Callable[[Any, np.ndarray]
     ),
     "zarr API": ("zarr", zarr_array, lambda array, rows: array.oindex[rows]),
 }
-# name -> (package it needs, how it is opened, how it copies the rows of a slice, the rows that it reads at once)
+# name -> (package it needs, how it is opened, how it copies the rows of a slice, the rows that it
+# reads at once)
 CUT: dict[str, tuple[str, Callable[[Folder], Any], Callable[[Any, slice], Any], int]] = {
     "RAM, copy": ("numpy", ram, lambda emb_ND, part: emb_ND[part].copy(), BLOCK),
     "ours: map_view, copy": ("numpy", ours, lambda emb_ND, part: emb_ND[part].copy(), BLOCK),
@@ -299,7 +304,8 @@ CUT: dict[str, tuple[str, Callable[[Folder], Any], Callable[[Any, slice], Any], 
 
 
 def by_rows(read: Callable[[np.ndarray], Any], n: int, seed: int) -> Iterator[Any]:
-    """The rows of a block-shuffled epoch, gathered one by one: what a memory map can do with such an order."""
+    """The rows of a block-shuffled epoch, gathered one by one: what a memory map can do with such
+    an order."""
     draws = np.random.default_rng(seed)
     blocks = draws.permutation(-(-n // BLOCK))
     for at in range(0, len(blocks), WINDOW):
@@ -309,7 +315,8 @@ def by_rows(read: Callable[[np.ndarray], Any], n: int, seed: int) -> Iterator[An
 
 
 def by_blocks(cut: Callable[[slice], Any], n: int, block: int, seed: int) -> Iterator[Any]:
-    """A block-shuffled epoch by hand: blocks in permuted order, a window of as many rows as ours, its rows shuffled; nothing is read ahead."""
+    """A block-shuffled epoch by hand: blocks in permuted order, a window of as many rows as ours,
+    its rows shuffled; nothing is read ahead."""
     draws, window = np.random.default_rng(seed), max(WINDOW * BLOCK // block, 1)
     blocks = draws.permutation(-(-n // block))
     for at in range(0, len(blocks), window):
@@ -335,7 +342,7 @@ def epoch(folder: Folder, n: int, order: Order, name: str) -> Callable[[int], It
     """Open a reader: seed -> the batches of an epoch."""
     if name == STREAM:
         view = the_view(folder / "view")
-        return lambda seed: (emb_BD for _, emb_BD in stream(view, BATCH, order, seed=seed))
+        return lambda seed: (emb_BD for _, emb_BD in stream(view, BATCH, order, Draw(seed)))
     if name.endswith(BY_ROWS):
         _, opened, read = GATHER[name.removesuffix(BY_ROWS)]
         source = opened(folder)
@@ -450,7 +457,8 @@ def memory() -> dict[str, float]:
 
 
 def peak(folder: Folder, size: dict[str, Any], section: str, name: str) -> dict[str, float]:
-    """MB by which the process grows beyond its imports; `mapped` of them are pages of files, which the kernel may take back. 4 s at most."""
+    """MB by which the process grows beyond its imports; `mapped` of them are pages of files, which
+    the kernel may take back. 4 s at most."""
     importlib.import_module((GATHER.get(name) or CUT.get(name) or ("numpy",))[0])
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
@@ -522,7 +530,8 @@ def open_time(folder: Folder, how: str) -> dict[str, float]:
 
 
 def deep_check(folder: Folder, size: dict[str, Any]) -> dict[str, Any]:
-    """GB/s over all files of the view's shards, warm: our check that has forgotten everything, and hashing the same files in a plain loop."""
+    """GB/s over all files of the view's shards, warm: our check that has forgotten everything, and
+    hashing the same files in a plain loop."""
     view = the_view(folder / "view")
     files = [
         file
@@ -581,7 +590,8 @@ def hash_files(files: list[Path], buffer: memoryview, digest: bool) -> int:
 
 
 def cold(folder: Folder, size: dict[str, Any], name: str) -> dict[str, float]:
-    """As many rows as an epoch has, after the kernel was told to drop the files' pages. The host below a virtual machine may still have them."""
+    """As many rows as an epoch has, after the kernel was told to drop the files' pages. The host
+    below a virtual machine may still have them."""
     draws, view = np.random.default_rng(5), the_view(folder / "view")
     files = (
         [folder / "emb.npy"]
@@ -625,7 +635,8 @@ def make_sparse(folder: Folder, n: int) -> None:
 
 
 def sparse_stream(folder: Folder, size: dict[str, Any], order: Order) -> dict[str, float]:
-    """The stream over a view of 10 million rows whose files are holes: its memory, and its speed without a disk."""
+    """The stream over a view of 10 million rows whose files are holes: its memory, and its speed
+    without a disk."""
     view, before = sparse_view(folder, size["sparse_n"]), memory()
     wall, cpu, rows = timed(lambda: counted(emb_BD for _, emb_BD in stream(view, BATCH, order)))
     after = memory()
@@ -675,7 +686,8 @@ def child(section: str, *args: Any) -> Any:
 
 
 def cell(found: dict[str, float], digits: int = 1, scale: float = 1.0) -> str:
-    return f"{found['median'] / scale:10,.{digits}f} [{found['low'] / scale:,.{digits}f} to {found['high'] / scale:,.{digits}f}]"
+    median, low, high = (found[name] / scale for name in ("median", "low", "high"))
+    return f"{median:10,.{digits}f} [{low:,.{digits}f} to {high:,.{digits}f}]"
 
 
 def measure(folder: Folder, size: dict[str, Any]) -> dict[str, Any]:
@@ -739,40 +751,49 @@ def show(found: dict[str, Any], size: dict[str, Any]) -> list[dict[str, Any]]:
             f"\n{title}, {size['n']:,} x {size['width']} float16, warm, n = {size['rounds']} rounds"
         )
         print(
-            f"{'':34}{'thousand rows/s [lowest to highest]':40}{'of RAM, round by round':24}{'GB/s':>8}{'CPU us/row':>12}{'peak MB':>9}{'mapped':>8}"
+            f"{'':34}{'thousand rows/s [lowest to highest]':40}{'of RAM, round by round':24}"
+            f"{'GB/s':>8}{'CPU us/row':>12}{'peak MB':>9}{'mapped':>8}"
         )
         for name, line in lines.items():
             print(
-                f"{name:34}{cell(line['rows_per_s'], 1, 1e3):40}{cell(line['of_RAM'], 3).strip():24}"
+                f"{name:34}{cell(line['rows_per_s'], 1, 1e3):40}"
+                f"{cell(line['of_RAM'], 3).strip():24}"
                 f"{line['GB_per_s']:8.2f}{line['cpu_us_per_row']['median']:12.2f}"
                 f"{line['peak_MB']:9.0f}{line['mapped_MB']:8.0f}"
             )
     print(
-        f"\nopening a view of {size['open_shards']:,} shards of {SHARD:,} x 64, warm, imports not counted, n = {size['opens']} processes each"
+        f"\nopening a view of {size['open_shards']:,} shards of {SHARD:,} x 64, warm, imports not "
+        f"counted, n = {size['opens']} processes each"
     )
     print(f"{'':34}{'ms [lowest to highest]':28}{'first batch after that':28}{'map_view alone':28}")
     for how, line in found["open"].items():
         print(f"{how:34}" + "".join(f"{cell(value):28}" for value in line.values()))
     print(
-        f"\ndigests of the {size['n']:,} rows' files, warm, one after the other, n = {size['deep_rounds']} rounds"
+        f"\ndigests of the {size['n']:,} rows' files, warm, one after the other, "
+        f"n = {size['deep_rounds']} rounds"
     )
     for name, line in found["deep"].items():
         print(
-            f"{name:34}{cell(line['GB_per_s'], 2):28} GB/s, CPU {line['cpu_s_per_GB']['median']:.3f} s/GB"
+            f"{name:34}{cell(line['GB_per_s'], 2):28} GB/s, "
+            f"CPU {line['cpu_s_per_GB']['median']:.3f} s/GB"
         )
     print(
-        f"\ncold: as many rows as an epoch has, after posix_fadvise(DONTNEED); below a virtual machine the host may still cache; n = {size['cold_rounds']}"
+        "\ncold: as many rows as an epoch has, after posix_fadvise(DONTNEED); below a virtual "
+        f"machine the host may still cache; n = {size['cold_rounds']}"
     )
     for name, line in found["cold"].items():
-        read = f"first batch {line['first_batch_ms']['median']:.0f} ms, read {line['bytes_read_of_all']['median']:.2f} x the bytes"
+        first, share = line["first_batch_ms"]["median"], line["bytes_read_of_all"]["median"]
+        read = f"first batch {first:.0f} ms, read {share:.2f} x the bytes"
         print(f"{name:34}{cell(line['rows_per_s'], 1, 1e3):40} {read}")
     print(
-        f"\nthe stream over {size['sparse_n']:,} x 768 of sparse files ({size['sparse_n'] * 1536 / 1e9:.1f} GB), one pass each; "
-        "the first finds the page cache empty"
+        f"\nthe stream over {size['sparse_n']:,} x 768 of sparse files "
+        f"({size['sparse_n'] * 1536 / 1e9:.1f} GB), one pass each; the first "
+        "finds the page cache empty"
     )
     for order, line in found["sparse"].items():
         print(
-            f"{order:34}{line['rows_per_s'] / 1e3:10,.0f} thousand rows/s, peak of the whole process {line['peak_of_the_process_MB']:.0f} MB "
+            f"{order:34}{line['rows_per_s'] / 1e3:10,.0f} thousand rows/s, "
+            f"peak of the whole process {line['peak_of_the_process_MB']:.0f} MB "
             f"({line['before_MB']:.0f} before), mapped {line['mapped_MB']:.0f} MB"
         )
 
@@ -830,7 +851,8 @@ def show(found: dict[str, Any], size: dict[str, Any]) -> list[dict[str, Any]]:
             {"goal": what, "value": value, "asked": f"{'>=' if above else '<'} {goal}", "met": met}
         )
         print(
-            f"{'met   ' if met else 'MISSED'}  {what}: {value:.3g}, asked {'>=' if above else '<'} {goal}"
+            f"{'met   ' if met else 'MISSED'}  {what}: {value:.3g}, "
+            f"asked {'>=' if above else '<'} {goal}"
         )
     return verdicts
 

@@ -1,12 +1,19 @@
-"""The backbones alone, at their real size with random weights: make bench-extract   (or python bench/bench_extract.py [--views clip,mae] [--device cpu])
-   and `make extract` of JPEG files beside its two limits: python bench/bench_extract.py --views dinov2-l14 --images 16384 --workers 8,16
+"""The backbones alone, at their real size with random weights, and `make extract` of JPEG files
+beside its two limits: make bench-extract
 
-No checkpoint is needed: how fast a model is does not depend on its weights. Pixels are on the device; a figure is the median over the rounds of images a
-second, with [lowest to highest]; memory is the device's peak, without the library's own. On a GPU batches of 256 (of 32 at 960 pixels), the spec's compute
-dtype; on the CPU one image, which takes minutes for all views. Prints a table and writes bench/results/extract.json.
+    python bench/bench_extract.py [--views clip,mae] [--device cpu]
+    python bench/bench_extract.py --views dinov2-l14 --images 16384 --workers 8,16
 
-With --images, of views that timm builds: that many photographs of 500 x 375 pixels (crops of scikit-learn's two, JPEG at quality 90) are embedded by the
-command, from the first image to the sealed view, in turns with its parts: decoding alone (the same workers, no model) and the model alone (the table above).
+No checkpoint is needed: how fast a model is does not depend on its weights. Pixels are on the
+device; a figure is the median over the rounds of images a second, with [lowest to highest]; memory
+is the device's peak, without the library's own. On a GPU batches of 256 (of 32 at 960 pixels), the
+spec's compute dtype; on the CPU one image, which takes minutes for all views. Prints a table and
+writes bench/results/extract.json.
+
+With --images, of views that timm builds: that many photographs of 500 x 375 pixels (crops of
+scikit-learn's two, JPEG at quality 90) are embedded by the command, from the first image to the
+sealed view, in turns with its parts: decoding alone (the same workers, no model) and the model
+alone (the table above).
 """
 
 import argparse
@@ -33,7 +40,8 @@ from extract.models.timm_backend import build_timm, timm_features
 
 
 def random_backbone(spec: ViewSpec) -> Backbone:
-    """The view's model as extraction has it, but for its weights: any that keep the numbers of a pass finite."""
+    """The view's model as extraction has it, but for its weights: any that keep the numbers of a
+    pass finite."""
     if spec.backend == "timm":
         model = build_timm(spec)
         return Backbone(model, timm_features(model, spec), spec)
@@ -259,9 +267,10 @@ def main() -> int:
         wrong += [name] if line["width"] != spec.width or not line["finite"] else []
         memory = f"{line['GB']:7.2f}" if line["GB"] is not None else f"{'':7}"
         print(
-            f"{name:18}{line['parameters'] / 1e6:8.1f} M{line['width']:7}{line['dtype']:>10}{line['batch']:7}"
-            f"{rate['median']:10.2f} [{rate['low']:.2f} to {rate['high']:.2f}]{line['TFLOPS']:9.2f}{memory}"
-            + ("   WRONG" if name in wrong else ""),
+            f"{name:18}{line['parameters'] / 1e6:8.1f} M{line['width']:7}"
+            f"{line['dtype']:>10}{line['batch']:7}"
+            f"{rate['median']:10.2f} [{rate['low']:.2f} to {rate['high']:.2f}]"
+            f"{line['TFLOPS']:9.2f}{memory}" + ("   WRONG" if name in wrong else ""),
             flush=True,
         )
         gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
@@ -289,7 +298,8 @@ def main() -> int:
                     f"{part} {rate['median']:.1f} [{rate['low']:.1f} to {rate['high']:.1f}]"
                     for part, rate in rates.items()
                 )
-                + f" images/s, {100 * rates['command']['median'] / limit:.0f} % of the slower of decoding and model"
+                + f" images/s, {100 * rates['command']['median'] / limit:.0f} % of the slower of "
+                "decoding and model"
             )
         args.out.write_text(json.dumps(record, indent=1) + "\n")
     return 1 if wrong else 0

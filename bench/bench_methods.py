@@ -1,11 +1,16 @@
-"""Every method on four small tasks, few labels, many draws of them: make bench-methods   (or python bench/bench_methods.py [--quick])
+"""Every method on four small tasks, few labels, many draws of them: make bench-methods   (or
+python bench/bench_methods.py [--quick])
 
-    digits   scikit-learn's digits as the two bundled models see them        chars   60 letters, tested on type faces that no training image has
-    weak     one view knows about half as much                               noise   one view knows nothing (see bench/tasks.py)
+    digits   scikit-learn's digits as the two bundled models see them
+    chars    60 letters, tested on type faces that no training image has
+    weak     one view knows about half as much
+    noise    one view knows nothing (see bench/tasks.py)
 
-supervised-graph is the fair control of mct-graph: supervised probes and the same graphs, pooled in the same way, without co-training. One
-`python -m train` a task and number of labels a class, all draws at once, the same settings everywhere: the defaults. Prints a table of the
-joint's test top-1 and writes bench/results/methods.json with every draw. What is finished is kept in --work and not run again. About an hour on 2 cores.
+supervised-graph is the fair control of mct-graph: supervised probes and the same graphs, pooled in
+the same way, without co-training. One `python -m train` a task and number of labels a class, all
+draws at once, the same settings everywhere: the defaults. Prints a table of the joint's test top-1
+and writes bench/results/methods.json with every draw. What is finished is kept in --work and not
+run again. About an hour on 2 cores.
 """
 
 import argparse
@@ -63,7 +68,8 @@ def top1(summary: dict[str, Any], method: str, view: str = "joint") -> np.ndarra
 
 
 def parts(work: Path, task: str, labels: str, seeds: str) -> dict[str, np.ndarray]:
-    """Test top-1 in % of mct-graph's parts: its graphs in a pool without any probe, its probes in one without any graph; and of it with one thing changed."""
+    """Test top-1 in % of mct-graph's parts: its graphs in a pool without any probe, its probes in
+    one without any graph; and of it with one thing changed."""
     import torch
     from safetensors.torch import load_file
 
@@ -148,7 +154,9 @@ def versus(a: np.ndarray, b: np.ndarray) -> str:
     """Paired over the draws: mean ± standard error of the difference, and its p-value."""
     gain = a - b
     p = ttest_rel(a, b).pvalue if gain.std() > 0 else 1.0
-    return f"{gain.mean():+5.1f} ± {gain.std(ddof=1) / len(gain) ** 0.5:.1f} ({'p < 0.001' if p < 0.001 else f'p = {p:.3f}'})"
+    error = gain.std(ddof=1) / len(gain) ** 0.5
+    chance = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return f"{gain.mean():+5.1f} ± {error:.1f} ({chance})"
 
 
 def main() -> None:
@@ -167,7 +175,8 @@ def main() -> None:
     parser.add_argument(
         "--methods",
         default=METHODS,
-        help="all, or several: supervised, label-propagation, supervised-graph and mct-graph among them",
+        help="all, or several: supervised, label-propagation, supervised-graph and mct-graph "
+        "among them",
     )
     parser.add_argument(
         "--ablations",
@@ -251,7 +260,8 @@ def main() -> None:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """One line a task and number of labels: each method's joint, the best single view of any baseline, and mct-graph against what it must not lose to."""
+    """One line a task and number of labels: each method's joint, the best single view of any
+    baseline, and mct-graph against what it must not lose to."""
     names = {
         "supervised": "late fusion",
         "label-propagation": "label prop.",

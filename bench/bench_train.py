@@ -1,19 +1,26 @@
-"""How fast a training step is, beside its own matrix products, the original's way of doing it, and live backbones: make bench-train (about 8 minutes).
+"""How fast a training step is, beside its own matrix products, the original's way of doing it, and
+live backbones: make bench-train (about 8 minutes).
 
-    python bench/bench_train.py [--quick] [--device cpu] [--threads 1] [--out bench/results/train.json]
+    python bench/bench_train.py [--quick] [--device cpu] [--threads 1]
+                                [--out bench/results/train.json]
 
-Everything takes turns for several rounds, so that all meet the same load of the machine; a figure is the median over the rounds with [lowest to
-highest], and a ratio is made round by round. A step is what the training loop calls, on batches of its own Feeder, with the settings of
-`make train` (64 + 128 rows, hidden 256) or of the paper (4,096 + 4,096 rows, hidden 1,024, 1,000 classes); the widths are 1,024 and 768.
+Everything takes turns for several rounds, so that all meet the same load of the machine; a figure
+is the median over the rounds with [lowest to highest], and a ratio is made round by round. A step
+is what the training loop calls, on batches of its own Feeder, with the settings of `make train`
+(64 + 128 rows, hidden 256) or of the paper (4,096 + 4,096 rows, hidden 1,024, 1,000 classes); the
+widths are 1,024 and 768.
 
-    the limit       the matrix products of the step's forward and backward passes, same shapes and dtype, into memory that is there, nothing else
-    the original    the step as the paper's code takes it, restated here: two processes, labels drawn row by row from a softmax of the whole batch,
-                    six forward passes, view 0's rows sent to all, gathers between barriers, the garbage collector before each third of a step
+    the limit       the matrix products of the step's forward and backward passes, same shapes and
+                    dtype, into memory that is there, nothing else
+    the original    the step as the paper's code takes it, restated here: two processes, labels
+                    drawn row by row from a softmax of the whole batch, six forward passes, view 0's
+                    rows sent to all, gathers between barriers, the garbage collector before each
+                    third of a step
     live            frozen backbones in the loop, on decoded images in memory, in place of the cache
 
-One OpenMP thread a process. The clock of what one process does is its CPU time (with --threads 2 the wall's), of ranks and of whole runs the wall's; on
-a GPU it is CUDA's events, the whole schedule of the paper runs, and ranks need as many GPUs.
-With --quick the figures mean nothing.
+One OpenMP thread a process. The clock of what one process does is its CPU time (with --threads 2
+the wall's), of ranks and of whole runs the wall's; on a GPU it is CUDA's events, the whole schedule
+of the paper runs, and ranks need as many GPUs. With --quick the figures mean nothing.
 """
 
 import argparse
@@ -135,7 +142,8 @@ ORIGINAL, UNCOLLECTED = "the original, 64 + 64 rows", "without its garbage colle
 
 @dataclass(frozen=True)
 class Tiled(Input):
-    """As many rows as the data set has, of which only the first are stored: a row number counts modulo these."""
+    """As many rows as the data set has, of which only the first are stored: a row number counts
+    modulo these."""
 
     def __call__(self, rows: np.ndarray) -> Tensor:
         return super().__call__(rows % len(self.emb[0]))
@@ -143,7 +151,8 @@ class Tiled(Input):
 
 @dataclass
 class Probes:
-    """The views of one process in the middle of their training: what `fit` keeps from step to step."""
+    """The views of one process in the middle of their training: what `fit` keeps from step to
+    step."""
 
     feed: Feeder
     peers: Peers
@@ -152,7 +161,8 @@ class Probes:
     at: int = 0
 
     def batches(self, alone: bool, count: int) -> list[Any]:
-        """As many draws end in here as batches are returned: no clock runs while one that it does not mean is under way."""
+        """As many draws end in here as batches are returned: no clock runs while one that it does
+        not mean is under way."""
         self.at += count
         made = [self.feed(step, not alone) for step in range(self.at - count, self.at)]
         futures.wait([self.feed.ahead[1]])
@@ -185,7 +195,8 @@ def made_task(
     device: torch.device,
     widths: Sequence[int] = WIDTHS,
 ) -> Task:
-    """Normal embeddings and random labels: a step's time depends on neither. stored: rows that are in memory, if fewer."""
+    """Normal embeddings and random labels: a step's time depends on neither. stored: rows that are
+    in memory, if fewer."""
     n = size.get("rows", SMALL["rows"])
     classes, labelled, stored = (
         size.get("classes", SMALL["classes"]),
@@ -243,7 +254,8 @@ def probes(config: TrainConfig, task: Task, peers: Peers) -> Probes:
 def products(
     experiments: int, rows: int, sizes: Sequence[int], backwards: int, device: torch.device
 ) -> list[Callable[[], Any]]:
-    """The matrix products of one forward and `backwards` backward passes of one view; the inputs need no gradient."""
+    """The matrix products of one forward and `backwards` backward passes of one view; the inputs
+    need no gradient."""
     dtype, calls = torch.bfloat16 if device.type == "cuda" else torch.float32, []
     make = functools.partial(torch.randn, dtype=dtype, device=device)
     for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
@@ -275,7 +287,8 @@ def limit(
 
 
 def clocked(device: torch.device, work: Callable[[], Any], waits: bool = False) -> float:
-    """Seconds: on a GPU between two events of its own stream; on one CPU thread those of the CPU, which other programs hardly disturb."""
+    """Seconds: on a GPU between two events of its own stream; on one CPU thread those of the CPU,
+    which other programs hardly disturb."""
     if device.type != "cuda":
         clock = (
             time.process_time if torch.get_num_threads() == 1 and not waits else time.perf_counter
@@ -351,7 +364,8 @@ def of_a_step(
 
 @dataclass
 class Live:
-    """Stands where the cache's embeddings stand: images -> a frozen backbone, at every step anew."""
+    """Stands where the cache's embeddings stand: images -> a frozen backbone, at every step
+    anew."""
 
     backbone: Any
     pixels_NCHW: Tensor
@@ -372,8 +386,16 @@ class Live:
         return len(self.mean_D)
 
 
+def _embed_rest(
+    backbone: Any, pixels_NCHW: torch.Tensor, made_of: list[torch.Tensor], device: torch.device
+) -> None:
+    """All but the first 64, which did not count."""
+    made_of.extend(backbone(part.to(device)) for part in pixels_NCHW[64:].split(64))
+
+
 def digits(images: int, names: Sequence[str], device: torch.device) -> tuple[Task, Task, float]:
-    """The bundled digits as both bundled backbones see them: a task on the cache, one on live backbones, and the seconds of embedding a view once."""
+    """The bundled digits as both bundled backbones see them: a task on the cache, one on live
+    backbones, and the seconds of embedding a view once."""
     from sklearn.datasets import load_digits
 
     from cache_specs.spec import load_spec
@@ -398,12 +420,8 @@ def digits(images: int, names: Sequence[str], device: torch.device) -> tuple[Tas
         backbone = load_backbone(spec, find_weights(spec, None)[0], str(device))
         with torch.no_grad():
             made_of = [backbone(pixels_NCHW[:64].to(device))]
-            seconds += clocked(
-                device,
-                lambda: made_of.extend(
-                    backbone(part.to(device)) for part in pixels_NCHW[64:].split(64)
-                ),
-            )  # noqa: B023
+            rest = functools.partial(_embed_rest, backbone, pixels_NCHW, made_of, device)
+            seconds += clocked(device, rest)
         emb_ND = torch.cat(made_of).half().cpu().numpy()
         made = make_input([emb_ND], train, device, torch.float32)
         cached.append(made)
@@ -426,7 +444,8 @@ def digits(images: int, names: Sequence[str], device: torch.device) -> tuple[Tas
 
 
 class Original:
-    """One rank of the original: its view's probe, and a step in three thirds. The numbers are not compared, only the work is the same."""
+    """One rank of the original: its view's probe, and a step in three thirds. The numbers are not
+    compared, only the work is the same."""
 
     def __init__(self, config: TrainConfig, task: Task, peers: GroupPeers) -> None:
         sizes, layers = [task.inputs[0].width, *[config.hidden] * config.layers], []
@@ -491,10 +510,11 @@ class Original:
 
 
 def draw_by_rows(z_BC: Tensor, rows: int | None = None) -> Tensor:
-    """One np.random.choice a row (or for the first `rows`), each after a softmax of the whole batch.
+    """One np.random.choice a row (or for the first `rows`), each after a softmax of the whole
+    batch.
 
-    nan_to_num and the clamp are the original's, restated because they are part of its cost; ours has neither.
-    """
+    nan_to_num and the clamp are the original's, restated because they are part of its cost; ours
+    has neither."""
     return torch.tensor(
         [
             np.random.choice(
@@ -513,7 +533,8 @@ def draw_by_rows(z_BC: Tensor, rows: int | None = None) -> Tensor:
 
 
 def rank_main(request: dict[str, Any], device_name: str) -> None:
-    """Answer each line `name` on stdin with the seconds of one step of that case; every rank of the group gets the same lines."""
+    """Answer each line `name` on stdin with the seconds of one step of that case; every rank of the
+    group gets the same lines."""
     device = torch.device(
         device_name if device_name == "cpu" else f"{device_name}:{os.environ['RANK']}"
     )
@@ -629,18 +650,21 @@ def groups(size: dict[str, Any], device: torch.device) -> Iterator[dict[str, Tur
 # --- a whole schedule, and the shares of a whole run
 
 
+def _steps(which: Probes, alone: bool, count: int) -> None:
+    for _ in range(count):
+        which.run(alone, which.batches(alone, 1))
+
+
 def whole(config: TrainConfig, which: Probes, most_s: float | None) -> dict[str, Any]:
-    """Feed and steps of a whole schedule, without evaluation; of each phase at most `most_s` seconds, from which the whole is extrapolated."""
+    """Feed and steps of a whole schedule, without evaluation; of each phase at most `most_s`
+    seconds, from which the whole is extrapolated."""
     found: dict[str, Any] = {"seconds": 0.0, "extrapolated": False}
     for name, alone, steps in ((WARMUP, True, config.warmup), (COTRAIN, False, config.cotrain)):
         which.run(alone, which.batches(alone, 1))
         done, seconds, begun = 0, 0.0, time.perf_counter()
         while done < steps and (most_s is None or time.perf_counter() - begun < most_s):
             some = min(steps - done, 100 if most_s is None else 1)
-            seconds += clocked(
-                which.feed.device,
-                lambda: [which.run(alone, which.batches(alone, 1)) for _ in range(some)],
-            )  # noqa: B023
+            seconds += clocked(which.feed.device, functools.partial(_steps, which, alone, some))
             done += some
         found[name] = {"steps": steps, "timed": done, "ms": seconds / done * 1e3}
         found["seconds"] += seconds / done * steps
@@ -649,7 +673,8 @@ def whole(config: TrainConfig, which: Probes, most_s: float | None) -> dict[str,
 
 
 class Clock:
-    """Wraps functions, and adds up the seconds inside them by name; it waits for the GPU at both ends."""
+    """Wraps functions, and adds up the seconds inside them by name; it waits for the GPU at both
+    ends."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds = (
@@ -686,7 +711,8 @@ class Listeners(Ignore):
 
 
 def shares(config: TrainConfig, task: Task, device: torch.device) -> dict[str, float]:
-    """Parts of the seconds that `fit` takes for meta co-training from its first to its last step."""
+    """Parts of the seconds that `fit` takes for meta co-training from its first to its last
+    step."""
     clock, job = Clock(device), Job("mct", "mct", task, LocalPeers(2), task.names)
     plan = replace(loop.PLANS["mct"], step=clock("steps", mct_step))
     with (
@@ -738,7 +764,8 @@ class Found:
     other: dict[str, Any] = field(default_factory=dict)
 
     def ratio(self, above: tuple[str, str], below: tuple[str, str]) -> dict[str, float]:
-        """Of two lines that took turns, round by round; otherwise of their medians, by the spread of the first."""
+        """Of two lines that took turns, round by round; otherwise of their medians, by the spread
+        of the first."""
         one, two = self.ms[above[0]][above[1]], self.ms[below[0]][below[1]]
         same = above[0] == below[0]
         return spread(
@@ -811,7 +838,8 @@ def measure(size: dict[str, Any], device: torch.device) -> Found:
 
 
 def cell(values: dict[str, float], digits: int = 2) -> str:
-    return f"{values['median']:9,.{digits}f} [{values['low']:,.{digits}f} to {values['high']:,.{digits}f}]"
+    median, low, high = values["median"], values["low"], values["high"]
+    return f"{median:9,.{digits}f} [{low:,.{digits}f} to {high:,.{digits}f}]"
 
 
 def percent(values: dict[str, float]) -> str:
@@ -830,12 +858,14 @@ def show(
         ("small", "a step with the settings of make train: 64 + 128 rows, hidden 256, 10 classes"),
         (
             "paper",
-            f"a step with the paper's: {found.other['rows'][0]:,} + {found.other['rows'][1]:,} rows, hidden 1,024, 1,000 classes",
+            f"a step with the paper's: {found.other['rows'][0]:,} + {found.other['rows'][1]:,} "
+            "rows, hidden 1,024, 1,000 classes",
         ),
     ):
         print(f"\n{title}, n = {len(found.ms[section][WARMUP])} rounds")
         print(
-            f"{'':34}{'ms [lowest to highest]':34}{'its matrix products alone, ms':34}{'of the limit':30}{'feed, ms':28}"
+            f"{'':34}{'ms [lowest to highest]':34}{'its matrix products alone, ms':34}"
+            f"{'of the limit':30}{'feed, ms':28}"
         )
         for phase in (WARMUP, COTRAIN):
             line = {
@@ -878,7 +908,8 @@ def show(
             print(
                 f"{title:42}{cell(made[title]['ms']):34}"
                 + (
-                    f"{cell(first, 1)} times faster, without its collector {cell(second, 1).strip()}"
+                    f"{cell(first, 1)} times faster, "
+                    f"without its collector {cell(second, 1).strip()}"
                     if title.startswith("ours")
                     else ""
                 )
@@ -902,7 +933,8 @@ def show(
         "times": times,
     }
     print(
-        f"{'its labels alone, the paper’s size':34}{2 * rows * row_ms:9,.0f} (2 x {rows:,} rows of {row_ms:.2f} ms, extrapolated), "
+        f"{'its labels alone, the paper’s size':34}{2 * rows * row_ms:9,.0f} "
+        f"(2 x {rows:,} rows of {row_ms:.2f} ms, extrapolated), "
         f"{cell(times, 1).strip()} times our whole step"
     )
     goals.append(
@@ -927,15 +959,18 @@ def show(
     made["live"] = live
     print(f"{'live ' + ' + '.join(size['backbones']):34}{cell(live['live_ms']):34}")
     print(
-        f"{'the same images from the cache':34}{cell(live['cached_ms']):34}{cell(live['times'], 1)} times faster"
+        f"{'the same images from the cache':34}{cell(live['cached_ms']):34}"
+        f"{cell(live['times'], 1)} times faster"
     )
     print(
-        f"{'':34}embedding all {size['images']:,} digits once took {live['embedding_s']:.1f} s, as much as {live['steps_until_paid']:.0f} steps save"
+        f"{'':34}embedding all {size['images']:,} digits once took {live['embedding_s']:.1f} s, "
+        f"as much as {live['steps_until_paid']:.0f} steps save"
     )
 
     print(f"\nE experiments at once, co-training, n = {size['rounds']} rounds")
     print(
-        f"{'':34}{'ms a step [lowest to highest]':34}{'ms a step and experiment':34}{'times faster than one by one':28}"
+        f"{'':34}{'ms a step [lowest to highest]':34}{'ms a step and experiment':34}"
+        f"{'times faster than one by one':28}"
     )
     for count in size["experiments"]:
         values = found.ms["small"][f"E = {count}"]
@@ -944,11 +979,13 @@ def show(
         )
         made[f"E = {count}"] = {"ms": spread(values), "times": gain}
         print(
-            f"{f'E = {count}':34}{cell(spread(values)):34}{cell(spread([ms / count for ms in values])):34}{cell(gain):28}"
+            f"{f'E = {count}':34}{cell(spread(values)):34}"
+            f"{cell(spread([ms / count for ms in values])):34}{cell(gain):28}"
         )
 
     print(
-        f"\nranks, co-training, {'gloo' if device.type == 'cpu' else 'NCCL'}, one view a rank where there are two; n = {size['ranks_rounds']} rounds"
+        f"\nranks, co-training, {'gloo' if device.type == 'cpu' else 'NCCL'}, one view a rank "
+        f"where there are two; n = {size['ranks_rounds']} rounds"
     )
     print(f"{'':34}{'1 rank, ms':34}{'2 ranks, ms':34}{'efficiency':30}")
     for name, twice in (
@@ -981,11 +1018,13 @@ def show(
     )
     for phase in (WARMUP, COTRAIN):
         print(
-            f"{phase:34}{schedule[phase]['ms']:9,.1f} ms a step, {schedule[phase]['timed']:,} of {schedule[phase]['steps']:,} steps timed"
+            f"{phase:34}{schedule[phase]['ms']:9,.1f} ms a step, "
+            f"{schedule[phase]['timed']:,} of {schedule[phase]['steps']:,} steps timed"
         )
 
     print(
-        f"\nparts of meta co-training of {found.other['steps']} steps on the digits from the cache, 3 labels a class, n = {size['runs']} runs each"
+        f"\nparts of meta co-training of {found.other['steps']} steps on the digits from the "
+        f"cache, 3 labels a class, n = {size['runs']} runs each"
     )
     for name, parts in found.other["shares"].items():
         print(
@@ -1016,7 +1055,8 @@ def show(
     ]
     for verdict in verdicts:
         print(
-            f"{'met   ' if verdict['met'] else 'MISSED'}  {verdict['goal']}: {verdict['value']:.3g}, asked {verdict['asked']}"
+            f"{'met   ' if verdict['met'] else 'MISSED'}  {verdict['goal']}: "
+            f"{verdict['value']:.3g}, asked {verdict['asked']}"
         )
     return made, verdicts
 
@@ -1053,7 +1093,8 @@ def main() -> None:
         "size": size,
     }
     print(
-        f"{about['date']}, {about['machine']}, {about['gpu'] or 'no GPU'}, {about['versions']}, {args.threads} thread{'s' * (args.threads > 1)}"
+        f"{about['date']}, {about['machine']}, {about['gpu'] or 'no GPU'}, {about['versions']}, "
+        f"{args.threads} thread{'s' if args.threads > 1 else ''}"
     )
     found = measure(size, device)
     lines, goals = show(found, size, device)

@@ -1,7 +1,9 @@
-"""Why do co-trained probes collapse? One change at a time to our own step, on the digits as pixels and as gradients:  python bench/collapse.py
+"""Why do co-trained probes collapse? One change at a time to our own step, on the digits as pixels
+and as gradients:  python bench/collapse.py
 
-For each variant: the joint's validation accuracy after the supervised warm-up, at its best and at the end, and the share of the unlabelled rows
-that the joint puts into its most frequent class at the end (0.1 would be even; 1 is a full collapse). 8 draws of 4 labels a class, the paper's
+For each variant: the joint's validation accuracy after the supervised warm-up, at its best and at
+the end, and the share of the unlabelled rows that the joint puts into its most frequent class at
+the end (0.1 would be even; 1 is a full collapse). 8 draws of 4 labels a class, the paper's
 temperature 1. Prints the table and writes bench/results/collapse.json. Some minutes.
 """
 
@@ -39,7 +41,8 @@ def forward(
     last: str = "none",
     scale: float = 1.0,
 ) -> Tensor:
-    """probe.forward with other choices: batch normalisation (always by the batch's own statistics), an activation on the logits, their scale."""
+    """probe.forward with other choices: batch normalisation (always by the batch's own statistics),
+    an activation on the logits, their scale."""
     h = x_EBD
     for i in range(2):
         h = torch.baddbmm(params[f"b{i}"], h, params[f"w{i}"])
@@ -207,8 +210,8 @@ def main() -> None:
     data, results = digits(), {}
     columns = ("warm-up", "best", "end", "largest class")
     print(
-        f"{len(SEEDS)} draws, {LABELS} labels a class, {WARMUP} + {args.steps} steps; mean ± std\n{'':50}"
-        + "".join(f"{name:>16}" for name in columns)
+        f"{len(SEEDS)} draws, {LABELS} labels a class, {WARMUP} + {args.steps} steps; "
+        f"mean ± std\n{'':50}" + "".join(f"{name:>16}" for name in columns)
     )
     for name, variant in VARIANTS.items():
         results[name] = run(variant, *data, args.steps)

@@ -1,17 +1,24 @@
-"""Small made tasks for comparing methods, two views each:  python bench/tasks.py OUT/ [--only chars,weak,noise]
+"""Small made tasks for comparing methods, two views each:
+python bench/tasks.py OUT/ [--only chars,weak,noise]
 
-    chars    60 letters (Latin and Greek) as tiny-clip and tiny-dinov2 see them; the test images come from type faces that no training image has
-    weak     the digits; view a is tiny-clip, view b the mean brightness of 3 x 3 fields under noise, about half as accurate
-    noise    the digits; view a is tiny-clip, view b is Gaussian noise that knows nothing of the image
+    chars    60 letters (Latin and Greek) as tiny-clip and tiny-dinov2 see them; the test images
+             come from type faces that no training image has
+    weak     the digits; view a is tiny-clip, view b the mean brightness of 3 x 3 fields under
+             noise, about half as accurate
+    noise    the digits; view a is tiny-clip, view b is Gaussian noise that knows nothing of the
+             image
 
-Each task is two files OUT/<task>-<view>.npz with the arrays embeddings (N, D) float16, keys (N,) str, y (N,) int64 and split (N,) str (train, val
-or test); keys, y and split are the same in both. The first file makes the data set, the second joins it by its keys:
+Each task is two files OUT/<task>-<view>.npz with the arrays embeddings (N, D) float16, keys (N,)
+str, y (N,) int64 and split (N,) str (train, val or test); keys, y and split are the same in both.
+The first file makes the data set, the second joins it by its keys:
 
     make import VIEW=a FROM=OUT/noise-a.npz ARGS='--name noise'
     make import VIEW=b FROM=OUT/noise-b.npz DATA=noise
 
-Everything is drawn from fixed seeds. chars needs the fonts of matplotlib and Hershey-Fonts (pip install -e .[tools]). The two models were
-pretrained on drawings in the same type faces (tools/pretrain_tiny.py), without labels; the probes are what meets the test faces for the first time.
+Everything is drawn from fixed seeds. chars needs the fonts of matplotlib and Hershey-Fonts (pip
+install -e .[tools]). The two models were pretrained on drawings in the same type faces
+(tools/pretrain_tiny.py), without labels; the probes are what meets the test faces for the first
+time.
 """
 
 import argparse
@@ -104,7 +111,8 @@ TASKS = {"chars": chars, "weak": weak, "noise": noise}
 
 
 def digits() -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
-    """scikit-learn's digits with the splits that DATA=digits has: keys, labels, splits, (N, 8, 8) uint8 images."""
+    """scikit-learn's digits with the splits that DATA=digits has: keys, labels, splits, (N, 8, 8)
+    uint8 images."""
     from sklearn.datasets import load_digits
 
     from extract.data.datasets import open_dataset
@@ -143,7 +151,8 @@ def render_chars(seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 
 def distort(images: np.ndarray, seed: int) -> np.ndarray:
-    """(N, H, W) uint8 -> (N, SIDE, SIDE) uint8: each a little turned, sheared, scaled and shifted, made small, and noisy."""
+    """(N, H, W) uint8 -> (N, SIDE, SIDE) uint8: each a little turned, sheared, scaled and shifted,
+    made small, and noisy."""
     import torch
     from torch.nn.functional import affine_grid, grid_sample, interpolate
 
@@ -174,7 +183,8 @@ def distort(images: np.ndarray, seed: int) -> np.ndarray:
 
 
 def embed(images: np.ndarray, view: str) -> np.ndarray:
-    """(N, H, W) uint8 grey images -> (N, D) float32 embeddings of a bundled model, decoded as `make extract` would."""
+    """(N, H, W) uint8 grey images -> (N, D) float32 embeddings of a bundled model, decoded as `make
+    extract` would."""
     import torch
     from PIL import Image
 

@@ -1,9 +1,13 @@
-"""All checks that need a GPU, in one call: make check-gpu   (or python tools/check_gpu.py [--device cpu] [--quick] [--out FILE])
+"""All checks that need a GPU, in one call: make check-gpu
 
-Extracts the bundled views on the GPU and on the CPU and compares them row by row; trains on both and compares the accuracies;
-repeats the GPU run, once with embeddings that are not kept on the GPU, and asks for the same bytes; runs two views through torchrun with as many GPUs as there
-are (one rank, NCCL, on a machine with one); labels images on both, from the cache and live; writes a report; extracts with --compile; asks doctor (NCCL,
-driver). Goes on after a failure. Prints a table, writes it as JSON, and exits with 1 if a line is not as it should be.
+    python tools/check_gpu.py [--device cpu] [--quick] [--out FILE]
+
+Extracts the bundled views on the GPU and on the CPU and compares them row by row; trains on both
+and compares the accuracies; repeats the GPU run, once with embeddings that are not kept on the GPU,
+and asks for the same bytes; runs two views through torchrun with as many GPUs as there are (one
+rank, NCCL, on a machine with one); labels images on both, from the cache and live; writes a report;
+extracts with --compile; asks doctor (NCCL, driver). Goes on after a failure. Prints a table, writes
+it as JSON, and exits with 1 if a line is not as it should be.
 """
 
 import argparse
@@ -27,8 +31,12 @@ FULL = ("--seeds", "0..4", "--method", "supervised,fixmatch,mct,supervised-graph
 QUICK = ("--seeds", "0", "--method", "supervised,mct-graph", "--warmup", "60", "--cotrain", "60")
 
 
-# what `python -m train` does, but without a place for the embeddings in the GPU's memory: each batch comes through pinned memory
-STREAMED = "import runpy; from train import feed; feed.RESIDENT = 0; runpy.run_module('train', run_name='__main__', alter_sys=True)"
+# what `python -m train` does, but without a place for the embeddings in the GPU's memory: each
+# batch comes through pinned memory
+STREAMED = (
+    "import runpy; from train import feed; feed.RESIDENT = 0; "
+    "runpy.run_module('train', run_name='__main__', alter_sys=True)"
+)
 
 
 def call(module: str, *args: object) -> float:
@@ -40,7 +48,8 @@ def call(module: str, *args: object) -> float:
 
 
 class Lines:
-    """What was found: (what, value, is it as it should be). A part that fails is a line too, and the others go on."""
+    """What was found: (what, value, is it as it should be). A part that fails is a line too, and
+    the others go on."""
 
     def __init__(self) -> None:
         self.found: list[tuple[str, object, bool]] = []
@@ -191,7 +200,8 @@ def train(lines: Lines, work: Path, device: str, how: tuple[str, ...]) -> None:
 
 
 def predict(lines: Lines, work: Path, device: str) -> None:
-    """The labels and confidences of a run on `device`, from the cache and of images embedded again, against those on the CPU."""
+    """The labels and confidences of a run on `device`, from the cache and of images embedded again,
+    against those on the CPU."""
     import pyarrow.parquet as pq
 
     tables = {}

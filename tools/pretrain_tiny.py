@@ -1,18 +1,23 @@
-"""Train the two small foundation models of cache_specs/views/weights, on procedural drawings only (tools/render.py; no digit is drawn).
+"""Train the two small foundation models of cache_specs/views/weights, on procedural drawings only
+(tools/render.py; no digit is drawn).
 
-    pip install matplotlib Hershey-Fonts        # the fonts; besides torch, open_clip_torch, transformers, scipy
+    pip install matplotlib Hershey-Fonts        # the fonts; besides torch, open_clip_torch,
+                                                # transformers, scipy
     python tools/pretrain_tiny.py clip --seed 0
     python tools/pretrain_tiny.py dinov2 --seed 0
     python tools/probe_tiny.py                  # measures both
 
-clip     an open_clip CLIP model: images against word-level captions ("mirrored small g, bold, loop above, open left below"), with
-         the CLIP contrastive loss.  The words are in the JSON under "tiny_vocabulary": token = place in that list, 0 pads and the
-         last token (the highest number, which open_clip pools at) ends a caption.
-dinov2   a transformers Dinov2Model: self-distillation between two views of a drawing with an EMA teacher, Sinkhorn centering and
-         sharpening, a masked-patch term (iBOT) and the KoLeo term; the projection head is dropped at the end.
+clip     an open_clip CLIP model: images against word-level captions ("mirrored small g, bold, loop
+         above, open left below"), with the CLIP contrastive loss.  The words are in the JSON under
+         "tiny_vocabulary": token = place in that list, 0 pads and the last token (the highest
+         number, which open_clip pools at) ends a caption.
+dinov2   a transformers Dinov2Model: self-distillation between two views of a drawing with an EMA
+         teacher, Sinkhorn centering and sharpening, a masked-patch term (iBOT) and the KoLeo term;
+         the projection head is dropped at the end.
 
-Each takes well under 15 CPU minutes (about 5 and 10); the number of steps is fixed, so a seed gives the same model again on the
-same kind of machine.  More steps make better models: the few used here leave room for co-training to gain.
+Each takes well under 15 CPU minutes (about 5 and 10); the number of steps is fixed, so a seed gives
+the same model again on the same kind of machine.  More steps make better models: the few used here
+leave room for co-training to gain.
 """
 
 import argparse
@@ -153,7 +158,8 @@ def train_clip(folder, seed, steps, bank_size, batch=128, lr=1e-3):
         if step % 100 == 0 or step == steps - 1:
             right = (logits.argmax(1) == labels).float().mean()
             print(
-                f"step {step} loss {loss:.3f} right {right:.3f} scale {scale:.1f} {cpu_seconds():.0f} CPU s",
+                f"step {step} loss {loss:.3f} right {right:.3f} scale {scale:.1f} "
+                f"{cpu_seconds():.0f} CPU s",
                 flush=True,
             )
     folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +176,8 @@ def train_clip(folder, seed, steps, bank_size, batch=128, lr=1e-3):
 
 
 class Head(nn.Module):
-    """Projection head: MLP with batch norm, unit length, then cosine similarity with the prototypes."""
+    """Projection head: MLP with batch norm, unit length, then cosine similarity with the
+    prototypes."""
 
     def __init__(self, width, hidden=256, bottleneck=64, prototypes=256):
         super().__init__()
@@ -223,7 +230,8 @@ def train_dinov2(folder, seed, steps, bank_size, batch=64, lr=2e-3):
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng([seed, 3])
     for step, picked in enumerate(batches(bank_size, batch, steps, rng)):
         set_lr(optimizer, lr, step, steps)
-        # the second view is made in another order, for `augment` gives out the resolutions by place in the batch
+        # the second view is made in another order, for `augment` gives out the resolutions by place
+        # in the batch
         order = torch.randperm(batch, generator=generator)
         second = augment(images[picked][order], side, generator, 0.8)[order.argsort()]
         views = to_rgb(torch.cat([augment(images[picked], side, generator, 0.8), second]))
@@ -260,7 +268,8 @@ def train_dinov2(folder, seed, steps, bank_size, batch=64, lr=2e-3):
                 a.lerp_(b, 1 - momentum)
         if step % 100 == 0 or step == steps - 1:
             print(
-                f"step {step} image {image_loss:.3f} patch {patch_loss:.3f} {cpu_seconds():.0f} CPU s",
+                f"step {step} image {image_loss:.3f} patch {patch_loss:.3f} "
+                f"{cpu_seconds():.0f} CPU s",
                 flush=True,
             )
     teacher["body"].save_pretrained(folder)

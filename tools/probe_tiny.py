@@ -1,10 +1,12 @@
-"""Measure the tiny foundation models of cache_specs/views/weights on scikit-learn's digits (8x8 scans they were not trained on).
+"""Measure the tiny foundation models of cache_specs/views/weights on scikit-learn's digits (8x8
+scans they were not trained on).
 
     python tools/probe_tiny.py [--weights cache_specs/views/weights] [--untrained-seeds 2]
 
-Prints the test accuracy of a logistic regression on the frozen features: with all labels of the training part (60/20/20 split, C
-chosen on the validation part), and with 3 labels per class (10 draws, C = 1) for each view, for their late fusion (sum of
-log-probabilities), and how far the errors of the two views go together.  Controls: the same models untrained, and raw pixels.
+Prints the test accuracy of a logistic regression on the frozen features: with all labels of the
+training part (60/20/20 split, C chosen on the validation part), and with 3 labels per class (10
+draws, C = 1) for each view, for their late fusion (sum of log-probabilities), and how far the
+errors of the two views go together.  Controls: the same models untrained, and raw pixels.
 """
 
 import argparse
@@ -109,8 +111,8 @@ def report(name, views, y, split):
         logs[view] = few_labels(x, y, split)
         right = (logs[view].argmax(-1) == y[test]).mean(1)
         print(
-            f"{name:12s} {view:22s} dim {x.shape[1]:4d}   all labels {100 * score:5.1f} (C={c:g})   "
-            f"{SHOTS}/class {spread(right)}",
+            f"{name:12s} {view:22s} dim {x.shape[1]:4d}   all labels {100 * score:5.1f} "
+            f"(C={c:g})   {SHOTS}/class {spread(right)}",
             flush=True,
         )
     if len(logs) < 2:
@@ -121,11 +123,10 @@ def report(name, views, y, split):
     both, either = (wrong[0] & wrong[1]).mean(1), (wrong[0] | wrong[1]).mean(1)
     same = ((first.argmax(-1) == second.argmax(-1)) & wrong[0] & wrong[1]).mean(1)
     corr = [np.corrcoef(a, b)[0, 1] for a, b in zip(*wrong)]
+    print(f"{name:12s} {'late fusion':22s}{'':36}{SHOTS}/class {spread(fused)}")
     print(
-        f"{name:12s} {'late fusion':22s}                                    {SHOTS}/class {spread(fused)}"
-    )
-    print(
-        f"{name:12s} both wrong {spread(both)}  same wrong class {spread(same)}  both/either {spread(both / either)}  "
+        f"{name:12s} both wrong {spread(both)}  same wrong class {spread(same)}  "
+        f"both/either {spread(both / either)}  "
         f"error correlation {np.mean(corr):.2f} +- {np.std(corr, ddof=1):.2f}",
         flush=True,
     )
@@ -148,8 +149,8 @@ def main():
     val, test = train_test_split(rest, test_size=0.5, stratify=y[rest], random_state=0)
     split = (train, val, test)
     print(
-        f"digits: {len(train)} train, {len(val)} validation, {len(test)} test; {DRAWS} draws of {SHOTS} per class; "
-        "+- is the standard deviation over the draws"
+        f"digits: {len(train)} train, {len(val)} validation, {len(test)} test; {DRAWS} draws "
+        f"of {SHOTS} per class; +- is the standard deviation over the draws"
     )
     loaders = {
         n: f

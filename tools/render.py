@@ -1,8 +1,10 @@
-"""Procedural drawings for tools/pretrain_tiny.py: letters, symbols and random pen strokes, never a digit glyph.
+"""Procedural drawings for tools/pretrain_tiny.py: letters, symbols and random pen strokes, never a
+digit glyph.
 
-The drawings come from matplotlib's bundled TrueType fonts, from the stroke fonts of the Hershey-Fonts package, and from random
-pen strokes.  `make_bank` renders them once, in clean white on black; `augment` makes each training view of a drawing (a batch at a
-time).  Look at a sheet of both with
+The drawings come from matplotlib's bundled TrueType fonts, from the stroke fonts of the
+Hershey-Fonts package, and from random pen strokes.  `make_bank` renders them once, in clean white
+on black; `augment` makes each training view of a drawing (a batch at a time).  Look at a sheet of
+both with
 
     python tools/render.py sheet.png
 """
@@ -73,7 +75,8 @@ STYLES = {
     "slanted": ("Ita", "Obl", "cmti", "cmmi"),
     "serif": ("Serif", "STIX", "cmr"),
 }  # by file name
-# Basic Latin, Latin-1, Latin Extended-A/B, IPA, Greek, Cyrillic, Armenian, Hebrew, Georgian; punctuation, arrows, mathematical signs.
+# Basic Latin, Latin-1, Latin Extended-A/B, IPA, Greek, Cyrillic, Armenian, Hebrew, Georgian;
+# punctuation, arrows, mathematical signs.
 BLOCKS = (
     (0x21, 0x2AF),
     (0x370, 0x556),
@@ -107,7 +110,8 @@ NUMBER_WORDS = {
 
 
 def is_allowed(char):
-    """A letter, punctuation mark or symbol that is in no way a number: not by category, value or name."""
+    """A letter, punctuation mark or symbol that is in no way a number: not by category, value or
+    name."""
     name = unicodedata.name(char, "0").lower()
     if unicodedata.category(char)[0] not in "LPS" or unicodedata.numeric(char, None) is not None:
         return False
@@ -173,7 +177,8 @@ def draw_strokes(strokes, rng):
 
 
 def wobble(stroke, rng, amount):
-    """Resample a polyline, smooth its corners and shake it as a hand would (`amount` is relative to a drawing of size 1)."""
+    """Resample a polyline, smooth its corners and shake it as a hand would (`amount` is relative to
+    a drawing of size 1)."""
     length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(stroke, axis=0), axis=1))])
     at = np.linspace(0, length[-1], int(np.clip(length[-1] * 30, 8, 40)))
     path = np.stack([np.interp(at, length, stroke[:, i]) for i in (0, 1)], 1)
@@ -211,7 +216,8 @@ def draw_truetype(path, char, rng):
 
 
 def draw_doodle(rng):
-    """Draw one to three random pen strokes: each a path whose curvature changes a few times, joined end to start or not."""
+    """Draw one to three random pen strokes: each a path whose curvature changes a few times, joined
+    end to start or not."""
     strokes, at, heading = [], np.zeros(2), rng.uniform(0, 2 * np.pi)
     for _ in range(rng.integers(1, 4)):
         pieces = rng.integers(1, 5)
@@ -230,7 +236,8 @@ def draw_doodle(rng):
 
 
 def shape_words(ink):
-    """Describe the shape of a drawing (boolean image): closed loops, and bays by the side on which they are open."""
+    """Describe the shape of a drawing (boolean image): closed loops, and bays by the side on which
+    they are open."""
     rows, cols = np.nonzero(ink)
     middle, area = (rows.min() + rows.max()) / 2, (np.ptp(rows) + 1) * (np.ptp(cols) + 1)
     labels, count = ndimage.label(~ink)
@@ -264,7 +271,8 @@ def shape_words(ink):
 
 
 def make_bank(count, seed):
-    """Render `count` drawings; return uint8 [count, SIDE, SIDE] and for each the phrases of its caption (name first)."""
+    """Render `count` drawings; return uint8 [count, SIDE, SIDE] and for each the phrases of its
+    caption (name first)."""
     rng = np.random.default_rng([seed, 1])
     glyphs, strokes = glyph_list()
     ascii_glyphs = [pair for pair in glyphs if pair[1] in string.ascii_letters]
@@ -327,7 +335,8 @@ def make_bank(count, seed):
 
 
 def augment(bank, side, generator, strength=1.0):
-    """One random view of each image of a batch: uint8 [n, SIDE, SIDE] -> float [n, 1, side, side] in 0..1."""
+    """One random view of each image of a batch: uint8 [n, SIDE, SIDE] -> float [n, 1, side, side]
+    in 0..1."""
     n = len(bank)
 
     def uniform(low, high, *shape):
@@ -363,7 +372,8 @@ def augment(bank, side, generator, strength=1.0):
         normal(1.0, 2, 4, 4), (32, 32), mode="bicubic", align_corners=False
     ) * uniform(0, 0.09 * strength, 1, 1, 1)
     x = F.grid_sample(x, grid + warp.permute(0, 2, 3, 1), align_corners=False)
-    # resolution: a quarter stays sharp, the rest is averaged down to a few pixels and scaled up again
+    # resolution: a quarter stays sharp, the rest is averaged down to a few pixels and scaled up
+    # again
     sizes = (32, 8, 8, 8, 10, 12, 16, 20)
     parts = []
     for part, low in zip(x.chunk(len(sizes)), sizes):

@@ -1,35 +1,41 @@
 """Dataset adapters: DATA=… -> keys, labels, splits and the bytes of each image.
 
-    DATA=digits                         scikit-learn's 1,797 scanned digits (bundled, no download)
-    DATA=photos/                        class/img.jpg, or train|val|test|unlabelled/class/img.jpg (ImageNet), or just images
-    DATA=list.csv                       a table (CSV or Parquet) with the columns path[, label][, split]; paths are relative to the table
-    DATA=images.parquet                 a table with the images themselves: image[, label][, split][, key]
+    DATA=digits                  scikit-learn's 1,797 scanned digits (bundled, no download)
+    DATA=photos/                 class/img.jpg, or train|val|test|unlabelled/class/img.jpg
+                                 (ImageNet), or just images
+    DATA=list.csv                a table (CSV or Parquet) with the columns path[, label][, split];
+                                 paths are relative to the table
+    DATA=images.parquet          a table with the images themselves: image[, label][, split][, key]
     DATA='shards/train-{000..012}.tar'  webdataset tars, one tar, or a folder of them
-    DATA=images.h5                      HDF5: images[, labels][, splits][, keys]
-    DATA=torchvision:Food101            a data set by torchvision's name of its class, below ROOT; @ chooses a version: torchvision:INaturalist@2021_train
-    DATA=hf:owner/name                  a data set of the Hugging Face hub, or a folder that `datasets` saved; @ chooses a configuration
-    DATA='photos/#top10'                of any of these, the ten classes with the most images in the training split, in every split
+    DATA=images.h5               HDF5: images[, labels][, splits][, keys]
+    DATA=torchvision:Food101     a data set by torchvision's name of its class, below ROOT; @
+                                 chooses a version: torchvision:INaturalist@2021_train
+    DATA=hf:owner/name           a data set of the Hugging Face hub, or a folder that `datasets`
+                                 saved; @ chooses a configuration
+    DATA='photos/#top10'         of any of these, the ten classes with the most images in the
+                                 training split, in every split
 
-A new kind of data set is one more function in ADAPTERS. `read(i)` gives item i's encoded bytes or raises OSError, `read.digest(i)` their
-number and sha256; it is picklable.
+A new kind of data set is one more function in ADAPTERS. `read(i)` gives item i's encoded bytes or
+raises OSError, `read.digest(i)` their number and sha256; it is picklable.
 """
 
-import contextlib
 import difflib
 import itertools
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from base.errors import UsageError
 from cache_specs.items import Items, class_index
 from cache_specs.sources import BRACES, ENDINGS, dataset_name, is_gone, split_subset
-from extract.data import hdf5, hub, tables, tars, torchvision_sets
+from extract.data import hdf5, hub, tables, tars
 from extract.data.naming import (
     EXTENSIONS,
     UNREAD,
@@ -39,12 +45,15 @@ from extract.data.naming import (
     say_left_out,
     text,
 )
-from extract.data.readers import ReadArrays, Reader, ReadFiles, Reordered
+from extract.data.readers import Listing, ReadArrays, Reader, ReadFiles, Reordered
+
+log = logging.getLogger(f"coview.{__name__}")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """N images: keys (unique), label names ('' = unknown), splits ('' = not given), and `read(i) -> bytes`."""
+    """N images: keys (unique), label names ('' = unknown), splits ('' = not given), and `read(i) ->
+    bytes`."""
 
     name: str
     adapter: str
@@ -55,17 +64,19 @@ class Dataset:
 
 
 def open_dataset(data: str, root: Path, name: str | None = None) -> Dataset:
-    """The data set that `DATA=data` names. Raises UsageError when there is none, or nothing in it."""
+    """The data set that `DATA=data` names, in the order of its keys. Raises UsageError when there
+    is none, or nothing in it."""
     source, top = split_subset(data)
     adapter = _adapter(source)
     keys, labels, splits, read = ADAPTERS[adapter](source, root)
     splits = hide_unlabelled(data, labels, splits)
     order = sorted(range(len(keys)), key=lambda i: keys[i].encode("utf-8", "surrogateescape"))
-    doubles = [keys[a] for a, b in itertools.pairwise(order) if keys[a] == keys[b]]
-    if doubles:
-        raise UsageError(
-            f"DATA={data}: the key {doubles[0]!r} stands there twice; each image may be listed once"
-        )
+    for a, b in itertools.pairwise(order):
+        if keys[a] == keys[b]:
+            raise UsageError(
+                f"DATA={data}: the key {keys[a]!r} stands there twice; each image may be listed "
+                "once"
+            )
     if top:
         chosen = _most_common(data, labels, splits, top)
         order = [i for i in order if labels[i] in chosen]
@@ -80,12 +91,29 @@ def open_dataset(data: str, root: Path, name: str | None = None) -> Dataset:
 
 
 def _adapter(data: str) -> str:
+    """The kind of data set that DATA names, a word of ADAPTERS. Raises UsageError."""
     near = _near(data) if is_gone(data) else ""
-    meant = f"; did you mean {near!r}" if near else ""
-    if data.endswith(ENDINGS) and near:
+    instead = {"DATA": near} if near else None
+    if near and data.endswith(ENDINGS):
         raise UsageError(
-            f"DATA={data}: there is no such file; did you mean {near!r}", instead={"DATA": near}
+            f"DATA={data}: there is no such file; did you mean {near!r}", instead=instead
         )
+    kind = _kind(data)
+    if kind:
+        return kind
+    meant = f"; did you mean {near!r}" if near else ""
+    what = f"there is no such folder{meant}"
+    if Path(data).is_file():
+        what = "is a file of none of these kinds"
+    raise UsageError(
+        f"DATA={data}: {what}. DATA may be a folder of images or of .tar shards, a .csv, "
+        ".parquet, .h5 or .tar file, torchvision:NAME, hf:OWNER/NAME, or digits",
+        instead=instead,
+    )
+
+
+def _kind(data: str) -> str:
+    """A word of ADAPTERS; '' where DATA is nothing of the kind."""
     if data.startswith(("torchvision:", "hf:")):
         return data.split(":")[0]
     if data == "digits":
@@ -98,57 +126,52 @@ def _adapter(data: str) -> str:
         return "hdf5"
     if data.endswith(tars.ENDINGS) or BRACES.search(data):
         return "tars"
-    what = (
-        "is a file of none of these kinds"
-        if Path(data).is_file()
-        else f"there is no such folder{meant}"
-    )
-    raise UsageError(
-        f"DATA={data}: {what}. DATA may be a folder of images or of .tar shards, a .csv, "
-        ".parquet, .h5 or .tar file, torchvision:NAME, hf:OWNER/NAME, or digits",
-        instead={"DATA": near} if near else None,
-    )
+    return ""
 
 
 def _near(data: str) -> str:
     """A folder or file beside it, or a word, that is nearly called so; '' if there is none."""
     path, here = Path(data), {"digits": "digits"}
-    with contextlib.suppress(OSError):
-        here |= {
-            inner.name: f"{path.parent / inner.name}{'/' * inner.is_dir()}"
-            for inner in path.expanduser().parent.iterdir()
-            if inner.name[0] != "."
-        }
-    return next(
-        (here[near] for near in difflib.get_close_matches(path.name, here, n=1, cutoff=0.7)), ""
-    )
+    try:
+        beside = [inner for inner in path.expanduser().parent.iterdir() if inner.name[0] != "."]
+        for inner in beside:
+            slash = "/" if inner.is_dir() else ""
+            here[inner.name] = f"{path.parent / inner.name}{slash}"
+    except OSError:
+        pass
+    found = difflib.get_close_matches(path.name, here, n=1, cutoff=0.7)
+    return here[found[0]] if found else ""
 
 
 def _most_common(data: str, labels: Sequence[str], splits: Sequence[str], top: int) -> set[str]:
-    """The `top` classes with the most images in the training split, equal ones in order of their names; and '', since images without a label stay.
+    """The `top` classes with the most images in the training split, equal ones in order of their
+    names; and '', since images without a label stay.
 
-    Where no split is given one is drawn later, a fifth of each class for validation and test: then all images count."""
-    counts = Counter(
-        label
-        for label, split in zip(labels, splits, strict=True)
-        if label and split in ("", "train")
-    )
+    Where no split is given one is drawn later, a fifth of each class for validation and test: then
+    all images count."""
+    counts, every = Counter[str](), Counter(labels)
+    for label, split in zip(labels, splits, strict=True):
+        if label and split in ("", "train"):
+            counts[label] += 1
     if top > len(counts):
         raise UsageError(
-            f"DATA={data}: there are {len(counts):,} classes with training images; type at most #top{len(counts)}"
+            f"DATA={data}: there are {len(counts):,} classes with training images; type at most "
+            f"#top{len(counts)}"
         )
     chosen = sorted(counts, key=lambda label: (-counts[label], label.encode()))[:top]
-    kept = sum(count for label, count in Counter(labels).items() if label in {"", *chosen})
-    print(
-        f"{data}: {kept:,} of {len(labels):,} images, of the {top:,} of {len(counts):,} classes with the most training images: "
-        f"{counts[chosen[0]]:,} ({chosen[0]}) down to {counts[chosen[-1]]:,} ({chosen[-1]})",
-        flush=True,
+    first, last = chosen[0], chosen[-1]
+    kept = sum(every[label] for label in ("", *chosen))
+    log.info(
+        f"{data}: {kept:,} of {len(labels):,} images, of the {top:,} of {len(counts):,} classes "
+        f"with the most training images: {counts[first]:,} ({first}) down to {counts[last]:,} "
+        f"({last})"
     )
     return {"", *chosen}
 
 
 def build_items(dataset: Dataset, tick: Callable[[int], None] = lambda n: None) -> Items:
-    """Read every image once and hash it. An unreadable one gets size 0 and an empty hash. `tick(1)` is called per image."""
+    """Read every image once and hash it. An unreadable one gets size 0 and an empty hash. `tick(1)`
+    is called per image."""
 
     def digest(i: int) -> tuple[int, str]:
         try:
@@ -173,20 +196,21 @@ def build_items(dataset: Dataset, tick: Callable[[int], None] = lambda n: None) 
     )
 
 
-def _digits(data: str, root: Path) -> tuple:
-    """Fixed splits: of each class 20 % test, 20 % val, the rest train, by a permutation with seed 0."""
-    from sklearn.datasets import load_digits
+def _digits(data: str, root: Path) -> Listing:
+    """Fixed splits: of each class 20 % test, 20 % val, the rest train, by a permutation with
+    seed 0."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415  takes seconds, no other set needs it
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # published as 0..16
     split = np.full(len(images), "train", object)
     for digit in range(10):
-        rows = np.random.Generator(np.random.Philox(key=digit)).permutation(
-            np.flatnonzero(bunch.target == digit)
-        )
+        rows = np.flatnonzero(bunch.target == digit)
+        rows = np.random.Generator(np.random.Philox(key=digit)).permutation(rows)
         fifth = len(rows) // 5
-        split[rows[:fifth]], split[rows[fifth : 2 * fifth]] = "test", "val"
-    return (
+        split[rows[:fifth]] = "test"
+        split[rows[fifth : 2 * fifth]] = "val"
+    return Listing(
         [f"{i:04d}" for i in range(len(images))],
         [str(digit) for digit in bunch.target],
         split.tolist(),
@@ -194,34 +218,24 @@ def _digits(data: str, root: Path) -> tuple:
     )
 
 
-def _folder(data: str, root: Path) -> tuple:
+def _folder(data: str, root: Path) -> Listing:
     base = Path(data)
     found, others = find_images(base)
-    say_left_out(
-        data,
-        Counter({f"with {ending}": count for ending, count in others.items()}),
-        f"their endings are not those of images ({', '.join(EXTENSIONS)})",
-    )
+    left_out = Counter({f"with {ending}": count for ending, count in others.items()})
+    why = f"their endings are not those of images ({', '.join(EXTENSIONS)})"
+    say_left_out(data, left_out, why)
     if not found:
         unread = [ending for ending in UNREAD if others[ending]]
+        then = "name the folder that holds them"
+        if unread:
+            then = f"make JPEG or PNG files of those with {', '.join(unread)}"
         raise UsageError(
-            f"DATA={data}: no image in this folder (looked for {', '.join(EXTENSIONS)}, at any depth); "
-            + (
-                f"make JPEG or PNG files of those with {', '.join(unread)}"
-                if unread
-                else "name the folder that holds them"
-            )
+            f"DATA={data}: no image in this folder (looked for {', '.join(EXTENSIONS)}, at any "
+            f"depth); {then}"
         )
-    if empty := sorted(
-        {inner.name for inner in base.iterdir() if inner.is_dir() and inner.name[0] != "."}
-        - {path.parts[0] for path in found}
-    ):
-        print(
-            f"warning: {data}: there is no image in {', '.join(map(text, empty[:10]))}{' …' if len(empty) > 10 else ''}",
-            flush=True,
-        )
+    _warn_of_empty(data, {path.parts[0] for path in found})
     labels, splits = of_folders(data, found)
-    return (
+    return Listing(
         [text(path.as_posix()) for path in found],
         [text(label) for label in labels],
         splits,
@@ -229,12 +243,30 @@ def _folder(data: str, root: Path) -> tuple:
     )
 
 
-ADAPTERS: dict[str, Callable[[str, Path], tuple]] = {
+def _warn_of_empty(data: str, tops: set[str]) -> None:
+    """Of folders in which no image was found; `tops` are the others."""
+    empty = []
+    for inner in Path(data).iterdir():
+        if inner.is_dir() and inner.name[0] != "." and inner.name not in tops:
+            empty.append(inner.name)
+    if empty:
+        more = " …" if len(empty) > 10 else ""
+        listed = ", ".join(map(text, sorted(empty)[:10]))
+        log.warning(f"{data}: there is no image in {listed}{more}")
+
+
+def _torchvision(data: str, root: Path) -> Listing:
+    from extract.data.torchvision_sets import of_torchvision  # noqa: PLC0415  torch takes seconds
+
+    return of_torchvision(data, root)
+
+
+ADAPTERS: dict[str, Callable[[str, Path], Listing]] = {
     "digits": _digits,
     "folder": _folder,
-    "table": tables.table,
-    "tars": tars.tars,
-    "hdf5": hdf5.images,
-    "torchvision": torchvision_sets.torchvision,
-    "hf": hub.hub,
+    "table": tables.of_table,
+    "tars": tars.of_tars,
+    "hdf5": hdf5.of_hdf5,
+    "torchvision": _torchvision,
+    "hf": hub.of_hub,
 }

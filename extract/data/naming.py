@@ -1,5 +1,8 @@
-"""What the names of files and folders say: which files are images, which split and which label they have, and the key."""
+"""What the names of files and folders say: which files are images, which split and which label
+they have, and the key."""
 
+import enum
+import logging
 import math
 import os
 import re
@@ -10,20 +13,11 @@ from typing import Any
 
 from base.errors import UsageError
 
-UNREAD = (
-    ".arw",
-    ".avif",
-    ".cr2",
-    ".cr3",
-    ".dng",
-    ".heic",
-    ".heif",
-    ".jp2",
-    ".jxl",
-    ".nef",
-    ".psd",
-    ".svg",
-)  # images too, but not to be read here
+log = logging.getLogger(f"coview.{__name__}")
+
+# Images too, but not to be read here.
+RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef")
+UNREAD = tuple(sorted((*RAW, ".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg")))
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLIT_NAMES = {
     "train": "train",
@@ -38,18 +32,19 @@ SPLIT_NAMES = {
     "unlabeled": "unlabelled",
     "unsupervised": "unlabelled",
 }
+ImagePath = PurePosixPath | Path  # relative to the folder that holds all images
 
 
 def find_images(base: Path) -> tuple[list[Path], Counter[str]]:
-    """The images below a folder, relative to it, and how many files have which other ending. Links are followed, loops and hidden names are not."""
+    """The images below a folder, relative to it, and how many files have which other ending. Links
+    are followed, loops and hidden names are not."""
     found, others = [], Counter[str]()
     for folder, folders, files in os.walk(base, followlinks=True):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and not _is_loop(Path(folder, name))
-        )
-        for name in (name for name in files if not name.startswith(".")):
+        seen = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in seen if not _is_loop(Path(folder, name))]
+        for name in files:
+            if name.startswith("."):
+                continue
             if name.lower().endswith(EXTENSIONS):
                 found.append(Path(folder, name).relative_to(base))
             else:
@@ -65,63 +60,75 @@ def _is_loop(folder: Path) -> bool:
 def say_left_out(data: str, others: Counter[str], why: str, unit: str = "files") -> None:
     """others: {"with .txt": count}; `unit` is the plural."""
     if others:
-        count, plural = others.total(), others.total() != 1
-        print(
-            f"{data}: {count:,} {unit if plural else unit[:-1]} {'are' if plural else 'is'} left out, {why}: "
-            + ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(5)),
-            flush=True,
-        )
-    if unread := [ending for ending in UNREAD if others[f"with {ending}"]]:
-        print(
-            f"warning: {data}: images with {', '.join(unread)} cannot be read; to use them too, make JPEG or PNG files of them first",
-            flush=True,
+        count = others.total()
+        what = f"{unit[:-1]} is" if count == 1 else f"{unit} are"
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(5))
+        log.info(f"{data}: {count:,} {what} left out, {why}: {kinds}")
+    unread = [ending for ending in UNREAD if others[f"with {ending}"]]
+    if unread:
+        log.warning(
+            f"{data}: images with {', '.join(unread)} cannot be read; to use them too, make JPEG "
+            "or PNG files of them first"
         )
 
 
-def of_folders(data: str, paths: Sequence[PurePosixPath | Path]) -> tuple[list[str], list[str]]:
-    """Labels and splits of class/image, with or without unlabelled/image beside them, or of split/class/image; deeper folders belong to the class."""
-    has_splits = all(path.parts[0].lower() in SPLIT_NAMES and len(path.parts) > 1 for path in paths)
-    tops = {path.parts[0] for path in paths if len(path.parts) > 1}
-    named = sorted(top for top in tops if top.lower() in SPLIT_NAMES)
-    if len({SPLIT_NAMES[top.lower()] for top in named}) > 1 and not has_splits:
-        other = next(
-            path
-            for path in paths
-            if len(path.parts) == 1 or path.parts[0].lower() not in SPLIT_NAMES
-        )
-        raise UsageError(
-            f"DATA={data}: {', '.join(named)} are splits, but {text(other.as_posix())} lies in none of them. Put it into one, or move it away"
-        )
-    if (
-        named
-        and {SPLIT_NAMES[top.lower()] for top in named} == {"unlabelled"}
-        and len(tops) > len(named)
-    ):
-        hidden = [len(path.parts) > 1 and path.parts[0] in named for path in paths]
-        print(
-            f"{data}: the {sum(hidden):,} images in {', '.join(named)} are used without a label",
-            flush=True,
-        )
-        return (
-            [
-                "" if out or len(path.parts) == 1 else path.parts[0]
-                for path, out in zip(paths, hidden, strict=True)
-            ],
-            ["unlabelled" if out else "" for out in hidden],
-        )
-    if named and not has_splits:
-        print(
-            f"warning: {data}: the folders {', '.join(named)} are taken for classes, since other images or folders lie beside them. If they are splits, "
-            "put all images into train/, val/, test/ or unlabelled/",
-            flush=True,
-        )
-    splits = [SPLIT_NAMES[path.parts[0].lower()] if has_splits else "" for path in paths]
-    depth = 1 if has_splits else 0
-    labels = [
-        path.parts[depth] if len(path.parts) > depth + 1 and split != "unlabelled" else ""
-        for path, split in zip(paths, splits, strict=True)
-    ]
+class Layout(enum.Enum):
+    """How the folders of a data set lie. Folders deeper than these belong to the class."""
+
+    CLASSES = "class/image, or images alone"
+    SPLITS = "train|val|test|unlabelled/class/image"
+    UNLABELLED = "unlabelled/image beside class/image"
+
+
+def of_folders(data: str, paths: Sequence[ImagePath]) -> tuple[list[str], list[str]]:
+    """Labels and splits of the images, going by the folders they lie in. Raises UsageError."""
+    labels, splits = [], []
+    layout = _layout(data, paths)
+    for path in paths:
+        folders, split = path.parts[:-1], _split_at_top(path)
+        match layout:
+            case Layout.SPLITS:
+                folders = folders[1:]
+            case Layout.CLASSES:
+                split = ""
+            case Layout.UNLABELLED:
+                pass
+        labels.append(folders[0] if folders and split != "unlabelled" else "")
+        splits.append(split)
     return labels, splits
+
+
+def _split_at_top(path: ImagePath) -> str:
+    """The split that the first of an image's folders is named after; '' where it is none."""
+    return SPLIT_NAMES.get(path.parts[0].lower(), "") if len(path.parts) > 1 else ""
+
+
+def _layout(data: str, paths: Sequence[ImagePath]) -> Layout:
+    """What the folders at the top are; said where it is not plain. Raises UsageError where they
+    are splits, and images lie in none of them."""
+    inside, outside = [], []
+    for path in paths:
+        (inside if _split_at_top(path) else outside).append(path)
+    if not outside:
+        return Layout.SPLITS
+    if not inside:
+        return Layout.CLASSES
+    listed = ", ".join(sorted({path.parts[0] for path in inside}))
+    kinds = set(map(_split_at_top, inside))
+    if len(kinds) > 1:
+        raise UsageError(
+            f"DATA={data}: {listed} are splits, but {text(outside[0].as_posix())} lies in none of "
+            "them. Put it into one, or move it away"
+        )
+    classes = any(len(path.parts) > 1 for path in outside)
+    if classes and kinds == {"unlabelled"}:
+        log.info(f"{data}: the {len(inside):,} images in {listed} are used without a label")
+        return Layout.UNLABELLED
+    log.warning(
+        f"{data}: the folders {listed} are taken for classes, since other images or folders lie "
+        "beside them. If they are splits, put all images into train/, val/, test/ or unlabelled/"
+    )
+    return Layout.CLASSES
 
 
 def split_of(value: Any) -> str:
@@ -131,12 +138,15 @@ def split_of(value: Any) -> str:
 
 
 def label_of(value: Any) -> str:
-    """The class that a label names; '' where it is unknown: nothing, NaN, or a number below 0. A whole float is that number: 3.0 is 3.
+    """The class that a label names; '' where it is unknown: nothing, NaN, or a number below 0. A
+    whole float is that number: 3.0 is 3.
 
     Raises ValueError for what is neither a number nor a name.
     """
-    if isinstance(value, float) and (math.isnan(value) or value.is_integer()):
-        value = -1 if math.isnan(value) else int(value)
+    if isinstance(value, float) and math.isnan(value):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if value is None or (isinstance(value, int) and value < 0):
         return ""
     if not isinstance(value, str | int):
@@ -146,21 +156,28 @@ def label_of(value: Any) -> str:
 
 
 def split_in(name: str) -> str:
-    """The split that a file's name says, such as imagenet-train-0001.tar; '' where it says none, or several."""
-    found = {
-        SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_NAMES
-    }
+    """The split that a file's name says, such as imagenet-train-0001.tar; '' where it says none, or
+    several."""
+    words = re.split(r"[^a-z]+", name.lower())
+    found = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
     return found.pop() if len(found) == 1 else ""
 
 
-def hide_unlabelled(data: str, labels: list[str], splits: list[str]) -> list[str]:
-    """A test or validation split whose labels were never published can test nothing: its images are used unlabelled, and that is said."""
+def without_unlabelled(labels: Sequence[str], splits: Sequence[str]) -> list[str]:
+    """The labels, but none of the images whose split says that they are used unlabelled."""
+    pairs = zip(labels, splits, strict=True)
+    return ["" if split == "unlabelled" else label for label, split in pairs]
+
+
+def hide_unlabelled(data: str, labels: Sequence[str], splits: list[str]) -> list[str]:
+    """A test or validation split whose labels were never published can test nothing: its images are
+    used unlabelled, and that is said."""
     for name in ("val", "test"):
         rows = [label for label, split in zip(labels, splits, strict=True) if split == name]
         if rows and not any(rows):
-            print(
-                f"{data}: none of the {len(rows):,} images of the split {name!r} has a label; they are used unlabelled",
-                flush=True,
+            log.info(
+                f"{data}: none of the {len(rows):,} images of the split {name!r} has a label; they "
+                "are used unlabelled"
             )
             splits = ["unlabelled" if split == name else split for split in splits]
     return splits

@@ -1,4 +1,7 @@
-"""The encoded bytes of image i of a data set, from files, pieces of files, arrays or torchvision. Picklable, so that decode workers can have them."""
+"""The encoded bytes of image i of a data set, from files, pieces of files, arrays or torchvision.
+
+Readers are plain dataclasses: they are pickled on their way to the decode workers.
+"""
 
 import hashlib
 import io
@@ -6,7 +9,8 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +18,8 @@ MAX_BYTES = 2**29  # of an encoded image: 134 megapixels uncompressed
 
 
 class Reader(ABC):
-    """`read(i)`: the bytes of image i; `read.digest(i)`: their number and their sha256. Both raise OSError when it cannot be read."""
+    """`read(i)`: the bytes of image i; `read.digest(i)`: their number and their sha256. Both raise
+    OSError when it cannot be read."""
 
     @abstractmethod
     def __call__(self, i: int) -> bytes: ...
@@ -26,6 +31,16 @@ class Reader(ABC):
 
 class FileTooLargeError(OSError):
     """An encoded image of more than MAX_BYTES, which is never read into memory."""
+
+
+class Listing(NamedTuple):
+    """What an adapter finds, of each image: key, label name ('' = unknown), split ('' = not given)
+    and its bytes."""
+
+    keys: list[str]
+    labels: list[str]
+    splits: list[str]
+    read: Reader
 
 
 @dataclass(frozen=True)
@@ -75,23 +90,23 @@ class ReadPieces(Reader):
         return data
 
 
-def open_regular(path: str, most: int | None = MAX_BYTES) -> BinaryIO:
+def open_regular(path: str, most: int | None = MAX_BYTES) -> BufferedReader:
     """Open for reading what is a regular file, of at most so many bytes. Raises OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # never hang on a FIFO
     file, status = os.fdopen(handle, "rb"), os.fstat(handle)
-    if stat.S_ISREG(status.st_mode) and (most is None or status.st_size <= most):
-        return file
-    file.close()
-    raise (
-        FileTooLargeError(f"{path} has {status.st_size} bytes")
-        if stat.S_ISREG(status.st_mode)
-        else OSError(f"{path} is not a regular file")
-    )
+    if not stat.S_ISREG(status.st_mode):
+        file.close()
+        raise OSError(f"{path} is not a regular file")
+    if most is not None and status.st_size > most:
+        file.close()
+        raise FileTooLargeError(f"{path} has {status.st_size} bytes")
+    return file
 
 
 @dataclass(frozen=True)
 class ReadArrays(Reader):
-    """Grey images (N, H, W) uint8 as binary PGM: a lossless file whose bytes depend on the pixels alone."""
+    """Grey images (N, H, W) uint8 as binary PGM: a lossless file whose bytes depend on the pixels
+    alone."""
 
     images: np.ndarray
 
@@ -102,7 +117,8 @@ class ReadArrays(Reader):
 def pnm(pixels: np.ndarray) -> bytes:
     """(H, W), (H, W, 1) or (H, W, 3) uint8 as binary PGM or PPM."""
     height, width, *channels = pixels.shape
-    return b"P%d\n%d %d\n255\n" % (6 if channels == [3] else 5, width, height) + pixels.tobytes()
+    kind = 6 if channels == [3] else 5
+    return b"P%d\n%d %d\n255\n" % (kind, width, height) + pixels.tobytes()
 
 
 @dataclass(frozen=True)
@@ -114,6 +130,9 @@ class ReadTorchvision(Reader):
 
     def __call__(self, i: int) -> bytes:
         part, index = self.where[i]
-        image, sink = self.parts[part][index][0], io.BytesIO()
-        (image if image.mode in ("L", "RGB") else image.convert("RGB")).save(sink, "PPM")
+        image = self.parts[part][index][0]
+        if image.mode not in ("L", "RGB"):
+            image = image.convert("RGB")
+        sink = io.BytesIO()
+        image.save(sink, "PPM")
         return sink.getvalue()

@@ -1,157 +1,203 @@
-"""torchvision's classification data sets by the names of their classes, already downloaded below ROOT.
+"""torchvision's classification data sets by the names of their classes, already downloaded below
+ROOT.
 
-    DATA=torchvision:Food101                     all of its official splits; keys are the images' paths below ROOT
-    DATA=torchvision:INaturalist@2021_train      a data set with versions: the one after @
-    DATA=torchvision:ImageNet                    ROOT/train and ROOT/val; labels are the WordNet ids
+    DATA=torchvision:Food101                  all of its official splits; keys are the images'
+                                              paths below ROOT
+    DATA=torchvision:INaturalist@2021_train   a data set with versions: the one after @
+    DATA=torchvision:ImageNet                 ROOT/train and ROOT/val; labels are the WordNet ids
 
-SETS says which constructor arguments give which split. It is written out, since torchvision's names differ, and since some of its splits are
-the union of others (trainval, train+unlabeled), which would list images twice. CIFAR is stored as pickles: torchvision unpickles them only when
-their MD5 is the published one. No other pickle is opened, but what an old torchvision left of MNIST as .pt, and that as plain tensors only.
+SETS says which constructor arguments give which split. It is written out, since torchvision's names
+differ, and since some of its splits are the union of others (trainval, train+unlabeled), which
+would list images twice. CIFAR is stored as pickles: torchvision unpickles them only when their MD5
+is the published one. No other pickle is opened, but what an old torchvision left of MNIST as .pt,
+and that as plain tensors only.
 """
 
+import inspect
+import logging
 import os
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torchvision.datasets as sets
+from torchvision.datasets.imagenet import ARCHIVE_META
 
 from base.errors import UsageError, did_you_mean
-from extract.data.hdf5 import ReadHdf5, open_images
+from extract.data.hdf5 import ReadHdf5, read_arrays
 from extract.data.naming import SPLIT_NAMES, find_images, text
-from extract.data.readers import Reader, ReadFiles, ReadTorchvision
+from extract.data.readers import Listing, Reader, ReadFiles, ReadTorchvision
+
+log = logging.getLogger(f"coview.{__name__}")
 
 Parts = list[tuple[str, dict[str, Any]]]  # our name of a split, and the constructor's arguments
+Versions = dict[str, Parts]  # by what stands after @; '': where nothing does
 
 
 def _by_split(*names: str, **more: Any) -> Parts:
     return [(SPLIT_NAMES[name], {"split": name, **more}) for name in names]
 
 
+def _varied(argument: str, values: Iterable[Any], *names: str) -> Versions:
+    """A version for each value of a constructor's argument. names: of its splits, if it has any."""
+    found = {}
+    for value in values:
+        given = {argument: value}
+        found[str(value)] = _by_split(*names, **given) if names else [("", given)]
+    return found
+
+
+def _emnist(name: str) -> Parts:
+    return [(split, {"split": name, **flag}) for split, flag in BY_FLAG]
+
+
+def _places(train: str, small: bool) -> Parts:
+    return [("train", {"split": train, "small": small}), ("val", {"split": "val", "small": small})]
+
+
+WHOLE: Parts = [("", {})]
 BY_FLAG: Parts = [("train", {"train": True}), ("test", {"train": False})]
 TWO, THREE = _by_split("train", "test"), _by_split("train", "val", "test")
 INATURALIST_VAL: Parts = [("val", {"version": "2021_valid"})]
-SETS: dict[str, dict[str, Parts]] = {
-    **{
-        name: {"": BY_FLAG}
-        for name in ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS")
-    },
-    **{name: {"": TWO} for name in ("FER2013", "Food101", "GTSRB", "StanfordCars")},
-    **{name: {"": THREE} for name in ("CLEVRClassification", "Flowers102", "PCAM", "RenderedSST2")},
-    **{name: {"": [("", {})]} for name in ("Caltech101", "Caltech256", "EuroSAT", "SUN397")},
+SETS: dict[str, Versions] = {
+    "CIFAR10": {"": BY_FLAG},
+    "CIFAR100": {"": BY_FLAG},
+    "CLEVRClassification": {"": THREE},
+    "Caltech101": {"": WHOLE},
+    "Caltech256": {"": WHOLE},
     "Country211": {"": _by_split("train", "valid", "test")},
-    "DTD": {
-        "": THREE,
-        **{str(n): _by_split("train", "val", "test", partition=n) for n in range(1, 11)},
-    },
+    "DTD": {"": THREE, **_varied("partition", range(1, 11), "train", "val", "test")},
     "EMNIST": {
-        name: [(split, {"split": name, **flag}) for split, flag in BY_FLAG]
-        for name in ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
+        "balanced": _emnist("balanced"),
+        "byclass": _emnist("byclass"),
+        "bymerge": _emnist("bymerge"),
+        "digits": _emnist("digits"),
+        "letters": _emnist("letters"),
+        "mnist": _emnist("mnist"),
     },
+    "EuroSAT": {"": WHOLE},
+    "FER2013": {"": TWO},
     "FGVCAircraft": {
         "": THREE,
-        **{
-            level: _by_split("train", "val", "test", annotation_level=level)
-            for level in ("family", "manufacturer")
-        },
+        **_varied("annotation_level", ("family", "manufacturer"), "train", "val", "test"),
+    },
+    "FashionMNIST": {"": BY_FLAG},
+    "Flowers102": {"": THREE},
+    "Food101": {"": TWO},
+    "GTSRB": {"": TWO},
+    "INaturalist": {
+        "2021_train": [("train", {"version": "2021_train"}), *INATURALIST_VAL],
+        "2021_train_mini": [("train", {"version": "2021_train_mini"}), *INATURALIST_VAL],
+        **_varied("version", ("2017", "2018", "2019", "2021_valid")),
     },
     "ImageNet": {"": []},  # see _imagenet
     "Imagenette": {
         "": _by_split("train", "val"),
-        **{size: _by_split("train", "val", size=size) for size in ("320px", "160px")},
+        **_varied("size", ("320px", "160px"), "train", "val"),
     },
-    "INaturalist": {
-        "2021_train": [("train", {"version": "2021_train"}), *INATURALIST_VAL],
-        "2021_train_mini": [("train", {"version": "2021_train_mini"}), *INATURALIST_VAL],
-        **{
-            version: [("", {"version": version})]
-            for version in ("2017", "2018", "2019", "2021_valid")
-        },
-    },
+    "KMNIST": {"": BY_FLAG},
+    "MNIST": {"": BY_FLAG},
     "OxfordIIITPet": {"": [("train", {"split": "trainval"}), ("test", {"split": "test"})]},
+    "PCAM": {"": THREE},
     "Places365": {
-        version: [
-            ("train", {"split": train, "small": small}),
-            ("val", {"split": "val", "small": small}),
-        ]
-        for version, train, small in (
-            ("", "train-standard", False),
-            ("256", "train-standard", True),
-            ("challenge", "train-challenge", False),
-        )
+        "": _places("train-standard", small=False),
+        "256": _places("train-standard", small=True),
+        "challenge": _places("train-challenge", small=False),
     },
+    "QMNIST": {"": BY_FLAG},
+    "RenderedSST2": {"": THREE},
     "SEMEION": {"": [("", {"download": False})]},
     "STL10": {"": _by_split("train", "test", "unlabeled")},
+    "SUN397": {"": WHOLE},
     "SVHN": {"": TWO, "extra": [*TWO, ("train", {"split": "extra"})]},
+    "StanfordCars": {"": TWO},
+    "USPS": {"": BY_FLAG},
 }
 NOT_TAKEN = {
     "SVHN": "its extra training images are not taken; with them: DATA=torchvision:SVHN@extra",
     "Places365": "its test images are not taken, their labels were never published",
 }
 BY_HAND = {
-    "StanfordCars": "stanford_cars/ with cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat (its page, "
+    "StanfordCars": "stanford_cars/ with cars_train/, cars_test/, devkit/ and "
+    "cars_test_annos_withlabels.mat (its page, "
     "https://ai.stanford.edu/~jkrause/cars/car_dataset.html, is gone)",
     "FER2013": "fer2013/ with fer2013.csv, or icml_face_data.csv, or train.csv and test.csv",
 }
+URLS = (  # what torchvision calls the constants that hold the addresses of a data set
+    "url",
+    "dataset_url",
+    "resources",
+    "split_list",
+    "archives",
+    "download_url_prefix",
+    "base_url",
+)
+PYTHON = '.venv/bin/python -c "import torchvision.datasets as d;'
 
 
-def torchvision(data: str, root: Path) -> tuple:
-    name, _, version = data.split(":", 1)[1].partition("@")
-    if name not in SETS:
-        raise UsageError(
-            f"DATA={data}: torchvision has no data set {name!r}{did_you_mean(name, SETS)}"
-        )
-    if version not in SETS[name]:
-        raise UsageError(
-            f"DATA={data}: {name} has {'no version ' + repr(version) if version else 'several versions'}; type one of: "
-            + ", ".join(
-                f"DATA=torchvision:{name}{'@' + known if known else ''}" for known in SETS[name]
-            )
-        )
+def of_torchvision(data: str, root: Path) -> Listing:
+    name, version = _named(data)
     if name == "ImageNet":
         return _imagenet(root)
     if name in NOT_TAKEN and version != "extra":
-        print(f"{name}: {NOT_TAKEN[name]}", flush=True)
+        log.info(f"{name}: {NOT_TAKEN[name]}")
     parts, splits, labels, keys, files = [], [], [], [], []
     for split, arguments in SETS[name][version]:
         images = _open(name, root, arguments)
-        try:
-            mine, paths = _labels(name, images), _files(name, images)
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise UsageError(
-                f"torchvision's {name} in {root} is damaged or not complete ({type(error).__name__}: {error}); "
-                "download it anew"
-            ) from error
+        mine, paths = _lists(name, root, images)
         parts.append(images)
         labels += mine
         splits += [split] * len(mine)
         files += paths
-        keys += (
-            [_key(path, root, name) for path in paths]
-            if paths
-            else [f"{_official(split, arguments)}/{i:08d}" for i in range(len(mine))]
-        )
+        if paths:
+            keys += [_key(path, root, name) for path in paths]
+        else:
+            folder = _official(split, arguments)
+            keys += [f"{folder}/{i:08d}" for i in range(len(mine))]
     if files and len(files) != len(labels):
         raise UsageError(
-            f"torchvision's {name} in {root} lists {len(files):,} files and {len(labels):,} labels; it is damaged or not complete: "
-            "download it anew"
+            f"torchvision's {name} in {root} lists {len(files):,} files and {len(labels):,} "
+            "labels; it is damaged or not complete: download it anew"
         )
-    return keys, labels, splits, _reader(name, parts, files)
+    return Listing(keys, labels, splits, _reader(name, parts, files))
+
+
+def _named(data: str) -> tuple[str, str]:
+    """torchvision:NAME@VERSION -> (NAME, VERSION). Raises UsageError where there is no such one."""
+    name, _, version = data.split(":", 1)[1].partition("@")
+    if name not in SETS:
+        near = did_you_mean(name, SETS)
+        raise UsageError(f"DATA={data}: torchvision has no data set {name!r}{near}")
+    if version not in SETS[name]:
+        has = f"no version {version!r}" if version else "several versions"
+        listed = ", ".join(f"DATA=torchvision:{name}@{known}".rstrip("@") for known in SETS[name])
+        raise UsageError(f"DATA={data}: {name} has {has}; type one of: {listed}")
+    return name, version
 
 
 def _open(name: str, root: Path, arguments: dict[str, Any]) -> Any:
-    import torchvision.datasets as sets
-
     try:
         return getattr(sets, name)(str(root), **arguments)
     except (RuntimeError, OSError) as error:
         raise UsageError(_to_download(name, root, arguments, error)) from error
-    except (
-        Exception
-    ) as error:  # scipy, csv, json, h5py … on files that are not what they are called
+    # scipy, csv, json, h5py … on files that are not what they are called
+    except Exception as error:
         raise UsageError(
-            f"torchvision's {name} in {root} cannot be read, a file of it is damaged ({type(error).__name__}: {error}); "
-            "download it anew"
+            f"torchvision's {name} in {root} cannot be read, a file of it is damaged "
+            f"({type(error).__name__}: {error}); download it anew"
+        ) from error
+
+
+def _lists(name: str, root: Path, images: Any) -> tuple[list[str], list[str]]:
+    """The labels and the paths, [] where the images are not files."""
+    try:
+        return _labels(name, images), _files(name, images)
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise UsageError(
+            f"torchvision's {name} in {root} is damaged or not complete "
+            f"({type(error).__name__}: {error}); download it anew"
         ) from error
 
 
@@ -164,93 +210,68 @@ def _official(split: str, arguments: dict[str, Any]) -> str:
 def _files(name: str, images: Any) -> list[str]:
     """The path of each image, [] where they are not files."""
     if name == "INaturalist":
-        return [
-            os.path.join(images.root, images.all_categories[number], file)
-            for number, file in images.index
-        ]
-    if name == "Caltech101":
-        return [
-            os.path.join(
-                images.root, "101_ObjectCategories", images.categories[y], f"image_{i:04d}.jpg"
-            )
-            for y, i in zip(images.y, images.index, strict=True)
-        ]
-    if name == "Caltech256":
-        return [
-            os.path.join(
-                images.root,
-                "256_ObjectCategories",
-                images.categories[y],
-                f"{y + 1:03d}_{i:04d}.jpg",
-            )
-            for y, i in zip(images.y, images.index, strict=True)
-        ]
-    for field in ("_image_files", "_images"):
+        folders = [os.path.join(images.root, category) for category in images.all_categories]
+        return [os.path.join(folders[number], file) for number, file in images.index]
+    if name in ("Caltech101", "Caltech256"):
+        return _files_of_caltech(name, images)
+    paths = _first_of(images, ("_image_files", "_images"))
+    if paths is None:
+        paths = [path for path, *_ in _samples(images)]
+        if not paths or not isinstance(paths[0], str | os.PathLike):
+            return []
+    return [str(path) for path in paths]
+
+
+def _files_of_caltech(name: str, images: Any) -> list[str]:
+    found = []
+    for y, i in zip(images.y, images.index, strict=True):
+        file = f"{y + 1:03d}_{i:04d}.jpg" if name == "Caltech256" else f"image_{i:04d}.jpg"
+        folder = f"{name.removeprefix('Caltech')}_ObjectCategories"
+        found.append(os.path.join(images.root, folder, images.categories[y], file))
+    return found
+
+
+def _first_of(images: Any, fields: Sequence[str]) -> Any:
+    """The first of these fields that the data set has; None where it has none of them."""
+    for field in fields:
         if hasattr(images, field):
-            return [str(path) for path in getattr(images, field)]
-    samples = _samples(images)
-    return (
-        [str(path) for path, _ in samples]
-        if samples and isinstance(samples[0][0], str | os.PathLike)
-        else []
-    )
+            return getattr(images, field)
+    return None
 
 
-def _samples(images: Any) -> list[tuple[Any, Any]]:
-    return next(
-        (
-            getattr(images, field)
-            for field in ("samples", "_samples", "imgs")
-            if hasattr(images, field)
-        ),
-        [],
-    )
+def _samples(images: Any) -> Sequence[tuple[Any, Any]]:
+    return _first_of(images, ("samples", "_samples", "imgs")) or []
 
 
 def _labels(name: str, images: Any) -> list[str]:
     """The label's name of each image, from the data set's own lists: no image is decoded."""
+    names = _first_of(images, ("wnids", "classes", "categories", "all_categories"))
+    found = []
+    for number in _numbers(name, images):
+        if number is None or int(number) < 0:
+            found.append("")
+        elif names:
+            found.append(_label_name(names[int(number)]))
+        else:
+            found.append(str(int(number)))
+    return found
+
+
+def _numbers(name: str, images: Any) -> Any:
+    """The number of each image's class, as torchvision has it: a list, an array or a tensor."""
     if name == "PCAM":
-        with images.h5py.File(
-            images._base_folder / images._FILES[images._split]["targets"][0]
-        ) as file:
-            numbers = file["y"][:].reshape(-1)
-    elif name == "INaturalist":
-        numbers = [number for number, _ in images.index]
-    else:
-        numbers = next(
-            (
-                getattr(images, field)
-                for field in ("targets", "_labels", "labels", "y")
-                if hasattr(images, field)
-            ),
-            None,
-        )
-        numbers = (
-            [label for _, label in _samples(images)]
-            if numbers is None
-            else numbers[:, 0]
-            if getattr(numbers, "ndim", 1) == 2
-            else numbers
-        )
-    names = next(
-        (
-            getattr(images, field)
-            for field in ("wnids", "classes", "categories", "all_categories")
-            if hasattr(images, field)
-        ),
-        None,
-    )
-    return [
-        ""
-        if number is None or int(number) < 0
-        else _name(names[int(number)])
-        if names
-        else str(int(number))
-        for number in numbers
-    ]
+        path = images._base_folder / images._FILES[images._split]["targets"][0]
+        with images.h5py.File(path) as file:
+            return file["y"][:].reshape(-1)
+    if name == "INaturalist":
+        return [number for number, _ in images.index]
+    numbers = _first_of(images, ("targets", "_labels", "labels", "y"))
+    if numbers is None:
+        return [label for _, label in _samples(images)]
+    return numbers[:, 0] if getattr(numbers, "ndim", 1) == 2 else numbers
 
 
-def _name(label: Any) -> str:
+def _label_name(label: Any) -> str:
     return ", ".join(label) if isinstance(label, tuple) else text(str(label))
 
 
@@ -258,7 +279,8 @@ def _key(path: str, root: Path, name: str) -> str:
     key = os.path.normpath(os.path.relpath(path, root))
     if key.split(os.sep)[0] == "..":
         raise UsageError(
-            f"torchvision's {name}: its lists name the image {path!r}, which is outside {root}; no such file is read. Download it anew"
+            f"torchvision's {name}: its lists name the image {path!r}, which is outside {root}; no "
+            "such file is read. Download it anew"
         )
     return text(Path(key).as_posix())
 
@@ -266,82 +288,77 @@ def _key(path: str, root: Path, name: str) -> str:
 def _reader(name: str, parts: list[Any], files: list[str]) -> Reader:
     if files:
         return ReadFiles(files)
-    where = [(part, i) for part, images in enumerate(parts) for i in range(len(images))]
-    if name == "PCAM":
-        paths = [
-            str(images._base_folder / images._FILES[images._split]["images"][0]) for images in parts
-        ]
-        for path in paths:
-            open_images(path, "x")
-        return ReadHdf5(paths, "x", np.array(where, np.int64).reshape(-1, 2))
-    return ReadTorchvision(parts, where)
+    where = []
+    for part, images in enumerate(parts):
+        where += [(part, i) for i in range(len(images))]
+    if name != "PCAM":
+        return ReadTorchvision(parts, where)
+    paths = []
+    for images in parts:
+        path = str(images._base_folder / images._FILES[images._split]["images"][0])
+        read_arrays(path, "x")
+        paths.append(path)
+    return ReadHdf5(paths, "x", np.array(where, np.int64).reshape(-1, 2))
 
 
-def _imagenet(root: Path) -> tuple:
-    """The folders that torchvision's ImageNet leaves, without its meta.bin: nothing but images is opened, and no devkit is needed."""
-    from torchvision.datasets.imagenet import ARCHIVE_META
-
-    unpack = f".venv/bin/python -c \"import torchvision.datasets as d; d.ImageNet('{root}', split='train'); d.ImageNet('{root}', split='val')\""
+def _imagenet(root: Path) -> Listing:
+    """The folders that torchvision's ImageNet leaves, without its meta.bin: nothing but images is
+    opened, and no devkit is needed."""
+    calls = [f"d.ImageNet('{root}', split='{split}')" for split in ("train", "val")]
+    unpack = f'{PYTHON} {"; ".join(calls)}"'
     archives = " and ".join(", ".join(name for name, _ in ARCHIVE_META.values()).rsplit(", ", 1))
     keys, labels, splits, files = [], [], [], []
     for split in ("train", "val"):
-        if not (root / split).is_dir():
+        folder = root / split
+        if not folder.is_dir():
             raise UsageError(
-                f"torchvision's ImageNet: there is no folder {root / split}. Download {archives} from "
-                f"https://image-net.org/challenges/LSVRC/2012/2012-downloads.php into {root}, and unpack them once with:\n  {unpack}\n"
-                f"If you have the folders train/ and val/ elsewhere: DATA=that-folder/"
+                f"torchvision's ImageNet: there is no folder {folder}. Download {archives} from "
+                "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php into "
+                f"{root}, and unpack them once with:\n  {unpack}\n"
+                "If you have the folders train/ and val/ elsewhere: DATA=that-folder/"
             )
-        found = sorted(find_images(root / split)[0])
-        if loose := [path for path in found if len(path.parts) == 1]:
+        found = sorted(find_images(folder)[0])
+        loose = [path for path in found if len(path.parts) == 1]
+        if loose:
             raise UsageError(
-                f"torchvision's ImageNet: {len(loose):,} images lie in {root / split} itself, such as {loose[0]}, so their labels are not known; "
-                f"they belong into class folders ({split}/n01440764/…). Remove {root / split} and unpack the archives with:\n  {unpack}"
+                f"torchvision's ImageNet: {len(loose):,} images lie in {folder} itself, such as "
+                f"{loose[0]}, so their labels are not known; they belong into class folders "
+                f"({split}/n01440764/…). Remove {folder} and unpack the archives with:\n  {unpack}"
             )
-        keys += [text(f"{split}/{path.as_posix()}") for path in found]
-        labels += [text(path.parts[0]) for path in found]
-        splits += [split] * len(found)
-        files += [str(root / split / path) for path in found]
-    return keys, labels, splits, ReadFiles(files)
+        for path in found:
+            keys.append(text(f"{split}/{path.as_posix()}"))
+            labels.append(text(path.parts[0]))
+            splits.append(split)
+            files.append(str(folder / path))
+    return Listing(keys, labels, splits, ReadFiles(files))
 
 
 def _to_download(name: str, root: Path, arguments: dict[str, Any], error: Exception) -> str:
-    import inspect
-
-    import torchvision.datasets as sets
-
+    """What is missing, and how one comes by it."""
+    given = [f", {key}={value!r}" for key, value in arguments.items() if key != "download"]
+    which = "".join(given)
+    found = f"torchvision's {name}{which} is not in {root} ({error})."
     kind = getattr(sets, name)
-    which = "".join(f", {key}={value!r}" for key, value in arguments.items() if key != "download")
     page = re.search(r"<(https?://(?!docs\.scipy)[^>]+)>", kind.__doc__ or "")
-    constants = {
-        **{key: value for part in reversed(kind.__mro__[:-1]) for key, value in vars(part).items()},
-        **getattr(inspect.getmodule(kind), "DATASET_URLS", {}),
-    }
-    mine = constants.get(
-        arguments.get("version"),
-        {key: value for key, value in constants.items() if key.lower().strip("_") in URLS},
-    )
-    urls = sorted(
-        {
-            url
-            for url in re.findall(r"https?://[^\s'\"]+", repr(mine))
-            if "." in url.rsplit("/", 1)[-1]
-        }
-    )
-    found = f"torchvision's {name}{which} is not in {root} ({error})." + (
-        f" Its page: {page[1]} ." if page else ""
-    )
-    found += f" Its archives: {', '.join(urls[:8])} ." if urls else ""
+    if page:
+        found += f" Its page: {page[1]} ."
+    urls = _addresses(kind, arguments.get("version"))
+    if urls:
+        found += f" Its archives: {', '.join(urls[:8])} ."
     if name in BY_HAND:
         return f"{found} Put it there by hand: {root}/{BY_HAND[name]}"
-    return f"{found} Download it once with:\n  .venv/bin/python -c \"import torchvision.datasets as d; d.{name}('{root}'{which}, download=True)\""
+    call = f"d.{name}('{root}'{which}, download=True)"
+    return f'{found} Download it once with:\n  {PYTHON} {call}"'
 
 
-URLS = (
-    "url",
-    "dataset_url",
-    "resources",
-    "split_list",
-    "archives",
-    "download_url_prefix",
-    "base_url",
-)
+def _addresses(kind: type, version: str | None) -> list[str]:
+    """Where a data set's archives are, as its class says."""
+    constants: dict[str | None, Any] = {}
+    for part in reversed(kind.__mro__[:-1]):
+        constants.update(vars(part))
+    constants.update(getattr(inspect.getmodule(kind), "DATASET_URLS", {}))
+    mine = constants.get(version)
+    if mine is None:
+        mine = [value for key, value in constants.items() if str(key).lower().strip("_") in URLS]
+    found = set(re.findall(r"https?://[^\s'\"]+", repr(mine)))
+    return sorted(url for url in found if "." in url.rsplit("/", 1)[-1])

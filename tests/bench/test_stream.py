@@ -1,5 +1,6 @@
 """The stream: each row once, in an order that only (seed, epoch) decide, in flat memory, with no thread left behind."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -13,16 +14,14 @@ import numpy as np
 import pytest
 import stream as module
 from conftest import ROOT, VIEW_TOML, write_view
-from stream import stream
+from stream import Draw, Reading, stream
 
 from base.errors import IntegrityError, StorageError
 from cache_specs.store import View
 from train.data.reader import map_view
 
-R, SMALL = (
-    64,
-    {"block": 16, "window": 3},
-)  # blocks and windows so small that a few hundred rows have many
+R = 64
+SMALL = Reading(block=16, window=3)  # so small that a few hundred rows have many blocks and windows
 
 
 def make(folder: Path, n: int, width: int = 32, rows: int = R) -> View:
@@ -35,8 +34,13 @@ def make(folder: Path, n: int, width: int = 32, rows: int = R) -> View:
     )
 
 
-def epoch(view: View, batch: int = 10, **options) -> tuple[np.ndarray, np.ndarray]:
-    parts = list(stream(view, batch, **{**SMALL, **options}))
+def epoch(
+    view: View, batch: int = 10, order: str = "shuffled", **options
+) -> tuple[np.ndarray, np.ndarray]:
+    """One epoch in whole; options: of Draw, and of SMALL other ones."""
+    ours = {field.name for field in dataclasses.fields(Reading)} & options.keys()
+    reading = dataclasses.replace(SMALL, **{name: options.pop(name) for name in ours})
+    parts = list(stream(view, batch, order, Draw(**options), reading))
     assert all(len(rows) == batch for rows, _ in parts[:-1]) and all(
         len(rows) == len(emb) > 0 for rows, emb in parts
     )
@@ -109,9 +113,9 @@ def test_the_draws_stay_what_they_were(tmp_path):
 @pytest.mark.parametrize("batch", [1, 10, 48, 49, 301])
 def test_a_restart_equals_the_tail(tmp_path, order, batch):
     view = make(tmp_path, 300)
-    whole = list(stream(view, batch, order, seed=5, **SMALL))
+    whole = list(stream(view, batch, order, Draw(seed=5), SMALL))
     for first in {0, 1, 5, len(whole) // 2, len(whole) - 1, len(whole), len(whole) + 3}:
-        tail = list(stream(view, batch, order, seed=5, first_batch=first, **SMALL))
+        tail = list(stream(view, batch, order, Draw(seed=5, first_batch=first), SMALL))
         assert len(tail) == max(len(whole) - first, 0)
         assert all(
             np.array_equal(a, c) and np.array_equal(b, d)
@@ -140,7 +144,7 @@ def test_a_subset_of_rows(tmp_path, order):
     assert np.array_equal(
         epoch(view, order=order, rows=np.arange(300))[0], epoch(view, order=order)[0]
     )
-    assert list(stream(view, 10, order, rows=np.empty(0, np.int64))) == []
+    assert list(stream(view, 10, order, Draw(rows=np.empty(0, np.int64)))) == []
     view.embeddings_file(1).unlink()  # a block without any of the rows is not read
     assert np.array_equal(
         np.sort(epoch(view, order=order, rows=np.arange(128, 300))[0]), np.arange(128, 300)
@@ -150,7 +154,7 @@ def test_a_subset_of_rows(tmp_path, order):
 def test_the_arrays_may_be_kept_and_changed(tmp_path):
     view = make(tmp_path, 300)
     kept = []
-    for rows, emb in stream(view, 10, ahead=1, **SMALL):
+    for rows, emb in stream(view, 10, reading=SMALL):
         kept.append((rows.copy(), emb.copy(), rows, emb))
         emb += 0
     assert all(np.array_equal(a, c) and np.array_equal(b, d) for a, b, c, d in kept)
@@ -160,7 +164,7 @@ def test_the_arrays_may_be_kept_and_changed(tmp_path):
 def test_no_thread_outlives_the_stream(tmp_path, end):
     view = make(tmp_path, 300)
     files = len(os.listdir("/proc/self/fd"))
-    batches = stream(view, 10, **SMALL)
+    batches = stream(view, 10, reading=SMALL)
     next(batches)
     assert threads()
     if end == "read to the end":
@@ -183,7 +187,7 @@ def test_an_early_close_opens_no_more_files(tmp_path, monkeypatch):
     monkeypatch.setattr(
         module.os, "open", lambda *args: (next(opened), time.sleep(0.01), real(*args))[2]
     )
-    batches = stream(view, 10, block=16, window=16, ahead=5, threads=1)
+    batches = stream(view, 10, reading=Reading(block=16, window=16, ahead=5, threads=1))
     next(batches)
     batches.close()
     count = next(opened)

@@ -390,7 +390,7 @@ def test_images_that_are_the_same_in_two_splits_or_classes_are_told(tmp_path, ca
         (tmp_path / "data" / split / label).mkdir(parents=True, exist_ok=True)
         Image.new("L", (9, 9), level).save(tmp_path / "data" / split / label / f"{level}.png")
     run(config(tmp_path / "data", tmp_path / "cache"))
-    out = capsys.readouterr().out
+    out = capsys.readouterr().err
     assert "differ in case" not in out
     assert (
         "warning: 2 of 5 images of 'data' are byte for byte an image of another split (first: 'test/b/1.png' and 'train/a/1.png')"
@@ -416,7 +416,7 @@ def test_classes_that_are_called_nearly_the_same_are_told(tmp_path, capsys):
         for level in levels:
             Image.new("L", (9, 9), level).save(tmp_path / "data" / name / f"{level}.png")
     run(config(tmp_path / "data", tmp_path / "cache"))
-    out = capsys.readouterr().out
+    out = capsys.readouterr().err
     assert (
         "warning: 'Circle' (2 images) and 'circle' (1 images) are classes of their own" in out
         and "'big  dog' (1 images) and 'bigdog'" in out

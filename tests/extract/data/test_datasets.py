@@ -165,12 +165,12 @@ def test_a_class_that_is_called_as_a_missing_value_is_pointed_out(tmp_path, kind
     )
     assert [label for _, label, _ in found] == ["nan", "None", "cat"]
     assert (
-        "warning: " in (out := capsys.readouterr().out)
+        "warning: " in (err := capsys.readouterr().err)
         and "'None', 'nan' are taken for classes; where a label is unknown, leave its cell empty"
-        in out
+        in err
     )
     listed(table(tmp_path, kind, {"path": ["a.jpg", "b.jpg"], "label": ["naan", None]}))
-    assert "warning" not in capsys.readouterr().out
+    assert "warning" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -526,7 +526,7 @@ def test_what_is_there_and_cannot_be_data_is_not_said_to_be_missing_and_nothing_
 def test_a_class_folder_without_an_image_is_said(tmp_path, capsys):
     (tmp_path / "c2").mkdir()
     listed(fill(tmp_path, "c0/1.png", "c1/2.png"))
-    assert "there is no image in c2\n" in capsys.readouterr().out
+    assert "there is no image in c2\n" in capsys.readouterr().err
 
 
 def test_unlabelled_images_may_lie_beside_the_classes(tmp_path, capsys):
@@ -551,7 +551,7 @@ def test_split_folders_beside_classes_are_classes_and_said_to_be(tmp_path, capsy
     assert {
         label for _, label, _ in listed(fill(tmp_path, "c0/1.png", "c1/2.png", "test/3.png"))
     } == {"c0", "c1", "test"}
-    assert "the folders test are taken for classes" in capsys.readouterr().out
+    assert "the folders test are taken for classes" in capsys.readouterr().err
 
 
 def test_linked_class_folders_are_followed_and_loops_are_not(tmp_path):
@@ -564,12 +564,12 @@ def test_linked_class_folders_are_followed_and_loops_are_not(tmp_path):
 
 def test_files_of_other_kinds_are_counted(tmp_path, capsys):
     assert len(listed(fill(tmp_path, "c0/1.png", "c0/2.heic", "c0/3.HEIC", "README"))) == 1
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "3 files are left out" in out and "2 with .heic, 1 with no ending" in out
     assert (
-        "warning: " in out
+        "warning: " in err
         and "images with .heic cannot be read; to use them too, make JPEG or PNG files of them first"
-        in out
+        in err
     )
     with pytest.raises(
         UsageError,
@@ -578,7 +578,8 @@ def test_files_of_other_kinds_are_counted(tmp_path, capsys):
         open_dataset(fill(tmp_path / "phone", "c0/1.heic"), Path())
     capsys.readouterr()
     listed(fill(tmp_path / "two", "c0/1.png", "notes.txt"))
-    assert "1 file is left out" in (out := capsys.readouterr().out) and "warning" not in out
+    out, err = capsys.readouterr()
+    assert "1 file is left out" in out and "warning" not in err
 
 
 def test_training_and_testing_are_splits_and_a_stray_image_beside_two_of_them_is_an_error(

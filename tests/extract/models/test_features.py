@@ -213,7 +213,7 @@ def from_authors(
     unpickle_here(monkeypatch)
     monkeypatch.setenv("COVIEW_WEIGHTS", str(folder / "weights"))
     torch.save(checkpoint, folder / "checkpoint.pth.tar")
-    monkeypatch.setattr("cache_specs.spec.load_spec", lambda *_: reference.spec)
+    monkeypatch.setattr("extract.models.convert.load_spec", lambda *_: reference.spec)
     convert(ConvertConfig(view=reference.spec.name, source=str(folder / "checkpoint.pth.tar")))
     return load_backbone(reference.spec, find_weights(reference.spec, None)[0], "cpu")
 

@@ -616,6 +616,10 @@ def test_timm_a_checkpoint_that_the_familys_filter_chokes_on_is_an_error_of_ours
             {"architecture": "vit_large_patch16_224", "arguments": {**VIT, "widen": 2}},
             "timm cannot build",
         ),
+        (
+            {"architecture": "resnet18d", "output": "mean", "arguments": {"widen": 2}},
+            "resnet18d has no convolution layer1.0.downsample.0, whose input could be widened",
+        ),
     ],
 )
 def test_timm_what_cannot_be_built_is_named(tmp_path, changes, message):
@@ -843,6 +847,8 @@ def test_transformers_mistakes_are_named(tmp_path, tower):
         load(dataclasses.replace(spec, output="last4"))
     with pytest.raises(UsageError, match=r"transformers has no model class 'Blip2VisonModel'"):
         load(dataclasses.replace(spec, architecture="Blip2VisonModel"))
+    with pytest.raises(UsageError, match=r"PreTrainedModel is what models .* have in common"):
+        load(dataclasses.replace(spec, architecture="PreTrainedModel"))
     with pytest.raises(UsageError, match=r"width = 17, but the model gives"):
         load(dataclasses.replace(spec, width=17))(pixels(spec.preprocess.crop))
     (tmp_path / "config.json").write_text("{")
