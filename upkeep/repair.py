@@ -159,11 +159,11 @@ def _prepared(
     from cache_specs.sources import read_source
     from cache_specs.succession import write_items
     from extract import canary, reuse
-    from extract.config import ExtractConfig
     from extract.data.datasets import build_items
+    from extract.job import Job, embed_all
     from extract.models.backbones import load_backbone
     from extract.prepare import devices
-    from extract.run import embed_all, provenance_of, refuse_pending
+    from extract.run import refuse_pending
     from upkeep.verify import images_of
 
     spec, files, dataset = images_of(view, config.view, config.weights, config.root)
@@ -201,30 +201,25 @@ def _prepared(
         if donors.lacks(view, [shard]) < len(range(*view.bounds(shard)))
     }
     backbone = load_backbone(spec, files, where[0])
-    make, provenance = (
-        functools.partial(canary.take, items, dataset.read, spec.preprocess, backbone, where[0]),
-        provenance_of(ExtractConfig(), spec, where[0]),
-    )
+    make = functools.partial(canary.take, items, dataset.read, spec.preprocess, backbone, where[0])
     trusted = [
         shard
         for shard in range(view.shards)
         if shard not in lost and view.commit_file(shard).is_file()
     ]
     try:
-        canary.keep_or_compare(view, make, items, provenance, trusted, write=False)
+        canary.keep_or_compare(view, make, items, trusted, write=False)
     except IntegrityError:  # damaged: mend removes it
         canary.compare_stored(view, make, trusted)
 
     def compute(view: "View") -> None:
-        settings = ExtractConfig(weights=config.weights, workers=config.workers, max_bad="100%")
-        canary.keep_or_compare(view, make, items, provenance, trusted)
+        canary.keep_or_compare(view, make, items, trusted)
         go_on = f"\nTo go on, type: {store.command(view.folder, 'extract')}"
         # first as the extraction did, with rows of the donors; a shard that does not come out as it was so is made by the model alone
         tries = [dataclasses.replace(donors, sealed=copied)] if any(copied.values()) else []
         for known in [*tries, nothing] if not view.is_complete else []:
-            if view.pending() and embed_all(
-                where, settings, spec, files, dataset, items, view, known, backbone
-            ):
+            job = Job(view, spec, files, dataset.read, items, known, where, config.workers, "100%")
+            if view.pending() and embed_all(job, backbone):
                 refuse_pending(view, go_on)
         if not view.is_complete:
             refuse_pending(view, go_on)
