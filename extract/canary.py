@@ -11,7 +11,7 @@ import base64
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,7 @@ Make = Callable[[list[int]], Canary]  # these rows as they are computed now
 
 def versions_now() -> dict[str, str]:
     """Of the packages that decode, resize and compute."""
-    return {name: version(name) for name in PACKAGES}
+    return {name: metadata.version(name) for name in PACKAGES}
 
 
 def rows_of(n: int) -> list[int]:
