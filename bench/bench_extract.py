@@ -161,7 +161,7 @@ def decoding(spec: ViewSpec, folder: Path, workers: int, device: str) -> float:
     from extract.data.datasets import build_items, open_dataset
     from extract.embed import batch_rows, load
     from extract.images import Batches
-    from extract.prepare import workers_of
+    from extract.workers import workers_of
 
     dataset = open_dataset(str(folder), Path())
     items = build_items(dataset)

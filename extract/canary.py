@@ -1,16 +1,18 @@
-"""Thirty-two fixed images whose pixels and embeddings are kept at the first extraction and made again at every start.
+"""Thirty-two fixed images whose pixels and embeddings are kept at the first extraction and made
+again at every start.
 
-A new version of a library may decode, resize or compute otherwise than the one that began the view. Then the run stops (StaleError) and
-says which of the two changed, instead of mixing two kinds of rows in one view. Embeddings are compared in float32, whatever the spec
-computes in, so that another GPU or batch size passes and another formula does not.
+A new version of a library may decode, resize or compute otherwise than the one that began the view.
+Then the run stops (StaleError) and says which of the two changed, instead of mixing two kinds of
+rows in one view. Embeddings are compared in float32, whatever the spec computes in, so that another
+GPU or batch size passes and another formula does not.
 """
 
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,10 +29,12 @@ from extract.models.backbones import Backbone
 
 ROWS = 32
 TOLERANCE = 1e-3  # largest relative L2 distance of two float32 rows, whatever the device
-STORED = {
-    "float32": 2e-3,
-    "bfloat16": 3e-2,
-}  # ... of a stored float16 row and one computed again, by compute dtype
+# ... of a stored float16 row and one computed again, by compute dtype
+STORED = {"float32": 2e-3, "bfloat16": 3e-2}
+PACKAGES = (
+    *("torch", "torchvision", "timm", "open_clip_torch", "transformers"),
+    *("pillow", "numpy", "zarr"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,15 @@ class Canary:
     rows: list[int]
     pixels: list[str]
     emb_KD: np.ndarray
+
+
+NONE = Canary([], [], np.empty((0, 0), np.float32))
+Make = Callable[[list[int]], Canary]  # these rows as they are computed now
+
+
+def versions_now() -> dict[str, str]:
+    """Of the packages that decode, resize and compute."""
+    return {name: metadata.version(name) for name in PACKAGES}
 
 
 def rows_of(n: int) -> list[int]:
@@ -52,21 +65,26 @@ def take(
 ) -> Canary:
     """Up to 32 rows as this machine makes them now."""
     pixels_BCHW, status_B = Batches(read, items.sha256, prep, [rows], ROWS)[0]
-    pixels = [
-        hashlib.sha256(image.numpy().tobytes()).hexdigest() if code == OK else STATUS[code]
-        for image, code in zip(pixels_BCHW, status_B.tolist(), strict=True)
-    ][: len(rows)]
-    return Canary(
-        rows, pixels, backbone(pixels_BCHW.to(device), exact=True).cpu().numpy()[: len(rows)]
-    )
+    emb_BD = backbone(pixels_BCHW.to(device), exact=True).cpu().numpy()
+    pixels = []
+    for image, code in zip(pixels_BCHW[: len(rows)], status_B.tolist(), strict=False):
+        digest = hashlib.sha256(image.numpy().tobytes()).hexdigest()
+        pixels.append(digest if code == OK else STATUS[code])
+    return Canary(rows, pixels, emb_BD[: len(rows)])
+
+
+def _noise(batch: int, side: int, device: str) -> torch.Tensor:
+    """(B, 3, side, side) uint8, the same each time."""
+    chance = torch.Generator().manual_seed(0)
+    size = (batch, 3, side, side)
+    return torch.randint(256, size, dtype=torch.uint8, generator=chance).to(device)
 
 
 def refuse_unusable(spec: ViewSpec, backbone: torch.nn.Module, device: str) -> None:
-    """Raise UsageError for a model that cannot take the spec's pixels, or says something else of the same ones the second time."""
+    """Raise UsageError for a model that cannot take the spec's pixels, or says something else of
+    the same ones the second time."""
     side = spec.preprocess.crop
-    pixels = torch.randint(
-        256, (1, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    ).to(device)
+    pixels = _noise(1, side, device)
     try:
         with torch.inference_mode():
             one, two = backbone(pixels), backbone(pixels)
@@ -74,22 +92,21 @@ def refuse_unusable(spec: ViewSpec, backbone: torch.nn.Module, device: str) -> N
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise UsageError(
-            f"{spec.source}: {spec.architecture} fails on {side} x {side} pixels with the output {spec.output!r}: {error}. Look at "
-            "preprocess.crop, output, and arguments (such as img_size)"
+            f"{spec.source}: {spec.architecture} fails on {side} x {side} pixels with the output "
+            f"{spec.output!r}: {error}. Look at preprocess.crop, output, and arguments (such as "
+            "img_size)"
         ) from error
     if (one - two).norm() > 0.01 * one.norm():
         raise UsageError(
-            f"{spec.source}: {spec.architecture} gives other embeddings for the same pixels each time (it masks or samples), so it is no view; "
-            "take the model class without the masking"
+            f"{spec.source}: {spec.architecture} gives other embeddings for the same pixels each "
+            "time (it masks or samples), so it is no view; take the model class without the masking"
         )
 
 
 def compile_model(backbone: Backbone, batch: int, spec: ViewSpec, device: str) -> None:
-    """torch.compile the model for this batch. Raises UsageError where torch cannot, or where the compiled model says something else."""
-    side = spec.preprocess.crop
-    pixels = torch.randint(
-        256, (batch, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    ).to(device)
+    """torch.compile the model for this batch. Raises UsageError where torch cannot, or where the
+    compiled model says something else."""
+    pixels, allowed = _noise(batch, spec.preprocess.crop, device), STORED[spec.compute_dtype]
     with torch.inference_mode():
         plain = backbone(pixels).cpu().numpy()
         try:
@@ -99,104 +116,123 @@ def compile_model(backbone: Backbone, batch: int, spec: ViewSpec, device: str) -
             raise
         except Exception as error:  # of the compiler, its absence, a model that it cannot capture
             raise UsageError(
-                f"--compile: torch.compile fails here for {spec.architecture}: {type(error).__name__}: {str(error).strip().splitlines()[0]}. "
+                f"--compile: torch.compile fails here for {spec.architecture}: "
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0]}. "
                 "Type the same command without --compile"
             ) from error
-    if not far <= STORED[spec.compute_dtype]:
+    if not far <= allowed:
         raise UsageError(
-            f"--compile: the compiled {spec.architecture} gives other embeddings, relative distance {far:.2g}, allowed "
-            f"{STORED[spec.compute_dtype]:g}. Type the same command without --compile"
+            f"--compile: the compiled {spec.architecture} gives other embeddings, relative "
+            f"distance {far:.2g}, allowed {allowed:g}. Type the same command without --compile"
         )
 
 
 def keep_or_compare(
     view: View,
-    make: Callable[[list[int]], Canary],
+    make: Make,
     items: Items,
-    provenance: dict[str, Any],
     trusted: Sequence[int] | None = None,
     write: bool = True,
 ) -> None:
-    """Write the view's canary if it has none, else compare. `make` computes rows. The caller holds the writer's lock unless the file is there.
+    """Write the view's canary if it has none, else compare. The caller holds the writer's lock
+    unless the file is there.
 
-    Raises StaleError naming pixels or outputs, the rows and the packages that changed; IntegrityError when the file is damaged.
-    A lost canary is written again (if `write`) only if rows of the `trusted` shards (default: all committed) are what is computed now.
+    Raises StaleError naming pixels or outputs, the rows and the packages that changed;
+    IntegrityError when the file is damaged. A lost canary is written again (if `write`) only if
+    rows of the `trusted` shards (default: all committed) are what is computed now.
     """
     path = view.folder / "canary.json"
-    if not path.exists():
-        compare_stored(
-            view,
-            make,
-            [shard for shard in range(view.shards) if view.commit_file(shard).is_file()]
-            if trusted is None
-            else trusted,
-        )
-        if write:
-            _write(view, make(rows_of(view.n)), provenance["versions"])
+    if path.exists():
+        old, versions = _read(path, view)
+        _refuse_other(view, old, make(old.rows), items, versions)
         return
-    old, versions = _read(path, view)
-    canary = make(old.rows)
-    changed = [
-        f"  {name}: {was} -> {provenance['versions'].get(name)}"
-        for name, was in versions.items()
-        if was != provenance["versions"].get(name)
-    ]
-    packages = "\n".join(changed or ["  (no package that is recorded changed its version)"])
-    pixels = [row for row, a, b in zip(old.rows, old.pixels, canary.pixels, strict=False) if a != b]
-    if pixels:
+    if trusted is None:
+        trusted = [shard for shard in range(view.shards) if view.commit_file(shard).is_file()]
+    compare_stored(view, make, trusted)
+    if write:
+        _write(view, make(rows_of(view.n)), versions_now())
+
+
+def _refuse_other(
+    view: View, old: Canary, now: Canary, items: Items, versions: dict[str, str]
+) -> None:
+    """Raise StaleError unless both canaries are the same. versions: those of then."""
+    other = []
+    for row, was, pixels in zip(old.rows, old.pixels, now.pixels, strict=False):
+        if was != pixels:
+            other.append(row)
+    if other:
         raise StaleError(
-            f"the pixels of {len(pixels)} of {len(old.rows)} fixed images are not those that {view.folder} was begun with, first row "
-            f"{pixels[0]} ({items.keys[pixels[0]]}): images are decoded or resized otherwise now.\n{packages}\n{_what_to_do(view)}"
+            f"the pixels of {len(other)} of {len(old.rows)} fixed images are not those that "
+            f"{view.folder} was begun with, first row {other[0]} ({items.keys[other[0]]}): images "
+            f"are decoded or resized otherwise now.\n{_changed(versions)}\n{_what_to_do(view)}"
         )
-    far = distance(old.emb_KD, canary.emb_KD)
+    far = distance(old.emb_KD, now.emb_KD)
     far[[pixel in STATUS for pixel in old.pixels]] = 0
     if not far.max() <= TOLERANCE:
         raise StaleError(
-            f"the pixels of {len(old.rows)} fixed images are those that {view.folder} was begun with, but the model's outputs changed: "
-            f"relative distance {far.max():.2g} in row {old.rows[int(far.argmax())]}, allowed {TOLERANCE:g}.\n{packages}\n{_what_to_do(view)}"
+            f"the pixels of {len(old.rows)} fixed images are those that {view.folder} was begun "
+            f"with, but the model's outputs changed: relative distance {far.max():.2g} in row "
+            f"{old.rows[int(far.argmax())]}, allowed {TOLERANCE:g}.\n"
+            f"{_changed(versions)}\n{_what_to_do(view)}"
         )
 
 
-def differs(donor: View, place: dict[int, int], make: Callable[[list[int]], Canary]) -> str:
-    """Why rows of a finished view must not stand beside such as are computed now, '' where they may. `place`: its row -> the row of that image here."""
+def _changed(versions: dict[str, str]) -> str:
+    """The packages that have another version now, a line each."""
+    now, lines = versions_now(), []
+    for name, was in versions.items():
+        if was != now.get(name):
+            lines.append(f"  {name}: {was} -> {now.get(name)}")
+    return "\n".join(lines) or "  (no package that is recorded changed its version)"
+
+
+def differs(donor: View, place: dict[int, int], make: Make) -> str:
+    """Why rows of a finished view must not stand beside such as are computed now, '' where they
+    may. `place`: its row -> the row of that image here. Compared are its canary, as far as its
+    images are here, and its stored rows of these; where there is none of them, of others."""
     try:
-        old = _read(donor.folder / "canary.json", donor)[0]
-        shared = [k for k, row in enumerate(old.rows) if row in place]
+        old = _shared(_read(donor.folder / "canary.json", donor)[0], place)
     except IntegrityError:
-        shared = []
-    rows = (
-        [old.rows[k] for k in shared] if shared else [sorted(place)[i] for i in rows_of(len(place))]
-    )
+        old = NONE
+    rows = old.rows
+    if not rows:
+        theirs = sorted(place)
+        rows = [theirs[i] for i in rows_of(len(theirs))]
     now = make([place[row] for row in rows])
-    if shared and [old.pixels[k] for k in shared] != now.pixels:
+    if old.rows and old.pixels != now.pixels:
         return "its images are decoded or resized otherwise now"
-    if shared and not (far := distance(old.emb_KD[shared], now.emb_KD).max()) <= TOLERANCE:
-        return f"the model's outputs are others now, relative distance {far:.2g}, allowed {TOLERANCE:g}"
-    far, most = (
-        distance(store.read_rows(donor, rows)[0].astype(np.float32), now.emb_KD).max(),
-        STORED[donor.attributes["spec"]["compute_dtype"]],
-    )
-    return (
-        ""
-        if far <= most
-        else f"the model's outputs are others now, relative distance {far:.2g} of its stored rows, allowed {most:g}"
-    )
+    others = "the model's outputs are others now, relative distance"
+    if old.rows:
+        far = distance(old.emb_KD, now.emb_KD).max()
+        if not far <= TOLERANCE:
+            return f"{others} {far:.2g}, allowed {TOLERANCE:g}"
+    most = STORED[donor.attributes["spec"]["compute_dtype"]]
+    far = distance(store.read_rows(donor, rows)[0].astype(np.float32), now.emb_KD).max()
+    if not far <= most:
+        return f"{others} {far:.2g} of its stored rows, allowed {most:g}"
+    return ""
 
 
 def adoptable(n: int, donor: View, place: dict[int, int]) -> tuple[Canary, dict[str, str]] | None:
-    """The donor's canary and its versions as those of a view of `n` rows that are all copied, as far as it has these images; None where they are too few."""
+    """The donor's canary and its versions as those of a view of `n` rows that are all copied, as
+    far as it has these images; None where they are too few."""
     try:
-        old, versions = _read(donor.folder / "canary.json", donor)
+        whole, versions = _read(donor.folder / "canary.json", donor)
     except IntegrityError:
         return None
-    shared = sorted((place[row], k) for k, row in enumerate(old.rows) if row in place)
-    if 2 * len(shared) < len(rows_of(n)):
+    old = _shared(whole, place)
+    if 2 * len(old.rows) < len(rows_of(n)):
         return None
-    return Canary(
-        [row for row, _ in shared],
-        [old.pixels[k] for _, k in shared],
-        old.emb_KD[[k for _, k in shared]],
-    ), versions
+    return Canary([place[row] for row in old.rows], old.pixels, old.emb_KD), versions
+
+
+def _shared(old: Canary, place: dict[int, int]) -> Canary:
+    """Of a donor's canary the rows that have a place here, in the order of that."""
+    kept = [k for k, row in enumerate(old.rows) if row in place]
+    kept.sort(key=lambda k: place[old.rows[k]])
+    rows, pixels = [old.rows[k] for k in kept], [old.pixels[k] for k in kept]
+    return Canary(rows, pixels, old.emb_KD[kept])
 
 
 def adopt(view: View, donor: View, place: dict[int, int]) -> bool:
@@ -218,36 +254,34 @@ def _write(view: View, canary: Canary, versions: dict[str, str]) -> None:
     durable.write(view.folder / "canary.json", durable.sealed(value), "canary")
 
 
-def compare_stored(view: View, make: Callable[[list[int]], Canary], shards: Sequence[int]) -> None:
-    """Raise StaleError when rows that these shards hold, a few of each, are not those that are computed now."""
-    rows = sorted(
-        {
-            int(row)
-            for shard in shards
-            for row in np.linspace(
-                view.bounds(shard)[0], view.bounds(shard)[1] - 1, max(1, ROWS // len(shards))
-            )
-        }
-    )
+def compare_stored(view: View, make: Make, shards: Sequence[int]) -> None:
+    """Raise StaleError when rows that these shards hold, a few of each, are not those that are
+    computed now."""
+    chosen: set[int] = set()
+    for shard in shards:
+        first, last = view.bounds(shard)
+        places = np.linspace(first, last - 1, max(1, ROWS // len(shards)))
+        chosen |= set(places.astype(np.int64).tolist())
+    rows = sorted(chosen)
     for first in range(0, len(rows), ROWS):
         canary = make(rows[first : first + ROWS])
-        stored, status = store.read_rows(view, canary.rows)
-        far = np.where(
-            (status == OK) & [pixel not in STATUS for pixel in canary.pixels],
-            distance(stored.astype(np.float32), canary.emb_KD),
-            0,
-        )
+        stored_KD, status_K = store.read_rows(view, canary.rows)
+        far = distance(stored_KD.astype(np.float32), canary.emb_KD)
+        far[(status_K != OK) | np.isin(canary.pixels, STATUS)] = 0
         if not far.max() <= STORED[view.attributes["spec"]["compute_dtype"]]:
             raise StaleError(
-                f"{view.folder} has no canary.json, and its row {canary.rows[int(far.argmax())]} is not what is computed now "
-                f"(relative distance {far.max():.2g}): the pixels or the model changed.\n{_what_to_do(view)}"
+                f"{view.folder} has no canary.json, and its row {canary.rows[int(far.argmax())]} "
+                f"is not what is computed now (relative distance {far.max():.2g}): the pixels or "
+                f"the model changed.\n{_what_to_do(view)}"
             )
 
 
 def distance(a_KD: np.ndarray, b_KD: np.ndarray) -> np.ndarray:
-    """(K,) relative L2 distance of rows; not-a-number counts as infinitely far, unless it stands in both."""
+    """(K,) relative L2 distance of rows; not-a-number counts as infinitely far, unless it stands in
+    both."""
     both = np.isnan(a_KD) & np.isnan(b_KD)
-    a, b = np.where(both, 0, a_KD).astype(np.float64), np.where(both, 0, b_KD).astype(np.float64)
+    a = np.where(both, 0, a_KD).astype(np.float64)
+    b = np.where(both, 0, b_KD).astype(np.float64)
     far = np.linalg.norm(a - b, axis=1) / np.maximum(np.linalg.norm(a, axis=1), 1e-12)
     return np.where(np.isfinite(far), far, np.inf)
 
@@ -257,10 +291,9 @@ def _read(path: Path, view: View) -> tuple[Canary, dict[str, str]]:
         value = durable.read_sealed(path)
         if value["view"] != view.identity:
             raise ValueError("it is that of another view")
-        emb_KD = np.frombuffer(base64.b64decode(value["embeddings"]), "<f4").reshape(
-            len(value["rows"]), view.width
-        )
-        return Canary(value["rows"], value["pixels"], emb_KD), value["versions"]
+        rows, flat = value["rows"], np.frombuffer(base64.b64decode(value["embeddings"]), "<f4")
+        canary = Canary(rows, value["pixels"], flat.reshape(len(rows), view.width))
+        return canary, value["versions"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
             f"{path} is damaged ({error}). Type: {store.command(view.folder)}"
@@ -269,6 +302,7 @@ def _read(path: Path, view: View) -> tuple[Canary, dict[str, str]]:
 
 def _what_to_do(view: View) -> str:
     return (
-        f"The finished rows are good, and train may use a finished view; but rows computed now would not match them. Go back to the versions "
-        f"of then, or embed everything anew under another name: copy the spec, and VIEW=path/to/{view.name}-2.toml"
+        "The finished rows are good, and train may use a finished view; but rows computed now "
+        "would not match them. Go back to the versions of then, or embed everything anew under "
+        f"another name: copy the spec, and VIEW=path/to/{view.name}-2.toml"
     )

@@ -18,6 +18,11 @@ def command(config: ExtractConfig, found: dict[str, Any]) -> None:
 
         plan(config, found)
         return
+    from extract.settings import check
+    from extract.workers import begin_early
+
+    check(config)
+    begin_early(config.workers, config.device)  # it imports torch while this process does
     from extract.run import run
 
     run(config, found)

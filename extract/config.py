@@ -1,16 +1,19 @@
-"""The command line of `python -m extract`: one flat frozen dataclass. None of these can change an embedding's meaning (see spec.py)."""
+"""The settings of `coview extract` and `coview weights`, as flat frozen dataclasses. None of these
+can change an embedding's meaning (see cache_specs/spec.py)."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ExtractConfig:
-    """Embed every image of a data set once with one frozen foundation model, into a Zarr cache. A finished view is not computed again."""
+    """Embed every image of a data set once with one frozen foundation model, into a Zarr cache. A
+    finished view is not computed again."""
 
     view: str = ""
     """name of a view (cache_specs/views/*.toml), or the path of a TOML file of your own"""
     data: str = ""
-    """a folder of images or tars, a .csv, .parquet, .h5 or .tar file, torchvision:NAME, hf:OWNER/NAME, or digits"""
+    """a folder of images or tars, a .csv, .parquet, .h5 or .tar file, torchvision:NAME,
+    hf:OWNER/NAME, or digits"""
     weights: str | None = None
     """local weights instead of the hub's: a folder, or one .safetensors file"""
     cache: str = "cache"
@@ -26,13 +29,16 @@ class ExtractConfig:
     shard_rows: int = 0
     """rows per shard; 0 chooses 4096 (512 for tiny sets); a killed run loses at most one shard"""
     max_bad: str = "0.1%"
-    """images that may be unreadable before the run ends with the list: a share (but at least 1 image) or a number"""
+    """images that may be unreadable before the run ends with the list: a share (but at least 1
+    image) or a number"""
     compile: bool = False
-    """torch.compile the model: a minute or more before the first image, then faster on a GPU; needs a C++ compiler; recorded and kept like --batch"""
+    """torch.compile the model: a minute or more before the first image, then faster on a GPU; needs
+    a C++ compiler; recorded and kept like --batch"""
     allow_leak: bool = False
     """embed with weights that were trained with ImageNet's labels all the same"""
     changed: bool = False
-    """images that were embedded are gone, or have other contents, on purpose: make a new version of the data set all the same"""
+    """images that were embedded are gone, or have other contents, on purpose: make a new version of
+    the data set all the same"""
     name: str | None = None
     """the data set's name in the cache; default: the folder's or file's"""
     root: str = "data"

@@ -1,78 +1,58 @@
-"""make extract … ARGS=--dry-run: how many rows the cache has already, what would be written, and about how long it would take. Writes nothing.
+"""make extract … ARGS=--dry-run: how many rows the cache has already, what would be written, and
+about how long it would take. Writes nothing.
 
-Images are hashed as in the run itself: that alone says which rows are in the cache. The rate is that of a few batches, decoded and embedded now on
-this machine; where the weights are not here, at best that of this machine's matrix products. Nothing is fetched.
+Images are hashed as in the run itself: that alone says which rows are in the cache. The rate is
+that of a few batches, decoded and embedded now on this machine; where the weights are not here, at
+best that of this machine's matrix products. Nothing is fetched.
 """
 
+import logging
 import math
 import os
-import shutil
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from base.commands import typed
 from base.console import clock_text
-from base.errors import StorageError
+from cache_specs import store
+from cache_specs.spec import ViewSpec
+from cache_specs.succession import next_version
+from extract import ahead, reuse
 from extract.config import ExtractConfig
+from extract.images import Batches
+from extract.models import backbones
+from extract.models.weights import called
+from extract.prepare import Ready, prepare
+from extract.workers import workers_of
 
-if TYPE_CHECKING:
-    from cache_specs.spec import ViewSpec
-    from cache_specs.view import View
-    from extract.prepare import Ready
-
+log = logging.getLogger(f"coview.{__name__}")
 SECONDS = 5.0  # for which batches are timed
 
 
 def plan(config: ExtractConfig, told: dict[str, Any]) -> None:
-    """Print the plan of an extraction, and put it into `told` for --json. Raises CoviewError where the run itself would refuse to begin."""
-    from cache_specs import store
-    from cache_specs.sources import source_path
-    from cache_specs.succession import next_version
-    from cache_specs.view import default_rows, shard_bytes
-    from extract import reuse
-    from extract.prepare import prepare
-
+    """Print the plan of an extraction, and put it into `told` for --json. Raises CoviewError where
+    the run itself would refuse to begin."""
     ready = prepare(config, fetch=False)
-    spec, items, here, dataset = (
-        ready.spec,
-        ready.items,
-        bool(ready.files),
-        Path(config.cache) / ready.items.folder_name,
-    )
-    for line in next_version(dataset.parent, items, source_path(config.data), config.changed)[2]:
-        print(line)
-    view = _existing(dataset, ready)
-    rows = view.rows if view else min(config.shard_rows, len(items)) or default_rows(len(items))
-    pending = view.pending() if view else list(range(-(-len(items) // rows)))
-    place = (
-        store.view_folder(dataset, spec.name, spec.declared(), ready.weights_sha256)
-        if here
-        else dataset / f"{spec.name}-{'[0-9a-f]' * 12}"
-    )
-    known = (
-        reuse.recorded(view, items, remember=False)
-        if view
-        else reuse.find(place, spec.declared(), items, remember=False)
-    )
-    todo = sum(
-        len(known.missing(shard * rows, min((shard + 1) * rows, len(items)))) for shard in pending
-    )
-    write, free = (
-        len(pending) * (shard_bytes(rows, spec.width) + 2048),
-        shutil.disk_usage(_parent(dataset)).free,
-    )
-    if not todo:
-        rate, how = None, "there is nothing to embed"
-    elif here:
-        rate, how = _measured(config, ready, todo)
+    spec, items, here = ready.spec, ready.items, bool(ready.files)
+    dataset = ready.cache / items.folder_name
+    for line in next_version(ready.cache, items, ready.source, ready.changed)[2]:
+        log.info(line)
+    view = ahead.begun(dataset, ready)
+    write = ahead.look_ahead(dataset, ready, view)
+    place, shown = dataset / f"{spec.name}-{'[0-9a-f]' * 12}", dataset / f"{spec.name}-…"
+    if here:
+        place = store.view_folder(dataset, spec.name, spec.declared(), ready.weights_sha256)
+        shown = place
+    if view:
+        known = reuse.recorded(view, items, remember=False)
     else:
-        rate, how = _at_best(spec)
-    seconds = todo / rate if rate else None if todo else 0.0
-    name, copied = (
-        place.name if here else f"{spec.name}-…",
-        f" (the same images in other data sets: {known})" if known.donors and pending else "",
-    )
+        known = reuse.find(place, spec.declared(), items, remember=False)
+    todo, copied = _missing(known, write, len(items)), ""
+    if known.donors and write.pending:
+        copied = f" (the same images in other data sets: {known})"
+    rate, seconds, how = _rate(ready, todo)
     told |= {
         "dry_run": True,
         "view": spec.name,
@@ -80,100 +60,93 @@ def plan(config: ExtractConfig, told: dict[str, Any]) -> None:
         "rows": len(items),
         "hits": len(items) - todo,
         "to_embed": todo,
-        "bytes": write,
-        "bytes_free": free,
+        "bytes": write.bytes,
+        "bytes_free": write.free,
         "weights_here": here,
         "images_per_second": rate,
         "seconds": seconds,
         "rate_from": how,
     }
-    print(
-        f"{spec.name}: {len(items):,} images of {items.name!r}, {len(items) - todo:,} of them in the cache already{copied}, {todo:,} to embed "
-        f"-> {dataset / name}\n"
-        f"to write: {write / 1e6:,.1f} MB in {len(pending)} shards of {rows:,} rows x {spec.width} {spec.storage_dtype}; {free / 1e6:,.0f} MB are free"
+    log.info(
+        f"{spec.name}: {len(items):,} images of {items.name!r}, {len(items) - todo:,} of them in "
+        f"the cache already{copied}, {todo:,} to embed -> {shown}\n"
+        f"to write: {write.bytes / 1e6:,.1f} MB in {len(write.pending)} shards of {write.rows:,} "
+        f"rows x {spec.width} {spec.storage_dtype}; {write.free / 1e6:,.0f} MB are free"
     )
     if not here:
-        print(f"weights: not on this machine; {_fetched(spec)}")
-    about = (
-        "unknown"
-        if seconds is None
-        else f"{'about' if here else 'at least'} {clock_text(math.ceil(seconds))}"
-    )
-    print(f"time: {about} on {', '.join(ready.devices)}, {how}")
-    if write > free:
-        raise StorageError(
-            f"{config.cache} has {free / 1e6:,.1f} MB free, and {write / 1e6:,.1f} MB are to be written. Make room, or name a larger disk "
-            "with CACHE=…"
-        )
-    print(f"Nothing is written. To begin, type: {typed(without='--dry-run')}", flush=True)
+        log.info(f"weights: not on this machine; {_fetched(spec)}")
+    about = "unknown"
+    if seconds is not None:
+        about = f"{'about' if here else 'at least'} {clock_text(math.ceil(seconds))}"
+    log.info(f"time: {about} on {', '.join(ready.flags.devices)}, {how}")
+    ahead.refuse_small_disk(write, shown, ready.cache)
+    log.info(f"Nothing is written. To begin, type: {typed(without='--dry-run')}")
 
 
-def _existing(dataset: Path, ready: "Ready") -> "View | None":
-    """The view that the run would go on with. Raises StaleError as the run would."""
-    from cache_specs import store
-
-    for folder in store.view_folders(dataset, ready.spec.name):
-        view = store.open_view(folder)
-        store.refuse_changed(view, ready.spec.declared(), ready.weights_sha256 or None)
-        store.refuse_other_images(view, ready.items.fingerprint, len(ready.items))
-        return view
-    return None
+def _missing(known: reuse.Known, write: ahead.Ahead, n: int) -> int:
+    """How many of the rows that are to be written must be computed."""
+    count = 0
+    for shard in write.pending:
+        first = shard * write.rows
+        count += len(known.missing(first, min(first + write.rows, n)))
+    return count
 
 
-def _measured(config: ExtractConfig, ready: "Ready", todo: int) -> tuple[float, str]:
-    """Images/s, and how that is known: one batch that does not count, then batches for some seconds. Workers decode while the model computes."""
-    import torch
+def _rate(ready: Ready, todo: int) -> tuple[float | None, float | None, str]:
+    """Images/s, seconds for `todo` images, and how that is known; None where it is not."""
+    if not todo:
+        return None, 0.0, "there is nothing to embed"
+    rate, how = _measured(ready, todo) if ready.files else _at_best(ready.spec)
+    return rate, todo / rate if rate else None, how
 
-    from extract.images import Batches
-    from extract.models.backbones import load_backbone
-    from extract.prepare import workers_of
 
-    spec, files, _, devices, dataset, items, _ = ready
-    backbone, device, decode, model, done = (
-        load_backbone(spec, files, devices[0]),
-        devices[0],
-        0.0,
-        0.0,
-        0,
-    )
-    size, first, begun = min(config.batch, 4), 0, time.monotonic()
-    with torch.inference_mode():
-        while first < len(items) and (done == 0 or time.monotonic() - begun < SECONDS):
-            chosen = list(range(first, min(first + size, len(items))))
-            start = time.monotonic()
-            pixels = Batches(dataset.read, items.sha256, spec.preprocess, [chosen], len(chosen))[0][
-                0
-            ]
-            between = time.monotonic()
-            backbone(pixels.to(device)).half().cpu()
-            end = time.monotonic()
-            if first or len(chosen) == len(
-                items
-            ):  # the first batch warms up, unless it is all there is
-                decode, model, done = (
-                    decode + between - start,
-                    model + end - between,
-                    done + len(chosen),
-                )
-            first += size
-            size = min(
-                config.batch, max(size, int(size * 1.5 / max(end - start, 1e-3)))
-            )  # small steps towards the batch, for slow models
-    workers = workers_of(config.workers, todo, device, config.gpus)
-    cores = max(1, (os.cpu_count() or 1) // (len(devices) if device == "cpu" else 1))
+def _measured(ready: Ready, todo: int) -> tuple[float, str]:
+    """Images/s, and how that is known. Workers decode while the model computes; processes on one
+    CPU share it."""
+    devices, workers = ready.flags.devices, ready.flags.workers
+    decode, model, done = _timed(ready)
+    workers = workers_of(workers, todo, devices[0], len(devices))
+    cores, split = os.cpu_count() or 1, len(devices)
+    if devices[0] == "cpu":
+        cores, split = max(1, cores // len(devices)), 1
     one = max(decode / min(workers, cores), model) if workers else decode + model
-    split = len(devices) if device != "cpu" else 1  # processes on one CPU share it
-    return (
-        split * done / one,
-        f"{split * done / one:,.1f} images/s by {done:,} images timed now ({1e3 * decode / done:.1f} ms to decode one, "
-        f"{1e3 * model / done:.1f} ms to embed it)",
+    rate = split * done / one
+    return rate, (
+        f"{rate:,.1f} images/s by {done:,} images timed now ({1e3 * decode / done:.1f} ms to "
+        f"decode one, {1e3 * model / done:.1f} ms to embed it)"
     )
 
 
-def _at_best(spec: "ViewSpec") -> tuple[float | None, str]:
-    """Images/s of this machine's matrix products in float32, which no model exceeds on the CPU; unknown on a GPU, or without [about]."""
-    import torch
+@torch.inference_mode()
+def _timed(ready: Ready) -> tuple[float, float, int]:
+    """Seconds of decoding and of the model, for so many images: one batch that does not count,
+    unless it is all there is, then batches for some seconds, the first ones small, for slow models.
+    """
+    items, device, n = ready.items, ready.flags.devices[0], len(ready.items)
+    backbone = backbones.load_backbone(ready.spec, ready.files, device)
+    decode, model, done = 0.0, 0.0, 0
+    size, first, begun = min(ready.flags.batch, 4), 0, time.monotonic()
+    while first < n and (done == 0 or time.monotonic() - begun < SECONDS):
+        rows = list(range(first, min(first + size, n)))
+        prep, read = ready.spec.preprocess, ready.dataset.read
+        start = time.monotonic()
+        pixels, _ = Batches(read, items.sha256, prep, [rows], len(rows))[0]
+        between = time.monotonic()
+        backbone(pixels.to(device)).half().cpu()
+        end = time.monotonic()
+        if first or len(rows) == n:
+            decode += between - start
+            model += end - between
+            done += len(rows)
+        first += size
+        larger = int(size * 1.5 / max(end - start, 1e-3))
+        size = min(ready.flags.batch, max(size, larger))
+    return decode, model, done
 
+
+def _at_best(spec: ViewSpec) -> tuple[float | None, str]:
+    """Images/s of this machine's matrix products in float32, which no model exceeds on the CPU;
+    unknown on a GPU, or without [about]."""
     if spec.about is None or torch.cuda.is_available():
         return None, "the weights are not here to be timed"
     a = torch.ones(1024, 1024)
@@ -185,23 +158,16 @@ def _at_best(spec: "ViewSpec") -> tuple[float | None, str]:
         times.append(time.monotonic() - begun)
     speed = 1024**3 / min(times) / 1e9
     rate = speed / spec.about.gmacs
-    return (
-        rate,
-        f"at most {rate:,.2f} images/s: {spec.about.gmacs:g} GMACs an image, at the {speed:,.0f} GMAC/s of this CPU's matrix products",
+    return rate, (
+        f"at most {rate:,.2f} images/s: {spec.about.gmacs:g} GMACs an image, at the {speed:,.0f} "
+        "GMAC/s of this CPU's matrix products"
     )
 
 
-def _fetched(spec: "ViewSpec") -> str:
-    from extract.models.weights import called
-
-    size = f", some {4e-6 * spec.about.parameters:,.0f} MB in float32" if spec.about else ""
-    return (
-        f"the run fetches them from {spec.weights.hub}{size}"
-        if spec.weights.hub
-        else f"first type: make weights VIEW={called(spec)}"
-    )
-
-
-def _parent(folder: Path) -> Path:
-    """The nearest folder that is there."""
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+def _fetched(spec: ViewSpec) -> str:
+    if not spec.weights.hub:
+        return f"first type: make weights VIEW={called(spec)}"
+    size = ""
+    if spec.about:
+        size = f", some {4e-6 * spec.about.parameters:,.0f} MB in float32"
+    return f"the run fetches them from {spec.weights.hub}{size}"

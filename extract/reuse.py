@@ -1,38 +1,49 @@
-"""Rows of a new view that a finished one holds already: of the same image (sha256), by the same view and weights. They are copied, not computed.
+"""Rows of a new view that a finished one (a donor) holds already: of the same image (sha256), by
+the same view and weights. They are copied, not computed.
 
-find(folder, …)             when a view is begun: the finished views of that folder name, in any data set of the cache, whose rows it can have
-recorded(view, items)       when it goes on: those that its provenance names, if they are what they were
-known.missing(first, last)  the rows that must be computed
+find(folder, …)           when a view is begun: the finished views of that folder name, in any data
+                          set of the cache, whose rows it can have
+recorded(view, items)     when it goes on: those that its provenance names, if they are what they
+                          were
+begin_again(view, …)      when it goes on without a canary: without those that do not agree with
+                          what is computed now
+known.missing(…)          the rows that must be computed
+known.block(view, shard)  the others, copied
+
+Between the first look at a donor and the copy hours may pass. So a donor's file is read whole, and
+held against the digest that was sealed, when the first row of it is copied, and again whenever its
+stamp has changed. What stands in a committed shard was undamaged when it was copied.
 """
 
-import hashlib
+import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from base import durable
-from base.errors import CoviewError, IntegrityError, StorageError
+from base.errors import CoviewError, IntegrityError, StaleError, StorageError
 from cache_specs import integrity, store
 from cache_specs.items import Items, read_items
-from cache_specs.view import STATUS, View
+from cache_specs.view import STATUS, View, write_documents
 
+log = logging.getLogger(f"coview.{__name__}")
 OK = STATUS.index("ok")
+Stamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """Of N rows: which_N, the number of the donor that holds a row, -1 if none does; row_N, its row there.
-    sealed, of shards that are mended: the sha256 of both files, by name, as they were. One that comes out otherwise is not written."""
+    """Of N rows: which_N, the number of the donor that holds a row, -1 if none does; row_N, its row
+    there. sure: the stamps that the donors' files had when they were found undamaged."""
 
     donors: list[View]
     which_N: np.ndarray
     row_N: np.ndarray
-    sealed: Mapping[int, dict[str, str]] = field(default_factory=dict)
+    sure: dict[Path, Stamp] = field(default_factory=dict)
 
     def missing(self, first: int, last: int) -> list[int]:
         """Those of the rows [first, last) that no donor holds."""
@@ -43,63 +54,59 @@ class Known:
         return sum(len(self.missing(*view.bounds(shard))) for shard in shards)
 
     def place(self, number: int) -> dict[int, int]:
-        """Row of the donor -> row of the same image here."""
+        """Row of the donor -> row of the same image here; the first, where it is here twice."""
         rows = np.flatnonzero(self.which_N == number)[::-1]
         return dict(zip(self.row_N[rows].tolist(), rows.tolist(), strict=True))
 
-    def copy(self, first: int, last: int, emb_RD: np.ndarray, status_R: np.ndarray) -> None:
-        """Put the bytes of the known rows among [first, last) in their places. Raises StorageError where a donor cannot be read."""
+    def block(self, view: View, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """A shard's (R, D) float16 and (R,) uint8 with the known rows in their places, and NaN and
+        0 elsewhere. Raises StorageError or IntegrityError where a donor cannot be copied from."""
+        first, last = view.bounds(shard)
+        emb_RD = np.full((view.rows, view.width), np.nan, np.float16)
         for number, donor in enumerate(self.donors):
             here = np.flatnonzero(self.which_N[first:last] == number)
-            shard, offset = np.divmod(self.row_N[first + here], donor.rows)
-            for part in np.unique(shard).tolist():
-                chosen = shard == part
-                emb_RD[here[chosen]] = _read(donor, part, offset[chosen].tolist())
-                status_R[here[chosen]] = OK
+            part, offset = np.divmod(self.row_N[first + here], donor.rows)
+            for theirs in np.unique(part).tolist():
+                chosen = part == theirs
+                emb_RD[here[chosen]] = _copied(donor, theirs, offset[chosen].tolist(), self.sure)
+        return emb_RD, np.full(view.rows, OK, np.uint8)
 
-    def fits(self, view: View, shard: int, emb_RD: np.ndarray, status_R: np.ndarray) -> bool:
-        """Are these the bytes that were sealed, where any are asked for?"""
-        return shard not in self.sealed or self.sealed[shard] == {
-            str(path.relative_to(view.folder)): hashlib.sha256(data).hexdigest()
-            for path, data in store.shard_files(view, shard, emb_RD, status_R).items()
-        }
+    def counts(self) -> list[int]:
+        """How many rows each donor gives."""
+        return [int((self.which_N == number).sum()) for number in range(len(self.donors))]
 
     def record(self) -> list[dict[str, Any]]:
         """For the provenance: whose rows, and how many."""
-        return [
-            {
-                "dataset": donor.folder.parent.name,
-                "items": donor.attributes["items_fingerprint"],
-                "root": integrity.root(donor),
-                "rows": int((self.which_N == number).sum()),
-            }
-            for number, donor in enumerate(self.donors)
-        ]
+        found = []
+        for donor, count in zip(self.donors, self.counts(), strict=True):
+            found.append(
+                {
+                    "dataset": donor.folder.parent.name,
+                    "items": donor.attributes["items_fingerprint"],
+                    "root": integrity.root(donor),
+                    "rows": count,
+                }
+            )
+        return found
 
     def without(self, numbers: set[int]) -> "Known":
         """Only what the other donors hold."""
         kept = [number for number in range(len(self.donors)) if number not in numbers]
-        new = np.array(
-            [
-                *(
-                    kept.index(number) if number in kept else -1
-                    for number in range(len(self.donors))
-                ),
-                -1,
-            ]
-        )  # [-1]: of none
+        new = np.full(len(self.donors) + 1, -1, np.int32)  # [-1]: of none
+        new[kept] = np.arange(len(kept))
         return Known([self.donors[number] for number in kept], new[self.which_N], self.row_N)
 
     def __str__(self) -> str:
-        return " and ".join(
-            f"{int((self.which_N == number).sum()):,} of {donor.folder.parent.name}"
-            for number, donor in enumerate(self.donors)
-        )
+        told = []
+        for donor, count in zip(self.donors, self.counts(), strict=True):
+            told.append(f"{count:,} of {donor.folder.parent.name}")
+        return " and ".join(told)
 
 
 def find(folder: Path, declared: dict[str, Any], items: Items, remember: bool = True) -> Known:
-    """What other data sets of the cache hold for the view that `folder` will be: first the one that holds most. What is damaged is said, and not used.
-    Where the weights are not known the name of `folder` is a pattern."""
+    """What other data sets of the cache hold for the view that `folder` will be: first the one that
+    holds most. What is damaged is said, and not used. Where the weights are not known the name of
+    `folder` is a pattern."""
     found = []
     for path in _elsewhere(folder):
         try:
@@ -107,70 +114,13 @@ def find(folder: Path, declared: dict[str, Any], items: Items, remember: bool = 
             if donor.attributes["spec"] == declared:
                 found.append((donor, rows_in(donor, items, remember)))
         except CoviewError as error:
-            print(f"nothing is copied from {path}: {error}", flush=True)
+            log.info(f"nothing is copied from {path}: {error}")
     return _join(sorted(found, key=lambda one: -int((one[1] >= 0).sum())), len(items))
 
 
-def recorded(view: View, items: Items, remember: bool = True, doubt: bool = False) -> Known:
-    """What the donors hold that the view was begun with. One that is gone, damaged or made anew holds nothing: its rows are computed.
-    `doubt` (the caller holds the writer's lock): what was copied from one that is damaged now was never checked again, so those shards are not kept."""
-    return _join(_donors(view, items, remember, doubt), len(items))
-
-
-def nothing(n: int) -> Known:
-    """Of n rows no one is known."""
-    return _join([], n)
-
-
-def copies(view: View, items: Items, sealed: Mapping[int, dict[str, str]]) -> dict[int, Known]:
-    """The shards whose sealed bytes other finished views still have, and where: of the same images, but only the sha256 says that it is the same copy."""
-    sources, found = [], {}
-    for path in _elsewhere(view.folder) if sealed else []:
-        with suppress(CoviewError):
-            donor = store.open_view(path)
-            sources.append((donor, rows_in(donor, items)))
-    for turn in range(len(sources)):  # each first in its turn
-        known = replace(_join(sources[turn:] + sources[:turn], len(items)), sealed=sealed)
-        for shard in sealed.keys() - found.keys():
-            with suppress(StorageError):
-                if not known.missing(*view.bounds(shard)) and known.fits(
-                    view, shard, *_filled(view, known, shard)
-                ):
-                    found[shard] = known
-    return found
-
-
-def write(view: View, known: Known, shard: int) -> None:
-    """Write a shard of which every row is known. Raises StorageError where it is not any more what was sealed."""
-    emb_RD, status_R = _filled(view, known, shard)
-    if not known.fits(view, shard, emb_RD, status_R):
-        raise StorageError(
-            f"what shard {shard} of {view.folder} is copied from has changed meanwhile; type the same command again"
-        )
-    store.write_shard(view, shard, emb_RD, status_R)
-
-
-def _filled(view: View, known: Known, shard: int) -> tuple[np.ndarray, np.ndarray]:
-    emb_RD, status_R = (
-        np.full((view.rows, view.width), np.nan, np.float16),
-        np.zeros(view.rows, np.uint8),
-    )
-    known.copy(*view.bounds(shard), emb_RD, status_R)
-    return emb_RD, status_R
-
-
-def _elsewhere(folder: Path) -> list[Path]:
-    """The finished views of this folder name in other data sets of the cache."""
-    return [
-        path
-        for path in sorted(folder.parent.parent.glob(f"*/{folder.name}"))
-        if path.parent != folder.parent and (path / "complete.json").is_file()
-    ]
-
-
-def _donors(
-    view: View, items: Items, remember: bool = True, doubt: bool = False
-) -> list[tuple[View, np.ndarray]]:
+def recorded(view: View, items: Items, remember: bool = True) -> Known:
+    """What the donors hold that the view was begun with. One that is gone, damaged or made anew
+    holds nothing: its rows are computed."""
     found = []
     for record in view.attributes["provenance"].get("reused", []):
         path = view.folder.parent.parent / record["dataset"] / view.folder.name
@@ -179,31 +129,50 @@ def _donors(
             if integrity.root(donor) == record["root"]:
                 found.append((donor, rows_in(donor, items, remember)))
         except CoviewError as error:
-            print(
-                f"{view.name}: {path} cannot be copied from any more, so its rows are embedded: {error}",
-                flush=True,
+            log.info(
+                f"{view.name}: {path} cannot be copied from any more, so its rows are embedded: "
+                f"{error}"
             )
-            if doubt and path.is_dir():
-                forget(view, _holding(view, items, path.parent))
-    return found
+    return _join(found, len(items))
 
 
-def _holding(view: View, items: Items, dataset: Path) -> list[int]:
-    """The shards of `view` that have an image of another data set; all, where its item list is damaged."""
-    with suppress(IntegrityError):
-        there = set(read_items(dataset).sha256)
-        return sorted({row // view.rows for row, sha in enumerate(items.sha256) if sha in there})
-    return list(range(view.shards))
+def begin_again(view: View, known: Known, agreed: Known) -> tuple[View, Known]:
+    """A view that has no canary yet, without the donors that it was begun with and that do not
+    agree: its description then names the others alone. The caller holds the writer's lock. Raises
+    StaleError where it has shards already, which may hold their rows."""
+    if len(agreed.donors) == len(known.donors):
+        return view, agreed
+    if len(view.pending()) < view.shards:
+        raise StaleError(
+            f"{view.folder} has no canary.json, and its finished shards may hold rows that are not "
+            f"what is computed now. Delete {view.folder}, then type the same command again"
+        )
+    provenance = {**view.attributes["provenance"]}
+    del provenance["reused"]
+    if agreed.donors:
+        provenance["reused"] = agreed.record()
+    write_documents(view.folder, {**view.attributes, "provenance": provenance})
+    return store.open_view(view.folder), agreed
 
 
-def forget(view: View, shards: Iterable[int]) -> None:
-    """Take the commits of these shards back: they are made again."""
-    for shard in sorted(shards):
-        durable.remove(view.commit_file(shard), "commit")
+def agreeing(known: Known, differs: Callable[[View, dict[int, int]], str]) -> Known:
+    """Without the donors whose rows are not what is computed now: `differs(donor, place)` says why,
+    or ''. Says so."""
+    wrong = set()
+    for number, donor in enumerate(known.donors):
+        try:
+            why = differs(donor, known.place(number))
+        except (OSError, ValueError) as error:  # gone, or cut short, meanwhile
+            why = f"it cannot be read now ({error})"
+        if why:
+            log.info(f"nothing is copied from {donor.folder}: {why}")
+            wrong.add(number)
+    return known.without(wrong)
 
 
 def rows_in(donor: View, items: Items, remember: bool = True) -> np.ndarray:
-    """(N,) int64: the donor's row of each item's content, -1 where it has none that is ok. Raises CoviewError unless it is finished and undamaged."""
+    """(N,) int64: the donor's row of each item's content, -1 where it has none that is ok. Raises
+    CoviewError unless it is finished and undamaged."""
     listed = read_items(donor.folder.parent)
     store.refuse_other_images(donor, listed.fingerprint, len(listed))
     ok = (integrity.check(donor, remember=remember) == OK).tolist()
@@ -214,58 +183,60 @@ def rows_in(donor: View, items: Items, remember: bool = True) -> np.ndarray:
     return np.array([row_of.get(sha, -1) for sha in items.sha256], np.int64)
 
 
-def agreeing(known: Known, differs: Callable[[View, dict[int, int]], str]) -> Known:
-    """Without the donors whose rows are not what is computed now: `differs(donor, place)` says why, or ''. Says so."""
-    wrong = {
-        number: why
-        for number, donor in enumerate(known.donors)
-        if (why := _why_not(donor, known.place(number), differs))
-    }
-    for number, why in wrong.items():
-        print(f"nothing is copied from {known.donors[number].folder}: {why}", flush=True)
-    return known.without(set(wrong))
-
-
-def _why_not(
-    donor: View, place: dict[int, int], differs: Callable[[View, dict[int, int]], str]
-) -> str:
-    try:
-        return differs(donor, place)
-    except (OSError, ValueError) as error:  # gone, or cut short, meanwhile
-        return f"it cannot be read now ({error})"
+def _elsewhere(folder: Path) -> list[Path]:
+    """The finished views of this folder name in other data sets of the cache."""
+    found = []
+    for path in sorted(folder.parent.parent.glob(f"*/{folder.name}")):
+        if path.parent != folder.parent and (path / "complete.json").is_file():
+            found.append(path)
+    return found
 
 
 def _join(found: list[tuple[View, np.ndarray]], n: int) -> Known:
+    """Each row of the first donor that holds it."""
     donors, which_N, row_N = [], np.full(n, -1, np.int32), np.full(n, -1, np.int64)
     for donor, rows in found:
         new = (rows >= 0) & (which_N < 0)
         if new.any():
-            which_N[new], row_N[new] = len(donors), rows[new]
+            which_N[new] = len(donors)
+            row_N[new] = rows[new]
             donors.append(donor)
     return Known(donors, which_N, row_N)
 
 
-def _read(donor: View, shard: int, offsets: list[int]) -> np.ndarray:
-    """(K, D) float16: these rows of a shard. Not mapped: a file that is cut short meanwhile would end the process."""
-    data = np.frombuffer(stored(donor, shard, offsets), np.uint8)
-    if data.size != len(offsets) * donor.width * 2 or not np.isfinite(data.view("<f2")).all():
-        raise StorageError(
-            f"{donor.embeddings_file(shard)} changed while it was copied from; type the same command again"
-        )
-    return data.view("<f2").reshape(-1, donor.width)
-
-
-def stored(view: View, shard: int, offsets: list[int]) -> bytes:
-    size = view.width * 2
+def _copied(donor: View, shard: int, offsets: list[int], sure: dict[Path, Stamp]) -> np.ndarray:
+    """(K, D) float16: these rows of a shard whose file is what was sealed. Not mapped: a file that
+    is cut short meanwhile would end the process."""
+    file, size = donor.embeddings_file(shard), donor.width * 2
     try:
-        with open(view.embeddings_file(shard), "rb", buffering=0) as file:
-            return b"".join(os.pread(file.fileno(), size, offset * size) for offset in offsets)
+        stamp = _stamp(file)
+        same = sure.get(file) == stamp or _is_sealed(donor, shard)
+        with open(file, "rb", buffering=0) as source:
+            data = b"".join(os.pread(source.fileno(), size, offset * size) for offset in offsets)
+        same = same and _stamp(file) == stamp
     except OSError as error:
-        raise unreadable(view, shard, error) from error
+        raise StorageError(
+            f"cannot read {file} while it is copied from ({error.strerror or error}); type the "
+            "same command again: what cannot be copied is embedded"
+        ) from error
+    if not same:
+        with suppress(OSError):
+            (donor.folder / "verified.json").unlink()  # whoever opens it next reads it all
+        raise IntegrityError(
+            f"{donor.folder} changed while it was copied from: {file.relative_to(donor.folder)} is "
+            f"not what was sealed.\nType: {store.command(donor.folder)}\n"
+            "Then type the same command again: finished shards are kept"
+        )
+    sure[file] = stamp
+    return np.frombuffer(data, "<f2").reshape(-1, donor.width)
 
 
-def unreadable(view: View, shard: int, error: OSError) -> StorageError:
-    return StorageError(
-        f"cannot read {view.embeddings_file(shard)} while it is copied from ({error.strerror or error}); type the same command again: "
-        "what cannot be copied is embedded"
-    )
+def _stamp(file: Path) -> Stamp:
+    stat = os.stat(file)
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _is_sealed(donor: View, shard: int) -> bool:
+    name = integrity.embeddings_name(shard)
+    recorded = integrity.read_seal(donor)["shards"][shard]["files"][name]
+    return integrity.sha256_of(donor.folder / name) == recorded["sha256"]

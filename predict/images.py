@@ -19,7 +19,7 @@ from extract.embed import batch_rows, embedded, load
 from extract.images import Batches
 from extract.models.backbones import load_backbone
 from extract.models.weights import find_weights
-from extract.prepare import workers_of
+from extract.workers import workers_of
 from predict.model import View
 
 

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +17,15 @@ from cache_specs.items import Items, read_items
 from cache_specs.sources import read_source
 from cache_specs.succession import write_items
 from cache_specs.view import STATUS, View
-from extract import canary, recheck, reuse
+from extract import canary, reuse
 from extract.config import ExtractConfig
 from extract.data.datasets import Dataset, build_items
 from extract.embed import finish
 from extract.images import MISSING, OK, Batches
+from extract.job import Job, embed_all
 from extract.models import backbones
 from extract.prepare import devices
-from extract.run import embed_all, provenance_of, refuse_pending
+from extract.run import refuse_pending
 from upkeep.originals import Originals
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -143,39 +143,36 @@ class Remaker:
         device = self.devices[0]
         return functools.partial(canary.take, self.items, read, prep, self.backbone, device)
 
-    def _provenance(self) -> dict[str, Any]:
-        return provenance_of(ExtractConfig(), self.originals.spec, self.devices[0])
-
     def refuse_another_model(self, view: View) -> None:
         """Raise StaleError where what is computed now does not fit what is stored."""
         make, trusted = self.canary_now, self.trusted
         try:
-            canary.keep_or_compare(view, make, self.items, self._provenance(), trusted, write=False)
+            canary.keep_or_compare(view, make, self.items, trusted, write=False)
         except IntegrityError:  # it is damaged: mend removes it
             canary.compare_stored(view, make, trusted)
 
     def make(self, view: View) -> None:
         """Raises StoppedError after Ctrl-C."""
-        canary.keep_or_compare(view, self.canary_now, self.items, self._provenance(), self.trusted)
+        canary.keep_or_compare(view, self.canary_now, self.items, self.trusted)
         if view.is_complete:
             return
         copied = int((self.known.which_N >= 0).sum())
         if copied:
             log.info(f"{view.name}: {copied:,} of their rows are copied, from the views of then")
         spec, files, dataset = self.originals.spec, self.originals.files, self.originals.dataset
-        embed_all(
-            self.devices,
-            self.settings,
+        job = Job(
+            view,
             spec,
             files,
-            dataset,
+            dataset.read,
             self.items,
-            view,
             self.known,
-            self.backbone,
+            self.devices,
+            self.settings.workers,
+            self.settings.max_bad,
         )
+        embed_all(job, self.backbone)
         refuse_pending(view, f"\nTo go on, type: {store.command(view.folder, 'extract')}")
-        recheck.recheck(view, self.known)
 
 
 def prepare_remaker(

@@ -26,8 +26,8 @@ from extract.embed import batch_rows, finish
 from extract.images import NON_FINITE, OK, UNDECODABLE, pipeline
 from extract.models.backbones import Backbone, load_backbone
 from extract.models.weights import find_weights
-from extract.prepare import workers_of
 from extract.run import run
+from extract.workers import workers_of
 
 
 @pytest.fixture(scope="module")
@@ -624,7 +624,7 @@ def test_decode_workers_are_forked_from_a_process_that_has_imported_what_they_ne
     """Each would take seconds for it."""
     code = """if __name__ == "__main__":
     import multiprocessing, sys
-    from extract.prepare import begin_workers
+    from extract.workers import begin_workers
     begin_workers()
     assert "torch" not in sys.modules
     with multiprocessing.get_context("forkserver").Pool(1) as pool:

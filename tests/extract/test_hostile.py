@@ -135,9 +135,11 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
 
 MEASURED = """
 import json, resource, sys
+from base import console
 from extract.config import ExtractConfig
 from extract.run import run
-run(ExtractConfig(**json.loads(sys.argv[1])))
+with console.rendering():
+    run(ExtractConfig(**json.loads(sys.argv[1])))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

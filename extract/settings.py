@@ -1,0 +1,53 @@
+"""Do the settings of an extraction make sense? Asked before anything is imported or looked at."""
+
+import re
+import sys
+
+from base.errors import UsageError
+from base.phrase import quoted
+from cache_specs.spec import ViewSpec, load_spec, view_names
+from extract.bad_images import allowed
+from extract.config import ExtractConfig
+
+
+def check(config: ExtractConfig) -> ViewSpec:
+    """The view's spec. Raises UsageError for a setting that is missing or makes no sense."""
+    _refuse_missing(config.view, config.data)
+    if config.batch < 1 or config.gpus < 1 or config.shard_rows < 0:
+        raise UsageError(
+            "--batch and --gpus must be at least 1 and --shard-rows at least 0, found "
+            f"{config.batch}, {config.gpus}, {config.shard_rows}"
+        )
+    allowed(config.max_bad, sys.maxsize)
+    if config.name is not None:
+        _refuse_name(config.name)
+    return load_spec(config.view)
+
+
+def _refuse_missing(view: str, data: str) -> None:
+    """Raise UsageError without VIEW or DATA, or with several views."""
+    if not view or not data:
+        what = "DATA" if view else "VIEW"
+        example = f"VIEW={view or 'clip'} DATA={quoted(data or 'photos/')}"
+        raise UsageError(
+            f"{what} is missing. Type: make extract {example}   (views: {', '.join(view_names())})"
+        )
+    if "," in view:
+        lines = [f"VIEW={view}: make extract takes one view at a time. Type one after the other:"]
+        for one in filter(None, map(str.strip, view.split(","))):
+            lines.append(f"  make extract VIEW={quoted(one)} DATA={quoted(data)}")
+        raise UsageError("\n".join(lines))
+
+
+def _refuse_name(name: str) -> None:
+    """Raise UsageError for what cannot be the name of a data set's folder."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise UsageError(
+            f"--name {name!r}: a data set's name is made of letters, digits, '-', '_' and '.', "
+            "and begins with a letter or digit"
+        )
+    if re.search(r"-[0-9a-f]{8}$", name):
+        raise UsageError(
+            f"--name {name!r} looks like the folder of a version of {name[:-9]!r} (eight "
+            "hexadecimal digits at the end): choose another name"
+        )

@@ -1,0 +1,39 @@
+"""Processes that decode images beside the model: how many, and the one that they are forked from.
+
+Stdlib alone: the process that all are forked from is begun before this one imports torch.
+"""
+
+import multiprocessing
+import os
+from multiprocessing import forkserver
+from pathlib import Path
+
+MOST_WORKERS = 32  # of one device, where no number is asked for
+FEW = 20_000  # images that one process decodes as fast as a model on the CPU wants them
+
+
+def begin_workers() -> None:
+    """Begin the process that decode workers are forked from, which imports what they need, once. It
+    takes seconds, so call it early; again, it does nothing."""
+    multiprocessing.set_forkserver_preload(["extract.images"])
+    forkserver.ensure_running()
+
+
+def begin_early(workers: int, device: str) -> None:
+    """`begin_workers`, where by the settings alone there will be some."""
+    gpu = device != "cpu" and Path("/dev/nvidia0").exists()
+    if workers > 0 or (workers < 0 and gpu):
+        begin_workers()
+
+
+def workers_of(workers: int, todo: int, device: str, devices: int = 1) -> int:
+    """Decode processes for `todo` images on one of so many devices; as many as asked for, where
+    that is not -1."""
+    if not todo:
+        return 0
+    if workers >= 0:
+        return workers
+    if device == "cpu" and todo <= FEW:
+        return 0
+    share = len(os.sched_getaffinity(0)) // devices
+    return min(MOST_WORKERS, max(1, share))
