@@ -51,7 +51,7 @@ def _write_page(config: TrainConfig, folder: Path) -> None:
     try:
         import torch
 
-        from report.command import write_report
+        from report.write import write_report
 
         gpu = config.device != "cpu" and torch.cuda.is_available()
         write_report(folder, Path(config.cache), device="cuda" if gpu else "cpu")
