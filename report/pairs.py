@@ -43,8 +43,16 @@ def why_not(first: Run, other: Run) -> tuple[list[int], str]:
         return [], f"other test images ({len(their_keys):,}, not these {len(our_keys):,})"
     if _contents(first, "test_labels") != _contents(other, "test_labels"):
         return [], "other labels of the test images"
-    shared = [seed for seed in ours["seeds"] if seed in theirs["seeds"]]
-    return [seed for seed in shared if labelled(first, seed) == labelled(other, seed)], ""
+    return _shared(first, other), ""
+
+
+def _shared(first: Run, other: Run) -> list[int]:
+    """The seeds that both have, with the same labelled images."""
+    found = []
+    for seed in first.summary["seeds"]:
+        if seed in other.summary["seeds"] and labelled(first, seed) == labelled(other, seed):
+            found.append(seed)
+    return found
 
 
 def _contents(run: Run, name: str) -> Any:
