@@ -15,6 +15,7 @@ from typing import Any
 from base.errors import CoviewError
 
 LOG = logging.getLogger("coview")  # of which all loggers of the project are children
+LOG.addHandler(logging.NullHandler())  # who does not ask for its warnings hears none
 NOTE = 25  # a level between INFO and WARNING: how far a command is, and what it has done
 SCHEMA = 1  # grows when a key changes its meaning or goes; new keys may come at any time
 

@@ -30,7 +30,7 @@ from sklearn.utils import check_array, check_consistent_length, check_random_sta
 # pyrefly: ignore[missing-module-attribute]  its stubs are of a scikit-learn before 1.6
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from base.console import rendering
+from base.console import counted, rendering
 from base.errors import UsageError, did_you_mean
 from cache_specs.items import Items
 from coview.labels import (
@@ -208,7 +208,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
             log.info(
                 f"{self.method}: {len(split.labelled):,} rows with a label, "
                 f"{len(split.unlabelled):,} without, {len(split.val):,} for validation; "
-                f"{len(names)} views, {len(splits)} seeds, on {device}"
+                f"{counted(len(names), 'view')}, {counted(len(splits), 'seed')}, on {device}"
             )
             try:
                 train_method(
@@ -229,7 +229,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
                 model = model.calibrated([emb_ND[split.val] for emb_ND in emb_V], label[split.val])
         self.model_ = model
         self.history_, self.n_iter_ = history.records, history.records[-1]["step"]
-        log.info(f"{self.method}: trained, {self.n_iter_:,} steps")
+        log.info(f"{self.method}: trained, {counted(self.n_iter_, 'step')}")
 
     def _trained(
         self,

@@ -181,22 +181,24 @@ def hold_out(label: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 def share_out(views: Sequence[int | slice], width: int) -> list[slice]:
     """Where each view's columns stand in a wide array of `width` columns. Raises ValueError."""
-    slices = [part for part in views if isinstance(part, slice)]
-    widths = [part for part in views if isinstance(part, int | np.integer) and part > 0]
-    if len(widths) == len(views) > 0:
-        slices = _side_by_side(widths)
-        if slices[-1].stop != width:
-            raise ValueError(
-                f"views={list(views)} are {sum(widths)} features, but X has {width} features"
-            )
-    if len(slices) < len(views):
-        raise ValueError(f"views={views!r} must be widths such as [512, 768], or slices of columns")
-    empty = [part for part in slices if not len(range(*part.indices(width)))]
-    if empty or not slices:
+    parts = _slices(views)
+    if parts and not isinstance(views[0], slice) and parts[-1].stop != width:
+        raise ValueError(
+            f"views={list(views)} are {parts[-1].stop} features, but X has {width} features"
+        )
+    empty = [part for part in parts if not len(range(*part.indices(width)))]
+    if empty or not parts:
         raise ValueError(f"views={views!r} leaves a view without a column of the {width} of X")
-    return slices
+    return parts
 
 
-def _side_by_side(widths: Sequence[int]) -> list[slice]:
+def _slices(views: Sequence[int | slice]) -> list[slice]:
+    """As they are, or side by side, of these widths."""
+    slices = [part for part in views if isinstance(part, slice)]
+    if len(slices) == len(views):
+        return slices
+    widths = [part for part in views if isinstance(part, int | np.integer) and part > 0]
+    if len(widths) < len(views):
+        raise ValueError(f"views={views!r} must be widths such as [512, 768], or slices of columns")
     ends = itertools.accumulate(widths)
-    return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
+    return [slice(end - part, end) for end, part in zip(ends, widths, strict=True)]
