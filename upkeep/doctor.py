@@ -53,14 +53,15 @@ def packages(pyproject: Path) -> list[Finding]:
     """Python and the packages against the floors of pyproject.toml, each that is missing or too old by name."""
     import platform
     import tomllib
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import PackageNotFoundError, requires, version
 
     from packaging.requirements import Requirement
 
-    floors = [
-        Requirement(line)
-        for line in tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["dependencies"]
-    ]
+    if pyproject.is_file():
+        asked = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["dependencies"]
+    else:  # an installed wheel has none
+        asked = [line for line in requires("coview") or [] if "extra ==" not in line]
+    floors = [Requirement(line) for line in asked]
     lost, pip = [], f"{sys.executable} -m pip install"
     have = {}
     for need in floors:

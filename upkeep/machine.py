@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 SECONDS = 60.0  # the longest that a process may take
 OK, NOTE, WRONG = "ok", "note", "WRONG"
@@ -75,6 +76,7 @@ class Asked:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            cwd=Path(__file__).parents[1],  # a torch.py where one stands is not ours
             start_new_session=True,
         )
 
