@@ -29,7 +29,8 @@ def command(config: CompareConfig, found: dict[str, Any]) -> None:
     if len(names) < 2 or len(set(names)) < len(names):
         raise _too_few(config, names)
     to = page_file(config.to, line_of("compare", {"RUNS": config.names, "TO": "compare.html"}))
-    print(compare([_folder(config.runs, name, names) for name in names], to, found))
+    folders = [_folder(config.runs, name, names) for name in names]
+    print(compare(folders, to, found))
 
 
 def _too_few(config: CompareConfig, names: Sequence[str]) -> UsageError:
@@ -58,14 +59,14 @@ def _folder(runs: str, name: str, names: Sequence[str]) -> Path:
 def compare(folders: Sequence[Path], to: Path, told: dict[str, Any] | None = None) -> str:
     """Write the page; return the tables as text; what --json says of them is put into `told`.
     Raises CoviewError for a run that cannot be read."""
-    runs = [read_run(folder) for folder in folders]
+    runs = list(map(read_run, folders))
     gains = differences(runs)
     if told is not None:
         told |= {
             "page": str(to),
             "runs": {run.name: run.summary["methods"] for run in runs},
             "differing": {name: values for name, *values in differing(runs)},
-            "differences": [dataclasses.asdict(gain) for gain in gains],
+            "differences": list(map(dataclasses.asdict, gains)),
         }
     heading = " · ".join(run.name for run in runs)
     sections = [settings(runs), scores(runs, gains), curves(runs)]
@@ -87,21 +88,25 @@ def _text(runs: Sequence[Run], gains: Sequence[Gain]) -> str:
             what = f"{gain.run} − {runs[0].name}, {gain.method}: {gain.what}"
             lines.append(f"{what:60}{gain.text:>34}")
     lines.append("")
-    lines += [f"{name}: {' | '.join(values)}" for name, *values in differing(runs)]
+    for name, *values in differing(runs):
+        lines.append(f"{name}: {' | '.join(values)}")
     return "\n".join(lines)
 
 
 def _top1(runs: Sequence[Run], key: str, heading: str, only: str = "") -> list[str]:
     """A table as lines; only: of these lines alone."""
-    wide = max(14, *(len(run.name) + 2 for run in runs))
-    each = [lines_of(run) for run in runs]
-    lines = [f"{heading:50}" + "".join(f"{run.name:>{wide}}" for run in runs)]
+    names, each = [run.name for run in runs], list(map(lines_of, runs))
+    wide = max(14, 2 + max(map(len, names)))
+    lines = [_line(heading, names, wide)]
     for method, what in all_lines(each):
         if only in ("", what):
             cells = [_cell(found.get((method, what), {}).get(key)) for found in each]
-            name = f"{title(method)}: {what}"
-            lines.append(f"{name:50}" + "".join(f"{cell:>{wide}}" for cell in cells))
+            lines.append(_line(f"{title(method)}: {what}", cells, wide))
     return [*lines, ""]
+
+
+def _line(first: str, cells: Sequence[str], wide: int) -> str:
+    return f"{first:50}" + "".join(cell.rjust(wide) for cell in cells)
 
 
 def _cell(score: dict[str, Any] | None) -> str:

@@ -131,7 +131,7 @@ def _alone(values: list[float]) -> dict[str, Any]:
 
 def differing(runs: Sequence[Run]) -> list[list[str]]:
     """A setting, fingerprint or version in which the runs differ, and what each run has."""
-    each, rows = [_told(run) for run in runs], []
+    each, rows = list(map(_told, runs)), []
     for name in dict.fromkeys(itertools.chain.from_iterable(each)):
         values = [told.get(name, "–") for told in each]
         if len(set(values)) > 1:

@@ -83,7 +83,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return list(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
 
 
 def shown_method(summary: dict[str, Any]) -> str:

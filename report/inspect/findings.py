@@ -163,8 +163,8 @@ def _copies(items: Items, used: np.ndarray, role: np.ndarray) -> dict[str, Any]:
         crossing.update(crossed)
         if crossed:
             leaks.append(group)
-        known = [row for row in group if role[row] in KNOWN]
-        if len(np.unique(items.label[known])) > 1:
+        known = np.isin(role[group].astype(str), KNOWN)
+        if len(np.unique(items.label[group][known])) > 1:
             torn.append(group)
     return {
         "groups": len(groups),

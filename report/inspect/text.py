@@ -15,9 +15,11 @@ def text_of(found: dict[str, Any]) -> str:
     first = f"{found['dataset']}: {rows}; {found['classes']} classes"
     if found["unusable"]:
         first += f"; {found['unusable']:,} images unusable"
-    lines = [first, "", HEAD]
-    lines += [_line(view) for view in found["views"]]
-    lines += [
+    lines = [
+        first,
+        "",
+        HEAD,
+        *map(_line, found["views"]),
         f"kNN: {found['k']} neighbours among {found['bank']:,} labelled images, of "
         f"{found['asked']:,} validation images (the commonest class: {found['chance']:.1%}) and, "
         f"left out in turn, of {found['views'][0]['left_out']:,} labelled ones",
@@ -50,6 +52,7 @@ def _leaks(copies: dict[str, Any], near: dict[str, Any]) -> list[str]:
         f"near-duplicates in all views (cosine at least {least}, {near['asked']:,} of "
         f"{near['held_out']:,} held-out images looked at): {crossing_text(near['crossing'])}"
     )
-    groups = [*copies["shown"], *[pair[:2] for pair in near["shown"]]]
-    shown = ["   ".join(f"{one['role']}: {one['key']}" for one in group) for group in groups[:5]]
-    return [exact, close, *[f"  {line}" for line in shown]]
+    lines = [exact, close]
+    for group in [*copies["shown"], *[pair[:2] for pair in near["shown"]]][:5]:
+        lines.append("  " + "   ".join(f"{one['role']}: {one['key']}" for one in group))
+    return lines

@@ -75,7 +75,7 @@ def scores(runs: Sequence[Run], gains: Sequence[Gain]) -> Section:
 
 
 def _top1(runs: Sequence[Run], key: str) -> Html:
-    each, rows = [lines_of(run) for run in runs], []
+    each, rows = list(map(lines_of, runs)), []
     for method, what in all_lines(each):
         cells = []
         for found in each:
