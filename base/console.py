@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 LOG = logging.getLogger("coview")  # of which all loggers of the project are children
+LOG.addHandler(logging.NullHandler())  # who does not ask for its warnings hears none
 NOTE = 25  # a level between INFO and WARNING: how far a command is, and what it has done
 SCHEMA = 1  # grows when a key changes its meaning or goes; new keys may come at any time
 

@@ -1,10 +1,14 @@
-"""Coview from Python: finished views as NumPy arrays, and Meta Co-Training as a scikit-learn classifier.
+"""Coview from Python: finished views as NumPy arrays, and Meta Co-Training as a scikit-learn
+classifier.
 
     from coview import MetaCoTrainingClassifier, ProbeClassifier, open_items, open_view
 
-What is heavy (torch, scikit-learn) is imported with the class that needs it: `open_view` answers at once.
+What is heavy (torch, scikit-learn) is imported with the class that needs it: `open_view` answers at
+once. Nothing is printed; who wants to know what happens asks logging for "coview".
 """
 
+import os
+from importlib import import_module
 from typing import Any
 
 _HOMES = {
@@ -21,12 +25,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(
             f"module 'coview' has no attribute {name!r}; it has {', '.join(__all__)}"
         )
-    import os
-    from importlib import import_module
-
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "PASSIVE"
-    )  # before torch is there: its idle threads give way instead of spinning on a shared machine
+    # Before torch is there: its idle threads give way instead of spinning on a shared machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return getattr(import_module(_HOMES[name]), name)
 
 

@@ -1,15 +1,18 @@
-"""What follows what: a training ends with its page, and says which command labels images with it."""
+"""What follows what: a training ends with its page, and says which command labels images with
+it."""
 
 import dataclasses
+import logging
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
-from base.commands import rendered
+from base.console import NOTE
 from base.phrase import line_of
 from train.command import command as train_alone
 from train.config import TrainConfig
+
+log = logging.getLogger(f"coview.{__name__}")
 
 
 def train(config: TrainConfig, found: dict[str, Any]) -> None:
@@ -24,10 +27,10 @@ def train(config: TrainConfig, found: dict[str, Any]) -> None:
     if config.report and not page.is_file():
         _write_page(config, folder)
     if page.is_file():
-        print(f"report {page}", file=sys.stderr, flush=True)
-    config = dataclasses.replace(config, run=folder.name)
-    if command := next_step(config, read_summary(folder)):
-        print(f"to label images with it, type: {rendered(command)}", file=sys.stderr, flush=True)
+        log.log(NOTE, f"report {page}")
+    command = next_step(dataclasses.replace(config, run=folder.name), read_summary(folder))
+    if command:
+        log.log(NOTE, f"to label images with it, type: {command}")
 
 
 def next_step(config: TrainConfig, summary: dict[str, Any]) -> str:
@@ -51,12 +54,11 @@ def _write_page(config: TrainConfig, folder: Path) -> None:
     try:
         import torch
 
-        from report.command import write_report
+        from report.write import write_report
 
         gpu = config.device != "cpu" and torch.cuda.is_available()
         write_report(folder, Path(config.cache), device="cuda" if gpu else "cpu")
     except (Exception, KeyboardInterrupt) as error:
         why = " ".join(f"{type(error).__name__} {error}".split())[:300]
-        again = rendered(line_of("report", {"RUN": folder.name}))
-        told = f"the run is finished, but its page was not written ({why}). Type: {again}"
-        print(told, file=sys.stderr, flush=True)
+        again = line_of("report", {"RUN": folder.name})
+        log.log(NOTE, f"the run is finished, but its page was not written ({why}). Type: {again}")

@@ -1,13 +1,20 @@
-"""Meta Co-Training as a scikit-learn classifier: the training of `make train` and the predictions of `make predict`, on arrays in memory.
+"""Meta Co-Training as a scikit-learn classifier: the training of `make train` and the predictions
+of `make predict`, on arrays in memory.
 
     model = MetaCoTrainingClassifier().fit([clip_nD, dinov2_nD], y)         y = -1: no label
-    model.predict([clip_mD, dinov2_mD]), model.predict_proba(…), model.predict_views(…), model.agreement(…)
-    MetaCoTrainingClassifier(views=[512, 768]).fit(wide_nD, y)              the same from one array, for pipelines and cross-validation
-    ProbeClassifier().fit(clip_nD, y)                                       one view, one probe
+    model.predict([clip_mD, dinov2_mD])
+    model.predict_proba(…), model.predict_views(…), model.agreement(…)
+
+    MetaCoTrainingClassifier(views=[512, 768]).fit(wide_nD, y)
+                    the same from one array, for pipelines and cross-validation
+    ProbeClassifier().fit(clip_nD, y)
+                    one view, one probe
 
 Nothing is printed unless `verbose`; temporary files go to a folder that is gone when `fit` ends.
 """
 
+import contextlib
+import logging
 import tempfile
 import threading
 import warnings
@@ -16,10 +23,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_array, check_consistent_length, check_random_state
+
+# pyrefly: ignore[missing-module-attribute]  its stubs are of a scikit-learn before 1.6
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from base.console import counted, rendering
 from base.errors import UsageError, did_you_mean
 from cache_specs.items import Items
 from coview.labels import (
@@ -42,6 +53,7 @@ from train.methods import PLANS
 from train.run.log import Console, Ignore, Listener, Listeners
 from train.run.probe_files import read_tensors
 
+log = logging.getLogger(f"coview.{__name__}")
 DTYPES = (np.float32, np.float16)  # of rows: these stay as they are, all others become the first
 NEVER, MOST = 10**9, 2**31  # steps between checkpoints; of seeds
 SETTINGS = (
@@ -74,7 +86,7 @@ class History(Ignore):
 class CoviewClassifier(ClassifierMixin, BaseEstimator):
     """What both classifiers share. A subclass says how its X becomes one array a view: `_views`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  scikit-learn's convention: every setting is a parameter
         self,
         *,
         method: str = "supervised",
@@ -119,82 +131,85 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
 
     @as_before_where_it_fails
     def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> Self:
-        """Train on the rows of X: those with a label, and those without. X_val, y_val: labelled rows that choose among the training's steps and fit the
-        temperature; without them `validation_fraction` of the labelled rows is taken. Raises ValueError."""
+        """Train on the rows of X: those with a label, and those without. X_val, y_val: labelled
+        rows that choose among the training's steps and fit the temperature; without them
+        `validation_fraction` of the labelled rows is taken. Raises ValueError."""
         if y is None:
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
         if (X_val is None) != (y_val is None):
+            missing = "X_val" if X_val is None else "y_val"
             raise ValueError(
-                f"X_val and y_val belong together, and {'X_val' if X_val is None else 'y_val'} is missing: give both or neither"
+                f"X_val and y_val belong together, and {missing} is missing: give both or neither"
             )
         emb_V = self._rows(X, reset=True)
         check_consistent_length(emb_V[0], y)
         label, self.classes_ = encode(y)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"there is only one class, {self.classes_.tolist()[0]!r}, among the labelled rows; training needs at least two classes"
+                f"there is only one class, {self.classes_.tolist()[0]!r}, among the labelled rows; "
+                "training needs at least two classes"
             )
         seed = self._seed()
-        train, fitted = np.arange(len(label)), True
-        if X_val is not None:
+        if X_val is None:
+            split, held_out = self._split(label, seed)
+            self.validation_rows_ = split.val if held_out else np.empty(0, np.int64)
+        else:
             more_V = self._rows(X_val, reset=False)
             check_consistent_length(more_V[0], y_val)
             label_val, _ = encode(y_val, self.classes_)
-            val = len(label) + np.flatnonzero(label_val >= 0)
-            emb_V, label = (
-                [np.concatenate(both) for both in zip(emb_V, more_V, strict=True)],
-                np.concatenate([label, label_val]),
+            split = _split(
+                label, np.arange(len(label)), len(label) + np.flatnonzero(label_val >= 0)
             )
-        else:
-            if not 0 <= self.validation_fraction < 1:
-                raise ValueError(
-                    f"validation_fraction={self.validation_fraction!r} must be in [0, 1)"
-                )
-            val = hold_out(label, self.validation_fraction, seed)
-            train = np.setdiff1d(train, val)
-            if not len(val):
-                val, fitted = train[label[train] >= 0], False
-                if self.validation_fraction:
-                    warnings.warn(
-                        "every class has one or two labelled rows, so none is held out for validation: the training rows themselves choose the step "
-                        "and the weights, and the probabilities are not calibrated. Give X_val and y_val, or more labels",
-                        UserWarning,
-                        stacklevel=2,
-                    )
-        split = Split(train[label[train] >= 0], train[label[train] < 0], val, np.empty(0, np.int64))
-        self.validation_rows_ = val if X_val is None and fitted else np.empty(0, np.int64)
-        self._train(emb_V, label, split, seed, fitted)
+            emb_V = [np.concatenate(both) for both in zip(emb_V, more_V, strict=True)]
+            label, held_out = np.concatenate([label, label_val]), True
+            self.validation_rows_ = np.empty(0, np.int64)
+        self._train(emb_V, label, split, seed, held_out)
         return self
 
+    def _split(self, label: np.ndarray, seed: int) -> tuple[Split, bool]:
+        """Some of the labelled rows held out; or none, where there are too few or none is asked
+        for: then the training rows validate, and False says so."""
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction={self.validation_fraction!r} must be in [0, 1)")
+        every = np.arange(len(label))
+        val = hold_out(label, self.validation_fraction, seed)
+        if len(val):
+            return _split(label, np.setdiff1d(every, val), val), True
+        if self.validation_fraction:
+            warnings.warn(
+                "every class has one or two labelled rows, so none is held out for validation: the "
+                "training rows themselves choose the step and the weights, and the probabilities "
+                "are not calibrated. Give X_val and y_val, or more labels",
+                UserWarning,
+                stacklevel=4,
+            )
+        return _split(label, every, every[label >= 0]), False
+
     def _train(
-        self, emb_V: list[np.ndarray], label: np.ndarray, split: Split, seed: int, fitted: bool
+        self, emb_V: list[np.ndarray], label: np.ndarray, split: Split, seed: int, held_out: bool
     ) -> None:
-        names, n = [f"view{number}" for number in range(len(emb_V))], len(label)
+        names = [f"view{number}" for number in range(len(emb_V))]
         config = self._config(names, split, seed)
-        items = Items(
-            "memory",
-            "memory",
-            [""] * n,
-            label,
-            [""] * n,
-            np.zeros(n, np.int64),
-            [""] * n,
-            [str(name) for name in self.classes_],
-        )
-        cache, splits = (
-            Cache(items, names, emb_V, np.ones(n, bool), {}, {}, ""),
-            [split] * self.seeds,
-        )
-        history, device = History(), choose_device(self.device, 1)
-        listener: Listener = (
-            Listeners(history, Console(config.log_every_s)) if self.verbose else history
-        )
-        with tempfile.TemporaryDirectory(prefix="coview-") as folder, warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "The given NumPy array is not writable"
-            )  # nobody writes
+        cache = _in_memory(names, emb_V, label, [str(name) for name in self.classes_])
+        splits = [split] * self.seeds
+        device = choose_device(self.device, 1)
+        history = History()
+        listener: Listener = history
+        if self.verbose:
+            listener = Listeners(history, Console(config.log_every_s))
+        with contextlib.ExitStack() as until:
+            if self.verbose:
+                until.enter_context(rendering())
+            folder = Path(until.enter_context(tempfile.TemporaryDirectory(prefix="coview-")))
+            until.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor writes
+            log.info(
+                f"{self.method}: {len(split.labelled):,} rows with a label, "
+                f"{len(split.unlabelled):,} without, {len(split.val):,} for validation; "
+                f"{counted(len(names), 'view')}, {counted(len(splits), 'seed')}, on {device}"
+            )
             try:
                 train_method(
                     self.method,
@@ -203,58 +218,55 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
                     splits,
                     LocalPeers(len(names)),
                     listener,
-                    Path(folder),
+                    folder,
                     device,
                     threading.Event(),
                 )
             finally:
                 graphs_of.cache_clear()  # it would keep X alive
-            files = ["concat"] if self.method == "concat" else names
-            probes, pool, experts = (
-                [read_tensors(Path(folder), self.method, name, device)[0] for name in files],
-                None,
-                [],
-            )
-            if PLANS[self.method].graphs:
-                pool, _ = read_tensors(Path(folder), self.method, "pool", device)
-                experts = experts_of(cache, splits, pool, probes, device)
-            views = [
-                View(name, emb_ND.shape[1], {}, "", "", 0)
-                for name, emb_ND in zip(names, emb_V, strict=True)
-            ]
-            weight_ME = None if pool is None else pool["weight"]
-            model = Model(
-                views,
-                items.classes,
-                self.method,
-                config.seed_list(),
-                config.joint,
-                probes,
-                experts,
-                weight_ME,
-                1.0,
-                {},
-            )
-            self.model_ = (
-                model.calibrated([emb_ND[split.val] for emb_ND in emb_V], label[split.val])
-                if fitted
-                else model
-            )
+            model = self._trained(folder, config, cache, splits, device)
+            if held_out:
+                model = model.calibrated([emb_ND[split.val] for emb_ND in emb_V], label[split.val])
+        self.model_ = model
         self.history_, self.n_iter_ = history.records, history.records[-1]["step"]
+        log.info(f"{self.method}: trained, {counted(self.n_iter_, 'step')}")
+
+    def _trained(
+        self,
+        folder: Path,
+        config: TrainConfig,
+        cache: Cache,
+        splits: list[Split],
+        device: torch.device,
+    ) -> Model:
+        """The model whose tensors the training has left in the folder."""
+        method, probes = self.method, []
+        for name in ["concat"] if method == "concat" else cache.names:
+            probes.append(read_tensors(folder, method, name, device)[0])
+        experts, weight_ME = [], None
+        if PLANS[method].graphs:
+            pool, _ = read_tensors(folder, method, "pool", device)
+            experts, weight_ME = experts_of(cache, splits, pool, probes, device), pool["weight"]
+        views = []
+        for name, emb_ND in zip(cache.names, cache.emb, strict=True):
+            views.append(View(name, emb_ND.shape[1], {}, "", "", 0))
+        return Model(
+            views,
+            cache.items.classes,
+            method,
+            config.seed_list(),
+            config.joint,
+            probes,
+            experts,
+            weight_ME,
+            temperature=1.0,
+            about={},
+        )
 
     def _config(self, names: list[str], split: Split, seed: int) -> TrainConfig:
-        """The settings as `make train` has them. Raises ValueError for those that cannot be meant."""
-        if self.method not in PLANS:
-            raise ValueError(
-                f"there is no method {self.method!r} that keeps a model{did_you_mean(str(self.method), PLANS)}"
-            )
-        if len(names) < 2 and self.method in (*TEACHING, "concat"):
-            raise ValueError(f"method={self.method!r} needs at least two views, found {len(names)}")
-        if self.method in UNLABELLED and not len(split.unlabelled):
-            raise ValueError(
-                f"method={self.method!r} learns from rows without a label, and every row has one: add rows with y = -1, or take "
-                f"method={'supervised-graph' if len(names) > 1 else 'supervised'!r}"
-            )
+        """The settings as `make train` has them. Raises ValueError for those that cannot be
+        meant."""
+        self._check_method(len(names), len(split.unlabelled))
         if not isinstance(self.seeds, int | np.integer) or self.seeds < 1:
             raise ValueError(f"seeds={self.seeds!r} must be a whole number, at least 1")
         if seed + self.seeds > MOST:
@@ -275,17 +287,35 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(str(error)) from None
         return config
 
+    def _check_method(self, views: int, unlabelled: int) -> None:
+        if self.method not in PLANS:
+            near = did_you_mean(f"{self.method}", PLANS)
+            raise ValueError(f"there is no method {self.method!r} that keeps a model{near}")
+        if views < 2 and self.method in (*TEACHING, "concat"):
+            raise ValueError(f"method={self.method!r} needs at least two views, found {views}")
+        if self.method in UNLABELLED and not unlabelled:
+            other = "supervised-graph" if views > 1 else "supervised"
+            raise ValueError(
+                f"method={self.method!r} learns from rows without a label, and every row has one: "
+                f"add rows with y = -1, or take method={other!r}"
+            )
+
     def _seed(self) -> int:
-        """A whole number is the seed of `make train SEEDS=…`; anything else is asked for one. Raises ValueError."""
-        if isinstance(self.random_state, int | np.integer) and not isinstance(
-            self.random_state, bool
-        ):
-            if not 0 <= self.random_state < MOST:
-                raise ValueError(
-                    f"random_state={self.random_state!r} must be in [0, 2**31), as SEEDS of `make train`"
-                )
-            return int(self.random_state)
-        return int(check_random_state(self.random_state).randint(2**30))
+        """A whole number is the seed of `make train SEEDS=…`; anything else is asked for one.
+        Raises ValueError."""
+        given = self.random_state
+        if isinstance(given, bool) or not isinstance(given, int | np.integer):
+            return check_random_state(given).randint(2**30)
+        if not 0 <= given < MOST:
+            raise ValueError(
+                f"random_state={given!r} must be in [0, 2**31), as SEEDS of `make train`"
+            )
+        return int(given)
+
+    def _views(self, X: Any, reset: bool) -> list[np.ndarray]:
+        """One array a view. reset: these are the rows of a fit, which later ones must be like.
+        Raises ValueError."""
+        raise NotImplementedError
 
     def _rows(self, X: Any, reset: bool) -> list[np.ndarray]:
         """One finite array a view. Raises ValueError."""
@@ -295,12 +325,14 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
             raise plainly(error) from None
 
     def opinions(self, X: Any) -> Opinions:
-        """What the joint and each view think of the rows: joint_nC and views_VnC probabilities, agreement_n."""
+        """What the joint and each view think of the rows: joint_nC and views_VnC probabilities,
+        agreement_n."""
         check_is_fitted(self)
         return value_errors(self.model_, self._rows(X, reset=False))
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """(n, C) probabilities of `classes_`: the joint's, the mean over the seeds, at the temperature that fits the validation rows."""
+        """(n, C) probabilities of `classes_`: the joint's, the mean over the seeds, at the
+        temperature that fits the validation rows."""
         return self.opinions(X).joint_nC
 
     def predict(self, X: Any) -> np.ndarray:
@@ -309,12 +341,14 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_[choice_n]
 
     def predict_views(self, X: Any) -> np.ndarray:
-        """(V, n) what each view's own probe would say alone; without rows for a method with one probe for all views (concat)."""
+        """(V, n) what each view's own probe would say alone; without rows for a method with one
+        probe for all views (concat)."""
         choice_Vn = self.opinions(X).views_VnC.argmax(2)
         return self.classes_[choice_Vn]
 
     def agreement(self, X: Any) -> np.ndarray:
-        """(n,) the share of the views whose first choice is the joint's: where it is low, ask a person. NaN for a method with one probe for all views."""
+        """(n,) the share of the views whose first choice is the joint's: where it is low, ask a
+        person. NaN for a method with one probe for all views."""
         return self.opinions(X).agreement_n
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -322,25 +356,41 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         opinions = self.opinions(X)
         check_consistent_length(opinions.joint_nC, y)
         label, classes = encode_alike(y, self.classes_)
-        right_n, known = self.classes_[opinions.choice_n] == classes[label], label >= 0
-        return float(
-            np.average(
-                right_n[known],
-                weights=None if sample_weight is None else np.asarray(sample_weight)[known],
-            )
-        )
+        known_n = label >= 0
+        right_n = self.classes_[opinions.choice_n] == classes[label]
+        weights = None if sample_weight is None else np.asarray(sample_weight)[known_n]
+        return float(np.average(right_n[known_n], weights=weights))
+
+
+def _split(label: np.ndarray, train: np.ndarray, val: np.ndarray) -> Split:
+    """Of the rows `train`, those with a label and those without; nobody is tested."""
+    known = label[train] >= 0
+    return Split(train[known], train[~known], val, np.empty(0, np.int64))
+
+
+def _in_memory(
+    names: list[str], emb_V: list[np.ndarray], label: np.ndarray, classes: list[str]
+) -> Cache:
+    """Arrays as the training reads them."""
+    n = len(label)
+    nothing, sizes = [""] * n, np.zeros(n, np.int64)
+    items = Items("memory", "memory", nothing, label, nothing, sizes, nothing, classes)
+    return Cache(items, names, emb_V, np.ones(n, bool), {}, {}, "")
 
 
 class MetaCoTrainingClassifier(CoviewClassifier):
-    """Probes on several views of the same images, which teach each other on the rows without a label.
+    """Probes on several views of the same images, which teach each other on the rows without a
+    label.
 
-    views: None (X is a list of one (n, D_v) array a view), or how the columns of one wide X are shared out: widths [512, 768], or slices.
-    method: any of `make train` that keeps a model. seeds: trainings whose predictions are averaged. random_state: a whole number is their first seed.
-    validation_fraction: of the labelled rows of each class (at least one of three), without which it trains, and by which it selects; 0: none are held out,
-    and the training rows select. The other parameters are those of `make train`, with the same defaults.
+    views: None (X is a list of one (n, D_v) array a view), or how the columns of one wide X are
+    shared out: widths [512, 768], or slices. method: any of `make train` that keeps a model. seeds:
+    trainings whose predictions are averaged. random_state: a whole number is their first seed.
+    validation_fraction: of the labelled rows of each class (at least one of three), without which
+    it trains, and by which it selects; 0: none are held out, and the training rows select. The
+    other parameters are those of `make train`, with the same defaults.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  scikit-learn's convention: every setting is a parameter
         self,
         views: Sequence[int | slice] | None = None,
         *,
@@ -394,27 +444,28 @@ class MetaCoTrainingClassifier(CoviewClassifier):
             return [wide_nD[:, part] for part in share_out(self.views_, wide_nD.shape[1])]
         if not isinstance(X, list | tuple):
             raise ValueError(
-                f"X is one {type(X).__name__}, expected a list of one (n, D) array a view; for one wide array say how its columns are shared out: "
-                "views=[width, width]"
+                f"X is one {type(X).__name__}, expected a list of one (n, D) array a view; for one "
+                "wide array say how its columns are shared out: views=[width, width]"
             )
-        emb_V = [
-            check_array(x_nD, dtype=DTYPES, input_name=f"X[{number}]")
-            for number, x_nD in enumerate(X)
-        ]
+        emb_V = []
+        for number, x_nD in enumerate(X):
+            emb_V.append(check_array(x_nD, dtype=DTYPES, input_name=f"X[{number}]"))
         check_consistent_length(*emb_V)
         widths = [x_nD.shape[1] for x_nD in emb_V]
         if reset:
             self.widths_, self.n_features_in_ = widths, sum(widths)
         elif widths != self.widths_:
             raise ValueError(
-                f"X has views of {widths} features, but {type(self).__name__} was fitted with {self.widths_}"
+                f"X has views of {widths} features, but {type(self).__name__} was fitted with "
+                f"{self.widths_}"
             )
         return emb_V
 
 
 class ProbeClassifier(CoviewClassifier):
-    """One probe on one view, the (n, D) array X. The parameters are those of MetaCoTrainingClassifier; methods for one view are supervised,
-    supervised-graph, self-training, fixmatch and mpl."""
+    """One probe on one view, the (n, D) array X. The parameters are those of
+    MetaCoTrainingClassifier; methods for one view are supervised, supervised-graph, self-training,
+    fixmatch and mpl."""
 
     def _views(self, X: Any, reset: bool) -> list[np.ndarray]:
         return [validate_data(self, X, dtype=DTYPES, reset=reset)]

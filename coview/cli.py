@@ -1,4 +1,5 @@
-"""coview COMMAND [--flag value …]: the one command line; `make COMMAND NAME=value` comes in here too.
+"""coview COMMAND [--flag value …]: the one command line; `make COMMAND NAME=value` comes in here
+too.
 
 One table says what there is. A command's settings are light modules, so that its --help is instant;
 what does the work is imported when it runs.

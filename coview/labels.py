@@ -1,6 +1,8 @@
-"""What scikit-learn's users hand in: labels -> class numbers, columns of a wide array -> views, and which labelled rows choose among the training's steps."""
+"""What scikit-learn's users hand in: labels -> class numbers, columns of a wide array -> views, and
+which labelled rows choose among the training's steps."""
 
 import functools
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from numbers import Number
@@ -41,77 +43,101 @@ def value_errors(model: Callable[[Any], Any], rows: Any) -> Any:
 
 
 def encode(y: Any, classes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) labels -> (n,) int32 class numbers, -1 where there is no label, and the sorted classes (those given, where they are).
+    """(n,) labels -> (n,) int32 class numbers, -1 where there is no label, and the sorted classes
+    (those given, where they are).
 
-    No label is -1 in an array of numbers (NaN too, of floats), "" in one of strings, any of these, None or pandas' NA in one of objects or in a list of
-    strings and other things, and whatever is masked. Raises ValueError.
+    No label is -1 in an array of numbers (NaN too, of floats), "" in one of strings, any of these,
+    None or pandas' NA in one of objects or in a list of strings and other things, and whatever is
+    masked. Raises ValueError.
     """
-    given, y = y, column_or_1d(y, warn=True)
-    if y.dtype.kind == "S":
-        raise ValueError(
-            f"the labels are bytes, such as {bytes(y[0])!r}: make them strings, by np.char.decode(y)"
-        )
-    if (
-        isinstance(given, list | tuple)
-        and y.dtype.kind in "US"
-        and not all(isinstance(value, str | bytes) for value in given)
-    ):
-        y = np.array(given, object)  # NumPy makes "3" of the 3 in ["a", 3], and "nan" of NaN
-    known = _known(y) & ~np.ravel(
-        np.ma.getmaskarray(given) if np.ma.isMaskedArray(given) else np.zeros(len(y), bool)
-    )
-    if not known.any():
-        raise ValueError(
-            f"none of the {len(y)} rows has a label; give some rows their class, and -1 to the others"
-        )
-    told = y[known]
-    if told.dtype == object and len(kinds := {isinstance(value, str): value for value in told}) > 1:
-        raise ValueError(
-            f"the labels are strings and other things, such as {kinds[True]!r} and {kinds[False]!r}: make all of them strings, or all numbers"
-        )
-    if told.dtype == object and len({type(value) for value in told}) == 1:
-        told = np.array(told.tolist())  # what pandas and lists with None hold
+    column, known = _column(y)
+    told = _alike(column[known])
     check_classification_targets(told)
-    if told.dtype.kind == "U" and (
-        missing := sorted({label for label in told.tolist() if label.lower() in {*MISSING, "-1"}})
-    ):
-        warnings.warn(
-            f"{', '.join(map(repr, missing))} in y: taken for a class; no label is an empty string there, or -1 among numbers",
-            UserWarning,
-            stacklevel=3,
-        )
+    if told.dtype.kind == "U":
+        _warn_of_names(told.tolist())
     found, number = np.unique(told, return_inverse=True)
     if classes is None:
         classes = found
-    elif len(new := np.setdiff1d(found, classes)):
+    new = np.setdiff1d(found, classes)
+    if len(new):
         raise ValueError(
-            f"the validation rows have the class {new.tolist()[0]!r}, which no labelled training row has; there is: "
-            f"{', '.join(map(repr, classes.tolist()))}"
+            f"the validation rows have the class {new.tolist()[0]!r}, which no labelled training "
+            f"row has; there is: {', '.join(map(repr, classes.tolist()))}"
         )
-    label = np.full(len(y), -1, np.int32)
+    label = np.full(len(column), -1, np.int32)
     label[known] = np.searchsorted(classes, found)[number]
     return label, classes
 
 
+def _column(given: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The labels as an array, and which of them are labels."""
+    y = column_or_1d(given, warn=True)
+    if y.dtype.kind == "S":
+        raise ValueError(
+            f"the labels are bytes, such as {bytes(y[0])!r}: make them strings, by "
+            "np.char.decode(y)"
+        )
+    if y.dtype.kind == "U" and isinstance(given, list | tuple):
+        plain = all(isinstance(value, str | bytes) for value in given)
+        # NumPy makes "3" of the 3 in ["a", 3], and "nan" of NaN.
+        y = y if plain else np.array(given, object)
+    known = _known(y)
+    if np.ma.isMaskedArray(given):
+        known &= ~np.ravel(np.ma.getmaskarray(given))
+    if not known.any():
+        raise ValueError(
+            f"none of the {len(y)} rows has a label; give some rows their class, and -1 to the "
+            "others"
+        )
+    return y, known
+
+
+def _alike(told: np.ndarray) -> np.ndarray:
+    """Objects of one type as an array of that type: what pandas and lists with None hold."""
+    if told.dtype != object:
+        return told
+    kinds = {isinstance(value, str): value for value in told}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"the labels are strings and other things, such as {kinds[True]!r} and "
+            f"{kinds[False]!r}: make all of them strings, or all numbers"
+        )
+    return np.array(told.tolist()) if len(set(map(type, told))) == 1 else told
+
+
+def _warn_of_names(told: list[str]) -> None:
+    missing = {label for label in told if label.lower() in {*MISSING, "-1"}}
+    if missing:
+        names = ", ".join(map(repr, sorted(missing)))
+        warnings.warn(
+            f"{names} in y: taken for a class; no label is an empty string there, or -1 among "
+            "numbers",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
 def encode_alike(y: Any, fitted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`encode`; raises ValueError too where one are names and the classes fitted are numbers, or the reverse: then no prediction could be right."""
+    """`encode`; raises ValueError too where one are names and the classes fitted are numbers, or
+    the reverse: then no prediction could be right."""
     label, classes = encode(y)
     if (classes.dtype.kind == "U") != (fitted.dtype.kind == "U"):
         raise ValueError(
-            f"y has labels such as {classes.tolist()[0]!r}, but the model was fitted with such as {fitted.tolist()[0]!r}: give both as names, "
-            "or both as numbers"
+            f"y has labels such as {classes.tolist()[0]!r}, but the model was fitted with such as "
+            f"{fitted.tolist()[0]!r}: give both as names, or both as numbers"
         )
     return label, classes
 
 
 def plainly(error: ValueError) -> ValueError:
-    """scikit-learn's error of an X that does not fit; of rows that are not finite with the way out that there is here, instead of other classifiers."""
+    """scikit-learn's error of an X that does not fit; of rows that are not finite with the way out
+    that there is here, instead of other classifiers."""
     what = str(error).split("\n")[0]
     if "NaN" not in what and "infinity" not in what:
         return error
     return ValueError(
-        f"{what}\nA row that could not be embedded is NaN, and has nothing to learn from: leave it out of every view and of y, by "
-        "keep = np.isfinite(X).all(axis=1) of each view"
+        f"{what}\nA row that could not be embedded is NaN, and has nothing to learn from: leave it "
+        "out of every view and of y, by keep = np.isfinite(X).all(axis=1) of each view"
     )
 
 
@@ -123,18 +149,14 @@ def _known(y: np.ndarray) -> np.ndarray:
     if y.dtype.kind == "U":
         return y != ""
     if y.dtype == object:
-        return np.array(
-            [
-                not (
-                    value is None
-                    or _differs_from_itself(value)
-                    or (isinstance(value, str | Number) and value in ("", -1))
-                )
-                for value in y
-            ],
-            bool,
-        )
+        return np.array([_is_label(value) for value in y], bool)
     return np.ones(len(y), bool)
+
+
+def _is_label(value: Any) -> bool:
+    if value is None or _differs_from_itself(value):
+        return False
+    return not (isinstance(value, str | Number) and value in ("", -1))
 
 
 def _differs_from_itself(value: Any) -> bool:
@@ -145,34 +167,38 @@ def _differs_from_itself(value: Any) -> bool:
 
 
 def hold_out(label: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Row numbers for validation: this share of the labelled rows of each class, at least one of three. Empty where every class has one or two."""
+    """Row numbers for validation: this share of the labelled rows of each class, at least one of
+    three. Empty where every class has one or two."""
     held = []
     for number in range(label.max() + 1):
         rows = np.flatnonzero(label == number)
-        take = min(
-            max(int(len(rows) * fraction), int(len(rows) > 2 and fraction > 0)), len(rows) - 1
-        )
-        held.append(
-            np.random.Generator(np.random.Philox(key=[seed, CHOICE + number])).permutation(rows)[
-                :take
-            ]
-        )
+        least = 1 if len(rows) > 2 and fraction > 0 else 0
+        take = min(max(int(len(rows) * fraction), least), len(rows) - 1)
+        chance = np.random.Generator(np.random.Philox(key=[seed, CHOICE + number]))
+        held.append(chance.permutation(rows)[:take])
     return np.sort(np.concatenate(held))
 
 
 def share_out(views: Sequence[int | slice], width: int) -> list[slice]:
     """Where each view's columns stand in a wide array of `width` columns. Raises ValueError."""
-    if all(isinstance(part, slice) for part in views):
-        parts = list(views)
-    elif all(isinstance(part, int | np.integer) and part > 0 for part in views):
-        ends = np.cumsum(views).tolist()
-        parts = [slice(end - part, end) for end, part in zip(ends, views, strict=True)]
-        if sum(views) != width:
-            raise ValueError(
-                f"views={list(views)} are {sum(views)} features, but X has {width} features"
-            )
-    else:
-        raise ValueError(f"views={views!r} must be widths such as [512, 768], or slices of columns")
-    if not parts or not all(len(range(width)[part]) for part in parts):
+    parts = _slices(views)
+    if parts and not isinstance(views[0], slice) and parts[-1].stop != width:
+        raise ValueError(
+            f"views={list(views)} are {parts[-1].stop} features, but X has {width} features"
+        )
+    empty = [part for part in parts if not len(range(*part.indices(width)))]
+    if empty or not parts:
         raise ValueError(f"views={views!r} leaves a view without a column of the {width} of X")
     return parts
+
+
+def _slices(views: Sequence[int | slice]) -> list[slice]:
+    """As they are, or side by side, of these widths."""
+    slices = [part for part in views if isinstance(part, slice)]
+    if len(slices) == len(views):
+        return slices
+    widths = [part for part in views if isinstance(part, int | np.integer) and part > 0]
+    if len(widths) < len(views):
+        raise ValueError(f"views={views!r} must be widths such as [512, 768], or slices of columns")
+    ends = itertools.accumulate(widths)
+    return [slice(end - part, end) for end, part in zip(ends, widths, strict=True)]

@@ -36,14 +36,14 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Look at views before training on them: leaks, dead dimensions, what they know, and whether they err on different images."""
+    """Look at views before training: leaks, dead dimensions, what they know, where they err."""
 
     views: str = ""
     """names of extracted views, comma-separated"""
     data: str = ""
     """the data set, as it was given to extract"""
     labels: str = "all"
-    """labelled training images, as for train: 4 (a class), 10% (of each class), all, or a file of keys"""
+    """labelled images, as for train: 4 (a class), 10% (of each class), all, or a file of keys"""
     seed: int = 0
     """which of them, as for train"""
     cache: str = "cache"

@@ -1,8 +1,11 @@
-"""The page kit: one static HTML file that opens offline. Everything is escaped unless it is Html; no request of any kind leaves the page.
+"""The page kit: one static HTML file that opens offline. Everything is escaped unless it is Html;
+no request of any kind leaves the page.
 
-    page("demo", [Section("scores", "Scores", table([Column("view"), Column("top-1", True)], [["clip", 0.5]]))])     -> the file's text
+    scores = table([Column("view"), Column("top-1", True)], [["clip", 0.5]])
+    page("demo", [Section("scores", "Scores", scores)])     -> the file's text
 
-A policy in the page's head allows its own scripts by their sha256 and images from data: URIs alone, so that even markup that got through would not run.
+A policy in the page's head allows its own scripts by their sha256 and images from data: URIs alone,
+so that even markup that got through would not run.
 """
 
 import base64
@@ -35,17 +38,25 @@ def join(parts: Iterable[object], between: str = "") -> Html:
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Html:
-    """tag("p", "a < b", class_="lead", data_x=1) -> <p class="lead" data-x="1">a &lt; b</p>. None leaves an attribute out, True gives it no value."""
-    given = "".join(
-        f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{esc(value)}"')
-        for key, value in attributes.items()
-        if value is not None and value is not False
-    )
-    return Html(f"<{name}{given}>" + ("" if name in VOID else f"{join(children)}</{name}>"))
+    """tag("p", "a < b", class_="lead", data_x=1) -> <p class="lead" data-x="1">a &lt; b</p>.
+
+    None leaves an attribute out, True gives it no value.
+    """
+    given = ""
+    for key, value in attributes.items():
+        if value is None or value is False:
+            continue
+        given += f" {key.rstrip('_').replace('_', '-')}"
+        if value is not True:
+            given += f'="{esc(value)}"'
+    if name in VOID:
+        return Html(f"<{name}{given}>")
+    return Html(f"<{name}{given}>{join(children)}</{name}>")
 
 
 def data(value: Any, /, **attributes: object) -> Html:
-    """A value as inline JSON for the page's scripts; no text in it can end the element. NaN and infinities become null."""
+    """A value as inline JSON for the page's scripts; no text in it can end the element. NaN and
+    infinities become null."""
     text = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -53,7 +64,8 @@ def data(value: Any, /, **attributes: object) -> Html:
 
 
 def short(x: float | None, digits: int = 4) -> float | int | None:
-    """Rounded to so many significant digits, so that a page of numbers stays small; None for NaN and infinities."""
+    """Rounded to so many significant digits, so that a page of numbers stays small; None for NaN
+    and infinities."""
     if x is None or not math.isfinite(x):
         return None
     rounded = float(f"{x:.{digits}g}")
@@ -72,7 +84,8 @@ def _finite(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Column:
-    """A table's column: its title, whether it holds numbers (right-aligned, sorted as such, largest first), and what it means, shown on hovering."""
+    """A table's column: its title, whether it holds numbers (right-aligned, sorted as such, largest
+    first), and what it means, shown on hovering."""
 
     title: str
     number: bool = False
@@ -81,7 +94,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a table's cell shows and, where that is something else, the value by which it is sorted."""
+    """What a table's cell shows and, where that is something else, the value by which it is
+    sorted."""
 
     shown: object
     value: float | str | None = None
@@ -97,41 +111,13 @@ def table(
     tall: bool = False,
     marked: Sequence[int] = (),
 ) -> Html:
-    """A table; its columns sort by a click or Enter. filtered: the placeholder of a field that hides the rows without its text; tall: it scrolls
-    in itself; marked: the numbers of rows that stand out. A cell is text, a number, Html or Cell."""
-    head = [
-        tag(
-            "th",
-            tag("button", column.title, type="button")
-            if sortable and column.title
-            else column.title,
-            scope="col",
-            class_="number" if column.number else None,
-            title=column.about or None,
-        )
-        for column in columns
-    ]
-    body = [
-        tag(
-            "tr",
-            *[
-                _cell(cell, column, first=not place)
-                for place, (cell, column) in enumerate(zip(row, columns, strict=True))
-            ],
-            class_="marked" if number in marked else None,
-        )
-        for number, row in enumerate(rows)
-    ]
-    field = (
-        tag(
-            "p",
-            tag("input", type="search", placeholder=filtered, aria_label=filtered, class_="filter"),
-            tag("span", class_="count", aria_live="polite"),
-            class_="controls",
-        )
-        if filtered
-        else ""
-    )
+    """A table; its columns sort by a click or Enter. A cell is text, a number, Html or Cell.
+
+    filtered: the placeholder of a field that hides the rows without its text; tall: it scrolls in
+    itself; marked: the numbers of rows that stand out.
+    """
+    head = [_head(column, sortable) for column in columns]
+    body = [_row(row, columns, number in marked) for number, row in enumerate(rows)]
     whole = tag(
         "table",
         tag("thead", tag("tr", *head)),
@@ -139,31 +125,63 @@ def table(
         class_="sortable" if sortable else None,
         id=name or None,
     )
+    if tall:
+        whole = tag("div", whole, class_="scroll tall", tabindex="0")
+    else:
+        whole = tag("div", whole, class_="scroll")
+    return tag("div", _filter(filtered) if filtered else "", whole, class_="tabled")
+
+
+def _head(column: Column, sortable: bool) -> Html:
+    title: object = column.title
+    if sortable and column.title:
+        title = tag("button", column.title, type="button")
+    kind = "number" if column.number else None
+    return tag("th", title, scope="col", class_=kind, title=column.about or None)
+
+
+def _row(row: Sequence[object], columns: Sequence[Column], marked: bool) -> Html:
+    cells = []
+    for place, (cell, column) in enumerate(zip(row, columns, strict=True)):
+        cells.append(_cell(cell, column, first=place == 0))
+    return tag("tr", *cells, class_="marked" if marked else None)
+
+
+def _filter(placeholder: str) -> Html:
     return tag(
-        "div",
-        field,
+        "p",
         tag(
-            "div", whole, class_="scroll tall" if tall else "scroll", tabindex="0" if tall else None
+            "input",
+            type="search",
+            placeholder=placeholder,
+            aria_label=placeholder,
+            class_="filter",
         ),
-        class_="tabled",
+        tag("span", class_="count", aria_live="polite"),
+        class_="controls",
     )
 
 
-def _cell(cell: object, column: Column, first: bool) -> Html:
-    if not isinstance(cell, Cell):
-        cell = Cell(
-            f"{cell:,.4g}" if isinstance(cell, float) else cell,
-            cell if isinstance(cell, int | float) else None,
-        )
-    value = short(cell.value, 6) if isinstance(cell.value, int | float) else cell.value
+def _cell(given: object, column: Column, first: bool) -> Html:
+    cell = given if isinstance(given, Cell) else _plain(given)
+    value = cell.value
+    if isinstance(value, int | float):
+        value = short(value, 6)
+    long = type(cell.shown) is str and len(cell.shown) > 16
     return tag(
         "th" if first else "td",
         "" if cell.shown is None else cell.shown,
         scope="row" if first else None,
         data_v=value,
         class_="number" if column.number else None,
-        title=cell.shown if type(cell.shown) is str and len(cell.shown) > 16 else None,
+        title=cell.shown if long else None,
     )
+
+
+def _plain(value: object) -> Cell:
+    """What is no Cell yet: numbers are sorted as such."""
+    shown = f"{value:,.4g}" if isinstance(value, float) else value
+    return Cell(shown, value if isinstance(value, int | float) else None)
 
 
 def note(*text: object, warning: bool = False) -> Html:
@@ -173,21 +191,14 @@ def note(*text: object, warning: bool = False) -> Html:
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Html:
     """A list of what is what."""
-    return tag(
-        "dl",
-        *[tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs],
-        class_="facts",
-    )
+    lines = [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs]
+    return tag("dl", *lines, class_="facts")
 
 
 def command(text: str) -> Html:
     """A command to type, with a button that copies it."""
-    return tag(
-        "div",
-        tag("code", text),
-        tag("button", "copy", type="button", class_="copy"),
-        class_="command",
-    )
+    copy = tag("button", "copy", type="button", class_="copy")
+    return tag("div", tag("code", text), copy, class_="command")
 
 
 def gallery(cards: Sequence["Card"], *, empty: str = "none", **attributes: object) -> Html:
@@ -199,7 +210,8 @@ def gallery(cards: Sequence["Card"], *, empty: str = "none", **attributes: objec
 
 @dataclass(frozen=True)
 class Card:
-    """An image of a gallery: its data: URI and size ('' where there is none), its key, lines below it, and values that scripts filter by."""
+    """An image of a gallery: its data: URI and size ('' where there is none), its key, lines below
+    it, and values that scripts filter by."""
 
     key: str
     uri: str = ""
@@ -209,29 +221,23 @@ class Card:
     values: tuple[tuple[str, object], ...] = ()
 
     def html(self) -> Html:
-        image = (
-            tag(
-                "img",
-                src=self.uri,
-                alt=self.key,
-                width=self.width,
-                height=self.height,
-                decoding="async",
-                class_="coarse" if max(self.width, self.height) < 48 else None,
-            )
-            if self.uri
-            else tag("span", "no picture", class_="blank")
-        )
         text = [tag("span", line, class_="line") for line in self.lines]
+        key = tag("span", self.key, class_="key", title=self.key)
+        figure = tag("figure", self._image(), tag("figcaption", *text, key))
+        values = {f"data_{name}": value for name, value in self.values}
+        return tag("li", figure, tabindex="0", **values)
+
+    def _image(self) -> Html:
+        if not self.uri:
+            return tag("span", "no picture", class_="blank")
         return tag(
-            "li",
-            tag(
-                "figure",
-                image,
-                tag("figcaption", *text, tag("span", self.key, class_="key", title=self.key)),
-            ),
-            tabindex="0",
-            **{f"data_{name}": value for name, value in self.values},
+            "img",
+            src=self.uri,
+            alt=self.key,
+            width=self.width,
+            height=self.height,
+            decoding="async",
+            class_="coarse" if max(self.width, self.height) < 48 else None,
         )
 
 
@@ -242,7 +248,8 @@ def grid(*parts: object) -> Html:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page, found in its navigation: id, title, what to know before reading it, and what it holds."""
+    """A part of the page, found in its navigation: id, title, what to know before reading it, and
+    what it holds."""
 
     name: str
     title: str
@@ -251,13 +258,15 @@ class Section:
 
 
 def page_file(to: str, example: str) -> Path:
-    """TO=. Raises UsageError for what is no .html file, and for one that is there and is not a page of ours."""
+    """TO=. Raises UsageError for what is no .html file, and for one that is there and is not a page
+    of ours."""
     path = Path(to).expanduser()
     if path.suffix != ".html":
         raise UsageError(f"TO={to}: the page is an .html file. Type: {example}")
     if path.is_dir() or (path.is_file() and b'content="coview"' not in path.read_bytes()[:4096]):
         raise UsageError(
-            f"TO={to} is there already, and is no page that was made here; name another file. Type: {example}"
+            f"TO={to} is there already, and is no page that was made here; name another file. "
+            f"Type: {example}"
         )
     return path
 
@@ -270,17 +279,39 @@ def page(
     intro: object = "",
     scripts: Sequence[str] = (),
 ) -> str:
-    """The whole file. intro stands below the title; scripts are further files of assets/ beside page.js."""
-    style = (ASSETS / "page.css").read_text(encoding="utf-8")
-    code = [
-        (ASSETS / name).read_text(encoding="utf-8") for name in ("page.js", "charts.js", *scripts)
-    ]
-    digests = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-        for text in code
+    """The whole file. intro stands below the title; scripts are further files of assets/ beside
+    page.js."""
+    code = [_asset(name) for name in ("page.js", "charts.js", *scripts)]
+    parts = [_part(section) for section in sections]
+    body = tag(
+        "body",
+        tag("a", "to the content", href="#top", class_="skip"),
+        _top(title, kind, sections),
+        tag("main", tag("h1", title), intro, *parts, id="top"),
+        tag("div", id="tip", role="tooltip", hidden=True),
+        *[tag("script", Html(text)) for text in code],
     )
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {digests}; base-uri 'none'; form-action 'none'"
-    head = tag(
+    whole = tag("html", _meta(f"{title} · {kind}", code), body, lang="en")
+    return f"<!doctype html>\n{whole}\n"
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def _digest(code: str) -> str:
+    """A script as a Content-Security-Policy names it."""
+    sha256 = hashlib.sha256(code.encode()).digest()
+    return f"'sha256-{base64.b64encode(sha256).decode()}'"
+
+
+def _meta(title: str, code: Sequence[str]) -> Html:
+    """The file's head. Of scripts only `code` may run."""
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src {' '.join(map(_digest, code))}; base-uri 'none'; form-action 'none'"
+    )
+    return tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", http_equiv="Content-Security-Policy", content=policy),
@@ -288,45 +319,26 @@ def page(
         tag("meta", name="color-scheme", content="light dark"),
         tag("meta", name="generator", content="coview"),
         tag("link", rel="icon", href="data:,"),
-        tag("title", f"{title} · {kind}"),
-        tag("style", Html(style)),
+        tag("title", title),
+        tag("style", Html(_asset("page.css"))),
     )
+
+
+def _top(title: str, kind: str, sections: Sequence[Section]) -> Html:
+    """The bar that stays in sight: where one is, and where one can go."""
     links = [tag("a", section.title, href=f"#{section.name}") for section in sections]
-    top = tag(
-        "header",
-        tag(
-            "div",
-            tag("span", kind, class_="kind"),
-            tag("a", title, href="#top", class_="name"),
-            tag("nav", *links, aria_label="sections"),
-            tag(
-                "button",
-                "◐",
-                type="button",
-                id="theme",
-                title="light or dark",
-                aria_label="light or dark",
-            ),
-            class_="bar",
-        ),
-        class_="top",
+    theme = "light or dark"
+    bar = tag(
+        "div",
+        tag("span", kind, class_="kind"),
+        tag("a", title, href="#top", class_="name"),
+        tag("nav", *links, aria_label="sections"),
+        tag("button", "◐", type="button", id="theme", title=theme, aria_label=theme),
+        class_="bar",
     )
-    parts = [
-        tag(
-            "section",
-            tag("h2", section.title),
-            tag("p", section.lead, class_="lead") if section.lead else "",
-            section.body,
-            id=section.name,
-        )
-        for section in sections
-    ]
-    body = tag(
-        "body",
-        tag("a", "to the content", href="#top", class_="skip"),
-        top,
-        tag("main", tag("h1", title), intro, *parts, id="top"),
-        tag("div", id="tip", role="tooltip", hidden=True),
-        *[tag("script", Html(text)) for text in code],
-    )
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    return tag("header", bar, class_="top")
+
+
+def _part(section: Section) -> Html:
+    lead = tag("p", section.lead, class_="lead") if section.lead else ""
+    return tag("section", tag("h2", section.title), lead, section.body, id=section.name)

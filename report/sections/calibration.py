@@ -1,104 +1,91 @@
-"""Sections of a report: calibration, accuracy by class, agreement of the views; all from predictions.parquet, by counting."""
+"""Sections of a report: calibration, accuracy by class, agreement of the views; all from
+predictions.parquet, by counting."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from base.console import counted
-from report.html.charts import Series, bars, heat, lines
-from report.html.page import Cell, Column, Section, grid, join, note, table, tag
+from report.html.charts import Axes, Series, bars, heat, lines
+from report.html.page import Cell, Column, Html, Section, grid, join, note, table, tag
 from report.run import Part, Run
 from report.sections.scores import JOINT, mean_sd, title
 
 BINS = 15  # as in train/evaluate.ece
 FEW = 10  # images of a seed in a bin, below which its share says little
+MOST_COUNTED = 4_096  # classes of which it is counted what each is taken for
 
 
 def reliability(run: Run) -> Section:
-    """Accuracy against confidence, of the joint and of each view, on the test images of all seeds."""
+    """Accuracy against confidence, of the joint and of each view, on the test images of all
+    seeds."""
     part = run.parts[run.method]["test"]
-    named = [(JOINT, part.sure_En, part.right_En)] + [
-        (view, sure, own == part.label_n)
-        for view, own, sure in zip(run.views, part.own_VEn, part.own_sure_VEn, strict=False)
-    ]
-    found = [(name, *binned(sure.ravel(), right.ravel())) for name, sure, right in named]
     seeds = len(part.pred_En)
-    curves = []
-    for number, (name, at, share, count) in enumerate(found):
-        there = count > 0
-        told = [
-            f"{counted(n, 'image')}{' of all seeds' * (seeds > 1)}" for n in count[there].tolist()
-        ]
-        curves.append(
-            Series(
-                name,
-                at[there].tolist(),
-                share[there].tolist(),
-                number,
-                dots=True,
-                about=told,
-                hollow=(count[there] < FEW * seeds).tolist(),
-            )
-        )
+    found = {JOINT: binned(part.sure_En.ravel(), part.right_En.ravel())}
+    for view, own_En, sure_En in zip(run.views, part.own_VEn, part.own_sure_VEn, strict=False):
+        found[view] = binned(sure_En.ravel(), (own_En == part.label_n).ravel())
+    curves, histograms = [], {}
+    for number, (name, bins) in enumerate(found.items()):
+        curves.append(_curve(name, number, bins, seeds))
+        histograms[name] = (bins[2] / seeds).tolist()
+    a_seed = " a seed" if seeds > 1 else ""
+    about = (
+        "Points above the dotted line are too modest, points below it too sure. Hollow ones, which "
+        f"no line joins, stand for fewer than {FEW} images{a_seed}."
+    )
+    axes = Axes("confidence", "share that is right", y_range=(0, 1), diagonal=True)
     middle = [f"{(b + 0.5) / BINS:.2f}" for b in range(BINS)]
+    charts = grid(
+        lines("Is the confidence right?", curves, axes, about),
+        bars("How often is it how sure?", middle, histograms, Axes("confidence", "images")),
+    )
+    mean = f", mean of {seeds} seeds" if seeds > 1 else ""
     return Section(
         "reliability",
         "Reliability",
-        grid(
-            lines(
-                "Is the confidence right?",
-                curves,
-                x="confidence",
-                y="share that is right",
-                y_range=(0, 1),
-                diagonal=True,
-                about="Points above the dotted line are too modest, points below it too sure. Hollow ones, which no line joins, stand for fewer than "
-                f"{FEW} images{' a seed' * (seeds > 1)}.",
-            ),
-            bars(
-                "How often is it how sure?",
-                middle,
-                {name: (count / seeds).tolist() for name, _, _, count in found},
-                x="confidence",
-                y="images",
-            ),
-        ),
-        f"{title(run.method)}, as trained, on {part.label_n.size:,} test images{f', mean of {seeds} seeds' if seeds > 1 else ''}. "
-        "make predict and the galleries use one more temperature, fitted on validation.",
+        charts,
+        f"{title(run.method)}, as trained, on {part.label_n.size:,} test images{mean}. make "
+        "predict and the galleries use one more temperature, fitted on validation.",
     )
+
+
+def _curve(
+    name: str, number: int, bins: tuple[np.ndarray, np.ndarray, np.ndarray], seeds: int
+) -> Series:
+    at, share, count = bins
+    there = count > 0
+    about = [counted(n, "image") for n in count[there].tolist()]
+    if seeds > 1:
+        about = [f"{images} of all seeds" for images in about]
+    hollow = (count[there] < FEW * seeds).tolist()
+    x, y = at[there].tolist(), share[there].tolist()
+    return Series(name, x, y, number, dots=True, about=about, hollow=hollow)
 
 
 def binned(sure_n: np.ndarray, right_n: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(mean confidence, accuracy, count) of each of BINS equal bins of confidence; of an empty one the first two are NaN."""
+    """(mean confidence, accuracy, count) of each of BINS equal bins of confidence; of an empty one
+    the first two are NaN."""
     place = np.clip(np.ceil(sure_n.astype(float) * BINS).astype(int), 1, BINS) - 1
     count = np.bincount(place, minlength=BINS)
     with np.errstate(invalid="ignore"):
-        return (
-            np.bincount(place, sure_n, BINS) / count,
-            np.bincount(place, right_n.astype(float), BINS) / count,
-            count,
-        )
+        confidence = np.bincount(place, sure_n, BINS) / count
+        accuracy = np.bincount(place, right_n.astype(float), BINS) / count
+    return confidence, accuracy, count
 
 
 def classes(run: Run, names: Sequence[str]) -> Section:
-    """One row a class: how many test images, the accuracy of the joint, of each view and of the other methods, and what it is taken for."""
+    """One row a class: how many test images, the accuracy of the joint, of each view and of the
+    other methods, and what it is taken for."""
     part, count = run.parts[run.method]["test"], len(names)
     images = np.bincount(part.label_n, minlength=count)
-    wrong = np.zeros((count, count), np.int32) if count <= 4_096 else None
-    if wrong is not None:
-        for pred_n in part.pred_En:
-            np.add.at(wrong, (part.label_n, pred_n), pred_n != part.label_n)
-    called = np.bincount(part.pred_En.ravel(), minlength=count)
-    hit = np.bincount(
-        np.broadcast_to(part.label_n, part.pred_En.shape)[part.right_En], minlength=count
-    )
-    own = [recall(part.label_n, own_En, count) for own_En in part.own_VEn]
+    joint_EC = recall(part.label_n, part.pred_En, count)
+    precision_C = _precision(part, count)
     others = [name for name in run.methods if name != run.method]
-    rest = [
-        recall(run.parts[name]["test"].label_n, run.parts[name]["test"].pred_En, count).mean(0)
-        for name in others
-    ]
-    joint = recall(part.label_n, part.pred_En, count)
+    single_C = [recall(part.label_n, own_En, count).mean(0) for own_En in part.own_VEn]
+    for name in others:
+        other = run.parts[name]["test"]
+        single_C.append(recall(other.label_n, other.pred_En, count).mean(0))
+    taken_C = _taken_for(part, names)
     columns = [
         Column("class"),
         Column("test images", True),
@@ -108,126 +95,129 @@ def classes(run: Run, names: Sequence[str]) -> Section:
         *[Column(title(name), True, "the joint of this method") for name in others],
         Column("most often taken for"),
     ]
-    rows = []
+    rows: list[list[object]] = []
     for c, name in enumerate(names):
         if not images[c]:
             rows.append([name, 0, *[Cell("", None)] * (len(columns) - 3), ""])
             continue
-        worst = int(wrong[c].argmax()) if wrong is not None and wrong[c].any() else None
-        precise = hit[c] / called[c] if called[c] else float("nan")
-        taken = (
-            ""
-            if worst is None
-            else f"{names[worst]} ({100 * wrong[c, worst] / images[c] / len(part.pred_En):.0f} %)"
-        )
-        rows.append(
-            [
-                name,
-                int(images[c]),
-                mean_sd(joint[:, c]),
-                Cell(f"{100 * precise:.1f}" if called[c] else "", precise if called[c] else None),
-                *[_share(accuracy[:, c].mean()) for accuracy in own],
-                *[_share(accuracy[c]) for accuracy in rest],
-                taken,
-            ]
-        )
+        shares = [_share(accuracy_C[c]) for accuracy_C in single_C]
+        joint, precision = mean_sd(joint_EC[:, c]), _share(precision_C[c])
+        rows.append([name, int(images[c]), joint, precision, *shares, taken_C[c]])
+    whole = table(
+        columns, rows, name="classes-table", filtered=f"filter {count:,} classes", tall=count > 12
+    )
     return Section(
         "classes",
         "Classes",
-        table(
-            columns,
-            rows,
-            name="classes-table",
-            filtered=f"filter {count:,} classes",
-            tall=count > 12,
-        ),
-        "On the test split, so it tells how good the run is, and is not there to choose by: what to label next stands above. A click on a column's "
-        "title sorts.",
+        whole,
+        "On the test split, so it tells how good the run is, and is not there to choose by: what "
+        "to label next stands above. A click on a column's title sorts.",
     )
+
+
+def _precision(part: Part, count: int) -> np.ndarray:
+    """(C,) of the images that are called so, the share that is; NaN where none is called so."""
+    called_C = np.bincount(part.pred_En.ravel(), minlength=count)
+    label_En = np.broadcast_to(part.label_n, part.pred_En.shape)
+    hit_C = np.bincount(label_En[part.right_En], minlength=count)
+    with np.errstate(invalid="ignore"):
+        return hit_C / called_C
+
+
+def _taken_for(part: Part, names: Sequence[str]) -> list[str]:
+    """Of each class the one that its images are most often taken for, and how often."""
+    if len(names) > MOST_COUNTED:
+        return [""] * len(names)
+    wrong_CC = np.zeros((len(names), len(names)), np.int32)
+    for pred_n in part.pred_En:
+        np.add.at(wrong_CC, (part.label_n, pred_n), pred_n != part.label_n)
+    images_C = np.bincount(part.label_n, minlength=len(names)).tolist()
+    found = []
+    for worst, n, images in zip(wrong_CC.argmax(1), wrong_CC.max(1), images_C, strict=True):
+        share = 100 * n / images / len(part.pred_En) if n else 0
+        found.append(f"{names[worst]} ({share:.0f} %)" if n else "")
+    return found
 
 
 def recall(label_n: np.ndarray, pred_En: np.ndarray, count: int) -> np.ndarray:
     """(E, C) share of each class's images that are recognised; NaN for a class without images."""
+    images = np.bincount(label_n, minlength=count)
+    hits = [np.bincount(label_n[pred_n == label_n], minlength=count) for pred_n in pred_En]
     with np.errstate(invalid="ignore"):
-        return np.stack(
-            [np.bincount(label_n[pred_n == label_n], minlength=count) for pred_n in pred_En]
-        ) / np.bincount(label_n, minlength=count)
+        return np.stack(hits) / images
 
 
 def agreement(run: Run) -> Section | None:
-    """How often the views agree, what one knows that another does not, and how accurate the joint is when so many agree with it."""
-    part: Part = run.parts[run.method]["test"]
+    """How often the views agree, what one knows that another does not, and how accurate the joint
+    is when so many agree with it."""
+    part = run.parts[run.method]["test"]
     views = run.views
     if len(part.own_VEn) < 2:
         return None
-    right_VEn = part.own_VEn == part.label_n
-    same = np.array([[(a == b).mean() for b in part.own_VEn] for a in part.own_VEn])
-    with np.errstate(invalid="ignore"):
-        rescued = np.array(
-            [[np.divide((b & ~a).sum(), (~a).sum()) for b in right_VEn] for a in right_VEn]
-        )
-    np.fill_diagonal(rescued, np.nan)
-    with_joint = (part.own_VEn == part.pred_En).sum(0)
-    counts = [int((with_joint == k).sum()) for k in range(len(views) + 1)]
-    accuracy = [
-        float(part.right_En[with_joint == k].mean()) if counts[k] else float("nan")
-        for k in range(len(views) + 1)
-    ]
-    total = with_joint.size
-    rows = [
-        [
-            f"{k} of {len(views)}",
-            Cell(f"{100 * counts[k] / total:.1f}", counts[k]),
-            Cell("" if not counts[k] else f"{100 * accuracy[k]:.1f}", accuracy[k]),
-        ]
-        for k in range(len(views), -1, -1)
-    ]
+    same, rescued = _between(part)
+    tables = grid(
+        heat(
+            "Two views have the same first choice, in %",
+            views,
+            views,
+            100 * same,
+            shown="{:.1f}",
+            high=100,
+        ),
+        heat(
+            "Where the row's view is wrong, the column's is right, in %",
+            views,
+            views,
+            100 * rescued,
+            shown="{:.1f}",
+            high=100,
+        ),
+        tag("div", _with_joint(part, len(views))),
+    )
+    about = note("Views that err on different images have something to teach each other.")
+    together = ", all seeds together" if len(part.pred_En) > 1 else ""
     return Section(
         "agreement",
         "Agreement",
-        join(
-            [
-                grid(
-                    heat(
-                        "Two views have the same first choice, in %",
-                        views,
-                        views,
-                        100 * same,
-                        shown="{:.1f}",
-                        high=100,
-                    ),
-                    heat(
-                        "Where the row's view is wrong, the column's is right, in %",
-                        views,
-                        views,
-                        100 * rescued,
-                        shown="{:.1f}",
-                        high=100,
-                    ),
-                    tag(
-                        "div",
-                        tag(
-                            "figure",
-                            tag("figcaption", "How many views agree with the joint"),
-                            table(
-                                [
-                                    Column("agree"),
-                                    Column("of the images in %", True),
-                                    Column("joint right in %", True),
-                                ],
-                                rows,
-                                sortable=False,
-                            ),
-                            class_="chart",
-                        ),
-                    ),
-                ),
-                note("Views that err on different images have something to teach each other."),
-            ]
-        ),
-        f"How far the views of {title(run.method)} say the same on the test split{', all seeds together' if len(part.pred_En) > 1 else ''}.",
+        join([tables, about]),
+        f"How far the views of {title(run.method)} say the same on the test split{together}.",
     )
 
 
+def _between(part: Part) -> tuple[np.ndarray, np.ndarray]:
+    """(V, V) shares: of the images, where two views say the same; of those that the row's view has
+    wrong, where the column's is right."""
+    V = len(part.own_VEn)
+    right_VEn = part.own_VEn == part.label_n
+    same, rescued = np.ones((V, V)), np.full((V, V), np.nan)
+    for a in range(V):
+        wrong_En = ~right_VEn[a]
+        for b in range(V):
+            same[a, b] = (part.own_VEn[a] == part.own_VEn[b]).mean()
+            if a != b and wrong_En.any():
+                rescued[a, b] = (right_VEn[b] & wrong_En).sum() / wrong_En.sum()
+    return same, rescued
+
+
+def _with_joint(part: Part, views: int) -> Html:
+    """How many views agree with the joint, and how good it is then."""
+    with_joint_En = (part.own_VEn == part.pred_En).sum(0)
+    rows = []
+    for k in range(views, -1, -1):
+        right = part.right_En[with_joint_En == k]
+        share = f"{100 * right.size / with_joint_En.size:.1f}"
+        accuracy = _share(right.mean()) if right.size else Cell("", float("nan"))
+        rows.append([f"{k} of {views}", Cell(share, right.size), accuracy])
+    columns = [
+        Column("agree"),
+        Column("of the images in %", True),
+        Column("joint right in %", True),
+    ]
+    caption = tag("figcaption", "How many views agree with the joint")
+    return tag("figure", caption, table(columns, rows, sortable=False), class_="chart")
+
+
 def _share(value: float) -> Cell:
+    if np.isnan(value):
+        return Cell("", None)
     return Cell(f"{100 * value:.1f}", float(value))

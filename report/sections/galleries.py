@@ -1,29 +1,33 @@
-"""Galleries of a report: what the model thinks of images, and the images worth a look, with their pictures."""
+"""Galleries of a report: what the model thinks of images, and the images worth a look, with their
+pictures."""
 
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from base.errors import CoviewError
 from cache_specs.items import read_items
+from predict.from_run import Model, Opinions, of_run
 from report.html.page import Card, Html, Section, command, gallery, join, note, tag
-from report.pictures import Picture, Pictures
+from report.pictures import Picture, Pictures, card_of
 from report.run import Run
+from report.sample import spaced
 from report.sections import choose
 from report.sections.maps import POINTS, maps
-
-if TYPE_CHECKING:
-    from predict.from_run import Opinions
-    from train.data.reader import Cache
+from train.data.reader import Cache
 
 MOST = 10_000  # images of each split that the model is asked about; of more, evenly spaced ones
 MOST_CELLS = 4e8  # probabilities of one split in memory
 SHOWN = 24  # pictures of a gallery
 ERRORS = 240  # of the gallery that the confusion matrix filters, whose first SHOWN are seen
+NEXT = (
+    "No hidden label has a say. To label them, move the files into their classes' folders, or "
+    "write their labels into the table that DATA is; then type the same make extract once more for "
+    "each view, which embeds no image again, and train under another RUN."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,15 +35,16 @@ class Asked:
     """Rows of the data set and what the model says of them; `of`: of how many they are a sample."""
 
     rows: np.ndarray
-    says: "Opinions"
+    says: Opinions
     of: int
 
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What the galleries are made of. hidden_rows: those that no seed's probes had a label of; labelled: of the first seed."""
+    """What the galleries are made of. rest: the images that no seed's probes had a label of;
+    labelled: of the first seed."""
 
-    cache: "Cache"
+    cache: Cache
     views: list[str]
     val: Asked
     rest: Asked
@@ -54,48 +59,37 @@ class Look:
         found: dict[int, Picture],
         **values: object,
     ) -> Card:
-        """The card of asked.rows[at]: the lines, what each view says, the picture if there is one."""
+        """The card of asked.rows[at]: the lines, what each view says, the picture if there is
+        one."""
         row, names = int(asked.rows[at]), self.cache.items.classes
-        picture = found.get(row)
-        own = (
-            []
-            if len(asked.says.views_VnC) < 2
-            else [
-                f"{view}: {names[p_C.argmax()]} {p_C.max():.2f}"
-                for view, p_C in zip(self.views, asked.says.views_VnC[:, at], strict=True)
-            ]
-        )
-        return Card(
-            self.cache.items.keys[row],
-            *((picture.uri, picture.width, picture.height) if picture else ()),
-            lines=[*lines, *own],
-            values=tuple(values.items()),
-        )
+        told = list(lines)
+        if len(asked.says.views_VnC) > 1:
+            for view, p_C in zip(self.views, asked.says.views_VnC[:, at], strict=True):
+                told.append(f"{view}: {names[p_C.argmax()]} {p_C.max():.2f}")
+        return card_of(self.cache.items.keys[row], found.get(row), told, tuple(values.items()))
 
 
 def look(run: Run, cache: Path, root: Path, device: str) -> Look:
-    """Open what the run was trained on and ask the shown method's model. Raises CoviewError where either is gone or changed."""
-    from predict.from_run import of_run
-
+    """Open what the run was trained on and ask the shown method's model. Raises CoviewError where
+    either is gone or changed."""
     model, opened, splits = of_run(run.folder, run.method, device, cache)
     never = splits[0].unlabelled
     for split in splits[1:]:
         never = np.intersect1d(never, split.unlabelled)
-    width = len(opened.items.classes) * (len(opened.names) + 1)
-
-    def asked(rows: np.ndarray) -> Asked:
-        few = spaced(rows, int(min(MOST, max(1, MOST_CELLS // width))))
-        return Asked(few, model([emb_ND[few] for emb_ND in opened.emb]), len(rows))
-
-    dataset = cache / opened.items.folder_name
     return Look(
         opened,
         list(opened.names),
-        asked(splits[0].val),
-        asked(never),
+        _ask(model, opened, splits[0].val),
+        _ask(model, opened, never),
         splits[0].labelled,
-        Pictures(dataset, opened.items, root),
+        Pictures(cache / opened.items.folder_name, opened.items, root),
     )
+
+
+def _ask(model: Model, opened: Cache, rows: np.ndarray) -> Asked:
+    width = len(opened.items.classes) * (len(opened.names) + 1)
+    few = spaced(rows, int(min(MOST, max(1, MOST_CELLS // width))))
+    return Asked(few, model([emb_ND[few] for emb_ND in opened.emb]), len(rows))
 
 
 def class_names(run: Run, cache: Path) -> list[str]:
@@ -109,15 +103,6 @@ def class_names(run: Run, cache: Path) -> list[str]:
     return [f"class {c}" for c in range(run.summary["classes"])]
 
 
-def spaced(rows: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of them, evenly spaced."""
-    return (
-        rows
-        if len(rows) <= most
-        else rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(np.int64))]
-    )
-
-
 def error_gallery(seen: Look, seeds: int) -> Html:
     """The most confident errors on validation; assets/report.js shows those of a confusion cell."""
     asked, names = seen.val, seen.cache.items.classes
@@ -125,28 +110,27 @@ def error_gallery(seen: Look, seeds: int) -> Html:
     chosen = choose.errors(asked.says.joint_nC, label_n, ERRORS)
     found = seen.pictures(asked.rows[chosen])
     pred_n, sure_n = asked.says.joint_nC.argmax(-1), asked.says.joint_nC.max(-1)
-    cards = [
-        seen.card(
-            asked,
-            at,
-            [bold("label", names[label_n[at]]), bold("called", names[pred_n[at]], sure_n[at])],
-            found,
-            t=int(label_n[at]),
-            p=int(pred_n[at]),
-        )
-        for at in chosen
-    ]
+    cards = []
+    for at in chosen:
+        label, pred = int(label_n[at]), int(pred_n[at])
+        lines = [bold("label", names[label]), bold("called", names[pred], sure_n[at])]
+        cards.append(seen.card(asked, at, lines, found, t=label, p=pred))
     wrong = int((pred_n != label_n).sum())
-    told = f"{wrong:,} of {len(asked.rows):,} validation images{_sampled(asked)} are called wrongly{' by the seeds together' * (seeds > 1)}"
+    together = " by the seeds together" if seeds > 1 else ""
+    told = (
+        f"{wrong:,} of {len(asked.rows):,} validation images{_sampled(asked)} are called "
+        f"wrongly{together}; {len(cards):,} of them are here, at most 6 of a kind."
+    )
+    more = tag("button", "more", type="button", id="errors-more", hidden=len(cards) <= SHOWN)
     return join(
         [
             tag("h3", "Most confident errors on validation"),
-            note(f"{told}; {len(cards):,} of them are here, at most 6 of a kind."),
+            note(told),
             tag(
                 "p",
                 tag("span", id="errors-told", aria_live="polite"),
                 tag("button", "all", type="button", id="errors-all", hidden=True),
-                tag("button", "more", type="button", id="errors-more", hidden=len(cards) <= SHOWN),
+                more,
                 class_="controls",
             ),
             gallery(cards, empty="There are none.", id="errors", data_shown=SHOWN),
@@ -156,26 +140,25 @@ def error_gallery(seen: Look, seeds: int) -> Html:
 
 def disagreement_gallery(seen: Look) -> Html:
     asked = seen.rest if len(seen.rest.rows) else seen.val
-    chosen = choose.disagreeing(asked.says.views_VnC, SHOWN)
     if len(asked.says.views_VnC) < 2:
         return Html("")
+    chosen = choose.disagreeing(asked.says.views_VnC, SHOWN)
     found = seen.pictures(asked.rows[chosen])
-    names, joint_nC = seen.cache.items.classes, asked.says.joint_nC
-    cards = [
-        seen.card(
-            asked, at, [bold("joint", names[joint_nC[at].argmax()], joint_nC[at].max())], found
-        )
-        for at in chosen
-    ]
+    names, cards = seen.cache.items.classes, []
+    for at in chosen:
+        joint_C = asked.says.joint_nC[at]
+        line = bold("joint", names[joint_C.argmax()], joint_C.max())
+        cards.append(seen.card(asked, at, [line], found))
     about = note(
-        f"Of {len(asked.rows):,} unlabelled images{_sampled(asked)}, those of which two views are surest, of different classes; at most 4 of a pair "
-        "of classes."
+        f"Of {len(asked.rows):,} unlabelled images{_sampled(asked)}, those of which two views are "
+        "surest, of different classes; at most 4 of a pair of classes."
     )
     return join([tag("h3", "Where the views disagree"), about, gallery(cards)])
 
 
 def next_section(seen: Look) -> Section | None:
-    """Label these next. Chosen among the images that have no label at all, if there are any, otherwise among those whose label is hidden: unseen either way."""
+    """Label these next. Chosen among the images that have no label at all, if there are any,
+    otherwise among those whose label is hidden: unseen either way."""
     asked, items = seen.rest, seen.cache.items
     bare = np.flatnonzero(items.label[asked.rows] < 0)
     pool = bare if len(bare) else np.arange(len(asked.rows))
@@ -185,80 +168,61 @@ def next_section(seen: Look) -> Section | None:
     emb_nD = np.concatenate([_unit(emb_ND[asked.rows[pool]]) for emb_ND in seen.cache.emb], 1)
     chosen = pool[choose.label_next(joint_nC, views_VnC, emb_nD, SHOWN)]
     found = seen.pictures(asked.rows[chosen])
-    names = items.classes
     cards = []
     for at in chosen:
-        top2 = np.argsort(-asked.says.joint_nC[at], kind="stable")[:2]
-        cards.append(
-            seen.card(
-                asked,
-                at,
-                [f"{' or '.join(f'{names[c]} {asked.says.joint_nC[at, c]:.2f}' for c in top2)}?"],
-                found,
-            )
-        )
-    keys = "\n".join(items.keys[row] for row in asked.rows[chosen])
-    kind = (
-        "disagreement of the views × uncertainty of the joint"
-        if len(asked.says.views_VnC) > 1
-        else "uncertainty"
-    )
+        joint_C = asked.says.joint_nC[at]
+        first, second = np.argsort(-joint_C, kind="stable")[:2]
+        line = f"{items.classes[first]} {joint_C[first]:.2f} or "
+        line += f"{items.classes[second]} {joint_C[second]:.2f}?"
+        cards.append(seen.card(asked, at, [line], found))
+    keys = command("\n".join(items.keys[row] for row in asked.rows[chosen]))
+    several = len(asked.says.views_VnC) > 1
+    kind = "disagreement of the views × uncertainty of the joint" if several else "uncertainty"
     what = "images without a label" if len(bare) else "unlabelled images"
+    copied = tag("details", tag("summary", "their keys, to copy"), keys, class_="values")
     return Section(
         "next",
         "Label these next",
-        join(
-            [
-                gallery(cards),
-                tag(
-                    "details", tag("summary", "their keys, to copy"), command(keys), class_="values"
-                ),
-            ]
-        ),
-        f"Chosen by {kind} among {len(pool):,} {what}{_sampled(asked)}, then spread out so that no two ask the same. No hidden label has a say. "
-        "To label them, move the files into their classes' folders, or write their labels into the table that DATA is; then type the same "
-        "make extract once more for each view, which embeds no image again, and train under another RUN.",
+        join([gallery(cards), copied]),
+        f"Chosen by {kind} among {len(pool):,} {what}{_sampled(asked)}, then spread out so that no "
+        f"two ask the same. {NEXT}",
     )
 
 
-def suspects_section(seen: Look) -> Section | None:
-    """Suspected wrong labels, by probabilities of probes that never saw the label: validation, and training images whose label no seed was given. Not test:
-    who corrects the labels there that the model disputes makes its accuracy look better than it is."""
-    items = seen.cache.items
-    known = np.flatnonzero(items.label[seen.rest.rows] >= 0)
-    parts = [
-        ("validation", seen.val, np.arange(len(seen.val.rows))),
-        ("training", seen.rest, known),
-    ]
-    joint_nC = np.concatenate([asked.says.joint_nC[at] for _, asked, at in parts])
-    where = [(split, asked, int(i)) for split, asked, at in parts for i in at]
-    label_n = np.concatenate([items.label[asked.rows[at]] for _, asked, at in parts])
+def suspects_section(seen: Look) -> Section:
+    """Suspected wrong labels, by probabilities of probes that never saw the label: validation, and
+    training images whose label no seed was given. Not test: who corrects the labels there that the
+    model disputes makes its accuracy look better than it is."""
+    items, val, rest = seen.cache.items, seen.val, seen.rest
+    known = np.flatnonzero(items.label[rest.rows] >= 0)
+    joint_nC = np.concatenate([val.says.joint_nC, rest.says.joint_nC[known]])
+    label_n = np.concatenate([items.label[val.rows], items.label[rest.rows[known]]])
     chosen, rule = choose.wrong_labels(joint_nC, label_n, SHOWN)
-    found = seen.pictures([where[i][1].rows[where[i][2]] for i in chosen])
-    cards = [
-        seen.card(
-            where[i][1],
-            where[i][2],
-            [
-                bold("label", items.classes[label_n[i]], joint_nC[i, label_n[i]]),
-                bold("rather", items.classes[joint_nC[i].argmax()], joint_nC[i].max()),
-                where[i][0],
-            ],
-            found,
-        )
-        for i in chosen
-    ]
+    found = seen.pictures(np.concatenate([val.rows, rest.rows[known]])[chosen])
+    cards = []
+    for i in chosen:
+        label, rather = label_n[i], joint_nC[i].argmax()
+        lines = [
+            bold("label", items.classes[label], joint_nC[i, label]),
+            bold("rather", items.classes[rather], joint_nC[i, rather]),
+        ]
+        if i < len(val.rows):
+            cards.append(seen.card(val, i, [*lines, "validation"], found))
+        else:
+            cards.append(seen.card(rest, known[i - len(val.rows)], [*lines, "training"], found))
     return Section(
         "suspects",
         "Suspected labels",
         gallery(cards, empty="No label is suspected."),
-        f"The labels that look most wrong among {len(label_n):,} that no probe was given (validation and hidden training; not test), by {rule}. "
-        "With few labels many of these are the model's errors: look before you correct.",
+        f"The labels that look most wrong among {len(label_n):,} that no probe was given "
+        f"(validation and hidden training; not test), by {rule}. With few labels many of these are "
+        "the model's errors: look before you correct.",
     )
 
 
 def map_section(seen: Look) -> Section:
-    """The validation and unlabelled images that the model was asked about, and the labelled ones."""
+    """The validation and unlabelled images that the model was asked about, and the labelled
+    ones."""
     rows = np.concatenate([seen.val.rows, seen.rest.rows])
     pred_n = np.concatenate([seen.val.says.joint_nC, seen.rest.says.joint_nC]).argmax(-1)
     few = spaced(np.argsort(rows, kind="stable"), POINTS - min(len(seen.labelled), POINTS // 5))

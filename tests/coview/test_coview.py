@@ -38,6 +38,11 @@ INHERENT = {
 }
 
 
+@pytest.fixture(autouse=True)
+def rendered() -> None:
+    """Nobody hears what the library logs, as in a notebook: instead of conftest's."""
+
+
 def some(
     made: Made, n: int = 200, labelled: int = 60
 ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:

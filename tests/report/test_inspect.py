@@ -20,8 +20,10 @@ from extract.config import ExtractConfig
 from extract.run import run as extract
 from report.config import InspectConfig
 from report.inspect import measures
-from report.inspect.command import run, verdict
+from report.inspect.command import command as inspect
+from report.inspect.findings import look, verdict
 from report.inspect.measures import Overlap
+from report.inspect.run import run
 
 CHANCE = np.random.default_rng(0)
 
@@ -61,13 +63,13 @@ def test_neighbours_and_their_vote_are_scikit_learns(monkeypatch: pytest.MonkeyP
     bank, asked = np.arange(0, 700, 2), np.arange(1, 700, 4)
     mean = x.astype(np.float64).mean(0)
     units = x.astype(np.float64) - mean
-    cosine, row = measures.nearest(x, mean, bank, asked, 5)
+    cosine, row = measures.neighbours(x, mean, bank, asked, 5)
     oracle = KNeighborsClassifier(5, metric="cosine", algorithm="brute").fit(units[bank], y[bank])
     distance, found = oracle.kneighbors(units[asked])
     assert (bank[found] == row).mean() > 0.999
     np.testing.assert_allclose(cosine, 1 - distance, atol=1e-5)
     assert (measures.vote(y, row, 4) == oracle.predict(units[asked])).mean() > 0.99
-    own = measures.nearest(x, mean, bank, bank, 3)[1]
+    own = measures.neighbours(x, mean, bank, bank, 3)[1]
     assert (
         own
         == bank[
@@ -76,7 +78,7 @@ def test_neighbours_and_their_vote_are_scikit_learns(monkeypatch: pytest.MonkeyP
             .kneighbors()[1]
         ]
     ).mean() > 0.999
-    assert measures.nearest(x, mean, bank[:2], bank[:2], 5)[1].tolist() == [[bank[1]], [bank[0]]]
+    assert measures.neighbours(x, mean, bank[:2], bank[:2], 5)[1].tolist() == [[bank[1]], [bank[0]]]
 
 
 def direct_hsic(x: np.ndarray, y: np.ndarray) -> float:
@@ -230,15 +232,15 @@ def planted(tmp_path_factory: pytest.TempPathFactory, made: Made) -> Path:
 def test_planted_faults_are_found_and_nothing_else(
     planted: Path, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    found = run(
-        InspectConfig(
-            made.views("pixels", "edges"),
-            "digits",
-            "10",
-            cache=str(planted / "cache"),
-            to=str(tmp_path / "new" / "page.html"),
-        )
+    found: dict = {}
+    settings = InspectConfig(
+        made.views("pixels", "edges"),
+        "digits",
+        "10",
+        cache=str(planted / "cache"),
+        to=str(tmp_path / "new" / "page.html"),
     )
+    inspect(settings, found)
     pixels, edges = found["views"]
     flat = {
         name: set(np.flatnonzero(np.ptp(made.emb[name], 0) == 0).tolist())
@@ -296,7 +298,6 @@ def test_planted_faults_are_found_and_nothing_else(
 def test_the_labels_of_the_test_images_change_nothing(
     planted: Path, made: Made, tmp_path: Path
 ) -> None:
-    from report.inspect.command import look
     from train.data.reader import open_cache
     from train.data.splits import make_split
 

@@ -20,10 +20,10 @@ from base.errors import IntegrityError, UsageError
 from cache_specs.items import Items, class_index, read_items
 from cache_specs.succession import write_items
 from coview.chain import next_step, train
-from report.command import write_report
 from report.compare import compare
 from report.html.page import Cell, Column, data, table, tag
 from report.sections import choose
+from report.write import write_report
 from train.command import run
 from train.config import TrainConfig, make_command
 
@@ -625,7 +625,7 @@ def test_a_page_that_fails_changes_nothing(
         raise ZeroDivisionError("a\nbug")
 
     try:
-        monkeypatch.setattr("report.command.write_report", fail)
+        monkeypatch.setattr("report.write.write_report", fail)
         train(digits, {})
         assert (
             "its page was not written (ZeroDivisionError a bug). Type: make report RUN=digits"

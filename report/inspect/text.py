@@ -1,0 +1,58 @@
+"""The findings of `make inspect` as text."""
+
+from typing import Any
+
+from report.inspect.findings import crossing_text
+
+HEAD = (
+    f"{'view':20}{'width':>6}{'constant':>10}{'weak':>6}{'effective':>11}{'norm':>9}"
+    f"{'odd norms':>11}{'kNN val':>9}{'left out':>10}"
+)
+
+
+def text_of(found: dict[str, Any]) -> str:
+    rows = ", ".join(f"{count:,} {name}" for name, count in found["rows"].items())
+    first = f"{found['dataset']}: {rows}; {found['classes']} classes"
+    if found["unusable"]:
+        first += f"; {found['unusable']:,} images unusable"
+    lines = [
+        first,
+        "",
+        HEAD,
+        *map(_line, found["views"]),
+        f"kNN: {found['k']} neighbours among {found['bank']:,} labelled images, of "
+        f"{found['asked']:,} validation images (the commonest class: {found['chance']:.1%}) and, "
+        f"left out in turn, of {found['views'][0]['left_out']:,} labelled ones",
+        "",
+        *_leaks(found["copies"], found["near"]),
+    ]
+    for pair in found["pairs"]:
+        lines += ["", f"{' and '.join(pair['views'])}: {pair['worth']}", f"  {pair['verdict']}"]
+    return "\n".join(lines)
+
+
+def _line(view: dict[str, Any]) -> str:
+    norm = view["norm"]
+    return (
+        f"{view['view']:20}{view['width']:6}{len(view['constant']):10}{len(view['weak']):6}"
+        f"{view['effective']:11.1f}{norm['median']:9.3g}{norm['odd_count']:11,}"
+        f"{view['knn_val']:9.1%}{view['knn_left_out']:10.1%}"
+    )
+
+
+def _leaks(copies: dict[str, Any], near: dict[str, Any]) -> list[str]:
+    exact = (
+        f"exact copies: {copies['images']:,} images in {copies['groups']:,} groups; across the "
+        f"border: {crossing_text(copies['crossing'])}"
+    )
+    if copies["labels_differ"]:
+        exact += f"; {copies['labels_differ']:,} groups with different labels"
+    least = ", ".join(f"{cosine:.4f}" for cosine in near["least"])
+    close = (
+        f"near-duplicates in all views (cosine at least {least}, {near['asked']:,} of "
+        f"{near['held_out']:,} held-out images looked at): {crossing_text(near['crossing'])}"
+    )
+    lines = [exact, close]
+    for group in [*copies["shown"], *[pair[:2] for pair in near["shown"]]][:5]:
+        lines.append("  " + "   ".join(f"{one['role']}: {one['key']}" for one in group))
+    return lines

@@ -1,0 +1,80 @@
+"""In Python the library is silent; who asks logging for it hears what it does."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Made, importing
+
+FIT = """
+import numpy as np
+from coview import MetaCoTrainingClassifier, open_view
+def do(cache, folder):
+    emb_V = [np.array(open_view(f"{cache}/digits/{name}")[:300]) for name in ("pixels", "edges")]
+    y = np.where(np.arange(300) < 40, np.arange(300) % 4, -1)
+    MetaCoTrainingClassifier(warmup=5, cotrain=5, hidden=8).fit(emb_V, y).predict(emb_V)
+"""
+EXTRACT = """
+import pathlib
+import numpy as np
+from PIL import Image
+from extract.config import ExtractConfig
+from extract.run import run
+def do(cache, folder):
+    photos = pathlib.Path(folder) / "photos"
+    for number in range(6):
+        split = photos / ("train" if number else "test") / "a"
+        split.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((20, 20, 3), 40 * (number % 5), np.uint8)     # two of them are alike
+        Image.fromarray(pixels).save(split / f"{number}.png")
+    (photos / "notes.txt").write_text("left out")
+    run(ExtractConfig("tiny-clip", str(photos), cache=f"{folder}/cache", device="cpu"))
+"""
+TRAIN = """
+from train.command import run
+from train.config import TrainConfig
+VIEWS = VIEWS_
+def do(cache, folder):
+    run(TrainConfig(
+        VIEWS, "digits", "2", cache=cache, runs=folder, run="a", method="supervised,mct,knn",
+        warmup=5, cotrain=5, hidden=8, tensorboard="off", device="cpu",
+    ))
+"""
+BOTH = """
+import logging, sys
+do(sys.argv[1], sys.argv[2] + "/silent")
+print("----", flush=True)
+print("----", file=sys.stderr, flush=True)
+logging.basicConfig(level=logging.INFO)
+do(sys.argv[1], sys.argv[2] + "/heard")
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (FIT, ("mct-graph: 3", "1,797 x 64", "mct-graph: trained, 10 steps")),
+        (EXTRACT, ("tiny-clip: finished, 6 images",)),
+        (TRAIN, ("meta co-training: joint",)),
+    ],
+    ids=["fit", "extract", "train"],
+)
+def test_nothing_is_printed_unless_logging_is_asked(
+    made: Made, tmp_path: Path, program: str, words: tuple[str, ...]
+) -> None:
+    program = program.replace("VIEWS_", repr(made.views("pixels", "edges"))) + BOTH
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(made.cache), str(tmp_path)],
+        env=importing(ROOT, OMP_NUM_THREADS="1"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "----\n"
+    silent, heard = done.stderr.split("----\n")
+    assert silent == ""
+    for one in words:
+        assert one in heard
