@@ -34,13 +34,14 @@ from coview.labels import (
 from predict.from_run import experts_of
 from predict.model import Model, Opinions, View
 from train.algorithm.peers import LocalPeers, choose_device
-from train.config import TEACHING, UNLABELLED, TrainConfig
+from train.config import TrainConfig
 from train.data.reader import Cache
 from train.data.splits import Split
 from train.jobs import graphs_of, train_method
-from train.methods import PLANS
+from train.methods import METHODS, PLANS
 from train.run.log import Console, Ignore, Listener, Listeners
 from train.run.probe_files import read_tensors
+from train.run.session import Session
 
 DTYPES = (np.float32, np.float16)  # of rows: these stay as they are, all others become the first
 NEVER, MOST = 10**9, 2**31  # steps between checkpoints; of seeds
@@ -196,17 +197,10 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
                 "ignore", "The given NumPy array is not writable"
             )  # nobody writes
             try:
-                train_method(
-                    self.method,
-                    config,
-                    cache,
-                    splits,
-                    LocalPeers(len(names)),
-                    listener,
-                    Path(folder),
-                    device,
-                    threading.Event(),
-                )
+                work = cache, splits, [self.method], Path(folder), device
+                stop = threading.Event()
+                alone = Session(*work, LocalPeers(len(names)), listener, stop)
+                train_method(self.method, config, alone)
             finally:
                 graphs_of.cache_clear()  # it would keep X alive
             files = ["concat"] if self.method == "concat" else names
@@ -248,9 +242,9 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(
                 f"there is no method {self.method!r} that keeps a model{did_you_mean(str(self.method), PLANS)}"
             )
-        if len(names) < 2 and self.method in (*TEACHING, "concat"):
+        if len(names) < METHODS[self.method].views:
             raise ValueError(f"method={self.method!r} needs at least two views, found {len(names)}")
-        if self.method in UNLABELLED and not len(split.unlabelled):
+        if METHODS[self.method].unlabelled and not len(split.unlabelled):
             raise ValueError(
                 f"method={self.method!r} learns from rows without a label, and every row has one: add rows with y = -1, or take "
                 f"method={'supervised-graph' if len(names) > 1 else 'supervised'!r}"
