@@ -85,10 +85,7 @@ def classify(
 
 
 def _inputs(
-    method: str,
-    emb_V: Sequence[np.ndarray],
-    train_rows: np.ndarray,
-    blocks: Sequence[np.ndarray],
+    method: str, emb_V: Sequence[np.ndarray], train_rows: np.ndarray, blocks: Sequence[np.ndarray]
 ) -> list[list[np.ndarray]]:
     """Of each view, and of all side by side where there are several, what the method reads of the
     blocks of rows: (n, D) each."""

@@ -104,12 +104,7 @@ class Keeper:
     a stop signal, which ends it. metrics.jsonl is as long as its checkpoint says, or longer."""
 
     def __init__(
-        self,
-        job: Job,
-        settings: TrainingSettings,
-        folder: Path,
-        stop: threading.Event,
-        end: int,
+        self, job: Job, settings: TrainingSettings, folder: Path, stop: threading.Event, end: int
     ) -> None:
         self.job, self.settings, self.stop, self.end = job, settings, stop, end
         self.folder, self.metrics = folder / "checkpoints", folder / "metrics.jsonl"

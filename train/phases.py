@@ -71,11 +71,7 @@ def phases_of(method: Method, settings: ScheduleSettings) -> list[Phase]:
 
 
 def alone(
-    views: Sequence[State],
-    batches: Sequence[Offer],
-    draws_VEU: Tensor,
-    peers: Peers,
-    method: Rival,
+    views: Sequence[State], batches: Sequence[Offer], draws_VEU: Tensor, peers: Peers, method: Rival
 ) -> tuple[list[State], Told]:
     """The supervised step as one of those that might see unlabelled rows."""
     return supervised_step(views, batches, peers, method)

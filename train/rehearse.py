@@ -119,14 +119,7 @@ def memory_of(config: TrainConfig, cache: Cache, split: Split, experiments: int)
     for emb_ND in cache.emb:
         width = emb_ND.shape[1]
         params = probe.init(
-            [0],
-            0,
-            width,
-            config.hidden,
-            config.layers,
-            classes,
-            torch.float32,
-            config.members,
+            [0], 0, width, config.hidden, config.layers, classes, torch.float32, config.members
         )
         copies = 7 if config.ema else 6
         total += copies * sum(tensor.numel() for tensor in params.values())
