@@ -24,7 +24,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from base import console, interrupt, make_words
+from base import console, interrupt, make_words, option_groups
 from base.errors import (
     CoviewError,
     PreemptedError,
@@ -241,10 +241,7 @@ def amend(name: str, value: str | None) -> None:
 
 def parse(command: Command, argv: Sequence[str]) -> Any:
     """The settings. Ends the process with 2, after saying what is wrong with a flag."""
-    import tyro  # noqa: PLC0415  `coview --help` need not wait for it
-
-    kind = load(command.config)
-    return tyro.cli(kind, prog=f"coview {command.name}", description=kind.__doc__, args=argv)
+    return option_groups.parse(load(command.config), f"coview {command.name}", argv)
 
 
 def load(place: str) -> Any:

@@ -55,7 +55,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench_cache import machine, spread
 
-from train import loop
+from train import loop, phases
 from train.algorithm import probe
 from train.algorithm.cotrain import mct_step, supervised_step
 from train.algorithm.optimise import Adam, State, fresh
@@ -64,7 +64,7 @@ from train.algorithm.rivals import Rival
 from train.config import TrainConfig
 from train.data.feed import INIT, PURPOSES, Experiment, Feeder, Input, Task, make_input
 from train.data.splits import Split
-from train.methods import Job
+from train.phases import Job, after_warmup
 from train.run.log import Console, Ignore, Jsonl
 
 WIDTHS, IMAGENET, LABELLED = (1024, 768), 1_281_167, 128_117  # and 10 % of them
@@ -714,16 +714,16 @@ def shares(config: TrainConfig, task: Task, device: torch.device) -> dict[str, f
     """Parts of the seconds that `fit` takes for meta co-training from its first to its last
     step."""
     clock, job = Clock(device), Job("mct", "mct", task, LocalPeers(2), task.names)
-    plan = replace(loop.PLANS["mct"], step=clock("steps", mct_step))
+    schedule = after_warmup(clock("steps", mct_step))
     with (
         tempfile.TemporaryDirectory(prefix="bench-train-") as folder,
         contextlib.ExitStack() as patches,
         open(os.devnull, "w") as nowhere,
     ):
         patches.enter_context(contextlib.redirect_stderr(nowhere))
-        patches.enter_context(mock.patch.dict(loop.PLANS, mct=plan))
+        patches.enter_context(mock.patch.dict(phases.SCHEDULES, mct=schedule))
         for where, name, what in (
-            (loop, "supervised_step", "steps"),
+            (phases, "supervised_step", "steps"),
             (loop.Feeder, "__call__", "feed"),
             (loop, "select", "evaluation"),
             (loop.Watch, "__call__", "logging"),
@@ -735,9 +735,7 @@ def shares(config: TrainConfig, task: Task, device: torch.device) -> dict[str, f
             job,
             config,
             listener,
-            Path(folder) / "checkpoints",
-            Path(folder) / "metrics.jsonl",
-            precision(device),
+            Path(folder),
             threading.Event(),
         )
         wait(device)

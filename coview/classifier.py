@@ -45,13 +45,14 @@ from coview.labels import (
 from predict.from_run import experts_of
 from predict.model import Model, Opinions, View
 from train.algorithm.peers import LocalPeers, choose_device
-from train.config import TEACHING, UNLABELLED, TrainConfig
+from train.config import TrainConfig
 from train.data.reader import Cache
 from train.data.splits import Split
 from train.jobs import graphs_of, train_method
-from train.methods import PLANS
+from train.methods import METHODS, PLANS
 from train.run.log import Console, Ignore, Listener, Listeners
 from train.run.probe_files import read_tensors
+from train.run.session import Session
 
 log = logging.getLogger(f"coview.{__name__}")
 DTYPES = (np.float32, np.float16)  # of rows: these stay as they are, all others become the first
@@ -211,17 +212,10 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
                 f"{counted(len(names), 'view')}, {counted(len(splits), 'seed')}, on {device}"
             )
             try:
-                train_method(
-                    self.method,
-                    config,
-                    cache,
-                    splits,
-                    LocalPeers(len(names)),
-                    listener,
-                    folder,
-                    device,
-                    threading.Event(),
-                )
+                work = cache, splits, [self.method], folder, device
+                stop = threading.Event()
+                alone = Session(*work, LocalPeers(len(names)), listener, stop)
+                train_method(self.method, config, alone)
             finally:
                 graphs_of.cache_clear()  # it would keep X alive
             model = self._trained(folder, config, cache, splits, device)
@@ -291,9 +285,9 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         if self.method not in PLANS:
             near = did_you_mean(f"{self.method}", PLANS)
             raise ValueError(f"there is no method {self.method!r} that keeps a model{near}")
-        if views < 2 and self.method in (*TEACHING, "concat"):
+        if views < METHODS[self.method].views:
             raise ValueError(f"method={self.method!r} needs at least two views, found {views}")
-        if self.method in UNLABELLED and not unlabelled:
+        if METHODS[self.method].unlabelled and not unlabelled:
             other = "supervised-graph" if views > 1 else "supervised"
             raise ValueError(
                 f"method={self.method!r} learns from rows without a label, and every row has one: "

@@ -51,7 +51,7 @@ COMMANDS = (
     Command(
         "sweep",
         "train.grid:SweepConfig",
-        "train.sweep:command",
+        "train.command:command_sweep",
         (*TRAINED, "GRID", *MACHINE, "RUN"),
         "make sweep VIEWS=clip,dinov2 DATA=photos/ GRID='lr=1e-4,3e-4'",
     ),

@@ -1,17 +1,24 @@
-"""The baselines that scikit-learn has, on cached embeddings, for one experiment: logistic regression, nearest neighbours, label propagation.
+"""The baselines that scikit-learn has, on cached embeddings, for one experiment: logistic
+regression, nearest neighbours, label propagation.
 
-They see what the probes see: the same rows, the same standardisation, and everything chosen on validation accuracy (ties: validation
-loss, then the first of the grid). The labels of test rows and the hidden labels of training rows are never read.
-Read `classify` first, then `_pick`; then the three methods, each an iterator over its grid; then train/data/graph.py. One view of 6,000 x 768, 3,600 training
-rows, 10 classes, one core, after the imports: below two seconds each with 3 labels a class; with all 3,600, logistic regression 50 s, the others two.
+They see what the probes see: the same rows, the same standardisation, and everything chosen on
+validation accuracy (ties: validation loss, then the first of the grid). The labels of test rows and
+the hidden labels of training rows are never read. Read `classify` first, then `_pick`; then the
+three methods, each an iterator over its grid; then train/data/graph.py.
+
+One view of 6,000 x 768, 3,600 training rows, 10 classes, one core, after the imports: below two
+seconds each with 3 labels a class; with all 3,600, logistic regression 50 s, the others two.
 """
 
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 
 from base.errors import DataQualityError, UsageError, did_you_mean
 from train.data.graph import (
@@ -27,22 +34,21 @@ from train.data.graph import (
 )
 from train.data.splits import Split
 
-FLOOR = 1e-12  # the least probability: a class that nobody voted for costs 27.6 nats, not infinitely many
+# the least probability: a class that nobody voted for costs 27.6 nats, not infinitely many
+FLOOR = 1e-12
 INVERSE_PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-ITERATIONS, GRADIENT = (
-    5_000,
-    1e-6,
-)  # of L-BFGS: the most, and the largest derivative of the mean loss at which it may stop
+# of L-BFGS: the most, and the largest derivative of the mean loss at which it may stop
+ITERATIONS, GRADIENT = 5_000, 1e-6
 VOTERS = (1, 3, 5, 10, 20, 50)
 
-Candidate = tuple[
-    dict[str, float], list[np.ndarray]
-]  # hyper-parameters, and probabilities (n, C) for each block of queries
+# hyper-parameters, and probabilities (n, C) for each block of queries
+Candidate = tuple[dict[str, float], list[np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """V + 1 entries each, the last is of the concatenated views. Natural log-probabilities, (n_val, C) and (n_test, C) float32; what was chosen."""
+    """V + 1 entries each, the last is of the concatenated views. Natural log-probabilities, (n_val,
+    C) and (n_test, C) float32; what was chosen."""
 
     val: list[np.ndarray] = field(default_factory=list)
     test: list[np.ndarray] = field(default_factory=list)
@@ -52,41 +58,25 @@ class Scores:
 def classify(
     method: str, emb_V: Sequence[np.ndarray], label_N: np.ndarray, classes: int, split: Split
 ) -> Scores:
-    """Fit and choose `method`, one of CLASSIC, for each of V views and for their concatenation; with one view that is the view itself.
+    """Fit and choose `method`, one of CLASSIC, for each of V views and for their concatenation;
+    with one view that is the view itself.
 
-    emb_V: (N, D_v) float16 each. label_N: (N,) int, read at split.labelled and split.val alone. C = classes; one without a labelled row
-    gets FLOOR. Raises UsageError for an unknown method, DataQualityError where an embedding is not finite or nothing converges.
+    emb_V: (N, D_v) float16 each. label_N: (N,) int, read at split.labelled and split.val alone. C =
+    classes; one without a labelled row gets FLOOR. Raises UsageError for an unknown method,
+    DataQualityError where an embedding is not finite or nothing converges.
     """
     if method not in CLASSIC:
         raise UsageError(f"no baseline is called {method!r}{did_you_mean(method, CLASSIC)}")
     train_rows = np.union1d(split.labelled, split.unlabelled)
-    nodes = (
-        np.union1d(base_of(train_rows), split.labelled)
-        if method == "label-propagation"
-        else split.labelled
-    )
-    blocks = (nodes, split.val, split.test)
+    nodes = split.labelled
+    if method == "label-propagation":
+        nodes = np.union1d(base_of(train_rows), split.labelled)
     y_n = np.where(np.isin(nodes, split.labelled), label_N[nodes], -1)
-    inputs = []
-    for view, emb_ND in enumerate(emb_V):
-        mean_D, std_D = statistics(emb_ND, train_rows)
-        x_B = [standardise(emb_ND, rows, mean_D, std_D) for rows in blocks]
-        if not all(np.isfinite(x_nD).all() for x_nD in x_B):
-            raise DataQualityError(
-                f"view {view + 1} of {len(emb_V)} has embeddings that are not finite, in rows that {method} needs; "
-                "embed it anew, or leave it out of VIEWS="
-            )
-        inputs.append(x_B if method == "logreg" else [unit(x_nD) for x_nD in x_B])
-    if len(inputs) > 1:
-        scale = 1 if method == "logreg" else len(inputs) ** -0.5
-        inputs.append(
-            [np.concatenate(x_V, 1) * np.float32(scale) for x_V in zip(*inputs, strict=True)]
-        )
+    inputs = _inputs(method, emb_V, train_rows, (nodes, split.val, split.test))
     scores = Scores()
     for x_nD, *queries in inputs:
-        chosen, (val, test) = _pick(
-            CLASSIC[method](x_nD, y_n, queries, classes), label_N[split.val]
-        )
+        candidates = CLASSIC[method](x_nD, y_n, queries, classes)
+        chosen, (val, test) = _pick(candidates, label_N[split.val])
         for _ in range(2 if len(emb_V) == 1 else 1):
             scores.val.append(val)
             scores.test.append(test)
@@ -94,18 +84,45 @@ def classify(
     return scores
 
 
+def _inputs(
+    method: str, emb_V: Sequence[np.ndarray], train_rows: np.ndarray, blocks: Sequence[np.ndarray]
+) -> list[list[np.ndarray]]:
+    """Of each view, and of all side by side where there are several, what the method reads of the
+    blocks of rows: (n, D) each."""
+    directions = method != "logreg"  # alone: the others go by distance
+    inputs = []
+    for view, emb_ND in enumerate(emb_V):
+        mean_D, std_D = statistics(emb_ND, train_rows)
+        x_B = [standardise(emb_ND, rows, mean_D, std_D) for rows in blocks]
+        if not all(np.isfinite(x_nD).all() for x_nD in x_B):
+            raise DataQualityError(
+                f"view {view + 1} of {len(emb_V)} has embeddings that are not finite, in rows that "
+                f"{method} needs; embed it anew, or leave it out of VIEWS="
+            )
+        inputs.append([unit(x_nD) for x_nD in x_B] if directions else x_B)
+    if len(inputs) > 1:
+        scale = np.float32(len(inputs) ** -0.5 if directions else 1)
+        of_blocks = zip(*inputs, strict=True)
+        inputs.append([np.concatenate(x_V, 1) * scale for x_V in of_blocks])
+    return inputs
+
+
 def _pick(candidates: Iterator[Candidate], y_val: np.ndarray) -> Candidate:
-    """The candidate of the best validation accuracy, its probabilities as log-probabilities: a candidate is judged by the numbers handed out."""
-    best, score = None, ()
+    """The candidate of the best validation accuracy, its probabilities as log-probabilities: a
+    candidate is judged by the numbers handed out."""
+    best: Candidate | None = None
+    most: tuple[float, float] = (0.0, 0.0)
     for chosen, p_Q in candidates:
         log_Q = [_log(p_nC) for p_nC in p_Q]
-        nll = -log_Q[0][np.arange(len(y_val)), y_val].mean(dtype=np.float64)
-        if best is None or ((log_Q[0].argmax(1) == y_val).mean(), -nll) > score:
-            best, score = (chosen, log_Q), ((log_Q[0].argmax(1) == y_val).mean(), -nll)
+        right = float((log_Q[0].argmax(1) == y_val).mean())
+        loss = -float(log_Q[0][np.arange(len(y_val)), y_val].mean(dtype=np.float64))
+        if best is None or (right, -loss) > most:
+            best, most = (chosen, log_Q), (right, -loss)
     if best is None:
         raise DataQualityError(
-            f"logistic regression did not converge within {ITERATIONS} iterations for any of C = {INVERSE_PENALTIES}: "
-            "look at the embeddings for values far from all others, or leave 'logreg' out of the methods"
+            f"logistic regression did not converge within {ITERATIONS} iterations for any of "
+            f"C = {INVERSE_PENALTIES}: look at the embeddings for values far from all others, or "
+            "leave 'logreg' out of the methods"
         )
     return best
 
@@ -118,24 +135,20 @@ def _log(p_nC: np.ndarray) -> np.ndarray:
 def _logreg(
     x_LD: np.ndarray, y_L: np.ndarray, queries: list[np.ndarray], classes: int
 ) -> Iterator[Candidate]:
-    """Multinomial logistic regression, L2 penalty ||W||^2 / 2C on the summed loss, by L-BFGS; each C starts at the solution of the one before.
+    """Multinomial logistic regression, L2 penalty ||W||^2 / 2C on the summed loss, by L-BFGS; each
+    C starts at the solution of the one before.
 
     Fewer rows than dimensions are fitted in their span, where the solution lies whatever D is.
-    A C that has not converged within ITERATIONS is no candidate, since its numbers would depend on where it stopped.
+    A C that has not converged within ITERATIONS is no candidate, since its numbers would depend on
+    where it stopped.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
     present = np.unique(y_L)
     if len(present) == 1:  # scikit-learn refuses; the limit is certainty
-        yield (
-            {"C": INVERSE_PENALTIES[0]},
-            [np.eye(classes)[present].repeat(len(x_nD), 0) for x_nD in queries],
-        )
+        sure = np.eye(classes)[present]
+        yield {"C": INVERSE_PENALTIES[0]}, [sure.repeat(len(x_nD), 0) for x_nD in queries]
         return
-    x_LD, *queries = (
-        x_nD.astype(np.float64) for x_nD in (x_LD, *queries)
-    )  # in float32 the line search ends in rounding errors
+    # in float32 the line search ends in rounding errors
+    x_LD, *queries = (x_nD.astype(np.float64) for x_nD in (x_LD, *queries))
     if len(x_LD) < x_LD.shape[1]:
         basis_DL = np.linalg.qr(x_LD.T)[0]
         x_LD, *queries = (x_nD @ basis_DL for x_nD in (x_LD, *queries))
@@ -156,7 +169,8 @@ def _logreg(
 def _knn(
     x_LD: np.ndarray, y_L: np.ndarray, queries: list[np.ndarray], classes: int
 ) -> Iterator[Candidate]:
-    """The k nearest labelled rows vote with weight 1 / distance (Dudani 1976); where some are at distance 0, they alone vote."""
+    """The k nearest labelled rows vote with weight 1 / distance (Dudani 1976); where some are at
+    distance 0, they alone vote."""
     found_Q = [nearest(x_LD, x_nD, max(VOTERS)) for x_nD in queries]
     onehot_LC = np.eye(classes)[y_L]
     for k in sorted({min(k, len(x_LD)) for k in VOTERS}):
@@ -165,21 +179,22 @@ def _knn(
             distance_nk = distance_nK[:, :k]
             same_n1 = (distance_nk == 0).any(1, keepdims=True)
             weight_nk = np.where(same_n1, distance_nk == 0, 1 / np.where(same_n1, 1, distance_nk))
-            p_Q.append(
-                np.einsum("nk,nkc->nc", weight_nk, onehot_LC[row_nK[:, :k]])
-                / weight_nk.sum(1, keepdims=True)
-            )
+            votes_nC = np.einsum("nk,nkc->nc", weight_nk, onehot_LC[row_nK[:, :k]])
+            p_Q.append(votes_nC / weight_nk.sum(1, keepdims=True))
         yield {"k": k}, p_Q
 
 
 def _propagation(
     x_nD: np.ndarray, y_n: np.ndarray, queries: list[np.ndarray], classes: int
 ) -> Iterator[Candidate]:
-    """Labels spread over the training rows; a query, which is no node of the graph, gets the mean distribution of its nearest nodes.
+    """Labels spread over the training rows; a query, which is no node of the graph, gets the mean
+    distribution of its nearest nodes.
 
-    That is what LabelSpreading.predict_proba does with its knn kernel. Its graph is not used: it links each row to itself and k - 1 others, one
-    way only, where the paper asks for a symmetric one; it finds the neighbours anew for every alpha, and its fixed-point iteration at alpha
-    0.99 ends with a warning after the default 30 of the 2,700 rounds that it would take. See train/data/graph.py.
+    That is what LabelSpreading.predict_proba does with its knn kernel. Its graph is not used: it
+    links each row to itself and k - 1 others, one way only, where the paper asks for a symmetric
+    one; it finds the neighbours anew for every alpha, and its fixed-point iteration at alpha 0.99
+    ends with a warning after the default 30 of the 2,700 rounds that it would take. See
+    train/data/graph.py.
     """
     graph_nK = nearest(x_nD, None, max(NEIGHBOURS))[1]
     found_Q = [nearest(x_nD, query, max(NEIGHBOURS))[1] for query in queries]
@@ -189,10 +204,15 @@ def _propagation(
         if k not in links:
             links[k] = links_of(graph_nK[:, :k])
         p_nC = solve(links[k], y_n, classes, alpha)
-        yield (
-            {"neighbours": k, "alpha": alpha},
-            [sum(p_nC[row_n] for row_n in row_nK[:, :k].T) / k for row_nK in found_Q],
-        )
+        p_Q = []
+        for row_nK in found_Q:
+            p_Q.append(_sum(p_nC[row_n] for row_n in row_nK[:, :k].T) / k)
+        yield {"neighbours": k, "alpha": alpha}, p_Q
+
+
+def _sum(parts: Iterator[np.ndarray]) -> np.ndarray:
+    """One after the other: numpy's own sum adds up in another order."""
+    return functools.reduce(np.add, parts)
 
 
 CLASSIC = {"logreg": _logreg, "knn": _knn, "label-propagation": _propagation}

@@ -1,19 +1,24 @@
 """make train VIEWS=clip,dinov2 DATA=photos/     (coview train --views clip,dinov2 --data photos/)
 
-Trains the probes on the cache, prints a table with spreads, writes runs/<id>/. The same command with the same RUN resumes or shows it.
+Trains the probes on the cache, prints a table with spreads, writes runs/<id>/. The same command
+with the same RUN resumes or shows it. make sweep has its door here, too: both answer what is wrong
+with their words before anything heavy is imported.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
 from train.config import TrainConfig
-from train.run.session import begin, start
+from train.grid import SweepConfig
 
 
 def command(config: TrainConfig, found: dict[str, Any]) -> Path | None:
     """make train: the run's folder; None where nothing was trained, or another process tells."""
     config.check()
+    from train.run.start import begin, start
+
     begin()
     if config.dry_run:
         from train.rehearse import rehearse
@@ -23,62 +28,50 @@ def command(config: TrainConfig, found: dict[str, Any]) -> Path | None:
     return start(config, run, found)
 
 
+def command_sweep(config: SweepConfig, found: dict[str, Any]) -> None:
+    """make sweep."""
+    config.check()
+    from train.run.start import begin, start
+
+    begin()
+    start(config, run_sweep, found, "sweep.json")
+
+
+def run_sweep(config: SweepConfig) -> list[dict[str, Any]]:
+    from train.sweep import sweep
+
+    return sweep(config)
+
+
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train, evaluate, print the table; return the summary (on rank 0). Raises CoviewError."""
     from train.algorithm.peers import LocalPeers
     from train.jobs import train_method
-    from train.methods import SOLO
-    from train.run.session import session
-    from train.run.summary import describe, read_summary, summarise, table
+    from train.methods import METHODS
+    from train.run.session import session, together
+    from train.run.summary import describe, read_summary, summarise, summary_table
 
     begun = time.monotonic()
     with session(config) as s:
-        leader, methods, summary = s.peers.rank == 0, s.methods, {}
         if s.finished:
             summary = read_summary(s.folder)
-            if leader:
-                print(
-                    f"the run {s.folder} is finished; another RUN= makes a new one\n\n{table(summary)}"
-                )
+            if s.leads:
+                told = f"the run {s.folder} is finished; another RUN= makes a new one"
+                print(f"{told}\n\n{summary_table(summary)}")
             return summary
-        for method in methods:
-            if method not in SOLO:
-                train_method(
-                    method,
-                    config,
-                    s.cache,
-                    s.splits,
-                    s.peers,
-                    s.listener,
-                    s.folder,
-                    s.device,
-                    s.stop,
-                )
-        s.peers.any(False)  # every rank has looked, and every probe is on the disk
-        s.peers.close()
-        if leader:
-            for method in methods:  # what one process does alone, while no other waits for it
-                if method in SOLO:
-                    train_method(
-                        method,
-                        config,
-                        s.cache,
-                        s.splits,
-                        LocalPeers(len(s.cache.names)),
-                        s.listener,
-                        s.folder,
-                        s.device,
-                        s.stop,
-                    )
-            s.cache.refuse_changed()
-            summary = summarise(
-                s.folder,
-                describe(config, s.cache, s.splits),
-                methods,
-                s.cache,
-                s.splits[0],
-                s.device,
-                time.monotonic() - begun,
-            )
-            print(f"\n{table(summary)}\n{s.folder / 'summary.json'}", flush=True)
+        with together(s.peers):
+            for method in s.methods:
+                if not METHODS[method].solo:
+                    train_method(method, config, s)
+        if not s.leads:
+            return {}
+        alone = dataclasses.replace(s, peers=LocalPeers(len(s.cache.names)))
+        for method in s.methods:  # what one process does alone, while no other waits for it
+            if METHODS[method].solo:
+                train_method(method, config, alone)
+        s.cache.refuse_changed()
+        head = describe(config, s.cache, s.splits)
+        work = s.methods, s.cache, s.splits[0], s.device
+        summary = summarise(s.folder, head, *work, time.monotonic() - begun)
+        print(f"\n{summary_table(summary)}\n{s.folder / 'summary.json'}", flush=True)
         return summary

@@ -2,124 +2,95 @@
 
 import dataclasses
 import itertools
-import typing
 from dataclasses import dataclass
 from typing import Any
 
 from base.errors import UsageError, did_you_mean
 from base.phrase import quoted
-from train.config import PLACES, TrainConfig
+from train.config import TrainConfig, TrainingSettings, choices_of, limited, names_of
+from train.methods import METHODS
 
-INSIDE = (
-    "lr",
-    "weight_decay",
-    "temperature",
-    "pseudo",
-)  # may differ between the experiments of one training
-OUTSIDE = (
-    *PLACES,
-    "views",
-    "data",
-    "labels",
-    "seeds",
-    "method",
-    "device",
-    "gpus",
-    "grid",
-    "at_once",
-    "threads",
-)  # no axis of a grid
-METHODS = (
-    "supervised",
-    "self-training",
-    "co-training",
-    "fixmatch",
-    "mct-h0",
-    "mct",
-    "supervised-graph",
-    "mct-graph",
-)
+INSIDE = ("lr", "weight_decay", "temperature", "pseudo")  # may differ in one batched training
+EXAMPLE = "GRID='lr=1e-4,3e-4 temperature=0.25,0.5,1'"
+BOOLS = {"true": True, "false": False}
 
 
 @dataclass(frozen=True)
-class SweepConfig(TrainConfig):
-    """Train a grid of settings, all seeds of all combinations at once where they can be, and rank them on validation."""
-
+class GridSettings:
     grid: str = ""
-    """name=value,value … separated by blanks, such as 'lr=1e-4,3e-4 temperature=0.25,0.5,1'; the names are those of the settings below"""
-    at_once: int = 64
+    """name=value,value … separated by blanks, such as 'lr=1e-4,3e-4 temperature=0.25,0.5,1';
+    the names are those of the settings below"""
+    at_once: int = limited(64, least=1)
     """the most experiments (combinations times seeds) in one batched training"""
 
+
+@dataclass(frozen=True)
+class SweepConfig(TrainConfig, GridSettings):
+    """Train a grid of settings, as many at once as can be, and rank them on validation."""
+
     def method_list(self) -> list[str]:
-        if self.method == "all":
-            return [name for name in super().method_list() if name in METHODS]
-        return (
-            super().method_list()
-            if self.method
-            else ["mct-graph" if len(self.view_list()) > 1 else "supervised"]
-        )
+        if not self.method:
+            return ["mct-graph" if len(self.view_list()) > 1 else "supervised"]
+        every = super().method_list()
+        return every if self.method != "all" else [name for name in every if name in swept()]
 
     def combinations(self) -> list[dict[str, Any]]:
         """Every combination of the grid's values. Raises UsageError."""
-        example = "GRID='lr=1e-4,3e-4 temperature=0.25,0.5,1'"
-        kinds = {
-            field.name: type(field.default)
-            for field in dataclasses.fields(TrainConfig)
-            if field.name not in OUTSIDE
-        }
         axes: dict[str, list[Any]] = {}
         for part in self.grid.split():
             name, _, values = part.partition("=")
             name = name.replace("-", "_")
-            if name not in kinds or name in axes:
-                what = (
-                    f"{name!r} stands there twice"
-                    if name in axes
-                    else f"no setting of a grid is called {name!r}{did_you_mean(name, kinds)}"
-                )
-                raise UsageError(f"GRID: {what}. Type: {example}")
-            try:
-                axes[name] = [
-                    {"true": True, "false": False}[value.lower()]
-                    if kinds[name] is bool
-                    else kinds[name](value)
-                    for value in values.split(",")
-                ]
-            except (ValueError, KeyError):
-                raise UsageError(
-                    f"GRID: {part!r}: {name} takes values such as {getattr(self, name)!r}. Type: {example}"
-                ) from None
+            if name in axes:
+                raise UsageError(f"GRID: {name!r} stands there twice. Type: {EXAMPLE}")
+            axes[name] = self._values(name, part, values)
         if not axes:
+            views, data = quoted(self.views or "clip,dinov2"), quoted(self.data or "photos/")
             raise UsageError(
-                f"GRID is missing. Type: make sweep VIEWS={quoted(self.views or 'clip,dinov2')} DATA={quoted(self.data or 'photos/')} {example}"
+                f"GRID is missing. Type: make sweep VIEWS={views} DATA={data} {EXAMPLE}"
             )
-        return [
-            dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
-        ]
+        rows = itertools.product(*axes.values())
+        return [dict(zip(axes, row, strict=True)) for row in rows]
 
     def check(self) -> None:
         """Raise UsageError for what can be seen without reading any data."""
         super().check()
         if self.dry_run:
             raise UsageError(
-                f"a sweep has no dry run. This one has {len(self.combinations()):,} combinations; for one of them type: "
-                f"make train VIEWS={quoted(self.views)} DATA={quoted(self.data)} ARGS=--dry-run"
+                f"a sweep has no dry run. This one has {len(self.combinations()):,} combinations; "
+                f"for one of them type: make train VIEWS={quoted(self.views)} "
+                f"DATA={quoted(self.data)} ARGS=--dry-run"
             )
-        if self.at_once < 1:
-            raise UsageError(f"--at-once must be at least 1, found {self.at_once}")
         for method in self.method_list():
-            if method not in METHODS:
-                raise UsageError(f"METHOD={method} has no grid; a sweep takes {', '.join(METHODS)}")
-        choices = {
-            name: typing.get_args(kind)
-            for name, kind in typing.get_type_hints(TrainConfig).items()
-            if typing.get_origin(kind) is typing.Literal
-        }
+            if method not in swept():
+                every = ", ".join(swept())
+                raise UsageError(f"METHOD={method} has no grid; a sweep takes {every}")
         for combination in self.combinations():
-            for name in combination.keys() & choices.keys():
-                if combination[name] not in choices[name]:
-                    near = did_you_mean(combination[name], choices[name])
-                    raise UsageError(
-                        f"GRID: {name} takes {', '.join(choices[name])}, found {combination[name]!r}{near}"
-                    )
             TrainConfig.check(dataclasses.replace(self, **combination))
+
+    def _values(self, name: str, part: str, values: str) -> list[Any]:
+        """The values of one axis, of the kind that the setting is."""
+        axes = [axis for axis in names_of(TrainingSettings) if axis != "threads"]
+        if name not in axes:
+            told = did_you_mean(name, axes)
+            raise UsageError(
+                f"GRID: no setting of a grid is called {name!r}{told}. Type: {EXAMPLE}"
+            )
+        usual = getattr(self, name)
+        kind = type(usual)
+        found = []
+        for value in values.split(","):
+            try:
+                found.append(BOOLS[value.lower()] if kind is bool else kind(value))
+            except (ValueError, KeyError):
+                told = f"{name} takes values such as {usual!r}"
+                raise UsageError(f"GRID: {part!r}: {told}. Type: {EXAMPLE}") from None
+            choices = choices_of(name)
+            if choices and value not in choices:
+                told = did_you_mean(value, choices)
+                raise UsageError(f"GRID: {name} takes {', '.join(choices)}, found {value!r}{told}")
+        return found
+
+
+def swept() -> list[str]:
+    """The methods that a sweep takes."""
+    return [method.name for method in METHODS.values() if not method.solo]

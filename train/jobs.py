@@ -1,180 +1,159 @@
-"""One method of a run: from the settings to its jobs (see train/methods.py), from these to the files in runs/<id>/probes/METHOD/."""
+"""One method of a run: from the settings to its jobs (see train/methods.py), from these to the
+files in runs/<id>/probes/METHOD/."""
 
 import functools
-import sys
-import threading
+import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from base.console import NOTE
 from base.errors import PreemptedError
 from train.algorithm.peers import LocalPeers, Peers
-from train.classic import CLASSIC, classify
+from train.classic import Scores, classify
 from train.config import TrainConfig
 from train.data.feed import Experiment, Task, make_input
 from train.data.graph import Graph
 from train.data.reader import Cache
 from train.data.splits import Split
 from train.loop import fit
-from train.methods import PLANS, Job
-from train.run.log import Listener
+from train.methods import METHODS, Method
+from train.phases import Job
+from train.run.checkpoint import Standing
 from train.run.probe_files import is_trained, write_probe, write_tensors
+from train.run.session import Session
 
+log = logging.getLogger(f"coview.{__name__}")
 TOLD_BYTES = 2**28  # of what the nodes of a method's graphs know, in the run's folder
 
 
-def train_method(
-    method: str,
-    config: TrainConfig,
-    cache: Cache,
-    splits: Sequence[Split],
-    peers: Peers,
-    listener: Listener,
-    folder: Path,
-    device: torch.device,
-    stop: threading.Event,
-) -> None:
+def train_method(name: str, config: TrainConfig, s: Session) -> None:
     """Leave the method's files in probes/METHOD/, unless they are there. Raises CoviewError."""
-    if method in CLASSIC:
-        if not is_trained(folder, method, ["scores"]):
-            _classic(method, cache, splits, folder, stop)
-        return
-    if method != "mpl" and is_trained(
-        folder,
-        method,
-        [method] if method == "concat" else [*cache.names, *["pool"] * PLANS[method].graphs],
-    ):
+    method = METHODS[name]
+    if is_trained(s.folder, name, method.files(s.cache.names)):
         return  # before any graph is made for nothing
-    dtype, precision = autocast(config, device)
-    for job in make_jobs(method, cache, splits, experiments(config), peers, device, dtype):
-        files = [
-            *(job.probes if isinstance(job.peers, LocalPeers) else cache.names),
-            *["pool"] * PLANS[method].graphs,
-        ]
-        if not is_trained(folder, method, files):
-            done = fit(
-                job,
-                config,
-                listener,
-                folder / "checkpoints",
-                folder / "metrics.jsonl",
-                precision,
-                stop,
-            )
-            fused = (
-                done.best if method == "mpl" else done.fused
-            )  # an mpl job's joint is that of a student and its teacher
-            written = (
-                job.probes if job.peers.replica == 0 else []
-            )  # replicas of a view have the same
-            for name, best, both, source in zip(
-                written, done.best, fused, job.task.inputs, strict=False
-            ):
-                write_probe(folder, method, name, best, both, source)
-            if job.task.graphs and peers.rank == 0:
-                scores = {
-                    part: torch.stack(
-                        [graph(getattr(splits[0], part)) for graph in job.task.graphs]
-                    ).half()
-                    for part in ("val", "test")
-                }
-                chosen = {
-                    f"chosen.{key}": torch.stack([graph.chosen[key] for graph in job.task.graphs])
-                    for key in job.task.graphs[0].chosen
-                }
-                write_tensors(
-                    folder,
-                    method,
-                    "pool",
-                    {**scores, **chosen, **told(job.task.graphs), "weight": done.fused_pool},
-                )
+    if method.classic:
+        _classify(name, s)
+        return
+    tries, dtype = experiments(config), dtype_of(config.precision)
+    for job in make_jobs(name, s.cache, s.splits, tries, s.peers, s.device, dtype):
+        # a process that has some of the views goes on until all are there
+        names = job.probes if isinstance(job.peers, LocalPeers) else s.cache.names
+        if not is_trained(s.folder, name, method.files(names)):
+            done = fit(job, config, s.listener, s.folder, s.stop)
+            _write_probes(s.folder, method, job, done)
+            if job.task.graphs and s.peers.rank == 0:
+                _write_pool(s.folder, job, done)
 
 
-def _classic(
-    method: str, cache: Cache, splits: Sequence[Split], folder: Path, stop: threading.Event
-) -> None:
-    found = []
-    for number, split in enumerate(splits, 1):
-        if stop.is_set():
+def _write_probes(folder: Path, method: Method, job: Job, done: Standing) -> None:
+    """Of this process's views; the replicas of a view have the same."""
+    if job.peers.replica:
+        return
+    # the joint of a job of pairs is that of a student and its teacher, which nobody is asked for
+    fused = done.best if method.jobs == "pairs" else done.fused
+    each = zip(job.probes, done.best, fused, job.task.inputs, strict=False)
+    for probe, best, both, source in each:
+        write_probe(folder, job.method, probe, best, both, source)
+
+
+def _write_pool(folder: Path, job: Job, done: Standing) -> None:
+    """pool: what the graphs say of validation and test rows, and all that they were weighted by."""
+    graphs, split = job.task.graphs, job.task.splits[0]
+    tensors = {"weight": done.fused_pool, **told(graphs)}
+    for part, rows in (("val", split.val), ("test", split.test)):
+        tensors[part] = torch.stack([graph(rows) for graph in graphs]).half()
+    for key in graphs[0].chosen:
+        tensors[f"chosen.{key}"] = torch.stack([graph.chosen[key] for graph in graphs])
+    write_tensors(folder, job.method, "pool", tensors)
+
+
+def _classify(method: str, s: Session) -> None:
+    """By scikit-learn, which needs no job; one experiment after the other."""
+    found: list[Scores] = []
+    for number, split in enumerate(s.splits, 1):
+        if s.stop.is_set():
             raise PreemptedError(
-                f"stopped before experiment {number} of {method}; the same command begins {method} again, and keeps what came before it"
+                f"stopped before experiment {number} of {method}; the same command begins {method} "
+                "again, and keeps what came before it"
             )
-        found.append(
-            classify(method, cache.emb, cache.items.label, len(cache.items.classes), split)
-        )
-        print(f"{method}: {number} of {len(splits)} experiments", file=sys.stderr, flush=True)
-    tensors = {
-        part: torch.stack(
-            [torch.stack([torch.from_numpy(z) for z in getattr(scores, part)]) for scores in found],
-            1,
-        )
-        for part in ("val", "test")
-    }
-    chosen = {
-        f"chosen.{key}": torch.tensor(
-            [
-                [scores.chosen[view][key] for scores in found]
-                for view in range(len(cache.names) + 1)
-            ],
-            dtype=torch.float64 if isinstance(found[0].chosen[0][key], float) else torch.int64,
-        )
-        for key in found[0].chosen[0]
-    }
-    write_tensors(folder, method, "scores", {**tensors, **chosen})
+        items = s.cache.items
+        found.append(classify(method, s.cache.emb, items.label, len(items.classes), split))
+        log.log(NOTE, f"{method}: {number} of {len(s.splits)} experiments")
+    tensors = {}
+    for part in ("val", "test"):
+        of_each = [torch.from_numpy(np.stack(getattr(scores, part))) for scores in found]
+        tensors[part] = torch.stack(of_each, 1)
+    for key, value in found[0].chosen[0].items():
+        dtype = torch.float64 if isinstance(value, float) else torch.int64
+        of_each = [[chosen[key] for chosen in scores.chosen] for scores in found]
+        tensors[f"chosen.{key}"] = torch.tensor(of_each, dtype=dtype).T
+    write_tensors(s.folder, method, "scores", tensors)
 
 
-def autocast(
-    config: TrainConfig, device: torch.device
-) -> tuple[torch.dtype, AbstractContextManager]:
-    """The dtype of parameters and inputs, and the context in which products are computed."""
-    return (
-        torch.float64 if config.precision == "float64" else torch.float32,
-        torch.autocast("cuda", torch.bfloat16)
-        if device.type == "cuda" and config.precision == "auto"
-        else nullcontext(),
-    )
+def dtype_of(precision: str) -> torch.dtype:
+    """Of parameters and inputs."""
+    return torch.float64 if precision == "float64" else torch.float32
 
 
 def experiments(config: TrainConfig) -> list[Experiment]:
     """One for each seed."""
     temperature = 0.0 if config.pseudo == "argmax" else config.temperature
-    return [
-        Experiment(seed, config.lr, config.weight_decay, temperature) for seed in config.seed_list()
-    ]
+    step = config.lr, config.weight_decay, temperature
+    return [Experiment(seed, *step) for seed in config.seed_list()]
 
 
 @functools.lru_cache(1)
 def graphs_of(cache: Cache, splits: tuple[Split, ...], device: torch.device) -> list[Graph]:
-    """On each view, and on all side by side where there are several; the two methods of a run that have graphs have the same."""
-    return [
-        Graph(
-            [cache.emb[view] for view in group],
-            cache.items.label,
-            splits,
-            len(cache.items.classes),
-            device,
-        )
-        for group in groups_of(len(cache.names))
-    ]
+    """On each view, and on all side by side where there are several; the two methods of a run that
+    have graphs have the same."""
+    items, found = cache.items, []
+    for group in groups_of(len(cache.names)):
+        emb_V = [cache.emb[view] for view in group]
+        found.append(Graph(emb_V, items.label, splits, len(items.classes), device))
+    return found
 
 
 def told(graphs: Sequence[Graph]) -> dict[str, torch.Tensor]:
-    """told.GRAPH.EXPERIMENT: what the nodes know, so that who predicts need not solve the graphs again; nothing where that is too much to keep."""
-    found = {
-        f"told.{g}.{e}": told_nC
-        for g, graph in enumerate(graphs)
-        for e, (_, told_nC, *_) in enumerate(graph.solved_E)
-    }
-    return found if sum(told_nC.nbytes for told_nC in found.values()) <= TOLD_BYTES else {}
+    """told.GRAPH.EXPERIMENT: what the nodes know, so that who predicts need not solve the graphs
+    again; nothing where that is too much to keep."""
+    found = {}
+    for g, graph in enumerate(graphs):
+        for e, (_, told_nC, *_) in enumerate(graph.solved_E):
+            found[f"told.{g}.{e}"] = told_nC
+    size = sum(told_nC.nbytes for told_nC in found.values())
+    return found if size <= TOLD_BYTES else {}
 
 
 def groups_of(views: int) -> list[list[int]]:
     """The views that each graph is made of."""
-    return [[view] for view in range(views)] + [list(range(views))] * (views > 1)
+    groups = [[view] for view in range(views)]
+    return [*groups, list(range(views))] if views > 1 else groups
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What the jobs of a method train on, whatever their inputs are."""
+
+    cache: Cache
+    splits: Sequence[Split]
+    tries: Sequence[Experiment]
+    device: torch.device
+    dtype: torch.dtype
+
+    def task(self, names: list[str], inputs: Sequence[Sequence[int]]) -> Task:
+        """inputs: of each probe the views that it reads."""
+        train_rows = np.union1d(self.splits[0].labelled, self.splits[0].unlabelled)
+        made = []
+        for views in inputs:
+            emb_V = [self.cache.emb[view] for view in views]
+            made.append(make_input(emb_V, train_rows, self.device, self.dtype))
+        items = self.cache.items
+        splits, tries = list(self.splits), list(self.tries)
+        return Task(names, made, items.label, len(items.classes), splits, tries)
 
 
 def make_jobs(
@@ -186,50 +165,24 @@ def make_jobs(
     device: torch.device,
     dtype: torch.dtype,
 ) -> list[Job]:
-    """The jobs of one method for this process. Those whose views do not speak across processes are all rank 0's; the others have none."""
-    train_rows = np.union1d(splits[0].labelled, splits[0].unlabelled)
+    """The jobs of one method for this process. Those whose views do not speak across processes are
+    all rank 0's; the others have none."""
+    kind = METHODS[method].jobs
+    ground = Ground(cache, splits, tries, device, dtype)
+    if kind != "views" and peers.rank:
+        return []
+    if kind == "together":
+        task = ground.task([method], [range(len(cache.names))])
+        return [Job(method, method, task, LocalPeers(1), [method])]
+    if kind == "pairs":
+        return [_pair(method, view, name, ground) for view, name in enumerate(cache.names)]
+    task = ground.task(cache.names, [[view] for view in peers.mine])
+    if METHODS[method].graphs:
+        # every process has all of them: they are small, and nobody need send them
+        task = replace(task, graphs=graphs_of(cache, tuple(splits), device))
+    return [Job(method, method, task, peers, [cache.names[view] for view in peers.mine])]
 
-    def task(names: list[str], inputs: Sequence[Sequence[int]]) -> Task:
-        made = [
-            make_input([cache.emb[view] for view in views], train_rows, device, dtype)
-            for views in inputs
-        ]
-        return Task(
-            names, made, cache.items.label, len(cache.items.classes), list(splits), list(tries)
-        )
 
-    if method == "concat":
-        return (
-            [
-                Job(
-                    method,
-                    method,
-                    task(["concat"], [range(len(cache.names))]),
-                    LocalPeers(1),
-                    ["concat"],
-                )
-            ]
-            if peers.rank == 0
-            else []
-        )
-    if method == "mpl":
-        return (
-            [
-                Job(
-                    f"mpl-{name}",
-                    method,
-                    task([name, f"{name} (teacher)"], [[view]] * 2),
-                    LocalPeers(2),
-                    [name],
-                )
-                for view, name in enumerate(cache.names)
-            ]
-            if peers.rank == 0
-            else []
-        )
-    made = task(cache.names, [[view] for view in peers.mine])
-    if PLANS[
-        method
-    ].graphs:  # every process has all of them: they are small, and nobody need send them
-        made = replace(made, graphs=graphs_of(cache, tuple(splits), device))
-    return [Job(method, method, made, peers, [cache.names[view] for view in peers.mine])]
+def _pair(method: str, view: int, name: str, ground: Ground) -> Job:
+    task = ground.task([name, f"{name} (teacher)"], [[view], [view]])
+    return Job(f"{method}-{name}", method, task, LocalPeers(2), [name])

@@ -1,28 +1,36 @@
-"""make train … ARGS=--dry-run: what would be trained, in how much memory, and, after a few timed steps, about how long. Writes nothing to stay.
+"""make train … ARGS=--dry-run: what would be trained, in how much memory, and, after a few timed
+steps, about how long. Writes nothing to stay.
 
-The steps are those of the loop itself, on the real rows, in a temp folder that is gone at the end. What has no loop (scikit-learn's methods, and
-the graphs of supervised-graph and mct-graph) is not timed.
+The steps are those of the loop itself, on the real rows, in a temp folder that is gone at the end.
+What has no loop (scikit-learn's methods, and the graphs of supervised-graph and mct-graph) is not
+timed.
 """
 
 import dataclasses
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from base.commands import typed
-from base.console import clock_text
+from base.console import clock_text, counted
+from train.algorithm import probe
+from train.algorithm.peers import LocalPeers, choose_device
 from train.config import TrainConfig
+from train.data.reader import Cache
+from train.data.splits import Split
+from train.jobs import dtype_of, experiments, make_jobs
+from train.loop import fit
+from train.methods import METHODS, Method
+from train.phases import Phase, phases_of
 from train.run.log import Ignore
-
-if TYPE_CHECKING:
-    from train.data.reader import Cache
-    from train.data.splits import Split
+from train.run.reading import read
 
 WARM, STEPS = 6, 8  # timed steps of each kind; the fastest counts
-WITHOUT_GRAPH = {"supervised-graph": "supervised", "mct-graph": "mct"}
+NEVER = 2**30
 
 
 class Stamps(Ignore):
@@ -39,154 +47,138 @@ class Stamps(Ignore):
 
 
 def rehearse(config: TrainConfig) -> dict[str, Any]:
-    """Print and return the plan of a run. Raises CoviewError where the run itself would refuse to begin."""
-    import torch
-
-    from train.algorithm.peers import choose_device
-    from train.methods import PLANS
-    from train.run.session import read
-
+    """Print and return the plan of a run. Raises CoviewError where the run itself would refuse to
+    begin."""
     if config.threads:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device, 1)
-    cache, splits, methods = read(config, sys.stderr, remember=False)
-    split, period = splits[0], config.warmup + config.cotrain
-    rows = {
-        "labelled": len(split.labelled),
-        "unlabelled": len(split.unlabelled),
-        "val": len(split.val),
-        "test": len(split.test),
-    }
-    views = [
-        {"view": name, "rows": len(emb_ND), "width": emb_ND.shape[1], "bytes": emb_ND.nbytes}
-        for name, emb_ND in zip(cache.names, cache.emb, strict=True)
-    ]
-    memory, found, known = memory_of(config, cache, split, len(splits)), [], {}
+    cache, splits, methods = read(config, aloud=True, remember=False)
+    found = _of_data(config, cache, splits, device)
+    found["methods"], known = [], {}
+    for name in methods:
+        method = METHODS[name]
+        steps, seconds, told = None, None, "no steps, not timed (scikit-learn's)"
+        if not method.classic:
+            plain = method.without_graphs or name  # timed once, also where both are asked for
+            if plain not in known:
+                known[plain] = _timed(plain, config, cache, splits, device)
+            steps, seconds = how_long(method, config, known[plain])
+            graphs = ", and its graphs, not timed" if method.graphs else ""
+            told = f"{steps:,} steps, about {clock_text(seconds)}{graphs}"
+        found["methods"].append({"method": name, "steps": steps, "seconds": seconds})
+        print(f"{name:18} {told}", flush=True)
+    found["seconds"] = sum(one["seconds"] or 0 for one in found["methods"])
+    others = f", in one process; on {config.gpus} it is less" if config.gpus > 1 else ""
     print(
-        f"{cache.items.name}: {', '.join('{rows:,} x {width} of {view}'.format(**view) for view in views)}\n"
-        f"rows: {', '.join(f'{count:,} {name}' for name, count in rows.items())} (of seed {config.seed_list()[0]}), {len(cache.items.classes)} classes\n"
-        f"{len(splits)} experiment{'s' * (len(splits) > 1)} at once on {device}, about {memory / 1e6:,.0f} MB for probes, optimiser, a batch and the "
-        f"validation scores; embeddings are mapped: {sum(view['bytes'] for view in views) / 1e6:,.1f} MB",
-        flush=True,
+        f"about {clock_text(found['seconds'])} in all for what is timed{others}, by the fastest of "
+        f"{STEPS} steps timed now. Nothing is written. To begin, type: {typed(without='--dry-run')}"
     )
-    for method in methods:
-        steps = PLANS[method].phases * period if method in PLANS else None
-        plain = WITHOUT_GRAPH.get(method, method)
-        if steps and plain not in known:
-            known[plain] = _seconds(plain, config, cache, splits, device)
-        seconds = known[plain] if steps else None
-        found.append({"method": method, "steps": steps, "seconds": seconds})
-        print(
-            f"{method:18} "
-            + (
-                f"{steps:,} steps, about {clock_text(seconds)}"
-                + ", and its graphs, not timed" * (method in WITHOUT_GRAPH)
-                if steps
-                else "no steps, not timed (scikit-learn's)"
-            ),
-            flush=True,
-        )
-    timed = sum(one["seconds"] or 0 for one in found)
+    return found
+
+
+def _of_data(
+    config: TrainConfig, cache: Cache, splits: list[Split], device: torch.device
+) -> dict[str, Any]:
+    """What there is to train on, printed too."""
+    split, classes, views, lines = splits[0], len(cache.items.classes), [], []
+    for name, emb_ND in zip(cache.names, cache.emb, strict=True):
+        rows, width = emb_ND.shape
+        views.append({"view": name, "rows": rows, "width": width, "bytes": emb_ND.nbytes})
+        lines.append(f"{rows:,} x {width} of {name}")
+    rows = {part: len(one) for part, one in vars(split).items()}
+    counts = ", ".join(f"{count:,} {part}" for part, count in rows.items())
+    memory = memory_of(config, cache, split, len(splits))
+    mapped = sum(view["bytes"] for view in views)
     print(
-        f"about {clock_text(timed)} in all for what is timed"
-        + f", in one process; on {config.gpus} it is less" * (config.gpus > 1)
-        + f", by the fastest of {STEPS} steps timed now. Nothing is written. To begin, type: {typed(without='--dry-run')}"
+        f"{cache.items.name}: {', '.join(lines)}\n"
+        f"rows: {counts} (of seed {config.seed_list()[0]}), {classes} classes\n"
+        f"{counted(len(splits), 'experiment')} at once on {device}, about {memory / 1e6:,.0f} MB "
+        "for probes, optimiser, a batch and the validation scores; embeddings are mapped: "
+        f"{mapped / 1e6:,.1f} MB",
+        flush=True,
     )
     return {
         "dry_run": True,
         "dataset": cache.items.name,
         "views": views,
         "rows": rows,
-        "classes": len(cache.items.classes),
+        "classes": classes,
         "experiments": len(splits),
         "device": str(device),
         "memory_bytes": memory,
-        "methods": found,
-        "seconds": timed,
     }
 
 
-def memory_of(config: TrainConfig, cache: "Cache", split: "Split", experiments: int) -> int:
-    """Bytes, roughly: parameters, their two moments, gradients and two best copies; values that a backward pass needs; scores of the validation rows."""
-    import torch
-
-    from train.algorithm import probe
-
-    value, total, classes = 8 if config.precision == "float64" else 4, 0, len(cache.items.classes)
+def memory_of(config: TrainConfig, cache: Cache, split: Split, experiments: int) -> int:
+    """Bytes, roughly: parameters, their two moments, gradients and two best copies; values that a
+    backward pass needs; scores of the validation rows."""
+    classes, total = len(cache.items.classes), 0
     batch = min(config.batch_labelled, len(split.labelled)) + config.batch_unlabelled
+    layer = 5 * config.layers * config.hidden + 3 * classes
+    kept = min(batch, config.chunk or batch) * config.members * layer
     for emb_ND in cache.emb:
+        width = emb_ND.shape[1]
         params = probe.init(
-            [0],
-            0,
-            emb_ND.shape[1],
-            config.hidden,
-            config.layers,
-            classes,
-            torch.float32,
-            config.members,
+            [0], 0, width, config.hidden, config.layers, classes, torch.float32, config.members
         )
-        total += (
-            experiments
-            * value
-            * (6 + (config.ema > 0))
-            * sum(tensor.numel() for tensor in params.values())
-        )
-        kept = min(batch, config.chunk or batch)
-        total += (
-            experiments
-            * value
-            * (
-                2 * batch * emb_ND.shape[1]
-                + kept * config.members * (5 * config.layers * config.hidden + 3 * classes)
-            )
-        )
-    return total + experiments * value * len(split.val) * classes * (len(cache.emb) + 1)
+        copies = 7 if config.ema else 6
+        total += copies * sum(tensor.numel() for tensor in params.values())
+        total += 2 * batch * width + kept
+    total += len(split.val) * classes * (len(cache.emb) + 1)
+    return experiments * dtype_of(config.precision).itemsize * total
 
 
-def _seconds(
-    method: str, config: TrainConfig, cache: "Cache", splits: "list[Split]", device: Any
-) -> float:
-    """Steps of both kinds and a look at validation, timed, times how many there will be."""
-    from train.algorithm.peers import LocalPeers
-    from train.jobs import autocast, experiments, make_jobs
-    from train.loop import fit
-    from train.methods import PLANS
+@dataclasses.dataclass(frozen=True)
+class Seconds:
+    """Of a supervised step, of one of the method's own, and of a look at validation; of all jobs
+    together."""
 
+    alone: float
+    taught: float
+    look: float
+
+
+def how_long(method: Method, config: TrainConfig, each: Seconds) -> tuple[int, float]:
+    """How many steps a method takes, and how many seconds."""
+    total, seconds = 0, 0.0
+    for phase in phases_of(method, config):
+        steps = phase.end - phase.first
+        seconds += steps * (each.taught if phase.unlabelled else each.alone)
+        total = phase.end
+    return total, seconds + -(-total // config.eval_every) * each.look
+
+
+def _timed(
+    name: str, config: TrainConfig, cache: Cache, splits: list[Split], device: torch.device
+) -> Seconds:
+    """By a few steps of each kind, and one look."""
     short = dataclasses.replace(
         config,
         warmup=min(WARM, config.warmup),
         cotrain=min(STEPS, config.cotrain),
-        eval_every=2**30,
-        checkpoint_every=2**30,
+        eval_every=NEVER,
+        checkpoint_every=NEVER,
         patience=0,
     )
-    looks = -(-(config.warmup + config.cotrain) // config.eval_every)
-    total, (dtype, precision), phases = 0.0, autocast(config, device), PLANS[method].phases
-    for job in make_jobs(
-        method, cache, splits, experiments(config), LocalPeers(len(cache.names)), device, dtype
-    ):
+    phases, peers = phases_of(METHODS[name], short), LocalPeers(len(cache.names))
+    alone = taught = look = 0.0
+    tries, dtype = experiments(config), dtype_of(config.precision)
+    for job in make_jobs(name, cache, splits, tries, peers, device, dtype):
         stamps = Stamps()
         with tempfile.TemporaryDirectory(prefix="coview-dry-run-") as folder:
-            fit(
-                job,
-                short,
-                stamps,
-                Path(folder) / "checkpoints",
-                Path(folder) / "metrics.jsonl",
-                precision,
-                threading.Event(),
-            )
-        spent = [
-            after - before for before, after in zip(stamps.steps, stamps.steps[1:], strict=False)
-        ]
-        period = short.warmup + short.cotrain
-        first, last = (
-            spent[: max(1, short.warmup - 1)],
-            spent[(phases - 1) * period + short.warmup :] or spent[-1:],
-        )
-        total += phases * (
-            config.warmup * min(first or [0])
-            + config.cotrain * min(last or [0])
-            + looks * (stamps.looked - stamps.steps[-1])
-        )
-    return total
+            fit(job, short, stamps, Path(folder), threading.Event())
+        first, other = (_fastest(stamps.steps, phases, kind) for kind in (False, True))
+        alone += first or other
+        taught += other or first
+        look += stamps.looked - stamps.steps[-1]
+    return Seconds(alone, taught, look)
+
+
+def _fastest(ended: list[float], phases: list[Phase], unlabelled: bool) -> float:
+    """Seconds of the fastest step of a kind; 0.0 where there is none but the first of all."""
+    spent = []
+    for phase in phases:
+        if phase.unlabelled == unlabelled:
+            for step in range(max(1, phase.first), phase.end):
+                spent.append(ended[step] - ended[step - 1])
+    return min(spent, default=0.0)

@@ -1,10 +1,14 @@
-"""Model selection: the validation scores of every view and of the joint, and *copies* of the parameters where they were best.
+"""Model selection: the validation scores of every view and of the joint, and *copies* of the
+parameters where they were best.
 
-With graphs (see train/data/graph.py) the joint is a pool of all experts, whose weights, and those of each student's teachers, are fitted here on the
-same validation labels: a handful of numbers, so that the joint's validation score is slightly too good. The test split is not looked at.
+How the views are joined, and how their teachers are weighted, is one object for a job: a
+LateFusion, or, with graphs (see train/data/graph.py), a Pool of all experts, whose weights, and
+those of each student's teachers, are fitted here on the same validation labels: a handful of
+numbers, so that the joint's validation score is slightly too good. The test split is not looked at.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,88 +18,131 @@ from train.algorithm.cotrain import teacher
 from train.algorithm.evaluate import calibrate, fit_pool, joint, pooled, predict, top1_nll
 from train.algorithm.optimise import State
 from train.algorithm.probe import Params
-from train.config import TrainConfig
-from train.methods import PLANS, Job
-from train.run.checkpoint import Progress
+from train.config import TrainingSettings
+from train.methods import METHODS
+from train.phases import Job
+from train.run.checkpoint import Standing
+
+Score = tuple[Tensor, Tensor]  # top-1 and NLL, (E,) each
+
+
+@dataclass(frozen=True)
+class LateFusion:
+    """The views alone. calibrated: each student's teacher gets a temperature of its own."""
+
+    rule: str
+    calibrated: bool
+
+    def score(self, standing: Standing, logits_V: Sequence[Tensor], y_val: Tensor) -> Score:
+        """Of the joint."""
+        if self.calibrated and len(logits_V) > 1:
+            fitted = [calibrate(teacher(logits_V, v), y_val) for v in range(len(logits_V))]
+            standing.temperature = torch.stack(fitted)
+        return top1_nll(joint(logits_V, self.rule), y_val)
+
+    def trust(self, standing: Standing) -> Tensor | None:
+        """What each view's word counts in each student's teacher; None: all alike."""
+        return None
+
+    def experts(self, standing: Standing) -> Tensor | None:
+        """The same of the graphs, too."""
+        return None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The views and the graphs, whose log-probabilities for the validation rows are known. The
+    pool's weights are the experts' temperatures. teaching: there are students."""
+
+    known: Sequence[Tensor]
+    teaching: bool
+
+    def score(self, standing: Standing, logits_V: Sequence[Tensor], y_val: Tensor) -> Score:
+        experts = torch.stack([*logits_V, *self.known])
+        standing.pool = fit_pool(experts, y_val, standing.pool)
+        if self.teaching:
+            teach = []
+            for v, weight_ME in enumerate(standing.teach):
+                teach.append(without(v, experts, y_val, weight_ME))
+            standing.teach = torch.stack(teach)
+        return top1_nll(pooled(experts, standing.pool), y_val)
+
+    def trust(self, standing: Standing) -> Tensor | None:
+        return standing.teach[:, : len(standing.teach)]
+
+    def experts(self, standing: Standing) -> Tensor | None:
+        return standing.teach
+
+
+Fusion = LateFusion | Pool
+
+
+def fusion_of(job: Job, settings: TrainingSettings) -> Fusion:
+    """How the views of this job are joined."""
+    graphs, val = job.task.graphs, job.task.splits[0].val
+    if not graphs:
+        return LateFusion(settings.joint, settings.calibrate)
+    return Pool([graph(val) for graph in graphs], METHODS[job.method].unlabelled)
 
 
 def select(
-    progress: Progress, job: Job, config: TrainConfig, y_val: Tensor, graphs: Sequence[Tensor]
-) -> dict:
-    """Score every view and the joint on validation; where the score is a new best, keep *copies* of the parameters. Returns the record."""
-    task, peers, plan = job.task, job.peers, PLANS[job.method]
-    mine = [
-        predict(shown(state), source, task.splits[0].val)
-        for state, source in zip(progress.states, task.inputs, strict=True)
-    ]
+    standing: Standing, job: Job, fusion: Fusion, y_val: Tensor, patience: int
+) -> dict[str, dict[str, float]]:
+    """Score every view and the joint on validation; where the score is a new best, keep *copies* of
+    the parameters. Returns the means over the experiments: {name: {top1, nll}}."""
+    task, peers = job.task, job.peers
+    mine = []
+    for state, source in zip(standing.states, task.inputs, strict=True):
+        mine.append(predict(shown(state), source, task.splits[0].val))
     logits_V = peers.exchange(mine)
-    scores = {
-        name: top1_nll(logits, y_val) for name, logits in zip(task.names, logits_V, strict=True)
-    }
-    if graphs:
-        experts = torch.stack([*logits_V, *graphs])
-        progress.pool = fit_pool(experts, y_val, progress.pool)
-        if plan.step is not None:
-            progress.teach = torch.stack(
-                [without(v, experts, y_val, progress.teach[v]) for v in range(peers.count)]
-            )
-        whole = top1_nll(pooled(experts, progress.pool), y_val)
-    else:
-        whole = top1_nll(joint(logits_V, config.joint), y_val)
-    for name, (_, nll) in scores.items():
+    scores = [top1_nll(logits, y_val) for logits in logits_V]
+    for name, (_, nll) in zip(task.names, scores, strict=True):
         if not torch.isfinite(nll).all():
-            raise not_finite("validation loss", name, progress.step, job)
-    if (
-        config.calibrate and peers.count > 1 and not graphs
-    ):  # the pool's weights are the experts' temperatures
-        progress.temperature = torch.stack(
-            [calibrate(teacher(logits_V, v), y_val) for v in range(peers.count)]
-        )
-    for row, score in enumerate(
-        [*((scores[name] if plan.per_view else whole) for name in task.names), whole]
-    ):
-        top1, nll = (value.cpu() for value in score)
-        better = (top1 > progress.best_top1[row]) | (
-            (top1 == progress.best_top1[row]) & (nll < progress.best_nll[row])
-        )
-        if config.patience:  # an experiment that was given up stays so
-            better &= (progress.step - progress.best_step[row] <= config.patience) | (
-                progress.best_top1[row] < 0
-            )
-        progress.best_top1[row] = torch.where(better, top1, progress.best_top1[row])
-        progress.best_nll[row] = torch.where(better, nll, progress.best_nll[row])
-        progress.best_step[row] = torch.where(better, progress.step, progress.best_step[row])
-        if row == peers.count:
-            progress.fused_pool = torch.where(
-                better.to(progress.pool.device), progress.pool, progress.fused_pool
-            )
-        copies = progress.fused if row == peers.count else progress.best
-        for here, view in enumerate(peers.mine):
-            if row in (view, peers.count):
-                copies[here] = _replace(copies[here], shown(progress.states[here]), better)
-    return {
-        "val": {
-            name: {"top1": float(top1.mean()), "nll": float(nll.mean())}
-            for name, (top1, nll) in [*scores.items(), ("joint", whole)]
-        }
-    }
+            raise not_finite("validation loss", name, standing.step, job)
+    whole = fusion.score(standing, logits_V, y_val)
+    for view, own in enumerate(scores):
+        better = _improved(standing, view, own if METHODS[job.method].per_view else whole, patience)
+        if view in peers.mine:
+            _keep(standing.best, standing, peers.mine.index(view), better)
+    better = _improved(standing, peers.count, whole, patience)
+    for here in range(len(peers.mine)):
+        _keep(standing.fused, standing, here, better)
+    better = better.to(standing.pool.device)
+    standing.fused_pool = torch.where(better, standing.pool, standing.fused_pool)
+    means = {}
+    for name, (top1, nll) in zip([*task.names, "joint"], [*scores, whole], strict=True):
+        means[name] = {"top1": float(top1.mean()), "nll": float(nll.mean())}
+    return means
+
+
+def _improved(standing: Standing, row: int, score: Score, patience: int) -> Tensor:
+    """(E,): is this a new best? Then it is noted."""
+    top1, nll = (value.cpu() for value in score)
+    best_top1, best_nll = standing.best_top1[row], standing.best_nll[row]
+    better = (top1 > best_top1) | ((top1 == best_top1) & (nll < best_nll))
+    if patience:  # an experiment that was given up stays so
+        better &= (standing.step - standing.best_step[row] <= patience) | (best_top1 < 0)
+    standing.best_top1[row] = torch.where(better, top1, best_top1)
+    standing.best_nll[row] = torch.where(better, nll, best_nll)
+    standing.best_step[row] = torch.where(better, standing.step, standing.best_step[row])
+    return better
 
 
 def without(v: int, experts_MEnC: Tensor, y_n: Tensor, start_ME: Tensor) -> Tensor:
     """The weights (M, E) of the pool of all experts but v: nobody is his own teacher."""
-    rest, weight_ME = [m for m in range(len(experts_MEnC)) if m != v], torch.zeros_like(start_ME)
+    rest = [m for m in range(len(experts_MEnC)) if m != v]
+    weight_ME = torch.zeros_like(start_ME)
     weight_ME[rest] = fit_pool(experts_MEnC[rest], y_n, start_ME[rest])
     return weight_ME
 
 
-def _replace(old: Params, new: Params, better_E: Tensor) -> Params:
-    """A copy of `old` with the experiments in which `better_E` is true taken from `new`."""
-    return {
-        name: torch.where(
-            better_E.to(p.device).view(-1, *[1] * (p.dim() - 1)), new[name].detach(), p
-        )
-        for name, p in old.items()
-    }
+def _keep(copies: list[Params], standing: Standing, here: int, better_E: Tensor) -> None:
+    """Of the experiments that are better, copies of a view's parameters."""
+    new, kept = shown(standing.states[here]), {}
+    for name, old in copies[here].items():
+        where = better_E.to(old.device).view(-1, *[1] * (old.dim() - 1))
+        kept[name] = torch.where(where, new[name].detach(), old)
+    copies[here] = kept
 
 
 def shown(state: State) -> Params:
@@ -105,5 +152,6 @@ def shown(state: State) -> Params:
 
 def not_finite(what: str, view: str, step: int, job: Job) -> DataQualityError:
     return DataQualityError(
-        f"the {what} of view {view!r} is not finite at step {step} of {job.name}; try a smaller --lr, or look at the view's embeddings"
+        f"the {what} of view {view!r} is not finite at step {step} of {job.name}; try a smaller "
+        "--lr, or look at the view's embeddings"
     )

@@ -1,172 +1,150 @@
-"""make sweep VIEWS=a,b DATA=photos/ LABELS=4 SEEDS=0..4 GRID='lr=1e-4,3e-4 temperature=0.25,0.5,1'     (python -m train.sweep …)
+"""make sweep VIEWS=a,b DATA=photos/ LABELS=4 SEEDS=0..4 GRID='lr=1e-4,3e-4 temperature=0.25,0.5,1'
 
-Trains every combination of the grid for every seed and ranks them by the joint's validation accuracy. Learning rate, weight decay, temperature
-and the rule of the labels vary inside one batched training; other settings are trained one after the other. The test split is never read: the
-last line is the `make train` that reads it, once, with the best combination. The same command with the same RUN goes on where it was stopped.
+Trains every combination of the grid for every seed and ranks them by the joint's validation
+accuracy. Learning rate, weight decay, temperature and the rule of the labels vary inside one
+batched training; other settings are trained one after the other. The test split is never read: the
+last line is the `make train` that reads it, once, with the best combination. The same command with
+the same RUN goes on where it was stopped. A sweep has no dry run.
 """
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from base import durable
 from base.errors import IntegrityError
 from train.config import TrainConfig, make_command
 from train.grid import INSIDE, SweepConfig
-from train.run.session import begin, start
+from train.jobs import dtype_of, experiments, make_jobs
+from train.loop import fit
+from train.run.checkpoint import Standing
+from train.run.session import Session, session, together
+
+# settings of a sweep that the training of its best does not repeat
+LEFT = ("run", "device", "gpus", "grid", "at_once", "json", "dry_run")
 
 
-def command(config: SweepConfig, found: dict[str, Any]) -> None:
-    """make sweep."""
-    config.check()
-    begin()
-    start(config, sweep, found, "sweep.json")
+@dataclasses.dataclass(frozen=True)
+class Batched:
+    """One batched training: its name, and the combinations that are alike in what cannot differ
+    inside one, which `settings` have."""
+
+    name: str
+    method: str
+    settings: TrainConfig
+    members: list[dict[str, Any]]
 
 
-def batches_of(
-    config: SweepConfig, methods: list[str]
-) -> Iterator[tuple[str, str, TrainConfig, list[dict[str, Any]]]]:
-    """(name, method, settings, combinations) of each batched training: what cannot differ inside one is alike in it."""
-    seeds, number = len(config.seed_list()), 0
+def batches_of(config: SweepConfig, methods: list[str]) -> Iterator[Batched]:
+    number, size = 0, max(1, config.at_once // len(config.seed_list()))
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for combination in config.combinations():
+        shared = tuple(pair for pair in combination.items() if pair[0] not in INSIDE)
+        groups.setdefault(shared, []).append(combination)
     for method in methods:
-        groups: dict[tuple, list[dict[str, Any]]] = {}
-        for combination in config.combinations():
-            groups.setdefault(
-                tuple((name, value) for name, value in combination.items() if name not in INSIDE),
-                [],
-            ).append(combination)
         for shared, members in groups.items():
-            size = max(1, config.at_once // seeds)
+            settings = dataclasses.replace(config, **dict(shared))
             for first in range(0, len(members), size):
-                yield (
-                    f"{method}-{number:03d}",
-                    method,
-                    dataclasses.replace(config, **dict(shared)),
-                    members[first : first + size],
-                )
+                few = members[first : first + size]
+                yield Batched(f"{method}-{number:03d}", method, settings, few)
                 number += 1
 
 
 def sweep(config: SweepConfig) -> list[dict[str, Any]]:
-    """Train what is not trained yet; return (on rank 0) one record a combination and method, best first. Raises CoviewError."""
-    from base import durable
-    from train.jobs import autocast, experiments, make_jobs
-    from train.loop import fit
-    from train.run.session import session
-
-    seeds, found = config.seed_list(), []
+    """Train what is not trained yet; return (on rank 0) one record a combination and method, best
+    first. Raises CoviewError."""
+    found = []
     with session(config) as s:
-        if s.peers.rank == 0:
-            durable.make_folder(s.folder / "sweep")
-        s.peers.any(False)
-        for name, method, settings, members in batches_of(config, s.methods):
-            path = s.folder / "sweep" / f"{name}.json"
-            if not path.is_file():
-                tries = [
-                    one
-                    for member in members
-                    for one in experiments(dataclasses.replace(settings, **member))
-                ]
-                dtype, precision = autocast(settings, s.device)
-                for job in make_jobs(
-                    method, s.cache, s.splits * len(members), tries, s.peers, s.device, dtype
-                ):
-                    job = dataclasses.replace(job, name=name)
-                    done = fit(
-                        job,
-                        settings,
-                        s.listener,
-                        s.folder / "checkpoints",
-                        s.folder / "metrics.jsonl",
-                        precision,
-                        s.stop,
-                    )
-                    if s.peers.rank == 0:
-                        durable.write(
-                            path,
-                            durable.sealed(
-                                {
-                                    "name": name,
-                                    "records": [
-                                        {
-                                            "method": method,
-                                            "settings": member,
-                                            "val_top1": done.best_top1[
-                                                -1, at : at + len(seeds)
-                                            ].tolist(),
-                                            "val_nll": done.best_nll[
-                                                -1, at : at + len(seeds)
-                                            ].tolist(),
-                                            "step": done.best_step[
-                                                -1, at : at + len(seeds)
-                                            ].tolist(),
-                                        }
-                                        for at, member in zip(
-                                            range(0, len(tries), len(seeds)), members, strict=True
-                                        )
-                                    ],
-                                }
-                            ),
-                            "sweep",
-                        )
-            s.peers.any(False)  # the record is there, for everybody
-            try:
-                found += durable.read_sealed(path)["records"]
-            except (OSError, ValueError, KeyError) as error:
-                raise IntegrityError(
-                    f"{path} is damaged ({error}); delete it and type the same command: this part is trained again"
-                ) from error
+        folder = s.folder / "sweep"
+        with together(s.peers):
+            if s.leads:
+                durable.make_folder(folder)
+            s.peers.any(False)
+            for one in batches_of(config, s.methods):
+                path = folder / f"{one.name}.json"
+                if not path.is_file():
+                    _train(one, s, path)
+                s.peers.any(False)  # the record is there, for everybody
+                found += _records(path)
         s.cache.refuse_changed()
-        found.sort(key=lambda record: (-sum(record["val_top1"]), sum(record["val_nll"])))
-        if s.peers.rank == 0:
-            durable.write_json(
-                s.folder / "sweep.json",
-                {
-                    "seeds": seeds,
-                    "ranked": found,
-                    "best": command_of(dataclasses.asdict(config), found[0]),
-                },
-                "sweep",
-            )
+        found.sort(key=_rank)
+        if s.leads:
+            best = command_of(dataclasses.asdict(config), found[0])
+            record = {"seeds": config.seed_list(), "ranked": found, "best": best}
+            durable.write_json(s.folder / "sweep.json", record, "sweep")
             print(f"\n{ranking(config, found)}\n{s.folder / 'sweep.json'}", flush=True)
-        s.peers.close()
     return found
+
+
+def _train(one: Batched, s: Session, path: Path) -> None:
+    """All members for all seeds, in one training; rank 0 writes down how good they were."""
+    tries = []
+    for member in one.members:
+        tries += experiments(dataclasses.replace(one.settings, **member))
+    splits, dtype = s.splits * len(one.members), dtype_of(one.settings.precision)
+    (job,) = make_jobs(one.method, s.cache, splits, tries, s.peers, s.device, dtype)
+    job = dataclasses.replace(job, name=one.name)
+    done = fit(job, one.settings, s.listener, s.folder, s.stop)
+    if s.leads:
+        records = _scores(one, done, len(s.splits))
+        record = durable.sealed({"name": one.name, "records": records})
+        durable.write(path, record, "sweep")
+
+
+def _scores(one: Batched, done: Standing, seeds: int) -> list[dict[str, Any]]:
+    """The joint's scores of each member, one number a seed."""
+    found = []
+    for number, member in enumerate(one.members):
+        mine = slice(number * seeds, (number + 1) * seeds)
+        found.append(
+            {
+                "method": one.method,
+                "settings": member,
+                "val_top1": done.best_top1[-1, mine].tolist(),
+                "val_nll": done.best_nll[-1, mine].tolist(),
+                "step": done.best_step[-1, mine].tolist(),
+            }
+        )
+    return found
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    try:
+        return durable.read_sealed(path)["records"]
+    except (OSError, ValueError, KeyError) as error:
+        raise IntegrityError(
+            f"{path} is damaged ({error}); delete it and type the same command: this part is "
+            "trained again"
+        ) from error
+
+
+def _rank(record: dict[str, Any]) -> tuple[float, float]:
+    return -sum(record["val_top1"]), sum(record["val_nll"])
 
 
 def ranking(config: SweepConfig, found: list[dict[str, Any]], most: int = 30) -> str:
     """The table, best first, and the command that trains and tests the best."""
-    import numpy as np
-
     lines = [
-        f"{len(found)} combinations, {len(config.seed_list())} seeds each; the joint's validation top-1 in %, mean ± std over seeds; "
-        "the test split is unread"
+        f"{len(found)} combinations, {len(config.seed_list())} seeds each; the joint's validation "
+        "top-1 in %, mean ± std over seeds; the test split is unread"
     ]
     for record in found[:most]:
         top1 = 100 * np.array(record["val_top1"])
         spread = f" ± {top1.std(ddof=1):.1f}" if len(top1) > 1 else ""
         words = " ".join(f"{name}={value}" for name, value in record["settings"].items())
-        lines.append(
-            f"{top1.mean():6.1f}{spread:7}  NLL {np.mean(record['val_nll']):.3f}  step {np.mean(record['step']):5.0f}  {record['method']}  {words}"
-        )
-    lines += [f"… and {len(found) - most} more"] if len(found) > most else []
-    return "\n".join(
-        [
-            *lines,
-            f"to train and test the best, type: {command_of(dataclasses.asdict(config), found[0])}",
-        ]
-    )
+        nll, step = np.mean(record["val_nll"]), np.mean(record["step"])
+        scores = f"{top1.mean():6.1f}{spread:7}  NLL {nll:.3f}  step {step:5.0f}"
+        lines.append(f"{scores}  {record['method']}  {words}")
+    if len(found) > most:
+        lines.append(f"… and {len(found) - most} more")
+    best = command_of(dataclasses.asdict(config), found[0])
+    return "\n".join([*lines, f"to train and test the best, type: {best}"])
 
 
 def command_of(settings: dict[str, Any], record: dict[str, Any]) -> str:
     """What trains and tests one record of a sweep."""
-    left = ("run", "device", "gpus", "grid", "at_once", "json", "dry_run")
-    return make_command(
-        {
-            name: value
-            for name, value in {
-                **settings,
-                **record["settings"],
-                "method": record["method"],
-            }.items()
-            if name not in left
-        }
-    )
+    asked = {**settings, **record["settings"], "method": record["method"]}
+    return make_command({name: value for name, value in asked.items() if name not in LEFT})

@@ -1,7 +1,6 @@
 """Training as a user runs it: splits, streams of rows, layouts, resume, label leaks, errors."""
 
 import dataclasses
-import io
 import itertools
 import json
 import os
@@ -39,7 +38,7 @@ from cache_specs.sources import source_path
 from cache_specs.succession import write_items
 from coview.chain import next_step
 from extract.data.datasets import build_items, open_dataset
-from train import loop, methods
+from train import phases
 from train.algorithm import probe
 from train.algorithm.batches import LABELLED, UNLABELLED, rows, uniforms
 from train.algorithm.evaluate import ece, joint, metrics
@@ -50,11 +49,14 @@ from train.data.feed import Feeder
 from train.data.reader import Cache
 from train.data.splits import assign, make_split
 from train.jobs import experiments, make_jobs, train_method
-from train.loop import Marks, turn_at
-from train.methods import Job
+from train.loop import counted, pseudo_labels
+from train.methods import METHODS
+from train.phases import Job, after_warmup, phases_of
+from train.run.checkpoint import Standing
 from train.run.log import Listeners
-from train.run.session import read, warn_of_classes, warn_of_copies
-from train.run.summary import against, table
+from train.run.reading import read, warn_of_missing_classes, warn_of_training_copies
+from train.run.session import Session
+from train.run.summary import against, summary_table
 
 # ---------------------------------------------------------------- which rows
 
@@ -469,10 +471,10 @@ def test_a_class_that_is_not_tested_is_said(made: Made, capsys: pytest.CaptureFi
     ok = np.ones(len(made.items), bool)
     split = make_split(made.items, ok, "3", 0)
     cache = Cache(made.items, [], [], ok, {}, {}, "digits")
-    warn_of_classes(cache, split)
+    warn_of_missing_classes(cache, split)
     assert capsys.readouterr().err == ""
     label = made.items.label
-    warn_of_classes(
+    warn_of_missing_classes(
         cache,
         dataclasses.replace(
             split, test=split.test[label[split.test] != 4], val=split.val[label[split.val] > 1]
@@ -491,7 +493,7 @@ def test_copies_of_test_images_among_the_training_images_are_said(
     split = make_split(made.items, ok, "3", 0)
     sha = list(made.items.sha256)
     sha[split.test[0]] = sha[split.unlabelled[0]]
-    warn_of_copies(
+    warn_of_training_copies(
         Cache(dataclasses.replace(made.items, sha256=sha), [], [], ok, {}, {}, "digits"), split
     )
     assert (
@@ -601,8 +603,8 @@ def test_three_views_and_one(made: Made, tmp_path: Path) -> None:
     one = run(config(made, tmp_path, "pixels", run="one"))
     assert (
         list(one["methods"]) == ["supervised"]
-        and "late fusion" not in table(one)
-        and "pixels, supervised" in table(one)
+        and "late fusion" not in summary_table(one)
+        and "pixels, supervised" in summary_table(one)
     )
 
 
@@ -1036,7 +1038,7 @@ def test_views_that_are_too_alike_are_warned_of(
     assert list(alike(["eva01", "clip", "pixels", "blip"])) == [("blip", "eva01")] and not alike(
         ["clip", "dinov2", "no-such-view"]
     )
-    monkeypatch.setattr("cache_specs.alike.alike", lambda names: {tuple(names): "the same network"})
+    monkeypatch.setattr("train.run.reading.alike", lambda names: {tuple(names): "the same network"})
     run(config(made, tmp_path, method="supervised"))
     assert (
         "warning: the views pixels and edges are too alike to teach each other much: the same network"
@@ -1063,7 +1065,10 @@ def test_with_every_label_known_the_default_leaves_out_what_needs_unlabelled_ima
 @pytest.mark.parametrize(("warmup", "cotrain"), [(0, 500), (100, 500), (7, 23), (5, 10), (5, 3)])
 def test_the_rounds_of_cotraining_are_ten_equal_parts(warmup: int, cotrain: int) -> None:
     settings = TrainConfig(warmup=warmup, cotrain=cotrain)
-    turns = [turn_at(at, settings) for at in range(-1, warmup + cotrain)]
+    turns = [0]  # 0 before co-training begins
+    for phase in phases_of(METHODS["co-training"], settings):
+        turn = phase.opening.keywords["turn"] if phase.unlabelled else 0
+        turns += [turn] * (phase.end - phase.first)
     assert (
         set(turns[: warmup + 1]) == {0}
         and turns[warmup + 1] == 1
@@ -1092,7 +1097,7 @@ def test_the_precision_and_coverage_of_the_labels_handed_out_are_those_of_the_ro
     )
 
     def spy(views, batches, draws, peers, settings):
-        done, told = plan.step(views, batches, draws, peers, settings)
+        done, told = step(views, batches, draws, peers, settings)
         seen.append(
             {
                 name: [value.numpy() for value in told[name]]
@@ -1102,8 +1107,8 @@ def test_the_precision_and_coverage_of_the_labels_handed_out_are_those_of_the_ro
         )
         return done, told
 
-    plan = methods.PLANS[method]
-    monkeypatch.setitem(methods.PLANS, method, dataclasses.replace(plan, step=spy))
+    step = phases_of(METHODS[method], given)[-1].step
+    monkeypatch.setitem(phases.SCHEDULES, method, after_warmup(spy, strong=method == "fixmatch"))
     run(given)
     _, splits, _ = read(given)
     said = [record for record in records(tmp_path, method) if "pseudo" in record]
@@ -1148,30 +1153,23 @@ def test_the_precision_and_coverage_of_the_labels_handed_out_are_those_of_the_ro
 
 def test_where_no_truth_is_known_there_is_no_precision_and_replicas_count_together():
     job = Job("mct", "mct", types.SimpleNamespace(names=["a", "b"]), LocalPeers(2), ["a", "b"])
-    marks, hidden = Marks(job), torch.tensor([[0, 1, -1], [-1, -1, -1]])
-    assert marks.take() == {}
-    marks({"labelled": []}, hidden)
-    assert marks.take() == {}, "a supervised step hands out nothing"
-    marks(
-        {"given": [torch.tensor([[0, 0, 0], [1, 1, 1]]), torch.tensor([[-1, -1, 5], [1, -1, 1]])]},
-        hidden,
-    )
-    marks(
-        {"given": [torch.tensor([[0, 1, 0], [1, 1, 1]]), torch.tensor([[-1, -1, 5], [1, -1, 1]])]},
-        hidden,
-    )
-    assert marks.take() == {
+    hidden = torch.tensor([[0, 1, -1], [-1, -1, -1]])
+    assert pseudo_labels(None, job) == {}
+    sums = counted(None, {"labelled": []}, hidden)
+    assert sums is None, "a supervised step hands out nothing"
+    more = torch.tensor([[-1, -1, 5], [1, -1, 1]])
+    sums = counted(sums, {"given": [torch.tensor([[0, 0, 0], [1, 1, 1]]), more]}, hidden)
+    sums = counted(sums, {"given": [torch.tensor([[0, 1, 0], [1, 1, 1]]), more]}, hidden)
+    assert pseudo_labels(sums, job) == {
         "pseudo": {
             "a": {"precision": 0.75, "coverage": 1.0},
             "b": {"precision": None, "coverage": pytest.approx(0.5)},
         }
     }
-    assert marks.take() == {}
-    two = torch.tensor(
-        [[[0, 1, 0], [1, 1, 1]], [[0, -1, -1], [-1, -1, -1]]]
-    )  # self-training: the labels of two teachers
-    marks({"given": [two, two]}, hidden)
-    assert marks.take()["pseudo"]["b"] == {
+    # self-training: the labels of two teachers
+    two = torch.tensor([[[0, 1, 0], [1, 1, 1]], [[0, -1, -1], [-1, -1, -1]]])
+    sums = counted(None, {"given": [two, two]}, hidden)
+    assert pseudo_labels(sums, job)["pseudo"]["b"] == {
         "precision": 1.0,
         "coverage": pytest.approx((4 / 6 + 3 / 6) / 2),
     }
@@ -1180,12 +1178,13 @@ def test_where_no_truth_is_known_there_is_no_precision_and_replicas_count_togeth
 def test_the_views_hand_over_once_a_round(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turns, plain = [], loop._most_confident
-    monkeypatch.setattr(
-        loop,
-        "_most_confident",
-        lambda progress, job, turn: turns.append(turn) or plain(progress, job, turn),
-    )
+    turns, plain = [], phases._most_confident
+
+    def noted(*given: object, turn: int) -> Standing:
+        turns.append(turn)
+        return plain(*given, turn=turn)
+
+    monkeypatch.setattr(phases, "_most_confident", noted)
     run(config(made, tmp_path, method="co-training", warmup=4, cotrain=25))
     assert turns == list(range(1, 11))
 
@@ -1207,23 +1206,14 @@ def test_a_stop_signal_ends_the_methods_of_scikit_learn_too(made: Made, tmp_path
     stop = threading.Event()
     stop.set()
     with pytest.raises(PreemptedError, match="stopped before experiment 1 of knn"):
-        train_method(
-            "knn",
-            settings,
-            cache,
-            splits,
-            LocalPeers(2),
-            Listeners(),
-            tmp_path,
-            torch.device("cpu"),
-            stop,
-        )
+        work = cache, splits, ["knn"], tmp_path, torch.device("cpu")
+        train_method("knn", settings, Session(*work, LocalPeers(2), Listeners(), stop))
 
 
 def test_what_would_take_all_memory_is_refused_before_it_begins(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("train.run.session.MOST_BYTES", 1e5)
+    monkeypatch.setattr("train.run.reading.MOST_BYTES", 1e5)
     with pytest.raises(
         UsageError,
         match=r"would not fit into memory, for mct-graph\. Use fewer seeds .*METHOD=supervised,mct$",
@@ -1231,9 +1221,8 @@ def test_what_would_take_all_memory_is_refused_before_it_begins(
         read(config(made, tmp_path, method="mct-graph"))
     with pytest.raises(UsageError, match=r"for label-propagation\. .*METHOD=supervised$"):
         read(config(made, tmp_path, method="label-propagation", labels="all"))
-    told = io.StringIO()
-    assert read(config(made, tmp_path, method=""), told)[2] == ["supervised"]
-    assert told.getvalue().endswith(
+    assert read(config(made, tmp_path, method=""), aloud=True)[2] == ["supervised"]
+    assert capsys.readouterr().err.endswith(
         "would not fit into memory, for label-propagation, supervised-graph, mct-graph: left out\n"
     )
     read(config(made, tmp_path, method="supervised,mct"))

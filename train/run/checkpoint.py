@@ -1,16 +1,22 @@
-"""Checkpoints: everything that a run needs to go on, byte for byte, in one folder that appears by one rename.
+"""Checkpoints: everything that a run needs to go on, byte for byte, in one folder that appears by
+one rename.
 
-    runs/<id>/checkpoints/mct-00000400/state.json      method, step, length of metrics.jsonl, results that were there, sha256 of each file and its own
-                                       rank0.safetensors  parameters, Adam moments, best copies and best scores of rank 0's views
-    runs/<id>/checkpoints/LATEST                        the folder's name, replaced atomically
+    runs/<id>/checkpoints/mct-00000400/state.json
+            method, step, length of metrics.jsonl, results that were there, sha256 of each file and
+            its own
+    runs/<id>/checkpoints/mct-00000400/rank0.safetensors
+            parameters, Adam moments, best copies and best scores of rank 0's views
+    runs/<id>/checkpoints/LATEST
+            the folder's name, replaced atomically
 
-The newest two are kept. When the newest is damaged, `mend` takes the run back to the one before it, as if it had been killed just then.
-Row order and random draws are functions of (seed, step), so the step is all that is needed of them. No pickle anywhere.
+The newest two are kept. When the newest is damaged, `mend` takes the run back to the one before it,
+as if it had been killed just then. Row order and random draws are functions of (seed, step), so the
+step is all that is needed of them. No pickle anywhere.
 """
 
 import hashlib
+import logging
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,28 +32,29 @@ from train.algorithm.optimise import State
 from train.algorithm.peers import Peers
 from train.algorithm.probe import Params
 
-KEYS = (
-    "method",
-    "step",
-    "ranks",
-    "adam_steps",
-    "metrics_bytes",
-    "outputs",
-    "files",
-)  # of state.json
-AGAIN = "; type the same command again: it goes back to the checkpoint before"
+log = logging.getLogger(f"coview.{__name__}")
 
-MAYBE = ("given", "marks")  # tensors that a checkpoint has only at some steps
+# of state.json
+STATE = ("method", "step", "ranks", "adam_steps", "metrics_bytes", "outputs", "files")
+GOES_BACK = "; type the same command again: it goes back to the checkpoint before"
+# tensors of a standing, of which the last two are there at some steps only, and those of each view
+WHOLE = ("best_top1", "best_nll", "best_step", "temperature", "pool", "fused_pool", "teach")
+MAYBE = ("given", "marks")
+KINDS = ("params", "mean", "square", "average", "memory", "best", "fused")
 
 
 @dataclass
-class Progress:
-    """Where a method's training stands. Per view of this process: its state, and two copies of its parameters: `best`, taken where
-    the method's score for this view was best on validation, and `fused`, taken where the joint score was.
+class Standing:
+    """Where a method's training stands. Per view of this process: its state, and two copies of its
+    parameters: `best`, taken where the method's score for this view was best on validation, and
+    `fused`, taken where the joint score was.
 
-    best_top1, best_nll: (V + 1, E) the validation scores at which the copies were taken, the joint's in the last row; best_step likewise.
-    temperature: (V, E), fitted to each student's teacher; pool: (V + G, E), the weights of the views and graphs in the joint, fused_pool those at the
-    best joint score, teach: (V, V + G, E) those in each student's teacher; given: labels from a table, (W, E, N) or (V, 1, E, N);
+    best_top1, best_nll: (V + 1, E) the validation scores at which the copies were taken, the
+    joint's in the last row; best_step likewise.
+    temperature: (V, E), fitted to each student's teacher.
+    pool: (V + G, E), the weights of the views and graphs in the joint, fused_pool those at the best
+    joint score, teach: (V, V + G, E) those in each student's teacher.
+    given: labels from a table, (W, E, N) or (V, 1, E, N).
     marks: what was counted of the labels handed out since the last look.
     """
 
@@ -68,119 +75,101 @@ class Progress:
     marks: Tensor | None = None
 
 
-def save_checkpoint(folder: Path, progress: Progress, peers: Peers) -> None:
-    """Every rank writes its file; rank 0 publishes when all are there. A kill at any point leaves the previous checkpoint in force."""
-    name = f"{progress.method}-{progress.step:08d}"
+def save_checkpoint(folder: Path, standing: Standing, peers: Peers) -> None:
+    """Every rank writes its file; rank 0 publishes when all are there. A kill at any point leaves
+    the previous checkpoint in force."""
+    name = f"{standing.method}-{standing.step:08d}"
     temp = folder / f".{name}.tmp"
     durable.make_folder(temp)
-    tensors = {
-        f"{kind}.{view}.{key}": value.contiguous().cpu()
-        for view, (state, best, fused) in enumerate(
-            zip(progress.states, progress.best, progress.fused, strict=True)
-        )
-        for kind, params in (
-            ("params", state.params),
-            ("mean", state.mean),
-            ("square", state.square),
-            ("average", state.average),
-            ("memory", state.memory),
-            ("best", best),
-            ("fused", fused),
-        )
-        for key, value in params.items()
-    }
-    whole = {
-        "best_top1": progress.best_top1,
-        "best_nll": progress.best_nll,
-        "best_step": progress.best_step,
-        "temperature": progress.temperature,
-        "pool": progress.pool,
-        "fused_pool": progress.fused_pool,
-        "teach": progress.teach,
-    }
-    tensors |= {
-        key: value.cpu()
-        for key, value in (
-            whole
-            | {
-                name: getattr(progress, name)
-                for name in MAYBE
-                if getattr(progress, name) is not None
-            }
-        ).items()
-    }
-    data = save({key: value.detach().clone() for key, value in tensors.items()})
+    data = save({key: value.detach().clone() for key, value in _tensors(standing).items()})
     durable.write(temp / f"rank{peers.rank}.safetensors", data, "checkpoint.tensors")
     peers.any(False)  # all files are there
     if peers.rank == 0:
-        digests = {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(temp.glob("rank*.safetensors"))
-        }
         record = {
-            "method": progress.method,
-            "step": progress.step,
+            "method": standing.method,
+            "step": standing.step,
             "ranks": peers.ranks,
-            "adam_steps": progress.states[0].steps,
-            "metrics_bytes": progress.metrics_bytes,
-            "files": digests,
+            "adam_steps": standing.states[0].steps,
+            "metrics_bytes": standing.metrics_bytes,
+            "files": _digests(temp),
             "outputs": [str(path.relative_to(folder.parent)) for path in _outputs(folder.parent)],
         }
         durable.write(temp / "state.json", durable.sealed(record), "checkpoint.state")
-        if name in _names(folder):
-            _remove(folder, name)
-        durable.fault("checkpoint.rename")
-        temp.rename(folder / name)
-        durable.fsync_folder(folder)
-        before = _latest(folder)
-        durable.write(folder / "LATEST", f"{name}\n".encode(), "checkpoint.latest")
-        for old in _names(folder) - {before, name}:
-            _remove(folder, old)
-        _sweep(folder)
+        _publish(folder, temp, name)
     peers.any(False)  # published, before anybody goes on
 
 
-def mend(run: Path) -> None:
-    """Called by rank 0 before the others look: see to it that LATEST names the newest checkpoint that is intact in the files of all ranks.
+def _tensors(standing: Standing) -> dict[str, Tensor]:
+    """What one rank's file holds."""
+    found = {}
+    each = zip(standing.states, standing.best, standing.fused, strict=True)
+    for view, (state, best, fused) in enumerate(each):
+        kinds = (state.params, state.mean, state.square, state.average, state.memory, best, fused)
+        for kind, params in zip(KINDS, kinds, strict=True):
+            for key, value in params.items():
+                found[f"{kind}.{view}.{key}"] = value.contiguous().cpu()
+    for key in (*WHOLE, *MAYBE):
+        value = getattr(standing, key)
+        if value is not None:
+            found[key] = value.cpu()
+    return found
 
-    If that means going back, everything that came later is undone: damaged checkpoints and the results that were not there yet are
-    removed, and metrics.jsonl is cut by who opens it. Raises IntegrityError when there are checkpoints and none is intact.
+
+def _digests(folder: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(folder.glob("rank*.safetensors")):
+        found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def _publish(folder: Path, temp: Path, name: str) -> None:
+    """Make the temp folder the newest checkpoint, and keep the one before it."""
+    if name in _names(folder):
+        _remove(folder, name)
+    durable.fault("checkpoint.rename")
+    temp.rename(folder / name)
+    durable.fsync_folder(folder)
+    before = _latest(folder)
+    durable.write(folder / "LATEST", f"{name}\n".encode(), "checkpoint.latest")
+    for old in _names(folder) - {before, name}:
+        _remove(folder, old)
+    _sweep(folder)
+
+
+def mend(run: Path) -> None:
+    """Called by rank 0 before the others look: see to it that LATEST names the newest checkpoint
+    that is intact in the files of all ranks.
+
+    If that means going back, everything that came later is undone: damaged checkpoints and the
+    results that were not there yet are removed, and metrics.jsonl is cut by who opens it. Raises
+    IntegrityError when there are checkpoints and none is intact.
     """
     folder = run / "checkpoints"
     latest, names = _latest(folder), _names(folder)
-    intact, damage = {}, {}
-    for name in sorted(names):
-        try:
-            record = intact[name] = _state(folder / name)
-            for file in record["files"]:
-                _read(folder / name, file, record)
-        except IntegrityError as error:
-            intact.pop(name, None)
-            damage[name] = str(error).removesuffix(AGAIN)
     if latest is None and not names:
         return
-    if latest not in names and (
-        latest is not None or len(names) > 1
-    ):  # one alone and no LATEST: killed between the two
-        damage[""] = f"{folder / 'LATEST'} " + (
-            "is missing" if latest is None else f"names {latest[:40]!r}, which is not there"
-        )
+    intact, damage = _looked_at(folder, names)
+    lost = _lost(folder, latest, names)
+    if lost:
+        damage[""] = lost
     if not intact:
         raise IntegrityError(
-            f"no checkpoint is left to go on from: {'; '.join(damage.values())}. Delete {run} to train this run from the start"
+            f"no checkpoint is left to go on from: {'; '.join(damage.values())}. Delete {run} to "
+            "train this run from the start"
         )
-    newest = max(
-        intact, key=lambda name: (intact[name]["metrics_bytes"], name)
-    )  # metrics.jsonl grows before every checkpoint
+
+    def age(name: str) -> tuple[int, str]:
+        return intact[name]["metrics_bytes"], name  # metrics.jsonl grows before every checkpoint
+
+    newest = max(intact, key=age)
+    record = intact[newest]
     if damage:
-        print(
-            f"warning: {'; '.join(damage.values())}. The run GOES BACK to step {intact[newest]['step']} of {intact[newest]['method']} "
-            f"({folder / newest}) and takes the steps since then again",
-            file=sys.stderr,
-            flush=True,
+        log.warning(
+            f"{'; '.join(damage.values())}. The run GOES BACK to step {record['step']} of "
+            f"{record['method']} ({folder / newest}) and takes the steps since then again"
         )
         for path in _outputs(run):
-            if str(path.relative_to(run)) not in intact[newest]["outputs"]:
+            if str(path.relative_to(run)) not in record["outputs"]:
                 durable.remove(path, "checkpoint.undo")
     if newest != latest:
         durable.write(folder / "LATEST", f"{newest}\n".encode(), "checkpoint.mend")
@@ -189,12 +178,38 @@ def mend(run: Path) -> None:
     _sweep(folder)
 
 
-def load_checkpoint(folder: Path, rank: int, ranks: int, device: torch.device) -> Progress | None:
-    """The checkpoint that LATEST names, or None if there is none or it is of a job for another number of this run's processes.
+def _lost(folder: Path, latest: str | None, names: set[str]) -> str:
+    """What is wrong with LATEST; one checkpoint alone and no LATEST is a kill between the two."""
+    if latest is None:
+        return f"{folder / 'LATEST'} is missing" if len(names) > 1 else ""
+    if latest in names:
+        return ""
+    return f"{folder / 'LATEST'} names {latest[:40]!r}, which is not there"
 
-    Raises IntegrityError, naming the file, when it was damaged since `mend` looked; StaleError for one of another version.
+
+def _looked_at(folder: Path, names: set[str]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Of the checkpoints of these names what state.json says, or else what is wrong with them."""
+    intact, damage = {}, {}
+    for name in sorted(names):
+        try:
+            record = _state(folder / name)
+            for file in record["files"]:
+                _read(folder / name, file, record)
+            intact[name] = record
+        except IntegrityError as error:
+            damage[name] = str(error).removesuffix(GOES_BACK)
+    return intact, damage
+
+
+def load_checkpoint(folder: Path, rank: int, ranks: int, device: torch.device) -> Standing | None:
+    """The checkpoint that LATEST names, or None if there is none or it is of a job for another
+    number of this run's processes.
+
+    Raises IntegrityError, naming the file, when it was damaged since `mend` looked; StaleError for
+    one of another version.
     """
-    if (name := _latest(folder)) is None:
+    name = _latest(folder)
+    if name is None:
         return None
     where = folder / name
     record = _state(where)
@@ -205,56 +220,54 @@ def load_checkpoint(folder: Path, rank: int, ranks: int, device: torch.device) -
         loaded = load(_read(where, file, record))
     except SafetensorError as error:
         raise _damaged(where / file, error) from error
-    # clone: what safetensors loads is not aligned as torch aligns its own memory, and alignment can change the last bit of a sum
-    tensors = {key: value.clone().to(device) for key, value in loaded.items()}
-    views = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("params."))
-    if "teach" not in tensors:
+    if "teach" not in loaded:
         raise StaleError(
-            f"the checkpoint {where} was written by another version of this program; give this run another name (RUN=)"
+            f"the checkpoint {where} was written by another version of this program; give this run "
+            "another name (RUN=)"
         )
+    # clone: what safetensors loads is not aligned as torch aligns its own memory, and alignment can
+    # change the last bit of a sum
+    return _standing(record, {key: value.clone().to(device) for key, value in loaded.items()})
+
+
+def _standing(record: dict[str, Any], tensors: dict[str, Tensor]) -> Standing:
+    views = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("params."))
     states, best, fused = [], [], []
     for view in range(views):
-        # in the order of names, as probe.init gives them: the sum over parameters in the gradient's norm depends on it in the last bit
-        pick = {
-            kind: {
-                key.split(".", 2)[2]: tensors[key]
-                for key in sorted(tensors)
-                if key.startswith(f"{kind}.{view}.")
-            }
-            for kind in ("params", "mean", "square", "average", "memory", "best", "fused")
-        }
-        states.append(
-            State(
-                pick["params"],
-                pick["mean"],
-                pick["square"],
-                record["adam_steps"],
-                pick["average"],
-                pick["memory"],
-            )
-        )
-        best.append(pick["best"])
-        fused.append(pick["fused"])
-    return Progress(
-        record["method"],
-        record["step"],
-        states,
-        best,
-        fused,
-        tensors["best_top1"].cpu(),
-        tensors["best_nll"].cpu(),
-        tensors["best_step"].cpu(),
-        record["metrics_bytes"],
-        tensors["temperature"],
-        tensors["pool"],
-        tensors["fused_pool"],
-        tensors["teach"],
-        *(tensors.get(name) for name in MAYBE),
+        of = {kind: _picked(tensors, f"{kind}.{view}.") for kind in KINDS}
+        moments = of["mean"], of["square"]
+        kept = of["average"], of["memory"]
+        states.append(State(of["params"], *moments, record["adam_steps"], *kept))
+        best.append(of["best"])
+        fused.append(of["fused"])
+    return Standing(
+        method=record["method"],
+        step=record["step"],
+        states=states,
+        best=best,
+        fused=fused,
+        best_top1=tensors["best_top1"].cpu(),
+        best_nll=tensors["best_nll"].cpu(),
+        best_step=tensors["best_step"].cpu(),
+        metrics_bytes=record["metrics_bytes"],
+        temperature=tensors["temperature"],
+        pool=tensors["pool"],
+        fused_pool=tensors["fused_pool"],
+        teach=tensors["teach"],
+        given=tensors.get("given"),
+        marks=tensors.get("marks"),
     )
 
 
+def _picked(tensors: dict[str, Tensor], head: str) -> Params:
+    """Those whose names begin so, in the order of names, as probe.init gives them: the sum over
+    parameters in the gradient's norm depends on it in the last bit."""
+    return {key[len(head) :]: tensors[key] for key in sorted(tensors) if key.startswith(head)}
+
+
 def metrics_bytes(folder: Path) -> int:
-    """How much of metrics.jsonl the newest checkpoint knows; what stands behind it was written by steps that will be taken again."""
+    """How much of metrics.jsonl the newest checkpoint knows; what stands behind it was written by
+    steps that will be taken again."""
     name = _latest(folder)
     return 0 if name is None else int(_state(folder / name)["metrics_bytes"])
 
@@ -281,14 +294,15 @@ def _state(where: Path) -> dict[str, Any]:
     path = where / "state.json"
     try:
         record = durable.read_sealed(path)
-        return {key: record[key] for key in KEYS}
+        return {key: record[key] for key in STATE}
     except (OSError, ValueError, KeyError) as error:
         durable.reraise_unless_gone(path, error)
         raise _damaged(path, error) from error
 
 
 def _read(where: Path, name: str, record: dict[str, Any]) -> bytes:
-    """The bytes of one rank's file. Raises IntegrityError unless they are those that were written."""
+    """The bytes of one rank's file. Raises IntegrityError unless they are those that were
+    written."""
     path = where / name
     try:
         data = path.read_bytes()
@@ -302,7 +316,7 @@ def _read(where: Path, name: str, record: dict[str, Any]) -> bytes:
 
 def _damaged(path: Path, error: Exception) -> IntegrityError:
     why = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
-    return IntegrityError(f"the checkpoint's file {path} is damaged ({why}){AGAIN}")
+    return IntegrityError(f"the checkpoint's file {path} is damaged ({why}){GOES_BACK}")
 
 
 def _remove(folder: Path, name: str) -> None:
@@ -318,4 +332,7 @@ def _remove(folder: Path, name: str) -> None:
 def _sweep(folder: Path) -> None:
     """What killed runs left."""
     for leftover in folder.glob(".*.tmp"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()

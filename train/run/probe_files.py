@@ -19,34 +19,32 @@ from train.data.feed import Input
 def write_probe(
     folder: Path, method: str, name: str, best: Params, fused: Params, source: Input
 ) -> None:
-    """probes/METHOD/NAME.safetensors: a view's own (E, ...) parameters, those for the joint prediction, the input's mean and std."""
-    tensors = {
-        **best,
-        **{f"joint.{key}": value for key, value in fused.items()},
-        "input_mean": source.mean_D,
-        "input_std": source.std_D,
-    }
+    """probes/METHOD/NAME.safetensors: a view's own (E, ...) parameters, those for the joint
+    prediction, the input's mean and std."""
+    tensors = {**best}
+    for key, value in fused.items():
+        tensors[f"joint.{key}"] = value
+    tensors |= {"input_mean": source.mean_D, "input_std": source.std_D}
     write_tensors(folder, method, name, tensors)
 
 
 def write_tensors(folder: Path, method: str, name: str, tensors: dict[str, Tensor]) -> None:
     """probes/METHOD/NAME.safetensors, whose metadata hold the sha256 of its tensors."""
-    durable.make_folder(folder / "probes" / method)
+    path = probe_file(folder, method, name)
+    durable.make_folder(path.parent)
     kept = {key: value.detach().contiguous().cpu().clone() for key, value in tensors.items()}
-    durable.write(
-        folder / "probes" / method / f"{name}.safetensors",
-        save(kept, {"sha256": _digest(kept)}),
-        "probe",
-    )
+    durable.write(path, save(kept, {"sha256": _digest(kept)}), "probe")
+
+
+def probe_file(folder: Path, method: str, name: str) -> Path:
+    return folder / "probes" / method / f"{name}.safetensors"
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for key in sorted(tensors):
-        digest.update(
-            f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}\n".encode()
-            + tensors[key].numpy().tobytes()
-        )
+    for key, value in sorted(tensors.items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -54,22 +52,21 @@ def read_tensors(
     folder: Path, method: str, name: str, device: torch.device
 ) -> tuple[dict[str, Tensor], str]:
     """The tensors and the sha256 of the file. Raises IntegrityError."""
-    path = folder / "probes" / method / f"{name}.safetensors"
+    path = probe_file(folder, method, name)
     try:
         data = path.read_bytes()
         tensors = load(data)
-        if json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"][
-            "sha256"
-        ] != _digest(tensors):
+        size = int.from_bytes(data[:8], "little")
+        head = json.loads(data[8 : 8 + size])
+        if head["__metadata__"]["sha256"] != _digest(tensors):
             raise ValueError("it has changed since it was written")
-        return {key: value.clone().to(device) for key, value in tensors.items()}, hashlib.sha256(
-            data
-        ).hexdigest()
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise IntegrityError(
             f"the probe {path} cannot be read ({error}); delete {folder} and train again"
         ) from error
+    moved = {key: value.clone().to(device) for key, value in tensors.items()}
+    return moved, hashlib.sha256(data).hexdigest()
 
 
 def is_trained(folder: Path, method: str, names: Sequence[str]) -> bool:
-    return all((folder / "probes" / method / f"{name}.safetensors").is_file() for name in names)
+    return all(probe_file(folder, method, name).is_file() for name in names)

@@ -1,37 +1,60 @@
-"""What a run found: every method on the test split, read once -> summary.json, predictions.parquet, and the table."""
+"""What a run found: every method on the test split, read once -> summary.json, predictions.parquet,
+and the table."""
 
 import hashlib
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from scipy.special import stdtr  # pyrefly: ignore[untyped-import]  it has no stubs
 from torch import Tensor
 
 from base import durable
+from base.console import counted
 from base.errors import IntegrityError
+from cache_specs.items import Items
 from train.algorithm.evaluate import joint, metrics, pooled, predict
 from train.config import TrainConfig
 from train.data.feed import Input
 from train.data.reader import Cache
 from train.data.splits import Split
-from train.methods import PLANS, TITLES
+from train.methods import METHODS, Method, in_order
 from train.run.probe_files import read_tensors
 
-KEYS = ("test_top1", "test_nll", "test_ece", "val_top1")
-AGAIN = "Delete summary.json and type the command of the run once more, the same make train: the probes are kept, and what was made of them is made again"
+SCORES = ("test_top1", "test_nll", "test_ece", "val_top1")
+AGAIN = (
+    "Delete summary.json and type the command of the run once more, the same make train: the "
+    "probes are kept, and what was made of them is made again"
+)
+
+# what was chosen on validation: {view, joint or graph: {hyper-parameter or weight: E values}}
+Chosen = dict[str, dict[str, list[float]]]
+
+
+@dataclass(frozen=True)
+class Says:
+    """What a method says of both splits: (E, n, C) log-scores of each view and then of the joint;
+    `together` has a joint alone. sha256: of the files that they come from."""
+
+    val: list[Tensor]
+    test: list[Tensor]
+    sha256: dict[str, str]
+    chosen: Chosen
 
 
 def describe(config: TrainConfig, cache: Cache, splits: Sequence[Split]) -> dict[str, Any]:
     """The head of summary.json: what was trained on."""
-    count = (
-        f"{config.labels} label{'s' * (config.labels != '1')} a class"
-        if config.labels.isdigit()
-        else f"labels: {config.labels}"
-    )
-    text = "all labels" if config.labels == "all" else count
+    text = f"labels: {config.labels}"
+    if config.labels == "all":
+        text = "all labels"
+    elif config.labels.isdigit():
+        text = f"{config.labels} {'label' if config.labels == '1' else 'labels'} a class"
     split = splits[0]
     contents = {
         "test": _contents(cache, split.test),
@@ -58,70 +81,68 @@ def describe(config: TrainConfig, cache: Cache, splits: Sequence[Split]) -> dict
 
 
 def _contents(cache: Cache, rows: np.ndarray, labels: bool = False) -> str:
-    """A digest of what the images of these rows hold, and of their labels' names: whatever their files are called, and however classes are numbered."""
-    lines = sorted(
-        f"{cache.items.sha256[row]} {cache.items.classes[cache.items.label[row]] if labels else ''}\n"
-        for row in rows.tolist()
-    )
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    """A digest of what the images of these rows hold, and of their labels' names: whatever their
+    files are called, and however classes are numbered."""
+    items, lines = cache.items, []
+    for row in rows.tolist():
+        name = items.classes[items.label[row]] if labels else ""
+        lines.append(f"{items.sha256[row]} {name}\n")
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
-def logits_of(
-    folder: Path, method: str, cache: Cache, split: Split, rule: str, device: torch.device
-) -> tuple[dict[str, list[Tensor]], dict[str, str], dict[str, dict[str, list[float]]]]:
-    """{val, test: (E, n, C) log-scores of each view and then of the joint}, the digests of the files that they come from, and what was chosen
-    on validation: {view, joint or graph: {hyper-parameter or weight in the joint: E values}}.
-
-    `concat` has a joint alone. scikit-learn's methods keep no model: their scores were written down when they were fitted.
-    """
-    if method in ("logreg", "knn", "label-propagation"):
-        tensors, sha256 = read_tensors(folder, method, "scores", device)
-        return (
-            {name: list(tensors[name]) for name in ("val", "test")},
-            {"scores": sha256},
-            _chosen([*cache.names, "joint"], tensors),
-        )
-    names = ["concat"] if method == "concat" else cache.names
-    files = {name: read_tensors(folder, method, name, device) for name in names}
-    found: dict[str, list[Tensor]] = {}
-    graphs = method in PLANS and PLANS[method].graphs
-    pool = {}
-    if graphs:
-        pool, sha256 = read_tensors(folder, method, "pool", device)
-        files["pool"] = {}, sha256
-    for part in ("val", "test"):
-        own, fused = [], []
-        for view, name in enumerate(names):
-            tensors = files[name][0]
-            source = Input(
-                cache.emb if method == "concat" else [cache.emb[view]],
-                tensors["input_mean"],
-                tensors["input_std"],
-            )
-            pick = {
-                key.removeprefix("joint."): tensors[key]
-                for key in sorted(tensors)
-                if key.startswith("joint.")
-            }
-            own.append(predict({key: tensors[key] for key in pick}, source, getattr(split, part)))
-            fused.append(predict(pick, source, getattr(split, part)))
-        both = (
-            pooled(torch.stack([*fused, *pool[part].float()]), pool["weight"])
-            if graphs
-            else joint(fused, rule)
-        )
-        found[part] = own if method == "concat" else [*own, both]
-    experts = [
-        *cache.names,
-        *(f"graph of {name}" for name in cache.names),
-        *["graph of all views"] * (len(cache.names) > 1),
-    ]
-    return found, {name: sha256 for name, (_, sha256) in files.items()}, _chosen(experts, pool)
+def say(
+    folder: Path, method: Method, cache: Cache, split: Split, rule: str, device: torch.device
+) -> Says:
+    """What a method's files say of the rows of split.val and split.test. rule: how the views are
+    joined; with graphs they are pooled. scikit-learn's methods keep no model: their scores were
+    written down when they were fitted."""
+    if method.classic:
+        tensors, sha256 = read_tensors(folder, method.name, "scores", device)
+        chosen = _chosen([*cache.names, "joint"], tensors)
+        return Says(list(tensors["val"]), list(tensors["test"]), {"scores": sha256}, chosen)
+    files, digests = {}, {}
+    for name in method.files(cache.names):
+        files[name], digests[name] = read_tensors(folder, method.name, name, device)
+    pool = files.pop("pool", {})
+    inputs = [[emb_ND] for emb_ND in cache.emb]
+    if method.jobs == "together":
+        inputs = [cache.emb]
+    probes = list(zip(files.values(), inputs, strict=True))
+    found = []
+    for part, rows in (("val", split.val), ("test", split.test)):
+        own = [_predicted(tensors, emb, rows, "") for tensors, emb in probes]
+        fused = [_predicted(tensors, emb, rows, "joint.") for tensors, emb in probes]
+        if method.graphs:
+            both = pooled(torch.stack([*fused, *pool[part].float()]), pool["weight"])
+        else:
+            both = joint(fused, rule)
+        found.append(own if method.jobs == "together" else [*own, both])
+    return Says(found[0], found[1], digests, _chosen(names_of_experts(cache.names), pool))
 
 
-def _chosen(names: Sequence[str], tensors: dict[str, Tensor]) -> dict[str, dict[str, list[float]]]:
-    """A tensor of fewer rows than there are names is of the last of them: only graphs have neighbours."""
-    found: dict[str, dict[str, list[float]]] = {}
+def names_of_experts(views: Sequence[str]) -> list[str]:
+    """The names of a pool's experts: the views, and the graphs on them and on all."""
+    graphs = [f"graph of {name}" for name in views]
+    return [*views, *graphs, "graph of all views"] if len(views) > 1 else [*views, *graphs]
+
+
+def _predicted(
+    tensors: dict[str, Tensor], emb: Sequence[np.ndarray], rows: np.ndarray, head: str
+) -> Tensor:
+    """By the parameters of a probe's file whose names begin with `head`."""
+    params = {}
+    for key in sorted(tensors):
+        if key.startswith("joint."):
+            name = key.removeprefix("joint.")
+            params[name] = tensors[f"{head}{name}"]
+    source = Input(emb, tensors["input_mean"], tensors["input_std"])
+    return predict(params, source, rows)
+
+
+def _chosen(names: Sequence[str], tensors: dict[str, Tensor]) -> Chosen:
+    """A tensor of fewer rows than there are names is of the last of them: only graphs have
+    neighbours."""
+    found: Chosen = {}
     for key, values in tensors.items():
         if key == "weight" or key.startswith("chosen."):
             for name, row in zip(names[-len(values) :], values.tolist(), strict=True):
@@ -138,127 +159,123 @@ def summarise(
     device: torch.device,
     seconds: float,
 ) -> dict[str, Any]:
-    """Score every method on the rows of split.val and split.test; write predictions.parquet and then summary.json."""
+    """Score every method on the rows of split.val and split.test; write predictions.parquet and
+    then summary.json."""
     summary: dict[str, Any] = {**head, "methods": {}}
-    tables, label, keys = [], cache.items.label, cache.items.keys
-    for method in methods:
-        logits, digests, chosen = logits_of(folder, method, cache, split, head["joint"], device)
-        views = cache.names if len(logits["val"]) > 1 else []
-        scores: dict[str, dict[str, list[float]]] = {name: {} for name in [*views, "joint"]}
-        for part, both in logits.items():
-            rows = getattr(split, part)
-            y = torch.from_numpy(label[rows]).long().to(device)
-            for name, z in zip(scores, both, strict=True):
-                scores[name] |= {f"{part}_{key}": values for key, values in metrics(z, y).items()}
-            tables.append(
-                _predictions(
-                    method,
-                    part,
-                    cache.names,
-                    [z.cpu() for z in both],
-                    [keys[row] for row in rows],
-                    label[rows],
-                    head["seeds"],
-                )
-            )
-        found = {
-            name: {key: _spread(values[key]) for key in KEYS} for name, values in scores.items()
-        }
-        summary["methods"][method] = {
-            "views": {view: found[view] for view in views},
-            "joint": found["joint"],
-            "probes": digests,
-            "chosen": chosen,
+    tables = []
+    for name in methods:
+        said = say(folder, METHODS[name], cache, split, head["joint"], device)
+        views = cache.names if len(said.val) > 1 else []
+        scores: dict[str, dict[str, Any]] = {view: {} for view in [*views, "joint"]}
+        for part, rows, logits in (("val", split.val, said.val), ("test", split.test, said.test)):
+            y = torch.from_numpy(cache.items.label[rows]).long().to(device)
+            for view, z in zip(scores, logits, strict=True):
+                for key, values in metrics(z, y).items():
+                    if f"{part}_{key}" in SCORES:
+                        scores[view][f"{part}_{key}"] = _spread(values)
+            opinions = _opinions(cache.names, [z.cpu() for z in logits])
+            facts = _facts(name, part, cache.items, rows, head["seeds"])
+            tables.append({**facts, **opinions})
+        both = scores.pop("joint")
+        summary["methods"][name] = {
+            "views": scores,
+            "joint": both,
+            "probes": said.sha256,
+            "chosen": said.chosen,
         }
     _write_parquet(folder / "predictions.parquet", tables)
-    written = [
-        *(
-            folder / name
-            for name in ("predictions.parquet", "metrics.jsonl", "config.json", "environment.json")
-        ),
-        *sorted(folder.glob("splits/*.txt")),
-    ]
-    summary["files"] = {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in written
-        if path.is_file()
-    }
+    summary["files"] = _digests(folder)
     summary["seconds"] = round(seconds, 1)
     durable.write(folder / "summary.json", durable.sealed(summary), "summary")
     return read_summary(folder)
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The result as text: one line a view and method, mean ± standard deviation over the seeds, in percent; the joint lines against late fusion."""
+def _digests(folder: Path) -> dict[str, str]:
+    """Of the files that a reader trusts."""
+    names = ("predictions.parquet", "metrics.jsonl", "config.json", "environment.json")
+    found = {}
+    for path in [*(folder / name for name in names), *sorted(folder.glob("splits/*.txt"))]:
+        if path.is_file():
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[str(path.relative_to(folder))] = digest
+    return found
+
+
+def summary_table(summary: dict[str, Any]) -> str:
+    """The result as text: one line a view and method, mean ± standard deviation over the seeds, in
+    percent; the joint lines against late fusion."""
     seeds, methods = summary["seeds"], summary["methods"]
-    paired = (
-        len(seeds) > 1
-        and "supervised" in methods
-        and len(methods) > 1
-        and len(summary["views"]) > 1
-    )
+    others = len(methods) > 1 and len(summary["views"]) > 1
+    paired = len(seeds) > 1 and "supervised" in methods and others
+    head = "   against late fusion" if paired else ""
     lines = [
-        f"{summary['dataset']}, {summary['labels_text']}, {len(seeds)} seed{'s' * (len(seeds) > 1)}; test top-1 in %, mean ± std over seeds",
-        f"{'':50}{'test top-1':>13}{'NLL':>8}{'ECE':>8}{'   against late fusion' if paired else ''}",
+        f"{summary['dataset']}, {summary['labels_text']}, {counted(len(seeds), 'seed')}; test "
+        "top-1 in %, mean ± std over seeds",
+        f"{'':50}{'test top-1':>13}{'NLL':>8}{'ECE':>8}{head}",
     ]
-    for method in (name for name in TITLES if name in methods):  # JSON keeps no order of its own
-        (title, fused), result = TITLES[method], methods[method]
-        rows = [
-            (f"{view}, {title}", result["views"][view], "")
-            for view in summary["views"]
-            if view in result["views"]
-        ]
-        if len(rows) != 1:  # one view has nothing to fuse with
-            rows.append(
-                (
-                    f"{title}: {fused}",
-                    result["joint"],
-                    against(result, methods["supervised"])
-                    if paired and method != "supervised"
-                    else "",
-                )
-            )
-        for name, scores, text in rows:
-            top1 = scores["test_top1"]
-            value = (
-                f"{100 * top1['mean']:.1f} ± {100 * top1['std']:.1f}"
-                if top1["n"] > 1
-                else f"{100 * top1['mean']:.1f}"
-            )
-            lines.append(
-                f"{name:50}{value:>13}{scores['test_nll']['mean']:8.3f}{scores['test_ece']['mean']:8.3f}{text}"
-            )
+    for name in in_order(methods):
+        fusion = methods["supervised"] if paired and name != "supervised" else None
+        lines += _lines(METHODS[name], methods[name], summary["views"], fusion)
+    rows = summary["rows"]
     lines.append(
-        f"selected on {summary['rows']['val']} labelled validation images, tested once on {summary['rows']['test']}; {summary['seconds']:.0f} s"
+        f"selected on {rows['val']} labelled validation images, tested once on {rows['test']}; "
+        f"{summary['seconds']:.0f} s"
     )
     lines.append(limits(summary))
     if paired and len(seeds) < 5:
         lines.append(
-            "against late fusion: mean difference and its standard error over the seeds; a p-value wants 5 of them: SEEDS=0..4"
+            "against late fusion: mean difference and its standard error over the seeds; a p-value "
+            "wants 5 of them: SEEDS=0..4"
         )
     return "\n".join(lines)
 
 
+def _lines(
+    method: Method, result: dict[str, Any], views: list[str], fusion: dict[str, Any] | None
+) -> list[str]:
+    """Of one method, whose joint stands against late fusion, if there is one."""
+    lines = []
+    for view in views:  # JSON keeps no order of its own
+        if view in result["views"]:
+            lines.append(_line(f"{view}, {method.title}", result["views"][view]))
+    if len(lines) != 1:  # one view has nothing to fuse with
+        gain = "" if fusion is None else against(result, fusion)
+        lines.append(_line(f"{method.title}: {method.joint}", result["joint"]) + gain)
+    return lines
+
+
+def _line(title: str, scores: dict[str, Any]) -> str:
+    top1 = scores["test_top1"]
+    value = f"{100 * top1['mean']:.1f}"
+    if top1["n"] > 1:
+        value += f" ± {100 * top1['std']:.1f}"
+    nll, ece = scores["test_nll"]["mean"], scores["test_ece"]["mean"]
+    return f"{title:50}{value:>13}{nll:8.3f}{ece:8.3f}"
+
+
 def doubt(share: float, n: int) -> float:
-    """Two standard errors of a share that was found on n images, with two more right and two more wrong ones (Agresti & Coull 1998)."""
+    """Two standard errors of a share that was found on n images, with two more right and two more
+    wrong ones (Agresti & Coull 1998)."""
     p = (share * n + 2) / (n + 4)
     return 2 * float(np.sqrt(p * (1 - p) / (n + 4)))
 
 
 def limits(summary: dict[str, Any]) -> str:
-    """What the number of test images leaves open, whatever the spread over the seeds is: they have them in common."""
+    """What the number of test images leaves open, whatever the spread over the seeds is: they have
+    them in common."""
     best = max(found["joint"]["test_top1"]["mean"] for found in summary["methods"].values())
+    points = 100 * doubt(best, summary["rows"]["test"])
+    common = ", and all seeds share them" if len(summary["seeds"]) > 1 else ""
     return (
-        f"so many test images leave {100 * best:.1f} % in doubt by {100 * doubt(best, summary['rows']['test']):.1f} points (two standard errors)"
-        + (", and all seeds share them" if len(summary["seeds"]) > 1 else "")
+        f"so many test images leave {100 * best:.1f} % in doubt by {points:.1f} points (two "
+        f"standard errors){common}"
     )
 
 
 def against(result: dict[str, Any], fusion: dict[str, Any]) -> str:
-    """A method's joint against late fusion of the supervised probes, paired over the seeds: mean ± standard error of the difference, in points,
-    and, of 5 seeds or more, the p-value of a two-sided paired t-test."""
-    from scipy.special import stdtr  # scipy.stats alone takes seconds to import
-
+    """A method's joint against late fusion of the supervised probes, paired over the seeds: mean ±
+    standard error of the difference, in points, and, of 5 seeds or more, the p-value of a two-sided
+    paired t-test."""
     a, b = (np.array(found["joint"]["test_top1"]["values"]) for found in (result, fusion))
     gain = 100 * (a - b)
     error = gain.std(ddof=1) / np.sqrt(len(gain))
@@ -266,7 +283,7 @@ def against(result: dict[str, Any], fusion: dict[str, Any]) -> str:
     if len(gain) < 5 or gain.std() == 0:
         return text
     p = 2 * float(stdtr(len(gain) - 1, -abs(gain.mean() / error)))
-    return f"{text} ({'p < 0.001' if p < 0.001 else f'p = {p:.3f}'})"
+    return f"{text} (p < 0.001)" if p < 0.001 else f"{text} (p = {p:.3f})"
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
@@ -278,46 +295,45 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _predictions(
-    method: str,
-    split: str,
-    views: Sequence[str],
-    logits: Sequence[Tensor],
-    keys: Sequence[str],
-    label: np.ndarray,
-    seeds: Sequence[int],
+def _facts(
+    method: str, part: str, items: Items, rows: np.ndarray, seeds: Sequence[int]
 ) -> dict[str, Any]:
-    """The columns of a row group of predictions.parquet, seed after seed. margin: the joint's first minus its second probability."""
-    probs = [torch.softmax(z, -1) for z in logits]
-    top2 = probs[-1].topk(min(2, probs[-1].shape[-1]), -1)
-    picks = torch.stack([p.argmax(-1) for p in probs])
-    experiments, n = len(seeds), len(keys)
-    own = (
-        probs[:-1] if len(probs) > 1 else [torch.full_like(probs[0], torch.nan)] * len(views)
-    )  # concat has no view's own prediction
+    """The first columns of predictions.parquet, seed after seed."""
+    count = len(seeds) * len(rows)
     return {
-        "method": [method] * (experiments * n),
-        "seed": np.repeat(seeds, n),
-        "id": list(keys) * experiments,
-        "split": [split] * (experiments * n),
-        "label": np.tile(label, experiments),
-        "pred": picks[-1].flatten().numpy().astype(np.int32),
-        "confidence": top2.values[..., 0].flatten().float().numpy(),
-        "margin": (top2.values[..., 0] - top2.values[..., -1]).flatten().float().numpy(),
-        "agreement": (picks[:-1] == picks[-1]).float().mean(0).flatten().numpy()
-        if len(probs) > 1
-        else np.full(experiments * n, np.nan, np.float32),
-        **{
-            f"prob_{view}": list(p.flatten(0, 1).half().numpy())
-            for view, p in zip(views, own, strict=True)
-        },
+        "method": [method] * count,
+        "seed": np.repeat(seeds, len(rows)),
+        "id": [items.keys[row] for row in rows] * len(seeds),
+        "split": [part] * count,
+        "label": np.tile(items.label[rows], len(seeds)),
     }
 
 
-def _write_parquet(path: Path, tables: Sequence[dict[str, Any]]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _opinions(views: Sequence[str], logits: Sequence[Tensor]) -> dict[str, Any]:
+    """The others, of (E, n, C) logits. margin: the joint's first minus its second probability. A
+    method with a joint alone has no view's own prediction."""
+    probs = [torch.softmax(z, -1) for z in logits]
+    whole = probs[-1]
+    top2 = whole.topk(min(2, whole.shape[-1]), -1).values
+    picks = torch.stack([p.argmax(-1) for p in probs])
+    agreement = torch.full(whole.shape[:2], torch.nan)
+    own = [torch.full_like(whole, torch.nan)] * len(views)
+    if len(probs) > 1:
+        agreement = (picks[:-1] == picks[-1]).float().mean(0)
+        own = probs[:-1]
+    columns: dict[str, Any] = {
+        "pred": picks[-1].flatten().numpy().astype(np.int32),
+        "confidence": top2[..., 0].flatten().float().numpy(),
+        "margin": (top2[..., 0] - top2[..., -1]).flatten().float().numpy(),
+        "agreement": agreement.flatten().numpy(),
+    }
+    for view, p in zip(views, own, strict=True):
+        columns[f"prob_{view}"] = list(p.flatten(0, 1).half().numpy())
+    return columns
 
+
+def _write_parquet(path: Path, tables: Sequence[dict[str, Any]]) -> None:
+    """Each a row group."""
     sink, each = io.BytesIO(), [pa.table(columns) for columns in tables]
     with pq.ParquetWriter(sink, each[0].schema, compression="zstd") as writer:
         for table in each:
@@ -334,7 +350,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def checked(folder: Path, name: str, summary: dict[str, Any]) -> Path:
-    """A file of a finished run that is, byte for byte, what its summary was made with. Raises IntegrityError."""
+    """A file of a finished run that is, byte for byte, what its summary was made with. Raises
+    IntegrityError."""
     path = folder / name
     try:
         with path.open("rb") as file:
@@ -342,9 +359,10 @@ def checked(folder: Path, name: str, summary: dict[str, Any]) -> Path:
     except OSError as error:
         raise IntegrityError(f"{path} cannot be read ({error.strerror}). {AGAIN}") from error
     if found != summary["files"].get(name):
-        again = name == "predictions.parquet" or name.startswith("splits/")
+        made_of_probes = name == "predictions.parquet" or name.startswith("splits/")
+        then = AGAIN if made_of_probes else "Train again under another RUN"
         raise IntegrityError(
-            f"{path} is not the file that {folder / 'summary.json'} was made with: it was changed afterwards. "
-            f"{AGAIN if again else 'Train again under another RUN'}"
+            f"{path} is not the file that {folder / 'summary.json'} was made with: it was changed "
+            f"afterwards. {then}"
         )
     return path

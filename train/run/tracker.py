@@ -1,12 +1,16 @@
-"""Trackers: what follows a run's metrics.jsonl and shows it elsewhere, each in a process of its own. A run starts them (see train/run/log.py):
+"""Trackers: what follows a run's metrics.jsonl and shows it elsewhere, each in a process of its
+own. A run starts them (see train/run/log.py):
 
-    python -m train.run.tracker tensorboard runs/<id>           -> runs/<id>/tensorboard/
-    python -m train.run.tracker wandb runs/<id> offline         -> runs/<id>/wandb/; online: to the server that `wandb login` named
+    python -m train.run.tracker tensorboard runs/<id>       -> runs/<id>/tensorboard/
+    python -m train.run.tracker wandb runs/<id> offline     -> runs/<id>/wandb/; online: to the
+                                                               server that `wandb login` named
 
-Whatever a tracker does (raise, hang, print, exit) it does here, and its words go to runs/<id>/tracker-NAME.log: of the training it knows one file, and
-the pipe on its standard input. `end` there is the run's end, after which an upload may take AFTER_S; a pipe that closes without it is the
-trainer's death, which a tracker outlives by ORPHAN_S. How many lines were shown stands in tracker-NAME.json: a resumed run writes the lines after
-its checkpoint again, the same ones, and they are not shown again.
+Whatever a tracker does (raise, hang, print, exit) it does here, and its words go to
+runs/<id>/tracker-NAME.log: of the training it knows one file, and the pipe on its standard input.
+`end` there is the run's end, after which an upload may take AFTER_S; a pipe that closes without it
+is the trainer's death, which a tracker outlives by ORPHAN_S. How many lines were shown stands in
+tracker-NAME.json: a resumed run writes the lines after its checkpoint again, the same ones, and
+they are not shown again.
 """
 
 import contextlib
@@ -30,15 +34,14 @@ class TensorBoard:
     """Event files, written by the extra `tensorboard` without TensorFlow or torch."""
 
     def __init__(self, run: Path, ident: str, mode: str) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        self.event, self.summary, self.writer = (
-            Event,
-            Summary,
-            EventFileWriter(str(run / "tensorboard")),
+        from tensorboard.compat.proto import event_pb2, summary_pb2  # noqa: PLC0415  an extra
+        from tensorboard.summary.writer.event_file_writer import (  # noqa: PLC0415  an extra
+            EventFileWriter,
         )
+
+        self.event = event_pb2.Event  # pyrefly: ignore[missing-attribute]  generated code
+        self.summary = summary_pb2.Summary  # pyrefly: ignore[missing-attribute]  generated code
+        self.writer = EventFileWriter(str(run / "tensorboard"))
 
     def show(self, line: int, record: dict[str, Any]) -> None:
         self._write(scalars(record), record["step"])
@@ -51,21 +54,23 @@ class TensorBoard:
         self.writer.close()
 
     def _write(self, values: dict[str, float], step: int) -> None:
-        found = self.summary(
-            value=[self.summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        )
-        self.writer.add_event(self.event(wall_time=time.time(), step=step, summary=found))
+        found = []
+        for tag, value in values.items():
+            found.append(self.summary.Value(tag=tag, simple_value=value))
+        summary = self.summary(value=found)
+        self.writer.add_event(self.event(wall_time=time.time(), step=step, summary=summary))
 
 
 class Wandb:
-    """Weights & Biases. The run's id there is drawn once, so that a resumed run goes on there too."""
+    """Weights & Biases. The run's id there is drawn once, so that a resumed run goes on there
+    too."""
 
     def __init__(self, run: Path, ident: str, mode: str) -> None:
-        import wandb
+        import wandb  # noqa: PLC0415  an extra
 
         settings = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
         self.run = wandb.init(
-            mode=mode,
+            mode=mode,  # pyrefly: ignore[bad-argument-type]  one of the words of --wandb
             project="coview",
             name=run.name,
             id=ident,
@@ -95,25 +100,26 @@ TRACKERS = {"tensorboard": TensorBoard, "wandb": Wandb}
 
 def scalars(record: dict[str, Any]) -> dict[str, float]:
     """A line of metrics.jsonl as METHOD/VIEW/NUMBER: value."""
-    found = {
-        f"{name}/{key}": value
-        for name, scores in record["val"].items()
-        for key, value in scores.items()
-    }
-    found |= {f"{name}/feedback": value for name, value in record.get("feedback", {}).items()}
-    return {f"{record['method']}/{key}": value for key, value in found.items()}
+    found, job = {}, record["method"]
+    for name, scores in record["val"].items():
+        for key, value in scores.items():
+            found[f"{job}/{name}/{key}"] = value
+    for name, value in record.get("feedback", {}).items():
+        found[f"{job}/{name}/feedback"] = value
+    return found
 
 
 def tested(run: Path) -> dict[str, float]:
-    """The means that stand in summary.json, as METHOD/VIEW/NUMBER: value; nothing if the run did not come so far."""
-    path = run / "summary.json"
-    methods = json.loads(path.read_text(encoding="utf-8"))["methods"] if path.is_file() else {}
-    return {
-        f"{method}/{name}/{key}": scores[key]["mean"]
-        for method, found in methods.items()
-        for name, scores in [*found["views"].items(), ("joint", found["joint"])]
-        for key in ("test_top1", "test_nll", "test_ece")
-    }
+    """The means that stand in summary.json, as METHOD/VIEW/NUMBER: value; nothing if the run did
+    not come so far."""
+    path, values = run / "summary.json", {}
+    if not path.is_file():
+        return values
+    for method, found in json.loads(path.read_text(encoding="utf-8"))["methods"].items():
+        for name, scores in {**found["views"], "joint": found["joint"]}.items():
+            for key in ("test_top1", "test_nll", "test_ece"):
+                values[f"{method}/{name}/{key}"] = scores[key]["mean"]
+    return values
 
 
 def main() -> None:
@@ -123,42 +129,38 @@ def main() -> None:
     pipe = os.dup(0)  # what a tracker may ask of a user is asked of nobody
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     threading.Thread(target=_listen, args=(pipe, ended), daemon=True).start()
-    with lock(
-        run, wait=True, name=f".tracker-{name}"
-    ):  # the tracker of the run before this one was resumed may still be uploading
+    # the tracker of the run before this one was resumed may still be uploading
+    with lock(run, wait=True, name=f".tracker-{name}"):
         follow(run, name, mode, ended)
 
 
 def _give_way() -> None:
-    """The training goes first. Where Linux shares the processor out to sessions and not to processes, it is the session that must be nice."""
+    """The training goes first. Where Linux shares the processor out to sessions and not to
+    processes, it is the session that must be nice."""
     os.nice(19)
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text("19")
 
 
 def _listen(pipe: int, ended: threading.Event) -> None:
-    signal.alarm(
-        AFTER_S if os.read(pipe, len(ENDED)) == ENDED else ORPHAN_S
-    )  # nobody catches it: the end, whatever hangs
+    whole = os.read(pipe, len(ENDED)) == ENDED
+    signal.alarm(AFTER_S if whole else ORPHAN_S)  # nobody catches it: the end, whatever hangs
     ended.set()
 
 
 def follow(run: Path, name: str, mode: str, ended: threading.Event) -> None:
     """Show every line of metrics.jsonl once, until the run has ended."""
     memory = run / f"tracker-{name}.json"
-    known = (
-        json.loads(memory.read_text())
-        if memory.is_file()
-        else {"id": secrets.token_hex(4), "lines": 0}
-    )
+    known: dict[str, Any] = {"id": secrets.token_hex(4), "lines": 0}
+    if memory.is_file():
+        known = json.loads(memory.read_text())
     _remember(memory, known)
     tracker = TRACKERS[name](run, known["id"], mode)
     line, rest, last = 0, b"", False
     with (run / "metrics.jsonl").open("rb") as file:
         while not last:
-            last = ended.wait(
-                EVERY_S
-            )  # asked first, so that what was written before the end is seen
+            # asked first, so that what was written before the end is seen
+            last = ended.wait(EVERY_S)
             *whole, rest = (rest + file.read()).split(b"\n")
             for text in whole:
                 if line >= known["lines"]:

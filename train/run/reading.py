@@ -1,0 +1,148 @@
+"""What a run reads before it begins: the views, a split for each seed, and which methods these
+allow; and what there is to be warned of.
+
+The rows of a data set and their splits are train/data's; here they meet the settings of a run.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from base.console import NOTE
+from base.errors import DataQualityError, UsageError
+from cache_specs.alike import alike
+from train.config import TrainConfig
+from train.data.reader import Cache, open_cache
+from train.data.splits import Split, make_split
+from train.methods import METHODS
+
+log = logging.getLogger(f"coview.{__name__}")
+
+# beyond them the heavy methods would take hours or all memory
+MOST_BYTES, MOST_LABELLED = 4e9, 50_000
+
+
+def read(
+    config: TrainConfig, aloud: bool = False, remember: bool = True
+) -> tuple[Cache, list[Split], list[str]]:
+    """The views, a split for each seed, and the methods: those asked for, or, of the default and of
+    `all`, those that the data allow; what is left out is said `aloud`. remember: what was checked
+    is noted in the cache. Raises CoviewError."""
+    data = os.path.expanduser(config.data)
+    cache = open_cache(Path(config.cache), data, config.view_list(), remember)
+    classes = len(cache.items.classes)
+    if classes < 2:
+        raise DataQualityError(
+            f"{cache.items.name!r} has {classes} class(es); training needs at least two. Put the "
+            "images into class folders, or give a table with the columns path,label,split"
+        )
+    splits = [make_split(cache.items, cache.ok, config.labels, seed) for seed in config.seed_list()]
+    methods, told = allowed(config, cache, splits)
+    if aloud:
+        for text in told:
+            log.log(NOTE, text)
+    return cache, splits, methods
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A kind of method that the data do not allow (a flag of train/methods.py), why, and what to
+    type instead."""
+
+    kind: str
+    why: str
+    instead: str
+
+
+def allowed(
+    config: TrainConfig, cache: Cache, splits: Sequence[Split]
+) -> tuple[list[str], list[str]]:
+    """The methods that the data allow, and what is to be said of the others. Raises UsageError
+    where one of those was asked for by name, or none is left."""
+    methods, told = config.method_list(), []
+    by_name = config.method not in ("", "all")
+    for refusal in refusals(config.labels, cache, splits):
+        hit = [method for method in methods if getattr(METHODS[method], refusal.kind)]
+        methods = [method for method in methods if method not in hit]
+        if hit and (by_name or not methods):
+            raise UsageError(f"{refusal.why} {', '.join(hit)}. {refusal.instead}")
+        if hit:
+            told.append(f"{refusal.why} {', '.join(hit)}: left out")
+    return methods, told
+
+
+def refusals(labels: str, cache: Cache, splits: Sequence[Split]) -> list[Refusal]:
+    found = []
+    full = min(len(split.unlabelled) for split in splits) == 0
+    if full:
+        found.append(
+            Refusal(
+                "unlabelled",
+                f"LABELS={labels} leaves no unlabelled image for",
+                "Give fewer (LABELS=4, LABELS=10%), add images without a label, or type "
+                "METHOD=supervised",
+            )
+        )
+    size = score_bytes(cache, splits)
+    many = max(len(split.labelled) for split in splits) > MOST_LABELLED
+    if size > MOST_BYTES or many:
+        others = "supervised" if full else "supervised,mct"
+        found.append(
+            Refusal(
+                "heavy",
+                f"the scores of all validation and test images (here some {size / 1e9:,.1f} GB) "
+                f"and a graph of all labelled images (at most {MOST_LABELLED:,}) would not fit "
+                "into memory, for",
+                f"Use fewer seeds (SEEDS=0), smaller splits, or METHOD={others}",
+            )
+        )
+    return found
+
+
+def score_bytes(cache: Cache, splits: Sequence[Split]) -> int:
+    """Of the float64 scores of all experts, the views and the graphs, in one split."""
+    rows = max(len(splits[0].val), len(splits[0].test))
+    experts = 2 * len(cache.names) + 1
+    return 8 * len(splits) * len(cache.items.classes) * rows * experts
+
+
+def warn(cache: Cache, split: Split) -> None:
+    """Of everything that makes the results of a run mean less than they seem to."""
+    cache.warn_of_drift()
+    warn_of_training_copies(cache, split)
+    warn_of_missing_classes(cache, split)
+    for (one, other), why in alike(cache.names).items():
+        log.warning(f"the views {one} and {other} are too alike to teach each other much: {why}")
+
+
+def warn_of_missing_classes(cache: Cache, split: Split) -> None:
+    """Say which classes have no validation or test image: no score and no choice says anything of
+    them."""
+    classes = cache.items.classes
+    for name, rows in (("validation", split.val), ("test", split.test)):
+        lacking = np.setdiff1d(np.arange(len(classes)), cache.items.label[rows]).tolist()
+        if lacking:
+            have = "has" if len(lacking) == 1 else "have"
+            some = ", ".join(repr(classes[number]) for number in lacking[:10])
+            more = " …" if len(lacking) > 10 else ""
+            log.warning(
+                f"of {len(classes):,} classes {len(lacking):,} {have} no {name} image: "
+                f"{some}{more}. The {name} scores say nothing of them"
+            )
+
+
+def warn_of_training_copies(cache: Cache, split: Split) -> None:
+    """Say how many validation and test images are byte for byte among the training images."""
+    sha256 = cache.items.sha256
+    train = {sha256[row] for rows in (split.labelled, split.unlabelled) for row in rows}
+    for name, rows in (("validation", split.val), ("test", split.test)):
+        copies = sum(sha256[row] in train for row in rows)
+        if copies:
+            log.warning(
+                f"{copies} of {len(rows)} {name} images are byte for byte also training images; "
+                "their scores are too good"
+            )

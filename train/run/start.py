@@ -1,0 +1,78 @@
+"""From a command to its processes: this one, or as many as GPUS says. Knows no torch."""
+
+import dataclasses
+import faulthandler
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from base.commands import amend
+from base.console import NOTE
+from base.errors import CoviewError, StoppedError, UsageError
+from train.algorithm.ranks import BOARD, my_rank, refuse_ranks, under_torchrun
+from train.config import TrainConfig
+from train.run.launch import launch
+from train.run.reading import read
+
+log = logging.getLogger(f"coview.{__name__}")
+KEPT = "stopped at once; finished methods and the last checkpoint are kept"
+
+
+def begin() -> None:
+    """What holds for every process that trains."""
+    # a mapped file that is cut short kills: then with its place
+    faulthandler.enable(sys.__stderr__ or 2)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle torch threads give way, not spin
+
+
+def start(
+    config: TrainConfig,
+    run: Callable[[Any], Any],
+    found: dict[str, Any],
+    outcome: str = "summary.json",
+) -> Path | None:
+    """Run a command. Returns the run's folder; None in all but one of several processes. Without a
+    name the run is called by date and time. outcome: the file it ends with, which `found` gets too.
+    """
+    made_up = not config.run
+    if made_up:
+        now = datetime.now().strftime("%Y%m%d-%H%M%S")
+        config = dataclasses.replace(config, run=f"{now}-{os.getpid()}")
+        amend("RUN", config.run)  # every rank writes into one folder
+    folder = Path(config.runs) / config.run
+    found["run"] = str(folder)
+    try:
+        _run_here_or_launch(config, run)
+    except KeyboardInterrupt:
+        raise StoppedError(KEPT) from None
+    except CoviewError:
+        if made_up and not (folder / "config.json").is_file():
+            amend("RUN", None)  # nothing goes by that name yet: again as it was typed
+        raise
+    if BOARD in os.environ or my_rank():
+        return None
+    found["result"] = json.loads((folder / outcome).read_text(encoding="utf-8"))
+    return folder
+
+
+def _run_here_or_launch(config: TrainConfig, run: Callable[[Any], Any]) -> None:
+    if under_torchrun():  # of `launch`, or somebody's own torchrun, which need not say --gpus
+        ranks = int(os.environ["WORLD_SIZE"])
+        if config.gpus not in (1, ranks):
+            raise UsageError(
+                f"--gpus {config.gpus}, but torchrun started {ranks} processes; leave --gpus out"
+            )
+        refuse_ranks(ranks, len(config.view_list()))
+        run(dataclasses.replace(config, gpus=ranks))
+        return
+    log.log(NOTE, f"run {Path(config.runs) / config.run}")
+    if config.gpus > 1:
+        read(config)  # what is wrong with the data is said once, before any rank starts
+        launch(config.gpus, config.view_list())
+    else:
+        run(config)
