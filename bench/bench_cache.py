@@ -101,8 +101,7 @@ def write_view(
             "bench",
             {**load_spec("dinov2").declared(), "width": width},
             "0" * 64,
-            "1" * 64,
-            n,
+            ("1" * 64, n),
             SHARD,
             {},
         )
