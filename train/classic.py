@@ -19,7 +19,7 @@ from train.data.graph import (
     base_of,
     grid_of,
     links_of,
-    nearest,
+    nearest_rows,
     solve,
     standardise,
     statistics,
@@ -157,7 +157,7 @@ def _knn(
     x_LD: np.ndarray, y_L: np.ndarray, queries: list[np.ndarray], classes: int
 ) -> Iterator[Candidate]:
     """The k nearest labelled rows vote with weight 1 / distance (Dudani 1976); where some are at distance 0, they alone vote."""
-    found_Q = [nearest(x_LD, x_nD, max(VOTERS)) for x_nD in queries]
+    found_Q = [nearest_rows(x_LD, x_nD, max(VOTERS)) for x_nD in queries]
     onehot_LC = np.eye(classes)[y_L]
     for k in sorted({min(k, len(x_LD)) for k in VOTERS}):
         p_Q = []
@@ -181,8 +181,8 @@ def _propagation(
     way only, where the paper asks for a symmetric one; it finds the neighbours anew for every alpha, and its fixed-point iteration at alpha
     0.99 ends with a warning after the default 30 of the 2,700 rounds that it would take. See train/data/graph.py.
     """
-    graph_nK = nearest(x_nD, None, max(NEIGHBOURS))[1]
-    found_Q = [nearest(x_nD, query, max(NEIGHBOURS))[1] for query in queries]
+    graph_nK = nearest_rows(x_nD, None, max(NEIGHBOURS))[1]
+    found_Q = [nearest_rows(x_nD, query, max(NEIGHBOURS))[1] for query in queries]
     links: dict[int, Any] = {}
     for k, alpha in grid_of(len(x_nD), classes):
         k = min(k, len(x_nD))

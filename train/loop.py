@@ -21,7 +21,7 @@ from train.algorithm.evaluate import choices, fit_pool
 from train.algorithm.optimise import Adam, average, fresh
 from train.algorithm.rivals import Rival, pseudo_step
 from train.config import TrainConfig
-from train.data.feed import INIT, PURPOSES, Feeder, Task
+from train.data.feed import INIT, PURPOSES, Feeder, Task, shape_of
 from train.methods import PLANS, ROUNDS, Job, Plan
 from train.run.checkpoint import Progress, load_checkpoint, save_checkpoint
 from train.run.log import Listener
@@ -204,11 +204,9 @@ def _begin(job: Job, config: TrainConfig, metrics_bytes: int) -> Progress:
             task.seeds,
             view * PURPOSES + INIT,
             source.width,
-            config.hidden,
-            config.layers,
             task.classes,
+            shape_of(config),
             dtype,
-            config.members,
         )
         states.append(fresh({name: value.to(device) for name, value in params.items()}))
     shape = (peers.count + 1, len(task.seeds))

@@ -111,20 +111,13 @@ def memory_of(config: TrainConfig, cache: "Cache", split: "Split", experiments: 
     import torch
 
     from train.algorithm import probe
+    from train.data.feed import shape_of
 
     value, total, classes = 8 if config.precision == "float64" else 4, 0, len(cache.items.classes)
     batch = min(config.batch_labelled, len(split.labelled)) + config.batch_unlabelled
     for emb_ND in cache.emb:
-        params = probe.init(
-            [0],
-            0,
-            emb_ND.shape[1],
-            config.hidden,
-            config.layers,
-            classes,
-            torch.float32,
-            config.members,
-        )
+        width = emb_ND.shape[1]
+        params = probe.init([0], 0, width, classes, shape_of(config), torch.float32)
         total += (
             experiments
             * value

@@ -145,7 +145,7 @@ def test_neighbours_by_products_are_those_of_scikit_learn() -> None:
     )
     for asked in (None, query):
         far, row = propagation._by_products(torch.device("cpu"), x, asked, 5, 64)
-        distance, oracle = propagation.nearest(x, asked, 5)
+        distance, oracle = propagation.nearest_rows(x, asked, 5)
         assert np.array_equal(row, oracle)
         np.testing.assert_allclose(2 + 2 * far, distance**2, atol=1e-6)
         assert all(
