@@ -32,7 +32,7 @@ from coview.labels import (
     value_errors,
 )
 from predict.from_run import experts_of
-from predict.model import Model, Opinions, View
+from predict.model import Model, Opinions, ViewRecord
 from train.algorithm.peers import LocalPeers, choose_device
 from train.config import TEACHING, UNLABELLED, TrainConfig
 from train.data.reader import Cache
@@ -219,7 +219,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
                 pool, _ = read_tensors(Path(folder), self.method, "pool", device)
                 experts = experts_of(cache, splits, pool, probes, device)
             views = [
-                View(name, emb_ND.shape[1], {}, "", "", 0)
+                ViewRecord(name, emb_ND.shape[1], {}, "", "", 0)
                 for name, emb_ND in zip(names, emb_V, strict=True)
             ]
             weight_ME = None if pool is None else pool["weight"]

@@ -27,14 +27,14 @@ from cache_specs.succession import write_items
 from extract.config import ExtractConfig
 from extract.run import run as extract
 from predict.bundle import onnx
-from predict.bundle.card import card, licence_of
-from predict.bundle.export import export
+from predict.bundle.card import licence_of, model_card
+from predict.bundle.command import export_model as export
 from predict.command import predict
 from predict.config import ExportModelConfig as ExportConfig
 from predict.config import PredictConfig
-from predict.from_run import Model, choose, of_run, open_model
+from predict.from_run import Model, choose_method, of_run, open_model
 from predict.images import spec_of
-from predict.model import SAME, Expert, View
+from predict.model import SAME, Expert, ViewRecord
 from train.algorithm.evaluate import TEMPERATURES
 from train.command import run
 from train.config import TrainConfig
@@ -301,23 +301,25 @@ def test_the_method_is_chosen_on_validation() -> None:
             }
         }
 
-    assert choose(summary(supervised=0.9, mct=0.8, label_propagation=1.0), "") == "supervised"
-    assert choose(summary(supervised=0.9, mct=0.8, mct_graph=0.7), "") == "mct-graph"
-    assert choose(summary(supervised=0.9, mct=0.8), "mct") == "mct"
+    assert (
+        choose_method(summary(supervised=0.9, mct=0.8, label_propagation=1.0), "") == "supervised"
+    )
+    assert choose_method(summary(supervised=0.9, mct=0.8, mct_graph=0.7), "") == "mct-graph"
+    assert choose_method(summary(supervised=0.9, mct=0.8), "mct") == "mct"
     with pytest.raises(
         UsageError, match="METHOD=mtc: the run did not train it; did you mean 'mct'"
     ):
-        choose(summary(mct=1), "mtc")
+        choose_method(summary(mct=1), "mtc")
     with pytest.raises(
         UsageError,
         match=r"METHOD=knn keeps no model, only its scores .* Those of this run that keep one: supervised, mct",
     ):
-        choose(summary(mct=1, knn=1, supervised=1), "knn")
+        choose_method(summary(mct=1, knn=1, supervised=1), "knn")
     with pytest.raises(
         UsageError,
         match=r"METHOD=logreg,knn keeps no model.* None of this run does: train one under another RUN, with METHOD=mct-graph",
     ):
-        choose(summary(knn=1, logreg=1), "")
+        choose_method(summary(knn=1, logreg=1), "")
 
 
 def test_a_run_of_other_data_or_half_of_one_is_refused(
@@ -815,7 +817,7 @@ def test_a_card_says_what_is_known_and_renders_no_markup(
     hostile = dataclasses.replace(
         model, classes=["<img src=x onerror=alert(1)>", "a|b\n\n# c", *model.classes[2:]]
     )
-    text = card(hostile, "")
+    text = model_card(hostile, "")
     assert "<img" not in text and "&lt;img src=x onerror=alert(1)&gt;, a\\|b  \\# c, 2" in text
 
 
@@ -1152,10 +1154,10 @@ def test_cells_that_a_spreadsheet_would_compute_are_quoted(live: Path, tmp_path:
         for row in rows
         if row[head.index("status")] == "ok"
     )
-    from predict.table import write
+    from predict.table import write_table
 
     nasty = ["=x", "+x", "-x", "@x", "\tx", "\rx", "a,b", 'a"b', "a\nb", "plain"]
-    write(tmp_path / "y.csv", {"label": nasty, "confidence": [0.5] * 10})
+    write_table(tmp_path / "y.csv", {"label": nasty, "confidence": [0.5] * 10})
     with (tmp_path / "y.csv").open(newline="") as file:
         assert [row[0] for row in csv.reader(file)][1:] == [
             f"'{cell}" for cell in nasty[:6]
@@ -1194,7 +1196,7 @@ def test_a_single_image_is_a_data_set_of_one(
 def test_how_many_images_the_training_had_and_how_many_with_a_label_is_said(
     live: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    from predict.command import _are_new
+    from predict.label import are_new
 
     model, cache, splits = of_run(live / "runs" / "p", cache=live / "cache")
     named = cache.items.sha256[splits[0].labelled[0]]
@@ -1204,13 +1206,13 @@ def test_how_many_images_the_training_had_and_how_many_with_a_label_is_said(
         for row in splits[0].unlabelled
         if cache.items.sha256[row] not in {"", *labelled}
     ][:2]
-    assert not _are_new(model, [named, *others, "new"], cache, splits, told=True)
+    assert not are_new(model, [named, *others, "new"], cache, splits, told=True)
     assert (
         capsys.readouterr().out
         == f"{1 + len(others)} of 4 images were part of the training, 1 of them with a label\n"
         and len(others) == 2
     )
-    assert _are_new(model, [named, "new", "newer"], cache, splits, told=False) and not _are_new(
+    assert are_new(model, [named, "new", "newer"], cache, splits, told=False) and not are_new(
         model, [named, "new"], cache, splits, told=False
     )
     assert capsys.readouterr().out == ""
@@ -1291,7 +1293,7 @@ def test_weights_beside_a_users_own_file_come_before_those_of_the_bundled_one(
     tmp_path: Path,
 ) -> None:
     own = own_view(tmp_path / "own")
-    view = View(
+    view = ViewRecord(
         "tiny-clip",
         own.width,
         json.loads(durable.canonical_json(own.declared())),
@@ -1320,7 +1322,7 @@ def test_a_licence_is_stated_only_of_the_spec_that_says_it(tmp_path: Path) -> No
         )
     )
     own = spec.load_spec(str(tmp_path / "clip.toml"))
-    view = View(
+    view = ViewRecord(
         "clip", own.width, json.loads(durable.canonical_json(bundled.declared())), "", "", 1
     )
     assert licence_of(view) == bundled.about.licence
@@ -1330,7 +1332,7 @@ def test_a_licence_is_stated_only_of_the_spec_that_says_it(tmp_path: Path) -> No
         licence_of(dataclasses.replace(changed, spec_file=str(own.source))) == "my own"
     )  # its own file says so
     assert licence_of(dataclasses.replace(view, spec_file=str(own.source))) == bundled.about.licence
-    assert licence_of(View("x", 3, {"backend": "imported"}, "", "", 1)).startswith("unknown")
+    assert licence_of(ViewRecord("x", 3, {"backend": "imported"}, "", "", 1)).startswith("unknown")
 
 
 def test_an_absolute_path_of_weights_stays_on_this_machine(live: Path, tmp_path: Path) -> None:
@@ -1398,14 +1400,14 @@ def test_images_that_are_none_and_views_that_were_imported(live: Path, tmp_path:
     ):
         predict(of_live(live, images=str(tmp_path / "none")))
     with pytest.raises(UsageError, match="the view 'x' was imported, not computed from images"):
-        spec_of(View("x", 3, {"backend": "imported"}, "", "", 1))
+        spec_of(ViewRecord("x", 3, {"backend": "imported"}, "", "", 1))
 
 
 @pytest.mark.parametrize("name", spec.view_names())
 def test_a_recorded_spec_is_the_spec(name: str) -> None:
     loaded = spec.load_spec(name)
     recorded = json.loads(durable.canonical_json(loaded.declared()))
-    again = spec_of(View(name, loaded.width, recorded, "", "", 1))
+    again = spec_of(ViewRecord(name, loaded.width, recorded, "", "", 1))
     assert again.declared() == loaded.declared() and (again.source, again.name) == (
         loaded.source,
         name,
