@@ -138,11 +138,12 @@ def choose_method(summary: dict[str, Any], method: str) -> str:
         )
     scores = _of_kept(summary, trained)
     best = _best(scores)
-    if not scores or (method and method not in scores):
+    asked = method or best
+    if asked not in scores:
         _refuse_method(method or ",".join(trained), scores, best)
     if not method:
         _tell_tied(best, scores)
-    return method or best
+    return asked
 
 
 def _of_kept(summary: dict[str, Any], trained: Sequence[str]) -> dict[str, float]:
