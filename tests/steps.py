@@ -70,7 +70,8 @@ def unflat(vector: Tensor, like: Params) -> Params:
 
 
 def numeric_gradient(loss: Callable[[Params], Tensor], params: Params, eps: float = 1e-6) -> Tensor:
-    """(E, P) central differences of an (E,) loss; experiments do not mix, so one probe serves all of them."""
+    """(E, P) central differences of an (E,) loss; experiments do not mix, so one probe serves all
+    of them."""
     at, columns = flat(params), []
     for i in range(at.shape[1]):
         step = torch.zeros_like(at)

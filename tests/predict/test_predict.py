@@ -1,4 +1,5 @@
-"""What a trained model says of embeddings and of new images, from a run and from an exported folder."""
+"""What a trained model says of embeddings and of new images, from a run and from an exported
+folder."""
 
 import csv
 import dataclasses
@@ -49,7 +50,8 @@ Opened = tuple[Model, Cache, list[Split]]
 
 @pytest.fixture(scope="module")
 def runs(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of two seeds: `a` of every kind of method, and one each of the other joint rules, an ensemble, one view, and in float64."""
+    """Runs of two seeds: `a` of every kind of method, and one each of the other joint rules, an
+    ensemble, one view, and in float64."""
     folder = tmp_path_factory.mktemp("runs")
     run(config(made, folder, run="a", method=METHODS))
     for rule in ("product", "mean-probability", "vote"):
@@ -82,7 +84,8 @@ def emb_of(cache: Cache, rows: np.ndarray) -> list[np.ndarray]:
 def test_the_model_says_what_the_run_wrote_down(
     runs: Path, made: Made, name: str, method: str
 ) -> None:
-    """Each seed's predictions of the validation and test images, and their mean at the temperature."""
+    """Each seed's predictions of the validation and test images, and their mean at the
+    temperature."""
     model, cache, splits = opened(runs, made, name, method)
     table = {
         key: np.array(values, object if key.startswith("prob_") else None)
@@ -136,7 +139,8 @@ def test_the_model_says_what_the_run_wrote_down(
 def test_a_graph_says_of_its_nodes_and_of_others_what_it_said_in_training(
     runs: Path, made: Made, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    """All training rows are nodes, or 200 and each seed's labelled ones, so that the seeds' graphs differ."""
+    """All training rows are nodes, or 200 and each seed's labelled ones, so that the seeds' graphs
+    differ."""
     monkeypatch.setattr(propagation, "NODES", most)
     model, cache, splits = opened(runs, made, "a", "mct-graph")
     graphs_of.cache_clear()
@@ -1041,7 +1045,8 @@ CLASSES = ("=1+1", "<b>two", "@three")
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """photos/ of three digits under hostile names, one cut off; cache/ with two live views of it; runs/p."""
+    """photos/ of three digits under hostile names, one cut off; cache/ with two live views of it;
+    runs/p."""
     from sklearn.datasets import load_digits
 
     folder, digits = tmp_path_factory.mktemp("live"), load_digits()
