@@ -286,7 +286,8 @@ def test_embeddings_that_do_not_fit_are_refused(runs: Path, made: Made) -> None:
     for wrong in ([pixels], [edges, pixels], [pixels, edges[:2]], []):
         with pytest.raises(
             UsageError,
-            match=r"the model reads pixels \(n, 64\), edges \(n, 128\), in this order and of the same n images; found the shapes",
+            match=r"the model reads pixels \(n, 64\), edges \(n, 128\), in this order and of the "
+            r"same n images; found the shapes",
         ):
             model(wrong)
     pixels[1, 2] = np.nan
@@ -316,12 +317,14 @@ def test_the_method_is_chosen_on_validation() -> None:
         choose_method(summary(mct=1), "mtc")
     with pytest.raises(
         UsageError,
-        match=r"METHOD=knn keeps no model, only its scores .* Those of this run that keep one: supervised, mct",
+        match=r"METHOD=knn keeps no model, only its scores .* Those of this run that keep one: "
+        r"supervised, mct",
     ):
         choose_method(summary(mct=1, knn=1, supervised=1), "knn")
     with pytest.raises(
         UsageError,
-        match=r"METHOD=logreg,knn keeps no model.* None of this run does: train one under another RUN, with METHOD=mct-graph",
+        match=r"METHOD=logreg,knn keeps no model.* None of this run does: train one under another "
+        r"RUN, with METHOD=mct-graph",
     ):
         choose_method(summary(knn=1, logreg=1), "")
 
@@ -336,7 +339,8 @@ def test_a_run_of_other_data_or_half_of_one_is_refused(
     shutil.copytree(runs / "a", tmp_path / "a")
     with pytest.raises(
         UsageError,
-        match=r"RUN=a was trained on digits-[0-9a-f]{8}, which is not in .*/empty/\. Name the cache it is in: CACHE=…",
+        match=r"RUN=a was trained on digits-[0-9a-f]{8}, which is not in .*/empty/\. Name the "
+        r"cache it is in: CACHE=…",
     ):
         of_run(tmp_path / "a", cache=tmp_path / "empty")
     probe = tmp_path / "a" / "probes" / "mct" / "pixels.safetensors"
@@ -358,13 +362,15 @@ def test_a_run_of_other_data_or_half_of_one_is_refused(
     keys.write_text(keys.read_text().replace("\n", "\n\n", 1))
     with pytest.raises(
         StaleError,
-        match=r"seed-1.labelled.txt does not name the labelled images that LABELS=3 gives for seed 1",
+        match=r"seed-1.labelled.txt does not name the labelled images that LABELS=3 gives for "
+        r"seed 1",
     ):
         of_run(tmp_path / "a", "supervised", cache=made.cache)
     (tmp_path / "a" / "summary.json").unlink()
     with pytest.raises(
         UsageError,
-        match=r"RUN=a: .*/a is not finished, it has no summary.json. Type the command that began it once more",
+        match=r"RUN=a: .*/a is not finished, it has no summary.json. Type the command that began "
+        r"it once more",
     ):
         of_run(tmp_path / "a", cache=made.cache)
     (tmp_path / "a" / "config.json").write_text("{")
@@ -413,7 +419,8 @@ def test_a_run_finds_the_labels_that_it_was_trained_on_again_also_where_they_wer
     shutil.rmtree(kept)
     with pytest.raises(
         StaleError,
-        match=r"is not what .*/a was trained on any more:\n  labels: [0-9a-f]{12}… -> [0-9a-f]{12}…\nTrain on what it is now",
+        match=r"is not what .*/a was trained on any more:\n  labels: [0-9a-f]{12}… -> "
+        r"[0-9a-f]{12}…\nTrain on what it is now",
     ):
         of_run(tmp_path / "a", cache=tmp_path / "cache")
 
@@ -529,7 +536,8 @@ def test_a_damaged_model_folder_is_refused_by_the_name_of_the_file(
             (copy / name).write_bytes(broken)
             with pytest.raises(
                 IntegrityError,
-                match=rf"the model in .*/model is damaged: (model/)?{name} has changed since it was written",
+                match=rf"the model in .*/model is damaged: (model/)?{name} has changed since it "
+                rf"was written",
             ):
                 open_model(copy)
         if name != "model.json":
@@ -753,7 +761,8 @@ def test_without_onnx_all_else_is_written_and_wrong_onnx_is_not(
         patch.setattr(onnx, "difference", lambda *_: 1e-3)
         with pytest.raises(
             IntegrityError,
-            match=r"joint.onnx differs from torch by 0.001 in a log-probability of \d+ real rows, allowed 0.0001; nothing is",
+            match=r"joint.onnx differs from torch by 0.001 in a log-probability of \d+ real rows, "
+            r"allowed 0.0001; nothing is",
         ):
             export(wanted)
     assert not list(tmp_path.iterdir())
@@ -884,8 +893,10 @@ def test_hidden_training_rows_where_every_image_has_a_label(
     doubt = np.sqrt(p * (1 - p) / (len(splits[0].val) + 4))
     apart = 100 * (said.views_VnC[0].argmax(1) != said.views_VnC[1].argmax(1)).mean()
     for text in (
-        f"every image of digits has a label: these are the {len(rows):,} training images whose labels the run had hidden (3 labels a class)",
-        f"expected accuracy {100 * right:.1f} %, give or take {200 * doubt:.0f} points: that of the {len(splits[0].val)} validation images of digits",
+        f"every image of digits has a label: these are the {len(rows):,} training images whose "
+        f"labels the run had hidden (3 labels a class)",
+        f"expected accuracy {100 * right:.1f} %, give or take {200 * doubt:.0f} points: that of "
+        f"the {len(splits[0].val)} validation images of digits",
         f"The mean confidence, {100 * said.confidence_n.mean():.1f} %, is no measure here",
         f"found accuracy {hit:.1f} %",
         f"the views disagree on {apart:.1f} % of",
@@ -952,8 +963,8 @@ def test_rows_without_a_label_and_among_them_one_without_embedding(
     out, table = capsys.readouterr().out, pq.read_table(path).to_pydict()
     assert table["key"] == [lacking.items.keys[row] for row in unknown]
     assert (
-        "200 images of digits without a label\n1 of them could not be embedded (1 undecodable); they get no label:\n  row 27: 0027: undecodable"
-        in out
+        "200 images of digits without a label\n1 of them could not be embedded (1 undecodable); "
+        "they get no label:\n  row 27: 0027: undecodable" in out
     )
     assert table["status"][3] == "undecodable" and all(
         values[3] is None for name, values in table.items() if name not in ("key", "status")
@@ -975,12 +986,14 @@ def test_nothing_is_left_where_every_label_was_seen(made: Made, tmp_path: Path) 
     [
         (
             {"run": ""},
-            "RUN is missing. Type: make predict RUN=demo   or   make predict RUN=demo IMAGES=photos/   or",
+            "RUN is missing. Type: make predict RUN=demo   or   make predict RUN=demo "
+            "IMAGES=photos/   or",
         ),
         ({"model": "m"}, "RUN and MODEL are both given, one is wanted"),
         (
             {"run": "", "model": "my m"},
-            "IMAGES is missing: a model folder has no images of its own. Type: make predict MODEL='my m' IMAGES=photos/",
+            "IMAGES is missing: a model folder has no images of its own. Type: make predict "
+            "MODEL='my m' IMAGES=photos/",
         ),
         (
             {"run": "", "model": "m", "images": "x", "method": "mct"},
@@ -995,7 +1008,8 @@ def test_nothing_is_left_where_every_label_was_seen(made: Made, tmp_path: Path) 
         ({"method": "label-propagation"}, "METHOD=label-propagation keeps no model"),
         (
             {"images": "/nowhere", "method": "mct"},
-            "IMAGES=/nowhere: there is no such folder.* IMAGES may be a single image, a folder of images",
+            "IMAGES=/nowhere: there is no such folder.* IMAGES may be a single image, a folder of "
+            "images",
         ),
         (
             {"images": "digits", "method": "mct"},
@@ -1116,8 +1130,8 @@ def test_new_images_get_what_their_cached_rows_get(
         cache.items.keys
     )
     assert (
-        f"1 of 120 images could not be read (1 truncated); they get no label:\n  row {table['key'].index('@three/7.jpg')}: @three/7.jpg: truncated"
-        in out
+        f"1 of 120 images could not be read (1 truncated); they get no label:\n  row "
+        f"{table['key'].index('@three/7.jpg')}: @three/7.jpg: truncated" in out
     )
     bad = table["key"].index("@three/7.jpg")
     assert (
@@ -1267,14 +1281,16 @@ def test_a_run_may_be_named_by_its_path(
     assert (tmp_path / "x.csv").read_bytes() == (tmp_path / "y.csv").read_bytes()
     with pytest.raises(
         UsageError,
-        match=r"RUN=.*/q: there is no run .*/runs/q; there is: p. Make one: make train VIEWS=… DATA=… RUN=q",
+        match=r"RUN=.*/q: there is no run .*/runs/q; there is: p. Make one: make train VIEWS=… "
+        r"DATA=… RUN=q",
     ):
         predict(dataclasses.replace(by_path, run=str(live / "runs" / "q")))
     (live / "runs" / "half").mkdir()
     shutil.copy(live / "runs" / "p" / "config.json", live / "runs" / "half")
     with pytest.raises(
         UsageError,
-        match=r"no summary.json. Type the command that began it once more: make train VIEWS=tiny-clip,tiny-dinov2 DATA=.*/photos "
+        match=r"no summary.json. Type the command that began it once more: make train "
+        r"VIEWS=tiny-clip,tiny-dinov2 DATA=.*/photos "
         r"LABELS=3 SEEDS=0..1 METHOD=mct-graph RUN=half ARGS='",
     ):
         predict(of_live(live, run="half"))
@@ -1374,7 +1390,8 @@ def test_other_weights_are_refused_and_given_ones_are_found(live: Path, tmp_path
     predict(of_live(live, weights=str(tmp_path / "w"), to=str(tmp_path / "x.csv")))
     with pytest.raises(
         UsageError,
-        match=r"WEIGHTS=.*: of several views this is a folder with a folder, or one .safetensors file, for each",
+        match=r"WEIGHTS=.*: of several views this is a folder with a folder, or one .safetensors "
+        r"file, for each",
     ):
         predict(of_live(live, weights=str(own / "tiny-clip")))
     file = tmp_path / "w" / "tiny-dinov2" / "model.safetensors"
@@ -1383,7 +1400,8 @@ def test_other_weights_are_refused_and_given_ones_are_found(live: Path, tmp_path
     save_file({**tensors, name: tensors[name] + 1}, file)
     with pytest.raises(
         StaleError,
-        match=r"the weights of 'tiny-dinov2' are not those that the model was trained on: sha256 5c3c94c6788b -> .*WEIGHTS=FOLDER",
+        match=r"the weights of 'tiny-dinov2' are not those that the model was trained on: sha256 "
+        r"5c3c94c6788b -> .*WEIGHTS=FOLDER",
     ):
         predict(
             of_live(
@@ -1401,7 +1419,8 @@ def test_images_that_are_none_and_views_that_were_imported(live: Path, tmp_path:
     (tmp_path / "none" / "x.jpg").write_bytes(b"no image")
     with pytest.raises(
         DataQualityError,
-        match=r"not one of the 1 images in .*/none could be embedded; are they images\? Nothing is written",
+        match=r"not one of the 1 images in .*/none could be embedded; are they images\? Nothing "
+        r"is written",
     ):
         predict(of_live(live, images=str(tmp_path / "none")))
     with pytest.raises(UsageError, match="the view 'x' was imported, not computed from images"):
