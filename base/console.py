@@ -79,11 +79,15 @@ def rendering(rendered: Callable[[str], str] = str) -> Generator[None]:
         LOG.removeHandler(one)
     LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)
+    # some libraries give the root logger a handler when they first say something, and then each
+    # message would be said twice
+    above, LOG.propagate = LOG.propagate, False
     try:
         yield
     finally:
         LOG.removeHandler(handler)
         LOG.setLevel(level)
+        LOG.propagate = above
         for one in others:
             LOG.addHandler(one)
 

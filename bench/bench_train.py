@@ -62,7 +62,16 @@ from train.algorithm.optimise import Adam, State, fresh
 from train.algorithm.peers import GroupPeers, LocalPeers, Peers
 from train.algorithm.rivals import Rival
 from train.config import TrainConfig
-from train.data.feed import INIT, PURPOSES, Experiment, Feeder, Input, Task, make_input
+from train.data.feed import (
+    INIT,
+    PURPOSES,
+    Experiment,
+    Feeder,
+    Input,
+    Task,
+    make_input,
+    shape_of,
+)
 from train.data.splits import Split
 from train.phases import Job, after_warmup
 from train.run.log import Console, Ignore, Jsonl
@@ -233,9 +242,8 @@ def probes(config: TrainConfig, task: Task, peers: Peers) -> Probes:
             task.seeds,
             view * PURPOSES + INIT,
             source.width,
-            config.hidden,
-            config.layers,
             task.classes,
+            shape_of(config),
             torch.float32,
         )
         states.append(fresh({name: value.to(device) for name, value in params.items()}))
@@ -486,7 +494,7 @@ class Original:
         for third in range(3):
             if self.collect:
                 gc.collect()
-            self.peers.dist.broadcast(sent_UD, 0)
+            torch.distributed.broadcast(sent_UD, 0)
             if third == 0:
                 self.model.eval()
                 with torch.no_grad():

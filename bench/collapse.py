@@ -29,7 +29,8 @@ from train.algorithm.optimise import Adam, fresh
 from train.algorithm.peers import LocalPeers
 from train.algorithm.probe import Params
 
-SEEDS, LABELS, WARMUP, COTRAIN, HIDDEN = range(8), 4, 200, 600, 256
+SEEDS, LABELS, WARMUP, COTRAIN = range(8), 4, 200, 600
+SHAPE = probe.Shape(256, 2, dropout=0.2)
 
 
 def forward(
@@ -121,7 +122,7 @@ def run(
     ]
     hidden = [np.setdiff1d(train, known) for known in labelled]
     states = [
-        fresh(probe.init(SEEDS, v, x.shape[1], HIDDEN, 2, 10, torch.float32))
+        fresh(probe.init(SEEDS, v, x.shape[1], 10, SHAPE, torch.float32))
         for v, x in enumerate(views)
     ]
     method = Method(
@@ -163,12 +164,8 @@ def run(
                     x[at_U],
                     x[at_L],
                     torch.from_numpy(y)[at_L],
-                    probe.dropout(
-                        SEEDS, step, 2 * v, 128, HIDDEN, 2, 0.2, at_L.device, torch.float32
-                    ),
-                    probe.dropout(
-                        SEEDS, step, 2 * v + 1, 40, HIDDEN, 2, 0.2, at_L.device, torch.float32
-                    ),
+                    probe.dropout(SEEDS, step, 2 * v, 128, SHAPE, at_L.device, torch.float32),
+                    probe.dropout(SEEDS, step, 2 * v + 1, 40, SHAPE, at_L.device, torch.float32),
                 )
                 for v, x in enumerate(views)
             ]

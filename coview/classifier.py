@@ -43,7 +43,7 @@ from coview.labels import (
     value_errors,
 )
 from predict.from_run import experts_of
-from predict.model import Model, Opinions, View
+from predict.model import Model, Opinions, ViewRecord
 from train.algorithm.peers import LocalPeers, choose_device
 from train.config import TrainConfig
 from train.data.reader import Cache
@@ -243,7 +243,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
             experts, weight_ME = experts_of(cache, splits, pool, probes, device), pool["weight"]
         views = []
         for name, emb_ND in zip(cache.names, cache.emb, strict=True):
-            views.append(View(name, emb_ND.shape[1], {}, "", "", 0))
+            views.append(ViewRecord(name, emb_ND.shape[1], {}, "", "", 0))
         return Model(
             views,
             cache.items.classes,

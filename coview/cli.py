@@ -44,7 +44,7 @@ COMMANDS = (
     Command(
         "export-model",
         "predict.config:ExportModelConfig",
-        "predict.bundle.export:command",
+        "predict.bundle.command:command",
         ("RUN", "TO", "METHOD", "CACHE"),
         "make export-model RUN=demo TO=model",
     ),

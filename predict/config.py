@@ -5,20 +5,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Label images with a trained model: one row an image, with confidence, agreement of the views, and each view's own opinion."""
+    """Label images with a trained model: one row an image, with confidence, agreement of the views,
+    and each view's own opinion."""
 
     run: str = ""
     """name of a finished run"""
     model: str = ""
     """instead of a run: a folder that make export-model wrote"""
     images: str = ""
-    """what to label: whatever DATA may be for extract; default: the images of the run's data set that have no label"""
+    """what to label: whatever DATA may be for extract; default: the images of the run's data set
+    that have no label"""
     to: str = ""
-    """the file to write, .parquet or .csv; default: predicted.parquet in the run's folder (with MODEL, in this one)"""
+    """the file to write, .parquet or .csv; default: predicted.parquet in the run's folder (with
+    MODEL, in this one)"""
     method: str = ""
     """which of the run's methods; default: mct-graph if it is there, else the best on validation"""
     weights: str | None = None
-    """local weights, as for extract; of several views, a folder with a folder (or .safetensors file) of each view's name"""
+    """local weights, as for extract; of several views, a folder with a folder (or .safetensors
+    file) of each view's name"""
     cache: str = "cache"
     """where the embeddings are that the run was trained on"""
     runs: str = "runs"

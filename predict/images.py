@@ -1,11 +1,14 @@
 """New images -> the embeddings that a model reads, by the very backbones that it was trained on.
 
-    emb_V, status_n = embed(model, dataset, items, …)       views one after the other, so that one backbone is in memory at a time
+    emb_V, status_n = embed_images(views, found, dataset, …)    views one after the other, so that
+                                                                one backbone is in memory at a time
 
-A view's spec is the recorded one, whatever its TOML file says by now; weights with another hash are refused by name.
+A view's spec is the recorded one, whatever its TOML file says by now; weights with another hash are
+refused by name.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,102 +23,104 @@ from extract.images import Batches
 from extract.models.backbones import load_backbone
 from extract.models.weights import find_weights
 from extract.workers import workers_of
-from predict.model import View
+from predict.model import ViewRecord
+
+Backbone = tuple[ViewSpec, dict[str, Path]]  # the spec, and the weight files
 
 
-def backbones(views: list[View], weights: str | None) -> list[tuple[ViewSpec, dict[str, Path]]]:
-    """The spec of each view and its weight files, looked for before anything is decoded. Raises UsageError (imported, weights not found) or StaleError
-    (other weights)."""
+def backbones(views: list[ViewRecord], weights: str | None) -> list[Backbone]:
+    """Of each view, looked for before anything is decoded. Raises UsageError (imported, weights not
+    found) or StaleError (other weights)."""
     found = []
     for view, where in zip(views, _where(views, weights), strict=True):
         spec = spec_of(view)
         files, sha256 = find_weights(spec, where)
         if sha256 != view.weights_sha256:
             raise StaleError(
-                f"the weights of {view.name!r} are not those that the model was trained on: sha256 {view.weights_sha256[:12]} -> {sha256[:12]} "
-                f"({', '.join(map(str, files.values()))}). Put those of then into a folder and add WEIGHTS=FOLDER, or extract and train again"
+                f"the weights of {view.name!r} are not those that the model was trained on: sha256 "
+                f"{view.weights_sha256[:12]} -> {sha256[:12]} "
+                f"({', '.join(map(str, files.values()))}). Put those of then into a folder and add "
+                "WEIGHTS=FOLDER, or extract and train again"
             )
         found.append((spec, files))
     return found
 
 
-def spec_of(view: View) -> ViewSpec:
-    """The spec as it was recorded. weights.path is relative to the view's own TOML file; where that is not there, to the bundled one of its name."""
+def spec_of(view: ViewRecord) -> ViewSpec:
+    """The spec as it was recorded. weights.path is relative to the view's own TOML file; where that
+    is not there, to the bundled one of its name."""
     if view.spec["backend"] == store.IMPORTED:
         raise UsageError(
-            f"the view {view.name!r} was imported, not computed from images: nothing here can embed new ones. Add them to the file that it came "
-            "from, import that and train on it; RUN=… without IMAGES labels its rows"
+            f"the view {view.name!r} was imported, not computed from images: nothing here can "
+            "embed new ones. Add them to the file that it came from, import that and train on it; "
+            "RUN=… without IMAGES labels its rows"
         )
-    values = {key: value for key, value in view.spec.items() if value is not None}
-    values["weights"] = {
-        key: value for key, value in view.spec["weights"].items() if value is not None
-    }
+    values = _given(view.spec)
+    values["weights"] = _given(view.spec["weights"])
     if "tensors" in values:
         values["tensors"] = {**values["tensors"], "rename": dict(values["tensors"]["rename"])}
-    own, bundled = Path(view.spec_file or f"{view.name}.toml"), SPECS / f"{view.name}.toml"
-    source = bundled if bundled.is_file() and not (view.spec_file and own.is_file()) else own
-    spec = build(
-        ViewSpec,
-        {"name": view.name, "source": source, **values},
-        f"the recorded spec of {view.name}",
-    )
-    check(spec, f"the recorded spec of {view.name}")
+    told = f"the recorded spec of {view.name}"
+    spec = build(ViewSpec, {"name": view.name, "source": _source(view), **values}, told)
+    check(spec, told)
     return spec
 
 
-def _where(views: list[View], weights: str | None) -> list[str | None]:
-    """WEIGHTS= for each view: what lies below it under the view's name, or, of a single view, the thing itself."""
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _source(view: ViewRecord) -> Path:
+    """The TOML file beside which the weights may lie."""
+    own, bundled = Path(view.spec_file or f"{view.name}.toml"), SPECS / f"{view.name}.toml"
+    if view.spec_file and own.is_file():
+        return own
+    return bundled if bundled.is_file() else own
+
+
+def _where(views: list[ViewRecord], weights: str | None) -> list[str | None]:
+    """WEIGHTS= for each view: what lies below it under the view's name, or, of a single view, the
+    thing itself."""
     if weights is None:
         return [None] * len(views)
     folder = Path(weights).expanduser()
-    found = [
-        next(
-            (
-                str(path)
-                for path in (folder / view.name, folder / f"{view.name}.safetensors")
-                if path.exists()
-            ),
-            None,
-        )
-        for view in views
-    ]
+    found: list[str | None] = []
+    for view in views:
+        places = (folder / view.name, folder / f"{view.name}.safetensors")
+        found.append(next((str(path) for path in places if path.exists()), None))
     if found == [None]:
         return [weights]
     if not any(found):
+        folders = ", ".join(f"{folder / view.name}/" for view in views)
         raise UsageError(
-            f"WEIGHTS={weights}: of several views this is a folder with a folder, or one .safetensors file, for each whose weights lie there: "
-            f"{', '.join(f'{folder / view.name}/' for view in views)}; none is there"
+            f"WEIGHTS={weights}: of several views this is a folder with a folder, or one "
+            f".safetensors file, for each whose weights lie there: {folders}; none is there"
         )
     return found
 
 
-def embed(
-    views: list[View],
-    models: list[tuple[ViewSpec, dict[str, Path]]],
+def embed_images(
+    views: list[ViewRecord],
+    found: list[Backbone],
     dataset: Dataset,
     items: Items,
     device: str,
     workers: int,
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """(n, D_v) float16 for each view, NaN in rows of a status, and (n,) uint8 status: the first that a view gives."""
+    """(n, D_v) float16 for each view, NaN in rows of a status, and (n,) uint8 status: the first
+    that a view gives."""
     n, emb_V, status_n = len(items), [], np.zeros(len(items), np.uint8)
-    for view, (spec, files) in zip(views, models, strict=True):
+    for view, (spec, files) in zip(views, found, strict=True):
         plan, emb_nD = batch_rows(0, n, view.batch), np.empty((n, view.width), np.float16)
         backbone = load_backbone(spec, files, device)
-        loader = load(
-            Batches(dataset.read, items.sha256, spec.preprocess, plan, view.batch),
-            workers_of(workers, n, device),
-            device,
-        )
+        images = Batches(dataset.read, items.sha256, spec.preprocess, plan, view.batch)
+        loader = load(images, workers_of(workers, n, device), device)
         with Progress(view.name, n) as progress:
-            for rows, (emb_BD, status_B) in zip(
-                plan, embedded(loader, backbone, device, progress.clock), strict=True
-            ):
-                place = slice(rows.start, rows.stop)
-                emb_nD[place] = emb_BD[: len(rows)]
-                status_n[place] = np.where(
-                    status_n[place] > 0, status_n[place], status_B[: len(rows)]
-                )
-                progress.advance(len(rows))
+            said = embedded(loader, backbone, device, progress.clock)
+            for rows, (emb_BD, status_B) in zip(plan, said, strict=True):
+                place, count = slice(rows.start, rows.stop), len(rows)
+                emb_nD[place] = emb_BD[:count]
+                before = status_n[place]
+                status_n[place] = np.where(before > 0, before, status_B[:count])
+                progress.advance(count)
         emb_V.append(emb_nD)
     return emb_V, status_n

@@ -1,4 +1,5 @@
-"""What a trained model is and says: views, probes, graphs, pool, temperature -> probabilities. Knows neither runs nor files; see predict/from_run.py.
+"""What a trained model is and says: views, probes, graphs, pool, temperature -> probabilities.
+Knows neither runs nor files; see predict/from_run.py.
 
 Read `Model.scores`, then `Model.log_probabilities`.
 """
@@ -16,10 +17,12 @@ from torch.nn.functional import log_softmax
 from base.errors import DataQualityError, UsageError
 from train.algorithm.evaluate import TEMPERATURES, joint, pooled
 from train.algorithm.probe import Params, forward
+from train.algorithm.propagation import log_said, said
 from train.data.feed import Input
-from train.data.graph import LEAST
 
-SAME = 1e-2  # the distance, of rows of length 1, within which an image is a node: the noise of float16 is a tenth of that
+# The distance, of rows of length 1, within which an image is a node: the noise of float16 is a
+# tenth of that.
+SAME = 1e-2
 TIE = 1e-13  # of two nodes equally near the earlier one comes first, here as in ONNX
 CHUNK, CELLS = 4_096, 2**25  # rows at a time, and rows times nodes
 FITTED = 8_192  # validation rows, evenly spaced, for the temperature
@@ -27,8 +30,9 @@ FLOOR = math.log(torch.finfo(torch.float32).tiny)  # of log-probabilities: -87.3
 
 
 @dataclass(frozen=True)
-class View:
-    """One view as it was when the model was trained: its declared spec, the hash of its weights, its TOML file, and the images of a batch."""
+class ViewRecord:
+    """One view as it was when the model was trained: its declared spec, the hash of its weights,
+    its TOML file, and the images of a batch."""
 
     name: str
     width: int
@@ -40,8 +44,10 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Opinions:
-    """Of n images. joint_nC: float32 probabilities, the mean over the seeds, calibrated; views_VnC: each view's own, the mean over the seeds, as its probes
-    give them (V = 0 where one probe reads all views); agreement_n: the share of the views whose first choice is the joint's, NaN where V = 0."""
+    """Of n images. joint_nC: float32 probabilities, the mean over the seeds, calibrated; views_VnC:
+    each view's own, the mean over the seeds, as its probes give them (V = 0 where one probe reads
+    all views); agreement_n: the share of the views whose first choice is the joint's, NaN where
+    V = 0."""
 
     joint_nC: np.ndarray
     views_VnC: np.ndarray
@@ -64,8 +70,9 @@ class Opinions:
 
 @dataclass(frozen=True, eq=False)
 class Expert:
-    """What label propagation on the views `views`, side by side, knows. nodes_MD: float32 rows of length 1; member_EM: which of them are nodes of each seed's
-    graph; told_EMC: float32, what these know; neighbours_E: the number of nearest nodes that speak for another image."""
+    """What label propagation on the views `views`, side by side, knows. nodes_MD: float32 rows of
+    length 1; member_EM: which of them are nodes of each seed's graph; told_EMC: float32, what these
+    know; neighbours_E: the number of nearest nodes that speak for another image."""
 
     views: list[int]
     nodes_MD: Tensor
@@ -81,43 +88,37 @@ class Expert:
 
     def __call__(self, x_V: Sequence[Tensor]) -> Tensor:
         """(n, D_v) standardised embeddings of all views -> (E, n, C) float32 log-probabilities."""
-        x_nD = features([x_V[view] for view in self.views]).double()
+        x_nD = side_by_side([x_V[view] for view in self.views]).double()
         likeness_nM, length_n = x_nD @ self.nodes_MD.double().T, x_nD.square().sum(1)
         found = []
-        for offset_M, told_MC, k in zip(
-            self.offset_EM, self.told_EMC, self.neighbours_E, strict=True
-        ):
-            near = (likeness_nM + offset_M).topk(
-                k
-            )  # the largest: half of |x|^2 minus the squared distance
+        seeds = zip(self.offset_EM, self.told_EMC, self.neighbours_E, strict=True)
+        for offset_M, told_MC, k in seeds:
+            # the largest: half of |x|^2 minus the squared distance
+            near = (likeness_nM + offset_M).topk(k)
             is_node_n = length_n - 2 * near.values[:, 0] < SAME**2
-            mean_nC = told_MC[near.indices.flatten()].view(len(x_nD), k, told_MC.shape[1]).mean(1)
-            found.append(torch.where(is_node_n[:, None], told_MC[near.indices[:, 0]], mean_nC))
-        return torch.stack(found).clamp_min(LEAST).log()
+            others_R = torch.nonzero(~is_node_n).flatten()
+            found.append(said(told_MC, near.indices, others_R))
+        return log_said(found)
 
 
-def features(x_V: Sequence[Tensor]) -> Tensor:
+def side_by_side(x_V: Sequence[Tensor]) -> Tensor:
     """(n, D) float32 rows of length 1, each view with the same share in it."""
-    length_V = [x_nD.norm(dim=1, keepdim=True) for x_nD in x_V]
-    return (
-        torch.cat(
-            [
-                x_nD / torch.where(length == 0, 1, length)
-                for x_nD, length in zip(x_V, length_V, strict=True)
-            ],
-            1,
-        ).float()
-        * len(x_V) ** -0.5
-    )
+    unit_V = []
+    for x_nD in x_V:
+        length_n1 = x_nD.norm(dim=1, keepdim=True)
+        unit_V.append(x_nD / torch.where(length_n1 == 0, 1, length_n1))
+    return torch.cat(unit_V, 1).float() * len(x_V) ** -0.5
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """probes: of each view (of a single one that reads all of them, for concat) the tensors of the run's file: `joint.*` (E, …) parameters for the joint,
-    the same without the prefix for the view's own opinion, and the input's mean and deviation. weight_ME: of the pool, where there are experts.
-    scores: what the run's summary says of the method, with the rest of what a reader of the model wants to know."""
+    """probes: of each view (of a single one that reads all of them, for concat) the tensors of the
+    run's file: `joint.*` (E, …) parameters for the joint, the same without the prefix for the
+    view's own opinion, and the input's mean and deviation. weight_ME: of the pool, where there are
+    experts. about: what the run's summary says of the method, with the rest of what a reader of the
+    model wants to know."""
 
-    views: list[View]
+    views: list[ViewRecord]
     classes: list[str]
     method: str
     seeds: list[int]
@@ -137,107 +138,110 @@ class Model:
         return [view.width for view in self.views]
 
     def __call__(self, emb_V: Sequence[np.ndarray]) -> Opinions:
-        """(n, D_v) embeddings, float16 or float32, one array a view in the order of `names`. Raises UsageError for other shapes, DataQualityError for
-        rows that are not finite, or so large that the probabilities are not."""
+        """(n, D_v) embeddings, float16 or float32, one array a view in the order of `names`. Raises
+        UsageError for other shapes, DataQualityError for rows that are not finite, or so large that
+        the probabilities are not."""
         joints, views = [], []
         for rows in self._chunks(emb_V):
             log_views_VnC, log_joint_nC = self.log_probabilities(*self.scores(rows))
             joints.append(log_joint_nC.exp().float().cpu().numpy())
             views.append(log_views_VnC.exp().float().cpu().numpy())
         joint_nC, views_VnC = np.concatenate(joints), np.concatenate(views, 1)
-        if bad := int((~np.isfinite(joint_nC).all(1)).sum()):
+        bad = int((~np.isfinite(joint_nC).all(1)).sum())
+        if bad:
             raise DataQualityError(
-                f"the model gives no probabilities of {bad} of {len(joint_nC)} rows, since their numbers are too large. Give embeddings "
-                f"like those that it was trained on, of {', '.join(self.names)}"
+                f"the model gives no probabilities of {bad} of {len(joint_nC)} rows, since their "
+                "numbers are too large. Give embeddings like those that it was trained on, of "
+                f"{', '.join(self.names)}"
             )
-        agrees_Vn = views_VnC.argmax(2) == joint_nC.argmax(1)
-        return Opinions(
-            joint_nC,
-            views_VnC,
-            agrees_Vn.mean(0, dtype=np.float32)
-            if len(views_VnC)
-            else np.full(len(joint_nC), np.nan, np.float32),
-        )
+        agreement_n = np.full(len(joint_nC), np.nan, np.float32)
+        if len(views_VnC):
+            agrees_Vn = views_VnC.argmax(2) == joint_nC.argmax(1)
+            agreement_n = agrees_Vn.mean(0, dtype=np.float32)
+        return Opinions(joint_nC, views_VnC, agreement_n)
 
     @torch.no_grad()
     def scores(self, emb_V: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """(V, E, n, C) logits of each view's own probes, and (E, n, C) log-scores of the joint without its temperature; all rows at once."""
+        """(V, E, n, C) logits of each view's own probes, and (E, n, C) log-scores of the joint
+        without its temperature; all rows at once."""
         groups = [list(emb_V)] if self.method == "concat" else [[emb_nD] for emb_nD in emb_V]
         every = np.arange(len(emb_V[0]))
-        x_V = [
-            Input(group, probe["input_mean"], probe["input_std"])(every)
-            for group, probe in zip(groups, self.probes, strict=True)
-        ]
-        fused = [
-            {key.removeprefix("joint."): p for key, p in probe.items() if key.startswith("joint.")}
-            for probe in self.probes
-        ]
-        own_V = [
-            _logits({key: probe[key] for key in params}, x_nD)
-            for params, probe, x_nD in zip(fused, self.probes, x_V, strict=True)
-        ]
+        x_V, own_V = [], []
+        for group, probe in zip(groups, self.probes, strict=True):
+            x_nD = Input(group, probe["input_mean"], probe["input_std"])(every)
+            x_V.append(x_nD)
+            own_V.append(_logits({key: probe[key] for key in of_joint(probe)}, x_nD))
         if self.method == "concat":
             return own_V[0].new_empty(0, *own_V[0].shape), own_V[0]
-        fused_V = [_logits(params, x_nD) for params, x_nD in zip(fused, x_V, strict=True)]
-        if not self.experts:
+        fused_V = []
+        for probe, x_nD in zip(self.probes, x_V, strict=True):
+            fused_V.append(_logits(of_joint(probe), x_nD))
+        if self.weight_ME is None:
             return torch.stack(own_V), joint(fused_V, self.rule)
-        return torch.stack(own_V), pooled(
-            torch.stack([*fused_V, *(expert(x_V).to(fused_V[0].dtype) for expert in self.experts)]),
-            self.weight_ME,
-        )
+        told_G = [expert(x_V).to(fused_V[0].dtype) for expert in self.experts]
+        return torch.stack(own_V), pooled(torch.stack([*fused_V, *told_G]), self.weight_ME)
 
     def log_probabilities(self, views_VEnC: Tensor, joint_EnC: Tensor) -> tuple[Tensor, Tensor]:
         """(V, n, C) and (n, C) float64, the means over the seeds, none below FLOOR."""
-        return _mean(views_VEnC).clamp_min(FLOOR), _mean(
-            joint_EnC.double() / self.temperature
-        ).clamp_min(FLOOR)
+        joint_nC = _mean(joint_EnC.double() / self.temperature)
+        return _mean(views_VEnC).clamp_min(FLOOR), joint_nC.clamp_min(FLOOR)
 
     def calibrated(self, emb_V: Sequence[np.ndarray], y_n: np.ndarray) -> "Model":
-        """This model at the temperature, of a grid of 61, at which these labelled rows have the lowest loss.
+        """This model at the temperature, of a grid of 61, at which these labelled rows have the
+        lowest loss.
 
-        The loss of a row is that of Platt (1999): the share 1 / (n + 2) of it counts as wrong, so that n rows without an error do not make the model
-        infinitely sure of itself.
+        The loss of a row is that of Platt (1999): the share 1 / (n + 2) of it counts as wrong, so
+        that n rows without an error do not make the model infinitely sure of itself.
         """
         every = slice(None, None, -(-len(y_n) // FITTED))
-        y_n, doubt = torch.from_numpy(y_n[every].astype(np.int64)), 1 / (len(y_n[every]) + 2)
-        scores_EnC = torch.cat(
-            [
-                self.scores(rows)[1].double().cpu()
-                for rows in self._chunks([emb_nD[every] for emb_nD in emb_V])
-            ],
-            1,
-        )
+        few_V = [emb_nD[every] for emb_nD in emb_V]
+        parts = [self.scores(rows)[1].double().cpu() for rows in self._chunks(few_V)]
+        scores_EnC = torch.cat(parts, 1)
+        right_n1 = torch.from_numpy(y_n[every].astype(np.int64))[:, None]
+        doubt = 1 / (len(right_n1) + 2)
         losses = []
         for temperature in TEMPERATURES.tolist():
-            told_n = _mean(scores_EnC / temperature).gather(-1, y_n[:, None]).squeeze(-1)
-            losses.append(
-                -(
-                    (1 - doubt) * told_n + doubt * torch.log(-torch.expm1(told_n.clamp_max(-1e-12)))
-                ).mean()
-            )
+            told_n = _mean(scores_EnC / temperature).gather(-1, right_n1).squeeze(-1)
+            wrong_n = torch.log(-torch.expm1(told_n.clamp_max(-1e-12)))
+            losses.append(-((1 - doubt) * told_n + doubt * wrong_n).mean())
         return replace(self, temperature=float(TEMPERATURES[torch.stack(losses).argmin()]))
 
     def _chunks(self, emb_V: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         """The rows in pieces, at least one. Raises as __call__ does."""
+        n = self._count(emb_V)
+        nodes = max((len(expert.nodes_MD) for expert in self.experts), default=1)
+        step = max(1, min(CHUNK, CELLS // nodes))
+        chunks = []
+        for first in range(0, max(n, 1), step):
+            here = slice(first, first + step)
+            chunks.append([np.ascontiguousarray(emb_nD[here]) for emb_nD in emb_V])
+        return chunks
+
+    def _count(self, emb_V: Sequence[np.ndarray]) -> int:
+        """n. Raises where they are not what the model reads."""
         found = [np.shape(emb_nD) for emb_nD in emb_V]
         n = found[0][0] if found and found[0] else 0
         if found != [(n, width) for width in self.widths]:
+            wanted = ", ".join(f"{view.name} (n, {view.width})" for view in self.views)
             raise UsageError(
-                f"the model reads {', '.join(f'{view.name} (n, {view.width})' for view in self.views)}, in this order and of the same n images; "
-                f"found the shapes {', '.join(map(str, found)) or 'none'}"
+                f"the model reads {wanted}, in this order and of the same n images; found the "
+                f"shapes {', '.join(map(str, found)) or 'none'}"
             )
         for name, emb_nD in zip(self.names, emb_V, strict=True):
-            if bad := int((~np.isfinite(emb_nD).all(1)).sum()):
+            bad = int((~np.isfinite(emb_nD).all(1)).sum())
+            if bad:
                 raise DataQualityError(
-                    f"{bad} of {n} rows of the view {name!r} are not finite. Rows that could not be embedded are NaN; "
-                    "leave them out, in every view: those where np.isfinite(emb_nD).all(1) is False"
+                    f"{bad} of {n} rows of the view {name!r} are not finite. Rows that could not "
+                    "be embedded are NaN; leave them out, in every view: those where "
+                    "np.isfinite(emb_nD).all(1) is False"
                 )
-        nodes = max((len(expert.nodes_MD) for expert in self.experts), default=1)
-        step = max(1, min(CHUNK, CELLS // nodes))
-        return [
-            [np.ascontiguousarray(emb_nD[first : first + step]) for emb_nD in emb_V]
-            for first in range(0, max(n, 1), step)
-        ]
+        return n
+
+
+def of_joint(probe: Params) -> Params:
+    """The parameters that speak for a view in the joint; the same names are those of its own."""
+    prefix = "joint."
+    return {key[len(prefix) :]: p for key, p in probe.items() if key.startswith(prefix)}
 
 
 def _logits(params: Params, x_nD: Tensor) -> Tensor:

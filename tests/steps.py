@@ -41,22 +41,20 @@ def setup(
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
     y = torch.randint(C, (E, rows[1]), generator=generator)
-    states = [fresh(probe.init(range(E), v, D + v, H, 2, C, dtype, members)) for v in range(views)]
+    shape = probe.Shape(H, 2, members)
+    states = [fresh(probe.init(range(E), v, D + v, C, shape, dtype)) for v in range(views)]
+    first = (E,) if members == 1 else (E, members)
+
+    def keep(n: int) -> list[Tensor]:
+        """Of two layers."""
+        kept = [torch.rand(*first, n, H, generator=generator) > 0.2 for _ in range(2)]
+        return [(one / 0.8).to(dtype) for one in kept]
+
     batches = []
     for v in range(views):
-        keep = [
-            [
-                (
-                    (torch.rand(E, *[members] * (members > 1), n, H, generator=generator) > 0.2)
-                    / 0.8
-                ).to(dtype)
-                for _ in range(2)
-            ]
-            for n in rows
-        ]
-        batches.append(
-            Batch(3 * normal(E, rows[0], D + v), 3 * normal(E, rows[1], D + v), y, keep[0], keep[1])
-        )
+        keep_U, keep_L = keep(rows[0]), keep(rows[1])
+        emb_EUD, emb_ELD = 3 * normal(E, rows[0], D + v), 3 * normal(E, rows[1], D + v)
+        batches.append(Batch(emb_EUD, emb_ELD, y, keep_U, keep_L))
     return states, batches, torch.rand(views, E, rows[0], generator=generator, dtype=torch.float64)
 
 
@@ -72,7 +70,8 @@ def unflat(vector: Tensor, like: Params) -> Params:
 
 
 def numeric_gradient(loss: Callable[[Params], Tensor], params: Params, eps: float = 1e-6) -> Tensor:
-    """(E, P) central differences of an (E,) loss; experiments do not mix, so one probe serves all of them."""
+    """(E, P) central differences of an (E,) loss; experiments do not mix, so one probe serves all
+    of them."""
     at, columns = flat(params), []
     for i in range(at.shape[1]):
         step = torch.zeros_like(at)

@@ -12,7 +12,7 @@ import numpy as np
 from conftest import ROOT, Made
 
 from train.config import TrainConfig
-from train.data.graph import links_of, nearest, solve
+from train.data.graph import links_of, nearest_rows, solve
 
 QUICK = {
     "labels": "3",
@@ -102,5 +102,5 @@ def _is_rank(environ: Path, rank: int, folder: Path) -> bool:
 def spread(
     x: np.ndarray, y: np.ndarray, classes: int, neighbours: int, alphas: tuple[float, ...]
 ) -> dict[float, np.ndarray]:
-    links = links_of(nearest(x, None, neighbours)[1])
+    links = links_of(nearest_rows(x, None, neighbours)[1])
     return {alpha: solve(links, y, classes, alpha) for alpha in alphas}

@@ -26,7 +26,7 @@ from train.data.graph import (
     base_of,
     grid_of,
     links_of,
-    nearest,
+    nearest_rows,
     solve,
     standardise,
     statistics,
@@ -171,7 +171,7 @@ def _knn(
 ) -> Iterator[Candidate]:
     """The k nearest labelled rows vote with weight 1 / distance (Dudani 1976); where some are at
     distance 0, they alone vote."""
-    found_Q = [nearest(x_LD, x_nD, max(VOTERS)) for x_nD in queries]
+    found_Q = [nearest_rows(x_LD, x_nD, max(VOTERS)) for x_nD in queries]
     onehot_LC = np.eye(classes)[y_L]
     for k in sorted({min(k, len(x_LD)) for k in VOTERS}):
         p_Q = []
@@ -196,8 +196,8 @@ def _propagation(
     ends with a warning after the default 30 of the 2,700 rounds that it would take. See
     train/data/graph.py.
     """
-    graph_nK = nearest(x_nD, None, max(NEIGHBOURS))[1]
-    found_Q = [nearest(x_nD, query, max(NEIGHBOURS))[1] for query in queries]
+    graph_nK = nearest_rows(x_nD, None, max(NEIGHBOURS))[1]
+    found_Q = [nearest_rows(x_nD, query, max(NEIGHBOURS))[1] for query in queries]
     links: dict[int, Any] = {}
     for k, alpha in grid_of(len(x_nD), classes):
         k = min(k, len(x_nD))

@@ -19,7 +19,7 @@ from train.algorithm.optimise import State, fresh
 from train.algorithm.peers import Peers
 from train.algorithm.rivals import Offer, Rival, fixmatch_step, mpl_step, pseudo_step
 from train.config import ScheduleSettings, TrainingSettings
-from train.data.feed import INIT, PURPOSES, Task
+from train.data.feed import INIT, PURPOSES, Task, shape_of
 from train.methods import Method
 from train.run.checkpoint import Standing
 
@@ -125,11 +125,9 @@ def begin(job: Job, settings: TrainingSettings, metrics_bytes: int) -> Standing:
             task.seeds,
             view * PURPOSES + INIT,
             source.width,
-            settings.hidden,
-            settings.layers,
             task.classes,
+            shape_of(settings),
             source.mean_D.dtype,
-            settings.members,
         )
         states.append(fresh({name: value.to(device) for name, value in params.items()}))
     experiments, graphs = len(task.seeds), len(task.graphs)

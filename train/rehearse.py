@@ -20,6 +20,7 @@ from base.console import clock_text, counted
 from train.algorithm import probe
 from train.algorithm.peers import LocalPeers, choose_device
 from train.config import TrainConfig
+from train.data.feed import shape_of
 from train.data.reader import Cache
 from train.data.splits import Split
 from train.jobs import dtype_of, experiments, make_jobs
@@ -118,9 +119,7 @@ def memory_of(config: TrainConfig, cache: Cache, split: Split, experiments: int)
     kept = min(batch, config.chunk or batch) * config.members * layer
     for emb_ND in cache.emb:
         width = emb_ND.shape[1]
-        params = probe.init(
-            [0], 0, width, config.hidden, config.layers, classes, torch.float32, config.members
-        )
+        params = probe.init([0], 0, width, classes, shape_of(config), torch.float32)
         copies = 7 if config.ema else 6
         total += copies * sum(tensor.numel() for tensor in params.values())
         total += 2 * batch * width + kept

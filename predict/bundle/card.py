@@ -1,12 +1,14 @@
-"""The README.md of an exported model: what it is, what it was made of, how good it is and how far to trust it. Everything in it is read off the run."""
+"""The README.md of an exported model: what it is, what it was made of, how good it is and how far
+to trust it. Everything in it is read off the run."""
 
 import html
 from typing import Any
 
+from base.console import counted
 from base.durable import canonical_json
 from base.errors import UsageError
 from cache_specs.spec import fingerprint, load_spec
-from predict.model import Model, View
+from predict.model import Model, ViewRecord
 from train.methods import TITLES
 
 LOOK = """import json, numpy, onnxruntime
@@ -15,78 +17,119 @@ classes = json.load(open("model.json"))["classes"]
 embeddings = {INPUTS}
 found = session.run(["joint"], embeddings)[0]               # (n, C) log-probabilities of n images
 print([classes[c] for c in found.argmax(1)])"""
+OF_VIEWS = (
+    "view",
+    "width",
+    "architecture",
+    "spec and weights",
+    "weights sha256",
+    "licence of the published weights",
+)
+SHOWN = 50  # classes at most
 
 
-def card(model: Model, onnx: str) -> str:
-    about, scores = model.about, model.about["scores"]
-    rows, n = about["rows"], len(model.seeds)
-    own = [
-        (f"view {view}", scores["views"][view]) for view in model.names if view in scores["views"]
-    ]
-    table = "\n".join(
-        f"| {_text(name)} | {_spread(found['test_top1'], 100)} | {_spread(found['test_nll'])} | {_spread(found['test_ece'])} | "
-        f"{_spread(found['val_top1'], 100)} |"
-        for name, found in [*own, ("joint", scores["joint"])]
-    )
-    views = "\n".join(
-        f"| {_text(view.name)} | {view.width} | {_text(str(view.spec.get('architecture', 'imported')))} | "
-        f"`{fingerprint(view.spec, view.weights_sha256)[:12]}` | `{view.weights_sha256[:12]}` | {_text(licence_of(view))} |"
-        for view in model.views
-    )
-    names = ", ".join(_text(name) for name in model.classes[:50]) + (
-        f", … (all {len(model.classes):,} in model.json)" if len(model.classes) > 50 else ""
-    )
-    inputs = ", ".join(
-        f'"{name}": numpy.zeros((1, {width}), "float32")'
-        for name, width in zip(model.names, model.widths, strict=True)
-    )
+def model_card(model: Model, onnx: str) -> str:
+    """onnx: what is to be said of that file."""
+    about, rows = model.about, model.about["rows"]
+    classes, seeds = f"{len(model.classes):,}", counted(len(model.seeds), "seed")
+    inputs = []
+    for view in model.views:
+        inputs.append(f'"{view.name}": numpy.zeros((1, {view.width}), "float32")')
+    look = LOOK.replace("INPUTS", ", ".join(inputs))
     return f"""# {_text(model.method)} on {_text(", ".join(model.names))}
 
-Labels an image with one of {len(model.classes):,} classes, from the embeddings of frozen vision models. Method: {TITLES[model.method][0]}.
-Trained on {_text(about["dataset"])}, run {_text(about["run"])}: {_text(about["labels_text"])} ({rows["labelled"]:,} labelled images of each seed,
-{rows["unlabelled"]:,} unlabelled), {n} seed{"s" * (n > 1)} ({", ".join(map(str, model.seeds))}), whose distributions are averaged.
+Labels an image with one of {classes} classes, from the embeddings of frozen vision models. Method:
+{TITLES[model.method][0]}. Trained on {_text(about["dataset"])}, run {_text(about["run"])}:
+{_text(about["labels_text"])} ({rows["labelled"]:,} labelled images of each seed,
+{rows["unlabelled"]:,} unlabelled), {seeds} ({", ".join(map(str, model.seeds))}), whose
+distributions are averaged.
 
-Classes: {names}
+Classes: {_class_names(model.classes)}
 
 ## How good
 
-Of one seed, before calibration: mean ± standard deviation over {n} seed{"s" * (n > 1)}; selected on {rows["val"]:,} labelled validation images, tested once
-on {rows["test"]:,}.
+Of one seed, before calibration: mean ± standard deviation over {seeds}; selected on
+{rows["val"]:,} labelled validation images, tested once on {rows["test"]:,}.
 
 | | test top-1 in % | test NLL | test ECE | validation top-1 in % |
 |---|---|---|---|---|
-{table}
+{_scores(model)}
 
-Calibration: the joint of all seeds at temperature {model.temperature:.3f}, which has the lowest loss on the validation images. The views' own opinions
-are as their probes give them.
+Calibration: the joint of all seeds at temperature {model.temperature:.3f}, which has the lowest
+loss on the validation images. The views' own opinions are as their probes give them.
 
 {onnx}
 
 ## What it reads
 
-| view | width | architecture | spec and weights | weights sha256 | licence of the published weights |
+| {" | ".join(OF_VIEWS)} |
 |---|---|---|---|---|---|
-{views}
+{_views(model)}
 
-The views' weights are not in this folder. `make predict MODEL=this-folder IMAGES=photos/` finds them as `make extract` does, and refuses others than these.
-With embeddings at hand:
+The views' weights are not in this folder. `make predict MODEL=this-folder IMAGES=photos/` finds
+them as `make extract` does, and refuses others than these. With embeddings at hand:
 
 ```python
-{LOOK.replace("INPUTS", inputs)}
+{look}
 ```
 
 ## What it is for, and what not
 
-For images like those it was trained on. It chooses one of its classes for any image, also for one that shows none of them, and of images of another kind it is
-surer than it should be. A confidence is a mean over images like the validation images, not a promise for one. Whoever is judged by it should be able to object.
-What the backbones have learnt of their own training images, they bring along. Look at what the views disagree on before you rely on it.
+For images like those it was trained on. It chooses one of its classes for any image, also for one
+that shows none of them, and of images of another kind it is surer than it should be. A confidence
+is a mean over images like the validation images, not a promise for one. Whoever is judged by it
+should be able to object. What the backbones have learnt of their own training images, they bring
+along. Look at what the views disagree on before you rely on it.
 
-Files: `model.json` (all of the above for programs, with the sha256 of every file), `probes/`, `graphs/` where the method has any, `joint.onnx`.
+Files: `model.json` (all of the above for programs, with the sha256 of every file), `probes/`,
+`graphs/` where the method has any, `joint.onnx`.
 """
 
 
-def licence_of(view: View) -> str:
-    """What the TOML file, the view's own or the bundled one of its name, says of the weights' licence, if it is the very spec that the run recorded."""
+def _class_names(classes: list[str]) -> str:
+    names = ", ".join(_text(name) for name in classes[:SHOWN])
+    more = f", … (all {len(classes):,} in model.json)" if len(classes) > SHOWN else ""
+    return f"{names}{more}"
+
+
+def _scores(model: Model) -> str:
+    """A line of the table for each view that has an opinion of its own, and the joint."""
+    scores = model.about["scores"]
+    own = {f"view {name}": scores["views"].get(name) for name in model.names}
+    lines = []
+    for name, found in {**own, "joint": scores["joint"]}.items():
+        if found is None:
+            continue
+        cells = (
+            _text(name),
+            _mean_std(found["test_top1"], 100),
+            _mean_std(found["test_nll"]),
+            _mean_std(found["test_ece"]),
+            _mean_std(found["val_top1"], 100),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _views(model: Model) -> str:
+    lines = []
+    for view in model.views:
+        key = fingerprint(view.spec, view.weights_sha256)
+        cells = (
+            _text(view.name),
+            str(view.width),
+            _text(str(view.spec.get("architecture", "imported"))),
+            f"`{key[:12]}`",
+            f"`{view.weights_sha256[:12]}`",
+            _text(licence_of(view)),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def licence_of(view: ViewRecord) -> str:
+    """What the TOML file, the view's own or the bundled one of its name, says of the weights'
+    licence, if it is the very spec that the run recorded."""
     for name in (view.spec_file, view.name):
         try:
             spec = load_spec(name) if name else None
@@ -97,14 +140,15 @@ def licence_of(view: View) -> str:
     return "unknown: see its TOML file, or ask its authors"
 
 
-def _spread(found: dict[str, Any], scale: float = 1) -> str:
+def _mean_std(found: dict[str, Any], scale: float = 1) -> str:
     digits = 1 if scale == 100 else 3
-    return f"{scale * found['mean']:.{digits}f}" + (
-        f" ± {scale * found['std']:.{digits}f}" if found["n"] > 1 else ""
-    )
+    mean, std = scale * found["mean"], scale * found["std"]
+    more = f" ± {std:.{digits}f}" if found["n"] > 1 else ""
+    return f"{mean:.{digits}f}{more}"
 
 
 def _text(value: str) -> str:
     """A name in Markdown, whatever it holds: no HTML, no table cell, no line of its own."""
     plain = "".join(c if c.isprintable() else " " for c in value)
-    return "".join(f"\\{c}" if c in "\\`*_[]|#" else c for c in html.escape(plain, quote=False))
+    escaped = html.escape(plain, quote=False)
+    return "".join(f"\\{c}" if c in "\\`*_[]|#" else c for c in escaped)

@@ -1,12 +1,15 @@
-"""A model as a folder that needs nothing else: written by `make export-model`, read by `open_model`.
+"""A model as a folder that needs nothing else: written by `make export-model`, read by
+`open_model`.
 
-    model.json                  method, joint rule, classes, seeds, temperature, the views' specs and the hashes of their weights; sha256 of every file below
+    model.json                  method, joint rule, classes, seeds, temperature, the views' specs
+                                and the hashes of their weights; sha256 of every file below
     probes/VIEW.safetensors     the run's own files
     graphs/0.safetensors …      nodes and what they know, where the method has graphs
     joint.onnx  README.md       for other programs, and for people
 
-model.json knows its own digest. Whatever is missing, short, added to or changed in one bit is named before anything is used. A seal keeps out damage, not a
-person who seals anew: so model.json is held against what an export can have written (`_refuse`), and names no file but those above.
+model.json knows its own digest. Whatever is missing, short, added to or changed in one bit is named
+before anything is used. A seal keeps out damage, not a person who seals anew: so model.json is held
+against what an export can have written (`_refuse`), and names no file but those above.
 """
 
 import dataclasses
@@ -24,7 +27,7 @@ from torch import Tensor
 from base import durable
 from base.errors import IntegrityError, StaleError, UsageError, nearest
 from base.phrase import quoted
-from predict.model import Expert, Model, View
+from predict.model import Expert, Model, ViewRecord
 from train.algorithm.probe import Params
 from train.config import TrainConfig
 from train.methods import PLANS
@@ -32,44 +35,58 @@ from train.methods import PLANS
 FORMAT, RECORD = 1, "model.json"
 OTHERS = ("README.md", "joint.onnx", "joint.onnx.data")  # beside the tensors
 RULES = typing.get_args(typing.get_type_hints(TrainConfig)["joint"])
+# What reading a damaged folder may raise.
+DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    RuntimeError,
+    SafetensorError,
+)
 
 
-def write_tensors(model: Model, folder: Path) -> None:
+def probe_files(method: str, names: list[str]) -> list[str]:
+    """One of each view, or one for all of them."""
+    return [f"probes/{name}.safetensors" for name in (["concat"] if method == "concat" else names)]
+
+
+def graph_files(graphs: int) -> list[str]:
+    return [f"graphs/{number}.safetensors" for number in range(graphs)]
+
+
+def write_parts(model: Model, folder: Path) -> None:
     """The probes and graphs. The folder is there."""
-    names = ["concat"] if model.method == "concat" else model.names
-    found = {
-        f"probes/{name}.safetensors": probe for name, probe in zip(names, model.probes, strict=True)
-    }
-    found |= {
-        f"graphs/{number}.safetensors": {
+    found = dict(zip(probe_files(model.method, model.names), model.probes, strict=True))
+    for name, expert in zip(graph_files(len(model.experts)), model.experts, strict=True):
+        found[name] = {
             "nodes": expert.nodes_MD,
             "member": expert.member_EM,
             "told": expert.told_EMC,
         }
-        for number, expert in enumerate(model.experts)
-    }
     for name, tensors in found.items():
+        plain = {}
+        for key, value in tensors.items():
+            plain[key] = value.detach().contiguous().cpu().clone()
         durable.make_folder((folder / name).parent)
-        durable.write(
-            folder / name,
-            save(
-                {key: value.detach().contiguous().cpu().clone() for key, value in tensors.items()}
-            ),
-            "model.tensors",
-        )
+        durable.write(folder / name, save(plain), "model.tensors")
 
 
 def write_record(model: Model, folder: Path) -> None:
     """model.json, last of all: the digests are of the files that lie there."""
-    files = {
-        str(path.relative_to(folder)): _digest(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    views = [
-        dataclasses.asdict(dataclasses.replace(view, spec_file="", spec=_portable(view.spec)))
-        for view in model.views
-    ]
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            files[str(path.relative_to(folder))] = _digest_of(path)
+    views = []
+    for view in model.views:
+        told = dataclasses.replace(view, spec_file="", spec=_portable(view.spec))
+        views.append(dataclasses.asdict(told))
+    graphs = []
+    for expert in model.experts:
+        graphs.append({"views": expert.views, "neighbours": expert.neighbours_E})
     record = {
         "format": FORMAT,
         "method": model.method,
@@ -80,203 +97,191 @@ def write_record(model: Model, folder: Path) -> None:
         "views": views,
         "about": model.about,
         "files": files,
-        "graphs": [
-            {"views": expert.views, "neighbours": expert.neighbours_E} for expert in model.experts
-        ],
+        "graphs": graphs,
         "weight": None if model.weight_ME is None else model.weight_ME.tolist(),
     }
     durable.write(folder / RECORD, durable.sealed(record), "model.record")
 
 
 def read_model(folder: Path, device: torch.device) -> Model:
-    """Raises UsageError (no folder of ours), StaleError (of another version) or IntegrityError naming the damaged file."""
+    """Raises UsageError (no folder of ours), StaleError (of another version) or IntegrityError
+    naming the damaged file."""
     if not (folder / RECORD).is_file():
-        near = nearest(
-            folder.name, [path.parent.name for path in folder.parent.glob(f"*/{RECORD}")]
-        )
-        inner = [path.parent for path in folder.glob(f"*/{RECORD}")]
-        meant = str(inner[0]) if len(inner) == 1 else str(folder.with_name(near)) if near else ""
-        then = (
-            f"; did you mean {meant!r}"
-            if meant
-            else f". Make one: make export-model RUN=… TO={quoted(str(folder))}"
-        )
-        raise UsageError(
-            f"MODEL={folder}: there is no {f'{RECORD} in this' if folder.is_dir() else 'such'} folder{then}",
-            instead={"MODEL": meant} if meant else None,
-        )
+        _refuse_folder(folder)
     try:
         record = durable.read_sealed(folder / RECORD)
         if record["format"] != FORMAT:
             raise StaleError(
-                f"{folder} has format {record['format']}, this version reads {FORMAT}; export it again: make export-model RUN=… TO=…"
+                f"{folder} has format {record['format']}, this version reads {FORMAT}; export it "
+                "again: make export-model RUN=… TO=…"
             )
-        views = [dataclasses.replace(View(**view), spec_file="") for view in record["views"]]
-        _refuse(record, views)
-        names = ["concat"] if record["method"] == "concat" else [view.name for view in views]
-        probes, graphs = (
-            [f"probes/{name}.safetensors" for name in names],
-            [f"graphs/{number}.safetensors" for number in range(len(record["graphs"]))],
-        )
-        if lacking := {*probes, *graphs} - record["files"].keys():
-            raise ValueError(f"{RECORD} does not name the file {min(lacking)}")
-        if strange := record["files"].keys() - {*probes, *graphs, *OTHERS}:
-            raise ValueError(
-                f"{RECORD} names the file {min(strange)!r}, which is none of a model's"
-            )
-        for name, digest in record["files"].items():
-            _check(folder, name, digest)
-        experts = []
-        for name, graph in zip(graphs, record["graphs"], strict=True):
-            tensors = _read(folder / name, device)
-            experts.append(
-                Expert(
-                    graph["views"],
-                    tensors["nodes"],
-                    tensors["member"],
-                    tensors["told"],
-                    graph["neighbours"],
-                )
-            )
-        weight: Tensor | None = (
-            None
-            if record["weight"] is None
-            else torch.tensor(record["weight"], dtype=torch.float64, device=device)
-        )
-        model = Model(
-            views,
-            record["classes"],
-            record["method"],
-            record["seeds"],
-            record["joint"],
-            [_read(folder / name, device) for name in probes],
-            experts,
-            weight,
-            float(record["temperature"]),
-            record["about"],
-        )
+        model = _model_of(folder, record, device)
         _try(model)
         return model
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
+    except DAMAGED as error:
         durable.reraise_unless_gone(folder / RECORD, error)
         raise IntegrityError(
-            f"the model in {folder} is damaged: {error}. Copy it again, or export it again: make export-model RUN=… TO=…"
+            f"the model in {folder} is damaged: {error}. Copy it again, or export it again: make "
+            "export-model RUN=… TO=…"
         ) from error
 
 
-def _portable(spec: dict[str, Any]) -> dict[str, Any]:
-    """The spec without a path of this machine: an absolute weights.path would say where its owner's files lie, and lead nowhere on another machine."""
-    path = (spec.get("weights") or {}).get("path")
-    return (
-        {**spec, "weights": {**spec["weights"], "path": Path(path).name}}
-        if path and Path(path).is_absolute()
-        else spec
+def _refuse_folder(folder: Path) -> None:
+    """Raise UsageError, with what may have been meant."""
+    near = nearest(folder.name, [path.parent.name for path in folder.parent.glob(f"*/{RECORD}")])
+    inner = [path.parent for path in folder.glob(f"*/{RECORD}")]
+    meant = ""
+    if len(inner) == 1:
+        meant = str(inner[0])
+    elif near:
+        meant = str(folder.with_name(near))
+    where = f"{RECORD} in this" if folder.is_dir() else "such"
+    if meant:
+        then = f"; did you mean {meant!r}"
+    else:
+        then = f". Make one: make export-model RUN=… TO={quoted(str(folder))}"
+    raise UsageError(
+        f"MODEL={folder}: there is no {where} folder{then}",
+        instead={"MODEL": meant} if meant else None,
     )
 
 
-def _refuse(record: dict[str, Any], views: list[View]) -> None:
-    """Raise ValueError for what no export writes: it could lead out of the folder, or to probabilities that are none."""
-    names, classes, temperature = (
-        [view.name for view in views],
+def _model_of(folder: Path, record: dict[str, Any], device: torch.device) -> Model:
+    """Raises one of DAMAGED."""
+    views = [dataclasses.replace(ViewRecord(**view), spec_file="") for view in record["views"]]
+    _refuse(record, views)
+    probes = probe_files(record["method"], [view.name for view in views])
+    graphs = graph_files(len(record["graphs"]))
+    _check_files(folder, record["files"], {*probes, *graphs})
+    experts = []
+    for name, graph in zip(graphs, record["graphs"], strict=True):
+        parts = _tensors(folder / name, device)
+        told = parts["nodes"], parts["member"], parts["told"]
+        experts.append(Expert(graph["views"], *told, graph["neighbours"]))
+    weight: Tensor | None = None
+    if record["weight"] is not None:
+        weight = torch.tensor(record["weight"], dtype=torch.float64, device=device)
+    return Model(
+        views,
         record["classes"],
-        record["temperature"],
+        record["method"],
+        record["seeds"],
+        record["joint"],
+        [_tensors(folder / name, device) for name in probes],
+        experts,
+        weight,
+        float(record["temperature"]),
+        record["about"],
     )
-    for wanted, there in (
-        (
-            "views of different names, which are names of files",
-            bool(names) and len({*names}) == len(names) and all(map(_is_name, names)),
-        ),
-        (
-            "two or more different classes",
-            isinstance(classes, list)
-            and len({*classes}) == len(classes) > 1
-            and {*map(type, classes)} == {str},
-        ),
-        (
-            "views of a possible width",
-            all(type(view.width) is int and 0 < view.width < 2**20 for view in views),
-        ),
-        (
-            "a temperature from 0.001 to 1,000",
-            type(temperature) in (int, float) and 1e-3 <= temperature <= 1e3,
-        ),
-        (
-            "what is said of the data",
-            type(record["about"]["rows"]["val"]) is int
-            and isinstance(record["about"]["dataset"], str),
-        ),
-        (f"a method of {', '.join(PLANS)}", record["method"] in PLANS),
-        (f"a joint rule of {', '.join(RULES)}", record["joint"] in RULES),
-        (
-            "a weight, and graphs, where the method has them, and only there",
-            bool(record["graphs"])
-            == (record["weight"] is not None)
-            == PLANS[record["method"]].graphs
-            if record["method"] in PLANS
-            else False,
-        ),
-        (
-            "views of graphs that are views of the model",
-            all(0 <= view < len(views) for graph in record["graphs"] for view in graph["views"]),
-        ),
-    ):
-        if not there:
-            raise ValueError(f"{RECORD} lacks {wanted}")
+
+
+def _portable(spec: dict[str, Any]) -> dict[str, Any]:
+    """The spec without a path of this machine: an absolute weights.path would say where its owner's
+    files lie, and lead nowhere on another machine."""
+    path = (spec.get("weights") or {}).get("path")
+    if not path or not Path(path).is_absolute():
+        return spec
+    return {**spec, "weights": {**spec["weights"], "path": Path(path).name}}
+
+
+def _refuse(record: dict[str, Any], views: list[ViewRecord]) -> None:
+    """Raise ValueError for what no export writes: it could lead out of the folder, or to
+    probabilities that are none."""
+    names, rows = [view.name for view in views], record["about"]["rows"]
+    _need(_are_names(names), "views of different names, which are names of files")
+    _need(_are_classes(record["classes"]), "two or more different classes")
+    _need(all(_is_width(view.width) for view in views), "views of a possible width")
+    _need(_is_temperature(record["temperature"]), "a temperature from 0.001 to 1,000")
+    about = type(rows["val"]) is int and isinstance(record["about"]["dataset"], str)
+    _need(about, "what is said of the data")
+    _need(record["method"] in PLANS, f"a method of {', '.join(PLANS)}")
+    _need(record["joint"] in RULES, f"a joint rule of {', '.join(RULES)}")
+    graphs, weight = bool(record["graphs"]), record["weight"] is not None
+    _need(
+        graphs == weight == PLANS[record["method"]].graphs,
+        "a weight, and graphs, where the method has them, and only there",
+    )
+    members = [view for graph in record["graphs"] for view in graph["views"]]
+    _need(
+        all(0 <= view < len(views) for view in members),
+        "views of graphs that are views of the model",
+    )
+
+
+def _need(there: bool, wanted: str) -> None:
+    if not there:
+        raise ValueError(f"{RECORD} lacks {wanted}")
+
+
+def _are_names(names: list[Any]) -> bool:
+    return bool(names) and len({*names}) == len(names) and all(map(_is_name, names))
 
 
 def _is_name(name: Any) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\\", "\0"} & {*name}
 
 
+def _are_classes(classes: Any) -> bool:
+    if not isinstance(classes, list) or {*map(type, classes)} != {str}:
+        return False
+    return len({*classes}) == len(classes) > 1
+
+
+def _is_width(width: Any) -> bool:
+    return type(width) is int and 0 < width < 2**20
+
+
+def _is_temperature(temperature: Any) -> bool:
+    return type(temperature) in (int, float) and 1e-3 <= temperature <= 1e3
+
+
 def _try(model: Model) -> None:
-    """Raise ValueError or RuntimeError where the tensors do not fit one another: what is said of one image must be probabilities."""
-    if {len(probe["b0"]) for probe in model.probes} != {len(model.seeds)}:
-        raise ValueError(f"{RECORD} has {len(model.seeds)} seeds, the probes have others")
-    if model.weight_ME is not None and model.weight_ME.shape != (
-        len(model.views) + len(model.experts),
-        len(model.seeds),
-    ):
+    """Raise ValueError or RuntimeError where the tensors do not fit one another: what is said of
+    one image must be probabilities."""
+    seeds, classes = len(model.seeds), len(model.classes)
+    if {len(probe["b0"]) for probe in model.probes} != {seeds}:
+        raise ValueError(f"{RECORD} has {seeds} seeds, the probes have others")
+    weight = model.weight_ME
+    if weight is not None and weight.shape != (len(model.views) + len(model.experts), seeds):
         raise ValueError(
-            f"{RECORD} has a weight of the shape {tuple(model.weight_ME.shape)}, expected one for each view and graph, and each seed"
+            f"{RECORD} has a weight of the shape {tuple(weight.shape)}, expected one for each view "
+            "and graph, and each seed"
         )
-    said = model([np.zeros((1, width), np.float32) for width in model.widths])
-    if (
-        said.joint_nC.shape != (1, len(model.classes))
-        or not np.isfinite(said.joint_nC).all()
-        or abs(said.joint_nC.sum() - 1) > 1e-3
-    ):
-        raise ValueError(f"the model says no probabilities of {len(model.classes)} classes")
+    p_nC = model([np.zeros((1, width), np.float32) for width in model.widths]).joint_nC
+    finite = p_nC.shape == (1, classes) and np.isfinite(p_nC).all()
+    if not finite or abs(p_nC.sum() - 1) > 1e-3:
+        raise ValueError(f"the model says no probabilities of {classes} classes")
 
 
-def _check(folder: Path, name: str, expected: dict[str, Any]) -> None:
-    if not (folder / name).is_file():
-        raise ValueError(f"{name} is missing")
-    if (found := _digest(folder / name)) != expected:
-        raise ValueError(
-            f"{name} has changed since it was written: {found['bytes']:,} bytes with sha256 {found['sha256'][:12]}, expected "
-            f"{expected['bytes']:,} with {expected['sha256'][:12]}"
-        )
+def _check_files(folder: Path, files: dict[str, dict[str, Any]], wanted: set[str]) -> None:
+    """Raise ValueError where one is not as it was written, or is none of a model's."""
+    lacking, strange = wanted - files.keys(), files.keys() - {*wanted, *OTHERS}
+    if lacking:
+        raise ValueError(f"{RECORD} does not name the file {min(lacking)}")
+    if strange:
+        raise ValueError(f"{RECORD} names the file {min(strange)!r}, which is none of a model's")
+    for name, expected in files.items():
+        if not (folder / name).is_file():
+            raise ValueError(f"{name} is missing")
+        found = _digest_of(folder / name)
+        if found != expected:
+            raise ValueError(
+                f"{name} has changed since it was written: {found['bytes']:,} bytes with sha256 "
+                f"{found['sha256'][:12]}, expected {expected['bytes']:,} with "
+                f"{expected['sha256'][:12]}"
+            )
 
 
-def _digest(path: Path) -> dict[str, Any]:
+def _digest_of(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        return {
-            "bytes": path.stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": sha256}
 
 
-def _read(path: Path, device: torch.device) -> Params:
+def _tensors(path: Path, device: torch.device) -> Params:
     tensors = load(path.read_bytes())
-    if wrong := [key for key, value in tensors.items() if not torch.isfinite(value).all()]:
-        raise ValueError(f"{path.parent.name}/{path.name}: the tensor {wrong[0]!r} is not finite")
+    for key, value in tensors.items():
+        if not torch.isfinite(value).all():
+            name = f"{path.parent.name}/{path.name}"
+            raise ValueError(f"{name}: the tensor {key!r} is not finite")
     return {key: value.to(device) for key, value in tensors.items()}

@@ -288,7 +288,8 @@ def test_the_memory_of_the_parameters_is_that_of_real_probes(made: Made) -> None
     cache = SimpleNamespace(items=SimpleNamespace(classes=["a"] * 10), emb=emb)
     settings = TrainConfig(hidden=32, members=3, **none)
     real = sum(
-        tensor.numel() for tensor in probe.init([0, 1], 0, 64, 32, 2, 10, torch.float32, 3).values()
+        tensor.numel()
+        for tensor in probe.init([0, 1], 0, 64, 10, probe.Shape(32, 2, 3), torch.float32).values()
     )
     values = (
         memory_of(settings, cache, split, 2)

@@ -1,4 +1,5 @@
-"""What a trained model says of embeddings and of new images, from a run and from an exported folder."""
+"""What a trained model says of embeddings and of new images, from a run and from an exported
+folder."""
 
 import csv
 import dataclasses
@@ -27,14 +28,14 @@ from cache_specs.succession import write_items
 from extract.config import ExtractConfig
 from extract.run import run as extract
 from predict.bundle import onnx
-from predict.bundle.card import card, licence_of
-from predict.bundle.export import export
+from predict.bundle.card import licence_of, model_card
+from predict.bundle.command import export_model as export
 from predict.command import predict
 from predict.config import ExportModelConfig as ExportConfig
 from predict.config import PredictConfig
-from predict.from_run import Model, choose, of_run, open_model
+from predict.from_run import Model, choose_method, of_run, open_model
 from predict.images import spec_of
-from predict.model import SAME, Expert, View
+from predict.model import SAME, Expert, ViewRecord
 from train.algorithm.evaluate import TEMPERATURES
 from train.command import run
 from train.config import TrainConfig
@@ -49,7 +50,8 @@ Opened = tuple[Model, Cache, list[Split]]
 
 @pytest.fixture(scope="module")
 def runs(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of two seeds: `a` of every kind of method, and one each of the other joint rules, an ensemble, one view, and in float64."""
+    """Runs of two seeds: `a` of every kind of method, and one each of the other joint rules, an
+    ensemble, one view, and in float64."""
     folder = tmp_path_factory.mktemp("runs")
     run(config(made, folder, run="a", method=METHODS))
     for rule in ("product", "mean-probability", "vote"):
@@ -82,7 +84,8 @@ def emb_of(cache: Cache, rows: np.ndarray) -> list[np.ndarray]:
 def test_the_model_says_what_the_run_wrote_down(
     runs: Path, made: Made, name: str, method: str
 ) -> None:
-    """Each seed's predictions of the validation and test images, and their mean at the temperature."""
+    """Each seed's predictions of the validation and test images, and their mean at the
+    temperature."""
     model, cache, splits = opened(runs, made, name, method)
     table = {
         key: np.array(values, object if key.startswith("prob_") else None)
@@ -136,7 +139,8 @@ def test_the_model_says_what_the_run_wrote_down(
 def test_a_graph_says_of_its_nodes_and_of_others_what_it_said_in_training(
     runs: Path, made: Made, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    """All training rows are nodes, or 200 and each seed's labelled ones, so that the seeds' graphs differ."""
+    """All training rows are nodes, or 200 and each seed's labelled ones, so that the seeds' graphs
+    differ."""
     monkeypatch.setattr(propagation, "NODES", most)
     model, cache, splits = opened(runs, made, "a", "mct-graph")
     graphs_of.cache_clear()
@@ -282,7 +286,8 @@ def test_embeddings_that_do_not_fit_are_refused(runs: Path, made: Made) -> None:
     for wrong in ([pixels], [edges, pixels], [pixels, edges[:2]], []):
         with pytest.raises(
             UsageError,
-            match=r"the model reads pixels \(n, 64\), edges \(n, 128\), in this order and of the same n images; found the shapes",
+            match=r"the model reads pixels \(n, 64\), edges \(n, 128\), in this order and of the "
+            r"same n images; found the shapes",
         ):
             model(wrong)
     pixels[1, 2] = np.nan
@@ -301,23 +306,27 @@ def test_the_method_is_chosen_on_validation() -> None:
             }
         }
 
-    assert choose(summary(supervised=0.9, mct=0.8, label_propagation=1.0), "") == "supervised"
-    assert choose(summary(supervised=0.9, mct=0.8, mct_graph=0.7), "") == "mct-graph"
-    assert choose(summary(supervised=0.9, mct=0.8), "mct") == "mct"
+    assert (
+        choose_method(summary(supervised=0.9, mct=0.8, label_propagation=1.0), "") == "supervised"
+    )
+    assert choose_method(summary(supervised=0.9, mct=0.8, mct_graph=0.7), "") == "mct-graph"
+    assert choose_method(summary(supervised=0.9, mct=0.8), "mct") == "mct"
     with pytest.raises(
         UsageError, match="METHOD=mtc: the run did not train it; did you mean 'mct'"
     ):
-        choose(summary(mct=1), "mtc")
+        choose_method(summary(mct=1), "mtc")
     with pytest.raises(
         UsageError,
-        match=r"METHOD=knn keeps no model, only its scores .* Those of this run that keep one: supervised, mct",
+        match=r"METHOD=knn keeps no model, only its scores .* Those of this run that keep one: "
+        r"supervised, mct",
     ):
-        choose(summary(mct=1, knn=1, supervised=1), "knn")
+        choose_method(summary(mct=1, knn=1, supervised=1), "knn")
     with pytest.raises(
         UsageError,
-        match=r"METHOD=logreg,knn keeps no model.* None of this run does: train one under another RUN, with METHOD=mct-graph",
+        match=r"METHOD=logreg,knn keeps no model.* None of this run does: train one under another "
+        r"RUN, with METHOD=mct-graph",
     ):
-        choose(summary(knn=1, logreg=1), "")
+        choose_method(summary(knn=1, logreg=1), "")
 
 
 def test_a_run_of_other_data_or_half_of_one_is_refused(
@@ -330,7 +339,8 @@ def test_a_run_of_other_data_or_half_of_one_is_refused(
     shutil.copytree(runs / "a", tmp_path / "a")
     with pytest.raises(
         UsageError,
-        match=r"RUN=a was trained on digits-[0-9a-f]{8}, which is not in .*/empty/\. Name the cache it is in: CACHE=…",
+        match=r"RUN=a was trained on digits-[0-9a-f]{8}, which is not in .*/empty/\. Name the "
+        r"cache it is in: CACHE=…",
     ):
         of_run(tmp_path / "a", cache=tmp_path / "empty")
     probe = tmp_path / "a" / "probes" / "mct" / "pixels.safetensors"
@@ -352,13 +362,15 @@ def test_a_run_of_other_data_or_half_of_one_is_refused(
     keys.write_text(keys.read_text().replace("\n", "\n\n", 1))
     with pytest.raises(
         StaleError,
-        match=r"seed-1.labelled.txt does not name the labelled images that LABELS=3 gives for seed 1",
+        match=r"seed-1.labelled.txt does not name the labelled images that LABELS=3 gives for "
+        r"seed 1",
     ):
         of_run(tmp_path / "a", "supervised", cache=made.cache)
     (tmp_path / "a" / "summary.json").unlink()
     with pytest.raises(
         UsageError,
-        match=r"RUN=a: .*/a is not finished, it has no summary.json. Type the command that began it once more",
+        match=r"RUN=a: .*/a is not finished, it has no summary.json. Type the command that began "
+        r"it once more",
     ):
         of_run(tmp_path / "a", cache=made.cache)
     (tmp_path / "a" / "config.json").write_text("{")
@@ -407,7 +419,8 @@ def test_a_run_finds_the_labels_that_it_was_trained_on_again_also_where_they_wer
     shutil.rmtree(kept)
     with pytest.raises(
         StaleError,
-        match=r"is not what .*/a was trained on any more:\n  labels: [0-9a-f]{12}… -> [0-9a-f]{12}…\nTrain on what it is now",
+        match=r"is not what .*/a was trained on any more:\n  labels: [0-9a-f]{12}… -> "
+        r"[0-9a-f]{12}…\nTrain on what it is now",
     ):
         of_run(tmp_path / "a", cache=tmp_path / "cache")
 
@@ -523,7 +536,8 @@ def test_a_damaged_model_folder_is_refused_by_the_name_of_the_file(
             (copy / name).write_bytes(broken)
             with pytest.raises(
                 IntegrityError,
-                match=rf"the model in .*/model is damaged: (model/)?{name} has changed since it was written",
+                match=rf"the model in .*/model is damaged: (model/)?{name} has changed since it "
+                rf"was written",
             ):
                 open_model(copy)
         if name != "model.json":
@@ -747,7 +761,8 @@ def test_without_onnx_all_else_is_written_and_wrong_onnx_is_not(
         patch.setattr(onnx, "difference", lambda *_: 1e-3)
         with pytest.raises(
             IntegrityError,
-            match=r"joint.onnx differs from torch by 0.001 in a log-probability of \d+ real rows, allowed 0.0001; nothing is",
+            match=r"joint.onnx differs from torch by 0.001 in a log-probability of \d+ real rows, "
+            r"allowed 0.0001; nothing is",
         ):
             export(wanted)
     assert not list(tmp_path.iterdir())
@@ -815,7 +830,7 @@ def test_a_card_says_what_is_known_and_renders_no_markup(
     hostile = dataclasses.replace(
         model, classes=["<img src=x onerror=alert(1)>", "a|b\n\n# c", *model.classes[2:]]
     )
-    text = card(hostile, "")
+    text = model_card(hostile, "")
     assert "<img" not in text and "&lt;img src=x onerror=alert(1)&gt;, a\\|b  \\# c, 2" in text
 
 
@@ -878,8 +893,10 @@ def test_hidden_training_rows_where_every_image_has_a_label(
     doubt = np.sqrt(p * (1 - p) / (len(splits[0].val) + 4))
     apart = 100 * (said.views_VnC[0].argmax(1) != said.views_VnC[1].argmax(1)).mean()
     for text in (
-        f"every image of digits has a label: these are the {len(rows):,} training images whose labels the run had hidden (3 labels a class)",
-        f"expected accuracy {100 * right:.1f} %, give or take {200 * doubt:.0f} points: that of the {len(splits[0].val)} validation images of digits",
+        f"every image of digits has a label: these are the {len(rows):,} training images whose "
+        f"labels the run had hidden (3 labels a class)",
+        f"expected accuracy {100 * right:.1f} %, give or take {200 * doubt:.0f} points: that of "
+        f"the {len(splits[0].val)} validation images of digits",
         f"The mean confidence, {100 * said.confidence_n.mean():.1f} %, is no measure here",
         f"found accuracy {hit:.1f} %",
         f"the views disagree on {apart:.1f} % of",
@@ -946,8 +963,8 @@ def test_rows_without_a_label_and_among_them_one_without_embedding(
     out, table = capsys.readouterr().out, pq.read_table(path).to_pydict()
     assert table["key"] == [lacking.items.keys[row] for row in unknown]
     assert (
-        "200 images of digits without a label\n1 of them could not be embedded (1 undecodable); they get no label:\n  row 27: 0027: undecodable"
-        in out
+        "200 images of digits without a label\n1 of them could not be embedded (1 undecodable); "
+        "they get no label:\n  row 27: 0027: undecodable" in out
     )
     assert table["status"][3] == "undecodable" and all(
         values[3] is None for name, values in table.items() if name not in ("key", "status")
@@ -969,12 +986,14 @@ def test_nothing_is_left_where_every_label_was_seen(made: Made, tmp_path: Path) 
     [
         (
             {"run": ""},
-            "RUN is missing. Type: make predict RUN=demo   or   make predict RUN=demo IMAGES=photos/   or",
+            "RUN is missing. Type: make predict RUN=demo   or   make predict RUN=demo "
+            "IMAGES=photos/   or",
         ),
         ({"model": "m"}, "RUN and MODEL are both given, one is wanted"),
         (
             {"run": "", "model": "my m"},
-            "IMAGES is missing: a model folder has no images of its own. Type: make predict MODEL='my m' IMAGES=photos/",
+            "IMAGES is missing: a model folder has no images of its own. Type: make predict "
+            "MODEL='my m' IMAGES=photos/",
         ),
         (
             {"run": "", "model": "m", "images": "x", "method": "mct"},
@@ -989,7 +1008,8 @@ def test_nothing_is_left_where_every_label_was_seen(made: Made, tmp_path: Path) 
         ({"method": "label-propagation"}, "METHOD=label-propagation keeps no model"),
         (
             {"images": "/nowhere", "method": "mct"},
-            "IMAGES=/nowhere: there is no such folder.* IMAGES may be a single image, a folder of images",
+            "IMAGES=/nowhere: there is no such folder.* IMAGES may be a single image, a folder of "
+            "images",
         ),
         (
             {"images": "digits", "method": "mct"},
@@ -1039,7 +1059,8 @@ CLASSES = ("=1+1", "<b>two", "@three")
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """photos/ of three digits under hostile names, one cut off; cache/ with two live views of it; runs/p."""
+    """photos/ of three digits under hostile names, one cut off; cache/ with two live views of it;
+    runs/p."""
     from sklearn.datasets import load_digits
 
     folder, digits = tmp_path_factory.mktemp("live"), load_digits()
@@ -1109,8 +1130,8 @@ def test_new_images_get_what_their_cached_rows_get(
         cache.items.keys
     )
     assert (
-        f"1 of 120 images could not be read (1 truncated); they get no label:\n  row {table['key'].index('@three/7.jpg')}: @three/7.jpg: truncated"
-        in out
+        f"1 of 120 images could not be read (1 truncated); they get no label:\n  row "
+        f"{table['key'].index('@three/7.jpg')}: @three/7.jpg: truncated" in out
     )
     bad = table["key"].index("@three/7.jpg")
     assert (
@@ -1152,10 +1173,10 @@ def test_cells_that_a_spreadsheet_would_compute_are_quoted(live: Path, tmp_path:
         for row in rows
         if row[head.index("status")] == "ok"
     )
-    from predict.table import write
+    from predict.table import write_table
 
     nasty = ["=x", "+x", "-x", "@x", "\tx", "\rx", "a,b", 'a"b', "a\nb", "plain"]
-    write(tmp_path / "y.csv", {"label": nasty, "confidence": [0.5] * 10})
+    write_table(tmp_path / "y.csv", {"label": nasty, "confidence": [0.5] * 10})
     with (tmp_path / "y.csv").open(newline="") as file:
         assert [row[0] for row in csv.reader(file)][1:] == [
             f"'{cell}" for cell in nasty[:6]
@@ -1194,7 +1215,7 @@ def test_a_single_image_is_a_data_set_of_one(
 def test_how_many_images_the_training_had_and_how_many_with_a_label_is_said(
     live: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    from predict.command import _are_new
+    from predict.label import are_new
 
     model, cache, splits = of_run(live / "runs" / "p", cache=live / "cache")
     named = cache.items.sha256[splits[0].labelled[0]]
@@ -1204,13 +1225,13 @@ def test_how_many_images_the_training_had_and_how_many_with_a_label_is_said(
         for row in splits[0].unlabelled
         if cache.items.sha256[row] not in {"", *labelled}
     ][:2]
-    assert not _are_new(model, [named, *others, "new"], cache, splits, told=True)
+    assert not are_new(model, [named, *others, "new"], cache, splits, told=True)
     assert (
         capsys.readouterr().out
         == f"{1 + len(others)} of 4 images were part of the training, 1 of them with a label\n"
         and len(others) == 2
     )
-    assert _are_new(model, [named, "new", "newer"], cache, splits, told=False) and not _are_new(
+    assert are_new(model, [named, "new", "newer"], cache, splits, told=False) and not are_new(
         model, [named, "new"], cache, splits, told=False
     )
     assert capsys.readouterr().out == ""
@@ -1260,14 +1281,16 @@ def test_a_run_may_be_named_by_its_path(
     assert (tmp_path / "x.csv").read_bytes() == (tmp_path / "y.csv").read_bytes()
     with pytest.raises(
         UsageError,
-        match=r"RUN=.*/q: there is no run .*/runs/q; there is: p. Make one: make train VIEWS=… DATA=… RUN=q",
+        match=r"RUN=.*/q: there is no run .*/runs/q; there is: p. Make one: make train VIEWS=… "
+        r"DATA=… RUN=q",
     ):
         predict(dataclasses.replace(by_path, run=str(live / "runs" / "q")))
     (live / "runs" / "half").mkdir()
     shutil.copy(live / "runs" / "p" / "config.json", live / "runs" / "half")
     with pytest.raises(
         UsageError,
-        match=r"no summary.json. Type the command that began it once more: make train VIEWS=tiny-clip,tiny-dinov2 DATA=.*/photos "
+        match=r"no summary.json. Type the command that began it once more: make train "
+        r"VIEWS=tiny-clip,tiny-dinov2 DATA=.*/photos "
         r"LABELS=3 SEEDS=0..1 METHOD=mct-graph RUN=half ARGS='",
     ):
         predict(of_live(live, run="half"))
@@ -1291,7 +1314,7 @@ def test_weights_beside_a_users_own_file_come_before_those_of_the_bundled_one(
     tmp_path: Path,
 ) -> None:
     own = own_view(tmp_path / "own")
-    view = View(
+    view = ViewRecord(
         "tiny-clip",
         own.width,
         json.loads(durable.canonical_json(own.declared())),
@@ -1320,7 +1343,7 @@ def test_a_licence_is_stated_only_of_the_spec_that_says_it(tmp_path: Path) -> No
         )
     )
     own = spec.load_spec(str(tmp_path / "clip.toml"))
-    view = View(
+    view = ViewRecord(
         "clip", own.width, json.loads(durable.canonical_json(bundled.declared())), "", "", 1
     )
     assert licence_of(view) == bundled.about.licence
@@ -1330,7 +1353,7 @@ def test_a_licence_is_stated_only_of_the_spec_that_says_it(tmp_path: Path) -> No
         licence_of(dataclasses.replace(changed, spec_file=str(own.source))) == "my own"
     )  # its own file says so
     assert licence_of(dataclasses.replace(view, spec_file=str(own.source))) == bundled.about.licence
-    assert licence_of(View("x", 3, {"backend": "imported"}, "", "", 1)).startswith("unknown")
+    assert licence_of(ViewRecord("x", 3, {"backend": "imported"}, "", "", 1)).startswith("unknown")
 
 
 def test_an_absolute_path_of_weights_stays_on_this_machine(live: Path, tmp_path: Path) -> None:
@@ -1367,7 +1390,8 @@ def test_other_weights_are_refused_and_given_ones_are_found(live: Path, tmp_path
     predict(of_live(live, weights=str(tmp_path / "w"), to=str(tmp_path / "x.csv")))
     with pytest.raises(
         UsageError,
-        match=r"WEIGHTS=.*: of several views this is a folder with a folder, or one .safetensors file, for each",
+        match=r"WEIGHTS=.*: of several views this is a folder with a folder, or one .safetensors "
+        r"file, for each",
     ):
         predict(of_live(live, weights=str(own / "tiny-clip")))
     file = tmp_path / "w" / "tiny-dinov2" / "model.safetensors"
@@ -1376,7 +1400,8 @@ def test_other_weights_are_refused_and_given_ones_are_found(live: Path, tmp_path
     save_file({**tensors, name: tensors[name] + 1}, file)
     with pytest.raises(
         StaleError,
-        match=r"the weights of 'tiny-dinov2' are not those that the model was trained on: sha256 5c3c94c6788b -> .*WEIGHTS=FOLDER",
+        match=r"the weights of 'tiny-dinov2' are not those that the model was trained on: sha256 "
+        r"5c3c94c6788b -> .*WEIGHTS=FOLDER",
     ):
         predict(
             of_live(
@@ -1394,18 +1419,19 @@ def test_images_that_are_none_and_views_that_were_imported(live: Path, tmp_path:
     (tmp_path / "none" / "x.jpg").write_bytes(b"no image")
     with pytest.raises(
         DataQualityError,
-        match=r"not one of the 1 images in .*/none could be embedded; are they images\? Nothing is written",
+        match=r"not one of the 1 images in .*/none could be embedded; are they images\? Nothing "
+        r"is written",
     ):
         predict(of_live(live, images=str(tmp_path / "none")))
     with pytest.raises(UsageError, match="the view 'x' was imported, not computed from images"):
-        spec_of(View("x", 3, {"backend": "imported"}, "", "", 1))
+        spec_of(ViewRecord("x", 3, {"backend": "imported"}, "", "", 1))
 
 
 @pytest.mark.parametrize("name", spec.view_names())
 def test_a_recorded_spec_is_the_spec(name: str) -> None:
     loaded = spec.load_spec(name)
     recorded = json.loads(durable.canonical_json(loaded.declared()))
-    again = spec_of(View(name, loaded.width, recorded, "", "", 1))
+    again = spec_of(ViewRecord(name, loaded.width, recorded, "", "", 1))
     assert again.declared() == loaded.declared() and (again.source, again.name) == (
         loaded.source,
         name,

@@ -1,8 +1,9 @@
 """Meta Co-Training (arXiv 2311.18083): one step, for V views and E independent experiments.
 
-The views are probes f_v with parameters t_v on embeddings of the same images. On U unlabelled rows the other views, as teachers,
-hand labels to the student v; v learns from them; what that did to v's loss on L labelled rows tells the teachers how good their
-labels were. Everything is a pure function of (state, batch). Axes stand in the names: E experiments, U and L rows, C classes.
+The views are probes f_v with parameters t_v on embeddings of the same images. On U unlabelled rows
+the other views, as teachers, hand labels to the student v; v learns from them; what that did to v's
+loss on L labelled rows tells the teachers how good their labels were. Everything is a pure function
+of (state, batch). Axes stand in the names: E experiments, U and L rows, C classes.
 """
 
 from collections.abc import Sequence
@@ -13,19 +14,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, softmax
 
-from train.algorithm.optimise import Adam, State, ce, grad, live, optimise, per_experiment
+from train.algorithm.optimise import (
+    Adam,
+    State,
+    ce,
+    detached,
+    grad,
+    live,
+    optimise,
+    per_experiment,
+    total,
+)
 from train.algorithm.peers import Peers
-from train.algorithm.probe import forward
+from train.algorithm.probe import Params, forward
 
-Told = dict[
-    str, list[Tensor]
-]  # what a step says of itself: losses of this process's views, feedback of all views, (E,) each; labels given, (E, U)
+# What a step says of itself: losses of this process's views, feedback of all views, (E,) each;
+# labels given, (E, U).
+Told = dict[str, list[Tensor]]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One view's rows of one step: embeddings (E, U, D) and (E, L, D), labels (E, L) int64, dropout factors of either forward;
-    anchor_VEUC: what else each student's teacher knows of the unlabelled rows, log-probabilities that are added to its own."""
+    """One view's rows of one step: embeddings (E, U, D) and (E, L, D), labels (E, L) int64, dropout
+    factors of either forward; anchor_VEUC: what else each student's teacher knows of the unlabelled
+    rows, log-probabilities that are added to its own."""
 
     emb_EUD: Tensor
     emb_ELD: Tensor
@@ -37,11 +49,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Method:
-    """The settings of the step. temperature: of the teachers, a number, (E,), or (V, E) for each student's teacher; 0 is argmax.
+    """The settings of the step. temperature: of the teachers, a number, (E,), or (V, E) for each
+    student's teacher; 0 is argmax.
 
-    feedback `none` (h = 0), learn=False (t' = t) and supervised=0 are ablations; the first two together are supervised training.
-    trust: (V, V, E), how much the word of each view w counts in the teacher of v, trust[v, w]; None: all alike, as in the paper.
-    chunk: rows a forward keeps in memory (see `forward`).
+    feedback `none` (h = 0), learn=False (t' = t) and supervised=0 are ablations; the first two
+    together are supervised training. trust: (V, V, E), how much the word of each view w counts in
+    the teacher of v, trust[v, w]; None: all alike, as in the paper. chunk: rows a forward keeps in
+    memory (see `forward`).
     """
 
     adam: Adam = field(default_factory=Adam)
@@ -58,14 +72,10 @@ def supervised_step(
 ) -> tuple[list[State], Told]:
     """Each view by itself: t <- step(t, grad CE(f(L), y))."""
     views = [live(view) for view in views]
-    loss = [
-        ce(forward(view.params, b.emb_ELD, b.keep_L, method.chunk), b.y_EL)
-        for view, b in zip(views, batches, strict=True)
-    ]
-    l = [peers.average(grad(loss_E, view.params)) for loss_E, view in zip(loss, views, strict=True)]
-    return [optimise(view, l_v, method.adam) for view, l_v in zip(views, l, strict=True)], {
-        "labelled": [x.detach() for x in loss]
-    }
+    loss_L = losses_L(views, batches, method)
+    l = gradients(loss_L, views, peers)
+    done = [optimise(view, l_v, method.adam) for view, l_v in zip(views, l, strict=True)]
+    return done, {"labelled": detached(loss_L)}
 
 
 def mct_step(
@@ -77,90 +87,103 @@ def mct_step(
 ) -> tuple[list[State], Told]:
     """One step of this process's views -> their new states, and the losses and the feedback h.
 
-    draws_VEU: uniforms in [0, 1) that decide the sampled labels of every view. `peers` brings in the views of other processes, and
-    averages over the processes that share a view, each with other rows.
+    draws_VEU: uniforms in [0, 1) that decide the sampled labels of every view. `peers` brings in
+    the views of other processes, and averages over the processes that share a view, each with other
+    rows.
     """
     views = [live(view) for view in views]
-
-    # 1 label: every view predicts U; the teacher of v is the softmax of the mean of the other views' logits (see `teacher`)
-    z = [
-        forward(view.params, b.emb_EUD, b.keep_U, method.chunk)
-        for view, b in zip(views, batches, strict=True)
-    ]
     anchor = batches[0].anchor_VEUC
-    y_V, z_V = label([logits.detach() for logits in z], draws_VEU, anchor, peers, method)
+
+    # 1 label: every view predicts U; the teacher of v is the softmax of the mean of the other
+    # views' logits (see `teacher`)
+    z = []
+    for view, b in zip(views, batches, strict=True):
+        z.append(forward(view.params, b.emb_EUD, b.keep_U, method.chunk))
+    y_V, z_V = label(detached(z), draws_VEU, anchor, peers, method)
 
     # 2 learn: each student steps on the labels it was given
     loss_U = [ce(logits, y_V[v]) for v, logits in zip(peers.mine, z, strict=True)]
-    g = [
-        peers.average(grad(loss_E, view.params, keep_graph=True))
-        for loss_E, view in zip(loss_U, views, strict=True)
-    ]
-    learnt = [
-        live(optimise(view, g_v, method.adam)) if method.learn else view
-        for view, g_v in zip(views, g, strict=True)
-    ]
+    g = gradients(loss_U, views, peers, keep_graph=True)
+    learnt = views
+    if method.learn:
+        learnt = [live(optimise(t, g_v, method.adam)) for t, g_v in zip(views, g, strict=True)]
 
     # 3 look: what that did on labelled rows is the feedback h, one number a view and experiment
-    loss_L = [
-        ce(forward(new.params, b.emb_ELD, b.keep_L, method.chunk), b.y_EL)
-        for new, b in zip(learnt, batches, strict=True)
-    ]
-    l = [
-        peers.average(grad(loss_E, new.params)) for loss_E, new in zip(loss_L, learnt, strict=True)
-    ]
-    h_V = peers.exchange(
-        [feedback(*of_v, peers, method) for of_v in zip(views, learnt, g, l, batches, strict=True)]
-    )
+    loss_L = losses_L(learnt, batches, method)
+    l = gradients(loss_L, learnt, peers)
+    h = []
+    for old, new, g_v, l_v, b in zip(views, learnt, g, l, batches, strict=True):
+        h.append(feedback(old, new, g_v, l_v, b, peers, method))
+    h_V = peers.exchange(h)
 
-    # 4 teach: at the original t, each teacher w makes the labels that helped (h > 0) more likely, the others less
+    # 4 teach: at the original t, each teacher w makes the labels that helped (h > 0) more likely,
+    # the others less
     done = []
-    for w, z_w, view, new, l_w in zip(peers.mine, z, views, learnt, l, strict=True):
+    for w, z_w, old, new, l_w in zip(peers.mine, z, views, learnt, l, strict=True):
         seen = [*z_V[:w], z_w, *z_V[w + 1 :]]  # w's own logits carry its gradient
-        loss_E = sum(
-            h_V[v] * ce(teacher(seen, v, anchor, method.trust), y_V[v])
-            for v in range(peers.count)
-            if v != w
-        )
-        s_w = peers.average(grad(loss_E, view.params))
-        done.append(
-            optimise(
-                new,
-                {name: torch.add(s_w[name], l_w[name], alpha=method.supervised) for name in s_w},
-                method.adam,
-            )
-        )
+        s_w = peers.average(grad(taught(w, seen, y_V, h_V, anchor, method), old.params))
+        both = {name: torch.add(s_w[name], l_w[name], alpha=method.supervised) for name in s_w}
+        done.append(optimise(new, both, method.adam))
     return done, {
-        "unlabelled": [x.detach() for x in loss_U],
-        "labelled": [x.detach() for x in loss_L],
+        "unlabelled": detached(loss_U),
+        "labelled": detached(loss_L),
         "feedback": list(h_V),
         "given": [y_V[v] for v in peers.mine],
     }
 
 
+def taught(
+    w: int,
+    z_V: Sequence[Tensor],
+    y_V: Sequence[Tensor],
+    h_V: Sequence[Tensor],
+    anchor: Sequence[Tensor],
+    method: Method,
+) -> Tensor:
+    """(E,): h_v CE(mean of the teachers' logits, y_v), added up over w's students v."""
+    losses = []
+    for v, (h_E, y_EU) in enumerate(zip(h_V, y_V, strict=True)):
+        if v != w:
+            losses.append(h_E * ce(teacher(z_V, v, anchor, method.trust), y_EU))
+    return total(losses)
+
+
+def losses_L(views: Sequence[State], batches: Sequence[Batch], method: Method) -> list[Tensor]:
+    """CE(f_v(L_v; t_v), y) of each view, (E,) each."""
+    found = []
+    for view, b in zip(views, batches, strict=True):
+        found.append(ce(forward(view.params, b.emb_ELD, b.keep_L, method.chunk), b.y_EL))
+    return found
+
+
+def gradients(
+    losses: Sequence[Tensor], views: Sequence[State], peers: Peers, keep_graph: bool = False
+) -> list[Params]:
+    """Of each view's loss for its own parameters, over all processes that share the view."""
+    found = []
+    for loss_E, view in zip(losses, views, strict=True):
+        found.append(peers.average(grad(loss_E, view.params, keep_graph)))
+    return found
+
+
 def label(
     z: Sequence[Tensor], draws_VEU: Tensor, anchor: Sequence[Tensor], peers: Peers, method: Method
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The labels (E, U) that every view is given, and all views' logits; with two views the labels alone need to travel."""
+    """The labels (E, U) that every view is given, and all views' logits; with two views the labels
+    alone need to travel."""
     if peers.count == 2:
-        made_by = peers.exchange(
-            [
-                hand_out(
-                    teacher([z_w, z_w], 1 - w, anchor, method.trust),
-                    draws_VEU[1 - w],
-                    of(method.temperature, 1 - w),
-                )
-                for w, z_w in zip(peers.mine, z, strict=True)
-            ]
-        )
-        return [made_by[1], made_by[0]], list(
-            made_by
-        )  # in `teach` a view then sees its own logits alone
-    z_V = peers.exchange(z)
-    return [
-        hand_out(teacher(z_V, v, anchor, method.trust), draws_VEU[v], of(method.temperature, v))
-        for v in range(peers.count)
-    ], z_V
+        made = []
+        for w, z_w in zip(peers.mine, z, strict=True):
+            v = 1 - w
+            logits_EUC = teacher([z_w, z_w], v, anchor, method.trust)
+            made.append(hand_out(logits_EUC, draws_VEU[v], temperature_of(method, v)))
+        by_V = peers.exchange(made)
+        return [by_V[1], by_V[0]], list(by_V)  # in `teach` a view then sees its own logits alone
+    z_V, y_V = peers.exchange(z), []
+    for v in range(peers.count):
+        logits_EUC = teacher(z_V, v, anchor, method.trust)
+        y_V.append(hand_out(logits_EUC, draws_VEU[v], temperature_of(method, v)))
+    return y_V, z_V
 
 
 def teacher(
@@ -169,56 +192,49 @@ def teacher(
     anchor_VEUC: Sequence[Tensor] = (),
     trust_VVE: Tensor | None = None,
 ) -> Tensor:
-    """The logits of v's teacher: the mean of those of all views but v; with `trust` their weighted log-probabilities, and the anchor's."""
+    """The logits of v's teacher: the mean of those of all views but v; with `trust` their weighted
+    log-probabilities, and the anchor's."""
     rest = [w for w in range(len(z_V)) if w != v]
     if trust_VVE is None:
         return torch.stack([z_V[w] for w in rest]).mean(0)
-    log_p = {w: log_softmax(z_V[w], -1) for w in rest}
-    return sum(per_experiment(trust_VVE[v, w], log_p[w]) * log_p[w] for w in rest) + (
-        anchor_VEUC[v] if len(anchor_VEUC) else 0
-    )
+    words = []
+    for w in rest:
+        log_p_EUC = log_softmax(z_V[w], -1)
+        words.append(per_experiment(trust_VVE[v, w], log_p_EUC) * log_p_EUC)
+    if len(anchor_VEUC):
+        words.append(anchor_VEUC[v])
+    return total(words)
 
 
 def hand_out(logits_EUC: Tensor, draw_EU: Tensor, temperature: float | Tensor) -> Tensor:
-    """Hard labels (E, U) of a teacher: sampled from its tempered softmax by inverting the cumulative sum."""
+    """Hard labels (E, U) of a teacher: sampled from its tempered softmax by inverting the
+    cumulative sum."""
     z = logits_EUC.double()
     z = z - z.amax(-1, keepdim=True)
-    cool = (
-        per_experiment(temperature, z).clamp_min(1e-12)
-        if isinstance(temperature, Tensor)
-        else max(temperature, 1e-12)
-    )
-    return (
-        (softmax(z / cool, -1).cumsum(-1) < draw_EU.unsqueeze(-1))
-        .sum(-1)
-        .clamp_max(z.shape[-1] - 1)
-    )
+    if isinstance(temperature, Tensor):
+        cool = per_experiment(temperature, z).clamp_min(1e-12)
+    else:
+        cool = max(temperature, 1e-12)
+    below = softmax(z / cool, -1).cumsum(-1) < draw_EU.unsqueeze(-1)
+    return below.sum(-1).clamp_max(z.shape[-1] - 1)
 
 
-def of(temperature: float | Tensor, v: int) -> float | Tensor:
-    return (
-        temperature[v]
-        if isinstance(temperature, Tensor) and temperature.dim() == 2
-        else temperature
-    )
+def temperature_of(method: Method, v: int) -> float | Tensor:
+    """That of v's teacher: a number, or (E,)."""
+    given = method.temperature
+    return given[v] if isinstance(given, Tensor) and given.dim() == 2 else given
 
 
 def feedback(
-    old: State,
-    new: State,
-    g: dict[str, Tensor],
-    l: dict[str, Tensor],
-    b: Batch,
-    peers: Peers,
-    method: Method,
+    old: State, new: State, g: Params, l: Params, b: Batch, peers: Peers, method: Method
 ) -> Tensor:
-    """h (E,): `exact` <l, g>, the first-order fall of the labelled loss along g; `difference` the actual fall, in eval mode."""
+    """h (E,): `exact` <l, g>, the first-order fall of the labelled loss along g; `difference` the
+    actual fall, in eval mode."""
     if method.feedback == "exact":
-        return sum((l[name] * g[name]).sum(-1).flatten(1).sum(1) for name in g)
+        return total([(l[name] * g[name]).sum(-1).flatten(1).sum(1) for name in g])
     if method.feedback == "difference":
         with torch.no_grad():
-            fall = ce(forward(old.params, b.emb_ELD), b.y_EL) - ce(
-                forward(new.params, b.emb_ELD), b.y_EL
-            )
-        return peers.average({"h": fall})["h"]
+            before = ce(forward(old.params, b.emb_ELD), b.y_EL)
+            after = ce(forward(new.params, b.emb_ELD), b.y_EL)
+        return peers.average({"h": before - after})["h"]
     return torch.zeros(len(b.y_EL), dtype=b.emb_ELD.dtype, device=b.emb_ELD.device)

@@ -1,4 +1,5 @@
-"""How good predictions are: top-1 accuracy, negative log-likelihood, expected calibration error; per view and joint."""
+"""How good predictions are: top-1 accuracy, negative log-likelihood, expected calibration error;
+per view and joint."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,24 +10,23 @@ from torch.nn.functional import log_softmax, one_hot, softmax
 
 from train.algorithm.probe import Params, forward
 
-BINS = 15
-TEMPERATURES = torch.logspace(
-    -1.5, 1.5, 61, base=10, dtype=torch.float64
-)  # 0.03 to 32, each 12 % above the last
+BINS = 15  # of confidence
+# 0.03 to 32, each 12 % above the last
+TEMPERATURES = torch.logspace(-1.5, 1.5, 61, base=10, dtype=torch.float64)
+POOL = 4_096  # labelled rows at most, to which the weights of the pool are fitted
+NEWTON, PENALTY = 50, 1e-3  # steps at most; on half of the squared weights
 
 
 @torch.no_grad()
 def predict(
     params: Params, embeddings: Callable[[np.ndarray], Tensor], rows: np.ndarray, chunk: int = 4096
 ) -> Tensor:
-    """(E, n, C) float32 logits of E probes on the same `rows`; embeddings(rows) gives (n, D) standardised inputs."""
-    logits = torch.cat(
-        [
-            _forward(params, embeddings, rows[start : start + chunk])
-            for start in range(0, len(rows), chunk)
-        ],
-        1,
-    )
+    """(E, n, C) float32 logits of E probes on the same `rows`; embeddings(rows) gives (n, D)
+    standardised inputs."""
+    parts = []
+    for start in range(0, len(rows), chunk):
+        parts.append(_forward(params, embeddings, rows[start : start + chunk]))
+    logits = torch.cat(parts, 1)
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -34,14 +34,15 @@ def predict(
 def choices(
     params: Params, embeddings: Callable[[np.ndarray], Tensor], rows: np.ndarray, chunk: int = 4096
 ) -> tuple[Tensor, Tensor]:
-    """The first choice, (E, n) int64, and its probability, (E, n): what `predict` would give, without (E, n, C) in memory."""
-    parts = [
-        softmax(_forward(params, embeddings, rows[start : start + chunk]).float(), -1).max(-1)
-        for start in range(0, len(rows), chunk)
-    ]
-    return torch.cat([part.indices for part in parts], 1), torch.cat(
-        [part.values for part in parts], 1
-    )
+    """The first choice, (E, n) int64, and its probability, (E, n): what `predict` would give,
+    without (E, n, C) in memory."""
+    probabilities, firsts = [], []
+    for start in range(0, len(rows), chunk):
+        logits = _forward(params, embeddings, rows[start : start + chunk]).float()
+        values, indices = softmax(logits, -1).max(-1)
+        probabilities.append(values)
+        firsts.append(indices)
+    return torch.cat(firsts, 1), torch.cat(probabilities, 1)
 
 
 def _forward(
@@ -54,7 +55,8 @@ def joint(logits_V: Sequence[Tensor], rule: str = "logit-sum") -> Tensor:
     """The joint prediction of V views, (E, n, C), as log-scores whose softmax is its distribution.
 
     logit-sum           the sum of the logits (the paper's)
-    product             the product of the probabilities: the same distribution, since a softmax forgets what is common to all classes
+    product             the product of the probabilities: the same distribution, since a softmax
+                        forgets what is common to all classes
     mean-probability    the mean of the probabilities
     vote                one vote a view for its first choice; ties go to the higher mean probability
     """
@@ -71,32 +73,32 @@ def joint(logits_V: Sequence[Tensor], rule: str = "logit-sum") -> Tensor:
 
 
 def pooled(scores_MEnC: Tensor, weight_ME: Tensor) -> Tensor:
-    """The weighted product of M experts' distributions, (E, n, C) float64 log-scores: a logarithmic opinion pool (Genest & Zidek 1986)."""
+    """The weighted product of M experts' distributions, (E, n, C) float64 log-scores: a logarithmic
+    opinion pool (Genest & Zidek 1986)."""
     return (weight_ME[:, :, None, None] * log_softmax(scores_MEnC.double(), -1)).sum(0)
 
 
 def fit_pool(scores_MEnC: Tensor, y_n: Tensor, start_ME: Tensor) -> Tensor:
-    """(M, E) float64 weights >= 0 of `pooled` with the lowest NLL on these labelled rows (at most POOL of them, evenly spaced).
+    """(M, E) float64 weights >= 0 of `pooled` with the lowest NLL on these labelled rows (at most
+    POOL of them, evenly spaced).
 
-    An expert that knows nothing gets 0, and two that know the same share. One experiment after the other: a batched solver adds up in another order.
+    An expert that knows nothing gets 0, and two that know the same share. One experiment after the
+    other: a batched solver adds up in another order.
     """
     every = -(-len(y_n) // POOL)
     log_p = log_softmax(scores_MEnC[:, :, ::every].double(), -1)
-    return torch.stack(
-        [
-            _fit_pool(log_p[:, e], y_n[::every], start_ME[:, e].double())
-            for e in range(start_ME.shape[1])
-        ],
-        1,
-    )
+    found = []
+    for e in range(start_ME.shape[1]):
+        found.append(_fit_pool(log_p[:, e], y_n[::every], start_ME[:, e].double()))
+    return torch.stack(found, 1)
 
 
 def _fit_pool(log_p_MnC: Tensor, y_n: Tensor, weight_M: Tensor) -> Tensor:
-    """The NLL is convex in the weights: Newton's method on those that are not held at 0, damped until a step helps, with a slight penalty
-    that keeps the weights of faultless experts finite."""
+    """The NLL is convex in the weights: Newton's method on those that are not held at 0, damped
+    until a step helps, with a slight penalty that keeps the weights of faultless experts finite."""
     experts, n, _ = log_p_MnC.shape
     told_Mn = log_p_MnC.gather(-1, y_n.expand(experts, -1).unsqueeze(-1)).squeeze(-1)
-    eye, damping = torch.eye(experts, dtype=torch.float64, device=weight_M.device), 1e-3
+    eye = torch.eye(experts, dtype=torch.float64, device=weight_M.device)
 
     def loss(w_M: Tensor, z_nC: Tensor) -> Tensor:
         return (z_nC.logsumexp(-1) - w_M @ told_Mn).mean() + PENALTY / 2 * w_M.square().sum()
@@ -106,22 +108,23 @@ def _fit_pool(log_p_MnC: Tensor, y_n: Tensor, weight_M: Tensor) -> Tensor:
 
     z_nC = mixed(weight_M)
     now = loss(weight_M, z_nC)
+    damping = 1e-3
     for _ in range(NEWTON):
         p_log_p = softmax(z_nC, -1) * log_p_MnC
         mean_Mn = p_log_p.sum(-1)
         slope = (mean_Mn - told_Mn).mean(-1) + PENALTY * weight_M
-        second = (
-            p_log_p.flatten(1) @ log_p_MnC.flatten(1).T - mean_Mn @ mean_Mn.T
-        ) / n + PENALTY * eye
+        square = p_log_p.flatten(1) @ log_p_MnC.flatten(1).T
+        second = (square - mean_Mn @ mean_Mn.T) / n + PENALTY * eye
         free = ((weight_M > 0) | (slope < 0)).double()
-        second = second * free * free.unsqueeze(1) + torch.diag(
-            damping * second.diagonal() + 1 - free
-        )
+        damped = torch.diag(damping * second.diagonal() + 1 - free)
+        second = second * free * free.unsqueeze(1) + damped
         trial = (weight_M - torch.linalg.solve(second, slope * free)).clamp_min(0)
         z_trial = mixed(trial)
         then = loss(trial, z_trial)
         if then < now:
-            step, weight_M, z_nC, now, damping = now - then, trial, z_trial, then, damping / 4
+            step = now - then
+            weight_M, z_nC, now = trial, z_trial, then
+            damping /= 4
             if step < 1e-12:
                 break
         elif damping > 1e6:
@@ -131,17 +134,12 @@ def _fit_pool(log_p_MnC: Tensor, y_n: Tensor, weight_M: Tensor) -> Tensor:
     return weight_M
 
 
-POOL, NEWTON, PENALTY = 4_096, 50, 1e-3
-JOINTS = ("logit-sum", "product", "mean-probability", "vote")
-
-
 def top1_nll(logits_EnC: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
     """Accuracy and mean negative log-likelihood (nats), (E,) each."""
     log_p = log_softmax(logits_EnC, -1)
     y_En1 = y_n.expand(len(logits_EnC), -1).unsqueeze(-1)
-    return (logits_EnC.argmax(-1) == y_n).double().mean(1), -log_p.gather(-1, y_En1).double().mean(
-        (1, 2)
-    )
+    top1 = (logits_EnC.argmax(-1) == y_n).double().mean(1)
+    return top1, -log_p.gather(-1, y_En1).double().mean((1, 2))
 
 
 def ece(logits_EnC: Tensor, y_n: Tensor) -> Tensor:
@@ -161,6 +159,8 @@ def metrics(logits_EnC: Tensor, y_n: Tensor) -> dict[str, list[float]]:
 
 
 def calibrate(logits_EnC: Tensor, y_n: Tensor) -> Tensor:
-    """(E,) float64: the temperature, of a grid of 61, at which the softmax has the lowest NLL on these labelled rows (Guo et al. 2017)."""
-    nll_TE = torch.stack([top1_nll(logits_EnC.double() / t, y_n)[1] for t in TEMPERATURES.tolist()])
+    """(E,) float64: the temperature, of a grid of 61, at which the softmax has the lowest NLL on
+    these labelled rows (Guo et al. 2017)."""
+    losses = [top1_nll(logits_EnC.double() / t, y_n)[1] for t in TEMPERATURES.tolist()]
+    nll_TE = torch.stack(losses)
     return TEMPERATURES.to(nll_TE.device)[nll_TE.argmin(0)]

@@ -1,8 +1,10 @@
-"""How views that may live in other processes speak to each other. This file alone knows ranks; the algorithm sees `Peers`.
+"""How views that may live in other processes speak to each other. This file alone knows ranks; the
+algorithm sees `Peers`.
 
-Views exchange predictions and single numbers, never inputs or weights. With W <= V ranks view v lives on rank v mod W, so a rank may have
-several views. With W = R * V ranks each view has R replicas: rank r has view r mod V and the r // V-th part of each batch's rows; the
-replicas of a view average their gradients, and the first replicas speak to the first, the second to the second.
+Views exchange predictions and single numbers, never inputs or weights. With W <= V ranks view v
+lives on rank v mod W, so a rank may have several views. With W = R * V ranks each view has R
+replicas: rank r has view r mod V and the r // V-th part of each batch's rows; the replicas of a
+view average their gradients, and the first replicas speak to the first, the second to the second.
 """
 
 import os
@@ -11,6 +13,7 @@ from datetime import timedelta
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from base.errors import UsageError
@@ -18,8 +21,8 @@ from train.algorithm.ranks import refuse_ranks, under_torchrun
 
 
 class Peers(Protocol):
-    """count: V, the views of all processes; mine: the numbers of this process's views, ascending; rank, ranks: its place;
-    replica, replicas: which part of the rows of a batch it has."""
+    """count: V, the views of all processes; mine: the numbers of this process's views, ascending;
+    rank, ranks: its place; replica, replicas: which part of the rows of a batch it has."""
 
     count: int
     mine: list[int]
@@ -29,7 +32,8 @@ class Peers(Protocol):
     replicas: int
 
     def exchange(self, mine: Sequence[Tensor]) -> list[Tensor]:
-        """This process's tensors, one a view and of one shape -> those of all V views, in order, the same on every rank."""
+        """This process's tensors, one a view and of one shape -> those of all V views, in order,
+        the same on every rank."""
 
     def average(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """The mean over the replicas of a view, whose parts of a batch are equally large."""
@@ -62,73 +66,81 @@ class LocalPeers:
 
 
 class GroupPeers:
-    """The views on the ranks of a torch.distributed group (NCCL on CUDA, gloo on the CPU), as torchrun describes it in the environment."""
+    """The views on the ranks of a torch.distributed group (NCCL on CUDA, gloo on the CPU), as
+    torchrun describes it in the environment."""
 
     def __init__(self, count: int, device: torch.device, timeout_s: float = 120) -> None:
-        import torch.distributed as dist
-
-        self.dist, self.device = dist, device
+        self.count, self.device = count, device
         timeout = timedelta(seconds=timeout_s)
-        store, rank, ranks = next(dist.rendezvous("env://", timeout=timeout))
-        if (
-            os.environ.get("GROUP_WORLD_SIZE") == "1"
-        ):  # a restarted torchrun keeps its store, and with it the addresses of the dead
-            store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=store,
-            rank=rank,
-            world_size=ranks,
-            timeout=timeout,
-            device_id=device if device.type == "cuda" else None,
-        )
-        self.rank, self.ranks, self.count = dist.get_rank(), dist.get_world_size(), count
+        _join(device, timeout)
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         refuse_ranks(self.ranks, count)
-        self.replica, self.replicas = (
-            (self.rank // count, self.ranks // count) if self.ranks > count else (0, 1)
-        )
+        self.replica, self.replicas = 0, 1
+        if self.ranks > count:
+            self.replica, self.replicas = self.rank // count, self.ranks // count
         self.across = min(self.ranks, count)  # ranks that have all views among them
         self.mine = list(range(self.rank % self.across, count, self.across))
-        self.slots = -(
-            -count // self.across
-        )  # the most views that any rank has; lesser ranks send padding
-        self.views = self.twins = (
-            None  # the group of all views of one replica; of all replicas of one view
-        )
-        if self.replicas > 1:  # every rank must make every group, in one order
-            groups = [[part * count + v for v in range(count)] for part in range(self.replicas)]
-            groups += [[part * count + v for part in range(self.replicas)] for v in range(count)]
-            made = [dist.new_group(ranks, timeout=timeout) for ranks in groups]
-            self.views, self.twins = made[self.replica], made[self.replicas + self.rank % count]
+        # the most views that any rank has; lesser ranks send padding
+        self.slots = -(-count // self.across)
+        # the group of all views of one replica; of all replicas of one view
+        self.views: dist.ProcessGroup | None = None
+        self.twins: dist.ProcessGroup | None = None
+        if self.replicas > 1:
+            self.views, self.twins = self._groups(timeout)
+
+    def _groups(self, timeout: timedelta) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
+        """Every rank must make every group, in one order."""
+        count, replicas = self.count, range(self.replicas)
+        views = [[part * count + v for v in range(count)] for part in replicas]
+        twins = [[part * count + v for part in replicas] for v in range(count)]
+        made = [dist.new_group(ranks, timeout=timeout) for ranks in views + twins]
+        mine, own = made[self.replica], made[self.replicas + self.rank % count]
+        assert isinstance(mine, dist.ProcessGroup) and isinstance(own, dist.ProcessGroup)
+        return mine, own
 
     def exchange(self, mine: Sequence[Tensor]) -> list[Tensor]:
-        sent = torch.stack(
-            [mine[min(slot, len(mine) - 1)] for slot in range(self.slots)]
-        ).contiguous()
+        padded = [mine[min(slot, len(mine) - 1)] for slot in range(self.slots)]
+        sent = torch.stack(padded).contiguous()
         received = [torch.empty_like(sent) for _ in range(self.across)]
-        self.dist.all_gather(received, sent, self.views)
+        dist.all_gather(received, sent, self.views)
         return [received[v % self.across][v // self.across] for v in range(self.count)]
 
     def average(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.replicas == 1:
             return values
-        flat = torch.cat(
-            [value.flatten() for value in values.values()]
-        )  # one message, not one a tensor
-        self.dist.all_reduce(flat, group=self.twins)
+        # one message, not one a tensor
+        flat = torch.cat([value.flatten() for value in values.values()])
+        dist.all_reduce(flat, group=self.twins)
         parts = (flat / self.replicas).split([value.numel() for value in values.values()])
-        return {
-            name: part.view_as(value)
-            for (name, value), part in zip(values.items(), parts, strict=True)
-        }
+        means = {}
+        for (name, value), part in zip(values.items(), parts, strict=True):
+            means[name] = part.view_as(value)
+        return means
 
     def any(self, flag: bool) -> bool:
         value = torch.tensor(int(flag), device=self.device)
-        self.dist.all_reduce(value, self.dist.ReduceOp.MAX)
+        dist.all_reduce(value, dist.ReduceOp.MAX)
         return bool(value.item())
 
     def close(self) -> None:
-        self.dist.destroy_process_group()
+        dist.destroy_process_group()
+
+
+def _join(device: torch.device, timeout: timedelta) -> None:
+    """Become a member of the group that the environment describes."""
+    store, rank, ranks = next(dist.rendezvous("env://", timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # a restarted torchrun keeps its store, and with it the addresses of the dead
+        store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    gpu = device.type == "cuda"
+    dist.init_process_group(
+        "nccl" if gpu else "gloo",
+        store=store,
+        rank=rank,
+        world_size=ranks,
+        timeout=timeout,
+        device_id=device if gpu else None,
+    )
 
 
 def make_peers(count: int, device: torch.device, timeout_s: float = 120) -> LocalPeers | GroupPeers:
@@ -137,7 +149,8 @@ def make_peers(count: int, device: torch.device, timeout_s: float = 120) -> Loca
 
 
 def choose_device(device: str, gpus: int) -> torch.device:
-    """auto, cpu, cuda or cuda:N -> this process's device. Raises UsageError when there is no such GPU."""
+    """auto, cpu, cuda or cuda:N -> this process's device. Raises UsageError when there is no such
+    GPU."""
     count = torch.cuda.device_count()
     if device.startswith("cuda") and not count:
         raise UsageError(
@@ -145,15 +158,15 @@ def choose_device(device: str, gpus: int) -> torch.device:
         )
     if device == "cpu" or not count:
         return torch.device("cpu")
-    gpus = int(
-        os.environ.get("LOCAL_WORLD_SIZE", gpus)
-    )  # torchrun may have others on other machines
-    if gpus > (1 if ":" in device else count):
+    named = ":" in device
+    # torchrun may have others on other machines
+    gpus = int(os.environ.get("LOCAL_WORLD_SIZE", gpus))
+    if gpus > (1 if named else count):
         raise UsageError(
-            f"GPUS={gpus} with DEVICE={device}, but this machine has {count}; use GPUS={count} without a DEVICE, or DEVICE=cpu"
+            f"GPUS={gpus} with DEVICE={device}, but this machine has {count}; use GPUS={count} "
+            "without a DEVICE, or DEVICE=cpu"
         )
-    chosen = torch.device(
-        device if ":" in device else f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
-    )
+    own = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
+    chosen = torch.device(device if named else own)
     torch.cuda.set_device(chosen)
     return chosen

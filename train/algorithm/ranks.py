@@ -1,4 +1,5 @@
-"""Which process of a run this is, and which views it has: arithmetic, and what torchrun says in the environment. Knows no torch."""
+"""Which process of a run this is, and which views it has: arithmetic, and what torchrun says in the
+environment. Knows no torch."""
 
 import os
 
@@ -17,17 +18,20 @@ def my_rank() -> int:
 
 
 def refuse_ranks(ranks: int, views: int) -> None:
-    """Raise UsageError unless every view gets a rank (a rank may have several), or every view equally many."""
+    """Raise UsageError unless every view gets a rank (a rank may have several), or every view
+    equally many."""
     if ranks < 1 or (ranks > views and ranks % views):
         fitting = max(1, ranks // views * views)
+        are = "views are" if views > 1 else "view is"
         raise UsageError(
-            f"GPUS={ranks}, but {views} view{'s are' if views > 1 else ' is'} dealt out to at most {views}, or to a multiple of {views}, "
-            f"which also deals out the rows of each batch; use GPUS={fitting}",
+            f"GPUS={ranks}, but {views} {are} dealt out to at most {views}, or to a multiple of "
+            f"{views}, which also deals out the rows of each batch; use GPUS={fitting}",
             instead={"GPUS": str(fitting)},
         )
 
 
 def views_of(rank: int, ranks: int, views: list[str]) -> list[str]:
-    """Which views a rank has, as GroupPeers deals them out: with more ranks than views each view has replicas."""
+    """Which views a rank has, as GroupPeers deals them out: with more ranks than views each view
+    has replicas."""
     across = min(ranks, len(views))
     return views[rank % across :: across]

@@ -1,40 +1,45 @@
-"""The steps of the methods that co-training is compared with. Same probes, batches, optimiser and signature as train/algorithm/cotrain.py.
+"""The steps of the methods that co-training is compared with. Same probes, batches, optimiser and
+signature as train/algorithm/cotrain.py.
 
-pseudo_step      labelled rows plus rows with labels from a table: self-training and (classical) co-training
-fixmatch_step    FixMatch (Sohn et al. 2020), with FreeMatch's (Wang et al. 2023) or SoftMatch's (Chen et al. 2023) weighting
+pseudo_step      labelled rows plus rows with labels from a table: self-training and (classical)
+                 co-training
+fixmatch_step    FixMatch (Sohn et al. 2020), with FreeMatch's (Wang et al. 2023) or SoftMatch's
+                 (Chen et al. 2023) weighting
 mpl_step         Meta Pseudo Labels (Pham et al. 2021): one view, a teacher and a student
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softmax
 
-from train.algorithm.cotrain import Batch, Method, Told, feedback, hand_out, of
-from train.algorithm.optimise import State, ce, grad, live, optimise
+from train.algorithm.cotrain import Batch, Method, Told, feedback, hand_out, temperature_of
+from train.algorithm.optimise import State, ce, detached, grad, live, optimise, total
 from train.algorithm.peers import Peers
 from train.algorithm.probe import Params, forward
 
-MOMENTUM = (
-    0.99  # of the moving averages of FreeMatch and SoftMatch, which have 0.999 for a million steps
-)
+# of the moving averages of FreeMatch and SoftMatch, which have 0.999 for a million steps
+MOMENTUM = 0.99
+NONE = torch.empty(0)
 
 
 @dataclass(frozen=True)
 class Offer(Batch):
-    """A batch with what the rivals want: strong_EUD, the unlabelled rows with noise; given_WEU, labels of W teachers, -1 where they give none."""
+    """A batch with what the rivals want: strong_EUD, the unlabelled rows with noise; given_WEU,
+    labels of W teachers, -1 where they give none."""
 
-    strong_EUD: Tensor | None = None
-    given_WEU: Tensor | None = None
+    strong_EUD: Tensor = field(default=NONE)
+    given_WEU: Tensor = field(default=NONE)
 
 
 @dataclass(frozen=True)
 class Rival(Method):
-    """rule: how FixMatch weighs a pseudo-label; threshold: the confidence that counts under `fixed`."""
+    """rule: how FixMatch weighs a pseudo-label; threshold: the confidence that counts under
+    `fixed`."""
 
     rule: Literal["fixed", "freematch", "softmatch"] = "fixed"
     threshold: float = 0.95
@@ -47,37 +52,39 @@ def pseudo_step(
     peers: Peers,
     method: Method,
 ) -> tuple[list[State], Told]:
-    """t <- step(t, grad [CE(f(L), y) + mean over the teachers and rows of CE(f(U), their label)]); a row without a label counts as zero."""
-
-    def loss(b: Offer) -> Callable[[Tensor], Tensor]:
-        return lambda logits: (
-            sum(ce(logits, y.clamp_min(0), (y >= 0).to(logits.dtype)) for y in b.given_WEU)
-            / len(b.given_WEU)
-        )
-
-    done, told = _step(views, batches, [loss(b) for b in batches], peers, method)
+    """t <- step(t, grad [CE(f(L), y) + mean over the teachers and rows of CE(f(U), their label)]);
+    a row without a label counts as zero."""
+    losses = [functools.partial(_of_labels, b.given_WEU) for b in batches]
+    done, told = _step(views, batches, losses, peers, method)
     return done, told | {"given": [b.given_WEU for b in batches]}
+
+
+def _of_labels(given_WEU: Tensor, logits: Tensor) -> Tensor:
+    """The loss (E,) of one view's logits, the mean over the teachers."""
+    losses = []
+    for y_EU in given_WEU:
+        losses.append(ce(logits, y_EU.clamp_min(0), (y_EU >= 0).to(logits.dtype)))
+    return total(losses) / len(losses)
 
 
 def fixmatch_step(
     views: Sequence[State], batches: Sequence[Offer], draws_VEU: Tensor, peers: Peers, method: Rival
 ) -> tuple[list[State], Told]:
-    """t <- step(t, grad [CE(f(L), y) + mean of w * CE(f(U + noise), argmax f(U))], w: 1 where f(U), without noise or dropout, is sure enough."""
-    memories, losses, given = [], [], {"given": [], "weight": []}
+    """t <- step(t, grad [CE(f(L), y) + mean of w * CE(f(U + noise), argmax f(U))], w: 1 where f(U),
+    without noise or dropout, is sure enough."""
+    memories, losses, labels, weights = [], [], [], []
     for view, b in zip(views, batches, strict=True):
         with torch.no_grad():
             p_EUC = softmax(forward(view.params, b.emb_EUD).double(), -1)
         memory, y, weight = weigh(p_EUC, view.memory, peers, method)
         memories.append(memory)
-        given["given"].append(y)
-        given["weight"].append(weight)
+        labels.append(y)
+        weights.append(weight)
         losses.append(functools.partial(ce, y_EB=y, weight_EB=weight.to(b.emb_EUD.dtype)))
-    done, told = _step(
-        views, [replace(b, emb_EUD=b.strong_EUD) for b in batches], losses, peers, method
-    )
-    return [
-        replace(view, memory=memory) for view, memory in zip(done, memories, strict=True)
-    ], told | given
+    noisy = [replace(b, emb_EUD=b.strong_EUD) for b in batches]
+    done, told = _step(views, noisy, losses, peers, method)
+    new = [replace(view, memory=memory) for view, memory in zip(done, memories, strict=True)]
+    return new, told | {"given": labels, "weight": weights}
 
 
 def weigh(
@@ -85,8 +92,10 @@ def weigh(
 ) -> tuple[Params, Tensor, Tensor]:
     """The moving averages after this batch, the pseudo-labels and their weights, (E, U) each.
 
-    freematch: 1 where the confidence reaches tau * p_c / max p, tau and p_c being moving averages of the confidence and of the probabilities.
-    softmatch: exp(-(max(mu - confidence, 0))^2 * 2 / sigma^2), a Gaussian cut off above the moving average mu (2 sigma, as published).
+    freematch: 1 where the confidence reaches tau * p_c / max p, tau and p_c being moving averages
+    of the confidence and of the probabilities.
+    softmatch: exp(-(max(mu - confidence, 0))^2 * 2 / sigma^2), a Gaussian cut off above the moving
+    average mu (2 sigma, as published).
     """
     confidence_EU, y_EU = p_EUC.max(-1)
     if method.rule == "fixed":
@@ -100,21 +109,15 @@ def weigh(
         "square": torch.full_like(now["mu"], 1 / classes**2 + 1),
         "p": torch.full_like(now["p"], 1 / classes),
     }
-    memory = {
-        name: torch.lerp(value, memory.get(name, start[name]), MOMENTUM)
-        for name, value in now.items()
-    }
+    known = {**start, **memory}
+    memory = {name: torch.lerp(value, known[name], MOMENTUM) for name, value in now.items()}
+    mu_E1 = memory["mu"].unsqueeze(-1)
     if method.rule == "freematch":
-        least_EC = memory["mu"].unsqueeze(-1) * memory["p"] / memory["p"].amax(-1, keepdim=True)
+        least_EC = mu_E1 * memory["p"] / memory["p"].amax(-1, keepdim=True)
         return memory, y_EU, (confidence_EU >= least_EC.gather(-1, y_EU)).double()
-    variance_E1 = (memory["square"] - memory["mu"].square()).clamp_min(1e-12).unsqueeze(-1)
-    return (
-        memory,
-        y_EU,
-        torch.exp(
-            -2 * (memory["mu"].unsqueeze(-1) - confidence_EU).clamp_min(0).square() / variance_E1
-        ),
-    )
+    variance_E = (memory["square"] - memory["mu"].square()).clamp_min(1e-12)
+    below_EU = (mu_E1 - confidence_EU).clamp_min(0)
+    return memory, y_EU, torch.exp(-2 * below_EU.square() / variance_E.unsqueeze(-1))
 
 
 def _step(
@@ -125,7 +128,9 @@ def _step(
     method: Method,
 ) -> tuple[list[State], Told]:
     """One optimiser step of each view on CE(f(L), y) + its loss of f(U)."""
-    done, losses_L, losses_U = [], [], []
+    done: list[State] = []
+    losses_L: list[Tensor] = []
+    losses_U: list[Tensor] = []
     for view, b, loss in zip(map(live, views), batches, losses, strict=True):
         loss_L = ce(forward(view.params, b.emb_ELD, b.keep_L, method.chunk), b.y_EL)
         loss_U = loss(forward(view.params, b.emb_EUD, b.keep_U, method.chunk))
@@ -142,13 +147,16 @@ def mpl_step(
     peers: Peers,
     method: Method,
 ) -> tuple[list[State], Told]:
-    """views: [student, teacher] on the same embeddings. The student learns from the teacher's labels; the teacher from the feedback and the labels.
+    """views: [student, teacher] on the same embeddings. The student learns from the teacher's
+    labels; the teacher from the feedback and the labels.
 
-    The student's fine-tuning on the labelled rows, which the paper does at the end, is folded into each step, as in co-training.
+    The student's fine-tuning on the labelled rows, which the paper does at the end, is folded into
+    each step, as in co-training.
     """
-    (student, teacher), (b, b_t) = [live(view) for view in views], batches
+    student, teacher = [live(view) for view in views]
+    b, b_t = batches
     z_t = forward(teacher.params, b_t.emb_EUD, b_t.keep_U, method.chunk)
-    y_EU = hand_out(z_t.detach(), draws_VEU[0], of(method.temperature, 0))
+    y_EU = hand_out(z_t.detach(), draws_VEU[0], temperature_of(method, 0))
     loss_U = ce(forward(student.params, b.emb_EUD, b.keep_U, method.chunk), y_EU)
     g = grad(loss_U, student.params)
     learnt = live(optimise(student, g, method.adam))
@@ -158,8 +166,8 @@ def mpl_step(
     loss_T = ce(forward(teacher.params, b_t.emb_ELD, b_t.keep_L, method.chunk), b_t.y_EL)
     t = grad(h * ce(z_t, y_EU) + loss_T, teacher.params)
     return [optimise(learnt, l, method.adam), optimise(teacher, t, method.adam)], {
-        "unlabelled": [loss_U.detach()] * 2,
+        "unlabelled": detached([loss_U, loss_U]),
         "feedback": [h, h],
         "given": [y_EU] * 2,
-        "labelled": [loss_L.detach(), loss_T.detach()],
+        "labelled": detached([loss_L, loss_T]),
     }

@@ -1,13 +1,14 @@
 """Finished views -> one (N, D) array each, mapped from the cache's files without copying anything.
 
-All shards of a view are mapped end to end into one reserved range of addresses (mmap with MAP_FIXED), so that a random batch is a
-plain gather. That needs shards of whole pages, which all but tiny data sets have (4,096 rows of any width); those are read into memory.
+All shards of a view are mapped end to end into one reserved range of addresses (mmap with
+MAP_FIXED), so that a random batch is a plain gather. That needs shards of whole pages, which all
+but tiny data sets have (4,096 rows of any width); those are read into memory.
 """
 
 import ctypes
+import logging
 import mmap
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,20 +23,20 @@ from cache_specs.sources import is_gone, read_source
 from cache_specs.spec import load_spec
 from cache_specs.versions import dataset_folders, is_older
 from cache_specs.view import view_name
+from train.data.splits import spaced
 
+log = logging.getLogger(f"coview.{__name__}")
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
 LOOKED_AT = 20_000  # files at most that are looked at before training
-RESERVED = (
-    "joint",
-    "pool",
-    "scores",
-    "concat",
-)  # names of lines and files beside those of the views
+# Names of lines and files beside those of the views.
+RESERVED = ("joint", "pool", "scores", "concat")
 
 
 @dataclass(frozen=True, eq=False)
 class Cache:
-    """V views of one data set. emb[v]: (N, D_v) float16, read-only in effect (copy-on-write); ok: (N,) bool, usable in every view."""
+    """V views of one data set. emb[v]: (N, D_v) float16, read-only in effect (copy-on-write); ok:
+    (N,) bool, usable in every view. older: the images of `source` have other names or company now,
+    and the data set a newer version."""
 
     items: Items
     names: list[str]
@@ -44,140 +45,149 @@ class Cache:
     fingerprints: dict[str, str]
     stamps: dict[Path, dict[str, list]]
     source: str
-    older: bool = False  # the images of `source` have other names or company now, and the data set a newer version
+    older: bool = False
 
     def warn_of_drift(self) -> None:
-        """Say that the folder no longer holds what was embedded, where a look at its files (at most 20,000) shows it: training reads the cache alone."""
+        """Say that the folder no longer holds what was embedded, where a look at its files (at most
+        20,000) shows it: training reads the cache alone."""
         items, folder = self.items, self.source
         if items.adapter != "folder" or self.older or not os.path.isdir(folder):
             return
-        rows = [
-            row
-            for row in np.unique(np.linspace(0, len(items) - 1, LOOKED_AT).astype(int)).tolist()
-            if items.sha256[row] and "\\" not in items.keys[row]
-        ]
         size = items.size.tolist()
-        if changed := [row for row in rows if _size(f"{folder}/{items.keys[row]}") != size[row]]:
-            print(
-                f"warning: of {len(rows):,} images looked at in {folder}, {len(changed):,} were moved, are gone or have changed since they were embedded, "
-                f"the first is {items.keys[changed[0]]!r}. Training uses images and labels as they were embedded. To train on what is there now, type first "
-                f"(known images are not embedded again):\n  {self._extract()}",
-                file=sys.stderr,
-                flush=True,
+        looked, changed = 0, []
+        for row in spaced(np.arange(len(items)), LOOKED_AT).tolist():
+            key = items.keys[row]
+            if not items.sha256[row] or "\\" in key:
+                continue
+            looked += 1
+            if _bytes_of(f"{folder}/{key}") != size[row]:
+                changed.append(key)
+        if changed:
+            log.warning(
+                f"of {looked:,} images looked at in {folder}, {len(changed):,} were moved, are "
+                "gone or have changed since they were embedded, the first is "
+                f"{changed[0]!r}. Training uses images and labels as they were embedded. To train "
+                "on what is there now, type first (known images are not embedded again):\n  "
+                f"{self._extract()}"
             )
 
     def _extract(self) -> str:
-        commands = [
-            command
-            for folder in self.stamps
-            if (command := store.command(folder, "extract")).startswith("make extract ")
-        ]
-        return (
-            "\n  ".join(commands) if commands else f"make extract VIEW=… DATA={quoted(self.source)}"
-        )
+        commands = []
+        for folder in self.stamps:
+            command = store.command(folder, "extract")
+            if command.startswith("make extract "):
+                commands.append(command)
+        return "\n  ".join(commands) or f"make extract VIEW=… DATA={quoted(self.source)}"
 
     def refuse_changed(self) -> None:
-        """Raise IntegrityError when a file was written to since the cache was opened: then what was trained on is not what was checked."""
+        """Raise IntegrityError when a file was written to since the cache was opened: then what was
+        trained on is not what was checked."""
         for folder, stamps in self.stamps.items():
             view = store.open_view(folder)
             seal = integrity.read_seal(view)
-            if integrity.stamps(view, seal["shards"]) != stamps:  # touched, or more?
-                integrity.check(view)
-                if seal["root"] != self.fingerprints[view.name]:
-                    raise IntegrityError(
-                        f"{folder} was written anew while it was read; train on it under another RUN="
-                    )
+            if integrity.stamps(view, seal["shards"]) == stamps:
+                continue
+            integrity.check(view)  # touched, or more?
+            if seal["root"] != self.fingerprints[view.name]:
+                raise IntegrityError(
+                    f"{folder} was written anew while it was read; train on it under another RUN="
+                )
 
 
 def open_cache(
     cache: Path, data: str, views: list[str], remember: bool = True, labels: str = ""
 ) -> Cache:
-    """Check and map the views; what was checked is noted in the cache if `remember`. labels: the fingerprint of those that are meant, if not the newest.
+    """Check and map the views; what was checked is noted in the cache if `remember`. labels: the
+    fingerprint of those that are meant, if not the newest.
 
-    Raises CoviewError when one is unfinished, damaged, stale or of other images than the item list."""
+    Raises CoviewError when one is unfinished, damaged, stale or of other images than the item list.
+    """
     folder = find_dataset(cache, data, views)
     items = read_items(folder, labels)
-    names, emb, stamps, ok, fingerprints = (
-        [],
-        [],
-        {},
-        np.ones(len(items), bool),
-        {"items": items.fingerprint, "labels": items.labels_fingerprint},
-    )
+    names, emb, stamps = [], [], {}
+    ok = np.ones(len(items), bool)
+    fingerprints = {"items": items.fingerprint, "labels": items.labels_fingerprint}
     for name in views:
-        hint = _hint(folder, name, data)
-        if store.is_imported(folder, name):
-            view = store.find_view(folder, name, hint)
-        else:
-            try:
-                spec = load_spec(name, views)
-            except UsageError as error:
-                raise UsageError(
-                    f"{error}{_where_it_is(cache, folder, name)}", error.instead
-                ) from None
-            view = store.find_view(folder, spec.name, hint)
-            store.refuse_changed(view, spec.declared(), None)
+        view = _finished(cache, folder, name, views, _hint(folder, name, data))
         store.refuse_other_images(view, items.fingerprint, len(items))
         if view.is_complete:
             seal = integrity.read_seal(view)
-            fingerprints[view.name], stamps[view.folder] = (
-                seal["root"],
-                integrity.stamps(view, seal["shards"]),
-            )
-        if view.name in names or view.name in RESERVED:
-            raise UsageError(
-                f"VIEWS={','.join(views)}: {view.name!r} "
-                + (
-                    "stands there twice"
-                    if view.name in names
-                    else "is a word of the report's own; import the view under another name"
-                )
-            )
+            fingerprints[view.name] = seal["root"]
+            stamps[view.folder] = integrity.stamps(view, seal["shards"])
+        _refuse_name(view.name, names, views)
         ok &= integrity.check(view, remember=remember) == 0
         names.append(view.name)
         emb.append(map_view(view))
     if not ok.any():
         raise DataQualityError(
-            f"no image of {items.name!r} could be embedded in all of the views {', '.join(names)}; train on "
-            "fewer VIEWS=, or mend the images and extract them again"
+            f"no image of {items.name!r} could be embedded in all of the views "
+            f"{', '.join(names)}; train on fewer VIEWS=, or mend the images and extract them again"
         )
     return Cache(items, names, emb, ok, fingerprints, stamps, read_source(folder), is_older(folder))
 
 
+def _finished(cache: Path, dataset: Path, name: str, views: list[str], hint: str) -> store.View:
+    """The view that a name means, one that was imported or one with a spec of its own. Raises as
+    `open_cache` does."""
+    if store.is_imported(dataset, name):
+        return store.find_view(dataset, name, hint)
+    try:
+        spec = load_spec(name, views)
+    except UsageError as error:
+        told = f"{error}{_where_it_is(cache, dataset, name)}"
+        raise UsageError(told, error.instead) from None
+    view = store.find_view(dataset, spec.name, hint)
+    store.refuse_changed(view, spec.declared(), None)
+    return view
+
+
+def _refuse_name(name: str, names: list[str], views: list[str]) -> None:
+    wrong = ""
+    if name in names:
+        wrong = "stands there twice"
+    elif name in RESERVED:
+        wrong = "is a word of the report's own; import the view under another name"
+    if wrong:
+        raise UsageError(f"VIEWS={','.join(views)}: {name!r} {wrong}")
+
+
 def _hint(dataset: Path, name: str, data: str) -> str:
-    """The command that makes a view which a data set lacks, and that it is cheap where an older version has it."""
+    """The command that makes a view which a data set lacks, and that it is cheap where an older
+    version has it."""
     source = read_source(dataset)
-    command = f"make extract VIEW={quoted(name)} DATA={quoted(source if source and is_gone(data) else data)}"
+    wanted = source if source and is_gone(data) else data
+    command = f"make extract VIEW={quoted(name)} DATA={quoted(wanted)}"
     if is_older(dataset):
-        return f"{command}, which makes it for the current version, not for {dataset.name}; train on that: DATA={quoted(source)}"
-    older = [
-        folder.name
-        for folder in dataset_folders(dataset.parent, dataset.name.rpartition("-")[0])
-        if folder != dataset
-        and store.view_folders(folder, Path(name).stem if name.endswith(".toml") else name)
-    ]
-    return command + (
-        f"   (its embeddings of the images that {older[-1]} has are copied; only new images are embedded)"
-        if older
-        else ""
+        return (
+            f"{command}, which makes it for the current version, not for {dataset.name}; train on "
+            f"that: DATA={quoted(source)}"
+        )
+    own = Path(name).stem if name.endswith(".toml") else name
+    older = []
+    for folder in dataset_folders(dataset.parent, dataset.name.rpartition("-")[0]):
+        if folder != dataset and store.view_folders(folder, own):
+            older.append(folder.name)
+    if not older:
+        return command
+    return (
+        f"{command}   (its embeddings of the images that {older[-1]} has are copied; only new "
+        "images are embedded)"
     )
 
 
 def _where_it_is(cache: Path, dataset: Path, name: str) -> str:
     here = sorted({view_name(folder) for folder in store.view_folders(dataset)})
-    others = sorted(
-        {
-            path.parent.name
-            for path in cache.glob("*/*")
-            if path.parent != dataset and view_name(path) == name
-        }
-    )
-    return f"\n{dataset.name} has the views: {', '.join(here) or 'none yet'}" + (
-        f"; {name!r} is a view of another data set: DATA={others[0]}" if others else ""
-    )
+    others = set()
+    for path in cache.glob("*/*"):
+        if path.parent != dataset and view_name(path) == name:
+            others.add(path.parent.name)
+    told = f"\n{dataset.name} has the views: {', '.join(here) or 'none yet'}"
+    if others:
+        told += f"; {name!r} is a view of another data set: DATA={min(others)}"
+    return told
 
 
-def _size(path: str) -> int | None:
+def _bytes_of(path: str) -> int | None:
     try:
         return os.stat(path).st_size
     except OSError:
@@ -185,31 +195,30 @@ def _size(path: str) -> int | None:
 
 
 def map_view(view: store.View) -> np.ndarray:
-    """(N, D) float16 over all shards of a checked view. Sizes must have been checked: a mapped file must not be short."""
+    """(N, D) float16 over all shards of a checked view. Sizes must have been checked: a mapped file
+    must not be short."""
     shard_bytes = view.rows * view.width * 2
     if shard_bytes % mmap.PAGESIZE or view.shards == 1:
-        maps = [
-            np.memmap(view.embeddings_file(shard), np.float16, "c", shape=(view.rows, view.width))
-            for shard in range(view.shards)
-        ]
+        maps = []
+        for shard in range(view.shards):
+            file, shape = view.embeddings_file(shard), (view.rows, view.width)
+            maps.append(np.memmap(file, np.float16, "c", shape=shape))
         return maps[0][: view.n] if view.shards == 1 else np.concatenate(maps)[: view.n]
+    return _mapped(view, shard_bytes)
+
+
+def _mapped(view: store.View, shard_bytes: int) -> np.ndarray:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_long,
-    ]
+    size_t, number = ctypes.c_size_t, ctypes.c_int
+    libc.mmap.argtypes = [ctypes.c_void_p, size_t, number, number, number, ctypes.c_long]
     total = shard_bytes * view.shards
-    base = _checked(
-        libc.mmap(None, total, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1, 0)
-    )
+    reserve = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    base = _checked(libc.mmap(None, total, 0, reserve, -1, 0))
     access, how = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _MAP_FIXED
-    # For 1,000 shards 9 ms, of which the maps themselves are 5; with a Path and a file object for each it is 19. And no madvise: the kernel's
-    # read-ahead brings a cold cache into RAM within the first batches, reading it once; with MADV_RANDOM the first epoch takes 7 times as long.
+    # For 1,000 shards 9 ms, of which the maps themselves are 5; with a Path and a file object for
+    # each it is 19. And no madvise: the kernel's read-ahead brings a cold cache into RAM within the
+    # first batches, reading it once; with MADV_RANDOM the first epoch takes 7 times as long.
     folder = str(view.embeddings_file(0).parents[1])
     for shard in range(view.shards):
         handle = os.open(f"{folder}/{shard}/0", os.O_RDONLY)
@@ -217,17 +226,16 @@ def map_view(view: store.View) -> np.ndarray:
             _checked(libc.mmap(base + shard * shard_bytes, shard_bytes, access, how, handle, 0))
         finally:
             os.close(handle)
-    rows = np.frombuffer((ctypes.c_char * total).from_address(base), np.float16).reshape(
-        -1, view.width
-    )
-    return rows[: view.n]  # mapped until the process ends
+    flat = np.frombuffer(memoryview((ctypes.c_char * total).from_address(base)), np.float16)
+    return flat.reshape(-1, view.width)[: view.n]  # mapped until the process ends
 
 
 def _checked(address: int | None) -> int:
     if address is None or address == ctypes.c_void_p(-1).value:
         raise StorageError(
-            f"mapping the cache failed: {os.strerror(ctypes.get_errno())}. If it has tens of thousands of shards, allow more maps: "
-            "sudo sysctl vm.max_map_count=1000000, or extract with a larger --shard-rows"
+            f"mapping the cache failed: {os.strerror(ctypes.get_errno())}. If it has tens of "
+            "thousands of shards, allow more maps: sudo sysctl vm.max_map_count=1000000, or "
+            "extract with a larger --shard-rows"
         )
     return address
 

@@ -1,4 +1,5 @@
-"""The algorithm against finite differences, in float64, with plain gradient descent as the optimiser."""
+"""The algorithm against finite differences, in float64, with plain gradient descent as the
+optimiser."""
 
 import dataclasses
 import threading
@@ -20,7 +21,8 @@ from train.algorithm.probe import Params, forward
 def expected(
     states: Sequence[State], batches: Sequence[Batch], draws: Tensor, method: Method
 ) -> tuple[list[Tensor], Tensor]:
-    """The step written down again from the paper, with every gradient taken by finite differences."""
+    """The step written down again from the paper, with every gradient taken by finite
+    differences."""
     with torch.no_grad():
         views = range(len(states))
         at = [state.params for state in states]
@@ -71,7 +73,8 @@ def expected(
 @pytest.mark.parametrize("views", [2, 3])
 @pytest.mark.parametrize("feedback", ["exact", "difference"])
 def test_step_equals_the_paper_by_finite_differences(views: int, feedback: str) -> None:
-    """g, t', l, h (value and sign) and s at the original parameters: all of it, since the final parameters depend on each."""
+    """g, t', l, h (value and sign) and s at the original parameters: all of it, since the final
+    parameters depend on each."""
     states, batches, draws = setup(views)
     method = dataclasses.replace(PLAIN, feedback=feedback)
     done, told = mct_step(states, batches, draws, LocalPeers(views), method)
@@ -84,7 +87,8 @@ def test_step_equals_the_paper_by_finite_differences(views: int, feedback: str) 
 
 
 def test_exact_feedback_is_the_first_order_of_the_difference() -> None:
-    """Along g, the labelled loss falls by rate * h: both have one sign, or the feedback would teach the wrong way round."""
+    """Along g, the labelled loss falls by rate * h: both have one sign, or the feedback would teach
+    the wrong way round."""
     states, batches, draws = setup(2)
     batches = [dataclasses.replace(b, keep_U=(), keep_L=()) for b in batches]
     small = 1e-6
@@ -304,7 +308,8 @@ def test_two_views_exchange_labels_and_three_exchange_logits_never_inputs() -> N
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_adam_equals_torch(decay: float) -> None:
-    """Per experiment: clip_grad_norm_ and torch.optim.AdamW (which without decay is Adam) as the oracle."""
+    """Per experiment: clip_grad_norm_ and torch.optim.AdamW (which without decay is Adam) as the
+    oracle."""
     states, batches, _ = setup(1)
     view = states[0]
     for e in range(E):
@@ -335,7 +340,8 @@ def test_adam_equals_torch(decay: float) -> None:
 
 
 def test_sampled_labels_follow_the_teacher() -> None:
-    """Frequencies of 40,000 draws against the tempered softmax: chi-square below its 0.999 quantile (7 degrees: 24.3)."""
+    """Frequencies of 40,000 draws against the tempered softmax: chi-square below its 0.999 quantile
+    (7 degrees: 24.3)."""
     logits = torch.linspace(-2, 1.5, 8, dtype=torch.float64)
     for temperature in (1.0, 0.5):
         draws = torch.from_numpy(np.random.default_rng(0).random((1, 40_000)))

@@ -1,4 +1,5 @@
-"""One mathematics in any layout: views and their replicas on gloo ranks against the same run in one process, in float64."""
+"""One mathematics in any layout: views and their replicas on gloo ranks against the same run in one
+process, in float64."""
 
 import dataclasses
 import os
@@ -60,7 +61,8 @@ def test_four_views_on_four_and_on_two_ranks_equal_one_process_to_the_last_bit(
 def test_two_replicas_a_view_differ_by_rounding_alone(
     made: Made, tmp_path: Path, command: Callable, method: str
 ) -> None:
-    """Each rank sees another half of every batch, and the halves' gradients are averaged: 1e-9 after 20 steps, where a single other row gives 1e-3."""
+    """Each rank sees another half of every batch, and the halves' gradients are averaged: 1e-9
+    after 20 steps, where a single other row gives 1e-3."""
     one = config(made, tmp_path, **EXACT, method=method, batch_labelled=16)
     run(one)
     on_ranks(command, one, 4, "four")

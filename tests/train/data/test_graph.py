@@ -1,4 +1,5 @@
-"""Meta co-training with graphs: what a graph says of a row, the weights of the experts, and the step whose teachers know both."""
+"""Meta co-training with graphs: what a graph says of a row, the weights of the experts, and the
+step whose teachers know both."""
 
 import dataclasses
 from collections.abc import Callable
@@ -145,7 +146,7 @@ def test_neighbours_by_products_are_those_of_scikit_learn() -> None:
     )
     for asked in (None, query):
         far, row = propagation._by_products(torch.device("cpu"), x, asked, 5, 64)
-        distance, oracle = propagation.nearest(x, asked, 5)
+        distance, oracle = propagation.nearest_rows(x, asked, 5)
         assert np.array_equal(row, oracle)
         np.testing.assert_allclose(2 + 2 * far, distance**2, atol=1e-6)
         assert all(
@@ -155,7 +156,8 @@ def test_neighbours_by_products_are_those_of_scikit_learn() -> None:
 
 
 def experts(seed: int = 0, n: int = 300) -> tuple[Tensor, Tensor]:
-    """Scores (4, 2, n, 5) of a good expert, a worse one, the good one again in other units, and one that knows nothing."""
+    """Scores (4, 2, n, 5) of a good expert, a worse one, the good one again in other units, and one
+    that knows nothing."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.randint(5, (n,), generator=generator)
     truth = torch.nn.functional.one_hot(y, 5).double()
@@ -211,7 +213,8 @@ def test_a_faultless_expert_gets_a_finite_weight_and_a_large_split_is_thinned(
 
 @pytest.mark.parametrize("views", [2, 3])
 def test_a_step_with_trust_and_anchor_is_the_derivative_of_its_teachers(views: int) -> None:
-    """As test_step_equals_the_paper_by_finite_differences, with teachers that weigh the views and know an anchor."""
+    """As test_step_equals_the_paper_by_finite_differences, with teachers that weigh the views and
+    know an anchor."""
     states, batches, draws = setup(views)
     chance = torch.Generator().manual_seed(7)
     anchor = log_softmax(torch.randn(views, 2, 7, 4, generator=chance, dtype=torch.float64), -1)
@@ -292,7 +295,8 @@ GRAPH = {"method": "supervised,label-propagation,mct-graph", "precision": "float
 
 
 def test_a_student_is_not_among_its_teachers(made: Made, tmp_path) -> None:
-    """The weights of each teacher are those of the least loss without the student; they are kept in the checkpoint."""
+    """The weights of each teacher are those of the least loss without the student; they are kept in
+    the checkpoint."""
     scores, y = experts()
     weight = without(0, scores, y, torch.full((4, 2), 0.25, dtype=torch.float64))
     assert (weight[0] == 0).all()

@@ -1,0 +1,142 @@
+"""What is labelled, and what the model says of it: the rows of a cache whose labels are not known,
+or new images, embedded here."""
+
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from base.console import counted
+from base.errors import DataQualityError, UsageError
+from base.phrase import quoted
+from base.progress import Progress
+from cache_specs import integrity, store
+from extract import bad_images
+from extract.data.datasets import Dataset, build_items
+from predict.images import backbones, embed_images
+from predict.model import Model, Opinions
+from train.data.reader import Cache
+from train.data.splits import Split
+from train.methods import learns_unlabelled
+
+log = logging.getLogger(f"coview.{__name__}")
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Of n images; said: of those whose status is ok, in order; truth_n: the labels, where they are
+    known; sha256: of the files."""
+
+    keys: list[str]
+    status_n: np.ndarray
+    said: Opinions
+    truth_n: np.ndarray | None
+    sha256: list[str]
+
+
+def rows_of_cache(
+    model: Model, cache: Cache, splits: Sequence[Split], place: Path, run: str
+) -> Labelled:
+    """The rows without a label, or those whose labels were hidden from every seed. place: the
+    folder of caches; run: its name, for messages."""
+    items, truth_n = cache.items, None
+    status_N = _status(cache, place)
+    rows = np.flatnonzero(items.label < 0)
+    if len(rows):
+        log.info(f"{counted(len(rows), 'image')} of {items.name} without a label")
+    else:
+        rows = functools.reduce(np.intersect1d, [split.unlabelled for split in splits])
+        truth_n = items.label[rows]
+        if not len(rows):
+            raise UsageError(
+                f"every image of {items.name} has a label, and the run saw those of all training "
+                "images: nothing is left to be labelled. Name new images: make predict "
+                f"RUN={quoted(run)} IMAGES=photos/"
+            )
+        log.info(
+            f"every image of {items.name} has a label: these are the {len(rows):,} training images "
+            f"whose labels the run had hidden ({model.about['labels_text']}) from every seed"
+        )
+    status_n = status_N[rows]
+    bad = int((status_n > 0).sum())
+    if bad:
+        shown = np.zeros_like(status_N)
+        shown[rows] = status_n
+        log.info(
+            f"{bad} of them could not be embedded ({bad_images.counts(status_n)}); they get no "
+            f"label:\n{bad_images.listed(shown, items)}"
+        )
+    good = rows[status_n == 0]
+    if not len(good):
+        raise DataQualityError(
+            f"not one of the {len(rows):,} images without a label could be embedded; nothing is "
+            "written"
+        )
+    keys, sha256 = [items.keys[row] for row in rows], [items.sha256[row] for row in rows]
+    said = model([emb_ND[good] for emb_ND in cache.emb])
+    return Labelled(keys, status_n, said, truth_n, sha256)
+
+
+def _status(cache: Cache, place: Path) -> np.ndarray:
+    """(N,): what could not be embedded in a view has a status there; the first one counts."""
+    status = np.zeros(len(cache.items), np.uint8)
+    for name in cache.names:
+        found = integrity.check(store.find_view(place / cache.items.folder_name, name, ""))
+        status = np.where(status > 0, status, found)
+    return status
+
+
+def new_images(
+    model: Model, dataset: Dataset, weights: str | None, device: str, workers: int, images: str
+) -> Labelled:
+    """Those of `dataset`, embedded here. images: how the user named them, for messages."""
+    found = backbones(model.views, weights)
+    with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
+        items = build_items(dataset, progress.advance)
+    emb_V, status_n = embed_images(model.views, found, dataset, items, device, workers)
+    good = status_n == 0
+    if not good.all():
+        bad = int((~good).sum())
+        log.info(
+            f"{bad:,} of {counted(len(items), 'image')} could not be read "
+            f"({bad_images.counts(status_n)}); they get no label:\n"
+            f"{bad_images.listed(status_n, items)}"
+        )
+    if not good.any():
+        raise DataQualityError(
+            f"not one of the {len(items):,} images in {images} could be embedded; are they images? "
+            "Nothing is written"
+        )
+    said = model([emb_nD[good] for emb_nD in emb_V])
+    return Labelled(list(items.keys), status_n, said, None, list(items.sha256))
+
+
+def are_new(
+    model: Model, sha256: Sequence[str], cache: Cache, splits: Sequence[Split], told: bool
+) -> bool:
+    """Whether the training has learnt from less than half of these images; if it is to be `told`,
+    says how many of them it had."""
+    labelled, seen = _learnt_from(cache, splits)
+    named = len([one for one in sha256 if one in labelled])
+    known = len([one for one in sha256 if one in seen])
+    if known and told:
+        were = "were" if known > 1 else "was"
+        log.info(
+            f"{known:,} of {counted(len(sha256), 'image')} {were} part of the training, {named:,} "
+            "of them with a label"
+        )
+    return not learns_unlabelled(model.method) or 2 * known < len(sha256)
+
+
+def _learnt_from(cache: Cache, splits: Sequence[Split]) -> tuple[set[str], set[str]]:
+    """The hashes of the images that any seed knew with their labels, and of all training images."""
+    labelled, seen = set(), set()
+    for split in splits:
+        for row in split.labelled.tolist():
+            labelled.add(cache.items.sha256[row])
+        for row in split.unlabelled.tolist():
+            seen.add(cache.items.sha256[row])
+    return labelled - {""}, (labelled | seen) - {""}
