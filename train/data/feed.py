@@ -19,7 +19,7 @@ from train.algorithm import batches, probe
 from train.algorithm.optimise import per_experiment, total
 from train.algorithm.peers import Peers
 from train.algorithm.rivals import Offer
-from train.config import ProbeSettings, TrainConfig
+from train.config import ProbeSettings, TrainingSettings
 from train.data.graph import Graph, statistics
 from train.data.reader import gather
 from train.data.splits import Split
@@ -138,7 +138,7 @@ class Feeder:
     which no step is shown.
     """
 
-    def __init__(self, config: TrainConfig, task: Task, peers: Peers) -> None:
+    def __init__(self, config: TrainingSettings, task: Task, peers: Peers) -> None:
         self.task, self.peers = task, peers
         self.shape, self.noise = shape_of(config), config.noise
         self.device, self.dtype = task.inputs[0].mean_D.device, task.inputs[0].mean_D.dtype
