@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import server
 from conftest import ROOT, Made, config
 
 from base import commands, errors
@@ -47,12 +48,11 @@ def start(*words: object, **more: object) -> subprocess.Popen:
     """`coview …` in the background, in a process group of its own."""
     environment = {
         **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
+        **server.FIXED,
         "PYTHONUNBUFFERED": "1",
         "COVIEW_MAKE": "",
     }
-    return subprocess.Popen(
+    return server.Popen(
         [sys.executable, "-m", "coview.cli", *map(str, words)],
         cwd=ROOT,
         env=environment,
@@ -567,8 +567,8 @@ def in_terminal(*words: object, env: dict[str, str] | None = None) -> str:
 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color", **(env or {})}
-    process = subprocess.Popen(
+    environment = {**os.environ, **server.FIXED, "TERM": "xterm-256color", **(env or {})}
+    process = server.Popen(
         [sys.executable, "-m", "coview.cli", *map(str, words)],
         cwd=ROOT,
         env=environment,

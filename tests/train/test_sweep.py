@@ -118,7 +118,7 @@ def test_a_sweep_on_two_processes_is_that_of_one(
         if not isinstance(value, bool)
         for text in (f"--{name.replace('_', '-')}", value)
     ]
-    done = command("sweep", *flags)
+    done = command("sweep", *flags, deep=True)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "a" / "sweep.json").read_text())["ranked"] == sweep(
         dataclasses.replace(config, run="one", gpus=1)

@@ -21,7 +21,7 @@ import pytest
 import torch
 from conftest import Made, write_view
 from safetensors.numpy import load_file
-from training import _is_rank, config, flags, outcome, start, wait_for
+from training import _is_rank, config, flags, outcome, start, train_on_ranks, wait_for
 
 from base import locks
 from base.errors import (
@@ -657,13 +657,11 @@ def test_bad_rows_are_masked_in_all_views(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("views", [("pixels", "edges"), ("pixels", "edges", "thirds")])
 def test_two_gloo_processes_equal_one_process_to_the_last_bit(
-    made: Made, tmp_path: Path, command: Callable, views: tuple[str, ...]
+    made: Made, tmp_path: Path, views: tuple[str, ...]
 ) -> None:
     one = config(made, tmp_path, *views, precision="float64")
     run(one)
-    two = dataclasses.replace(one, run="b", gpus=2)
-    done = command("train", *flags(two))
-    assert done.returncode == 0, done.stderr
+    train_on_ranks(dataclasses.replace(one, run="b"), 2)
     first, second = outcome(tmp_path / "a"), outcome(tmp_path / "b")
     assert (
         first.keys() == second.keys()
