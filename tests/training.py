@@ -165,6 +165,20 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> Non
         time.sleep(0.05)
 
 
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until_gone(pid: int, seconds: float = 30) -> None:
+    until = time.monotonic() + seconds
+    while is_alive(pid):
+        assert time.monotonic() < until, f"process {pid} is still there"
+        time.sleep(0.05)
+
+
 def _is_rank(environ: Path, rank: int, folder: Path) -> bool:
     try:
         return (

@@ -15,7 +15,6 @@ from training import config, outcome, train_on_ranks
 from base.errors import UsageError
 from train.algorithm.ranks import refuse_ranks
 from train.command import run
-from train.config import TrainConfig
 from train.run.launch import FAILED, RUNNING, Board, _first_failed
 
 EXACT = {"precision": "float64", "warmup": 8, "cotrain": 12, "eval_every": 10, "seeds": "0..1"}
