@@ -262,3 +262,11 @@ def config(photos: Path, cache: Path, **changes: object) -> ExtractConfig:
         max_bad="10%",
     )
     return dataclasses.replace(base, **changes)
+
+
+EXTRACT = """
+import json, sys
+from extract.config import ExtractConfig
+from extract.run import run
+run(ExtractConfig(**json.loads(sys.argv[1])))
+"""  # a program: an extraction by settings in JSON

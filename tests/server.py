@@ -127,6 +127,14 @@ def _deepen() -> None:
     subprocess.Popen = Popen
 
 
+FORKED_PARTS = """
+import sys, torch.multiprocessing
+module = sys.modules["torch.multiprocessing.spawn"]
+plain = module.start_processes
+def start(fn, args=(), nprocs=1, join=True, daemon=False, start_method=""):
+    return plain(fn, args, nprocs, join, daemon, "fork")
+module.start_processes = start
+"""  # run before a command: what it would spawn by torch is forked
 BELOW = False  # is this process itself one whose processes are forks?
 PLAIN = subprocess.Popen
 

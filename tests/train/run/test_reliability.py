@@ -497,9 +497,7 @@ def test_a_rank_that_ends_badly_ends_the_job_in_time_with_code_7(
 ) -> None:
     """In time: long before the ranks would give up waiting for each other. Only of a frozen one nobody knows until they do."""
     harm, how = ENDS[end]
-    (tmp_path / "sitecustomize.py").write_text(
-        HARMFUL.format(folder=str(tmp_path), harm=harm)
-    )
+    (tmp_path / "sitecustomize.py").write_text(HARMFUL.format(folder=str(tmp_path), harm=harm))
     process = server.Popen(
         [
             sys.executable,
@@ -602,4 +600,3 @@ def test_torchrun_with_restarts_resumes_by_itself(
     undisturbed = dataclasses.replace(settings, run="whole")
     assert launch(undisturbed)[0] == [0, 0]
     assert all_bytes(tmp_path / "a") == all_bytes(tmp_path / "whole")
-

@@ -385,7 +385,7 @@ def test_a_killed_run_takes_a_hanging_tracker_with_it(
     pid = tracker_pid(tmp_path / "a")
     training.kill()
     training.communicate()
-    wait_until_gone(pid, 3 * tracker.ORPHAN_S)
+    wait_until_gone(pid)
 
 
 @pytest.mark.many
