@@ -16,7 +16,7 @@ EXTRA = $(if $(call given,ARGS),$(ARGS))
 export GOALS = $(MAKECMDGOALS)
 export COMMANDS
 # The command line itself knows which names each command takes, and what they mean; values reach it through the environment.
-CHECK = $(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --check --quiet . && $(VENV)/bin/pyrefly check --summary none
+CHECK = $(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --check --quiet . && $(VENV)/bin/pyrefly check --summary=none
 COVIEW = COVIEW_MAKE='$(GIVEN)' $(VENV)/bin/coview
 
 .DEFAULT:

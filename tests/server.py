@@ -161,7 +161,9 @@ class Popen(subprocess.Popen):
         words = [words] if isinstance(words, str) else [os.fspath(word) for word in words]
         environment = {**FIXED, **os.environ} if asked["env"] is None else dict(asked["env"])
         other = words[0] != sys.executable or asked["pass_fds"]
-        by = None if other or not FORKS else self.by or server()
+        by = self.by
+        if by is None and FORKS and not other:
+            by = server()
         if by is None or not by.would_do(environment):
             super()._execute_child(*args, **given)
             return
@@ -345,11 +347,10 @@ def main() -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C is for those who ask; they close the socket
-    del sys.path[0]
     sys.path.insert(0, str(ROOT))
     for name in sys.argv[2:]:
         _import(name)
-    del sys.path[0]
+    del sys.path[:2]
     threads = [name for name in _threads() if name != "jemalloc_bg_thd"]  # which survives a fork
     assert len(threads) < 2, f"threads do not survive a fork: {threads}"
     _forget_exits()
