@@ -142,7 +142,8 @@ PLAIN = subprocess.Popen
 class Popen(subprocess.Popen):
     """A process forked by a server; a fresh one where only that would do, or that is no Python.
 
-    deep: the Python processes that it starts itself, by subprocess, are such processes too."""
+    deep: the Python processes that it starts itself, by subprocess, are such processes too.
+    fresh: it starts as a user's process does."""
 
     def __init__(
         self,
@@ -150,9 +151,10 @@ class Popen(subprocess.Popen):
         *more: Any,
         by: Server | None = None,
         deep: bool = False,
+        fresh: bool = False,
         **given: Any,
     ) -> None:
-        self.by, self.deep, self.forked_by = by, deep or BELOW, None
+        self.by, self.deep, self.fresh, self.forked_by = by, deep or BELOW, fresh, None
         super().__init__(args, *more, **given)
 
     def _execute_child(self, *args: Any, **given: Any) -> None:
@@ -160,7 +162,7 @@ class Popen(subprocess.Popen):
         words = asked["args"]
         words = [words] if isinstance(words, str) else [os.fspath(word) for word in words]
         environment = {**FIXED, **os.environ} if asked["env"] is None else dict(asked["env"])
-        other = words[0] != sys.executable or asked["pass_fds"]
+        other = self.fresh or words[0] != sys.executable or asked["pass_fds"]
         by = self.by
         if by is None and FORKS and not other:
             by = server()

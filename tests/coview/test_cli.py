@@ -421,8 +421,10 @@ def test_ctrl_c_twice_stops_an_extraction_at_once(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_before_anything_is_written_says_the_command(tmp_path: Path) -> None:
-    process = start("extract", "--view", "tiny-clip", "--data", "digits", "--cache", tmp_path / "c")
-    time.sleep(1.0)  # Python is up, the libraries are still loading
+    words = ("extract", "--view", "tiny-clip", "--data", "digits", "--cache", tmp_path / "c")
+    process = start(*words, fresh=True)
+    maps = Path(f"/proc/{process.pid}/maps")
+    when(process, lambda: "libtorch" in maps.read_text())  # the libraries are still loading
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert (
