@@ -16,6 +16,7 @@ EXTRA = $(if $(call given,ARGS),$(ARGS))
 export GOALS = $(MAKECMDGOALS)
 export COMMANDS
 # The command line itself knows which names each command takes, and what they mean; values reach it through the environment.
+CHECK = $(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --check --quiet . && $(VENV)/bin/pyrefly check --summary=none
 COVIEW = COVIEW_MAKE='$(GIVEN)' $(VENV)/bin/coview
 
 .DEFAULT:
@@ -95,11 +96,11 @@ inspect: $(STAMP)  ## before training: leaks, dead dimensions, kNN, are these vi
 doctor: $(STAMP)  ## versions, devices, backends, disk, limits: what is wrong with this machine, and what mends it  [CACHE=]
 	@$(COVIEW) $@ $(EXTRA)
 
-test: $(STAMP)  ## lint and test, in minutes
-	@$(VENV)/bin/ruff check --quiet . && $(PYTHON) -m pytest -m "not many" -q -n 2 --dist loadfile $(EXTRA)
+test: $(STAMP)  ## lint, format, types and tests, in minutes
+	@$(CHECK) && $(PYTHON) -m pytest -m "not many" -q -n 2 --dist worksteal $(EXTRA)
 
 test-all: $(STAMP)  ## everything, with many trials of the fault injection
-	@$(VENV)/bin/ruff check --quiet . && $(PYTHON) -m pytest -q $(EXTRA)
+	@$(CHECK) && $(PYTHON) -m pytest -q $(EXTRA)
 
 check-gpu: $(STAMP)  ## the checks that need a CUDA GPU, in one call
 	@$(PYTHON) tools/check_gpu.py

@@ -38,7 +38,7 @@ class Browser:
             "return document.readyState === 'complete' && [...document.querySelectorAll('.chart .plot')].every(plot => plot.children.length)"
         )
 
-    def wait(self, script: str, seconds: float = 10) -> None:
+    def wait(self, script: str, seconds: float = 60) -> None:
         end = time.monotonic() + seconds
         while not self.run(script):
             assert time.monotonic() < end, f"never true: {script}"

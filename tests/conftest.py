@@ -18,6 +18,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = (
 
 import numpy as np
 import pytest
+import server
 from PIL import Image
 
 from base import console, durable
@@ -183,24 +184,39 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.CompletedProcess]:
-    """command("train", "--views", …): run `coview train …` in a fresh process; .returncode, .stdout, .stderr."""
+    """command("train", "--views", …): run `coview train …` in a process; .returncode, .stdout, .stderr.
+
+    first: code that this process runs before. more: what `server.Popen` takes."""
 
     def run(
-        name: str, *args: object, env: dict[str, str] | None = None, timeout: float = 240
+        name: str,
+        *args: object,
+        env: dict[str, str] | None = None,
+        timeout: float = 240,
+        first: str = "",
+        **more: object,
     ) -> subprocess.CompletedProcess:
-        fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COVIEW_MAKE": ""}  # make's form
-        environment = {**os.environ, **fixed, **(env or {})}
+        environment = {
+            **os.environ,
+            **server.FIXED,
+            "COVIEW_MAKE": "",
+            **(env or {}),
+        }  # make's form
+        program = (
+            ["-c", f"{first}\nfrom coview.cli import run\nrun()"] if first else ["-m", "coview.cli"]
+        )
         args = (
             *args,
             *["--no-report"] * (name == "train" and not {"--report", "--help"} & {*args}),
         )  # tests of the report ask for it
-        return subprocess.run(
-            [sys.executable, "-m", "coview.cli", name, *map(str, args)],
+        return server.run(
+            [sys.executable, *program, name, *map(str, args)],
             cwd=ROOT,
             env=environment,
             capture_output=True,
             text=True,
             timeout=timeout,
+            **more,
         )
 
     return run
@@ -245,3 +261,11 @@ def config(photos: Path, cache: Path, **changes: object) -> ExtractConfig:
         max_bad="10%",
     )
     return dataclasses.replace(base, **changes)
+
+
+EXTRACT = """
+import json, sys
+from extract.config import ExtractConfig
+from extract.run import run
+run(ExtractConfig(**json.loads(sys.argv[1])))
+"""  # a program: an extraction by settings in JSON

@@ -1,12 +1,7 @@
-"""One small extraction and its trials: in this process, or in forked children that are killed, refused or in each other's way.
+"""One small extraction and its trials: in this process, or in forked children that are killed, refused or in each other's way."""
 
-python tests/faults.py       reads lines of steps, writes a line for each: a list of [exit status, message, pid, seconds]; -9 for a killed child
-"""
-
-import contextlib
 import ctypes
 import functools
-import importlib
 import json
 import os
 import re
@@ -15,11 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import ROOT, VIEW_TOML, importing
+import server
+from conftest import ROOT, VIEW_TOML
 
 from base import durable, locks
 from base.errors import CoviewError, RankDiedError
@@ -36,7 +34,10 @@ UNEQUAL = (
     ".lock",
     ".lock-parts",
 )  # inodes, process ids: never the same in two runs
-_servers: dict[tuple[str, ...], subprocess.Popen[str]] = {}
+MODULES = ("google_crc32c", "pyarrow.parquet", "xxhash", "zarr.codecs", "zarr.storage", "faults")
+TRIAL = "import faults, sys; sys.exit(faults.child(sys.argv[1]))"
+SHELL = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1], shell=True, stderr=1))"
+_servers: dict[tuple[str, ...], server.Server] = {}
 Steps = list[dict[str, Any] | list[dict[str, Any]]]
 
 
@@ -208,28 +209,58 @@ def trial(
     }
 
 
-def run(steps: Steps, prefix: tuple[str, ...] = ()) -> list[list[Any]]:
-    """Take the steps one after the other: a trial, a list of trials at once, or {"sh": a command}. Their results in a list for each step."""
-    if prefix not in _servers:  # its imports take longer than a hundred trials
-        _servers[prefix] = subprocess.Popen(
-            [*prefix, sys.executable, "-W", "ignore::DeprecationWarning", __file__],
-            cwd=ROOT,
-            text=True,
-            env=importing(ROOT),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-    server = _servers[prefix]
-    print(json.dumps(steps), file=server.stdin, flush=True)
-    return [json.loads(server.stdout.readline()) for _ in steps]
+def run(steps: Steps, prefix: tuple[str, ...] = ()) -> list[list[list[Any]]]:
+    """Take the steps one after the other: a trial, a list of trials at once, or {"sh": a command}.
+    Of each step its results: [exit status, message, pid, seconds]; -9 for a killed child."""
+    if prefix not in _servers:
+        _servers[prefix] = server.Server(MODULES, prefix)
+    found = []
+    for step in steps:
+        if "sh" in step:
+            found.append([_start(_servers[prefix], SHELL, step["sh"]).result()])
+            continue
+        jobs = step if isinstance(step, list) else [step]
+        running = [
+            _start(_servers[prefix], TRIAL, json.dumps(job), COVIEW_FAULT=job["fault"])
+            for job in jobs
+        ]
+        waiting = sorted(zip(jobs, running, strict=True), key=lambda pair: pair[0]["kill_after"])
+        for job, one in waiting:
+            if job["kill_after"]:
+                time.sleep(max(0, one.begun + job["kill_after"] - time.monotonic()))
+                one.process.kill()
+        found.append([one.result() for one in running])
+    return found
+
+
+@dataclass
+class _Running:
+    process: server.Popen
+    begun: float
+
+    def result(self) -> list[Any]:
+        message, _ = self.process.communicate()
+        seconds = time.monotonic() - self.begun
+        return [self.process.returncode, message, self.process.pid, seconds]
+
+
+def _start(by: server.Server, program: str, what: str, **environment: str) -> _Running:
+    begun = time.monotonic()
+    process = server.Popen(
+        [sys.executable, "-c", program, what],
+        by=by,
+        cwd=ROOT,
+        env={**os.environ, **server.FIXED, **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return _Running(process, begun)
 
 
 def close() -> None:
     """End the processes that took the steps."""
     while _servers:
-        with _servers.popitem()[1] as server:
-            server.stdin.close()
-            assert server.wait(10) == 0
+        _servers.popitem()[1].close()
 
 
 def computed(folder: Path) -> list[int]:
@@ -237,71 +268,28 @@ def computed(folder: Path) -> list[int]:
     return [int(line) for line in log.read_text().split()] if log.exists() else []
 
 
-def _child(job: dict[str, Any], pipe: int) -> int:
-    os.environ.pop("COVIEW_FAULT", None)
-    if job["fault"]:
-        os.environ["COVIEW_FAULT"] = job["fault"]
-    folder, options, message, code = Path(job["folder"]), job["options"], "", 0
+def child(order: str) -> int:
+    """One trial; its message is what it prints."""
+    job = json.loads(order)
+    folder, options = Path(job["folder"]), job["options"]
     try:
         if job["do"] == "extract":
             folder.mkdir(exist_ok=True)
             extract(folder, **{**options, "log": Path(options["log"])})
         else:
-            message = json.dumps({"mend": mend, "refused": refused}[job["do"]](folder, **options))
+            print(
+                json.dumps({"mend": mend, "refused": refused}[job["do"]](folder, **options)), end=""
+            )
     except CoviewError as error:
-        message, code = str(error), error.exit_code
+        print(error, end="")
+        return error.exit_code
     except BaseException:
-        import traceback
-
-        message, code = traceback.format_exc(), 99
-    os.write(pipe, message.encode()[:60_000])
-    return code
-
-
-def _serve() -> None:
-    import google_crc32c
-    import pyarrow.parquet
-    import zarr.codecs
-    import zarr.storage
-
-    with contextlib.suppress(ImportError):  # Arrow looks for it at its first call
-        importlib.import_module("pandas")
-    assert all((google_crc32c, pyarrow, zarr, declared()))  # imported once, for all the children
-    for step in (step for line in sys.stdin for step in json.loads(line)):
-        results = []
-        if "sh" in step:
-            done = subprocess.run(step["sh"], shell=True, capture_output=True, text=True)
-            results.append([done.returncode, done.stderr, 0, 0])
-        else:
-            running = []
-            for job in step if isinstance(step, list) else [step]:
-                reader, writer = os.pipe()
-                begun, child = time.monotonic(), os.fork()
-                if not child:
-                    code = 98
-                    try:
-                        code = _child(job, writer)
-                    finally:
-                        os._exit(code)
-                os.close(writer)
-                running.append((job, child, reader, begun))
-            for job, child, _, begun in sorted(running, key=lambda entry: entry[0]["kill_after"]):
-                if job["kill_after"]:
-                    time.sleep(max(0, begun + job["kill_after"] - time.monotonic()))
-                    os.kill(child, signal.SIGKILL)
-            for _, child, reader, begun in running:
-                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                seconds = time.monotonic() - begun
-                with os.fdopen(reader, "rb") as file:
-                    results.append([code, file.read().decode(), child, seconds])
-        print(json.dumps(results), flush=True)
+        print(traceback.format_exc(), end="")
+        return 99
+    return 0
 
 
 def holder(message: str) -> int:
     """The process that a refused writer names."""
     found = re.search(r"is being written by process (\d+) on ", message)
     return int(found[1]) if found else 0
-
-
-if __name__ == "__main__":
-    _serve()

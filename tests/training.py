@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import server
 from conftest import ROOT, Made
 
 from train.config import TrainConfig
@@ -72,20 +74,108 @@ def outcome(folder: Path) -> dict[str, object]:
 
 
 def start(settings: TrainConfig) -> subprocess.Popen:
-    return subprocess.Popen(
+    return server.Popen(
         [sys.executable, "-m", "coview.cli", "train", *flags(settings)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **server.FIXED},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
+HARMED = """
+import os, sys
+from coview.cli import run
+from train.run.log import Listeners
+
+at_step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+plain, taken = Listeners.step, []
+
+def harmed(self, step):
+    taken.append(step)
+    if len(taken) == at_step:
+        os.kill(os.getpid(), number)
+    plain(self, step)
+
+Listeners.step = harmed
+run()
+"""
+
+
+def on_ranks(
+    words: list[str],
+    ranks: int,
+    log: Path,
+    harm: dict[int, tuple[list[str], dict[str, str]]] | None = None,
+    torchrun: bool = True,
+    patience: float = 90,
+) -> list[int]:
+    """`coview WORDS` on each of so many ranks, as torchrun would start them: their exit statuses.
+
+    What they say is in `log`. harm, of a rank: what it runs instead of `-m coview.cli`, and more of
+    its environment. When one has failed the others get 5 s, as from `train.run.launch`.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    processes = []
+    for rank in range(ranks):
+        program, environment = (harm or {}).get(rank, (["-m", "coview.cli"], {}))
+        told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        told |= {**address, "TORCHELASTIC_RUN_ID": "trial"}
+        with log.open("ab") as said:
+            processes.append(
+                server.Popen(
+                    [sys.executable, *program, *words],
+                    cwd=ROOT,
+                    env={
+                        **os.environ,
+                        **server.FIXED,
+                        "COVIEW_MAKE": "",
+                        **(told if torchrun else {}),
+                        **environment,
+                    },
+                    stdout=said,
+                    stderr=said,
+                )
+            )
+    end = time.monotonic() + patience
+    while None in [process.poll() for process in processes]:
+        if any(process.returncode for process in processes):
+            end = min(end, time.monotonic() + 5)
+        if time.monotonic() > end:
+            for process in processes:
+                process.kill()
+        time.sleep(0.005)
+    return [process.returncode for process in processes]
+
+
+def train_on_ranks(settings: TrainConfig, ranks: int) -> None:
+    """A training that ends well on so many ranks."""
+    log = Path(settings.runs) / f"{settings.run}.txt"
+    codes = on_ranks(["train", *flags(dataclasses.replace(settings, gpus=ranks))], ranks, log)
+    assert codes == [0] * ranks, log.read_text()
+
+
 def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not (path.is_file() and path.stat().st_size):
         assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until_gone(pid: int, seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while is_alive(pid):
+        assert time.monotonic() < until, f"process {pid} is still there"
         time.sleep(0.05)
 
 

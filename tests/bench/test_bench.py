@@ -2,10 +2,10 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
 
 import pytest
+import server
 from conftest import ROOT
 
 SCRIPT = ROOT / "bench" / "bench_cache.py"
@@ -13,12 +13,13 @@ SCRIPT = ROOT / "bench" / "bench_cache.py"
 
 def test_the_benchmark_of_the_cache_runs(tmp_path):
     out = tmp_path / "cache.json"
-    done = subprocess.run(
+    done = server.run(
         [sys.executable, SCRIPT, "--quick", "--out", out, "--folder", tmp_path],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=200,
+        deep=True,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
@@ -69,7 +70,7 @@ def test_a_peer_that_is_not_installed_is_left_out(tmp_path, monkeypatch):
 @pytest.mark.many
 def test_the_benchmark_of_training_runs(tmp_path):
     out = tmp_path / "train.json"
-    done = subprocess.run(
+    done = server.run(
         [
             sys.executable,
             ROOT / "bench" / "bench_train.py",
@@ -83,6 +84,7 @@ def test_the_benchmark_of_training_runs(tmp_path):
         capture_output=True,
         text=True,
         timeout=250,
+        deep=True,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
@@ -144,7 +146,7 @@ def test_the_benchmark_of_the_backbones_runs(tmp_path):
         "--out",
         out,
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, deep=True)
     assert done.returncode == 0, done.stderr
     line = json.loads(out.read_text())["views"]["swav-rn50"]
     assert (

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import server
 import torch
-from conftest import BAD, BATCH, ROOT, ROWS, N, config
+from conftest import BAD, BATCH, EXTRACT, ROOT, ROWS, N, config
 from PIL import Image
 
 from base.errors import DataQualityError, StorageError, UsageError
@@ -238,6 +239,7 @@ def test_decode_workers_change_no_byte(photos, extracted, tmp_path):
 
 
 def test_two_processes_change_no_byte(photos, extracted, tmp_path):
+    """Spawned as a user's are."""
     assert files(run(config(photos, tmp_path, gpus=2))) == files(extracted)
 
 
@@ -255,60 +257,27 @@ def test_batches_never_cross_a_shard_and_the_last_one_is_padded(photos, extracte
         np.testing.assert_array_equal(values(extracted)[40:], backbone(padded)[:5].half().numpy())
 
 
-RUNNER = """
-import json, os, random, signal, sys, time
-import open_clip, torch                                     # imported once, before the forks
-import cache_specs.store, extract.models.backbones, extract.data.datasets, extract.embed, zarr.storage
-from extract.run import run
-from extract.config import ExtractConfig
-torch.set_num_threads(1)
-for settings, fault, seconds in json.load(sys.stdin):
-    child = os.fork()
-    if not child:
-        code = 99
-        try:
-            os.environ["COVIEW_FAULT"] = fault
-            sys.stdout = sys.stderr
-            run(ExtractConfig(**settings))
-            code = 0
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    begun = time.monotonic()
-    if seconds:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), time.monotonic() - begun, flush=True)
-"""
-
-
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(photos, extracted, tmp_path, capsys):
     """One kill at the second shard's commit, and two at times drawn at random within the duration of a whole run."""
 
-    def trials(*plans: tuple[str, str, float]) -> list[tuple[int, float]]:
-        settings = [
-            (dataclasses.asdict(config(photos, tmp_path / name)), fault, seconds)
-            for name, fault, seconds in plans
-        ]
-        done = subprocess.run(
-            [sys.executable, "-c", RUNNER],
+    def trial(name: str, fault: str = "", seconds: float = 0) -> int:
+        settings = json.dumps(dataclasses.asdict(config(photos, tmp_path / name)))
+        with server.Popen(
+            [sys.executable, "-c", EXTRACT, settings],
             cwd=ROOT,
-            input=json.dumps(settings),
-            text=True,
-            capture_output=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr
-        return [(int(line.split()[0]), float(line.split()[1])) for line in done.stdout.splitlines()]
+            env={**os.environ, **server.FIXED, "COVIEW_FAULT": fault},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            if seconds:
+                time.sleep(seconds)
+                process.kill()
+        return process.returncode
 
     chance = random.Random(time.time_ns())
     times = [chance.uniform(0.05, 1.5) for _ in range(2)]
-    first, *others = trials(
-        ("commit", "kill:2:commit.rename", 0), ("one", "", times[0]), ("two", "", times[1])
-    )
-    assert first[0] == -9 and {status for status, _ in others} <= {-9, 0}
+    assert trial("commit", "kill:2:commit.rename") == -9
+    assert {trial("one", seconds=times[0]), trial("two", seconds=times[1])} <= {-9, 0}
     capsys.readouterr()
     for name in ("commit", "one", "two"):
         view = run(
@@ -666,7 +635,7 @@ def test_what_happens_to_one_of_two_processes_is_the_exit_code(
     tmp_path: Path, command: Callable, plan: str, code: int, message: str
 ) -> None:
     args = ("extract", "--view", "tiny-clip", "--data", "digits", "--cache", tmp_path, "--gpus", 2)
-    failed = command(*args, env={"COVIEW_FAULT": plan})
+    failed = command(*args, env={"COVIEW_FAULT": plan}, first=server.FORKED_PARTS)
     assert (
         failed.returncode == code and message in failed.stderr and "Traceback" not in failed.stderr
     ), failed.stderr

@@ -1,14 +1,17 @@
 """Images that were moved, renamed or added: a new version of the data set, in which what is known is copied, byte for byte, and not embedded again."""
 
 import dataclasses
+import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import server
 import torch
-from conftest import VIEW_TOML
+from conftest import EXTRACT, ROOT, VIEW_TOML
 from killing import Killed, killing
 from PIL import Image
 
@@ -402,7 +405,11 @@ def test_a_donor_of_several_processes_is_the_same(photos, tmp_path):
     for i in range(3):
         image(tmp_path / "photos" / "a" / f"new{i}.png", 100 + i)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    one, two = run(base), run(dataclasses.replace(base, cache=str(tmp_path / "two"), gpus=2))
+    one, several = run(base), dataclasses.replace(base, cache=str(tmp_path / "two"), gpus=2)
+    program = server.FORKED_PARTS + EXTRACT
+    settings = json.dumps(dataclasses.asdict(several))
+    server.run([sys.executable, "-c", program, settings], cwd=ROOT, check=True)
+    two = store.open_view(tmp_path / "two" / one.folder.relative_to(tmp_path / "one"))
     assert (
         rows(one) == rows(two)
         and contents(one) == contents(two)

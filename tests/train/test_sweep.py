@@ -118,7 +118,7 @@ def test_a_sweep_on_two_processes_is_that_of_one(
         if not isinstance(value, bool)
         for text in (f"--{name.replace('_', '-')}", value)
     ]
-    done = command("sweep", *flags)
+    done = command("sweep", *flags, deep=True)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "a" / "sweep.json").read_text())["ranked"] == sweep(
         dataclasses.replace(config, run="one", gpus=1)
@@ -179,5 +179,10 @@ def test_the_command_for_the_best_can_be_typed(made: Made, tmp_path: Path) -> No
     }
     last = ranking(config, [record] * 40).splitlines()[-1]
     assert "DATA='my photos' LABELS=3 SEEDS=0..1 METHOD=supervised ARGS='--" in last
-    assert "--lr 0.01" in last and " --runs " in last and " --calibrate" in last and " --dropout 0.0" in last
+    assert (
+        "--lr 0.01" in last
+        and " --runs " in last
+        and " --calibrate" in last
+        and " --dropout 0.0" in last
+    )
     assert "CACHE" not in last and "and 10 more" in ranking(config, [record] * 40)

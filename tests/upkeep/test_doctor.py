@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,17 +69,16 @@ def test_the_floors_are_those_of_the_installation_without_its_extras() -> None:
 @pytest.mark.parametrize(
     ("code", "what"),
     [
-        ("import time; time.sleep(60)", "it hangs: no answer in 1 s"),
+        ("import time; time.sleep(999)", "it hangs: no answer in 1 s"),
         ("raise OSError('no such library')", "OSError: no such library"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "it died with code -11"),
-        ("import os, time\nif os.fork(): time.sleep(60)\ntime.sleep(60)", "it hangs"),
+        ("import os, time\nif os.fork(): time.sleep(999)\ntime.sleep(999)", "it hangs"),
     ],
 )
 def test_a_check_that_hangs_raises_or_dies_is_reported(code: str, what: str) -> None:
-    begun = time.monotonic()
     asked = machine.OwnProcess(code, seconds=1)
     said, error = asked()
-    assert said == "" and what in error and time.monotonic() - begun < 20
+    assert said == "" and what in error
     assert not [
         state for state, group in processes() if group == asked.process.pid and state != "Z"
     ]  # nor is anything left of its children

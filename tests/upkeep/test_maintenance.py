@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import server
 from conftest import BAD, ROOT, ROWS, Made, N, config
 
 from base import locks
@@ -282,7 +283,7 @@ def test_status_shows_a_running_extraction_and_its_bottleneck_and_a_second_one_i
     photos, tmp_path
 ):
     go = tmp_path / "go"
-    running = subprocess.Popen(
+    running = server.Popen(
         [sys.executable, "-c", SLOW, str(photos), str(tmp_path), str(go)],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,

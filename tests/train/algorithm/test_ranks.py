@@ -4,7 +4,6 @@ process, in float64."""
 import dataclasses
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,11 @@ import pytest
 import torch
 from conftest import VIEW_TOML, Made, write_view
 from safetensors.torch import load_file
-from training import config, flags, outcome
+from training import config, outcome, train_on_ranks
 
 from base.errors import UsageError
 from train.algorithm.ranks import refuse_ranks
 from train.command import run
-from train.config import TrainConfig
 from train.run.launch import FAILED, RUNNING, Board, _first_failed
 
 EXACT = {"precision": "float64", "warmup": 8, "cotrain": 12, "eval_every": 10, "seeds": "0..1"}
@@ -35,13 +33,8 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return made
 
 
-def on_ranks(command: Callable, settings: TrainConfig, ranks: int, name: str) -> None:
-    done = command("train", *flags(dataclasses.replace(settings, run=name, gpus=ranks)))
-    assert done.returncode == 0, done.stderr
-
-
 def test_four_views_on_four_and_on_two_ranks_equal_one_process_to_the_last_bit(
-    four: Made, tmp_path: Path, command: Callable
+    four: Made, tmp_path: Path
 ) -> None:
     one = config(
         four, tmp_path, "pixels", "edges", "thirds", "roots", **EXACT, method="mct,fixmatch"
@@ -49,7 +42,7 @@ def test_four_views_on_four_and_on_two_ranks_equal_one_process_to_the_last_bit(
     run(one)
     whole = outcome(tmp_path / "a")
     for ranks in (4, 2):
-        on_ranks(command, one, ranks, f"on{ranks}")
+        train_on_ranks(dataclasses.replace(one, run=f"on{ranks}"), ranks)
         found = outcome(tmp_path / f"on{ranks}")
         assert (
             found.keys() == whole.keys()
@@ -59,13 +52,13 @@ def test_four_views_on_four_and_on_two_ranks_equal_one_process_to_the_last_bit(
 
 @pytest.mark.parametrize("method", ["mct", "supervised-graph", "mct-graph"])
 def test_two_replicas_a_view_differ_by_rounding_alone(
-    made: Made, tmp_path: Path, command: Callable, method: str
+    made: Made, tmp_path: Path, method: str
 ) -> None:
     """Each rank sees another half of every batch, and the halves' gradients are averaged: 1e-9
     after 20 steps, where a single other row gives 1e-3."""
     one = config(made, tmp_path, **EXACT, method=method, batch_labelled=16)
     run(one)
-    on_ranks(command, one, 4, "four")
+    train_on_ranks(dataclasses.replace(one, run="four"), 4)
     for view in ("pixels", "edges"):
         a, b = (
             load_file(tmp_path / name / "probes" / method / f"{view}.safetensors")

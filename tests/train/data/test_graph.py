@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from steps import PLAIN, RATE, flat, numeric_gradient, setup, unflat
 from torch import Tensor
 from torch.nn.functional import log_softmax
-from training import config, flags, outcome, spread
+from training import config, flags, outcome, spread, train_on_ranks
 
 from train.algorithm.cotrain import hand_out, mct_step, teacher
 from train.algorithm.evaluate import PENALTY, fit_pool, pooled
@@ -402,12 +402,11 @@ def test_a_run_with_graphs_is_worth_its_parts_and_its_joint_is_the_pool_of_its_f
 
 @pytest.mark.parametrize("views", [("pixels", "edges"), ("pixels", "edges", "thirds")])
 def test_with_graphs_two_processes_equal_one_to_the_last_bit(
-    made: Made, tmp_path, command: Callable, views: tuple[str, ...]
+    made: Made, tmp_path, views: tuple[str, ...]
 ) -> None:
     one = config(made, tmp_path, *views, **{**GRAPH, "method": "mct-graph"})
     run(one)
-    done = command("train", *flags(dataclasses.replace(one, run="b", gpus=2)))
-    assert done.returncode == 0, done.stderr
+    train_on_ranks(dataclasses.replace(one, run="b"), 2)
     first, second = outcome(tmp_path / "a"), outcome(tmp_path / "b")
     assert (
         first.keys() == second.keys()

@@ -1,27 +1,22 @@
-"""Killed, stopped, frozen, damaged: a run that is launched again ends with the bytes of a run that nothing disturbed, or says why it cannot.
-
-python tests/test_reliability.py       reads lines, each a launch; forks its ranks (torch is there already) and writes a line: their exit statuses
-"""
+"""Killed, stopped, frozen, damaged: a run that is launched again ends with the bytes of a run that nothing disturbed, or says why it cannot."""
 
 import contextlib
 import dataclasses
-import json
 import os
 import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import server
 from conftest import ROOT, Made, importing
-from training import _is_rank, flags, outcome, start, wait_for
+from training import HARMED, _is_rank, flags, on_ranks, outcome, start, wait_for, wait_until_gone
 from training import config as plain_config
 
 from train.algorithm.ranks import views_of
@@ -43,106 +38,13 @@ def config(made: Made, folder: Path, **changes: object) -> TrainConfig:
     return plain_config(made, folder, **{"eval_every": EVERY // 2, **changes})
 
 
-# ---------------------------------------------------------------- the server: forks ranks, which run the command as a user's do
-
-
-def serve() -> None:
-    import pyarrow.parquet  # noqa: F401
-    import scipy.stats  # noqa: F401
-    import torch.distributed  # noqa: F401
-    import tyro  # noqa: F401
-
-    import train.jobs
-    import train.run.summary  # noqa: F401
-
-    for line in sys.stdin:
-        order = json.loads(line)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        pids = [os.fork() or child(order, rank, port) for rank in range(order["ranks"])]
-        print(json.dumps(reap(pids, order["patience"])), flush=True)
-
-
-def child(order: dict, rank: int, port: int) -> int:
-    """One rank: `python -m train …`, which the order may harm at a step or at a point of its I/O. Never returns."""
-    code = 1
-    try:
-        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for stream in (1, 2):
-            os.dup2(log, stream)
-        if order["torchrun"]:
-            os.environ.update(
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE=str(order["ranks"]),
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(port),
-                TORCHELASTIC_RUN_ID="trial",
-            )
-        if rank == order["rank"]:
-            if order["point"]:
-                os.environ["COVIEW_FAULT"] = order["point"]
-            if order["step"]:
-                harm_at(order["step"], getattr(signal, order["signal"]))
-        from base.commands import main
-
-        os.environ["COVIEW_MAKE"] = ""  # messages in the form of make
-        code = main("coview.cli:COMMANDS", ["train", *order["flags"]])
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        sys.stdout.flush()
-        os._exit(code)
-
-
-def harm_at(step: int, number: int) -> None:
-    from train.run.log import Listeners
-
-    plain, taken = Listeners.step, [0]
-
-    def harmed(self: Listeners, at: int) -> None:
-        taken[0] += 1
-        if taken[0] == step:
-            os.kill(os.getpid(), number)
-        plain(self, at)
-
-    Listeners.step = harmed
-
-
-def reap(pids: list[int], patience: float) -> list[int]:
-    """Exit statuses. When one has failed the others get 5 s, as from `train.run.launch`; all get `patience`."""
-    codes, end = {}, time.monotonic() + patience
-    while len(codes) < len(pids):
-        for pid in set(pids) - codes.keys():
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                codes[pid] = os.waitstatus_to_exitcode(status)
-                if codes[pid]:
-                    end = min(end, time.monotonic() + 5)
-            elif time.monotonic() > end:
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.005)
-    return [codes[pid] for pid in pids]
-
-
 Launch = Callable[..., tuple[list[int], str]]
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     """launch(settings, rank=0, step=0, number="SIGKILL", point="") -> the ranks' exit statuses, and what they said."""
     log = tmp_path_factory.mktemp("log") / "log.txt"
-    environment = importing(ROOT, ROOT / "tests", OMP_NUM_THREADS="1")
-    server = subprocess.Popen(
-        [sys.executable, __file__],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
 
     def ask(
         settings: TrainConfig,
@@ -153,24 +55,15 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
         point: str = "",
     ) -> tuple[list[int], str]:
         log.unlink(missing_ok=True)
-        order = {
-            "flags": flags(settings),
-            "torchrun": settings.gpus > 1,
-            "ranks": ranks or settings.gpus,
-            "rank": rank,
-            "step": step,
-            "signal": number,
-            "point": point,
-            "log": str(log),
-            "patience": 90,
-        }
-        server.stdin.write(json.dumps(order) + "\n")
-        server.stdin.flush()
-        return json.loads(server.stdout.readline()), log.read_text()
+        program = ["-m", "coview.cli"]
+        if step:
+            program = ["-c", HARMED, str(step), str(int(getattr(signal, number)))]
+        harm = {rank: (program, {"COVIEW_FAULT": point})}
+        torchrun = settings.gpus > 1
+        codes = on_ranks(["train", *flags(settings)], ranks or settings.gpus, log, harm, torchrun)
+        return codes, log.read_text()
 
-    with server:
-        yield ask
-        server.stdin.close()
+    return ask
 
 
 # ---------------------------------------------------------------- what is compared
@@ -570,6 +463,9 @@ def test_a_loss_that_is_not_finite_in_one_rank_stops_both_and_names_the_view(
 
 HARMFUL = """
 import builtins, os, sys
+if "RANK" in os.environ:
+    with open({folder!r} + "/pids", "a") as file:
+        print(os.getpid(), file=file)
 if os.environ.get("RANK") == "1":
     plain = builtins.__import__
     def importing(name, *args, **kwargs):
@@ -586,10 +482,10 @@ if os.environ.get("RANK") == "1":
     builtins.__import__ = importing
 """
 ENDS = {
-    "raising": ("raise RuntimeError('out of luck')", r"raised an error \(above\)|died", 10),
-    "exiting": ("os._exit(0)", "died", 10),
-    "killed": ("os.kill(os.getpid(), 9)", "died", 10),
-    "frozen": ("os.kill(os.getpid(), 19)", r"is frozen \(stopped by a signal\)", 5 + 35),
+    "raising": ("raise RuntimeError('out of luck')", r"raised an error \(above\)|died"),
+    "exiting": ("os._exit(0)", "died"),
+    "killed": ("os.kill(os.getpid(), 9)", "died"),
+    "frozen": ("os.kill(os.getpid(), 19)", r"is frozen \(stopped by a signal\)"),
 }
 
 
@@ -599,44 +495,35 @@ ENDS = {
 def test_a_rank_that_ends_badly_ends_the_job_in_time_with_code_7(
     made: Made, tmp_path: Path, end: str
 ) -> None:
-    harm, how, seconds = ENDS[end]
-    (tmp_path / "sitecustomize.py").write_text(
-        HARMFUL.format(
-            harm=harm.replace(
-                "os.", f"open({str(tmp_path / 'now')!r}, 'w').close(); os.", 1
-            ).replace("raise", f"open({str(tmp_path / 'now')!r}, 'w').close(); raise", 1)
-        )
-    )
-    environment = importing(tmp_path, OMP_NUM_THREADS="1")
-    process = subprocess.Popen(
+    """In time: long before the ranks would give up waiting for each other. Only of a frozen one nobody knows until they do."""
+    harm, how = ENDS[end]
+    (tmp_path / "sitecustomize.py").write_text(HARMFUL.format(folder=str(tmp_path), harm=harm))
+    process = server.Popen(
         [
             sys.executable,
             "-m",
             "coview.cli",
             "train",
-            *flags(config(made, tmp_path, gpus=2, timeout_s=5.0)),
+            *flags(config(made, tmp_path, gpus=2, timeout_s=3.0 if end == "frozen" else 600.0)),
         ],
         cwd=ROOT,
-        env=environment,
+        env=importing(tmp_path, **server.FIXED),
+        deep=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    while process.poll() is None and not (tmp_path / "now").exists():
-        time.sleep(0.02)
-    begun = time.monotonic()
     _, errors = process.communicate(timeout=120)
-    assert time.monotonic() - begun < seconds and process.returncode == 7, errors
+    assert process.returncode == 7, errors
     message = errors[errors.rindex("error: rank") :]
     assert re.search(
         rf"rank 1 \(\S*edges.toml\) ({how}) at step 1[45]; .* goes on from the last checkpoint",
         message,
     ), message
-    assert not [
-        path
-        for path in Path("/proc").glob("[0-9]*/environ")
-        if any(_is_rank(path, rank, tmp_path) for rank in (0, 1))
-    ]
+    pids = (tmp_path / "pids").read_text().split()
+    assert len(pids) == 2
+    for pid in pids:
+        wait_until_gone(int(pid))
 
 
 def test_the_message_names_the_views_of_a_replica() -> None:
@@ -713,7 +600,3 @@ def test_torchrun_with_restarts_resumes_by_itself(
     undisturbed = dataclasses.replace(settings, run="whole")
     assert launch(undisturbed)[0] == [0, 0]
     assert all_bytes(tmp_path / "a") == all_bytes(tmp_path / "whole")
-
-
-if __name__ == "__main__":
-    serve()
