@@ -7,7 +7,7 @@ python bench/bench_methods.py [--quick])
     noise    one view knows nothing (see bench/tasks.py)
 
 supervised-graph is the fair control of mct-graph: supervised probes and the same graphs, pooled in
-the same way, without co-training. One `python -m train` a task and number of labels a class, all
+the same way, without co-training. One `coview train` a task and number of labels a class, all
 draws at once, the same settings everywhere: the defaults. Prints a table of the joint's test top-1
 and writes bench/results/methods.json with every draw. What is finished is kept in --work and not
 run again. About an hour on 2 cores.
@@ -49,7 +49,7 @@ def prepare(work: Path, tasks: list[str]) -> None:
         call("bench/tasks.py", work / "tasks", "--only", task)
         for view, data in (("a", ["--name", task]), ("b", ["--data", task])):
             call(
-                "-m exchange.importer",
+                "-m coview.cli import",
                 "--view",
                 view,
                 "--source",
@@ -123,7 +123,7 @@ def parts(work: Path, task: str, labels: str, seeds: str) -> dict[str, np.ndarra
     ):
         run = f"a-{task}-{labels}-{name.replace(' ', '-')}"
         call(
-            "-m train",
+            "-m coview.cli train",
             "--views",
             "a,b",
             "--data",
@@ -201,7 +201,7 @@ def main() -> None:
     for n in labels:
         for task in tasks:
             call(
-                "-m train",
+                "-m coview.cli train",
                 "--views",
                 "a,b",
                 "--data",

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,18 +31,15 @@ FULL = ("--seeds", "0..4", "--method", "supervised,fixmatch,mct,supervised-graph
 QUICK = ("--seeds", "0", "--method", "supervised,mct-graph", "--warmup", "60", "--cotrain", "60")
 
 
-# what `python -m train` does, but without a place for the embeddings in the GPU's memory: each
-# batch comes through pinned memory
-STREAMED = (
-    "import runpy; from train import feed; feed.RESIDENT = 0; "
-    "runpy.run_module('train', run_name='__main__', alter_sys=True)"
-)
+COVIEW = ("-m", "coview.cli")
+# what `coview train` does, but without a place for the embeddings in the GPU's memory: each batch
+# comes through pinned memory
+STREAMED = ("-c", "from train.data import feed; feed.RESIDENT = 0; import coview.cli as c; c.run()")
 
 
-def call(module: str, *args: object) -> float:
-    """Run `python -m module`, or a program that begins with import; -> seconds."""
+def call(program: Sequence[str], *args: object) -> float:
+    """Run a program of Python's with these arguments; -> seconds."""
     begun = time.monotonic()
-    program = ["-c", module] if module.startswith("import ") else ["-m", *module.split()]
     subprocess.run([sys.executable, *program, *map(str, args)], cwd=ROOT, check=True)
     return time.monotonic() - begun
 
@@ -64,8 +61,10 @@ class Lines:
     def text(what: str, value: object, fine: bool) -> str:
         return f"{what:76} {value!s:>10}  {'ok' if fine else 'NOT OK'}"
 
-    def seconds(self, what: str, module: str, *args: object) -> None:
-        self(f"{what}, seconds", round(call(module, *args), 1), True)
+    def seconds(
+        self, what: str, command: str, *args: object, program: Sequence[str] = COVIEW
+    ) -> None:
+        self(f"{what}, seconds", round(call(program, command, *args), 1), True)
 
     @contextlib.contextmanager
     def part(self, what: str) -> Iterator[None]:
@@ -151,16 +150,15 @@ def train(lines: Lines, work: Path, device: str, how: tuple[str, ...]) -> None:
         work / "runs",
     )
     runs = (
-        ("first", device, "train"),
-        ("again", device, "train"),
+        ("first", device, COVIEW),
+        ("again", device, COVIEW),
         ("streamed", device, STREAMED),
-        ("cpu", "cpu", "train"),
+        ("cpu", "cpu", COVIEW),
     )
     for run, where, program in runs:
         with lines.part(f"train, {run}, on {where}"):
-            lines.seconds(
-                f"train, {run}, on {where}", program, *common, "--device", where, "--run", run
-            )
+            args = (*common, "--device", where, "--run", run)
+            lines.seconds(f"train, {run}, on {where}", "train", *args, program=program)
     bytes_of = {
         run: [
             path.read_bytes()
@@ -176,9 +174,12 @@ def train(lines: Lines, work: Path, device: str, how: tuple[str, ...]) -> None:
         )
     ranks = min(len(VIEWS), torch.cuda.device_count()) if device == "cuda" else 2
     with lines.part(f"train by torchrun with {ranks} rank(s)"):
+        torchrun = (
+            f"-m torch.distributed.run --standalone --nproc-per-node {ranks} -m -- coview.cli"
+        )
         lines.seconds(
             f"train by torchrun with {ranks} rank(s)",
-            f"torch.distributed.run --standalone --nproc-per-node {ranks} -m -- train",
+            "train",
             *common,
             "--device",
             device,
@@ -186,6 +187,7 @@ def train(lines: Lines, work: Path, device: str, how: tuple[str, ...]) -> None:
             ranks,
             "--run",
             "ranks",
+            program=torchrun.split(),
         )
     for run, most in (("cpu", 0.05), ("ranks", 0.02)):
         with lines.part(f"train, {run}: accuracies"):
@@ -286,7 +288,7 @@ def report(lines: Lines, work: Path, device: str) -> None:
 
 def doctor(lines: Lines, work: Path, device: str) -> None:
     said = subprocess.run(
-        [sys.executable, "-m", "doctor"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, *COVIEW, "doctor"], cwd=ROOT, capture_output=True, text=True
     )
     print(said.stdout)
     lines("doctor: what is wrong", said.stderr.strip() or "nothing", said.returncode == 0)
