@@ -134,21 +134,22 @@ def _finished(cache: Path, dataset: Path, name: str, views: list[str], hint: str
     try:
         spec = load_spec(name, views)
     except UsageError as error:
-        told = f"{error}{_where_it_is(cache, dataset, name)}"
-        raise UsageError(told, error.instead) from None
+        there = _where_it_is(cache, dataset, name)
+        raise UsageError(f"{error}{there}", error.instead) from None
     view = store.find_view(dataset, spec.name, hint)
     store.refuse_changed(view, spec.declared(), None)
     return view
 
 
 def _refuse_name(name: str, names: list[str], views: list[str]) -> None:
-    wrong = ""
+    asked = ",".join(views)
     if name in names:
-        wrong = "stands there twice"
-    elif name in RESERVED:
-        wrong = "is a word of the report's own; import the view under another name"
-    if wrong:
-        raise UsageError(f"VIEWS={','.join(views)}: {name!r} {wrong}")
+        raise UsageError(f"VIEWS={asked}: {name!r} stands there twice; name each once")
+    if name in RESERVED:
+        raise UsageError(
+            f"VIEWS={asked}: {name!r} is a word of the report's own; import the view under another "
+            "name"
+        )
 
 
 def _hint(dataset: Path, name: str, data: str) -> str:

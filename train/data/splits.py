@@ -217,17 +217,17 @@ def _refuse_lines(
     unknown = [one for one in wrong if not one[2]]
     wrong = unknown or wrong
     line, key, found = wrong[0]
-    if found:
-        one, other = items.keys[found[0]], items.keys[found[1]]
-        told = (
-            f"{items.name!r} has {len(found)} images of the name {key!r}, such as {one!r} and "
-            f"{other!r}; write whole keys"
+    several = f" ({len(wrong):,} of {lines:,} lines are like that)" if len(wrong) > 1 else ""
+    if not found:
+        raise UsageError(
+            f"{path}, line {line}: {items.name!r} has no image {key!r}"
+            f"{did_you_mean(key, items.keys[:10_000])}{several}"
         )
-    else:
-        told = f"{items.name!r} has no image {key!r}{did_you_mean(key, items.keys[:10_000])}"
-    if len(wrong) > 1:
-        told += f" ({len(wrong):,} of {lines:,} lines are like that)"
-    raise UsageError(f"{path}, line {line}: {told}")
+    one, other = items.keys[found[0]], items.keys[found[1]]
+    raise UsageError(
+        f"{path}, line {line}: {items.name!r} has {len(found)} images of the name {key!r}, such as "
+        f"{one!r} and {other!r}; write whole keys{several}"
+    )
 
 
 def _usable(items: Items, named: np.ndarray, pool: np.ndarray, labels: str) -> np.ndarray:
