@@ -39,10 +39,12 @@ def _too_few(config: CompareConfig, names: Sequence[str]) -> UsageError:
     latest = sorted(there, key=lambda path: path.stat().st_mtime, reverse=True)
     others = [path.parent.name for path in latest if path.parent.name not in names]
     both = [*dict.fromkeys(names), *others][:2]
-    told = f"RUNS={config.names}: at least two different runs are compared"
-    if len(both) < 2:
-        return UsageError(f"{told}; train another, under another RUN")
-    return UsageError(told, instead={"RUNS": ",".join(both)})
+    there_are = len(both) == 2
+    another = "" if there_are else "; train another, under another RUN"
+    return UsageError(
+        f"RUNS={config.names}: at least two different runs are compared{another}",
+        instead={"RUNS": ",".join(both)} if there_are else None,
+    )
 
 
 def _folder(runs: str, name: str, names: Sequence[str]) -> Path:
