@@ -67,7 +67,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_until_gone(pid: int, seconds: float = 30) -> None:
+def wait_until_gone(pid: int, seconds: float = 120) -> None:
     until = time.monotonic() + seconds
     while is_alive(pid):
         assert time.monotonic() < until, f"process {pid} is still there"
