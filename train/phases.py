@@ -96,13 +96,12 @@ def _self_training(warmup: int, period: int) -> list[Phase]:
 
 
 def _co_training(warmup: int, period: int) -> list[Phase]:
+    """In ROUNDS, as equal as they can be, each of which begins with a hand-over."""
     phases = [Phase(0, warmup, alone, unlabelled=False)]
-    starts = []
-    for turn in range(ROUNDS + 1):
-        starts.append(warmup - (warmup - period) * turn // ROUNDS)
-    for turn in range(ROUNDS):
-        hand_over = functools.partial(_most_confident, turn=turn + 1)
-        phases.append(Phase(starts[turn], starts[turn + 1], pseudo_step, opening=hand_over))
+    for turn in range(1, ROUNDS + 1):
+        end = warmup + -(-(period - warmup) * turn // ROUNDS)
+        hand_over = functools.partial(_most_confident, turn=turn)
+        phases.append(Phase(phases[-1].end, end, pseudo_step, opening=hand_over))
     return phases
 
 

@@ -58,6 +58,24 @@ class Failure(NamedTuple):
     how: str
 
 
+class Asked(threading.Event):
+    """Set when the ranks are to stop. Ctrl-C: the first is handed to them, who save; the second
+    ends everything."""
+
+    pressed = False
+
+    def press(self) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt
+        self.pressed = True
+        log.log(
+            NOTE,
+            "stopping at the next look at the validation images, and saving (Ctrl-C again stops at "
+            "once)",
+        )
+        self.set()
+
+
 def launch(gpus: int, views: list[str]) -> None:
     """Run this same command in `gpus` processes. Raises CoviewError: RankDiedError, or one with the
     exit code that a rank chose."""
@@ -96,7 +114,7 @@ def _start(gpus: int, board: Path) -> subprocess.Popen:
 
 
 def _told(
-    failure: Failure, seconds: float, board: Board, asked: "Asked", views: list[str]
+    failure: Failure, seconds: float, board: Board, asked: Asked, views: list[str]
 ) -> CoviewError:
     """What the user is told of it. Without a rank that failed torchrun itself did."""
     rank = failure.ranks[0]
@@ -115,24 +133,6 @@ def _told(
         f"{' and '.join(named)} {failure.how} at step {step}; all ranks were ended within "
         f"{seconds:.0f} s. The same command goes on from the last checkpoint"
     )
-
-
-class Asked(threading.Event):
-    """Set when the ranks are to stop. Ctrl-C: the first is handed to them, who save; the second
-    ends everything."""
-
-    pressed = False
-
-    def press(self) -> None:
-        if self.pressed:
-            raise KeyboardInterrupt
-        self.pressed = True
-        log.log(
-            NOTE,
-            "stopping at the next look at the validation images, and saving (Ctrl-C again stops at "
-            "once)",
-        )
-        self.set()
 
 
 def _watch(torchrun: subprocess.Popen, board: Board, asked: Asked) -> tuple[Failure | None, float]:

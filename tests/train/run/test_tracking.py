@@ -61,6 +61,20 @@ def tracker_pid(folder: Path, name: str = "wandb") -> int:
     raise AssertionError("no tracker has begun")
 
 
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until_gone(pid: int, seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while is_alive(pid):
+        assert time.monotonic() < until, f"process {pid} is still there"
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
     """How long the training would wait for each of its trackers; None: for ever."""
