@@ -1,5 +1,6 @@
 """What tests share: small real caches, and running the commands as a user would."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -170,6 +171,11 @@ class Made:
         return ",".join(str(self.tomls[name]) for name in names)
 
 
+def pytest_sessionfinish() -> None:
+    if server.server.cache_info().currsize:
+        server.server().close()
+
+
 @pytest.fixture(autouse=True)
 def rendered() -> Iterator[None]:
     """What the library logs is printed, as the command line does it."""
@@ -177,9 +183,31 @@ def rendered() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def shared(folder: Path) -> Iterator[None]:
+    """What many tests read. At the end of the session it must be as it was."""
+    before = digests(folder)
+    yield
+    after = digests(folder)
+    changed = [path for path in before | after if before.get(path) != after.get(path)]
+    assert not changed, f"a test has changed what all tests share: {changed}"
+
+
+def digests(folder: Path) -> dict[Path, str]:
+    """Of every file below, but of those that only remember that somebody was there."""
+    return {
+        path: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in ("verified.json", ".lock", ".lock-parts")
+    }
+
+
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(tmp_path_factory.mktemp("made"))
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    folder = tmp_path_factory.mktemp("made")
+    found = Made(folder)
+    with shared(folder):
+        yield found
 
 
 @pytest.fixture(scope="session")
@@ -245,8 +273,10 @@ def make_images(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_images(tmp_path_factory.mktemp("images"))
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = make_images(tmp_path_factory.mktemp("images"))
+    with shared(folder):
+        yield folder
 
 
 def config(photos: Path, cache: Path, **changes: object) -> ExtractConfig:

@@ -114,9 +114,7 @@ class Server:
 @functools.cache
 def server() -> Server:
     """The server of this process, from the first time that it is asked for."""
-    made = Server()
-    atexit.register(made.close)
-    return made
+    return Server()
 
 
 def _deepen() -> None:
