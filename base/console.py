@@ -69,6 +69,11 @@ class Render(logging.Handler):
             print(text, file=sys.stderr if note else sys.stdout, flush=True)
 
 
+def is_heard() -> bool:
+    """Does anybody listen to what the library says? Otherwise there is no progress either."""
+    return LOG.isEnabledFor(logging.INFO)
+
+
 @contextmanager
 def rendering(rendered: Callable[[str], str] = str) -> Generator[None]:
     """While a command runs, what the library logs is printed; otherwise nobody hears it. rendered:

@@ -14,7 +14,7 @@ from typing import Self
 from rich import progress as rich_progress
 from rich.console import Console
 
-from base.console import clock_text, rate_text
+from base.console import clock_text, is_heard, rate_text
 
 LINE_EVERY_S = 10.0
 FILE_EVERY_S = 1.0
@@ -47,7 +47,10 @@ class Progress:
         self.live, self.clock, self.last_file = live, Clock(), 0.0
         self.first = done
         self.start = self.last_line = time.monotonic()
-        self.bar = _bar(title, total, done, unit) if sys.stderr.isatty() else None
+        self.heard = is_heard()
+        self.bar = None
+        if self.heard and sys.stderr.isatty():
+            self.bar = _bar(title, total, done, unit)
 
     def advance(self, n: int) -> None:
         self.done += n
@@ -55,7 +58,7 @@ class Progress:
         if self.bar is not None:
             bar, rate = self.bar, rate_text(self.rate(now))
             bar.update(bar.task_ids[0], completed=self.done, rate=rate, wait=self.wait())
-        elif now - self.last_line >= LINE_EVERY_S:
+        elif self.heard and now - self.last_line >= LINE_EVERY_S:
             self.last_line = now
             print(self._line(now), file=sys.stderr, flush=True)
         if self.live and now - self.last_file >= FILE_EVERY_S:

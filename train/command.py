@@ -6,12 +6,15 @@ with their words before anything heavy is imported.
 """
 
 import dataclasses
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
 from train.config import TrainConfig
 from train.grid import SweepConfig
+
+log = logging.getLogger(f"coview.{__name__}")
 
 
 def command(config: TrainConfig, found: dict[str, Any]) -> Path | None:
@@ -57,7 +60,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             summary = read_summary(s.folder)
             if s.leads:
                 told = f"the run {s.folder} is finished; another RUN= makes a new one"
-                print(f"{told}\n\n{summary_table(summary)}")
+                log.info(f"{told}\n\n{summary_table(summary)}")
             return summary
         with together(s.peers):
             for method in s.methods:
@@ -73,5 +76,5 @@ def run(config: TrainConfig) -> dict[str, Any]:
         head = describe(config, s.cache, s.splits)
         work = s.methods, s.cache, s.splits[0], s.device
         summary = summarise(s.folder, head, *work, time.monotonic() - begun)
-        print(f"\n{summary_table(summary)}\n{s.folder / 'summary.json'}", flush=True)
+        log.info(f"\n{summary_table(summary)}\n{s.folder / 'summary.json'}")
         return summary

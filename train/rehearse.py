@@ -7,6 +7,7 @@ timed.
 """
 
 import dataclasses
+import logging
 import tempfile
 import threading
 import time
@@ -29,6 +30,8 @@ from train.methods import METHODS, Method
 from train.phases import Phase, phases_of
 from train.run.log import Ignore
 from train.run.reading import read
+
+log = logging.getLogger(f"coview.{__name__}")
 
 WARM, STEPS = 6, 8  # timed steps of each kind; the fastest counts
 NEVER = 2**30
@@ -67,10 +70,10 @@ def rehearse(config: TrainConfig) -> dict[str, Any]:
             graphs = ", and its graphs, not timed" if method.graphs else ""
             told = f"{steps:,} steps, about {clock_text(seconds)}{graphs}"
         found["methods"].append({"method": name, "steps": steps, "seconds": seconds})
-        print(f"{name:18} {told}", flush=True)
+        log.info(f"{name:18} {told}")
     found["seconds"] = sum(one["seconds"] or 0 for one in found["methods"])
     others = f", in one process; on {config.gpus} it is less" if config.gpus > 1 else ""
-    print(
+    log.info(
         f"about {clock_text(found['seconds'])} in all for what is timed{others}, by the fastest of "
         f"{STEPS} steps timed now. Nothing is written. To begin, type: {typed(without='--dry-run')}"
     )
@@ -90,13 +93,12 @@ def _of_data(
     counts = ", ".join(f"{count:,} {part}" for part, count in rows.items())
     memory = memory_of(config, cache, split, len(splits))
     mapped = sum(view["bytes"] for view in views)
-    print(
+    log.info(
         f"{cache.items.name}: {', '.join(lines)}\n"
         f"rows: {counts} (of seed {config.seed_list()[0]}), {classes} classes\n"
         f"{counted(len(splits), 'experiment')} at once on {device}, about {memory / 1e6:,.0f} MB "
         "for probes, optimiser, a batch and the validation scores; embeddings are mapped: "
-        f"{mapped / 1e6:,.1f} MB",
-        flush=True,
+        f"{mapped / 1e6:,.1f} MB"
     )
     return {
         "dry_run": True,

@@ -8,6 +8,7 @@ the same RUN goes on where it was stopped. A sweep has no dry run.
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from train.jobs import dtype_of, experiments, make_jobs
 from train.loop import fit
 from train.run.checkpoint import Standing
 from train.run.session import Session, session, together
+
+log = logging.getLogger(f"coview.{__name__}")
 
 # settings of a sweep that the training of its best does not repeat
 LEFT = ("run", "device", "gpus", "grid", "at_once", "json", "dry_run")
@@ -75,7 +78,7 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
             best = command_of(dataclasses.asdict(config), found[0])
             record = {"seeds": config.seed_list(), "ranked": found, "best": best}
             durable.write_json(s.folder / "sweep.json", record, "sweep")
-            print(f"\n{ranking(config, found)}\n{s.folder / 'sweep.json'}", flush=True)
+            log.info(f"\n{ranking(config, found)}\n{s.folder / 'sweep.json'}")
     return found
 
 

@@ -7,6 +7,7 @@ largest difference, which must be below 1e-4. The backbones are not in it. Label
 make predict MODEL=folder IMAGES=photos/
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from base.phrase import quoted
 from cache_specs.versions import IMPORTED
 from predict.config import ExportModelConfig
 from train.run.rundir import run_folder
+
+log = logging.getLogger(f"coview.{__name__}")
 
 if TYPE_CHECKING:
     from predict.model import Model
@@ -48,11 +51,10 @@ def export_model(config: ExportModelConfig, found: dict[str, Any] | None = None)
             "seeds": model.seeds,
             "onnx_difference": difference,
         }
-    print(
+    log.info(
         f"run {run}: {model.method} on {', '.join(model.names)}, "
         f"{counted(len(model.seeds), 'seed')}, in {to}, {size / 1e6:,.1f} MB\n{told}\n"
-        f"{_use(model, config.to)}",
-        flush=True,
+        f"{_use(model, config.to)}"
     )
     return to
 

@@ -46,7 +46,7 @@ import logging, sys
 do(sys.argv[1], sys.argv[2] + "/silent")
 print("----", flush=True)
 print("----", file=sys.stderr, flush=True)
-logging.basicConfig(level=logging.INFO)
+logging.basicConfig(level=logging.INFO, force=True)      # open_clip has given root a handler
 do(sys.argv[1], sys.argv[2] + "/heard")
 """
 

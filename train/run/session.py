@@ -23,6 +23,7 @@ import torch
 
 from base import durable, locks
 from base.commands import typed
+from base.console import is_heard
 from base.errors import CoviewError, PreemptedError, StoppedError
 from base.interrupt import heeded
 from train.algorithm.peers import LocalPeers, Peers, choose_device, make_peers
@@ -141,11 +142,10 @@ def listeners(
     trackers."""
     found = [board]
     if leads:
-        found += [
-            Jsonl(folder / "metrics.jsonl", metrics_bytes(folder / "checkpoints")),
-            Console(settings.log_every_s),
-            Trackers(folder, trackers(settings)),
-        ]
+        found.append(Jsonl(folder / "metrics.jsonl", metrics_bytes(folder / "checkpoints")))
+        if is_heard():
+            found.append(Console(settings.log_every_s))
+        found.append(Trackers(folder, trackers(settings)))
     with contextlib.closing(Listeners(*found)) as listener:
         yield listener
 
