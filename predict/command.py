@@ -99,9 +99,9 @@ def _where_to(config: PredictConfig) -> tuple[Path, Path]:
             instead={"TO": str(to.with_suffix(".csv"))},
         )
     if to.is_dir():
-        raise UsageError(f"TO={config.to}: {to} is a folder")
+        raise UsageError(f"TO={config.to}: {to} is a folder; name a file in it")
     if not to.parent.is_dir():
-        raise UsageError(f"TO={config.to}: {to.parent} is no folder")
+        raise UsageError(f"TO={config.to}: {to.parent} is no folder; name one that is there")
     if to.exists() and not config.force:
         raise UsageError(
             f"{to} is there already; to replace it: ARGS='--force'", instead={"--force": ""}

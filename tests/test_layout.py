@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pages
 import pytest
 from conftest import ROOT
 
@@ -171,6 +172,23 @@ def test_the_algorithm_knows_torch_only() -> None:
         "train.algorithm.peers",
         "train.algorithm.probe",
     }
+
+
+def test_how_the_pages_look() -> None:
+    """What ruff does not count (see tools/pages.py, which says it for the whole house)."""
+    lines, comprehensions, ranks = [], 0, pages.ranks([*FILES.values()])
+    for module, path in FILES.items():
+        text = path.read_text()
+        tree = ast.parse(text)
+        for function in pages.functions(tree):
+            assert pages.length(function) <= 60, f"{module}: {function.name} is too long"
+        nested = pages.nested_conditionals(tree)
+        assert not nested, f"{module}: nested conditional expressions in the lines {nested}"
+        lines += text.splitlines()
+        comprehensions += pages.comprehensions(tree)
+    assert pages.percentile([len(line) for line in lines if line], 0.95) <= 98
+    assert comprehensions <= 3 * len(lines) / 100
+    assert sum(ranks[rank] for rank in "CDEF") < 30, ranks
 
 
 def test_no_pickle_and_no_hidden_nan() -> None:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -792,33 +792,56 @@ DO = re.compile(
     re.I,
 )
 RIGHT = re.compile(
-    r"\b(?:expected|must|may be|may end in|needs?|takes?|neither|one of|relative|have all|did you mean)\b"
+    r"\b(?:expected|must|may be|may end in|needs?|takes?|neither|one of|relative|have all|did you mean|ends? in|this is|reads|without)\b"
 )
 SAID_BY = re.compile(
-    r"did_you_mean|command\(|ADVICE|AGAIN|_again|hint|example|EXAMPLE|_to_download|_what_to_do|instead|\bthen\b|listing|complaint|\{error\}\{"
+    r"did_you_mean|command\(|ADVICE|AGAIN|_again|hint|example|EXAMPLE|_to_download|_what_to_do|instead|\bthen\b|listing|complaint|NO_PICKLES|make import|nearest|\{error\}\{"
 )
 
 
 def raised() -> Iterator[tuple[str, str, str]]:
-    """(place, literal text, source) of the message of every error that the packages make."""
+    """(place, literal text, source) of the message of every error that the packages make; the parts
+    of a message that have a name are looked up where they are named."""
     kinds = {kind.__name__ for kind in KINDS}
-    for path in sorted(
-        path
-        for package in ("base", "cache_specs", "extract", "exchange", "upkeep", "train", "report")
-        for path in (ROOT / package).rglob("*.py")
-    ):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if (
-                isinstance(node, ast.Call)
-                and ast.unparse(node.func) in kinds
-                and node.args
-                and not isinstance(node.args[0], ast.Starred)
-            ):
-                yield (
-                    f"{path.parent.name}/{path.name}:{node.lineno}",
-                    literal(node.args[0]),
-                    ast.unparse(node.args[0]),
-                )
+    rooms = ("base", "cache_specs", "extract", "exchange", "upkeep", "train", "predict", "report")
+    for path in sorted(path for room in rooms for path in (ROOT / room).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        constants = named(tree.body)
+        for scope in ast.walk(tree):
+            if not isinstance(scope, ast.FunctionDef):
+                continue
+            names = constants | named(ast.walk(scope))
+            for node in ast.walk(scope):
+                if not isinstance(node, ast.Call) or ast.unparse(node.func) not in kinds:
+                    continue
+                if node.args and not isinstance(node.args[0], ast.Starred):
+                    parts = [node.args[0], *looked_up(node.args[0], names)]
+                    text = " ".join(literal(part) for part in parts)
+                    source = " ".join(ast.unparse(part) for part in parts)
+                    yield f"{path.relative_to(ROOT)}:{node.lineno}", text, source
+
+
+def named(nodes: Iterable[ast.AST]) -> dict[str, list[ast.expr]]:
+    """What is assigned to each name by these statements."""
+    found: dict[str, list[ast.expr]] = {}
+    for node in nodes:
+        if isinstance(node, ast.Assign | ast.AugAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                for one in ast.walk(target):
+                    if isinstance(one, ast.Name):
+                        found.setdefault(one.id, []).append(node.value)
+    return found
+
+
+def looked_up(
+    node: ast.expr, names: dict[str, list[ast.expr]], depth: int = 2
+) -> Iterator[ast.expr]:
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name) and depth:
+            for value in names.get(part.id, ()):
+                yield value
+                yield from looked_up(value, names, depth - 1)
 
 
 def literal(node: ast.AST) -> str:
