@@ -1,8 +1,10 @@
-"""The power fails between any two calls of the operating system: nothing that was proved is lost, nothing wrong is trusted, and the next run ends with
-the same bytes.
+"""The power fails between any two calls of the operating system: nothing that was proved is lost,
+nothing wrong is trusted, and the next run ends with the same bytes.
 
-A run is recorded as a list of what it asked of the file system. After a cut, what was synced before it is there. Of the rest anything may be: of a
-file's bytes all, a beginning, or zeros; of a folder's names each one old or new, by itself (of two changes of one name, not the later without the earlier).
+A run is recorded as a list of what it asked of the file system. After a cut, what was synced
+before it is there. Of the rest anything may be: of a file's bytes all, a beginning, or
+zeros; of a folder's names each one old or new, by itself (of two changes of one name, not
+the later without the earlier).
 """
 
 import os
@@ -28,7 +30,8 @@ Contents = dict[str, bytes]
 
 
 class Recorder:
-    """Passes the calls of `os` that change files below `root` on, and keeps them as operations on numbered files and folders. The root is 0."""
+    """Passes the calls of `os` that change files below `root` on, and keeps them as operations on
+    numbered files and folders. The root is 0."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.operations, self.numbers = root, list[Operation](), 1
@@ -163,7 +166,8 @@ class Recorder:
 def after_a_cut(
     operations: list[Operation], chance: random.Random | None
 ) -> tuple[dict[tuple[int, str], int | None], dict[int, bytes]]:
-    """One legal state of the disk after these operations: the target of every name, the bytes of every file. Without chance, only what was synced."""
+    """One legal state of the disk after these operations: the target of every name, the bytes of
+    every file. Without chance, only what was synced."""
     names: dict[
         tuple[int, str], list[int | None]
     ] = {}  # the durable state first, then what may have come after it
@@ -244,7 +248,8 @@ def recorded(
 
 
 def recorded_with_repair(folder: Path) -> list[Operation]:
-    """The same, then two shards are harmed, a commit and the description; repaired and computed again. Marks: harmed, mended."""
+    """The same, then two shards are harmed, a commit and the description; repaired and computed
+    again. Marks: harmed, mended."""
     recorder = Recorder(folder)
     folder.mkdir()
     with recorder.recording():
@@ -264,7 +269,8 @@ def recorded_with_repair(folder: Path) -> list[Operation]:
 
 
 def recorded_with_a_kill(folder: Path, place: int) -> list[Operation]:
-    """A run that is killed at a fault point, then resumed: what the first left in the kernel's memory is not yet on the disk."""
+    """A run that is killed at a fault point, then resumed: what the first left in the kernel's
+    memory is not yet on the disk."""
 
     class Killed(BaseException):
         pass
@@ -316,7 +322,8 @@ def committed_and_lost(folder: Path) -> list[str]:
 
 
 def wrong(folder: Path, undisturbed: Contents, repair: bool = False) -> str:
-    """What is wrong with a state after a cut: something proved is lost, something wrong is trusted, or the next run ends with other bytes."""
+    """What is wrong with a state after a cut: something proved is lost, something wrong is trusted,
+    or the next run ends with other bytes."""
     if not repair and (lost := committed_and_lost(folder)):
         return f"committed, but lost: {lost}"
     try:
@@ -358,7 +365,8 @@ def try_states(
             lay_down(folder, names, data)
             if why := wrong(folder, undisturbed, repair_from is not None and place >= repair_from):
                 failures.append(
-                    f"state {trial}, cut after {place} of {len(operations)}, {operations[place - 1][:4]}: {why}"
+                    f"state {trial}, cut after {place} of {len(operations)}, "
+                    f"{operations[place - 1][:4]}: {why}"
                 )
                 if until_first:
                     break
@@ -421,7 +429,8 @@ def test_after_a_kill_and_then_a_power_cut_it_does(run, tmp_path, number):
 def test_what_a_killed_run_left_in_memory_is_on_the_disk_before_the_next_one_builds_on_it(
     run, tmp_path, monkeypatch
 ):
-    """Killed before each sync of a folder, resumed to the end; then all that was never synced is gone."""
+    """Killed before each sync of a folder, resumed to the end; then all that
+    was never synced is gone."""
     points: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(durable, "fault", points.append)

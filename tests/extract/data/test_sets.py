@@ -1,4 +1,5 @@
-"""The data sets of the field, each from a miniature in its real layout on the disk: all official splits, once; class names; keys that a list can name."""
+"""The data sets of the field, each from a miniature in its real layout on the disk: all official
+splits, once; class names; keys that a list can name."""
 
 import hashlib
 import io
@@ -466,7 +467,10 @@ def test_versions_choose_other_splits_and_other_labels(tmp_path, monkeypatch):
     for data, message in (
         (
             "INaturalist",
-            r"INaturalist has several versions; type one of: DATA=torchvision:INaturalist@2021_train, ",
+            (
+                r"INaturalist has several versions; type one of: "
+                r"DATA=torchvision:INaturalist@2021_train, "
+            ),
         ),
         ("DTD@11", "DTD has no version '11'"),
         ("Food100", "torchvision has no data set 'Food100'; did you mean 'Food101'"),
@@ -640,7 +644,10 @@ def test_the_published_lists_of_file_names_are_labels(tmp_path):
         ),
         (
             ["a.JPEG"],
-            r"line 1: 'imagenet' has 2 images of the name 'a\.JPEG', such as 'train/n01440764/a\.JPEG' and 'train/n01443537/a\.JPEG'; write whole keys",
+            (
+                r"line 1: 'imagenet' has 2 images of the name 'a\.JPEG', "
+                r"such as 'train/n01440764/a\.JPEG' and 'train/n01443537/a\.JPEG'; write whole keys"
+            ),
         ),
         (
             ["ILSVRC2012_val_00000001.JPEG"],
@@ -703,7 +710,10 @@ def test_the_most_common_classes_are_counted_in_training_alone_and_kept_in_every
         open_dataset(f"{data}#top5", Path())
     with pytest.raises(
         UsageError,
-        match=rf"#top0 would leave no class; type at least DATA={data}#top1, and DATA={data} is all of it",
+        match=(
+            rf"#top0 would leave no class; type at least DATA={data}#top1, "
+            rf"and DATA={data} is all of it"
+        ),
     ):
         open_dataset(f"{data}#top0", Path())
 

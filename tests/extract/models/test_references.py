@@ -1,6 +1,8 @@
-"""Every published view, its own TOML file, against an independent implementation of its model (tests/references.py).
+"""Every published view, its own TOML file, against an independent implementation of
+its model (tests/references.py).
 
-python -m pytest -m many -s tests/test_references.py     at real size, with a line for each view: 15 minutes, and up to 12 GB of memory
+python -m pytest -m many -s tests/test_references.py at real size, with a line for each view: 15
+minutes, and up to 12 GB of memory
 """
 
 import gc
@@ -39,7 +41,8 @@ def test_a_view_gives_what_an_independent_implementation_gives(tmp_path, view):
 def test_a_view_at_its_real_size_gives_what_an_independent_implementation_gives(
     tmp_path, capsys, view
 ):
-    """As shipped, in float32. Two images, since rows that are all alike would agree too. One model is in memory at a time, and its file is removed."""
+    """As shipped, in float32. Two images, since rows that are all alike would agree too. One model
+    is in memory at a time, and its file is removed."""
     begun = time.perf_counter()
     reference, spec = REFERENCES[view](view, True), load_spec(view)
     assert reference.spec == spec
@@ -63,7 +66,9 @@ def test_a_view_at_its_real_size_gives_what_an_independent_implementation_gives(
     difference = ((found - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
     with capsys.disabled():
         print(
-            f"\n{view:16}{parameters / 1e6:8.1f} M{found.shape[1]:6}{time.perf_counter() - begun:7.1f} s  {'finite' if finite else 'NOT FINITE':7}"
+            f"\n{view:16}{parameters / 1e6:8.1f} "
+            f"M{found.shape[1]:6}{time.perf_counter() - begun:7.1f} s  "
+            f"{'finite' if finite else 'NOT FINITE':7}"
             f"{difference:9.1e}  {by}",
             flush=True,
         )
