@@ -231,9 +231,14 @@ sys.path.insert(0, "bench")
 from stream import stream
 
 def memory():
-    return {line.split(":")[0]: int(line.split()[1]) / 1000 for line in open("/proc/self/status") if line[:3] in ("VmR", "VmH", "Rss")}
+    return {
+        line.split(":")[0]: int(line.split()[1]) / 1000
+        for line in open("/proc/self/status")
+        if line[:3] in ("VmR", "VmH", "Rss")
+    }
 
-view, order, most = View(Path(sys.argv[1]), int(sys.argv[2]), 768, 4096, "", {}), sys.argv[3], int(sys.argv[4])
+view = View(Path(sys.argv[1]), int(sys.argv[2]), 768, 4096, "", {})
+order, most = sys.argv[3], int(sys.argv[4])
 seen, half, before, begun = 0, None, memory(), time.perf_counter()
 for rows, emb in stream(view, 1024, order):
     seen += len(rows)
@@ -241,7 +246,9 @@ for rows, emb in stream(view, 1024, order):
         half = memory()
     if seen >= most:
         break
-print(json.dumps({"rows": seen, "seconds": time.perf_counter() - begun, "before": before, "half": half, "after": memory()}))
+seconds = time.perf_counter() - begun
+told = {"rows": seen, "seconds": seconds, "before": before, "half": half, "after": memory()}
+print(json.dumps(told))
 """
 
 

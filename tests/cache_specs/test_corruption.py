@@ -517,7 +517,7 @@ def test_a_view_whose_records_hold_a_third_digest_opens_verifies_and_is_repaired
     data = bytearray(file.read_bytes())
     data[7] ^= 1
     file.write_bytes(data)
-    with pytest.raises(IntegrityError, match="shard 1 .*has changed since it was written"):
+    with pytest.raises(IntegrityError, match=r"shard 1 .*has changed since it was written"):
         integrity.check(view)
     assert [problem.what for problem in mend.problems(view)] == ["has changed since it was written"]
     (view.folder / "commits" / "00002.json").unlink()  # it is written again from the seal

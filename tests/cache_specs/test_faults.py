@@ -240,7 +240,10 @@ def test_a_refused_write_names_the_file_and_the_cause_and_leaves_the_old_one(tmp
         monkeypatch.setattr(durable, "_passed", 0)
         with pytest.raises(
             StorageError,
-            match=rf"cannot write {file}: injected ENOSPC at x\.{step}\. .*run the same command again",
+            match=(
+                rf"cannot write {file}: injected ENOSPC at x\.{step}\. "
+                r".*run the same command again"
+            ),
         ):
             durable.write_json(file, {"a": 2}, "x")
         assert file.read_bytes() == old and os.listdir(tmp_path) == ["x.json"]
@@ -336,14 +339,14 @@ def test_on_a_read_only_disk_it_says_so_and_a_finished_view_is_checked(
     steps: faults.Steps = [
         {
             "sh": (
-                f"mount -t tmpfs tmpfs {disk} && mkdir {none} && for copy in {whole} "
-                f"{harmed} {part}; do cp -a {finished} $copy; done"
+                f"mount -t tmpfs tmpfs {disk} && mkdir {none} && "
+                f"for copy in {whole} {harmed} {part}; do cp -a {finished} $copy; done"
             )
         },
         {
             "sh": (
-                f"printf x | dd of={harmed / inside}/embeddings/c/1/0 conv=notrunc && rm "
-                f"{part / inside}/complete.json {part / inside}/commits/00001.json"
+                f"printf x | dd of={harmed / inside}/embeddings/c/1/0 conv=notrunc && "
+                f"rm {part / inside}/complete.json {part / inside}/commits/00001.json"
             )
         },
         {"sh": f"find {disk} -name verified.json -delete; mount -o remount,ro {disk}"},

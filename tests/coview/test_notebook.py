@@ -15,8 +15,8 @@ NOTEBOOK = ROOT / "examples" / "digits.ipynb"
 RUN = (
     "import sys, nbformat\nfrom nbclient import NotebookClient\n"
     "book = nbformat.read(sys.argv[1], 4)\n"
-    "NotebookClient(book, timeout=300, coalesce_streams=True, resources={'metadata': {'path': "
-    "sys.argv[2]}}).execute()\nnbformat.write(book, sys.argv[1])"
+    "NotebookClient(book, timeout=300, coalesce_streams=True, "
+    "resources={'metadata': {'path': sys.argv[2]}}).execute()\nnbformat.write(book, sys.argv[1])"
 )
 
 

@@ -218,7 +218,7 @@ def test_where_no_image_can_be_read_it_says_where_it_looked(tmp_path, kind):
     ).exists()
 
 
-def test_a_file_that_changes_between_hashing_and_embedding_is_missing_not_embedded_under_an_old_name(
+def test_a_file_that_changes_after_hashing_is_missing_not_embedded_under_an_old_name(
     photos, tmp_path, monkeypatch
 ):
     import extract.data.datasets

@@ -63,7 +63,8 @@ def values(prep: Preprocess) -> tuple:
 
 
 PREPS = {values(load_spec(name).preprocess): load_spec(name).preprocess for name in view_names()}
-# sha256 of the pixels, its first 12 digits, in the order of files(): they change with Pillow's arithmetic, and then every cache would be another one.
+# sha256 of the pixels, its first 12 digits, in the order of files(): they change with Pillow's
+# arithmetic, and then every cache would be another one.
 DIGESTS: dict[tuple, str] = {
     (
         224,
@@ -186,7 +187,8 @@ def test_alpha_is_ignored_and_a_turned_photograph_is_upright(key):
     assert torch.equal(grey[0], grey[1]) and torch.equal(grey[0], grey[2])
 
 
-# --- the original libraries' own transforms; differences in levels of 0 to 255, of the whole image: greatest and mean
+# --- the original libraries' own transforms; differences in levels of 0 to 255, of the whole
+#     image: greatest and mean
 
 SIZES = [(640, 427), (427, 640), (301, 223), (223, 223)]
 

@@ -36,9 +36,8 @@ from upkeep.status import dataset_records, status_text
 from upkeep.verify import verify
 
 N, ROWS, WIDTH = 18, 4, 8  # 5 shards, the last one half full
-LOADED: list[
-    str
-] = []  # a line for every model that was loaded, and for every batch how many of its images are no padding
+# a line for every model that was loaded, and for every batch how many of its images are no padding
+LOADED: list[str] = []
 
 
 class Wavering(torch.nn.Module):
@@ -502,9 +501,11 @@ def test_a_donor_that_is_damaged_after_the_check_is_not_copied_for_good(world, m
         patch.setattr(reuse, "agreeing", damage)
         with pytest.raises(
             IntegrityError,
-            match=r"photos-.* changed while it was copied from: "
-            r"embeddings/c/1/0 is not what was sealed\.\n"
-            "Type: make repair VIEW=v DATA=photos-",
+            match=(
+                r"photos-.* changed while it was copied from: "
+                r"embeddings/c/1/0 is not what was sealed\.\n"
+                "Type: make repair VIEW=v DATA=photos-"
+            ),
         ):
             extract(world)
     assert list((world / "cache").glob("photos-*/v-*/commits/00001.json")) == [old.commit_file(1)]
@@ -620,7 +621,7 @@ def test_stored_rows_that_are_not_what_the_model_says_are_not_copied_though_the_
 @pytest.mark.parametrize(
     ("gone", "scale", "want"), [(24, 1.0, (False, 0)), (25, 1.0, (True, 0)), (25, 1.05, (True, 15))]
 )
-def test_a_canary_is_taken_over_where_half_of_its_images_are_there_and_else_the_rows_are_held_against_the_model(
+def test_a_canary_is_taken_over_with_half_of_its_images_there_else_rows_are_held_against_the_model(
     world, monkeypatch, gone, scale, want
 ):
     for i in range(22):
@@ -655,7 +656,7 @@ def test_of_several_donors_those_of_another_library_are_left_out_also_where_noth
     )
 
 
-def test_killed_before_its_canary_and_gone_on_with_by_another_library_it_holds_the_donors_against_it_again(
+def test_killed_before_its_canary_and_resumed_by_another_library_it_holds_the_donors_against_it_again(
     world, monkeypatch, capsys
 ):
     old, _ = extract(world)
@@ -770,7 +771,7 @@ def test_repair_seals_no_row_of_a_donor_that_is_damaged_meanwhile(world, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(reuse, "recorded", damage)
-        with pytest.raises(IntegrityError, match="are not kept: .* changed while it was copied"):
+        with pytest.raises(IntegrityError, match=r"are not kept: .* changed while it was copied"):
             mend(world, new)
     assert not new.is_complete and 1 in new.pending()
     old.embeddings_file(1).write_bytes(whole)

@@ -422,8 +422,8 @@ def test_the_page_opens_offline_without_a_complaint(
     assert browser.run("return document.images.length") >= 4
     assert (
         browser.run(
-            "return document.querySelectorAll('figure.chart .plot svg, "
-            "figure.chart .plot canvas').length"
+            "return document.querySelectorAll("
+            "'figure.chart .plot svg, figure.chart .plot canvas').length"
         )
         == 2
     )

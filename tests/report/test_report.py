@@ -298,8 +298,8 @@ def test_a_thousand_classes_can_be_read(
         == pair[0]
     )
     assert browser.shown("#errors li") == browser.run(
-        "return document.querySelectorAll('#errors "
-        f'li[data-t="{pair[0]}"][data-p="{pair[1]}"]\').length'
+        "return document.querySelectorAll("
+        f'\'#errors li[data-t="{pair[0]}"][data-p="{pair[1]}"]\').length'
     )
     browser.run(
         "const box = document.querySelector('#confusion-order'); "
@@ -335,8 +335,8 @@ def test_tables_sort_by_a_click_and_by_the_keyboard(browser: Browser, digits: Tr
     assert browser.run(column) == sorted(before)
     assert (
         browser.run(
-            "return document.querySelector('#classes-table thead "
-            "th:nth-child(3)').getAttribute('aria-sort')"
+            "return document.querySelector('#classes-table thead th:nth-child(3)')"
+            ".getAttribute('aria-sort')"
         )
         == "ascending"
     )
@@ -932,7 +932,7 @@ def test_a_page_never_takes_the_place_of_another_file(tmp_path: Path) -> None:
     )
 
 
-def test_shares_of_a_confusion_are_of_all_images_of_the_label_also_where_rare_cells_are_left_out() -> (
+def test_shares_of_a_confusion_are_of_all_images_of_the_label_also_with_rare_cells_left_out() -> (
     None
 ):
     from report.run import Part

@@ -1232,7 +1232,10 @@ def test_what_would_take_all_memory_is_refused_before_it_begins(
     monkeypatch.setattr("train.run.reading.MOST_BYTES", 1e5)
     with pytest.raises(
         UsageError,
-        match=r"would not fit into memory, for mct-graph\. Use fewer seeds .*METHOD=supervised,mct$",
+        match=(
+            r"would not fit into memory, for mct-graph\. "
+            r"Use fewer seeds .*METHOD=supervised,mct$"
+        ),
     ):
         read(config(made, tmp_path, method="mct-graph"))
     with pytest.raises(UsageError, match=r"for label-propagation\. .*METHOD=supervised$"):

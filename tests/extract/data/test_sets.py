@@ -43,7 +43,8 @@ def pixels(*shape: int) -> np.ndarray:
     return np.random.default_rng(len(shape)).integers(0, 256, shape, np.uint8)
 
 
-# --- miniatures: each writes what the archives unpack to, and returns (key, label, split) in order of the keys
+# --- miniatures: each writes what the archives unpack to, and returns (key, label, split)
+#     in order of the keys
 
 
 def food101(root: Path, patch: Patch) -> Rows:
@@ -366,7 +367,9 @@ def places365(root: Path, patch: Patch) -> Rows:
     lists = {
         "categories_places365.txt": "/a/airfield 0\n/z/zen_garden 1\n",
         "places365_val.txt": "Places365_val_00000001.jpg 1\n",
-        "places365_train_standard.txt": "/a/airfield/00000001.jpg 0\n/z/zen_garden/00000002.jpg 1\n",
+        "places365_train_standard.txt": (
+            "/a/airfield/00000001.jpg 0\n/z/zen_garden/00000002.jpg 1\n"
+        ),
     }
     known = {name: (name, md5(put(root / name, content))) for name, content in lists.items()}
     patch.setattr(sets.Places365, "_CATEGORIES_META", known["categories_places365.txt"])

@@ -43,7 +43,7 @@ def variant(reference: Reference, folder, **changes) -> Backbone:
 # --- CLIP
 
 
-def test_clip_is_projected_by_its_projection_and_is_the_same_in_timm_where_the_other_gelu_would_be_seen(
+def test_clip_is_projected_by_its_projection_and_is_the_same_in_timm_where_another_gelu_is_seen(
     tmp_path,
 ):
     reference, x = REFERENCES["clip"]("clip", False), pixels()

@@ -483,8 +483,8 @@ def test_timm_a_checkpoint_of_another_patch_size_is_no_silent_fit(tmp_path):
     with pytest.raises(
         UsageError,
         match=(
-            r"1 of another shape \['patch_embed\.proj\.weight \(32, 3, 16, "
-            r"16\), expected \(32, 3, 8, 8\)'\]"
+            r"1 of another shape \['patch_embed\.proj\.weight "
+            r"\(32, 3, 16, 16\), expected \(32, 3, 8, 8\)'\]"
         ),
     ):
         load(write_spec(tmp_path, "vit_base_patch14_dinov2", "cls", 32, arguments=VIT))
@@ -541,7 +541,10 @@ def test_timm_a_swin_of_another_window_is_no_silent_fit(tmp_path):
     )
     with pytest.raises(
         UsageError,
-        match=r"of another shape \['layers\.0\.blocks\.0\.attn\.relative_position_bias_table \(9, 1\), expected \(49, 1\)'",
+        match=(
+            r"of another shape \['layers\.0\.blocks\.0\.attn\.relative_position_bias_table "
+            r"\(9, 1\), expected \(49, 1\)'"
+        ),
     ):
         load(spec)
 

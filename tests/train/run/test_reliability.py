@@ -189,7 +189,8 @@ def test_killed_at_every_checkpoint_point(
 
 # ---------------------------------------------------------------- damage
 
-# how a run was killed, the step of its newest checkpoint, of the one before, of which method; "trained": the probes of that method were written since
+# how a run was killed, the step of its newest checkpoint, of the one before, of which method;
+# "trained": the probes of that method were written since
 LEFT = {
     "first": ({"point": "kill:2:checkpoint.latest.done"}, 20, 10, "supervised"),
     "trained": ({"step": 43}, 40, 30, "supervised"),
@@ -574,13 +575,14 @@ def test_a_stop_signal_to_the_job_stops_all_ranks_and_the_same_command_goes_on(
 def test_torchrun_with_restarts_resumes_by_itself(
     made: Made, tmp_path: Path, launch: Launch
 ) -> None:
-    """torchrun --standalone --nproc-per-node 2 --max-restarts 1 -m coview.cli train --run
-    NAME …, rank 1 killed once.
+    """torchrun --standalone --nproc-per-node 2 --max-restarts 1 -m coview.cli train --run NAME …,
+    rank 1 killed once.
 
     Rank 0 is late then: rank 1 must not take its old address."""
     late = (
-        'import os, time\nif os.environ.get("RANK") == "0" and '
-        'os.environ["TORCHELASTIC_RESTART_COUNT"] == "1":\n    time.sleep(4)\n'
+        "import os, time\n"
+        'if os.environ.get("RANK") == "0" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "1":\n'
+        "    time.sleep(4)\n"
     )
     (tmp_path / "sitecustomize.py").write_text(late)
     settings = config(made, tmp_path, gpus=2, cotrain=60)

@@ -23,12 +23,17 @@ FAKES = {  # a module `wandb` that fails in a way of its own
     "at import": "raise RuntimeError('broken at import')",
     "missing": "raise ModuleNotFoundError(\"No module named 'wandb'\")",
     "in init": "def init(**_): raise RuntimeError('broken in init')",
-    "in log": "class R:\n    def define_metric(self, *_, **__): pass\n"
-    "    def log(self, *_, **__): raise RuntimeError('broken in log')\n"
-    "def init(**_): return R()",
-    "in finish": "class R:\n    summary = {}\n    def define_metric(self, *_, **__): "
-    "pass\n    def log(self, *_, **__): pass\n"
-    "    def finish(self, **_): raise RuntimeError('broken in finish')\ndef init(**_): return R()",
+    "in log": (
+        "class R:\n    def define_metric(self, *_, **__): pass\n"
+        "    def log(self, *_, **__): raise RuntimeError('broken in log')\n"
+        "def init(**_): return R()"
+    ),
+    "in finish": (
+        "class R:\n    summary = {}\n    def define_metric(self, *_, **__): pass\n"
+        "    def log(self, *_, **__): pass\n"
+        "    def finish(self, **_): raise RuntimeError('broken in finish')\n"
+        "def init(**_): return R()"
+    ),
     "sys.exit": (
         "import sys\nprint('to standard output')\n"
         "print('to standard error', file=sys.stderr)\nsys.exit('it left')"
@@ -37,15 +42,18 @@ FAKES = {  # a module `wandb` that fails in a way of its own
     "killed": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
 }
 HANGS = (
-    "import os, socket\nserver = socket.create_connection(('127.0.0.1', "
-    "int(os.environ['TEST_PORT'])))\nserver.recv(1)\n"
+    "import os, socket\n"
+    "server = socket.create_connection(('127.0.0.1', int(os.environ['TEST_PORT'])))\n"
+    "server.recv(1)\n"
 )
 SLEEPS = {
     "at import": "import time\ntime.sleep(99)",
-    "at exit": "import atexit, time\natexit.register(time.sleep, 99)\nraise RuntimeError('then it hangs')",
+    "at exit": (
+        "import atexit, time\natexit.register(time.sleep, 99)\nraise RuntimeError('then it hangs')"
+    ),
     "with all threads": (
-        "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, "
-        "{signal.SIGTERM})\nwhile True: pass"
+        "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"
+        "while True: pass"
     ),
 }
 
@@ -71,20 +79,6 @@ def tracker_pid(folder: Path, name: str = "wandb") -> int:
             return int(text[0])
         time.sleep(0.05)
     raise AssertionError("no tracker has begun")
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until_gone(pid: int, seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while is_alive(pid):
-        assert time.monotonic() < until, f"process {pid} is still there"
-        time.sleep(0.05)
 
 
 @pytest.fixture
