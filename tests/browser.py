@@ -1,4 +1,5 @@
-"""A real browser, Debian's Chromium, in which pages are opened as a user would: pytest_plugins of conftest.py has the fixture."""
+"""A real browser, Debian's Chromium, in which pages are opened as a user would: pytest_plugins of
+conftest.py has the fixture."""
 
 import base64
 import json
@@ -35,7 +36,8 @@ class Browser:
         self.run("localStorage.clear()")  # the theme that another test chose
         self.driver.refresh()
         self.wait(
-            "return document.readyState === 'complete' && [...document.querySelectorAll('.chart .plot')].every(plot => plot.children.length)"
+            "return document.readyState === 'complete' && "
+            "[...document.querySelectorAll('.chart .plot')].every(plot => plot.children.length)"
         )
 
     def wait(self, script: str, seconds: float = 60) -> None:
@@ -45,7 +47,8 @@ class Browser:
             time.sleep(0.05)
 
     def complaints(self) -> list[str]:
-        """What the console says, and every request but for the page itself and its inline images."""
+        """What the console says, and every request but for the page
+        itself and its inline images."""
         said = [entry["message"] for entry in self.driver.get_log("browser")]
         events = [
             json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")
@@ -75,7 +78,10 @@ class Browser:
 
     def shown(self, selector: str) -> int:
         return self.run(
-            "return [...document.querySelectorAll(arguments[0])].filter(one => one.offsetParent).length",
+            (
+                "return [...document.querySelectorAll(arguments[0])]"
+                ".filter(one => one.offsetParent).length"
+            ),
             selector,
         )
 
@@ -100,7 +106,8 @@ def browser() -> Iterator[Browser]:
     """One, closed afterwards; skips the test where there is no Chromium, but for CI=true."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         assert os.environ.get("CI") != "true", (
-            "CI=true, but chromium or chromedriver is missing: apt-get install -y chromium chromium-driver"
+            "CI=true, but chromium or chromedriver is missing: "
+            "apt-get install -y chromium chromium-driver"
         )
         pytest.skip("the browser tests need Chromium: apt-get install chromium chromium-driver")
     from selenium import webdriver

@@ -108,7 +108,8 @@ def write_views(folder: Path, dataset: Path, fingerprint: str, emb: dict[str, np
 
 
 def pixels_and_edges(images_nHW: np.ndarray) -> dict[str, np.ndarray]:
-    """Two views of pictures that are no model's: the grey values, and their differences to the right and downwards."""
+    """Two views of pictures that are no model's: the grey values, and their differences
+    to the right and downwards."""
     padded = np.pad(images_nHW, ((0, 0), (1, 1), (1, 1)))
     edges = np.concatenate(
         [padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]], 1
@@ -129,7 +130,8 @@ def reseal(run: Path) -> None:
 
 
 class Made:
-    """A cache of digits with cheap views: `pixels`, `edges` (oriented gradients) and, on request, `thirds` (block means)."""
+    """A cache of digits with cheap views: `pixels`, `edges` (oriented gradients) and, on
+    request, `thirds` (block means)."""
 
     def __init__(
         self, folder: Path, labels: list[str] | None = None, bad: list[int] | None = None
@@ -212,7 +214,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.CompletedProcess]:
-    """command("train", "--views", …): run `coview train …` in a process; .returncode, .stdout, .stderr.
+    """command("train", "--views", …): run `coview train …` in a process;
+    .returncode, .stdout, .stderr.
 
     first: code that this process runs before. more: what `server.Popen` takes."""
 

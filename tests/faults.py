@@ -1,4 +1,5 @@
-"""One small extraction and its trials: in this process, or in forked children that are killed, refused or in each other's way."""
+"""One small extraction and its trials: in this process, or in forked children that are killed,
+refused or in each other's way."""
 
 import ctypes
 import functools
@@ -88,7 +89,8 @@ def extract(
     slow: float = 0,
     part_faults: dict[str, str] | None = None,
 ) -> View:
-    """What `make extract` does to a cache below `folder`, with `parts` processes; every shard computed is a line of `log`."""
+    """What `make extract` does to a cache below `folder`, with `parts` processes; every shard
+    computed is a line of `log`."""
     view = create(folder, shards)
     if not view.is_complete:
         with store.writer_lock(view.folder):
@@ -160,7 +162,8 @@ def mend(folder: Path) -> list[int]:
 
 
 def refused(folder: Path) -> str:
-    """Why the check does not accept the view; '' where it does, and then every row must be the right one."""
+    """Why the check does not accept the view; '' where it does, and then every
+    row must be the right one."""
     found = list((folder / "cache").glob("d-*/v-*"))
     if not found:
         return "no view"
@@ -197,7 +200,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def trial(
     folder: Path, do: str = "extract", fault: str = "", kill_after: float = 0, **options: Any
 ) -> dict[str, Any]:
-    """One child: `do` in extract, mend, refused; with COVIEW_FAULT, or killed after so many seconds. See `extract` for the options."""
+    """One child: `do` in extract, mend, refused; with COVIEW_FAULT, or killed after so many
+    seconds. See `extract` for the options."""
     if do == "extract":
         options["log"] = f"{folder}.log"
     return {

@@ -85,7 +85,8 @@ def write_spec(
 def write_weights(
     folder: Path, state: Mapping[str, torch.Tensor], name: str = "model.safetensors"
 ) -> None:
-    """Tensors that share their memory with others are copied, and only they: a model may have a thousand million parameters."""
+    """Tensors that share their memory with others are copied, and only they: a model may have a
+    thousand million parameters."""
     alone = {key: tensor.detach().contiguous() for key, tensor in state.items()}
     save_file(
         {
@@ -104,7 +105,8 @@ def load(spec: ViewSpec) -> Backbone:
 
 
 def drawn(name: str, shape: Sequence[int], seed: int = 0) -> torch.Tensor:
-    """A random tensor as large as one of that name is in a trained model: tokens and tables of positions as large as the patches."""
+    """A random tensor as large as one of that name is in a trained model: tokens and tables of
+    positions as large as the patches."""
     shape = tuple(shape)
     chance = torch.randn(
         shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
@@ -116,7 +118,8 @@ def drawn(name: str, shape: Sequence[int], seed: int = 0) -> torch.Tensor:
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Every parameter and statistic is drawn anew, so that none can be swapped, left out or at its initial value without being seen."""
+    """Every parameter and statistic is drawn anew, so that none can be swapped, left out or at its
+    initial value without being seen."""
     for (
         name,
         tensor,
@@ -128,7 +131,8 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def calibrated(model: nn.Module, images_BCHW: torch.Tensor) -> nn.Module:
-    """With the statistics of these images: through drawn ones nothing of an image is left after many batch norms."""
+    """With the statistics of these images: through drawn ones nothing of an image is
+    left after many batch norms."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
@@ -139,7 +143,8 @@ def calibrated(model: nn.Module, images_BCHW: torch.Tensor) -> nn.Module:
 
 
 def unpickle_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`make weights` opens checkpoints in this process instead of one of its own, which takes seconds to import torch."""
+    """`make weights` opens checkpoints in this process instead of one of its own, which
+    takes seconds to import torch."""
     from extract.models import unpickle
 
     def run(command: list[str], **given: object) -> subprocess.CompletedProcess:
@@ -171,7 +176,8 @@ def images(pixels_BCHW: torch.Tensor) -> torch.Tensor:
 
 
 def same(found: torch.Tensor, expected: torch.Tensor, bound: float = 2e-5) -> bool:
-    """Equal to within `bound` of the rows' length, and not because both are degenerate: rows differ."""
+    """Equal to within `bound` of the rows' length, and not because both
+    are degenerate: rows differ."""
     spread = (expected[0] - expected[-1]).norm() / expected.norm()
     difference = (found - expected).norm() / expected.norm()
     assert found.shape == expected.shape and spread > 100 * bound, (

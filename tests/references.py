@@ -1,9 +1,12 @@
-"""Each published view beside an independent implementation of its model: the same random tensors in both, and written as the published checkpoint has them.
+"""Each published view beside an independent implementation of its model: the same random tensors in
+both, and written as the published checkpoint has them.
 
     REFERENCES[view](view, real) -> Reference     real: at its own size; otherwise at that of a test
 
-What `by` names shares no model code with what the view runs. Where no library has the model a second time, the forward pass is restated here from its
-authors' code with torch's own functions, and `by` begins with "restated". A rule that only the view's own library has is named in `by` as such.
+What `by` names shares no model code with what the view runs. Where no library has the
+model a second time, the forward pass is restated here from its authors' code with torch's
+own functions, and `by` begins with "restated". A rule that only the view's own library has
+is named in `by` as such.
 """
 
 import dataclasses
@@ -61,7 +64,8 @@ SMALL_MLP = {"dinov2-g14": 88, "aimv2": 88, "eva02": 85}
 
 @dataclasses.dataclass
 class Reference:
-    """forward: normalised (B, 3, S, S) -> (B, D). state: the checkpoint as it was published; files: what lies beside it. spec: as shipped, at this size."""
+    """forward: normalised (B, 3, S, S) -> (B, D). state: the checkpoint as it was published; files:
+    what lies beside it. spec: as shipped, at this size."""
 
     by: str
     state: State
@@ -141,7 +145,8 @@ def renamed(state: State, *rules: tuple[str, str | Callable[[re.Match], str]]) -
 
 
 def joined(state: State, names: tuple[str, ...], into: str) -> State:
-    """`x.q_proj.weight`, `x.k_proj.weight`, `x.v_proj.weight` -> `x.qkv.weight`, wherever they are."""
+    """`x.q_proj.weight`, `x.k_proj.weight`, `x.v_proj.weight` ->
+    `x.qkv.weight`, wherever they are."""
     found = {
         name: tensor
         for name, tensor in state.items()
@@ -184,7 +189,8 @@ BLOCKS = (
 
 
 def timm_state(model: nn.Module) -> State:
-    """A model of transformers with the names of timm (which are those of DINO's and EVA's authors)."""
+    """A model of transformers with the names of timm (which are those of
+    DINO's and EVA's authors)."""
     return joined(renamed(model.state_dict(), *BLOCKS), ("q_proj", "k_proj", "v_proj"), "qkv")
 
 
@@ -206,7 +212,8 @@ def vit(
     eps: float = 1e-6,
     angles_TD: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(B, T, D) tokens after the last block: class, registers, patches. Bias, registers, a first norm, layer scale, SwiGLU: where there are tensors for it."""
+    """(B, T, D) tokens after the last block: class, registers, patches. Bias, registers, a first
+    norm, layer scale, SwiGLU: where there are tensors for it."""
     patch = state["patch_embed.proj.weight"]
     x = (
         F.conv2d(images, patch, state.get("patch_embed.proj.bias"), stride=patch.shape[-1])
@@ -269,7 +276,8 @@ def turned(x: torch.Tensor, angles_TD: torch.Tensor) -> torch.Tensor:
 
 
 def rotary(side: int, width: int, first: int, columns_first: bool) -> torch.Tensor:
-    """(1 + side², width / 2) angles of a head of that width: half for the row, half for the column, counted from `first`; the class token is not turned."""
+    """(1 + side², width / 2) angles of a head of that width: half for the row, half for the column,
+    counted from `first`; the class token is not turned."""
     pace = 10000 ** (-torch.arange(0, width // 2, 2) / (width // 2))
     at = (
         torch.stack(
@@ -786,7 +794,8 @@ def pe_core(view: str, real: bool) -> Reference:
     angles = rotary(size.table // size.patch, D // size.heads, 1, columns_first=True)
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        """Its attention pool is torch's own nn.MultiheadAttention, over all tokens, the class token among them; with eight heads."""
+        """Its attention pool is torch's own nn.MultiheadAttention, over all tokens, the class token
+        among them; with eight heads."""
         x = norm(state, "norm", vit(state, x, size.heads, 1e-5, angles), 1e-5)
         weight, bias = (
             torch.cat([state[f"attn_pool.{part}.{kind}"] for part in ("q", "kv")])
@@ -955,7 +964,8 @@ def hiera(view: str, real: bool) -> Reference:
 
 
 def align(view: str, real: bool) -> Reference:
-    """289 pixels are odd, and the stem's padding beyond the end of them is never seen: as Keras has it where it does not know the size."""
+    """289 pixels are odd, and the stem's padding beyond the end of them is never seen: as Keras has
+    it where it does not know the size."""
     import timm
     import transformers as t
 
@@ -1044,7 +1054,8 @@ class Bottleneck(nn.Module):
 
 
 class SwavResNet(nn.Module):
-    """swav/src/resnet50.py, eval: padding 1, then a convolution of padding 2; every width `widen` times."""
+    """swav/src/resnet50.py, eval: padding 1, then a convolution of padding 2;
+    every width `widen` times."""
 
     def __init__(self, layers: list[int], widen: int) -> None:
         super().__init__()
@@ -1114,7 +1125,8 @@ SWIN, SMALL_SWIN = (
 
 
 def swin_state(swin: Swin, seed: int = 0) -> State:
-    """A checkpoint of microsoft/esvit's Swin: the downsampling at the end of a stage, the buffers among the tensors, heads beside them."""
+    """A checkpoint of microsoft/esvit's Swin: the downsampling at the end of a stage, the buffers
+    among the tensors, heads beside them."""
     chance = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -1198,7 +1210,8 @@ def shift_mask(side: int, window: int) -> torch.Tensor:
 
 
 def swin_means(swin: Swin, state: State, x: torch.Tensor) -> list[torch.Tensor]:
-    """(B, C) means over the patches: of the normed last map, then of the last four blocks, as forward_return_n_last_blocks does it."""
+    """(B, C) means over the patches: of the normed last map, then of the last four blocks, as
+    forward_return_n_last_blocks does it."""
     x = norm(
         state,
         "patch_embed.norm",

@@ -1,4 +1,5 @@
-"""What the documentation says can be typed, and does what it says: every command is known, every snippet runs, every link leads somewhere."""
+"""What the documentation says can be typed, and does what it says: every command is known, every
+snippet runs, every link leads somewhere."""
 
 import json
 import os
@@ -28,7 +29,8 @@ NOT_RUN = {  # why a command that stands in a `sh` fence is not run by the tests
 
 
 def fences(kind: str) -> list[tuple[str, str]]:
-    """(file, text) of all fences of a kind; a file's Python fences together, since the later build on the earlier."""
+    """(file, text) of all fences of a kind; a file's Python fences together, since the
+    later build on the earlier."""
     return [
         (path.name, text)
         for path in DOCS
@@ -38,7 +40,8 @@ def fences(kind: str) -> list[tuple[str, str]]:
 
 
 def commands() -> list[tuple[str, str]]:
-    """Every line that begins with `make`, in fences and in code spans. Those of `sh` fences are run; others are examples on images of one's own."""
+    """Every line that begins with `make`, in fences and in code spans. Those of `sh` fences are
+    run; others are examples on images of one's own."""
     found = []
     for path in DOCS:
         text = path.read_text()
@@ -59,7 +62,8 @@ def commands() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "command"), commands())
 def test_every_make_command_is_one(page, command):
-    """Its target is there and takes the names that it is given; what stands for something (…) counts as given."""
+    """Its target is there and takes the names that it is given; what stands for
+    something (…) counts as given."""
     from coview.cli import COMMANDS
 
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -153,7 +157,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         typed(folder, f"make extract VIEW={view} DATA=digits")
     typed(
         folder,
-        "make train VIEWS=tiny-clip,tiny-dinov2 DATA=digits LABELS=3 SEEDS=0..1 RUN=demo METHOD=supervised,mct,mct-graph "
+        "make train VIEWS=tiny-clip,tiny-dinov2 DATA=digits LABELS=3 SEEDS=0..1 "
+        "RUN=demo METHOD=supervised,mct,mct-graph "
         "ARGS='--warmup 20 --cotrain 40'",
     )
     return folder
@@ -194,8 +199,10 @@ def test_every_command_of_the_documentation_runs(home):
 def test_every_snippet_runs(home):
     prepare = (
         "import numpy as np\nfrom coview import open_view\n"
-        "y = np.where(np.arange(200) < 60, np.arange(200) % 3, -1)\nchance = np.random.default_rng(0)\n"
-        "X_clip, X_dinov2, X_clip_new, X_dinov2_new = (chance.normal(size=(n, 8)).astype(np.float32) for n in (200, 200, 5, 5))\n"
+        "y = np.where(np.arange(200) < 60, np.arange(200) % 3, -1)\n"
+        "chance = np.random.default_rng(0)\n"
+        "X_clip, X_dinov2, X_clip_new, X_dinov2_new = (chance.normal(size=(n, 8))"
+        ".astype(np.float32) for n in (200, 200, 5, 5))\n"
     )
     pages = {page for page, _ in fences("python")}
     assert {"README.md", "cache.md", "python.md"} <= pages

@@ -1,4 +1,5 @@
-"""The house: which package may know which, one door per dependency, no pickles, nothing executed on import."""
+"""The house: which package may know which, one door per dependency, no pickles,
+nothing executed on import."""
 
 import ast
 import re
@@ -84,7 +85,8 @@ DOORS = {
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """(module, at top level of the file?) for every import; what stands under TYPE_CHECKING does not run."""
+    """(module, at top level of the file?) for every import; what stands under
+    TYPE_CHECKING does not run."""
     tree = ast.parse(path.read_text())
     unreal = {
         id(node)
@@ -192,7 +194,8 @@ def test_how_the_pages_look() -> None:
 
 
 def test_no_pickle_and_no_hidden_nan() -> None:
-    """But for the one place that turns the authors' checkpoints into safetensors, with weights_only."""
+    """But for the one place that turns the authors' checkpoints into
+    safetensors, with weights_only."""
     for path in FILES.values():
         text = path.read_text()
         if path.name == "unpickle.py":
@@ -200,7 +203,10 @@ def test_no_pickle_and_no_hidden_nan() -> None:
             assert len(calls) == 1 and "weights_only=True" in calls[0]
             text = text.replace("torch.load(", "")
         found = re.search(
-            r"torch\.load\(|torch\.save\(|import pickle|pickle\.|nan_to_num|trust_remote_code|torch\.hub|[^.]eval\(|exec\(|yaml\.load",
+            (
+                r"torch\.load\(|torch\.save\(|import pickle|pickle\.|nan_to_num|"
+                r"trust_remote_code|torch\.hub|[^.]eval\(|exec\(|yaml\.load"
+            ),
             text,
         )
         assert not found, f"{path}: {found}"

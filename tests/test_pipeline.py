@@ -1,4 +1,5 @@
-"""From a folder of images to a table, by the two commands, as in the README; two of the processes start as a user's do."""
+"""From a folder of images to a table, by the two commands, as in the README; two of the
+processes start as a user's do."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from PIL import Image
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 images of three digits as JPEG and PNG in class folders, one of them cut off in the middle."""
+    """120 images of three digits as JPEG and PNG in class folders, one of
+    them cut off in the middle."""
     from sklearn.datasets import load_digits
 
     folder, digits = tmp_path_factory.mktemp("data") / "my photos", load_digits()

@@ -1,4 +1,5 @@
-"""The Makefile as a user types it. `make -n` where only the command matters, the real thing where the answer does."""
+"""The Makefile as a user types it. `make -n` where only the command matters, the real
+thing where the answer does."""
 
 import os
 import shlex
@@ -17,7 +18,8 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 @pytest.fixture(scope="module")
 def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stand-in for .venv that runs this Python, newer than its prerequisites, so that make has nothing to set up."""
+    """A stand-in for .venv that runs this Python, newer than its prerequisites, so that
+    make has nothing to set up."""
     folder = tmp_path_factory.mktemp("venv")
     (folder / "bin").mkdir()
     python = folder / "bin" / "python"
@@ -95,7 +97,8 @@ def test_help_is_the_default_and_lists_every_target() -> None:
 def test_a_printed_command_means_what_was_typed_and_runs_nothing_else(
     value: str, tmp_path: Path
 ) -> None:
-    """Through the shell and through make, which both have characters of their own; of a value and of a flag."""
+    """Through the shell and through make, which both have characters of their own;
+    of a value and of a flag."""
     (tmp_path / "Makefile").write_text('extract:\n\t@printf %s "$$DATA"; printf "|%s" $(ARGS)\n')
     line = line_of("extract", {"DATA": value, "ARGS": shlex.join(["--array", value])})
     clean = {
@@ -114,11 +117,17 @@ def test_a_printed_command_means_what_was_typed_and_runs_nothing_else(
     [
         (
             ("train", "VIEW=clip", "DATA=photos/"),
-            "make train takes no VIEW; did you mean 'VIEWS'. Type: make train VIEWS=clip DATA=photos/   (names: VIEWS, ",
+            (
+                "make train takes no VIEW; did you mean 'VIEWS'. Type: "
+                "make train VIEWS=clip DATA=photos/   (names: VIEWS, "
+            ),
         ),
         (
             ("extract", "VIEWS=clip", "DATA=digits"),
-            "make extract takes no VIEWS; did you mean 'VIEW'. Type: make extract VIEW=clip DATA=digits   (names: VIEW, ",
+            (
+                "make extract takes no VIEWS; did you mean 'VIEW'. Type: "
+                "make extract VIEW=clip DATA=digits   (names: VIEW, "
+            ),
         ),
         (
             ("train", "views=clip,dinov2", "Data=my photos/"),
@@ -126,15 +135,22 @@ def test_a_printed_command_means_what_was_typed_and_runs_nothing_else(
         ),
         (
             ("train", "views=a"),
-            "make train takes no views; did you mean 'VIEWS'. Type: make train VIEWS=a   (names: VIEWS, ",
+            (
+                "make train takes no views; did you mean 'VIEWS'. Type: "
+                "make train VIEWS=a   (names: VIEWS, "
+            ),
         ),
         (
             ("train", "VIEW=a", "VIEWS=b"),
-            "make train takes no VIEW; did you mean 'VIEWS'. Type: make train VIEWS=clip,dinov2 DATA=photos/   (names: ",
+            (
+                "make train takes no VIEW; did you mean 'VIEWS'. Type: "
+                "make train VIEWS=clip,dinov2 DATA=photos/   (names: "
+            ),
         ),
         (
             ("train", "VIEWS=clip,", "dinov2", "DATA=digits"),
-            "'dinov2' stands behind a blank, where make begins a new word; leave no blank in a list. Type: make "
+            "'dinov2' stands behind a blank, where make begins a new word; "
+            "leave no blank in a list. Type: make "
             "train VIEWS=clip,dinov2 DATA=digits",
         ),
         (("VIEWS=dinov2", ",clip,", "mae", "train"), "Type: make VIEWS=dinov2,clip,mae train"),
@@ -157,14 +173,18 @@ def test_a_printed_command_means_what_was_typed_and_runs_nothing_else(
         ),
         (
             ("extract", "VIEW=clp", "DATA=digits"),
-            "no view 'clp'; did you mean 'clip'. A view of your own is a TOML file: path/to/mine.toml\n"
+            "no view 'clp'; did you mean 'clip'. "
+            "A view of your own is a TOML file: path/to/mine.toml\n"
             "Type: make extract VIEW=clip DATA=digits",
         ),
         (("extract", "VIEW=clip"), "DATA is missing. Type: make extract VIEW=clip DATA=photos/"),
         (("extract", "DATA=digits"), "VIEW is missing. Type: make extract VIEW=clip DATA=digits"),
         (
             ("extract", "VIEW=clip", "DATA=x-0.tar", "x-1.tar"),
-            "make extract was given a word that is no command: 'x-1.tar'. If it belongs to DATA (the shell",
+            (
+                "make extract was given a word that is no command: 'x-1.tar'. "
+                "If it belongs to DATA (the shell"
+            ),
         ),
         (
             ("extract", "VIEW=clip", "DATA=a", "tests", "train"),
@@ -172,7 +192,10 @@ def test_a_printed_command_means_what_was_typed_and_runs_nothing_else(
         ),
         (
             ("extract", "VIEW=tiny-clip", "DATA=x-0.tar", "DATA=x-1.tar"),
-            "DATA was given several times. If the shell made that of {0..9} or {a,b}, quote it: make",
+            (
+                "DATA was given several times. "
+                "If the shell made that of {0..9} or {a,b}, quote it: make"
+            ),
         ),
         (
             ("train", "DATA=digits"),
@@ -195,11 +218,18 @@ def test_a_printed_command_means_what_was_typed_and_runs_nothing_else(
         (("weights", "VIEW=swaw"), "no view 'swaw'; did you mean 'swav'"),
         (
             ("weights", "VIEW=clip"),
-            "the view 'clip' needs no conversion: its weights are timm/vit_large_patch14_clip_224.openai. Type: make extract VIEW=clip",
+            (
+                "the view 'clip' needs no conversion: "
+                "its weights are timm/vit_large_patch14_clip_224.openai. "
+                "Type: make extract VIEW=clip"
+            ),
         ),
         (
             ("weights", "VIEW=swav", "FROM=/nowhere/x.pth.tar"),
-            "FROM=/nowhere/x.pth.tar: there is no such file. Name one, or leave FROM out: then it is fetched from https://dl.",
+            (
+                "FROM=/nowhere/x.pth.tar: there is no such file. "
+                "Name one, or leave FROM out: then it is fetched from https://dl."
+            ),
         ),
         (("weights", "VIEW=swav", "DATA=x"), "make weights takes no DATA"),
         (("views", "VIEW=clip"), "make views takes no VIEW"),

@@ -25,8 +25,14 @@ NAMES = {command.name: (*command.words, "ARGS") for command in COMMANDS}
             "give it another name (--run a-2), or leave --method out",
         ),
         (
-            "Type: make extract VIEW=… DATA='my photos/' ARGS='--name x --batch 8'   with what it was",
-            "Type: coview extract --view … --data 'my photos/' --name x --batch 8   with what it was",
+            (
+                "Type: make extract VIEW=… DATA='my photos/' ARGS='--name x "
+                "--batch 8'   with what it was"
+            ),
+            (
+                "Type: coview extract --view … --data 'my photos/' --name x "
+                "--batch 8   with what it was"
+            ),
         ),
         ("ARGS='--force' replaces it", "--force replaces it"),
         ("make export-model RUN=x TO=m", "coview export-model --run x --to m"),

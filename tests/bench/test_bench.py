@@ -1,4 +1,5 @@
-"""The benchmarks run. That of the cache reads the same rows by every reader, and leaves out by name what is not installed."""
+"""The benchmarks run. That of the cache reads the same rows by every reader, and leaves out by
+name what is not installed."""
 
 import importlib.util
 import json

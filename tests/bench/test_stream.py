@@ -1,4 +1,5 @@
-"""The stream: each row once, in an order that only (seed, epoch) decide, in flat memory, with no thread left behind."""
+"""The stream: each row once, in an order that only (seed, epoch) decide, in flat memory,
+with no thread left behind."""
 
 import dataclasses
 import itertools
@@ -25,7 +26,8 @@ SMALL = Reading(block=16, window=3)  # so small that a few hundred rows have man
 
 
 def make(folder: Path, n: int, width: int = 32, rows: int = R) -> View:
-    """A view whose rows say which row they are; 64 x 32 x 2 bytes is one page, so the shards are stitched."""
+    """A view whose rows say which row they are; 64 x 32 x 2 bytes is one page,
+    so the shards are stitched."""
     toml = folder / f"w{width}.toml"
     toml.write_text(VIEW_TOML.format(width=width))
     emb_ND = np.arange(n)[:, None] + np.arange(width) / 64
@@ -64,7 +66,8 @@ def test_each_row_once_and_equal_to_the_memory_map(tmp_path, n, order):
 
 
 def test_the_order_follows_from_seed_and_epoch_alone(tmp_path):
-    """Views of another width and of shards that the blocks straddle, other threads, batches and buffers: the same rows."""
+    """Views of another width and of shards that the blocks straddle, other threads, batches
+    and buffers: the same rows."""
     views = [
         make(tmp_path, 300),
         make(tmp_path, 300, width=24),
@@ -228,9 +231,14 @@ sys.path.insert(0, "bench")
 from stream import stream
 
 def memory():
-    return {line.split(":")[0]: int(line.split()[1]) / 1000 for line in open("/proc/self/status") if line[:3] in ("VmR", "VmH", "Rss")}
+    return {
+        line.split(":")[0]: int(line.split()[1]) / 1000
+        for line in open("/proc/self/status")
+        if line[:3] in ("VmR", "VmH", "Rss")
+    }
 
-view, order, most = View(Path(sys.argv[1]), int(sys.argv[2]), 768, 4096, "", {}), sys.argv[3], int(sys.argv[4])
+view = View(Path(sys.argv[1]), int(sys.argv[2]), 768, 4096, "", {})
+order, most = sys.argv[3], int(sys.argv[4])
 seen, half, before, begun = 0, None, memory(), time.perf_counter()
 for rows, emb in stream(view, 1024, order):
     seen += len(rows)
@@ -238,7 +246,9 @@ for rows, emb in stream(view, 1024, order):
         half = memory()
     if seen >= most:
         break
-print(json.dumps({"rows": seen, "seconds": time.perf_counter() - begun, "before": before, "half": half, "after": memory()}))
+seconds = time.perf_counter() - begun
+told = {"rows": seen, "seconds": seconds, "before": before, "half": half, "after": memory()}
+print(json.dumps(told))
 """
 
 

@@ -1,4 +1,5 @@
-"""What people do to a cache by mistake: nothing that is good may be lost by it, and nothing that is wrong may be believed."""
+"""What people do to a cache by mistake: nothing that is good may be lost by it, and nothing that
+is wrong may be believed."""
 
 import mmap
 import os

@@ -1,4 +1,5 @@
-"""Every kind of harm to every file of a cache is found before a row of it is used, named, and mended at the cost of the harmed shards alone."""
+"""Every kind of harm to every file of a cache is found before a row of it is used, named, and
+mended at the cost of the harmed shards alone."""
 
 import os
 import random
@@ -191,13 +192,16 @@ def test_a_shard_of_another_view_is_found_and_computed_again(
         shutil.copyfile(foreign.folder / name.format(1), view.folder / name.format(1))
     if finished:
         assert (
-            f"shard 1 (rows {ROWS} to {2 * ROWS - 1}) is damaged: embeddings/c/1/0 has changed since it was written"
-            in train_says(folder)
-        )
+            f"shard 1 (rows {ROWS} to {2 * ROWS - 1}) is damaged: "
+            "embeddings/c/1/0 has changed since it was written"
+        ) in train_says(folder)
     elif len(names) == 3:
         with pytest.raises(
             IntegrityError,
-            match=r"shard 1 .*commits/00001\.json: it is the record of shard 1 of another view\. .* Type: make repair",
+            match=(
+                r"shard 1 .*commits/00001\.json: "
+                r"it is the record of shard 1 of another view\. .* Type: make repair"
+            ),
         ):
             integrity.check_commits(view)
     assert view.folder / names[-1 if len(names) == 3 else 0].format(1) in {
@@ -290,14 +294,18 @@ def test_with_no_description_left_nobody_guesses(folder):
         _zeroed(view_folder(folder) / name, view_folder(folder))
     with pytest.raises(
         IntegrityError,
-        match=r"all three zarr\.json are damaged, so nothing says what the rows are\. Delete .* and type: make extract",
+        match=(
+            r"all three zarr\.json are damaged, so nothing says what the rows "
+            r"are\. Delete .* and type: make extract"
+        ),
     ):
         faults.mend(folder)
 
 
 @pytest.mark.parametrize("name", store.DOCUMENTS)
 def test_a_description_of_the_same_view_of_other_images_is_not_believed(folder, original, name):
-    """An intact document with the same spec and weights, so with the same folder name: the other two outvote it."""
+    """An intact document with the same spec and weights, so with the same folder name:
+    the other two outvote it."""
     document = durable.read_sealed(view_folder(folder) / name)
     document["attributes"]["items_fingerprint"] = "2" * 64
     (view_folder(folder) / name).write_bytes(durable.sealed(document))
@@ -324,7 +332,8 @@ def test_harm_to_many_files_at_once_costs_only_the_harmed_shards(folder, origina
 
 
 def flipped(chance: random.Random, folder: Path, before: dict[str, bytes]) -> tuple[str, str]:
-    """Flip one bit; each file is as likely as any other. Returns the file's name and what was done."""
+    """Flip one bit; each file is as likely as any other. Returns the
+    file's name and what was done."""
     name = chance.choice(sorted(before))
     place, bit = chance.randrange(len(before[name])), chance.randrange(8)
     data = bytearray(before[name])
@@ -336,7 +345,8 @@ def flipped(chance: random.Random, folder: Path, before: dict[str, bytes]) -> tu
 def flips(
     folder: Path, original: dict[str, bytes], number: int, repair_every: int, seed: int
 ) -> None:
-    """Flip one bit after the other in a finished view: train refuses it and names the file, and the repair gives the old bytes."""
+    """Flip one bit after the other in a finished view: train refuses it and names the file, and the
+    repair gives the old bytes."""
     chance, inside = random.Random(seed), str(view_folder(folder).relative_to(folder)) + "/"
     for trial in range(number):
         name, where = flipped(chance, folder, original)
@@ -416,7 +426,8 @@ def test_a_thousand_flipped_bits_in_an_unfinished_view_are_never_sealed(unfinish
 
 
 def other_bytes(folder: Path, name: str, step: int) -> int:
-    """Give every step-th byte of a file some other values: each is refused. Returns the number of trials."""
+    """Give every step-th byte of a file some other values: each is refused.
+    Returns the number of trials."""
     file = view_folder(folder) / name
     before, trials = file.read_bytes(), 0
     for place in range(0, len(before), step):
@@ -506,7 +517,7 @@ def test_a_view_whose_records_hold_a_third_digest_opens_verifies_and_is_repaired
     data = bytearray(file.read_bytes())
     data[7] ^= 1
     file.write_bytes(data)
-    with pytest.raises(IntegrityError, match="shard 1 .*has changed since it was written"):
+    with pytest.raises(IntegrityError, match=r"shard 1 .*has changed since it was written"):
         integrity.check(view)
     assert [problem.what for problem in mend.problems(view)] == ["has changed since it was written"]
     (view.folder / "commits" / "00002.json").unlink()  # it is written again from the seal

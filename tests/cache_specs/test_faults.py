@@ -1,4 +1,5 @@
-"""Killed at any moment, refused by the disk at any step, or one of many writers: the next run ends with the bytes of a run that nothing disturbed."""
+"""Killed at any moment, refused by the disk at any step, or one of many writers: the next run ends
+with the bytes of a run that nothing disturbed."""
 
 import os
 import random
@@ -27,7 +28,8 @@ Contents = dict[str, bytes]
 
 @pytest.fixture(scope="module")
 def points(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The names of all the fault points that one whole run passes, in order; but whether it remembers its check depends on how fast it was."""
+    """The names of all the fault points that one whole run passes, in order; but whether it
+    remembers its check depends on how fast it was."""
     folder = tmp_path_factory.mktemp("points")
     assert run([trial(folder / "run", fault=f"log:{folder / 'points'}")])[0][0][0] == 0
     return [
@@ -238,7 +240,10 @@ def test_a_refused_write_names_the_file_and_the_cause_and_leaves_the_old_one(tmp
         monkeypatch.setattr(durable, "_passed", 0)
         with pytest.raises(
             StorageError,
-            match=rf"cannot write {file}: injected ENOSPC at x\.{step}\. .*run the same command again",
+            match=(
+                rf"cannot write {file}: injected ENOSPC at x\.{step}\. "
+                r".*run the same command again"
+            ),
         ):
             durable.write_json(file, {"a": 2}, "x")
         assert file.read_bytes() == old and os.listdir(tmp_path) == ["x.json"]
@@ -266,7 +271,8 @@ def private() -> tuple[str, ...]:
 def on_a_full_disk(
     sizes: list[list[int]], private: tuple[str, ...], undisturbed: Contents, tmp_path: Path
 ) -> int:
-    """Runs on a disk of so many KiB, resumed as it grows, and last with room enough. Returns the number of runs that found it full."""
+    """Runs on a disk of so many KiB, resumed as it grows, and last with room enough. Returns the
+    number of runs that found it full."""
     steps: faults.Steps = []
     for number, growing in enumerate(sizes):
         disk = tmp_path / f"disk{number}"
@@ -332,10 +338,16 @@ def test_on_a_read_only_disk_it_says_so_and_a_finished_view_is_checked(
     inside = here.relative_to(finished)
     steps: faults.Steps = [
         {
-            "sh": f"mount -t tmpfs tmpfs {disk} && mkdir {none} && for copy in {whole} {harmed} {part}; do cp -a {finished} $copy; done"
+            "sh": (
+                f"mount -t tmpfs tmpfs {disk} && mkdir {none} && "
+                f"for copy in {whole} {harmed} {part}; do cp -a {finished} $copy; done"
+            )
         },
         {
-            "sh": f"printf x | dd of={harmed / inside}/embeddings/c/1/0 conv=notrunc && rm {part / inside}/complete.json {part / inside}/commits/00001.json"
+            "sh": (
+                f"printf x | dd of={harmed / inside}/embeddings/c/1/0 conv=notrunc && "
+                f"rm {part / inside}/complete.json {part / inside}/commits/00001.json"
+            )
         },
         {"sh": f"find {disk} -name verified.json -delete; mount -o remount,ro {disk}"},
         trial(whole, "refused"),
@@ -370,7 +382,8 @@ def test_on_a_read_only_disk_it_says_so_and_a_finished_view_is_checked(
 
 
 def writers_at_once(number: int, seed: int, undisturbed: Contents, tmp_path: Path) -> list[int]:
-    """Four starts of the same command at once, in two of three trials with the first one killed. Returns who was refused, how often."""
+    """Four starts of the same command at once, in two of three trials with the first one killed.
+    Returns who was refused, how often."""
     chance, folders, steps = random.Random(seed), [tmp_path / str(i) for i in range(number)], []
     for i, folder in enumerate(folders):
         slow = chance.choice((0.0, 0.04, 0.06))
@@ -409,7 +422,8 @@ def test_of_several_writers_one_writes_in_a_hundred_trials(undisturbed, tmp_path
 
 
 def parts_at_once(number: int, seed: int, undisturbed: Contents, tmp_path: Path) -> list[int]:
-    """One writer of four processes: undisturbed, itself killed, or one of its processes killed or refused by the disk. Then resumed."""
+    """One writer of four processes: undisturbed, itself killed, or one of its processes killed or
+    refused by the disk. Then resumed."""
     chance, folders, steps = random.Random(seed), [tmp_path / str(i) for i in range(number)], []
     for i, folder in enumerate(folders):
         part_faults = (
@@ -564,7 +578,8 @@ def repairs_cut_short(
     undisturbed: Contents,
     tmp_path: Path,
 ) -> int:
-    """Kill the repair, or refuse it the disk, at every stride-th fault point; then repair and extract again. Returns the number of trials."""
+    """Kill the repair, or refuse it the disk, at every stride-th fault point; then repair and
+    extract again. Returns the number of trials."""
 
     def copy(name: str) -> Path:
         folder = shutil.copytree(finished, tmp_path / name)
@@ -637,7 +652,8 @@ def test_a_repair_that_is_cut_short_anywhere_is_repeated(harm, finished, undistu
 def test_what_a_power_cut_could_lose_is_on_the_disk_before_the_commit_is_begun(
     tmp_path, monkeypatch
 ):
-    """The order of the calls: data, its name, then the proof of it. test_power shows what it is good for."""
+    """The order of the calls: data, its name, then the proof of it. test_power
+    shows what it is good for."""
     view = faults.create(tmp_path)
     calls = []
 

@@ -179,7 +179,10 @@ MORE = make([*KEYS, "ö.jpg"], labels="xyxy?xx")
                 labels="xyyy?y",
                 split=["train"] * 5 + ["test"],
             ),
-            "d: the images have changed: 1 moved or renamed, 2 with another label or split; 6 of 6 are known by their content",
+            (
+                "d: the images have changed: 1 moved or renamed, 2 with another label or "
+                "split; 6 of 6 are known by their content"
+            ),
         ),
     ],
     ids=["renamed", "added", "labelled"],
@@ -190,9 +193,9 @@ def test_images_that_are_all_there_make_a_version_and_the_older_one_stays(
     folder = write_items(tmp_path, make())
     before = files(folder)
     new = write_items(tmp_path, changed)
-    assert (
-        capsys.readouterr().out
-        == f"{line}. {new.name} is the current version now, {folder.name} stays for what was trained on it\n"
+    assert capsys.readouterr().out == (
+        f"{line}. {new.name} is the current version now, "
+        f"{folder.name} stays for what was trained on it\n"
     )
     assert (
         files(folder) == before
@@ -532,8 +535,12 @@ def test_class_names_that_are_numbers_sort_as_numbers_and_others_by_bytes(names,
 
 @pytest.mark.parametrize("times", [4, pytest.param(9, marks=pytest.mark.many)])
 def test_a_command_that_ends_early_has_its_own_exit_code(tmp_path, times):
-    """Threads of Arrow's that were alive at the end made it -6 (SIGABRT), in two of five processes that had torch loaded."""
-    line = "import sys, torch; from pathlib import Path; from cache_specs.items import read_items; read_items(Path(sys.argv[1])); sys.exit(6)"
+    """Threads of Arrow's that were alive at the end made it -6 (SIGABRT), in two of five
+    processes that had torch loaded."""
+    line = (
+        "import sys, torch; from pathlib import Path; "
+        "from cache_specs.items import read_items; read_items(Path(sys.argv[1])); sys.exit(6)"
+    )
     folder = str(write_items(tmp_path, make()))
     with ThreadPoolExecutor(3) as pool:
         codes = list(
@@ -580,7 +587,10 @@ def test_names_that_a_file_system_or_json_cannot_hold(tmp_path, command):
 
 def test_a_reader_that_goes_away_ends_a_command_quietly(tmp_path):
     write_items(tmp_path, make())
-    line = f"{shlex.quote(sys.executable)} -m upkeep.status --cache {shlex.quote(str(tmp_path))} | true; echo ${{PIPESTATUS[0]}}"
+    line = (
+        f"{shlex.quote(sys.executable)} -m upkeep.status --cache "
+        f"{shlex.quote(str(tmp_path))} | true; echo ${{PIPESTATUS[0]}}"
+    )
     shown = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
     assert shown.stdout.strip() in ("0", "141") and not shown.stderr
 
@@ -595,9 +605,9 @@ def test_a_damaged_older_version_does_not_unseat_the_current_one(tmp_path, field
     (folder / "dataset.json").write_text(json.dumps({**record, field: f"{record[field]}x"}))
     assert find_dataset(tmp_path, "d") == new == current([folder, new]) and is_older(folder)
     assert (
-        f"{folder / 'dataset.json'}, of an older version of {new.name}, cannot be read: see make status"
-        in capsys.readouterr().err
-    )
+        f"{folder / 'dataset.json'}, of an older version of {new.name}, "
+        "cannot be read: see make status"
+    ) in capsys.readouterr().err
     assert f"{folder.name}: the item list in {folder} cannot be read" in status(tmp_path)
     with pytest.raises(
         IntegrityError,
@@ -712,7 +722,10 @@ def test_the_state_that_was_read_first_does_not_follow_the_one_that_was_read_lat
     later = write_items(tmp_path, MORE, seen=seen)
     with pytest.raises(
         StaleError,
-        match=rf"while the images of 'd' were read, {later.name} became the current version of them\. Type the same command again",
+        match=(
+            rf"while the images of 'd' were read, {later.name} became the current "
+            r"version of them\. Type the same command again"
+        ),
     ):
         write_items(tmp_path, RENAMED, changed=True, seen=seen)
     assert (

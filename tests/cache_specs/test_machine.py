@@ -1,7 +1,9 @@
-"""A random walk through everything that can happen to a cache, against a small model of what may be believed.
+"""A random walk through everything that can happen to a cache, against a small
+model of what may be believed.
 
-The model knows the right rows of each spec (from a run that nothing disturbed), and whether somebody has harmed the files. Whatever the
-walk does: what opens for training has exactly the right rows, verify is right, and what was finished and not harmed still opens.
+The model knows the right rows of each spec (from a run that nothing disturbed), and whether
+somebody has harmed the files. Whatever the walk does: what opens for training has exactly the right
+rows, verify is right, and what was finished and not harmed still opens.
 """
 
 import shutil

@@ -1,8 +1,10 @@
-"""The power fails between any two calls of the operating system: nothing that was proved is lost, nothing wrong is trusted, and the next run ends with
-the same bytes.
+"""The power fails between any two calls of the operating system: nothing that was proved is lost,
+nothing wrong is trusted, and the next run ends with the same bytes.
 
-A run is recorded as a list of what it asked of the file system. After a cut, what was synced before it is there. Of the rest anything may be: of a
-file's bytes all, a beginning, or zeros; of a folder's names each one old or new, by itself (of two changes of one name, not the later without the earlier).
+A run is recorded as a list of what it asked of the file system. After a cut, what was synced
+before it is there. Of the rest anything may be: of a file's bytes all, a beginning, or
+zeros; of a folder's names each one old or new, by itself (of two changes of one name, not
+the later without the earlier).
 """
 
 import os
@@ -21,14 +23,15 @@ from base import durable
 from base.errors import CoviewError
 from cache_specs import integrity, store
 
-Operation = tuple[
-    Any, ...
-]  # ("data", file, bytes), ("name", folder, name, file or None), ("sync", file or folder), ("mark", text)
+# ("data", file, bytes), ("name", folder, name, file or None), ("sync", file or folder),
+# ("mark", text)
+Operation = tuple[Any, ...]
 Contents = dict[str, bytes]
 
 
 class Recorder:
-    """Passes the calls of `os` that change files below `root` on, and keeps them as operations on numbered files and folders. The root is 0."""
+    """Passes the calls of `os` that change files below `root` on, and keeps them as operations on
+    numbered files and folders. The root is 0."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.operations, self.numbers = root, list[Operation](), 1
@@ -73,97 +76,88 @@ class Recorder:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
+        calls = {
+            "open": self.os_open,
+            "close": self.os_close,
+            "write": self.os_write,
+            "pwrite": self.os_pwrite,
+            "truncate": self.os_truncate,
+            "fsync": self.os_fsync,
+            "rename": self.os_rename,
+            "mkdir": self.os_mkdir,
+            "unlink": self.os_unlink,
+            "rmdir": self.os_rmdir,
+        }
+        self.real = {name: getattr(os, name) for name in calls}
         with pytest.MonkeyPatch.context() as patch:
-            real = {
-                name: getattr(os, name)
-                for name in (
-                    "open",
-                    "close",
-                    "write",
-                    "pwrite",
-                    "truncate",
-                    "fsync",
-                    "rename",
-                    "mkdir",
-                    "unlink",
-                    "rmdir",
-                )
-            }
-
-            def open_(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
-                handle = real["open"](path, flags, *args, **kwargs)
-                if isinstance(path, str | Path) and (found := self.find(path)):
-                    folder, name, file = found
-                    if file is None:
-                        file = self.new(folder, name, file=True)
-                    elif flags & os.O_TRUNC:
-                        self.write(file, b"")
-                    self.handles[handle] = file
-                return handle
-
-            def close(handle: int) -> None:
-                real["close"](handle)
-                self.handles.pop(handle, None)
-
-            def write(handle: int, data: Any) -> int:
-                count = real["write"](handle, data)
-                if file := self.handles.get(handle):
-                    self.write(file, self.data[file] + bytes(data)[:count])
-                return count
-
-            def pwrite(handle: int, data: bytes, offset: int) -> int:
-                assert offset == 0
-                if file := self.handles.get(handle):
-                    self.write(file, data + self.data[file][len(data) :])
-                return real["pwrite"](handle, data, offset)
-
-            def truncate(handle: int, length: int) -> None:
-                self.write(self.handles[handle], self.data[self.handles[handle]][:length])
-                real["truncate"](handle, length)
-
-            def fsync(handle: int) -> None:
-                if handle in self.handles and self.syncs(handle):
-                    self.operations.append(("sync", self.handles[handle]))
-
-            def rename(old: Any, new: Any) -> None:
-                real["rename"](old, new)
-                if (source := self.find(old)) and (target := self.find(new)):
-                    self.name(target[0], target[1], source[2])
-                    self.name(source[0], source[1], None)
-
-            def mkdir(path: Any, *args: Any, **kwargs: Any) -> None:
-                real["mkdir"](path, *args, **kwargs)
-                if found := self.find(path):
-                    self.new(found[0], found[1], file=False)
-
-            def gone(kind: str) -> Callable[..., None]:
-                def call(path: Any, **kwargs: Any) -> None:
-                    real[kind](path, **kwargs)
-                    if found := self.find(path):
-                        self.name(found[0], found[1], None)
-
-                return call
-
-            for name, fake in {
-                "open": open_,
-                "close": close,
-                "write": write,
-                "pwrite": pwrite,
-                "truncate": truncate,
-                "fsync": fsync,
-                "rename": rename,
-                "mkdir": mkdir,
-                "unlink": gone("unlink"),
-                "rmdir": gone("rmdir"),
-            }.items():
-                patch.setattr(os, name, fake)
+            for name, call in calls.items():
+                patch.setattr(os, name, call)
             yield
+
+    def os_open(self, path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        handle = self.real["open"](path, flags, *args, **kwargs)
+        if isinstance(path, str | Path) and (found := self.find(path)):
+            folder, name, file = found
+            if file is None:
+                file = self.new(folder, name, file=True)
+            elif flags & os.O_TRUNC:
+                self.write(file, b"")
+            self.handles[handle] = file
+        return handle
+
+    def os_close(self, handle: int) -> None:
+        self.real["close"](handle)
+        self.handles.pop(handle, None)
+
+    def os_write(self, handle: int, data: Any) -> int:
+        count = self.real["write"](handle, data)
+        if file := self.handles.get(handle):
+            self.write(file, self.data[file] + bytes(data)[:count])
+        return count
+
+    def os_pwrite(self, handle: int, data: bytes, offset: int) -> int:
+        assert offset == 0
+        if file := self.handles.get(handle):
+            self.write(file, data + self.data[file][len(data) :])
+        return self.real["pwrite"](handle, data, offset)
+
+    def os_truncate(self, handle: int, length: int) -> None:
+        self.write(self.handles[handle], self.data[self.handles[handle]][:length])
+        self.real["truncate"](handle, length)
+
+    def os_fsync(self, handle: int) -> None:
+        if handle in self.handles and self.syncs(handle):
+            self.operations.append(("sync", self.handles[handle]))
+
+    def os_rename(self, old: Any, new: Any) -> None:
+        self.real["rename"](old, new)
+        if (source := self.find(old)) and (target := self.find(new)):
+            self.name(target[0], target[1], source[2])
+            self.name(source[0], source[1], None)
+
+    def os_mkdir(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        self.real["mkdir"](path, *args, **kwargs)
+        if found := self.find(path):
+            self.new(found[0], found[1], file=False)
+
+    def os_unlink(self, path: Any, **kwargs: Any) -> None:
+        self.real["unlink"](path, **kwargs)
+        self.gone(path)
+
+    def os_rmdir(self, path: Any, **kwargs: Any) -> None:
+        self.real["rmdir"](path, **kwargs)
+        self.gone(path)
+
+    def gone(self, path: Any) -> None:
+        if found := self.find(path):
+            self.name(found[0], found[1], None)
 
 
 def after_a_cut(
     operations: list[Operation], chance: random.Random | None
 ) -> tuple[dict[tuple[int, str], int | None], dict[int, bytes]]:
-    """One legal state of the disk after these operations: the target of every name, the bytes of every file. Without chance, only what was synced."""
+    """One legal state of the disk after these operations: the target of every name, the bytes of
+    every file. Without chance, only what was synced."""
     names: dict[
         tuple[int, str], list[int | None]
     ] = {}  # the durable state first, then what may have come after it
@@ -244,7 +238,8 @@ def recorded(
 
 
 def recorded_with_repair(folder: Path) -> list[Operation]:
-    """The same, then two shards are harmed, a commit and the description; repaired and computed again. Marks: harmed, mended."""
+    """The same, then two shards are harmed, a commit and the description; repaired and computed
+    again. Marks: harmed, mended."""
     recorder = Recorder(folder)
     folder.mkdir()
     with recorder.recording():
@@ -264,7 +259,8 @@ def recorded_with_repair(folder: Path) -> list[Operation]:
 
 
 def recorded_with_a_kill(folder: Path, place: int) -> list[Operation]:
-    """A run that is killed at a fault point, then resumed: what the first left in the kernel's memory is not yet on the disk."""
+    """A run that is killed at a fault point, then resumed: what the first left in the kernel's
+    memory is not yet on the disk."""
 
     class Killed(BaseException):
         pass
@@ -316,7 +312,8 @@ def committed_and_lost(folder: Path) -> list[str]:
 
 
 def wrong(folder: Path, undisturbed: Contents, repair: bool = False) -> str:
-    """What is wrong with a state after a cut: something proved is lost, something wrong is trusted, or the next run ends with other bytes."""
+    """What is wrong with a state after a cut: something proved is lost, something wrong is trusted,
+    or the next run ends with other bytes."""
     if not repair and (lost := committed_and_lost(folder)):
         return f"committed, but lost: {lost}"
     try:
@@ -333,7 +330,8 @@ def wrong(folder: Path, undisturbed: Contents, repair: bool = False) -> str:
     return (
         ""
         if after == undisturbed
-        else f"other bytes: {[name for name in {*after, *undisturbed} if after.get(name) != undisturbed.get(name)]}"
+        else "other bytes: "
+        f"{[name for name in {*after, *undisturbed} if after.get(name) != undisturbed.get(name)]}"
     )
 
 
@@ -358,7 +356,8 @@ def try_states(
             lay_down(folder, names, data)
             if why := wrong(folder, undisturbed, repair_from is not None and place >= repair_from):
                 failures.append(
-                    f"state {trial}, cut after {place} of {len(operations)}, {operations[place - 1][:4]}: {why}"
+                    f"state {trial}, cut after {place} of {len(operations)}, "
+                    f"{operations[place - 1][:4]}: {why}"
                 )
                 if until_first:
                     break
@@ -395,7 +394,7 @@ def test_after_a_power_cut_nothing_proved_is_lost_and_the_next_run_ends_with_the
 
 
 @pytest.mark.parametrize("number", [25, pytest.param(600, marks=pytest.mark.many)])
-def test_after_a_power_cut_in_a_repair_nothing_wrong_is_trusted_and_another_repair_ends_with_the_same_bytes(
+def test_after_a_power_cut_in_a_repair_nothing_wrong_is_trusted_and_another_gives_the_same_bytes(
     run, tmp_path, number
 ):
     operations = recorded_with_repair(tmp_path / "recorded")
@@ -421,7 +420,8 @@ def test_after_a_kill_and_then_a_power_cut_it_does(run, tmp_path, number):
 def test_what_a_killed_run_left_in_memory_is_on_the_disk_before_the_next_one_builds_on_it(
     run, tmp_path, monkeypatch
 ):
-    """Killed before each sync of a folder, resumed to the end; then all that was never synced is gone."""
+    """Killed before each sync of a folder, resumed to the end; then all that
+    was never synced is gone."""
     points: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(durable, "fault", points.append)

@@ -1,4 +1,5 @@
-"""View specs: everything declared is hashed, nothing else is, and every mistake in a TOML file is named with what to type."""
+"""View specs: everything declared is hashed, nothing else is, and every mistake in a TOML file
+is named with what to type."""
 
 import dataclasses
 import re
@@ -21,7 +22,8 @@ def load(folder: Path, text: str, name: str = "v.toml") -> ViewSpec:
 
 @pytest.mark.parametrize("name", view_names())
 def test_every_bundled_view_loads_and_holds_together(name):
-    """What is hashed is what the file says, but for what it says about the model; a key that it leaves out is not hashed."""
+    """What is hashed is what the file says, but for what it says about the model; a key that it
+    leaves out is not hashed."""
     spec = load_spec(name)
     assert spec.name == name and spec.source == (SPECS / f"{name}.toml").resolve()
     said = tomllib.loads(spec.source.read_text())
@@ -204,7 +206,8 @@ def test_what_is_said_about_a_model_or_checks_a_download_is_not_hashed(tmp_path,
 
 
 def test_no_declared_field_is_left_out_of_the_fingerprint(tmp_path):
-    """Also those that have one legal value today (storage_dtype), or are changed above together with another."""
+    """Also those that have one legal value today (storage_dtype), or are changed
+    above together with another."""
     spec = load(tmp_path, TOML)
     seen = {spec.fingerprint("0" * 64)}
 

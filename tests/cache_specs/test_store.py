@@ -1,4 +1,5 @@
-"""A view's cache: what is written is read, and whatever is missing, damaged, stale or in use is refused with a name and a command."""
+"""A view's cache: what is written is read, and whatever is missing, damaged, stale or in use is
+refused with a name and a command."""
 
 import dataclasses
 import json
@@ -88,7 +89,8 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> View:
 
 @pytest.fixture
 def view(sealed: View, tmp_path: Path) -> View:
-    """A copy of it that a test may damage. The copy's inodes are new, so nothing in it counts as verified."""
+    """A copy of it that a test may damage. The copy's inodes are new, so nothing
+    in it counts as verified."""
     folder = tmp_path / sealed.folder.parent.name / sealed.folder.name
     shutil.copytree(sealed.folder, folder)
     return store.open_view(folder)
@@ -298,7 +300,10 @@ def test_a_renamed_folder_and_an_edited_spec_are_refused(view):
     shutil.copytree(view.folder, twin)
     with pytest.raises(
         IntegrityError,
-        match=r"zarr\.json does not belong to this folder.*Type: make repair VIEW=v(-a{12})? DATA=data-00000000 CACHE=",
+        match=(
+            r"zarr\.json does not belong to this folder.*Type: "
+            r"make repair VIEW=v(-a{12})? DATA=data-00000000 CACHE="
+        ),
     ):
         store.open_view(twin)
     for name in store.DOCUMENTS:
@@ -409,14 +414,18 @@ def test_a_shard_and_its_commit_replaced_together_do_not_fit_the_seal(view, tmp_
     fill(view, emb_ND)
     with pytest.raises(
         IntegrityError,
-        match=rf"shard 1 \(rows {ROWS} to {2 * ROWS - 1}\) is damaged: embeddings/c/1/0 has changed since it was written",
+        match=(
+            rf"shard 1 \(rows {ROWS} to {2 * ROWS - 1}\) is damaged: "
+            r"embeddings/c/1/0 has changed since it was written"
+        ),
     ):
         integrity.check(view)
 
 
 @pytest.mark.parametrize(("harm", "change"), [(_truncated, -1), (_appended, 1)])
 def test_a_wrong_size_is_told_without_reading_the_file_and_is_never_sealed(view, harm, change):
-    """A mapped file that is short kills the process, so the sizes are compared at every opening, before any digest."""
+    """A mapped file that is short kills the process, so the sizes are compared at every
+    opening, before any digest."""
     harm(view.embeddings_file(1), view.embeddings_file(2))
     size = ROWS * ALIGNED * 2 + 4
     for refuse in (integrity.check, integrity.check_commits, integrity.seal):
@@ -463,7 +472,8 @@ def test_a_file_without_its_commit_does_not_count(tmp_path):
 
 @pytest.fixture
 def hashed(view: View, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The shards' files that were hashed, in no order; the view is old enough for its stamps to be remembered, and checked once."""
+    """The shards' files that were hashed, in no order; the view is old enough for its stamps to be
+    remembered, and checked once."""
     files: list[str] = []
     monkeypatch.setattr(
         integrity,

@@ -1,4 +1,5 @@
-"""The command line as a person, a script and a log file meet it: dry runs, errors, Ctrl-C, --json, plain output."""
+"""The command line as a person, a script and a log file meet it: dry runs, errors,
+Ctrl-C, --json, plain output."""
 
 import ast
 import dataclasses
@@ -304,7 +305,8 @@ def test_the_memory_of_the_parameters_is_that_of_real_probes(made: Made) -> None
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory, command: Callable) -> SimpleNamespace:
-    """An extraction in 29 shards: Ctrl-C after the third, then the same command, with --json, to its end."""
+    """An extraction in 29 shards: Ctrl-C after the third, then the same
+    command, with --json, to its end."""
     cache = tmp_path_factory.mktemp("interrupted")
     words = (
         "extract",
@@ -351,9 +353,9 @@ def test_ctrl_c_finishes_the_shard_and_the_named_command_goes_on(
         and "Traceback" not in said
         and not interrupted.left
     )
-    assert (
-        said.splitlines()[-1]
-        == f"To go on, type: make extract VIEW=tiny-clip DATA=digits CACHE={interrupted.cache} ARGS='--shard-rows 64'"
+    assert said.splitlines()[-1] == (
+        "To go on, type: make extract VIEW=tiny-clip DATA=digits "
+        f"CACHE={interrupted.cache} ARGS='--shard-rows 64'"
     )
     after = {path.name: path.stat().st_ino for path in interrupted.cache.glob("*/*/commits/*.json")}
     assert (
@@ -607,7 +609,10 @@ def test_plain_output_without_a_terminal_and_a_line_in_place_with_one(
     done = command(*train, "--run", "a", env={"FORCE_COLOR": "", "COLUMNS": "80"})
     assert done.returncode == 0 and not ESCAPES.search(done.stdout + done.stderr)
     assert re.search(
-        r"mct 40/60 \(mct\), \d+ steps/s, \d:\d\d:\d\d left, \d+ % waiting for rows; validation top-1: pixels",
+        (
+            r"mct 40/60 \(mct\), \d+ steps/s, \d:\d\d:\d\d left, "
+            r"\d+ % waiting for rows; validation top-1: pixels"
+        ),
         done.stderr,
     ), done.stderr
     shown = in_terminal(*train, "--run", "b", env={"NO_COLOR": "1"})
@@ -866,7 +871,8 @@ def literal(node: ast.AST) -> str:
 
 
 def test_every_message_says_what_to_do_or_what_would_be_right() -> None:
-    """What is typed next stands below each message (see above); this is about the words before it. A message that only states a fact is found here."""
+    """What is typed next stands below each message (see above); this is about the words before it.
+    A message that only states a fact is found here."""
     found = list(raised())
     silent = [
         f"{place}: {text}"

@@ -34,7 +34,10 @@ SMALL = {
     for name in ("lr", "hidden", "batch_unlabelled", "warmup", "cotrain", "eval_every")
 } | {"device": "cpu", "random_state": 1}
 INHERENT = {
-    "check_classifiers_classes": "its classes are -1 and 1; -1 is no label here, as for scikit-learn's own semi-supervised classifiers"
+    "check_classifiers_classes": (
+        "its classes are -1 and 1; -1 is no label here, "
+        "as for scikit-learn's own semi-supervised classifiers"
+    )
 }
 
 
@@ -270,7 +273,10 @@ def test_names_of_classes_come_back(made: Made) -> None:
     for fitted, other in ((model, partly), (numbered, names)):
         with pytest.raises(
             ValueError,
-            match=r"y has labels such as '?(digit )?0'?, but the model was fitted with such as '?(digit )?0'?: give both as names",
+            match=(
+                r"y has labels such as '?(digit )?0'?, but the model was fitted with "
+                r"such as '?(digit )?0'?: give both as names"
+            ),
         ):
             fitted.score(emb_V[0], other)
     assert model.classes_[3] == "digit 3" and set(model.predict(emb_V[0])) <= set(model.classes_)
@@ -281,7 +287,10 @@ def test_names_that_mean_no_label_elsewhere_are_pointed_out() -> None:
     for name in ("nan", "-1", "None"):
         with pytest.warns(
             UserWarning,
-            match=f"'{name}' in y: taken for a class; no label is an empty string there, or -1 among numbers",
+            match=(
+                f"'{name}' in y: taken for a class; "
+                "no label is an empty string there, or -1 among numbers"
+            ),
         ):
             assert encode(np.array(["cat", name, ""]))[0].max() == 1
 
@@ -345,7 +354,10 @@ def test_too_few_labels_to_hold_some_out_are_said(made: Made) -> None:
         (
             {},
             ["a", 1] * 100,
-            "the labels are strings and other things, such as 'a' and 1: make all of them strings, or all numbers",
+            (
+                "the labels are strings and other things, such as 'a' and 1: "
+                "make all of them strings, or all numbers"
+            ),
         ),
         ({}, np.array(["a", 1] * 100, object), "the labels are strings and other things"),
         (
@@ -384,7 +396,10 @@ def test_rows_that_do_not_fit_are_named(made: Made) -> None:
         (emb_V[0], r"X is one ndarray, expected a list of one \(n, D\) array a view"),
         (
             [emb_V[0], bad],
-            r"Input X\[1\] contains NaN\.\nA row that could not be embedded.*np.isfinite\(X\).all\(axis=1\) of each view$",
+            (
+                r"Input X\[1\] contains NaN\.\n"
+                r"A row that could not be embedded.*np.isfinite\(X\).all\(axis=1\) of each view$"
+            ),
         ),
         ([emb_V[0], emb_V[1][:9]], "inconsistent numbers of samples"),
         ([emb_V[0][:9], emb_V[1][:9]], "inconsistent numbers of samples"),
@@ -393,13 +408,19 @@ def test_rows_that_do_not_fit_are_named(made: Made) -> None:
             model.fit(rows, partly)
     with pytest.raises(
         ValueError,
-        match=r"X has views of \[128, 64\] features, but MetaCoTrainingClassifier was fitted with \[64, 128\]",
+        match=(
+            r"X has views of \[128, 64\] features, "
+            r"but MetaCoTrainingClassifier was fitted with \[64, 128\]"
+        ),
     ):
         model.fit(emb_V, partly).predict(emb_V[::-1])
     for rows, label in (([emb_nD[:2] for emb_nD in emb_V], None), (None, [1, 2])):
         with pytest.raises(
             ValueError,
-            match=f"X_val and y_val belong together, and {'y_val' if rows else 'X_val'} is missing: give both or neither",
+            match=(
+                "X_val and y_val belong together, "
+                f"and {'y_val' if rows else 'X_val'} is missing: give both or neither"
+            ),
         ):
             model.fit(emb_V, partly, rows, label)
     with pytest.raises(
@@ -499,7 +520,10 @@ def test_a_view_that_is_not_whole_is_refused_by_name(made: Made, tmp_path: Path)
             open_view(tmp_path / "cache" / name)
     with pytest.raises(
         UsageError,
-        match=r"tiny-clip: a view is named by cache/DATA/VIEW, such as cache/digits/tiny-clip; open that",
+        match=(
+            r"tiny-clip: a view is named by cache/DATA/VIEW, "
+            r"such as cache/digits/tiny-clip; open that"
+        ),
     ):
         open_view("tiny-clip")
     with pytest.raises(UsageError, match=r"there is no cache .*a view is cache/DATA/VIEW"):
@@ -508,7 +532,8 @@ def test_a_view_that_is_not_whole_is_refused_by_name(made: Made, tmp_path: Path)
 
 def test_arrays_are_opened_without_torch() -> None:
     code = (
-        "import sys, coview\ncoview.open_view\nprint({'torch', 'sklearn'} & set(sys.modules), dir(coview))\n"
+        "import sys, coview\ncoview.open_view\n"
+        "print({'torch', 'sklearn'} & set(sys.modules), dir(coview))\n"
         "try: coview.nonsense\nexcept AttributeError as e: print(e)"
     )
     shown = subprocess.run(

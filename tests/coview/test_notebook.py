@@ -1,4 +1,5 @@
-"""examples/digits.ipynb runs as a reader would run it, in a kernel of its own; what stands in it was put there by such a run."""
+"""examples/digits.ipynb runs as a reader would run it, in a kernel of its own; what stands in it
+was put there by such a run."""
 
 import json
 import re
@@ -12,8 +13,10 @@ from conftest import ROOT, Made, importing
 
 NOTEBOOK = ROOT / "examples" / "digits.ipynb"
 RUN = (
-    "import sys, nbformat\nfrom nbclient import NotebookClient\nbook = nbformat.read(sys.argv[1], 4)\n"
-    "NotebookClient(book, timeout=300, coalesce_streams=True, resources={'metadata': {'path': sys.argv[2]}}).execute()\nnbformat.write(book, sys.argv[1])"
+    "import sys, nbformat\nfrom nbclient import NotebookClient\n"
+    "book = nbformat.read(sys.argv[1], 4)\n"
+    "NotebookClient(book, timeout=300, coalesce_streams=True, "
+    "resources={'metadata': {'path': sys.argv[2]}}).execute()\nnbformat.write(book, sys.argv[1])"
 )
 
 
@@ -78,7 +81,8 @@ def test_the_notebook_runs(made: Made, tmp_path: Path) -> None:
 
 @pytest.mark.many
 def test_the_notebook_says_what_it_said(tmp_path: Path, command: Callable) -> None:
-    """Unchanged, on the two bundled models: the figures that stand in it, to a few points (another machine rounds differently)."""
+    """Unchanged, on the two bundled models: the figures that stand in it, to a few points (another
+    machine rounds differently)."""
     for view in ("tiny-clip", "tiny-dinov2"):
         done = command("extract", "--view", view, "--data", "digits", "--cache", tmp_path / "made")
         assert done.returncode == 0, done.stderr

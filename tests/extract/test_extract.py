@@ -1,4 +1,5 @@
-"""Images to shards, end to end: the same bytes whatever the workers, the processes and the kills; foreign weights and bad images named."""
+"""Images to shards, end to end: the same bytes whatever the workers, the processes and the kills;
+foreign weights and bad images named."""
 
 import dataclasses
 import json
@@ -46,7 +47,8 @@ def values(view: View) -> np.ndarray:
 
 
 def files(view: View) -> dict[str, bytes]:
-    """What a view's folder holds, but for the memory of the last check (inodes, times) and the locks (process numbers)."""
+    """What a view's folder holds, but for the memory of the last check (inodes, times) and
+    the locks (process numbers)."""
     return {
         str(path.relative_to(view.folder)): path.read_bytes()
         for path in sorted(view.folder.rglob("*"))
@@ -98,7 +100,10 @@ def test_a_view_that_the_disk_cannot_hold_is_not_begun_and_the_size_is_said(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need + 2**20 - 1))
     with pytest.raises(
         StorageError,
-        match=r"needs 0\.0 MB more, but .* has 1\.1 MB free\. Nothing is lost: make room, or name a larger disk with CACHE=",
+        match=(
+            r"needs 0\.0 MB more, but .* has 1\.1 MB free\. Nothing is lost: "
+            r"make room, or name a larger disk with CACHE="
+        ),
     ):
         run(config(photos, tmp_path / "cache"))
     assert "0.0 MB to write of 1.1 MB free" in capsys.readouterr().out and not list(
@@ -177,7 +182,10 @@ def test_not_one_image_is_an_error_with_exit_code_3(tmp_path, capsys):
     assert not list((tmp_path / "cache").rglob("complete.json")), (
         "a view without one good row is not finished"
     )
-    message = r"^not one of the 1 images could be embedded \(1 undecodable\):\n.*row 0: a.jpg: undecodable.*\nMend the files [^,]*$"
+    message = (
+        r"^not one of the 1 images could be embedded \(1 undecodable\):\n"
+        r".*row 0: a.jpg: undecodable.*\nMend the files [^,]*$"
+    )
     with pytest.raises(DataQualityError, match=message):
         run(
             config(tmp_path / "text", tmp_path / "cache", max_bad="0")
@@ -194,7 +202,10 @@ def test_where_no_image_can_be_read_it_says_where_it_looked(tmp_path, kind):
         (data / "cat" / "a.jpg").symlink_to(tmp_path / "gone.jpg")
     with pytest.raises(
         DataQualityError,
-        match=r"not one of the (2|1) images? of '(list|photos)' can be read; the first, '(some|cat)/a.jpg': ",
+        match=(
+            r"not one of the (2|1) images? of '(list|photos)' can be read; "
+            r"the first, '(some|cat)/a.jpg': "
+        ),
     ) as caught:
         run(config(data, tmp_path / "cache", max_bad="100%"))
     said = str(caught.value)
@@ -207,7 +218,7 @@ def test_where_no_image_can_be_read_it_says_where_it_looked(tmp_path, kind):
     ).exists()
 
 
-def test_a_file_that_changes_between_hashing_and_embedding_is_missing_not_embedded_under_an_old_name(
+def test_a_file_that_changes_after_hashing_is_missing_not_embedded_under_an_old_name(
     photos, tmp_path, monkeypatch
 ):
     import extract.data.datasets
@@ -244,7 +255,8 @@ def test_two_processes_change_no_byte(photos, extracted, tmp_path):
 
 
 def test_batches_never_cross_a_shard_and_the_last_one_is_padded(photos, extracted):
-    """Rows of the short last batch equal a forward pass of the same rows in a batch of full size, to the bit."""
+    """Rows of the short last batch equal a forward pass of the same rows in a batch
+    of full size, to the bit."""
     assert [list(rows) for rows in batch_rows(32, 45, BATCH)] == [
         list(range(32, 40)),
         list(range(40, 45)),
@@ -258,7 +270,8 @@ def test_batches_never_cross_a_shard_and_the_last_one_is_padded(photos, extracte
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(photos, extracted, tmp_path, capsys):
-    """One kill at the second shard's commit, and two at times drawn at random within the duration of a whole run."""
+    """One kill at the second shard's commit, and two at times drawn at random within
+    the duration of a whole run."""
 
     def trial(name: str, fault: str = "", seconds: float = 0) -> int:
         settings = json.dumps(dataclasses.asdict(config(photos, tmp_path / name)))
@@ -335,7 +348,10 @@ def test_what_torch_cannot_compile_or_compiles_to_something_else_is_refused(
     monkeypatch.setattr(torch, "compile", lambda features, dynamic: lambda images: 1 / 0)
     with pytest.raises(
         UsageError,
-        match=r"--compile: torch.compile fails here for .*: ZeroDivisionError: .*Type the same command without --compile",
+        match=(
+            r"--compile: torch.compile fails here for .*: ZeroDivisionError: "
+            r".*Type the same command without --compile"
+        ),
     ):
         run(given)
     monkeypatch.setattr(
@@ -362,13 +378,13 @@ def test_images_that_are_the_same_in_two_splits_or_classes_are_told(tmp_path, ca
     out = capsys.readouterr().err
     assert "differ in case" not in out
     assert (
-        "warning: 2 of 5 images of 'data' are byte for byte an image of another split (first: 'test/b/1.png' and 'train/a/1.png')"
-        in out
-    )
+        "warning: 2 of 5 images of 'data' are byte for byte an image of another "
+        "split (first: 'test/b/1.png' and 'train/a/1.png')"
+    ) in out
     assert (
-        "warning: 1 of 5 images of 'data' are byte for byte an image of another class (first: 'test/b/1.png' and 'train/a/1.png')"
-        in out
-    )
+        "warning: 1 of 5 images of 'data' are byte for byte an image of another "
+        "class (first: 'test/b/1.png' and 'train/a/1.png')"
+    ) in out
 
 
 def test_classes_that_are_called_nearly_the_same_are_told(tmp_path, capsys):
@@ -398,7 +414,8 @@ def test_classes_that_are_called_nearly_the_same_are_told(tmp_path, capsys):
 
 @pytest.fixture
 def tampered(tmp_path: Path):
-    """tampered(view, change): a folder with the view's files, the tensors changed by `change(state)`."""
+    """tampered(view, change): a folder with the view's files, the tensors
+    changed by `change(state)`."""
     from safetensors.torch import load_file, save_file
 
     def tamper(view: str, change) -> Path:
@@ -573,7 +590,10 @@ def test_a_bad_image_alone_asks_for_no_second_computation():
     [
         (
             {"view": ""},
-            r"VIEW is missing\. Type: make extract VIEW=clip DATA=.*\(views: aimv2, .*clip, .*tiny-dinov2, tipsv2\)",
+            (
+                r"VIEW is missing\. Type: make extract VIEW=clip DATA=.*\(views: "
+                r"aimv2, .*clip, .*tiny-dinov2, tipsv2\)"
+            ),
         ),
         ({"data": ""}, r"DATA is missing\. Type: make extract VIEW=tiny-clip DATA=photos/"),
         ({"view": "tiny-clp"}, r"no view 'tiny-clp'; did you mean 'tiny-clip'"),

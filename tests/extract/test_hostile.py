@@ -1,4 +1,5 @@
-"""A folder of the worst that users' disks hold: each file gets its exact status, the run ends, memory stays small, good rows stay the same."""
+"""A folder of the worst that users' disks hold: each file gets its exact status, the run ends,
+memory stays small, good rows stay the same."""
 
 import io
 import json
@@ -275,9 +276,9 @@ def test_too_many_bad_images_end_the_run_with_the_list_and_it_goes_on_when_they_
     done = command("extract", *where)
     assert done.returncode == 3 and "Traceback" not in done.stderr
     assert (
-        "2 images so far could not be embedded (1 undecodable, 1 truncated); of 45 images --max-bad 0.1% allows 1:"
-        in done.stderr
-    )
+        "2 images so far could not be embedded (1 undecodable, 1 truncated); "
+        "of 45 images --max-bad 0.1% allows 1:"
+    ) in done.stderr
     assert (
         "row 1: a/002.jpg: undecodable" in done.stderr
         and "allow them: ARGS='--max-bad 2'" in done.stderr
@@ -306,7 +307,10 @@ def test_files_that_cannot_even_be_read_end_the_run_before_a_model_is_loaded(tmp
     monkeypatch.setattr("extract.models.backbones.load_backbone", None)
     with pytest.raises(
         DataQualityError,
-        match=r"3 images so far could not be embedded \(3 missing\); of 4 images --max-bad 0\.1% allows 1",
+        match=(
+            r"3 images so far could not be embedded \(3 missing\); "
+            r"of 4 images --max-bad 0\.1% allows 1"
+        ),
     ):
         run(config(tmp_path / "photos", tmp_path / "cache", max_bad="0.1%"))
 

@@ -1,4 +1,5 @@
-"""The pixels that each bundled view's model sees: fixed to the bit, and compared with the transforms of the original libraries."""
+"""The pixels that each bundled view's model sees: fixed to the bit, and compared with the
+transforms of the original libraries."""
 
 import functools
 import hashlib
@@ -17,7 +18,8 @@ ORIENTATION = 0x0112
 
 @functools.cache
 def photograph(width: int, height: int) -> Image.Image:
-    """Smooth colours, sharp edges, fine stripes and noise; of integers alone, so that it is the same everywhere."""
+    """Smooth colours, sharp edges, fine stripes and noise; of integers alone, so that
+    it is the same everywhere."""
     y, x = np.mgrid[:height, :width]
     rgb = np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], -1)
     rgb[((x - width // 3) ** 2 + (y - height // 2) ** 2) < (min(width, height) // 4) ** 2] = (
@@ -61,7 +63,8 @@ def values(prep: Preprocess) -> tuple:
 
 
 PREPS = {values(load_spec(name).preprocess): load_spec(name).preprocess for name in view_names()}
-# sha256 of the pixels, its first 12 digits, in the order of files(): they change with Pillow's arithmetic, and then every cache would be another one.
+# sha256 of the pixels, its first 12 digits, in the order of files(): they change with Pillow's
+# arithmetic, and then every cache would be another one.
 DIGESTS: dict[tuple, str] = {
     (
         224,
@@ -184,7 +187,8 @@ def test_alpha_is_ignored_and_a_turned_photograph_is_upright(key):
     assert torch.equal(grey[0], grey[1]) and torch.equal(grey[0], grey[2])
 
 
-# --- the original libraries' own transforms; differences in levels of 0 to 255, of the whole image: greatest and mean
+# --- the original libraries' own transforms; differences in levels of 0 to 255, of the whole
+#     image: greatest and mean
 
 SIZES = [(640, 427), (427, 640), (301, 223), (223, 223)]
 
@@ -245,7 +249,8 @@ def test_timms_own_transform_with_these_values_is_the_same(view, size):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("view", ["mae", "swav", "esvit", "dinov2", "dinov2-b14"])
 def test_the_evaluation_transform_of_the_authors_is_the_same(view, size):
-    """Resize(256), CenterCrop(224), ToTensor, Normalize: of MAE, SwAV, EsViT and DINOv2, in torchvision's first transforms."""
+    """Resize(256), CenterCrop(224), ToTensor, Normalize: of MAE, SwAV, EsViT and DINOv2, in
+    torchvision's first transforms."""
     from torchvision import transforms as t
 
     prep = load_spec(view).preprocess
@@ -259,7 +264,8 @@ def test_the_evaluation_transform_of_the_authors_is_the_same(view, size):
 
 
 def processor(view: str, prep: Preprocess):
-    """transformers' image processor with the values of the model's published preprocessor_config.json, in its Pillow form."""
+    """transformers' image processor with the values of the model's published
+    preprocessor_config.json, in its Pillow form."""
     import transformers as t
 
     common = {
@@ -305,7 +311,8 @@ def test_transformers_processor_is_the_same(view, size):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("view", ["clip", "dinov2"])
 def test_transformers_cuts_the_middle_a_pixel_to_the_left_where_the_rest_is_odd(view, size):
-    """Half a pixel each way: (335 - 224) / 2 = 55.5 is 56 to torchvision, which the authors used, and 55 to transformers. Else they are the same."""
+    """Half a pixel each way: (335 - 224) / 2 = 55.5 is 56 to torchvision, which the authors used,
+    and 55 to transformers. Else they are the same."""
     prep = load_spec(view).preprocess
     theirs = processor(view, prep)(photograph(*size), return_tensors="pt")["pixel_values"][0]
     ours, long = normalised(prep, photograph(*size)), prep.resize * max(size) // min(size)
@@ -325,8 +332,9 @@ OWL_BOUNDS = {"owlv2": (100, 0.5), "owlv2-224": (70, 4.5)}
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("view", OWL_BOUNDS)
 def test_owlv2_is_padded_with_grey_and_scaled_nearly_as_transformers_scales(view, size):
-    """transformers 5 pads with black, the authors (and transformers 4) with grey, below or on the right: it is given what is padded already. It
-    blurs and then interpolates where Pillow's filter does both."""
+    """transformers 5 pads with black, the authors (and transformers 4) with grey, below or on
+    the right: it is given what is padded already. It blurs and then interpolates where
+    Pillow's filter does both."""
     prep, image = load_spec(view).preprocess, photograph(*size)
     padded = np.full((max(size), max(size), 3), 128, np.uint8)
     padded[: size[1], : size[0]] = np.asarray(image)

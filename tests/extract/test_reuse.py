@@ -1,4 +1,5 @@
-"""Images that were moved, renamed or added: a new version of the data set, in which what is known is copied, byte for byte, and not embedded again."""
+"""Images that were moved, renamed or added: a new version of the data set, in which what is known
+is copied, byte for byte, and not embedded again."""
 
 import dataclasses
 import json
@@ -35,13 +36,13 @@ from upkeep.status import dataset_records, status_text
 from upkeep.verify import verify
 
 N, ROWS, WIDTH = 18, 4, 8  # 5 shards, the last one half full
-LOADED: list[
-    str
-] = []  # a line for every model that was loaded, and for every batch how many of its images are no padding
+# a line for every model that was loaded, and for every batch how many of its images are no padding
+LOADED: list[str] = []
 
 
 class Wavering(torch.nn.Module):
-    """A fixed projection of the pixels whose last bits depend on the place in the batch, as a GPU's may."""
+    """A fixed projection of the pixels whose last bits depend on the place in
+    the batch, as a GPU's may."""
 
     scale = 1.0
 
@@ -134,17 +135,17 @@ def test_moving_files_gives_them_labels_and_nothing_is_embedded_not_even_a_model
     new, told = extract(world)
     out = capsys.readouterr().out
     assert (
-        "photos: the images have changed: 2 moved or renamed, 2 with another label or split; 18 of 18 are known by their content"
-        in out
-    )
+        "photos: the images have changed: 2 moved or renamed, 2 with another label "
+        "or split; 18 of 18 are known by their content"
+    ) in out
     assert (
-        f"{new.folder.parent.name} is the current version now, {old.folder.parent.name} stays for what was trained on it"
-        in out
-    )
+        f"{new.folder.parent.name} is the current version now, "
+        f"{old.folder.parent.name} stays for what was trained on it"
+    ) in out
     assert (
-        f"v: 18 rows are copied, of the same images in finished views (18 of {old.folder.parent.name}); 0 to embed"
-        in out
-    )
+        "v: 18 rows are copied, of the same images in finished views (18 of "
+        f"{old.folder.parent.name}); 0 to embed"
+    ) in out
     assert told["embedded"] == 0 and told["hits"] == N and not LOADED
     assert (
         rows(new) == rows(old)
@@ -198,9 +199,9 @@ def test_the_current_version_is_what_data_means_and_the_older_one_has_its_folder
     )
     assert open_cache(cache, data, [toml]).items.keys == read_items(new.folder.parent).keys
     assert (
-        f"{old.folder.parent.name}: 18 items of {data}, an older version, DATA={old.folder.parent.name} names it"
-        in status_text(cache)
-    )
+        f"{old.folder.parent.name}: 18 items of {data}, an older version, "
+        f"DATA={old.folder.parent.name} names it"
+    ) in status_text(cache)
     assert f"{new.folder.parent.name}: 18 items of {data}, the current version" in status_text(
         cache
     )
@@ -216,9 +217,9 @@ def test_the_current_version_is_what_data_means_and_the_older_one_has_its_folder
     err = capsys.readouterr().err
     assert f"of 18 images looked at in {data}, 1 were moved, are gone or have changed" in err
     assert (
-        f"type first (known images are not embedded again):\n  make extract VIEW={toml} DATA={data} CACHE={cache}"
-        in err
-    )
+        "type first (known images are not embedded again):\n"
+        f"  make extract VIEW={toml} DATA={data} CACHE={cache}"
+    ) in err
     again, told = extract(world)  # back to what it was
     assert (
         again.folder == old.folder
@@ -242,9 +243,9 @@ def test_training_on_a_view_that_only_the_older_version_has_names_the_command_th
             world / "cache", str(world / "photos"), [str(world / "v.toml"), str(world / "w.toml")]
         )
     assert (
-        f"make extract VIEW={world / 'w.toml'} DATA={world / 'photos'}   (its embeddings of the images that {old.folder.parent.name} has are copied"
-        in str(caught.value)
-    )
+        f"make extract VIEW={world / 'w.toml'} DATA={world / 'photos'}   (its embeddings of "
+        f"the images that {old.folder.parent.name} has are copied"
+    ) in str(caught.value)
 
 
 def test_what_is_gone_is_refused_and_the_command_that_is_told_makes_a_version(world, capsys):
@@ -252,7 +253,10 @@ def test_what_is_gone_is_refused_and_the_command_that_is_told_makes_a_version(wo
     (world / "photos" / "a" / "00.png").unlink()
     with pytest.raises(
         StaleError,
-        match=r"\(18 -> 17 items\): the contents of 1 are gone or have changed, first a/00\.png \(row 0\)",
+        match=(
+            r"\(18 -> 17 items\): the contents of 1 are gone or have "
+            r"changed, first a/00\.png \(row 0\)"
+        ),
     ) as caught:
         extract(world)
     assert str(caught.value).endswith("ARGS=--changed") and "--name photos-2" in str(caught.value)
@@ -335,9 +339,9 @@ def test_rows_of_another_library_are_not_mixed_with_those_of_now(
     new, told = extract(world)
     assert told["embedded"] == N + 1 and "reused" not in new.attributes["provenance"]
     assert (
-        f"nothing is copied from {old.folder}: the model's outputs are others now, relative distance 0.01"
-        in capsys.readouterr().out
-    )
+        f"nothing is copied from {old.folder}: "
+        "the model's outputs are others now, relative distance 0.01"
+    ) in capsys.readouterr().out
 
 
 def test_repair_ends_with_the_same_bytes_also_of_an_older_version(world, capsys):
@@ -427,7 +431,10 @@ def test_a_donor_of_several_processes_is_the_same(photos, tmp_path):
         ({"data": "zzzzzzzz"}, "there is no such folder. DATA may be"),
         (
             {"view": "clip, dinov2"},
-            "one view at a time. Type one after the other:\n  make extract VIEW=clip DATA=photos\n  make extract VIEW=dinov2 DATA=photos",
+            (
+                "one view at a time. Type one after the other:\n"
+                "  make extract VIEW=clip DATA=photos\n  make extract VIEW=dinov2 DATA=photos"
+            ),
         ),
     ],
 )
@@ -494,8 +501,11 @@ def test_a_donor_that_is_damaged_after_the_check_is_not_copied_for_good(world, m
         patch.setattr(reuse, "agreeing", damage)
         with pytest.raises(
             IntegrityError,
-            match=r"photos-.* changed while it was copied from: embeddings/c/1/0 is not what was sealed\.\n"
-            "Type: make repair VIEW=v DATA=photos-",
+            match=(
+                r"photos-.* changed while it was copied from: "
+                r"embeddings/c/1/0 is not what was sealed\.\n"
+                "Type: make repair VIEW=v DATA=photos-"
+            ),
         ):
             extract(world)
     assert list((world / "cache").glob("photos-*/v-*/commits/00001.json")) == [old.commit_file(1)]
@@ -603,15 +613,15 @@ def test_stored_rows_that_are_not_what_the_model_says_are_not_copied_though_the_
     image(world / "photos" / "unlabelled" / "new.png", 100)
     assert extract(world)[1]["embedded"] == N + 1
     assert (
-        "the model's outputs are others now, relative distance 0.17 of its stored rows, allowed 0.002"
-        in capsys.readouterr().out
-    )
+        "the model's outputs are others now, relative distance 0.17 of "
+        "its stored rows, allowed 0.002"
+    ) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("gone", "scale", "want"), [(24, 1.0, (False, 0)), (25, 1.0, (True, 0)), (25, 1.05, (True, 15))]
 )
-def test_a_canary_is_taken_over_where_half_of_its_images_are_there_and_else_the_rows_are_held_against_the_model(
+def test_a_canary_is_taken_over_with_half_of_its_images_there_else_rows_are_held_against_the_model(
     world, monkeypatch, gone, scale, want
 ):
     for i in range(22):
@@ -646,7 +656,7 @@ def test_of_several_donors_those_of_another_library_are_left_out_also_where_noth
     )
 
 
-def test_killed_before_its_canary_and_gone_on_with_by_another_library_it_holds_the_donors_against_it_again(
+def test_killed_before_its_canary_and_resumed_by_another_library_it_holds_the_donors_against_it_again(
     world, monkeypatch, capsys
 ):
     old, _ = extract(world)

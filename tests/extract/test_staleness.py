@@ -1,4 +1,5 @@
-"""Every declared thing that can change a number, changed one at a time: refused by name with exit code 6. What cannot is a hit."""
+"""Every declared thing that can change a number, changed one at a time: refused by name with exit
+code 6. What cannot is a hit."""
 
 import os
 import shutil
@@ -255,7 +256,10 @@ def test_other_labels_in_the_same_place_are_a_hit_and_in_another_are_refused(
     shutil.copytree(copy / "photos", tmp_path / "elsewhere")
     with pytest.raises(
         StaleError,
-        match=r"has these very images with the labels of .*/list\.csv; 45 of 45 .* ARGS='--name list-2'",
+        match=(
+            r"has these very images with the labels of .*/list\.csv; "
+            r"45 of 45 .* ARGS='--name list-2'"
+        ),
     ):
         extract(tmp_path / "elsewhere" / "list.csv", "pq")
     assert "xyw"[0] in (copy / "photos" / "list.csv").read_text()
@@ -281,7 +285,10 @@ def test_a_library_that_changes_the_pixels_stops_the_run(
     )
     with pytest.raises(
         StaleError,
-        match=r"the pixels of \d+ of 32 fixed images are not those that .* was begun with, first row 0 \(a/000\.png\)",
+        match=(
+            r"the pixels of \d+ of 32 fixed images are not those that .*"
+            r" was begun with, first row 0 \(a/000\.png\)"
+        ),
     ) as caught:
         again(copy)
     assert "VIEW=path/to/v-2.toml" in str(
@@ -303,7 +310,10 @@ def test_a_library_that_changes_the_outputs_stops_the_run_and_says_which_version
     )
     with pytest.raises(
         StaleError,
-        match=r"pixels of 32 fixed images are those .* but the model's outputs changed: relative distance 0\.01",
+        match=(
+            r"pixels of 32 fixed images are those .* but the model's outputs "
+            r"changed: relative distance 0\.01"
+        ),
     ) as caught:
         again(copy)
     assert " -> 9.9" in str(caught.value) and "  transformers: " in str(caught.value)

@@ -145,7 +145,10 @@ ONE, TWO = (
             0.5,
             Overlap(180, 100, 80, 40),
             "worth trying",
-            "of 100 images that a gets wrong b gets 67 right, and of 100 that b gets wrong a gets 71",
+            (
+                "of 100 images that a gets wrong b gets 67 right, "
+                "and of 100 that b gets wrong a gets 71"
+            ),
         ),
         (ONE, 0.99, Overlap(180, 100, 80, 40), "no", "too alike: CKA 0.99"),
         (ONE, 0.5, Overlap(280, 6, 8, 106), "no", "kappa of their errors 0.9"),
@@ -161,7 +164,8 @@ ONE, TWO = (
             0.1,
             Overlap(5, 9, 9, 6),
             "doubtful",
-            "29 labelled validation images are too few to say: one of them is 3 points. Each labelled "
+            "29 labelled validation images are too few to say: "
+            "one of them is 3 points. Each labelled "
             "image by the others, a is right on 60.0% and b on 50.0%.",
         ),
         (
@@ -183,7 +187,8 @@ def test_both_views_that_know_nothing_are_named() -> None:
         {**ONE, "knn_val": 0.12}, {**TWO, "knn_val": 0.09}, 0.1, Overlap(10, 20, 20, 350), 0.1
     )
     assert worth == "no" and words.startswith(
-        "a and b know next to nothing of these classes: the neighbours are right on 12.0% and 9.0% of 400"
+        "a and b know next to nothing of these classes: "
+        "the neighbours are right on 12.0% and 9.0% of 400"
     )
 
 
@@ -192,7 +197,8 @@ def test_both_views_that_know_nothing_are_named() -> None:
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory, made: Made) -> Path:
-    """The digits' views with a constant dimension, a test image that is byte for byte a training one, and near-duplicates across the border."""
+    """The digits' views with a constant dimension, a test image that is byte for byte a training
+    one, and near-duplicates across the border."""
     folder, items = tmp_path_factory.mktemp("planted"), made.items
     sha256, emb = (
         list(items.sha256),
@@ -416,7 +422,8 @@ def test_the_page_opens_offline_without_a_complaint(
     assert browser.run("return document.images.length") >= 4
     assert (
         browser.run(
-            "return document.querySelectorAll('figure.chart .plot svg, figure.chart .plot canvas').length"
+            "return document.querySelectorAll("
+            "'figure.chart .plot svg, figure.chart .plot canvas').length"
         )
         == 2
     )

@@ -1,4 +1,5 @@
-"""report.html and compare.html: what they hold, and how they behave in a real browser (Debian's Chromium), opened from the disk."""
+"""report.html and compare.html: what they hold, and how they behave in a real browser (Debian's
+Chromium), opened from the disk."""
 
 import dataclasses
 import io
@@ -36,7 +37,8 @@ HOSTILE = {
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """A finished run on the bundled digits, whose pictures are there; two classes have names that would like to be markup."""
+    """A finished run on the bundled digits, whose pictures are there; two classes have names
+    that would like to be markup."""
     from sklearn.datasets import load_digits
 
     from extract.data.datasets import build_items, open_dataset
@@ -97,7 +99,8 @@ def thousand(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 
 
 def run_of_birds(folder: Path, c: int) -> TrainConfig:
-    """Ten photographs (40 different ones) of each of c classes as a Parquet table, two views of 32 numbers in which classes of ten are alike."""
+    """Ten photographs (40 different ones) of each of c classes as a Parquet table, two views of 32
+    numbers in which classes of ten are alike."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -203,7 +206,8 @@ def test_the_page_opens_offline_and_fits(
     assert browser.complaints() == [] and browser.run("return window.pwned === undefined")
     assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
     light = browser.run(
-        "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).reduce((sum, part) => sum + Number(part), 0) / 3"
+        "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g)"
+        ".reduce((sum, part) => sum + Number(part), 0) / 3"
     )
     assert (light < 60) == dark and (light > 200) != dark
     assert browser.run("return [...document.images].length") > 20 and browser.run(
@@ -232,7 +236,8 @@ def test_a_click_or_enter_on_a_confusion_cell_filters_the_gallery(
     all_cards = browser.shown("#errors li")
     browser.click(f"#confusion-view td[data-t='{label}'][data-p='{pred}']")
     kinds = browser.run(
-        "return [...document.querySelectorAll('#errors li')].filter(one => one.offsetParent).map(one => one.dataset.t + '>' + one.dataset.p)"
+        "return [...document.querySelectorAll('#errors li')]"
+        ".filter(one => one.offsetParent).map(one => one.dataset.t + '>' + one.dataset.p)"
     )
     assert kinds and set(kinds) == {f"{label}>{pred}"} and len(kinds) < all_cards
     assert f"{len(kinds)} pictured below" in browser.run(
@@ -251,7 +256,8 @@ def test_a_click_or_enter_on_a_confusion_cell_filters_the_gallery(
     browser.click(".show")
     assert 0 < browser.shown("#errors li") < all_cards
     browser.run(
-        "const box = document.querySelector('#confusion-set'); box.value = '1'; box.dispatchEvent(new Event('change'))"
+        "const box = document.querySelector('#confusion-set'); box.value = '1'; "
+        "box.dispatchEvent(new Event('change'))"
     )
     assert browser.shown("#confusion-view td[data-t]") == 100 and browser.complaints() == []
 
@@ -260,7 +266,8 @@ def test_a_click_or_enter_on_a_confusion_cell_filters_the_gallery(
 def test_a_thousand_classes_can_be_read(
     browser: Browser, which: str, request: pytest.FixtureRequest
 ) -> None:
-    """The map zooms into a grid where it is clicked, also by the keyboard; a class is found by its name, a pair by its button."""
+    """The map zooms into a grid where it is clicked, also by the keyboard; a class is found by its
+    name, a pair by its button."""
     from selenium.webdriver.common.keys import Keys
 
     browser.open(path_of(request.getfixturevalue(which)))
@@ -275,7 +282,8 @@ def test_a_thousand_classes_can_be_read(
     browser.press(Keys.ARROW_DOWN, Keys.ENTER)
     assert browser.shown("#confusion-view td[data-t]") == 400
     browser.run(
-        "const box = document.querySelector('#confusion-class'); box.value = 'golden riverhawk'; box.dispatchEvent(new Event('input'))"
+        "const box = document.querySelector('#confusion-class'); "
+        "box.value = 'golden riverhawk'; box.dispatchEvent(new Event('input'))"
     )
     assert (
         browser.run("return document.querySelector('#confusion-view tbody th').textContent")
@@ -290,16 +298,20 @@ def test_a_thousand_classes_can_be_read(
         == pair[0]
     )
     assert browser.shown("#errors li") == browser.run(
-        f'return document.querySelectorAll(\'#errors li[data-t="{pair[0]}"][data-p="{pair[1]}"]\').length'
+        "return document.querySelectorAll("
+        f'\'#errors li[data-t="{pair[0]}"][data-p="{pair[1]}"]\').length'
     )
     browser.run(
-        "const box = document.querySelector('#confusion-order'); box.value = 'alike'; box.dispatchEvent(new Event('change'))"
+        "const box = document.querySelector('#confusion-order'); "
+        "box.value = 'alike'; box.dispatchEvent(new Event('change'))"
     )
     browser.run(
-        "const box = document.querySelector('#classes .filter'); box.value = 'riverowl'; box.dispatchEvent(new Event('input'))"
+        "const box = document.querySelector('#classes .filter'); "
+        "box.value = 'riverowl'; box.dispatchEvent(new Event('input'))"
     )
     left = browser.run(
-        "return [...document.querySelectorAll('#classes-table tbody tr')].filter(one => one.offsetParent).map(one => one.textContent)"
+        "return [...document.querySelectorAll('#classes-table tbody tr')]"
+        ".filter(one => one.offsetParent).map(one => one.textContent)"
     )
     assert (
         10 <= len(left) < 30
@@ -312,7 +324,10 @@ def test_tables_sort_by_a_click_and_by_the_keyboard(browser: Browser, digits: Tr
     from selenium.webdriver.common.keys import Keys
 
     browser.open(path_of(digits))
-    column = "return [...document.querySelectorAll('#classes-table tbody tr')].map(row => Number(row.cells[2].dataset.v))"
+    column = (
+        "return [...document.querySelectorAll('#classes-table tbody tr')]"
+        ".map(row => Number(row.cells[2].dataset.v))"
+    )
     before = browser.run(column)
     browser.click("#classes-table thead th:nth-child(3) button")
     assert browser.run(column) == sorted(before, reverse=True) != before
@@ -320,7 +335,8 @@ def test_tables_sort_by_a_click_and_by_the_keyboard(browser: Browser, digits: Tr
     assert browser.run(column) == sorted(before)
     assert (
         browser.run(
-            "return document.querySelector('#classes-table thead th:nth-child(3)').getAttribute('aria-sort')"
+            "return document.querySelector('#classes-table thead th:nth-child(3)')"
+            ".getAttribute('aria-sort')"
         )
         == "ascending"
     )
@@ -374,7 +390,8 @@ def test_shares_of_few_images_are_hollow_points_that_no_line_joins(
         and browser.run(circles % "circle:not(.hollow)") == many
     )
     joined = browser.run(
-        f"return [...{curves % '.path'}].map(path => (path.getAttribute('d').match(/[ML]/g) || []).length)"
+        f"return [...{curves % '.path'}]"
+        ".map(path => (path.getAttribute('d').match(/[ML]/g) || []).length)"
     )
     assert sum(joined) == many
 
@@ -515,7 +532,8 @@ def test_a_comparison_says_what_differs_and_tells_machines(
 
 
 def test_no_test_image_is_suspected(digits: TrainConfig) -> None:
-    """Of validation and hidden training images alone: a summary that is made better by its own disputes is none."""
+    """Of validation and hidden training images alone: a summary that is made better by
+    its own disputes is none."""
     from report.run import read_run
     from report.sections.galleries import look, suspects_section
 
@@ -532,9 +550,9 @@ def test_the_page_holds_what_the_run_found(digits: TrainConfig) -> None:
     )
     for method in summary["methods"].values():
         assert (
-            f"{100 * method['joint']['test_top1']['mean']:.1f} ± {100 * method['joint']['test_top1']['std']:.1f}"
-            in text
-        )
+            f"{100 * method['joint']['test_top1']['mean']:.1f} ± "
+            f"{100 * method['joint']['test_top1']['std']:.1f}"
+        ) in text
     for heading in (
         "Scores",
         "Label these next",
@@ -687,13 +705,19 @@ def test_the_command_and_its_errors(digits: TrainConfig, command: Callable, tmp_
     reseal(damaged)
     with pytest.raises(
         IntegrityError,
-        match=r"predictions.parquet cannot be read .*Delete summary.json and type the command of the run once more",
+        match=(
+            r"predictions.parquet cannot be read .*Delete summary.json and "
+            r"type the command of the run once more"
+        ),
     ):
         write_report(damaged, Path(digits.cache))
     (damaged / "summary.json").unlink()
     with pytest.raises(
         UsageError,
-        match=r"not finished, it has no summary.json. Type the command that began it once more: make train",
+        match=(
+            r"not finished, it has no summary.json. "
+            r"Type the command that began it once more: make train"
+        ),
     ):
         write_report(damaged, Path(digits.cache))
 
@@ -857,7 +881,10 @@ def test_an_image_that_changed_is_not_shown(tmp_path: Path) -> None:
 
 
 def test_a_page_of_an_older_version_says_so(digits: TrainConfig, tmp_path: Path) -> None:
-    said = "This run was made of digits-[0-9a-f]{8}, an older version of its data: what was added, moved or labelled since is not known to this page"
+    said = (
+        "This run was made of digits-[0-9a-f]{8}, an older version of its data: "
+        "what was added, moved or labelled since is not known to this page"
+    )
     shutil.copytree(digits.cache, tmp_path / "cache")
     folder = shutil.copytree(path_of(digits).parent, tmp_path / "digits")
     assert not re.search(said, write_report(folder, tmp_path / "cache").read_text())
@@ -905,7 +932,7 @@ def test_a_page_never_takes_the_place_of_another_file(tmp_path: Path) -> None:
     )
 
 
-def test_shares_of_a_confusion_are_of_all_images_of_the_label_also_where_rare_cells_are_left_out() -> (
+def test_shares_of_a_confusion_are_of_all_images_of_the_label_also_with_rare_cells_left_out() -> (
     None
 ):
     from report.run import Part

@@ -1,4 +1,5 @@
-"""The numbers of a report against scikit-learn's, against the run's own summary, and counted by hand; and what was changed afterwards is refused."""
+"""The numbers of a report against scikit-learn's, against the run's own summary, and counted by
+hand; and what was changed afterwards is refused."""
 
 import dataclasses
 import json
@@ -59,7 +60,8 @@ def found(short: TrainConfig) -> Run:
 
 
 def test_what_is_read_is_what_the_summary_scored(found: Run) -> None:
-    """Every method, split, seed and view: the accuracies of the rows that a page is made of are those of the table."""
+    """Every method, split, seed and view: the accuracies of the rows that a page is made
+    of are those of the table."""
     for method, result in found.summary["methods"].items():
         for split, part in found.parts[method].items():
             assert part.right_En.mean(1) == pytest.approx(
@@ -305,7 +307,10 @@ def test_a_damaged_probe_gets_no_score(short: TrainConfig, found: Run, tmp_path:
     (folder / "summary.json").unlink()
     with pytest.raises(
         IntegrityError,
-        match=r"the probe .*mct-graph/edges.safetensors cannot be read \(it has changed since it was written\)",
+        match=(
+            r"the probe .*mct-graph/edges.safetensors cannot be read \(it "
+            r"has changed since it was written\)"
+        ),
     ):
         run(dataclasses.replace(short, runs=str(tmp_path)))
 

@@ -1,4 +1,5 @@
-"""The baselines against oracles: scikit-learn's own classes, sums written out, and the closed form; and what must play no part in them."""
+"""The baselines against oracles: scikit-learn's own classes, sums written out, and the closed form;
+and what must play no part in them."""
 
 import warnings
 
@@ -31,7 +32,8 @@ def digits(made: Made) -> tuple[list[np.ndarray], np.ndarray, Split]:
 def small(
     classes: int = 3, widths: tuple[int, ...] = (5, 4), n: int = 60, noise: float = 1
 ) -> tuple[list[np.ndarray], np.ndarray, Split]:
-    """Rows in overlapping heaps: 4 labelled a class, then unlabelled, 15 for validation and 15 for test."""
+    """Rows in overlapping heaps: 4 labelled a class, then unlabelled, 15 for
+    validation and 15 for test."""
     chance = np.random.default_rng(0)
     label = np.arange(n) % classes
     emb = [
@@ -84,7 +86,8 @@ def best_of(val_log: list[np.ndarray], y_val: np.ndarray) -> int:
 
 
 def test_logistic_regression_is_scikit_learns_in_the_whole_space() -> None:
-    """Fitted from scratch for every C, on all dimensions, to a gradient a thousand times smaller."""
+    """Fitted from scratch for every C, on all dimensions, to a gradient
+    a thousand times smaller."""
     from sklearn.linear_model import LogisticRegression
 
     emb, label, split = small(widths=(40, 30), noise=2.5)  # wider than the 12 labelled rows
@@ -278,7 +281,8 @@ def test_test_rows_and_hidden_labels_play_no_part(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_validation_rows_are_no_training_rows(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one candidate there is nothing to choose, and validation rows then change no test score."""
+    """With one candidate there is nothing to choose, and validation rows
+    then change no test score."""
     for module, name, value in (
         (classic, "INVERSE_PENALTIES", (0.1,)),
         (classic, "VOTERS", (5,)),
@@ -321,7 +325,8 @@ def test_the_choice_is_by_accuracy_then_loss_then_order() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_digits_are_read(method: str, digits: tuple) -> None:
-    """Measured: logreg 0.75, knn 0.73 to 0.76, label propagation 0.92; chance is 0.1. Log-probabilities sum to one, and twice is the same."""
+    """Measured: logreg 0.75, knn 0.73 to 0.76, label propagation 0.92; chance is 0.1.
+    Log-probabilities sum to one, and twice is the same."""
     emb, label, split = digits
     scores = classify(method, emb, label, 10, split)
     bound = 0.86 if method == "label-propagation" else 0.67
@@ -370,7 +375,8 @@ def test_a_class_without_a_labelled_row(method: str, left: tuple[int, ...]) -> N
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("elsewhere", [0.1, -65_504])
 def test_a_constant_view_says_nothing_and_does_no_harm(method: str, elsewhere: float) -> None:
-    """Also where it is another constant outside the training rows, which then are all equally far in that view."""
+    """Also where it is another constant outside the training rows, which then are all
+    equally far in that view."""
     emb, label, split = small()
     constant = np.full_like(emb[1], 0.1)
     constant[split.val[0] :] = elsewhere
@@ -427,7 +433,8 @@ def test_errors_say_what_to_do() -> None:
 
 
 def test_an_unfinished_fit_is_no_candidate(monkeypatch: pytest.MonkeyPatch, digits: tuple) -> None:
-    """40 iterations are enough for strong penalties only; 1 for none. No warning of the solver escapes, and no filter stays behind."""
+    """40 iterations are enough for strong penalties only; 1 for none. No warning of the solver
+    escapes, and no filter stays behind."""
     emb, label, split = digits
     parts = [
         standardise(emb[0], rows, *statistics(emb[0], split.unlabelled))

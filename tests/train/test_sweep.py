@@ -1,4 +1,5 @@
-"""make sweep: every combination is what it is alone, ranked on validation, resumed where it was stopped, and nonsense is refused."""
+"""make sweep: every combination is what it is alone, ranked on validation, resumed where it was
+stopped, and nonsense is refused."""
 
 import dataclasses
 import json
@@ -48,7 +49,10 @@ def test_a_combination_of_a_sweep_is_what_it_is_alone_to_the_last_bit(
     out = capsys.readouterr().out
     with pytest.raises(
         UsageError,
-        match=r"RUN=a: .*/a is a sweep, which keeps scores, but no model. To train and test its best, type: make train ",
+        match=(
+            r"RUN=a: .*/a is a sweep, which keeps scores, but no model. "
+            r"To train and test its best, type: make train "
+        ),
     ) as caught:
         finished(tmp_path / "a")
     assert all(

@@ -291,7 +291,8 @@ def plain_forward(p: dict[str, np.ndarray], prefix: str, h: np.ndarray) -> np.nd
 
 
 def test_predictions_agree_with_the_summary_and_the_probes(made: Made, tmp_path: Path) -> None:
-    """Accuracy counted from the rows of predictions.parquet, and again from the safetensors by plain NumPy."""
+    """Accuracy counted from the rows of predictions.parquet, and again from the
+    safetensors by plain NumPy."""
     summary = run(config(made, tmp_path))
     table = pq.read_table(tmp_path / "a" / "predictions.parquet")
     columns = {
@@ -392,7 +393,8 @@ def test_a_run_is_not_resumed_with_other_settings(
 def test_a_run_goes_on_with_the_images_of_then_under_the_name_that_they_have_now(
     tmp_path: Path,
 ) -> None:
-    """An image was added since: DATA=digits is a newer version, and the run's own images are called by their folder."""
+    """An image was added since: DATA=digits is a newer version, and the run's own images
+    are called by their folder."""
     old = Made(tmp_path)
     run(config(old, tmp_path / "runs", warmup=2, cotrain=0, method="supervised"))
     (tmp_path / "runs" / "a" / "summary.json").unlink()  # as if it were not finished
@@ -409,7 +411,10 @@ def test_a_run_goes_on_with_the_images_of_then_under_the_name_that_they_have_now
         write_view(folder, old.tomls[name], np.concatenate([emb, emb[:1]]), items.fingerprint)
     with pytest.raises(
         StaleError,
-        match=rf"(?s)fingerprints.items: .*The images that it was made of are DATA={old.dataset.name}\n",
+        match=(
+            r"(?s)fingerprints.items: .*The images that it was made of "
+            rf"are DATA={old.dataset.name}\n"
+        ),
     ):
         run(config(old, tmp_path / "runs", warmup=2, cotrain=0, method="supervised"))
     then = dataclasses.replace(
@@ -425,7 +430,8 @@ def test_a_run_goes_on_with_the_images_of_then_under_the_name_that_they_have_now
 def test_the_best_copy_on_validation_is_kept(
     made: Made, tmp_path: Path, method: str, cotrain: int
 ) -> None:
-    """The reported validation accuracy is the best of the curve, which then went down: neither the last state nor an alias of it."""
+    """The reported validation accuracy is the best of the curve, which then went down: neither the
+    last state nor an alias of it."""
     summary = run(config(made, tmp_path, seeds="1", method=method, lr=0.1, cotrain=cotrain))
     records = [
         json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
@@ -441,7 +447,8 @@ def test_the_best_copy_on_validation_is_kept(
 
 
 def test_the_joint_of_supervised_comes_from_the_best_joint_step(made: Made, tmp_path: Path) -> None:
-    """Late fusion is selected as the joint of mct is: its validation accuracy is the best of the joint curve."""
+    """Late fusion is selected as the joint of mct is: its validation accuracy is
+    the best of the joint curve."""
     summary = run(config(made, tmp_path, seeds="0", method="supervised", lr=0.1))
     records = [
         json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
@@ -452,7 +459,8 @@ def test_the_joint_of_supervised_comes_from_the_best_joint_step(made: Made, tmp_
 
 
 def test_a_run_is_not_resumed_on_other_labels_or_splits(made: Made, tmp_path: Path) -> None:
-    """Labels may change without making an embedding stale; a run that saw the old ones is refused, finished or not."""
+    """Labels may change without making an embedding stale; a run that saw the old ones is
+    refused, finished or not."""
     run(config(made, tmp_path, warmup=2, cotrain=0, method="supervised"))
     (tmp_path / "other").mkdir()
     other = Made(tmp_path / "other", [str((label + 1) % 10) for label in made.items.label])
@@ -481,7 +489,10 @@ def test_a_class_that_is_not_tested_is_said(made: Made, capsys: pytest.CaptureFi
         ),
     )
     assert capsys.readouterr().err.splitlines() == [
-        "warning: of 10 classes 2 have no validation image: '0', '1'. The validation scores say nothing of them",
+        (
+            "warning: of 10 classes 2 have no validation image: '0', '1'. "
+            "The validation scores say nothing of them"
+        ),
         "warning: of 10 classes 1 has no test image: '4'. The test scores say nothing of them",
     ]
 
@@ -516,7 +527,8 @@ def test_a_folder_that_is_not_what_was_embedded_is_said(
     cache.warn_of_drift()
     err = capsys.readouterr().err
     assert (
-        f"warning: of {len(items)} images looked at in {folder}, 2 were moved, are gone or have changed since they were embedded, "
+        f"warning: of {len(items)} images looked at in {folder}, 2 were moved, "
+        "are gone or have changed since they were embedded, "
         f"the first is '{items.keys[1]}'"
         in err
         and f"make extract VIEW=… DATA={folder}" in err
@@ -527,7 +539,8 @@ def test_a_folder_that_is_not_what_was_embedded_is_said(
 
 
 def test_images_that_are_added_or_moved_hardly_change_who_is_tested() -> None:
-    """All are renamed, and 8 get a label: no more than 8 of the others change their side, and copies of an image are on one."""
+    """All are renamed, and 8 get a label: no more than 8 of the others change their side, and
+    copies of an image are on one."""
     chance = np.random.default_rng(0)
     label, sha = chance.integers(0, 4, 400).astype(np.int32), [f"{i:064x}" for i in range(400)]
     hidden = chance.choice(400, 100, replace=False)
@@ -612,7 +625,8 @@ def test_three_views_and_one(made: Made, tmp_path: Path) -> None:
 def test_embeddings_kept_on_the_device_give_the_same_bytes(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """What a GPU has in its own memory, the CPU can have in its: batches without unlabelled rows, ensembles, predictions."""
+    """What a GPU has in its own memory, the CPU can have in its: batches without unlabelled
+    rows, ensembles, predictions."""
     run(config(made, tmp_path / "mapped", method=method, members=2))
     monkeypatch.setattr("train.data.feed.fits", lambda emb, device: True)
     run(config(made, tmp_path / "kept", method=method, members=2))
@@ -863,9 +877,9 @@ def test_a_command_to_type_again_has_no_run_that_was_made_up(
     )
     said = command(*words).stderr
     most = re.search(r"type at most LABELS=(\d+)", said)[1]
-    assert (
-        said.splitlines()[-1]
-        == f"Type: make train VIEWS={views} DATA=digits CACHE={made.cache} LABELS={most} ARGS='--runs {tmp_path} --no-report'"
+    assert said.splitlines()[-1] == (
+        f"Type: make train VIEWS={views} DATA=digits CACHE={made.cache} "
+        f"LABELS={most} ARGS='--runs {tmp_path} --no-report'"
     )
     assert " RUN=mine " in command(*words, "--run", "mine").stderr.splitlines()[-1]
 
@@ -909,7 +923,10 @@ def test_what_the_cache_lacks_is_named_with_the_command(made: Made, tmp_path: Pa
         (
             {"views": "tiny-clip,tiny-dinov2"},
             UsageError,
-            r"no view 'tiny-clip' in .*; there is: edges, pixels, thirds. To extract it: make extract VIEW=tiny-clip DATA=digits",
+            (
+                r"no view 'tiny-clip' in .*; there is: edges, pixels, thirds. "
+                r"To extract it: make extract VIEW=tiny-clip DATA=digits"
+            ),
         ),
         ({"views": "tiny-clp,tiny-dinov2"}, UsageError, "did you mean 'tiny-clip'"),
         (
@@ -929,7 +946,8 @@ def test_what_the_cache_lacks_is_named_with_the_command(made: Made, tmp_path: Pa
 
 
 def test_two_folders_of_one_base_name_are_not_mixed_up(made: Made, tmp_path: Path) -> None:
-    """The cache knows where its images came from; another folder that is called the same is refused, not trained on silently."""
+    """The cache knows where its images came from; another folder that is called the same is
+    refused, not trained on silently."""
     mine, other = tmp_path / "a" / "pets", tmp_path / "b" / "pets"
     mine.mkdir(parents=True)
     other.mkdir(parents=True)
@@ -1039,9 +1057,9 @@ def test_views_that_are_too_alike_are_warned_of(
     monkeypatch.setattr("train.run.reading.alike", lambda names: {tuple(names): "the same network"})
     run(config(made, tmp_path, method="supervised"))
     assert (
-        "warning: the views pixels and edges are too alike to teach each other much: the same network"
-        in capsys.readouterr().err
-    )
+        "warning: the views pixels and edges are too alike to teach "
+        "each other much: the same network"
+    ) in capsys.readouterr().err
 
 
 def test_with_every_label_known_the_default_leaves_out_what_needs_unlabelled_images(
@@ -1214,7 +1232,10 @@ def test_what_would_take_all_memory_is_refused_before_it_begins(
     monkeypatch.setattr("train.run.reading.MOST_BYTES", 1e5)
     with pytest.raises(
         UsageError,
-        match=r"would not fit into memory, for mct-graph\. Use fewer seeds .*METHOD=supervised,mct$",
+        match=(
+            r"would not fit into memory, for mct-graph\. "
+            r"Use fewer seeds .*METHOD=supervised,mct$"
+        ),
     ):
         read(config(made, tmp_path, method="mct-graph"))
     with pytest.raises(UsageError, match=r"for label-propagation\. .*METHOD=supervised$"):
@@ -1229,7 +1250,8 @@ def test_what_would_take_all_memory_is_refused_before_it_begins(
 def test_batches_are_those_of_the_step_in_whatever_order_they_are_asked_for(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Although the next one is begun before it is asked for; what goes wrong in it is said when it is asked for."""
+    """Although the next one is begun before it is asked for; what goes wrong in it is
+    said when it is asked for."""
     settings = config(made, tmp_path, method="mct")
     cache, splits, _ = read(settings)
     (job,) = make_jobs(

@@ -1,4 +1,5 @@
-"""Images inside tables: Parquet, what the Hugging Face hub has and what `datasets` saves, and HDF5."""
+"""Images inside tables: Parquet, what the Hugging Face hub has and what
+`datasets` saves, and HDF5."""
 
 import io
 import json
@@ -328,7 +329,8 @@ def test_a_saved_folder_names_nothing_outside_it(tmp_path, file, content, messag
 
 
 def test_damaged_arrow_files_do_not_end_the_process(tmp_path):
-    """Offsets in an Arrow file are trusted by Arrow unless they are validated. In a process of its own, which must survive all of them."""
+    """Offsets in an Arrow file are trusted by Arrow unless they are validated. In a process of its
+    own, which must survive all of them."""
     path = Path(
         write(
             tmp_path / "s/train/data-00000-of-00001.arrow",
@@ -374,7 +376,10 @@ def test_a_data_set_of_the_hub_is_read_offline_from_its_cache(tmp_path, monkeypa
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
         UsageError,
-        match=r"no Parquet file of the data set owner/pets .*\n.*with a network: .*\n.*hf download --repo-type dataset owner/pets ",
+        match=(
+            r"no Parquet file of the data set owner/pets .*\n.*with a network: .*\n"
+            r".*hf download --repo-type dataset owner/pets "
+        ),
     ):
         open_dataset("hf:owner/pets", Path())
     hub_cache(
@@ -406,7 +411,10 @@ def test_without_a_network_what_was_fetched_before_is_read(tmp_path, monkeypatch
     monkeypatch.setattr(hf.HfApi, "list_repo_files", unreachable)
     with pytest.raises(
         UsageError,
-        match=r"owner/pets of the Hugging Face hub is on this machine, or could be fetched \(RuntimeError: connection refused; ",
+        match=(
+            r"owner/pets of the Hugging Face hub is on this machine, "
+            r"or could be fetched \(RuntimeError: connection refused; "
+        ),
     ):
         open_dataset("hf:owner/pets", Path())
     hub_cache(

@@ -1,4 +1,5 @@
-"""Data sets and images: which files count, what their folders mean, the pixels a model sees, and a status for every kind of bad file."""
+"""Data sets and images: which files count, what their folders mean, the pixels a model sees, and a
+status for every kind of bad file."""
 
 import io
 import os
@@ -118,7 +119,10 @@ def test_each_key_reads_its_own_file_also_in_a_worker(tmp_path):
 def test_a_dataset_that_is_not_there_is_refused_with_the_choices():
     with pytest.raises(
         UsageError,
-        match=r"DATA=digit: there is no such folder; did you mean 'digits'.*torchvision:NAME, hf:OWNER/NAME, or digits",
+        match=(
+            r"DATA=digit: there is no such folder; "
+            r"did you mean 'digits'.*torchvision:NAME, hf:OWNER/NAME, or digits"
+        ),
     ):
         open_dataset("digit", Path())
     with pytest.raises(UsageError, match=r"DATA=/nowhere\.csv: there is no such file"):
@@ -280,7 +284,10 @@ def test_a_torchvision_set_that_is_not_there_is_named_with_the_command(tmp_path)
     command = rf"python -c .*d\.MNIST\('{tmp_path}', train=True, download=True\)"
     with pytest.raises(
         UsageError,
-        match=rf"torchvision's MNIST, train=True is not in {tmp_path} \(.*\)\. .*Download it once with:\n  .*{command}",
+        match=(
+            rf"torchvision's MNIST, train=True is not in {tmp_path} \(.*\)\. "
+            rf".*Download it once with:\n  .*{command}"
+        ),
     ):
         open_dataset("torchvision:MNIST", tmp_path)
 
@@ -422,7 +429,8 @@ def test_every_mode_becomes_rgb_as_pillow_does_it(mode):
 
 
 def test_a_palette_with_alpha_is_an_image_too():
-    """Pillow warns of such files; a warning must be neither an error nor noise for each of a million images."""
+    """Pillow warns of such files; a warning must be neither an error nor noise for
+    each of a million images."""
     image = picture(24, 24, "P")
     pixels, status = decode(encoded(image, transparency=bytes(range(256))), SQUASH)
     assert status == OK and torch.equal(pixels, v2.functional.pil_to_tensor(image.convert("RGB")))
@@ -469,11 +477,17 @@ def test_an_unquoted_comma_or_a_second_column_of_one_name_is_refused(tmp_path):
     for text, message in (
         (
             "path,label\n1.png,cat, big\n",
-            r"row 2 has more cells than the 2 columns .*a cell with a ',' in it is quoted: \"cat, big\"",
+            (
+                r"row 2 has more cells than the 2 columns .*a cell with a ',' "
+                r"in it is quoted: \"cat, big\""
+            ),
         ),
         (
             "path;label\n1.png;cat; big\n",
-            r"row 2 has more cells than the 2 columns .*a cell with a ';' in it is quoted: \"cat; big\"",
+            (
+                r"row 2 has more cells than the 2 columns .*a cell with a ';' "
+                r"in it is quoted: \"cat; big\""
+            ),
         ),
         ("path,label,label\n1.png,a,b\n", "the column 'label' stands there twice"),
     ):
@@ -568,7 +582,10 @@ def test_files_of_other_kinds_are_counted(tmp_path, capsys):
     assert "3 files are left out" in out and "2 with .heic, 1 with no ending" in out
     assert (
         "warning: " in err
-        and "images with .heic cannot be read; to use them too, make JPEG or PNG files of them first"
+        and (
+            "images with .heic cannot be read; to use them too, "
+            "make JPEG or PNG files of them first"
+        )
         in err
     )
     with pytest.raises(

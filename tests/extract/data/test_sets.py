@@ -1,4 +1,5 @@
-"""The data sets of the field, each from a miniature in its real layout on the disk: all official splits, once; class names; keys that a list can name."""
+"""The data sets of the field, each from a miniature in its real layout on the disk: all official
+splits, once; class names; keys that a list can name."""
 
 import hashlib
 import io
@@ -42,7 +43,8 @@ def pixels(*shape: int) -> np.ndarray:
     return np.random.default_rng(len(shape)).integers(0, 256, shape, np.uint8)
 
 
-# --- miniatures: each writes what the archives unpack to, and returns (key, label, split) in order of the keys
+# --- miniatures: each writes what the archives unpack to, and returns (key, label, split)
+#     in order of the keys
 
 
 def food101(root: Path, patch: Patch) -> Rows:
@@ -365,7 +367,9 @@ def places365(root: Path, patch: Patch) -> Rows:
     lists = {
         "categories_places365.txt": "/a/airfield 0\n/z/zen_garden 1\n",
         "places365_val.txt": "Places365_val_00000001.jpg 1\n",
-        "places365_train_standard.txt": "/a/airfield/00000001.jpg 0\n/z/zen_garden/00000002.jpg 1\n",
+        "places365_train_standard.txt": (
+            "/a/airfield/00000001.jpg 0\n/z/zen_garden/00000002.jpg 1\n"
+        ),
     }
     known = {name: (name, md5(put(root / name, content))) for name, content in lists.items()}
     patch.setattr(sets.Places365, "_CATEGORIES_META", known["categories_places365.txt"])
@@ -466,7 +470,10 @@ def test_versions_choose_other_splits_and_other_labels(tmp_path, monkeypatch):
     for data, message in (
         (
             "INaturalist",
-            r"INaturalist has several versions; type one of: DATA=torchvision:INaturalist@2021_train, ",
+            (
+                r"INaturalist has several versions; type one of: "
+                r"DATA=torchvision:INaturalist@2021_train, "
+            ),
         ),
         ("DTD@11", "DTD has no version '11'"),
         ("Food100", "torchvision has no data set 'Food100'; did you mean 'Food101'"),
@@ -640,7 +647,10 @@ def test_the_published_lists_of_file_names_are_labels(tmp_path):
         ),
         (
             ["a.JPEG"],
-            r"line 1: 'imagenet' has 2 images of the name 'a\.JPEG', such as 'train/n01440764/a\.JPEG' and 'train/n01443537/a\.JPEG'; write whole keys",
+            (
+                r"line 1: 'imagenet' has 2 images of the name 'a\.JPEG', "
+                r"such as 'train/n01440764/a\.JPEG' and 'train/n01443537/a\.JPEG'; write whole keys"
+            ),
         ),
         (
             ["ILSVRC2012_val_00000001.JPEG"],
@@ -703,7 +713,10 @@ def test_the_most_common_classes_are_counted_in_training_alone_and_kept_in_every
         open_dataset(f"{data}#top5", Path())
     with pytest.raises(
         UsageError,
-        match=rf"#top0 would leave no class; type at least DATA={data}#top1, and DATA={data} is all of it",
+        match=(
+            rf"#top0 would leave no class; type at least DATA={data}#top1, "
+            rf"and DATA={data} is all of it"
+        ),
     ):
         open_dataset(f"{data}#top0", Path())
 

@@ -1,4 +1,5 @@
-"""Tars of images: webdataset's shards, tars of folders, and what a tar may hold that must not be read."""
+"""Tars of images: webdataset's shards, tars of folders, and what a tar may
+hold that must not be read."""
 
 import io
 import json

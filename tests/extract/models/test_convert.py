@@ -1,4 +1,5 @@
-"""make weights: the authors' checkpoint becomes safetensors, once; what is another file, hostile or half there never does."""
+"""make weights: the authors' checkpoint becomes safetensors, once; what is another file, hostile
+or half there never does."""
 
 import argparse
 import hashlib
@@ -178,7 +179,10 @@ def test_another_models_checkpoint_is_refused_at_once_and_leaves_what_was_there(
     ):
         with pytest.raises(
             IntegrityError,
-            match=r"wrong\.pth is not the checkpoint of 'v', or the spec does not describe it: .*missing.*Fetch https",
+            match=(
+                r"wrong\.pth is not the checkpoint of 'v', or the spec does not "
+                r"describe it: .*missing.*Fetch https"
+            ),
         ):
             made(spec, saved(folder, wrong, "wrong.pth"))
         assert target.read_bytes() == before and list(folder.glob("weights/.*")) == []
@@ -191,7 +195,10 @@ def test_a_full_disk_is_told_as_one(folder, monkeypatch):
     monkeypatch.setattr("extract.models.convert.subprocess.run", lambda *args, **given: full)
     with pytest.raises(
         StorageError,
-        match=r"weights is full \(.*No space left.*Make room there, or name another folder with COVIEW_WEIGHTS",
+        match=(
+            r"weights is full \(.*No space left.*Make room there, "
+            r"or name another folder with COVIEW_WEIGHTS"
+        ),
     ):
         made(view(folder), saved(folder, TENSORS))
     assert nothing_is_left(folder)
@@ -206,7 +213,10 @@ def test_a_pickle_as_weights_is_answered_with_what_makes_safetensors_of_it(folde
         find_weights(spec, str(pickled))
     with pytest.raises(
         UsageError,
-        match=r"'mae' needs a \.safetensors file; other checkpoints are pickles, which are not opened here",
+        match=(
+            r"'mae' needs a \.safetensors file; "
+            r"other checkpoints are pickles, which are not opened here"
+        ),
     ):
         find_weights(load_spec("mae"), str(pickled))
 
@@ -316,12 +326,18 @@ def test_mistakes_are_named(folder):
         convert(ConvertConfig(view="swaw"))
     with pytest.raises(
         UsageError,
-        match=r"the view 'clip' needs no conversion: its weights are timm/.*Type: make extract VIEW=clip",
+        match=(
+            r"the view 'clip' needs no conversion: its weights are timm/.*"
+            r"Type: make extract VIEW=clip"
+        ),
     ):
         convert(ConvertConfig(view="clip"))
     with pytest.raises(
         UsageError,
-        match=rf"FROM=/nowhere/x\.pth: there is no such file\. Name one, or leave FROM out: then it is fetched from {URL}",
+        match=(
+            r"FROM=/nowhere/x\.pth: there is no such file\. "
+            rf"Name one, or leave FROM out: then it is fetched from {URL}"
+        ),
     ):
         made(view(folder), Path("/nowhere/x.pth"))
 

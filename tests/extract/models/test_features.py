@@ -1,6 +1,8 @@
-"""What is special to a family: the outputs that its view has besides, what must be seen to differ, its authors' own layout.
+"""What is special to a family: the outputs that its view has besides, what must be seen to
+differ, its authors' own layout.
 
-That each view gives what an independent implementation gives is in test_references.py; the models are those of references.py."""
+That each view gives what an independent implementation gives is in test_references.py; the models
+are those of references.py."""
 
 import argparse
 import dataclasses
@@ -41,7 +43,7 @@ def variant(reference: Reference, folder, **changes) -> Backbone:
 # --- CLIP
 
 
-def test_clip_is_projected_by_its_projection_and_is_the_same_in_timm_where_the_other_gelu_would_be_seen(
+def test_clip_is_projected_by_its_projection_and_is_the_same_in_timm_where_another_gelu_is_seen(
     tmp_path,
 ):
     reference, x = REFERENCES["clip"]("clip", False), pixels()
@@ -151,7 +153,8 @@ def test_the_siglip_views_have_the_gelu_that_they_were_trained_with(tmp_path, vi
 
 
 def test_aimv2_in_its_low_precision_says_nothing_and_stays_near(tmp_path):
-    """torch warns, once a process unless asked, of an RMS norm that is given bfloat16 and weights of float32; here a warning is an error."""
+    """torch warns, once a process unless asked, of an RMS norm that is given bfloat16 and weights
+    of float32; here a warning is an error."""
     reference, x = REFERENCES["aimv2"]("aimv2", False), pixels()
     assert reference.spec.compute_dtype == "bfloat16"
     backbone = variant(reference, tmp_path)
@@ -180,7 +183,8 @@ def test_hiera_pools_twice_and_norms_the_mean(tmp_path):
 
 
 def test_eva02_loads_from_its_authors_names_too(tmp_path):
-    """With the mask token and the head of their masked modelling, and the tables of sines that follow from the model."""
+    """With the mask token and the head of their masked modelling, and the tables of sines
+    that follow from the model."""
     reference, x = REFERENCES["eva02"]("eva02", False), pixels()
     back = (
         (r"\.mlp\.fc1_g\.", ".mlp.w1."),
@@ -209,7 +213,8 @@ def test_eva02_loads_from_its_authors_names_too(tmp_path):
 def from_authors(
     folder, monkeypatch: pytest.MonkeyPatch, reference: Reference, checkpoint: object
 ) -> Backbone:
-    """The view, at the reference's size, from its authors' checkpoint, converted by `make weights`."""
+    """The view, at the reference's size, from its authors' checkpoint,
+    converted by `make weights`."""
     unpickle_here(monkeypatch)
     monkeypatch.setenv("COVIEW_WEIGHTS", str(folder / "weights"))
     torch.save(checkpoint, folder / "checkpoint.pth.tar")

@@ -1,4 +1,5 @@
-"""What was published with each model, written down a second time: which pixels belong to which view, and where its authors' file lies."""
+"""What was published with each model, written down a second time: which pixels belong to which
+view, and where its authors' file lies."""
 
 import dataclasses
 

@@ -1,6 +1,8 @@
-"""Every published view, its own TOML file, against an independent implementation of its model (tests/references.py).
+"""Every published view, its own TOML file, against an independent implementation of
+its model (tests/references.py).
 
-python -m pytest -m many -s tests/test_references.py     at real size, with a line for each view: 15 minutes, and up to 12 GB of memory
+python -m pytest -m many -s tests/test_references.py     at real size, with a line for each view:
+15 minutes, and up to 12 GB of memory
 """
 
 import gc
@@ -14,7 +16,8 @@ from references import REFERENCES, normalised, written
 from cache_specs.spec import load_spec, view_names
 from extract.models.backbones import load_backbone
 
-# Nearer than another epsilon of the norms (1e-5 for 1e-6 makes 4e-6); through 55 blocks with batch norms rounding alone makes more.
+# Nearer than another epsilon of the norms (1e-5 for 1e-6 makes 4e-6); through 55 blocks with
+# batch norms rounding alone makes more.
 BOUND, BATCH_NORMS = 3e-6, {"align": 1e-4, "swav": 2e-5, "swav-rn50": 2e-5}
 
 
@@ -39,7 +42,8 @@ def test_a_view_gives_what_an_independent_implementation_gives(tmp_path, view):
 def test_a_view_at_its_real_size_gives_what_an_independent_implementation_gives(
     tmp_path, capsys, view
 ):
-    """As shipped, in float32. Two images, since rows that are all alike would agree too. One model is in memory at a time, and its file is removed."""
+    """As shipped, in float32. Two images, since rows that are all alike would agree too. One model
+    is in memory at a time, and its file is removed."""
     begun = time.perf_counter()
     reference, spec = REFERENCES[view](view, True), load_spec(view)
     assert reference.spec == spec
@@ -63,7 +67,9 @@ def test_a_view_at_its_real_size_gives_what_an_independent_implementation_gives(
     difference = ((found - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
     with capsys.disabled():
         print(
-            f"\n{view:16}{parameters / 1e6:8.1f} M{found.shape[1]:6}{time.perf_counter() - begun:7.1f} s  {'finite' if finite else 'NOT FINITE':7}"
+            f"\n{view:16}{parameters / 1e6:8.1f} M{found.shape[1]:6}"
+            f"{time.perf_counter() - begun:7.1f} s  "
+            f"{'finite' if finite else 'NOT FINITE':7}"
             f"{difference:9.1e}  {by}",
             flush=True,
         )

@@ -1,4 +1,5 @@
-"""Bundled views: what they say about their models is measured. Loading: no tensor of a model is ever left at its initial value."""
+"""Bundled views: what they say about their models is measured. Loading: no tensor of a model is
+ever left at its initial value."""
 
 import contextlib
 import dataclasses
@@ -58,9 +59,9 @@ def test_the_first_line_is_the_command_with_what_a_million_images_take(name):
     if name.startswith("tiny-"):
         assert first == f"# make extract VIEW={name} DATA=digits" and spec.about is None
     else:
-        assert (
-            first
-            == f"# make extract VIEW={name} DATA=photos/       {spec.width * 2e6 / 1e9:.2f} GB a million images"
+        assert first == (
+            f"# make extract VIEW={name} DATA=photos/       "
+            f"{spec.width * 2e6 / 1e9:.2f} GB a million images"
         )
         assert all(
             [
@@ -145,7 +146,8 @@ def test_clip_b16_is_built(tmp_path):
 
 @pytest.mark.parametrize("name", TIMM)
 def test_timm_knows_the_tag_its_repository_its_filter_and_its_head(name, monkeypatch):
-    """Asked for pretrained weights, timm itself would take this repository, this filter, and a head that [tensors] drops."""
+    """Asked for pretrained weights, timm itself would take this repository, this filter, and a
+    head that [tensors] drops."""
     import timm
 
     asked = {}
@@ -260,7 +262,10 @@ def test_a_classifier_of_imagenets_classes_among_the_tensors_is_seen(tmp_path, n
         return
     with pytest.raises(
         UsageError,
-        match=rf"'dinov2' \({name} of {shape[0]:,} classes in model\.safetensors\) were trained with ImageNet's labels",
+        match=(
+            rf"'dinov2' \({name} of {shape[0]:,} classes in model\.safetensors\) "
+            r"were trained with ImageNet's labels"
+        ),
     ):
         refuse_labels(load_spec("dinov2"), files=files)
 
@@ -350,7 +355,8 @@ def of_family(folder: Path, family: str, **changes):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_timm_round_trip(tmp_path, family):
-    """The loaded model has the checkpoint's tensors, every one, and gives what the library's own model gives."""
+    """The loaded model has the checkpoint's tensors, every one, and gives what the
+    library's own model gives."""
     spec, model = of_family(tmp_path, family)
     backbone = load(spec)
     assert model.state_dict().keys() == backbone.model.state_dict().keys()
@@ -378,7 +384,10 @@ def test_timm_each_tensor_that_is_missing_misshapen_or_too_many_is_named(tmp_pat
         ({}, f"1 tensors missing ['{name}']"),
         (
             {name: state[name][:-1]},
-            f"1 of another shape ['{name} ({len(state[name]) - 1},), expected ({len(state[name])},)']",
+            (
+                f"1 of another shape ['{name} ({len(state[name]) - 1},), "
+                f"expected ({len(state[name])},)']"
+            ),
         ),
         ({name: state[name], "a.tensor.too.many": torch.zeros(3)}, "'a.tensor.too.many'"),
     ):
@@ -473,13 +482,17 @@ def test_timm_a_checkpoint_of_another_patch_size_is_no_silent_fit(tmp_path):
     )
     with pytest.raises(
         UsageError,
-        match=r"1 of another shape \['patch_embed\.proj\.weight \(32, 3, 16, 16\), expected \(32, 3, 8, 8\)'\]",
+        match=(
+            r"1 of another shape \['patch_embed\.proj\.weight "
+            r"\(32, 3, 16, 16\), expected \(32, 3, 8, 8\)'\]"
+        ),
     ):
         load(write_spec(tmp_path, "vit_base_patch14_dinov2", "cls", 32, arguments=VIT))
 
 
 def test_timm_a_masked_modelling_checkpoint_of_eva02_loads(tmp_path):
-    """Its last norm is called norm and it has a mask token and a head of the codebook; the view's [tensors] bring it to timm's names."""
+    """Its last norm is called norm and it has a mask token and a head of the codebook; the view's
+    [tensors] bring it to timm's names."""
     tensors = load_spec("eva02").tensors
     spec, model = of_family(
         tmp_path, "eva02_large_patch14_224", drop=tensors.drop, rename=tensors.rename
@@ -528,7 +541,10 @@ def test_timm_a_swin_of_another_window_is_no_silent_fit(tmp_path):
     )
     with pytest.raises(
         UsageError,
-        match=r"of another shape \['layers\.0\.blocks\.0\.attn\.relative_position_bias_table \(9, 1\), expected \(49, 1\)'",
+        match=(
+            r"of another shape \['layers\.0\.blocks\.0\.attn\.relative_position_bias_table "
+            r"\(9, 1\), expected \(49, 1\)'"
+        ),
     ):
         load(spec)
 
@@ -577,7 +593,10 @@ def test_timm_a_checkpoint_that_the_familys_filter_chokes_on_is_an_error_of_ours
     [
         (
             {"architecture": "vit_bsae_patch14_dinov2"},
-            "timm has no architecture 'vit_bsae_patch14_dinov2'; did you mean 'vit_base_patch14_dinov2'",
+            (
+                "timm has no architecture 'vit_bsae_patch14_dinov2'; "
+                "did you mean 'vit_base_patch14_dinov2'"
+            ),
         ),
         (
             {"architecture": "vit_base_patch14_dinov2.nonsense"},
@@ -708,7 +727,8 @@ def small_spec(name: str, folder: Path, **changes):
 
 
 def test_transformers_the_towers_of_full_models_load_with_every_tensor(tower):
-    """Names and config.json as the full class itself writes them; all that is left over is in the view's `drop`."""
+    """Names and config.json as the full class itself writes them; all that is left
+    over is in the view's `drop`."""
     name, model, folder = tower
     spec = small_spec(name, folder)
     backbone = load(spec)

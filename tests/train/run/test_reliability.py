@@ -1,4 +1,5 @@
-"""Killed, stopped, frozen, damaged: a run that is launched again ends with the bytes of a run that nothing disturbed, or says why it cannot."""
+"""Killed, stopped, frozen, damaged: a run that is launched again ends with the bytes of a run that
+nothing disturbed, or says why it cannot."""
 
 import contextlib
 import dataclasses
@@ -34,7 +35,8 @@ CHECKPOINT_POINTS += ["checkpoint.rename", "checkpoint.forget", "checkpoint.forg
 
 
 def config(made: Made, folder: Path, **changes: object) -> TrainConfig:
-    """Lines of metrics.jsonl are written between two checkpoints too, so that a killed run has some that its checkpoint does not know."""
+    """Lines of metrics.jsonl are written between two checkpoints too, so that a killed run has some
+    that its checkpoint does not know."""
     return plain_config(made, folder, **{"eval_every": EVERY // 2, **changes})
 
 
@@ -43,7 +45,8 @@ Launch = Callable[..., tuple[list[int], str]]
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
-    """launch(settings, rank=0, step=0, number="SIGKILL", point="") -> the ranks' exit statuses, and what they said."""
+    """launch(settings, rank=0, step=0, number="SIGKILL", point="") -> the ranks' exit
+    statuses, and what they said."""
     log = tmp_path_factory.mktemp("log") / "log.txt"
 
     def ask(
@@ -70,7 +73,8 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
 
 
 def all_bytes(run: Path) -> dict[str, object]:
-    """What `outcome` has, and every byte of the last checkpoint: parameters, moments, best copies, step."""
+    """What `outcome` has, and every byte of the last checkpoint: parameters,
+    moments, best copies, step."""
     newest = run / "checkpoints" / (run / "checkpoints" / "LATEST").read_text().strip()
     return {
         **outcome(run),
@@ -93,7 +97,8 @@ def whole(
 def finish(
     launch: Launch, settings: TrainConfig, whole: dict[int, dict[str, object]], why: object = None
 ) -> str:
-    """The same command once more: it must end well, with the bytes of the run that nothing disturbed. Returns what it said."""
+    """The same command once more: it must end well, with the bytes of the run that nothing
+    disturbed. Returns what it said."""
     codes, said = launch(settings)
     assert codes == [0] * settings.gpus, (why, said)
     found, wanted = all_bytes(Path(settings.runs) / settings.run), whole[settings.gpus]
@@ -114,7 +119,8 @@ def finish(
 def test_a_random_rank_killed_at_random_moments_ends_with_the_undisturbed_bytes(
     made: Made, tmp_path: Path, launch: Launch, whole: dict, trial: int
 ) -> None:
-    """Every third trial has two ranks. One or two kills, each at a random step or a random point of I/O."""
+    """Every third trial has two ranks. One or two kills, each at a random step
+    or a random point of I/O."""
     chance = random.Random(trial)
     settings = config(made, tmp_path, gpus=1 if trial % 3 else 2)
     plans = []
@@ -158,7 +164,8 @@ def test_the_list_of_checkpoint_points_is_complete(
 def test_one_run_killed_at_one_checkpoint_point_after_the_other(
     made: Made, tmp_path: Path, launch: Launch, whole: dict, names: tuple[str, ...]
 ) -> None:
-    """The kills of a chain stand on each other's ruins. (The many trials kill once, at each point, early and late, in each rank.)"""
+    """The kills of a chain stand on each other's ruins. (The many trials kill once, at each point,
+    early and late, in each rank.)"""
     for point in (point for point in CHECKPOINT_POINTS if point.startswith(names)):
         codes, said = launch(config(made, tmp_path), point=f"kill:1:{point}")
         assert codes == [KILLED] and "GOES BACK" not in said, (point, said)  # a kill is no damage
@@ -182,7 +189,8 @@ def test_killed_at_every_checkpoint_point(
 
 # ---------------------------------------------------------------- damage
 
-# how a run was killed, the step of its newest checkpoint, of the one before, of which method; "trained": the probes of that method were written since
+# how a run was killed, the step of its newest checkpoint, of the one before, of which method;
+# "trained": the probes of that method were written since
 LEFT = {
     "first": ({"point": "kill:2:checkpoint.latest.done"}, 20, 10, "supervised"),
     "trained": ({"step": 43}, 40, 30, "supervised"),
@@ -196,7 +204,8 @@ LEFT = {
 def left(
     made: Made, tmp_path_factory: pytest.TempPathFactory, launch: Launch
 ) -> Callable[[Path, str, int], TrainConfig]:
-    """left(folder, moment, gpus) -> the settings of a run in `folder` that was killed at that moment; its checkpoints are whole."""
+    """left(folder, moment, gpus) -> the settings of a run in `folder` that was killed at that
+    moment; its checkpoints are whole."""
     store = tmp_path_factory.mktemp("left")
 
     def copy(folder: Path, moment: str, gpus: int = 1) -> TrainConfig:
@@ -427,7 +436,8 @@ def test_a_killed_run_is_not_resumed_by_fewer_or_more_processes_of_torchrun(
 def test_methods_of_one_process_go_with_those_of_all(
     made: Made, tmp_path: Path, launch: Launch
 ) -> None:
-    """The checkpoint of mct is two ranks', that of concat one's: neither stands in the other's way."""
+    """The checkpoint of mct is two ranks', that of concat one's: neither
+    stands in the other's way."""
     settings = config(made, tmp_path, gpus=2, method="mct,concat")
     assert launch(settings)[0] == [0, 0]
     again = dataclasses.replace(settings, run="b")
@@ -495,7 +505,8 @@ ENDS = {
 def test_a_rank_that_ends_badly_ends_the_job_in_time_with_code_7(
     made: Made, tmp_path: Path, end: str
 ) -> None:
-    """In time: long before the ranks would give up waiting for each other. Only of a frozen one nobody knows until they do."""
+    """In time: long before the ranks would give up waiting for each other. Only of a frozen one
+    nobody knows until they do."""
     harm, how = ENDS[end]
     (tmp_path / "sitecustomize.py").write_text(HARMFUL.format(folder=str(tmp_path), harm=harm))
     process = server.Popen(
@@ -564,10 +575,15 @@ def test_a_stop_signal_to_the_job_stops_all_ranks_and_the_same_command_goes_on(
 def test_torchrun_with_restarts_resumes_by_itself(
     made: Made, tmp_path: Path, launch: Launch
 ) -> None:
-    """torchrun --standalone --nproc-per-node 2 --max-restarts 1 -m coview.cli train --run NAME …, rank 1 killed once.
+    """torchrun --standalone --nproc-per-node 2 --max-restarts 1 -m coview.cli train --run NAME …,
+    rank 1 killed once.
 
     Rank 0 is late then: rank 1 must not take its old address."""
-    late = 'import os, time\nif os.environ.get("RANK") == "0" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "1":\n    time.sleep(4)\n'
+    late = (
+        "import os, time\n"
+        'if os.environ.get("RANK") == "0" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "1":\n'
+        "    time.sleep(4)\n"
+    )
     (tmp_path / "sitecustomize.py").write_text(late)
     settings = config(made, tmp_path, gpus=2, cotrain=60)
     words = [

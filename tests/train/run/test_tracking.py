@@ -1,4 +1,5 @@
-"""Trackers show what metrics.jsonl holds, once; missing, offline, hanging or raising they change no byte of a run and cost it less than a second."""
+"""Trackers show what metrics.jsonl holds, once; missing, offline, hanging or raising they change no
+byte of a run and cost it less than a second."""
 
 import json
 import os
@@ -22,19 +23,38 @@ FAKES = {  # a module `wandb` that fails in a way of its own
     "at import": "raise RuntimeError('broken at import')",
     "missing": "raise ModuleNotFoundError(\"No module named 'wandb'\")",
     "in init": "def init(**_): raise RuntimeError('broken in init')",
-    "in log": "class R:\n    def define_metric(self, *_, **__): pass\n    def log(self, *_, **__): raise RuntimeError('broken in log')\n"
-    "def init(**_): return R()",
-    "in finish": "class R:\n    summary = {}\n    def define_metric(self, *_, **__): pass\n    def log(self, *_, **__): pass\n"
-    "    def finish(self, **_): raise RuntimeError('broken in finish')\ndef init(**_): return R()",
-    "sys.exit": "import sys\nprint('to standard output')\nprint('to standard error', file=sys.stderr)\nsys.exit('it left')",
+    "in log": (
+        "class R:\n    def define_metric(self, *_, **__): pass\n"
+        "    def log(self, *_, **__): raise RuntimeError('broken in log')\n"
+        "def init(**_): return R()"
+    ),
+    "in finish": (
+        "class R:\n    summary = {}\n    def define_metric(self, *_, **__): pass\n"
+        "    def log(self, *_, **__): pass\n"
+        "    def finish(self, **_): raise RuntimeError('broken in finish')\n"
+        "def init(**_): return R()"
+    ),
+    "sys.exit": (
+        "import sys\nprint('to standard output')\n"
+        "print('to standard error', file=sys.stderr)\nsys.exit('it left')"
+    ),
     "os._exit": "import os\nos._exit(0 + 9)",
     "killed": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
 }
-HANGS = "import os, socket\nserver = socket.create_connection(('127.0.0.1', int(os.environ['TEST_PORT'])))\nserver.recv(1)\n"
+HANGS = (
+    "import os, socket\n"
+    "server = socket.create_connection(('127.0.0.1', int(os.environ['TEST_PORT'])))\n"
+    "server.recv(1)\n"
+)
 SLEEPS = {
     "at import": "import time\ntime.sleep(99)",
-    "at exit": "import atexit, time\natexit.register(time.sleep, 99)\nraise RuntimeError('then it hangs')",
-    "with all threads": "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\nwhile True: pass",
+    "at exit": (
+        "import atexit, time\natexit.register(time.sleep, 99)\nraise RuntimeError('then it hangs')"
+    ),
+    "with all threads": (
+        "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"
+        "while True: pass"
+    ),
 }
 
 
@@ -59,20 +79,6 @@ def tracker_pid(folder: Path, name: str = "wandb") -> int:
             return int(text[0])
         time.sleep(0.05)
     raise AssertionError("no tracker has begun")
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until_gone(pid: int, seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while is_alive(pid):
-        assert time.monotonic() < until, f"process {pid} is still there"
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -101,7 +107,8 @@ def are_short(waits: list[float | None]) -> bool:
 
 
 def events(folder: Path) -> list[tuple[str, int, float]]:
-    """(tag, step, value) of every scalar in the event files, in the order in which they were written."""
+    """(tag, step, value) of every scalar in the event files, in the order
+    in which they were written."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
 
@@ -143,7 +150,8 @@ def expected(folder: Path) -> list[tuple[str, int, float]]:
 def test_tensorboard_has_every_number_once_also_after_a_kill(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: dict
 ) -> None:
-    """The kill comes when lines that no checkpoint knows were already shown: resuming writes them to metrics.jsonl again."""
+    """The kill comes when lines that no checkpoint knows were already shown: resuming writes
+    them to metrics.jsonl again."""
     pytest.importorskip("tensorboard")
     settings = config(made, tmp_path, tensorboard="auto", checkpoint_every=1000)
     training, metrics, memory = (
@@ -344,7 +352,8 @@ def is_open(connection: socket.socket) -> bool:
 
 
 def wait_at_the_first_look(monkeypatch: pytest.MonkeyPatch, server: list) -> None:
-    """So that the tracker hangs while the run is at work, also where the machine is busy and the tracker gives way."""
+    """So that the tracker hangs while the run is at work, also where the machine is busy
+    and the tracker gives way."""
 
     def tell(*_: object) -> None:
         until = time.monotonic() + 60
