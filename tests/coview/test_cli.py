@@ -797,10 +797,12 @@ DO = re.compile(
     re.I,
 )
 RIGHT = re.compile(
-    r"\b(?:expected|must|may be|may end in|needs?|takes?|neither|one of|relative|have all|did you mean|ends? in|this is|reads|without)\b"
+    r"\b(?:expected|must|may be|may end in|needs?|takes?|neither|one of|relative|have all|"
+    r"did you mean|ends? in|this is|reads|without)\b"
 )
 SAID_BY = re.compile(
-    r"did_you_mean|command\(|ADVICE|AGAIN|_again|hint|example|EXAMPLE|_to_download|_what_to_do|instead|\bthen\b|listing|complaint|NO_PICKLES|make import|nearest|\{error\}\{"
+    r"did_you_mean|command\(|ADVICE|AGAIN|_again|hint|example|EXAMPLE|_to_download|_what_to_do|"
+    r"instead|\bthen\b|listing|complaint|NO_PICKLES|make import|nearest|\{error\}\{"
 )
 
 

@@ -656,7 +656,7 @@ def test_of_several_donors_those_of_another_library_are_left_out_also_where_noth
     )
 
 
-def test_killed_before_its_canary_and_resumed_by_another_library_it_holds_the_donors_against_it_again(
+def test_killed_before_its_canary_and_resumed_by_another_library_it_asks_the_donors_again(
     world, monkeypatch, capsys
 ):
     old, _ = extract(world)
