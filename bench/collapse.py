@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from train.algorithm import cotrain, probe
 from train.algorithm.batches import LABELLED, UNLABELLED, rows, uniforms
-from train.algorithm.cotrain import Batch, Method, mct_step, supervised_step
+from train.algorithm.cotrain import Batch, StepRule, mct_step, supervised_step
 from train.algorithm.optimise import Adam, fresh
 from train.algorithm.peers import LocalPeers
 from train.algorithm.probe import Params
@@ -125,7 +125,7 @@ def run(
         fresh(probe.init(SEEDS, v, x.shape[1], 10, SHAPE, torch.float32))
         for v, x in enumerate(views)
     ]
-    method = Method(
+    method = StepRule(
         Adam(variant.get("lr", 3e-4), variant.get("clip", 1.0)),
         temperature=variant.get("temperature", 1.0),
         supervised=variant.get("supervised", 1.0),

@@ -4,7 +4,7 @@ may be left out.
 find_views(cache, "", "")                every view of every data set
 find_views(cache, "clip", "")            the view clip of every data set; also path/to/clip.toml, or
                                          a folder's own name
-find_view(cache, "clip", "", "export")   exactly one, of the current versions if there are several,
+one_view(cache, "clip", "", "export")   exactly one, of the current versions if there are several,
                                          or an error that lists the commands to choose from
 """
 
@@ -64,7 +64,7 @@ def dataset_places(cache: Path) -> list[Path]:
     return found
 
 
-def find_view(cache: Path, view: str, data: str, target: str, rest: str = "") -> Path:
+def one_view(cache: Path, view: str, data: str, target: str, rest: str = "") -> Path:
     """The one view folder that is meant. Raises UsageError listing the ways to name one, as
     commands `make target … rest`."""
     found = find_views(cache, view, data)

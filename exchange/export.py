@@ -28,7 +28,7 @@ from base.errors import StorageError, UsageError
 from base.phrase import quoted
 from cache_specs import integrity, store
 from cache_specs.items import Items, read_items
-from cache_specs.lookup import find_view
+from cache_specs.lookup import one_view
 from cache_specs.view import STATUS, View
 from exchange.arrays import open_h5
 from exchange.config import ExportConfig
@@ -78,7 +78,7 @@ def export_view(config: ExportConfig) -> Path:
     """Write the file whole or not at all; return its path. Raises CoviewError."""
     to = _target(config)
     rest = f" TO={quoted(config.to)}"
-    folder = find_view(Path(config.cache), config.view, config.data, "export", rest)
+    folder = one_view(Path(config.cache), config.view, config.data, "export", rest)
     exported = _checked(folder)
     _write_whole(exported, to)
     view, bad = exported.view, int((exported.status > 0).sum())

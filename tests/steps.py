@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from train.algorithm import probe
-from train.algorithm.cotrain import Batch, Method
+from train.algorithm.cotrain import Batch, StepRule
 from train.algorithm.optimise import Adam, State, fresh
 from train.algorithm.probe import Params
 
@@ -25,7 +25,7 @@ def descend(view: State, gradient: Params) -> State:
     )
 
 
-PLAIN = Method(Adam(update=descend))
+PLAIN = StepRule(Adam(update=descend))
 
 
 def setup(

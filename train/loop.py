@@ -62,7 +62,7 @@ def fit(
                     states, told = phase.step(standing.states, batches, draws_VEU, peers, now)
                 standing.states = [average(state, settings.ema) for state in states]
                 standing.step += 1
-                standing.marks = counted(standing.marks, told, feed.hidden_EU)
+                standing.marks = tally(standing.marks, told, feed.hidden_EU)
                 watch(told, standing.step)
                 listener.step(standing.step)
                 look = standing.step == over or standing.step % settings.eval_every == 0
@@ -186,7 +186,7 @@ def schedule(kind: str, at: int, period: int) -> float:
     return 1 - at / period if kind == "linear" else 1.0
 
 
-def counted(sums: Tensor | None, told: Told, hidden_EU: Tensor) -> Tensor | None:
+def tally(sums: Tensor | None, told: Told, hidden_EU: Tensor) -> Tensor | None:
     """(views, 4, E) sums over the labels that were handed out since the last record: right ones,
     those whose truth is known though hidden from training, those given (weighted, where a method
     weighs them), and all rows. For the eye alone: nothing is chosen by it."""

@@ -17,7 +17,7 @@ from base import locks
 from base.errors import IntegrityError, UsageError
 from cache_specs import integrity, mend, store
 from cache_specs.items import read_items
-from cache_specs.lookup import find_view
+from cache_specs.lookup import one_view
 from cache_specs.view import View
 from extract.config import ExtractConfig
 from upkeep.config import RepairConfig
@@ -40,7 +40,7 @@ def mend_view(config: RepairConfig) -> None:
             "damaged)"
         )
     cache = Path(config.cache)
-    folder = find_view(cache, config.view, config.data, "repair")
+    folder = one_view(cache, config.view, config.data, "repair")
     with locks.shared_lock(cache, locks.USERS), store.writer_lock(folder):
         _mend(folder, config)
 

@@ -18,9 +18,8 @@ from base.console import NOTE
 from cache_specs.items import Items
 from report.inspect import measures
 from report.inspect.measures import Dimensions, Near, Overlap
-from report.sample import spaced
 from train.data.reader import Cache
-from train.data.splits import Split
+from train.data.splits import Split, spaced
 
 log = logging.getLogger(f"coview.{__name__}")
 ROLES = ("labelled", "unlabelled", "val", "test")

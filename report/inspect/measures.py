@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from report.sample import spaced
+from train.data.splits import spaced
 
 CHUNK, QUERIES = 16_384, 1_024  # rows of a bank and of a question at a time: 64 MB of similarities
 BUDGET = 1e12  # products of a search; beyond it fewer rows are asked

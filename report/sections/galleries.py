@@ -14,10 +14,10 @@ from predict.from_run import Model, Opinions, of_run
 from report.html.page import Card, Html, Section, command, gallery, join, note, tag
 from report.pictures import Picture, Pictures, card_of
 from report.run import Run
-from report.sample import spaced
 from report.sections import choose
 from report.sections.maps import POINTS, maps
 from train.data.reader import Cache
+from train.data.splits import spaced
 
 MOST = 10_000  # images of each split that the model is asked about; of more, evenly spaced ones
 MOST_CELLS = 4e8  # probabilities of one split in memory

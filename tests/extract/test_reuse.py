@@ -20,7 +20,7 @@ from base import durable
 from base.errors import IntegrityError, StaleError, StorageError, UsageError
 from cache_specs import integrity, store
 from cache_specs.items import Items, read_items
-from cache_specs.lookup import find_dataset, find_view
+from cache_specs.lookup import find_dataset, one_view
 from cache_specs.view import View
 from extract import canary, reuse
 from extract.config import ExtractConfig
@@ -195,7 +195,7 @@ def test_the_current_version_is_what_data_means_and_the_older_one_has_its_folder
     assert find_dataset(cache, data) == find_dataset(cache, "photos") == new.folder.parent
     assert (
         find_dataset(cache, old.folder.parent.name) == old.folder.parent
-        and find_view(cache, "v", "", "export") == new.folder
+        and one_view(cache, "v", "", "export") == new.folder
     )
     assert open_cache(cache, data, [toml]).items.keys == read_items(new.folder.parent).keys
     assert (

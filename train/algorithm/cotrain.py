@@ -48,7 +48,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Method:
+class StepRule:
     """The settings of the step. temperature: of the teachers, a number, (E,), or (V, E) for each
     student's teacher; 0 is argmax.
 
@@ -68,7 +68,7 @@ class Method:
 
 
 def supervised_step(
-    views: Sequence[State], batches: Sequence[Batch], peers: Peers, method: Method
+    views: Sequence[State], batches: Sequence[Batch], peers: Peers, method: StepRule
 ) -> tuple[list[State], Told]:
     """Each view by itself: t <- step(t, grad CE(f(L), y))."""
     views = [live(view) for view in views]
@@ -83,7 +83,7 @@ def mct_step(
     batches: Sequence[Batch],
     draws_VEU: Tensor,
     peers: Peers,
-    method: Method,
+    method: StepRule,
 ) -> tuple[list[State], Told]:
     """One step of this process's views -> their new states, and the losses and the feedback h.
 
@@ -138,7 +138,7 @@ def taught(
     y_V: Sequence[Tensor],
     h_V: Sequence[Tensor],
     anchor: Sequence[Tensor],
-    method: Method,
+    method: StepRule,
 ) -> Tensor:
     """(E,): h_v CE(mean of the teachers' logits, y_v), added up over w's students v."""
     losses = []
@@ -148,7 +148,7 @@ def taught(
     return total(losses)
 
 
-def losses_L(views: Sequence[State], batches: Sequence[Batch], method: Method) -> list[Tensor]:
+def losses_L(views: Sequence[State], batches: Sequence[Batch], method: StepRule) -> list[Tensor]:
     """CE(f_v(L_v; t_v), y) of each view, (E,) each."""
     found = []
     for view, b in zip(views, batches, strict=True):
@@ -167,7 +167,7 @@ def gradients(
 
 
 def label(
-    z: Sequence[Tensor], draws_VEU: Tensor, anchor: Sequence[Tensor], peers: Peers, method: Method
+    z: Sequence[Tensor], draws_VEU: Tensor, anchor: Sequence[Tensor], peers: Peers, method: StepRule
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The labels (E, U) that every view is given, and all views' logits; with two views the labels
     alone need to travel."""
@@ -219,14 +219,14 @@ def hand_out(logits_EUC: Tensor, draw_EU: Tensor, temperature: float | Tensor) -
     return below.sum(-1).clamp_max(z.shape[-1] - 1)
 
 
-def temperature_of(method: Method, v: int) -> float | Tensor:
+def temperature_of(method: StepRule, v: int) -> float | Tensor:
     """That of v's teacher: a number, or (E,)."""
     given = method.temperature
     return given[v] if isinstance(given, Tensor) and given.dim() == 2 else given
 
 
 def feedback(
-    old: State, new: State, g: Params, l: Params, b: Batch, peers: Peers, method: Method
+    old: State, new: State, g: Params, l: Params, b: Batch, peers: Peers, method: StepRule
 ) -> Tensor:
     """h (E,): `exact` <l, g>, the first-order fall of the labelled loss along g; `difference` the
     actual fall, in eval mode."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softmax
 
-from train.algorithm.cotrain import Batch, Method, Told, feedback, hand_out, temperature_of
+from train.algorithm.cotrain import Batch, StepRule, Told, feedback, hand_out, temperature_of
 from train.algorithm.optimise import State, ce, detached, grad, live, optimise, total
 from train.algorithm.peers import Peers
 from train.algorithm.probe import Params, forward
@@ -37,7 +37,7 @@ class Offer(Batch):
 
 
 @dataclass(frozen=True)
-class Rival(Method):
+class Rival(StepRule):
     """rule: how FixMatch weighs a pseudo-label; threshold: the confidence that counts under
     `fixed`."""
 
@@ -50,7 +50,7 @@ def pseudo_step(
     batches: Sequence[Offer],
     draws_VEU: Tensor,
     peers: Peers,
-    method: Method,
+    method: StepRule,
 ) -> tuple[list[State], Told]:
     """t <- step(t, grad [CE(f(L), y) + mean over the teachers and rows of CE(f(U), their label)]);
     a row without a label counts as zero."""
@@ -125,7 +125,7 @@ def _step(
     batches: Sequence[Batch],
     losses: Sequence[Callable[[Tensor], Tensor]],
     peers: Peers,
-    method: Method,
+    method: StepRule,
 ) -> tuple[list[State], Told]:
     """One optimiser step of each view on CE(f(L), y) + its loss of f(U)."""
     done: list[State] = []
@@ -145,7 +145,7 @@ def mpl_step(
     batches: Sequence[Batch],
     draws_VEU: Tensor,
     peers: Peers,
-    method: Method,
+    method: StepRule,
 ) -> tuple[list[State], Told]:
     """views: [student, teacher] on the same embeddings. The student learns from the teacher's
     labels; the teacher from the feedback and the labels.

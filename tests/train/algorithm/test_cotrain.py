@@ -12,14 +12,14 @@ import torch
 from steps import PLAIN, RATE, C, E, L, U, flat, numeric_gradient, setup, unflat
 from torch import Tensor
 
-from train.algorithm.cotrain import Batch, Method, hand_out, mct_step, supervised_step, teacher
+from train.algorithm.cotrain import Batch, StepRule, hand_out, mct_step, supervised_step, teacher
 from train.algorithm.optimise import Adam, State, ce, live, optimise
 from train.algorithm.peers import LocalPeers
 from train.algorithm.probe import Params, forward
 
 
 def expected(
-    states: Sequence[State], batches: Sequence[Batch], draws: Tensor, method: Method
+    states: Sequence[State], batches: Sequence[Batch], draws: Tensor, method: StepRule
 ) -> tuple[list[Tensor], Tensor]:
     """The step written down again from the paper, with every gradient taken by finite
     differences."""
@@ -92,7 +92,7 @@ def test_exact_feedback_is_the_first_order_of_the_difference() -> None:
     states, batches, draws = setup(2)
     batches = [dataclasses.replace(b, keep_U=(), keep_L=()) for b in batches]
     small = 1e-6
-    gentle = Method(
+    gentle = StepRule(
         Adam(
             update=lambda view, g: State(
                 {n: (view.params[n] - small * g[n]).detach() for n in g}, {}, {}, 0
@@ -127,7 +127,7 @@ def test_good_labels_get_positive_feedback_and_bad_ones_negative() -> None:
 
 def test_without_feedback_and_pseudo_step_it_is_supervised_training_to_the_last_bit() -> None:
     states, batches, draws = setup(2)
-    ablated = Method(feedback="none", learn=False)
+    ablated = StepRule(feedback="none", learn=False)
     one = two = states
     for _ in range(5):
         one, told = mct_step(one, batches, draws, LocalPeers(2), ablated)
@@ -163,8 +163,8 @@ def test_supervised_gradient_reaches_the_optimiser() -> None:
 def test_inputs_are_not_changed() -> None:
     states, batches, draws = setup(2)
     before = [flat(state.params).clone() for state in states]
-    mct_step(states, batches, draws, LocalPeers(2), Method())
-    supervised_step(states, batches, LocalPeers(2), Method())
+    mct_step(states, batches, draws, LocalPeers(2), StepRule())
+    supervised_step(states, batches, LocalPeers(2), StepRule())
     assert all(
         torch.equal(flat(state.params), old) for state, old in zip(states, before, strict=True)
     )
@@ -201,7 +201,7 @@ def test_an_experiment_among_others_is_what_it_is_alone_to_the_last_bit(
             )
             for b in batches
         ]
-        method = Method(Adam(lr[pick], decay=decay[pick]), temperature=cool[pick])
+        method = StepRule(Adam(lr[pick], decay=decay[pick]), temperature=cool[pick])
         for _ in range(steps):
             now, _ = (
                 mct_step(now, mine, draws[:, pick], LocalPeers(views), method)
@@ -220,9 +220,9 @@ def test_an_experiment_among_others_is_what_it_is_alone_to_the_last_bit(
 @pytest.mark.parametrize("members", [1, 3])
 def test_a_batch_in_chunks_gives_the_step_of_the_whole_batch(feedback: str, members: int) -> None:
     states, batches, draws = setup(2, members=members)
-    whole, told = mct_step(states, batches, draws, LocalPeers(2), Method(Adam(1e-2), feedback))
+    whole, told = mct_step(states, batches, draws, LocalPeers(2), StepRule(Adam(1e-2), feedback))
     chunks, told_too = mct_step(
-        states, batches, draws, LocalPeers(2), Method(Adam(1e-2), feedback, chunk=2)
+        states, batches, draws, LocalPeers(2), StepRule(Adam(1e-2), feedback, chunk=2)
     )
     for name, values in told.items():
         torch.testing.assert_close(told_too[name], values, rtol=1e-6, atol=1e-12)
@@ -249,7 +249,9 @@ def test_replicas_with_halves_of_a_batch_take_the_step_of_the_whole(
     views: int, feedback: str
 ) -> None:
     states, batches, draws = setup(views, rows=(8, 6))
-    whole, told = mct_step(states, batches, draws, LocalPeers(views), Method(Adam(1e-2), feedback))
+    whole, told = mct_step(
+        states, batches, draws, LocalPeers(views), StepRule(Adam(1e-2), feedback)
+    )
     barrier, values = threading.Barrier(2, timeout=30), [{}, {}]
 
     def meet(replica: int, mine: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -276,7 +278,7 @@ def test_replicas_with_halves_of_a_batch_take_the_step_of_the_whole(
             mine,
             draws[:, :, u],
             Replicas(views, replica, meet),
-            Method(Adam(1e-2), feedback),
+            StepRule(Adam(1e-2), feedback),
         )
 
     with ThreadPoolExecutor(2) as pool:
