@@ -1,8 +1,8 @@
 """The arrays in other people's files (.npz, .npy, .h5, folders of Zarr), read in order, block by
 block; nothing is unpickled.
 
-READERS[suffix](path, stack) -> {name: Array}; open_zarr(folder) for Zarr. This module alone knows
-h5py.
+READERS[suffix](path, stack) -> {name: Array}; open_zarr(folder) for Zarr. In this room it alone
+knows h5py.
 """
 
 import contextlib

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from base.devices import refuse_unknown_device
 from base.errors import UsageError
 from base.progress import Progress
 from cache_specs.items import Items
@@ -95,6 +96,7 @@ def _refuse_cached_name(cache: Path, data: str) -> None:
 
 def devices(device: str, gpus: int) -> list[str]:
     """The torch device of each of `gpus` processes. Raises UsageError where there are fewer."""
+    refuse_unknown_device(device)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(
             f"DEVICE={device}, but torch sees no CUDA GPU here; use DEVICE=cpu or leave it out"

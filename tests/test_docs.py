@@ -22,7 +22,7 @@ NOT_RUN = {  # why a command that stands in a `sh` fence is not run by the tests
     "make test": "it is this",
     "git clone": "there is nothing to clone from",
     "make bench": "it takes minutes",
-    "make doctor": "tests/test_doctor.py",
+    "make doctor": "tests/upkeep/test_doctor.py",
     "make lock": "it asks a registry",
     "make check-gpu": "it needs a GPU",
 }

@@ -221,7 +221,7 @@ def _side_by_side(b: Builder, x_V: list[str]) -> str:
 
 
 def _expert(b: Builder, x_P: list[str], expert: Expert) -> str:
-    """predict/model.Expert: (E, n, C) float64 log-probabilities."""
+    """`Expert` of predict/model.py: (E, n, C) float64 log-probabilities."""
     x = _side_by_side(b, [x_P[view] for view in expert.views])
     nodes = b.as_double(b.single(expert.nodes_MD))
     likeness = b.op("MatMul", x, b.op("Transpose", nodes, perm=[1, 0]))

@@ -11,7 +11,7 @@ from report.html.page import Cell, Column, Html, Section, grid, join, note, tabl
 from report.run import Part, Run
 from report.sections.scores import JOINT, mean_sd, title
 
-BINS = 15  # as in train/evaluate.ece
+BINS = 15  # as in `ece` of train/algorithm/evaluate.py
 FEW = 10  # images of a seed in a bin, below which its share says little
 MOST_COUNTED = 4_096  # classes of which it is counted what each is taken for
 

@@ -588,7 +588,7 @@ def test_names_that_a_file_system_or_json_cannot_hold(tmp_path, command):
 def test_a_reader_that_goes_away_ends_a_command_quietly(tmp_path):
     write_items(tmp_path, make())
     line = (
-        f"{shlex.quote(sys.executable)} -m upkeep.status --cache "
+        f"{shlex.quote(sys.executable)} -m coview.cli status --cache "
         f"{shlex.quote(str(tmp_path))} | true; echo ${{PIPESTATUS[0]}}"
     )
     shown = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)

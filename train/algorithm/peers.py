@@ -1,5 +1,5 @@
-"""How views that may live in other processes speak to each other. This file alone knows ranks; the
-algorithm sees `Peers`.
+"""How views that may live in other processes speak to each other. In a step, this file alone
+knows ranks; the algorithm sees `Peers`.
 
 Views exchange predictions and single numbers, never inputs or weights. With W <= V ranks view v
 lives on rank v mod W, so a rank may have several views. With W = R * V ranks each view has R
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from base.devices import refuse_unknown_device
 from base.errors import UsageError
 from train.algorithm.ranks import refuse_ranks, under_torchrun
 
@@ -151,6 +152,7 @@ def make_peers(count: int, device: torch.device, timeout_s: float = 120) -> Loca
 def choose_device(device: str, gpus: int) -> torch.device:
     """auto, cpu, cuda or cuda:N -> this process's device. Raises UsageError when there is no such
     GPU."""
+    refuse_unknown_device(device)
     count = torch.cuda.device_count()
     if device.startswith("cuda") and not count:
         raise UsageError(

@@ -1,5 +1,5 @@
 "use strict";
-// Draws the figures of report/charts.py from the JSON inside them: lines and bars as SVG, maps of points on a canvas.
+// Draws the figures of report/html/charts.py from the JSON inside them: lines and bars as SVG, maps of points on a canvas.
 const DASHES = ["", "7 4", "2 3", "9 3 2 3"];
 const round = value => Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(4)));
 const ticks = (low, high, count) => {

@@ -1,7 +1,9 @@
 """Every published view, its own TOML file, against an independent implementation of
 its model (tests/references.py).
 
-python -m pytest -m many -s tests/test_references.py     at real size, with a line for each view:
+python -m pytest -m many -s tests/extract/models/test_references.py
+
+is at real size, with a line for each view:
 15 minutes, and up to 12 GB of memory
 """
 
