@@ -17,7 +17,7 @@ export GOALS = $(MAKECMDGOALS)
 export COMMANDS
 # The command line itself knows which names each command takes, and what they mean; values reach it through the environment.
 CHECK = $(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --check --quiet . && $(VENV)/bin/pyrefly check --summary=none
-COVIEW = COVIEW_MAKE='$(GIVEN)' $(VENV)/bin/coview
+COVIEW = COVIEW_MAKE='$(GIVEN)' $(PYTHON) -m coview.cli
 
 .DEFAULT:
 	@COVIEW_MAKE='$(GIVEN)' $(or $(wildcard $(PYTHON)),$${PYTHON3:-python3}) -m coview.cli '$(subst ','\'',$@)'
@@ -40,10 +40,10 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## the whole pipeline on bundled images: extract two views, train, print a table
-	@COVIEW_MAKE='VIEW DATA' VIEW=tiny-clip DATA=digits $(VENV)/bin/coview extract
-	@COVIEW_MAKE='VIEW DATA' VIEW=tiny-dinov2 DATA=digits $(VENV)/bin/coview extract
+	@COVIEW_MAKE='VIEW DATA' VIEW=tiny-clip DATA=digits $(PYTHON) -m coview.cli extract
+	@COVIEW_MAKE='VIEW DATA' VIEW=tiny-dinov2 DATA=digits $(PYTHON) -m coview.cli extract
 	@COVIEW_MAKE='VIEWS DATA LABELS SEEDS RUN METHOD' VIEWS=tiny-clip,tiny-dinov2 DATA=digits LABELS=3 SEEDS=0..4 RUN=demo \
-		METHOD=supervised,label-propagation,mct,supervised-graph,mct-graph $(VENV)/bin/coview train
+		METHOD=supervised,label-propagation,mct,supervised-graph,mct-graph $(PYTHON) -m coview.cli train
 
 views: $(STAMP)  ## list the views: width, size, arithmetic, licence, cached, too alike  [DATA= CACHE=]
 	@$(COVIEW) $@ $(EXTRA)

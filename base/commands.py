@@ -152,7 +152,8 @@ def _run(argv: list[str]) -> None:
     if made is None and name in (*HELP, "help", "--version"):
         _introduce(name, flags)
         return
-    one = not CURRENT.child and os.environ.get("RANK", "0") == "0"  # one process speaks for all
+    first = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
+    one = first and not CURRENT.child  # one process speaks for all
     asked = one and "--json" in flags and not {*HELP} & {*flags}
     with console.document(asked, name, _told) as found:
         command, flags = _chosen(name, flags, made)

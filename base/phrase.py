@@ -39,18 +39,19 @@ def line_of(command: str, words: Mapping[str, str]) -> str:
 def phrase(text: str, names: Mapping[str, Sequence[str]], form: str) -> str:
     """The text with its commands, and the names of make in it, in the `form` make or coview.
 
-    names: of each command the names that it takes. What stands in quotes or in a path is nobody's
-    name, nor what belongs to a command of coview.
+    names: of each command the names that it takes. What stands in quotes, in a path or without a
+    value may be anybody's name, and what belongs to a command of coview is not make's.
     """
     if form == "make":
         return text
     every = {name for given in names.values() for name in given}
     commands, loose = _any([*names, "help"]), _any(every)
     flags = rf"(?: +--[\w-]+(?:={VALUE}| +(?!-){VALUE})?)*"
+    meant = rf"=(?P<value>{VALUE})|(?= is missing| may be | out\b)"
     parts = (
         rf"\bcoview (?:{commands})\b(?!-){flags}",
         rf"\bmake (?P<command>{commands})\b(?!-)(?P<words>(?: +[A-Z]+={VALUE})*)",
-        rf"(?<![\w/.'\"$-])(?P<name>{loose})(?:=(?P<value>{VALUE})|(?![\w/=-]))",
+        rf"(?<![\w/.'\"$-])(?P<name>{loose})(?:{meant})",
     )
     return re.sub("|".join(parts), _translated, text)
 
@@ -81,7 +82,8 @@ def _flag(name: str, value: str | None) -> str:
         return _bare(value) if value else "flags"
     if not value:
         return flag_of(name)
-    return f"{flag_of(name)}{'=' if value.startswith('-') else ' '}{value}"
+    dashed = value.lstrip("'\"").startswith("-")
+    return f"{flag_of(name)}{'=' if dashed else ' '}{value}"
 
 
 def _bare(value: str) -> str:

@@ -324,3 +324,14 @@ def make_command(settings: Mapping[str, Any]) -> str:
     if flags:
         words["ARGS"] = shlex.join(flags)
     return line_of("train", words)
+
+
+NOT_OF_A_SWEEP = ("run", "device", "gpus", "grid", "at_once", "json", "dry_run")
+
+
+def command_of(settings: dict[str, Any], record: dict[str, Any]) -> str:
+    """What trains and tests one record of a sweep."""
+    asked = {**settings, **record["settings"], "method": record["method"]}
+    return make_command(
+        {name: value for name, value in asked.items() if name not in NOT_OF_A_SWEEP}
+    )

@@ -17,7 +17,7 @@ import numpy as np
 
 from base import durable
 from base.errors import IntegrityError
-from train.config import TrainConfig, make_command
+from train.config import TrainConfig, command_of
 from train.grid import INSIDE, SweepConfig
 from train.jobs import dtype_of, experiments, make_jobs
 from train.loop import fit
@@ -26,10 +26,8 @@ from train.run.session import Session, session, together
 
 log = logging.getLogger(f"coview.{__name__}")
 
+
 # settings of a sweep that the training of its best does not repeat
-LEFT = ("run", "device", "gpus", "grid", "at_once", "json", "dry_run")
-
-
 @dataclasses.dataclass(frozen=True)
 class Batched:
     """One batched training: its name, and the combinations that are alike in what cannot differ
@@ -75,8 +73,7 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
         s.cache.refuse_changed()
         found.sort(key=_rank)
         if s.leads:
-            best = command_of(dataclasses.asdict(config), found[0])
-            record = {"seeds": config.seed_list(), "ranked": found, "best": best}
+            record = {"seeds": config.seed_list(), "ranked": found}
             durable.write_json(s.folder / "sweep.json", record, "sweep")
             log.info(f"\n{ranking(config, found)}\n{s.folder / 'sweep.json'}")
     return found
@@ -145,9 +142,3 @@ def ranking(config: SweepConfig, found: list[dict[str, Any]], most: int = 30) ->
         lines.append(f"… and {len(found) - most} more")
     best = command_of(dataclasses.asdict(config), found[0])
     return "\n".join([*lines, f"to train and test the best, type: {best}"])
-
-
-def command_of(settings: dict[str, Any], record: dict[str, Any]) -> str:
-    """What trains and tests one record of a sweep."""
-    asked = {**settings, **record["settings"], "method": record["method"]}
-    return make_command({name: value for name, value in asked.items() if name not in LEFT})

@@ -59,7 +59,8 @@ def _confirmed(count: int) -> bool:
     if not os.isatty(0):
         raise UsageError(
             "nothing is removed: there is no terminal to ask. To remove these "
-            f"{count}: make gc ARGS=--yes"
+            f"{count}, say so: --yes",
+            instead={"--yes": ""},
         )
     return input(f"Remove these {count}? Type yes: ").strip().lower() == "yes"
 

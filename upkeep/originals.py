@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from base.errors import IntegrityError, UsageError
+from base.phrase import quoted
 from cache_specs import store
 from cache_specs.items import read_items
 from cache_specs.sources import is_gone, read_source
@@ -47,13 +48,13 @@ def find_originals(view: View, asked: str, weights: str | None, root: Path) -> O
     if not source:
         raise IntegrityError(
             f"{folder / 'dataset.json'} does not say where the images are; type: make extract "
-            f"VIEW={toml} DATA=… with them"
+            f"VIEW={quoted(str(toml))} DATA=… with them"
         )
     if is_gone(source):
         raise UsageError(
             f"the images of {folder.name} were in {source}, which is gone. If they were moved, "
-            f"type first: make extract VIEW={toml} DATA=…, where they are now; it notes the place "
-            "and embeds nothing"
+            f"type first: make extract VIEW={quoted(str(toml))} DATA=…, where they are now; it notes "
+            "the place and embeds nothing"
         )
     dataset = open_dataset(source, root, folder.name.rpartition("-")[0])
     return Originals(spec, files, _as_listed(dataset, folder))

@@ -6,6 +6,7 @@ embeddings (that is `make verify`).
 """
 
 import json
+import logging
 import time
 from collections import Counter
 from contextlib import suppress
@@ -22,6 +23,7 @@ from cache_specs.versions import is_older, version_of
 from cache_specs.view import STATUS, View
 from upkeep.config import StatusConfig
 
+log = logging.getLogger(f"coview.{__name__}")
 REMOVE = "make gc ARGS=--unfinished"
 
 
@@ -30,7 +32,7 @@ def command(config: StatusConfig, found: dict[str, Any]) -> None:
     if config.json:
         found |= {"cache": config.cache, "datasets": dataset_records(Path(config.cache))}
     else:
-        print(status_text(Path(config.cache)))
+        log.info(status_text(Path(config.cache)))
 
 
 def dataset_records(cache: Path) -> list[dict[str, Any]]:

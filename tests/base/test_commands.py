@@ -274,7 +274,8 @@ def test_what_was_found_is_one_document(run, capsys, monkeypatch) -> None:
         "error": None,
         "rows": 3,
     }
-    monkeypatch.setenv("RANK", "1")  # of several processes one speaks
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")  # of several processes one speaks
     assert run("plain", "--json", do=do) == 0 and capsys.readouterr().out == ""
 
 

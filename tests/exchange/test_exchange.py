@@ -1210,7 +1210,7 @@ def test_which_views_are_meant(home: Path) -> None:
     )
     assert (
         lookup.find_views(cache, "path/to/b.toml") == [b] == lookup.find_views(cache, b.name)
-        and lookup.find_view(cache, "a", "more", "verify") == c
+        and lookup.one_view(cache, "a", "more", "verify") == c
     )
     twin = a.rename(a.with_name("b-" + "0" * 12))
     with pytest.raises(
@@ -1219,8 +1219,8 @@ def test_which_views_are_meant(home: Path) -> None:
         f"VIEW={twin.name} DATA=pets-.* CACHE=.*\n"
         f"  make verify VIEW={b.name} DATA=pets-",
     ):
-        lookup.find_view(cache, "b", "", "verify")
-    assert lookup.find_view(cache, twin.name, "", "verify") == twin
+        lookup.one_view(cache, "b", "", "verify")
+    assert lookup.one_view(cache, twin.name, "", "verify") == twin
 
 
 def test_commands_answer_at_once(command: Callable) -> None:

@@ -26,7 +26,7 @@ from base import durable
 from base.errors import IntegrityError, StaleError, UsageError, did_you_mean, nearest
 from cache_specs.items import Items
 from cache_specs.spec import differences
-from train.config import PLACES, TrainConfig, make_command
+from train.config import PLACES, TrainConfig, command_of, make_command
 from train.data.splits import NUMBER, Split, read_keys
 
 
@@ -96,6 +96,15 @@ def run_folder(runs: str, run: str) -> Path:
     return folder
 
 
+def _best_of(path: Path) -> dict[str, Any]:
+    """What a sweep ranks first: method and settings. Raises IntegrityError."""
+    try:
+        best = json.loads(path.read_text(encoding="utf-8"))["ranked"][0]
+        return {"method": str(best["method"]), "settings": {**best["settings"]}}
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise IntegrityError(f"{path} is damaged ({error}); use another RUN") from error
+
+
 def finished(folder: Path, typed: str = "") -> dict[str, Any]:
     """What config.json of the finished run in `folder`, which was `typed` as RUN, holds. Raises
     UsageError (no such run, not finished) or IntegrityError."""
@@ -104,8 +113,9 @@ def finished(folder: Path, typed: str = "") -> dict[str, Any]:
         raise _no_such_run(folder, typed)
     config = read_config(folder)
     if (folder / "sweep.json").is_file():
-        sweep = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-        best = sweep.get("best", "make train …, with the settings at the top of sweep.json")
+        labels = config["settings"]["labels"]
+        plain = {**config["settings"], "labels": labels if isinstance(labels, str) else "…"}
+        best = command_of(plain, _best_of(folder / "sweep.json"))
         raise UsageError(
             f"RUN={typed}: {folder} is a sweep, which keeps scores, but no model. To train and "
             f"test its best, type: {best}"
