@@ -53,8 +53,8 @@ def find_originals(view: View, asked: str, weights: str | None, root: Path) -> O
     if is_gone(source):
         raise UsageError(
             f"the images of {folder.name} were in {source}, which is gone. If they were moved, "
-            f"type first: make extract VIEW={quoted(str(toml))} DATA=…, where they are now; it notes "
-            "the place and embeds nothing"
+            f"type first: make extract VIEW={quoted(str(toml))} DATA=…, where they are now; it "
+            "notes the place and embeds nothing"
         )
     dataset = open_dataset(source, root, folder.name.rpartition("-")[0])
     return Originals(spec, files, _as_listed(dataset, folder))
