@@ -49,7 +49,7 @@ from train.data.feed import Feeder
 from train.data.reader import Cache
 from train.data.splits import assign, make_split
 from train.jobs import experiments, make_jobs, train_method
-from train.loop import counted, pseudo_labels
+from train.loop import pseudo_labels, tally
 from train.methods import METHODS
 from train.phases import Job, after_warmup, phases_of
 from train.run.checkpoint import Standing
@@ -1171,11 +1171,11 @@ def test_where_no_truth_is_known_there_is_no_precision_and_replicas_count_togeth
     job = Job("mct", "mct", types.SimpleNamespace(names=["a", "b"]), LocalPeers(2), ["a", "b"])
     hidden = torch.tensor([[0, 1, -1], [-1, -1, -1]])
     assert pseudo_labels(None, job) == {}
-    sums = counted(None, {"labelled": []}, hidden)
+    sums = tally(None, {"labelled": []}, hidden)
     assert sums is None, "a supervised step hands out nothing"
     more = torch.tensor([[-1, -1, 5], [1, -1, 1]])
-    sums = counted(sums, {"given": [torch.tensor([[0, 0, 0], [1, 1, 1]]), more]}, hidden)
-    sums = counted(sums, {"given": [torch.tensor([[0, 1, 0], [1, 1, 1]]), more]}, hidden)
+    sums = tally(sums, {"given": [torch.tensor([[0, 0, 0], [1, 1, 1]]), more]}, hidden)
+    sums = tally(sums, {"given": [torch.tensor([[0, 1, 0], [1, 1, 1]]), more]}, hidden)
     assert pseudo_labels(sums, job) == {
         "pseudo": {
             "a": {"precision": 0.75, "coverage": 1.0},
@@ -1184,7 +1184,7 @@ def test_where_no_truth_is_known_there_is_no_precision_and_replicas_count_togeth
     }
     # self-training: the labels of two teachers
     two = torch.tensor([[[0, 1, 0], [1, 1, 1]], [[0, -1, -1], [-1, -1, -1]]])
-    sums = counted(None, {"given": [two, two]}, hidden)
+    sums = tally(None, {"given": [two, two]}, hidden)
     assert pseudo_labels(sums, job)["pseudo"]["b"] == {
         "precision": 1.0,
         "coverage": pytest.approx((4 / 6 + 3 / 6) / 2),
