@@ -26,7 +26,7 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from train.methods import TITLES
+from train.methods import in_order
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("digits", "chars", "weak", "noise")
@@ -267,7 +267,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         "label-propagation": "label prop.",
         "supervised-graph": "super.-graph",
     }
-    methods = [method for method in TITLES if method in next(iter(results.values()))["methods"]]
+    methods = in_order(next(iter(results.values()))["methods"])
     columns = [names.get(method, method) for method in methods] + ["best view"]
     lines = [
         f"{'task, labels':14}"

@@ -36,9 +36,9 @@ def train(config: TrainConfig, found: dict[str, Any]) -> None:
 def next_step(config: TrainConfig, summary: dict[str, Any]) -> str:
     """The `make predict` of a finished run, of new images where it saw the labels of all; '' where
     no method of it keeps a model."""
-    from train.methods import PLANS
+    from train.methods import with_model
 
-    if not PLANS.keys() & summary["methods"]:
+    if not with_model(summary["methods"]):
         return ""
     words = {"RUN": config.run}
     if not summary["rows"]["unlabelled"]:

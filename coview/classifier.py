@@ -49,7 +49,7 @@ from train.config import TrainConfig
 from train.data.reader import Cache
 from train.data.splits import Split
 from train.jobs import graphs_of, train_method
-from train.methods import METHODS, PLANS
+from train.methods import METHODS, with_model
 from train.run.log import Console, Ignore, Listener, Listeners
 from train.run.probe_files import read_tensors
 from train.run.session import Session
@@ -238,7 +238,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         for name in ["concat"] if method == "concat" else cache.names:
             probes.append(read_tensors(folder, method, name, device)[0])
         experts, weight_ME = [], None
-        if PLANS[method].graphs:
+        if METHODS[method].graphs:
             pool, _ = read_tensors(folder, method, "pool", device)
             experts, weight_ME = experts_of(cache, splits, pool, probes, device), pool["weight"]
         views = []
@@ -282,8 +282,8 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         return config
 
     def _check_method(self, views: int, unlabelled: int) -> None:
-        if self.method not in PLANS:
-            near = did_you_mean(f"{self.method}", PLANS)
+        if self.method not in with_model():
+            near = did_you_mean(f"{self.method}", with_model())
             raise ValueError(f"there is no method {self.method!r} that keeps a model{near}")
         if views < METHODS[self.method].views:
             raise ValueError(f"method={self.method!r} needs at least two views, found {views}")

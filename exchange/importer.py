@@ -21,12 +21,13 @@ from cache_specs import integrity, mend, store
 from cache_specs.items import Items
 from cache_specs.sources import source_path
 from cache_specs.succession import write_items
-from cache_specs.view import STATUS, View, default_rows
+from cache_specs.view import View, default_rows
 from exchange.arrays import Array
 from exchange.config import ImportConfig
 from exchange.match import Target, match, own_items, refuse_other_file
 from exchange.source import choose_embeddings, open_source
 from exchange.staging import staged
+from extract.bad_images import counts
 
 log = logging.getLogger(f"coview.{__name__}")
 EXAMPLE = "make import VIEW=mine FROM=embeddings.npz DATA=photos/"
@@ -170,10 +171,8 @@ def _say_bad_rows(view: View, items: Items, status: np.ndarray) -> None:
     bad = status.nonzero()[0]
     if not len(bad):
         return
-    codes, numbers = np.unique(status[bad], return_counts=True)
-    pairs = zip(codes.tolist(), numbers.tolist(), strict=True)
-    counts = ", ".join(f"{number:,} {STATUS[code]}" for code, number in pairs)
     log.info(
-        f"{view.name}: {len(bad):,} of {view.n:,} rows have no embedding ({counts}) and are left "
-        f"out of training, the first is {items.keys[bad[0]]!r}: the array `status` of {view.folder}"
+        f"{view.name}: {len(bad):,} of {view.n:,} rows have no embedding ({counts(status)}) and "
+        f"are left out of training, the first is {items.keys[bad[0]]!r}: the array `status` of "
+        f"{view.folder}"
     )

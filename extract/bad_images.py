@@ -9,7 +9,7 @@ from base.console import counted
 from base.errors import DataQualityError, UsageError
 from cache_specs.integrity import read_commit
 from cache_specs.items import Items
-from cache_specs.view import STATUS, View
+from cache_specs.view import STATUS, View, status_counts
 from extract.data.readers import Reader
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -108,10 +108,8 @@ def report(status: np.ndarray, items: Items, view: View) -> None:
 
 def counts(status: np.ndarray) -> str:
     """`3 missing, 1 truncated`."""
-    found = []
-    for code in np.unique(status[status > 0]):
-        found.append(f"{int((status == code).sum())} {STATUS[code]}")
-    return ", ".join(found)
+    kinds = status_counts(status[status > 0])
+    return ", ".join(f"{number:,} {name}" for name, number in kinds.items())
 
 
 def listed(status: np.ndarray, items: Items) -> str:

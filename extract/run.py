@@ -17,7 +17,7 @@ from base.console import counted, rate_text
 from base.errors import StoppedError
 from cache_specs import integrity, store
 from cache_specs.succession import write_items
-from cache_specs.view import STATUS, View
+from cache_specs.view import View, status_counts
 from extract import ahead, bad_images, canary, reuse
 from extract.config import ExtractConfig
 from extract.job import Job, embed_all
@@ -40,10 +40,7 @@ class Extracted:
 
     def told(self) -> dict[str, Any]:
         """What --json says of it."""
-        bad = {}
-        for code, count in enumerate(np.bincount(self.status_N)):
-            if code and count:
-                bad[STATUS[code]] = int(count)
+        bad = status_counts(self.status_N[self.status_N > 0])
         return {
             "view": self.view.name,
             "folder": str(self.view.folder),

@@ -15,7 +15,7 @@ from base.console import counted
 from base.errors import UsageError
 from base.phrase import quoted
 from cache_specs.sources import dataset_name
-from cache_specs.view import STATUS
+from cache_specs.view import status_counts
 from predict.config import PredictConfig
 from predict.find import find_images
 from train.run.rundir import run_folder
@@ -78,7 +78,7 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
             "method": model.method,
             "views": model.names,
             "seeds": model.seeds,
-            "status": _statuses(labelled.status_n.tolist()),
+            "status": status_counts(labelled.status_n),
             **dataclasses.asdict(shares),
         }
     return file
@@ -149,8 +149,3 @@ def _called(model: "Model") -> str:
         f"{model.method} on {', '.join(model.names)}, {counted(len(model.seeds), 'seed')}, "
         f"{len(model.classes):,} classes, temperature {model.temperature:.2f}"
     )
-
-
-def _statuses(codes: list[int]) -> dict[str, int]:
-    """How many images have each status that one has."""
-    return {name: codes.count(code) for code, name in enumerate(STATUS) if code in codes}

@@ -35,7 +35,7 @@ from train.data.graph import Graph, nodes_of
 from train.data.reader import Cache, open_cache
 from train.data.splits import Split, make_split
 from train.jobs import groups_of
-from train.methods import PLANS, TITLES
+from train.methods import METHODS, in_order, with_model
 from train.run.probe_files import read_tensors
 from train.run.rundir import finished
 from train.run.summary import read_summary
@@ -65,7 +65,7 @@ def of_run(
     names = ["concat"] if method == "concat" else opened.names
     probes = [_tensors(run, method, name, scores, where) for name in names]
     experts, weight_ME = [], None
-    if PLANS[method].graphs:
+    if METHODS[method].graphs:
         pool = _tensors(run, method, "pool", scores, where)
         experts = experts_of(opened, splits, pool, probes, where)
         weight_ME = pool["weight"]
@@ -130,7 +130,7 @@ def _about(
 def choose_method(summary: dict[str, Any], method: str) -> str:
     """The method that is asked for, or the one that a user should take. Raises UsageError naming
     those that keep a model."""
-    trained = [name for name in TITLES if name in summary["methods"]]
+    trained = in_order(summary["methods"])
     if method and method not in trained:
         raise UsageError(
             f"METHOD={method}: the run did not train it{did_you_mean(method, trained)}",
@@ -149,9 +149,8 @@ def choose_method(summary: dict[str, Any], method: str) -> str:
 def _of_kept(summary: dict[str, Any], trained: Sequence[str]) -> dict[str, float]:
     """The accuracy on validation of each method that keeps a model."""
     scores = {}
-    for name in trained:
-        if name in PLANS:
-            scores[name] = summary["methods"][name]["joint"]["val_top1"]["mean"]
+    for name in with_model(trained):
+        scores[name] = summary["methods"][name]["joint"]["val_top1"]["mean"]
     return scores
 
 

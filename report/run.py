@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from base.errors import IntegrityError
-from train.methods import PLANS, TITLES
+from train.methods import in_order, with_model
 from train.run.rundir import finished
 from train.run.summary import AGAIN, checked, read_summary
 
@@ -54,7 +54,7 @@ class Run:
 
     @property
     def methods(self) -> list[str]:
-        return [name for name in TITLES if name in self.summary["methods"]]
+        return in_order(self.summary["methods"])
 
     @property
     def views(self) -> list[str]:
@@ -89,8 +89,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
 def shown_method(summary: dict[str, Any]) -> str:
     """mct-graph if it is there, else the best joint on validation, of the methods that keep a model
     if there are any. The test split has no say."""
-    there = [name for name in TITLES if name in summary["methods"]]
-    kept = [name for name in there if name in PLANS] or there
+    kept = with_model(summary["methods"]) or in_order(summary["methods"])
     if "mct-graph" in kept:
         return "mct-graph"
     scores = {name: summary["methods"][name]["joint"]["val_top1"]["mean"] for name in kept}

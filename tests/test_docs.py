@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from pages import ROOMS
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [*DOCS, ROOT / "CONTRIBUTING.md"]
@@ -128,20 +129,7 @@ def test_every_page_is_linked():
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the project's is after `make demo`, with two seeds and short training."""
     folder = tmp_path_factory.mktemp("home")
-    for name in (
-        "Makefile",
-        "pyproject.toml",
-        "requirements.lock",
-        "base",
-        "cache_specs",
-        "extract",
-        "exchange",
-        "upkeep",
-        "train",
-        "predict",
-        "report",
-        "coview",
-    ):
+    for name in ("Makefile", "pyproject.toml", "requirements.lock", *ROOMS):
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv" / "bin").mkdir(parents=True)
     for program in (Path(sys.executable), Path(sys.executable).with_name("jupyter")):

@@ -167,8 +167,6 @@ ALL = (
     ),
 )
 METHODS = {method.name: method for method in ALL}
-TITLES = {name: (method.title, method.joint) for name, method in METHODS.items()}
-PLANS = {name: method for name, method in METHODS.items() if method.keeps_model}
 
 
 def defaults(views: int) -> list[str]:
@@ -180,6 +178,11 @@ def in_order(names: Iterable[str]) -> list[str]:
     """Those names of methods in the order in which tables show them."""
     given = set(names)
     return [name for name in METHODS if name in given]
+
+
+def with_model(names: Iterable[str] = METHODS) -> list[str]:
+    """Those that keep a model, in the order of the tables."""
+    return [name for name in in_order(names) if METHODS[name].keeps_model]
 
 
 def learns_unlabelled(method: str) -> bool:

@@ -9,7 +9,7 @@ from base.durable import canonical_json
 from base.errors import UsageError
 from cache_specs.spec import fingerprint, load_spec
 from predict.model import Model, ViewRecord
-from train.methods import TITLES
+from train.methods import METHODS
 
 LOOK = """import json, numpy, onnxruntime
 session = onnxruntime.InferenceSession("joint.onnx")
@@ -39,7 +39,7 @@ def model_card(model: Model, onnx: str) -> str:
     return f"""# {_text(model.method)} on {_text(", ".join(model.names))}
 
 Labels an image with one of {classes} classes, from the embeddings of frozen vision models. Method:
-{TITLES[model.method][0]}. Trained on {_text(about["dataset"])}, run {_text(about["run"])}:
+{METHODS[model.method].title}. Trained on {_text(about["dataset"])}, run {_text(about["run"])}:
 {_text(about["labels_text"])} ({rows["labelled"]:,} labelled images of each seed,
 {rows["unlabelled"]:,} unlabelled), {seeds} ({", ".join(map(str, model.seeds))}), whose
 distributions are averaged.

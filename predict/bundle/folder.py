@@ -30,7 +30,7 @@ from base.phrase import quoted
 from predict.model import Expert, Model, ViewRecord
 from train.algorithm.probe import Params
 from train.config import TrainConfig
-from train.methods import PLANS
+from train.methods import METHODS, with_model
 
 FORMAT, RECORD = 1, "model.json"
 OTHERS = ("README.md", "joint.onnx", "joint.onnx.data")  # beside the tensors
@@ -194,11 +194,11 @@ def _refuse(record: dict[str, Any], views: list[ViewRecord]) -> None:
     _need(_is_temperature(record["temperature"]), "a temperature from 0.001 to 1,000")
     about = type(rows["val"]) is int and isinstance(record["about"]["dataset"], str)
     _need(about, "what is said of the data")
-    _need(record["method"] in PLANS, f"a method of {', '.join(PLANS)}")
+    _need(record["method"] in with_model(), f"a method of {', '.join(with_model())}")
     _need(record["joint"] in RULES, f"a joint rule of {', '.join(RULES)}")
     graphs, weight = bool(record["graphs"]), record["weight"] is not None
     _need(
-        graphs == weight == PLANS[record["method"]].graphs,
+        graphs == weight == METHODS[record["method"]].graphs,
         "a weight, and graphs, where the method has them, and only there",
     )
     members = [view for graph in record["graphs"] for view in graph["views"]]

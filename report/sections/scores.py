@@ -22,7 +22,7 @@ from report.html.page import (
 )
 from report.run import Run
 from train.config import make_command
-from train.methods import TITLES
+from train.methods import METHODS, in_order
 from train.run.summary import against, limits
 
 JOINT = "joint"
@@ -90,15 +90,13 @@ def repeat(run: Run, data: str = "") -> str:
 
 
 def title(method: str) -> str:
-    return TITLES[method][0] if method in TITLES else method
+    return METHODS[method].title if method in METHODS else method
 
 
 def score_rows(summary: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     """(method, what, its scores) of every line of the table; what: a view or joint."""
     found = []
-    for method in TITLES:
-        if method not in summary["methods"]:
-            continue
+    for method in in_order(summary["methods"]):
         result = summary["methods"][method]
         for view in summary["views"]:
             if view in result["views"]:
@@ -151,7 +149,7 @@ def _score_row(method: str, what: str, score: dict[str, Any]) -> list[object]:
     nll, ece = score["test_nll"]["mean"], score["test_ece"]["mean"]
     return [
         title(method),
-        TITLES[method][1] if what == JOINT else what,
+        METHODS[method].joint if what == JOINT else what,
         percent(score["test_top1"]),
         percent(score["val_top1"]),
         Cell(f"{nll:.3f}", nll),

@@ -1252,9 +1252,12 @@ def test_images_that_the_training_never_saw_are_expected_right_by_their_confiden
         f"expected accuracy {100 * table['confidence'][0]:.1f} %, give or take " in out
         and "part of the training" not in out
     )
-    from train.methods import PLANS, learns_unlabelled
+    from train.methods import learns_unlabelled, with_model
 
-    assert {method for method in PLANS if not learns_unlabelled(method)} == {"supervised", "concat"}
+    assert {name for name in with_model() if not learns_unlabelled(name)} == {
+        "supervised",
+        "concat",
+    }
 
 
 def test_images_are_looked_for_before_a_model_is_loaded(

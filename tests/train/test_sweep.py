@@ -3,6 +3,7 @@ stopped, and nonsense is refused."""
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,26 @@ def settings(made: Made, folder: Path, **changes: object) -> SweepConfig:
     )
 
 
+def _check_damaged(folder: Path) -> None:
+    """What stands in a sweep.json of others is a value of the command that is told, and no more."""
+    path = folder / "sweep.json"
+    whole = path.read_text()
+    bad = {"method": "mct; rm -r ~", "settings": {"lr": "$(rm -r ~)", "view": "x", "batch": [1]}}
+    path.write_text(json.dumps({"ranked": [bad]}))
+    with pytest.raises(UsageError, match="is a sweep") as caught:
+        finished(folder)
+    words = shlex.split(str(caught.value).partition(", type: ")[2])
+    assert words[:2] == ["make", "train"] and "METHOD=mct; rm -r ~" in words
+    flags = next(word for word in words if word.startswith("ARGS=")).removeprefix("ARGS=")
+    asked = shlex.split(flags)
+    assert asked[asked.index("--lr") + 1] == "$$(rm -r ~)" and "--view" not in asked
+    for damaged in ("", "{}", '{"ranked": []}', '{"ranked": [{"method": "mct"}]}'):
+        path.write_text(damaged)
+        with pytest.raises(IntegrityError, match=r"sweep.json is damaged .*; use another RUN"):
+            finished(folder)
+    path.write_text(whole)
+
+
 def test_a_combination_of_a_sweep_is_what_it_is_alone_to_the_last_bit(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -64,6 +85,7 @@ def test_a_combination_of_a_sweep_is_what_it_is_alone_to_the_last_bit(
         and "to train and test the best, type: make train VIEWS=" in out
         and "--warmup 20" in out
     )
+    _check_damaged(tmp_path / "a")
     for record in (found[0], found[-1]):
         alone = {
             field.name: getattr(settings(made, tmp_path), field.name)

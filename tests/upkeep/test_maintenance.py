@@ -1,8 +1,10 @@
 """make verify, repair, status and gc on a real small view: what is damaged is named, mended and
 nothing else is touched."""
 
+import dataclasses
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,9 +25,9 @@ from cache_specs.succession import write_items
 from cache_specs.view import View
 from extract.run import run
 from upkeep import gc
-from upkeep.config import GcConfig, RepairConfig, VerifyConfig
+from upkeep.config import GcConfig, RepairConfig, StatusConfig, VerifyConfig
 from upkeep.repair import mend_view
-from upkeep.status import status_text
+from upkeep.status import command, status_text
 from upkeep.verify import verify
 
 
@@ -171,6 +173,21 @@ def test_nothing_is_removed_before_the_images_are_found(view, photos, tmp_path):
     assert contents(view) == before
 
 
+def test_a_command_that_names_a_toml_can_be_typed(view, original, photos, tmp_path):
+    toml = tmp_path / "my specs" / "own view.toml"
+    toml.parent.mkdir()
+    shutil.copyfile(ROOT / "cache_specs" / "views" / "tiny-clip.toml", toml)
+    weights = Path("weights", "tiny-clip")
+    shutil.copytree(ROOT / "cache_specs" / "views" / weights, toml.parent / weights)
+    shutil.copytree(photos, tmp_path / "photos")
+    own = run(dataclasses.replace(config(tmp_path / "photos", tmp_path / "own"), view=str(toml)))
+    shutil.rmtree(tmp_path / "photos")
+    with pytest.raises(CoviewError, match="which is gone") as caught:
+        verify(VerifyConfig(cache=cache_of(own), recompute=1))
+    said = str(caught.value).partition("type first: ")[2].partition(" DATA=")[0]
+    assert shlex.split(said) == ["make", "extract", f"VIEW={toml}"]
+
+
 def test_without_any_intact_description_the_view_must_go(view):
     for name in store.DOCUMENTS:
         flip(view.folder / name)
@@ -258,6 +275,15 @@ def test_status_shows_every_view(view, original):
         status_text(Path(cache_of(view)) / "nowhere")
 
 
+def test_status_is_told_by_the_log(view, caplog):
+    command(StatusConfig(cache=cache_of(view)), {})
+    assert f"{N} x 128, 0.0 MB: finished " in caplog.text
+    found = {}
+    command(StatusConfig(cache=cache_of(view), json=True), found)
+    assert [one["state"] for one in found["datasets"][0]["views"]] == ["finished"]
+    assert found["datasets"][0]["views"][0]["bad"] == {"truncated": 1}
+
+
 SLOW = """
 import pathlib, sys, time
 from base import progress
@@ -327,8 +353,10 @@ def test_gc_removes_only_what_no_finished_view_needs(view, original, tmp_path, c
     shutil.copytree(begun, cache / begun.name)
     for folder in store.view_folders(cache / begun.name):
         (folder / "complete.json").unlink()
-    with pytest.raises(UsageError, match="nothing is removed: there is no terminal to ask"):
+    asked = "nothing is removed: there is no terminal to ask"
+    with pytest.raises(UsageError, match=asked) as caught:
         gc.collect(GcConfig(cache=str(cache)))
+    assert caught.value.instead == {"--yes": ""}
     out = capsys.readouterr().out
     assert (
         "a temp file" in out and "no shard of its view" in out and "an unfinished view (" not in out
