@@ -26,10 +26,11 @@ from cache_specs.items import Items
 from cache_specs.spec import ViewSpec
 from extract import bad_images, canary
 from extract.data.readers import Reader
-from extract.embed import embed, embedded, load, shard_work
+from extract.embed import embed, embedded, shard_work
 from extract.images import Batches
 from extract.models import backbones
 from extract.reuse import Known
+from extract.stream import load
 from extract.workers import begin_workers, workers_of
 
 PR_SET_PDEATHSIG = 1

@@ -18,10 +18,11 @@ from cache_specs import store
 from cache_specs.items import Items
 from cache_specs.spec import SPECS, ViewSpec, build, check
 from extract.data.datasets import Dataset
-from extract.embed import batch_rows, embedded, load
+from extract.embed import batch_rows, embedded
 from extract.images import Batches
 from extract.models.backbones import load_backbone
 from extract.models.weights import find_weights
+from extract.stream import load
 from extract.workers import workers_of
 from predict.model import ViewRecord
 

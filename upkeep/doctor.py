@@ -54,6 +54,7 @@ DISK = """
 import dataclasses, json, pathlib, sys
 
 sys.path.append(sys.argv[2])
+import coview
 from upkeep.doctor import check_disk
 
 findings = check_disk(pathlib.Path(sys.argv[1]))
