@@ -5,9 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from base.devices import refuse_unknown_device
+from base.devices import devices
 from base.errors import UsageError
 from base.progress import Progress
 from cache_specs.items import Items
@@ -92,20 +90,3 @@ def _refuse_cached_name(cache: Path, data: str) -> None:
                 f"{source} so: name that",
                 instead={"DATA": source},
             )
-
-
-def devices(device: str, gpus: int) -> list[str]:
-    """The torch device of each of `gpus` processes. Raises UsageError where there are fewer."""
-    refuse_unknown_device(device)
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(
-            f"DEVICE={device}, but torch sees no CUDA GPU here; use DEVICE=cpu or leave it out"
-        )
-    if device not in ("auto", "cuda"):
-        return [device] * gpus
-    count = torch.cuda.device_count()
-    if not count:
-        return ["cpu"] * gpus
-    if gpus > count:
-        raise UsageError(f"GPUS={gpus}, but this machine has {count}; use GPUS={count}")
-    return [f"cuda:{i}" for i in range(gpus)]

@@ -10,15 +10,16 @@ whole(){
 	fits "$venv/bin/python" && "$venv/bin/python" -m pip --version > /dev/null 2>&1 || return 1
 	[ -z "${PYTHON3:-}" ] || [ "$(version "$PYTHON3")" = "$(version "$venv/bin/python")" ]
 }
+first(){ for one in python3 $OTHERS; do if fits "$one"; then echo "$one"; return; fi; done; }
 stop(){ printf 'error: %s\n' "$@" >&2; exit 2; }
 
 ! whole || exit 0
 if [ -n "${PYTHON3:-}" ]; then
-	fits "$PYTHON3" || stop "Coview needs Python 3.11 or newer, PYTHON3=$PYTHON3 is $(version "$PYTHON3"). Name another one, such as: PYTHON3=python3.12 make setup"
+	other=$(first)
+	fits "$PYTHON3" || stop "Coview needs Python 3.11 or newer, PYTHON3=$PYTHON3 is $(version "$PYTHON3"). Type: PYTHON3=${other:-python3.12} make setup"
 	python=$PYTHON3
 else
-	python=""
-	for one in python3 $OTHERS; do if fits "$one"; then python=$one; break; fi; done
+	python=$(first)
 	[ -n "$python" ] || stop "Coview needs Python 3.11 or newer; python3 here is $(version python3), and none of $OTHERS is there. Install one (Debian, Ubuntu: sudo apt install python3.12 python3.12-venv; elsewhere: uv python install 3.12), then type: PYTHON3=python3.12 make setup"
 fi
 if [ -e "$venv" ]; then
