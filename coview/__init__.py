@@ -16,7 +16,7 @@ from typing import Any
 from coview.rooms import refuse_others, settle
 
 settle()
-NEEDED = ("base", "cache_specs", "extract", "predict", "train")  # by what stands below
+NEEDED = ("base", "cache_specs", "predict", "train")  # by what stands below
 
 _HOMES = {
     "MetaCoTrainingClassifier": "coview.classifier",
