@@ -1,6 +1,6 @@
 """Processes that decode images beside the model: how many, and the one that they are forked from.
 
-Stdlib alone: the process that all are forked from is begun before this one imports torch.
+Light: the process that all are forked from is begun before this one imports torch.
 """
 
 import multiprocessing
@@ -11,6 +11,8 @@ import threading
 from multiprocessing import forkserver, queues
 from pathlib import Path
 
+from base.children import safe_path
+
 MOST_WORKERS = 32  # of one device, where no number is asked for
 FEW = 20_000  # images that one process decodes as fast as a model on the CPU wants them
 
@@ -19,7 +21,8 @@ def begin_workers() -> None:
     """Begin the process that decode workers are forked from, which imports what they need, once. It
     takes seconds, so call it early; again, it does nothing."""
     multiprocessing.set_forkserver_preload(["coview", "extract.stream"])
-    forkserver.ensure_running()
+    with safe_path():
+        forkserver.ensure_running()
 
 
 def begin_work(worker: int) -> None:

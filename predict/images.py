@@ -35,7 +35,7 @@ def backbones(views: list[ViewRecord], weights: str | None) -> list[Backbone]:
     found = []
     for view, where in zip(views, _where(views, weights), strict=True):
         spec = spec_of(view)
-        files, sha256 = find_weights(spec, where)
+        files, sha256 = find_weights(spec, where, commit=view.weights_commit)
         if sha256 != view.weights_sha256:
             raise StaleError(
                 f"the weights of {view.name!r} are not those that the model was trained on: sha256 "

@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import server
 import torch
-from conftest import ROOT
 from training import is_alive, wait_until_gone
 
 from base.errors import RankDiedError
@@ -28,7 +27,9 @@ from extract import stream, workers
 
 BEGIN = """
 if __name__ == "__main__":
-    import multiprocessing, os, sys, time
+    import sys
+    sys.path[:] = filter(None, sys.path)
+    import multiprocessing, os, time
     import numpy as np
     from base.commands import run_cli
     from cache_specs.spec import load_spec
@@ -47,11 +48,14 @@ if __name__ == "__main__":
 """
 
 
-def begin(code: str) -> subprocess.Popen:
-    """A process with two that decode eight images, of which one is here, and then `code`."""
+def begin(code: str, folder: Path) -> subprocess.Popen:
+    """A process with two that decode eight images, of which one is here, and then `code`; in a
+    folder whose files are not meant."""
+    for name in ("coview", "extract", "base", "torch", "random"):
+        (folder / f"{name}.py").write_text(f"print({name!r}, 'of the user'); raise SystemExit")
     return server.Popen(
         [sys.executable, "-c", f"{BEGIN}\n    {code}"],
-        cwd=ROOT,
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -62,9 +66,9 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def test_they_end_with_their_parent_even_if_that_is_killed() -> None:
+def test_they_end_with_their_parent_even_if_that_is_killed(tmp_path: Path) -> None:
     """Also the process that they are forked from."""
-    process = begin("print(*forked, flush=True); time.sleep(99)")
+    process = begin("print(*forked, flush=True); time.sleep(99)", tmp_path)
     own = [int(word) for word in process.stdout.readline().split()]
     assert len(own) == 2, process.communicate()
     own += [parent_of(own[0])]
@@ -81,8 +85,8 @@ def test_they_end_with_their_parent_even_if_that_is_killed() -> None:
         process.communicate()
 
 
-def test_one_that_is_killed_is_an_error_that_names_the_signal() -> None:
-    process = begin("os.kill(forked[0], 9); sys.exit(run_cli(lambda: list(batches)))")
+def test_one_that_is_killed_is_an_error_that_names_the_signal(tmp_path: Path) -> None:
+    process = begin("os.kill(forked[0], 9); sys.exit(run_cli(lambda: list(batches)))", tmp_path)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 7 and "Traceback" not in said, said
     assert "a process that decodes images died (killed, as by the kernel where memory is" in said

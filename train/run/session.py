@@ -24,8 +24,9 @@ import torch
 from base import durable, locks
 from base.commands import typed
 from base.console import is_heard
-from base.errors import CoviewError, PreemptedError, StoppedError
+from base.errors import CoviewError, PreemptedError, StoppedError, UsageError
 from base.interrupt import heeded
+from base.limits import is_out_of_memory
 from train.algorithm.peers import LocalPeers, Peers, choose_device, make_peers
 from train.algorithm.ranks import BOARD, my_rank, under_torchrun
 from train.config import RunSettings, TrainConfig
@@ -94,6 +95,10 @@ def watched(rank: int) -> Generator[Ignore, None, None]:
         code = 0
     except CoviewError as error:
         code = error.exit_code
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            code = UsageError.exit_code  # as `start` will say
         raise
     finally:
         board.ended(code)
