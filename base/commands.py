@@ -148,6 +148,7 @@ def main(place: str, argv: Sequence[str]) -> int:
 
 
 def _run(argv: list[str]) -> None:
+    _refuse_no_folder()
     made = os.environ.pop(MAKE, None)
     name, *flags = argv or ["--help"]
     if made is None and name in (*HELP, "help", "--version"):
@@ -160,6 +161,17 @@ def _run(argv: list[str]) -> None:
         command, flags = _chosen(name, flags, made)
         settings = parse(command, flags)
         load(command.run)(settings, found)
+
+
+def _refuse_no_folder() -> None:
+    """Raise UsageError in a folder that was removed meanwhile, where no path means anything."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError(
+            "the folder that you are in is not there any more. Go to one that is (cd ~), and type "
+            "the command again there"
+        ) from None
 
 
 def _introduce(name: str, rest: Sequence[str]) -> None:

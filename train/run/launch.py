@@ -111,7 +111,19 @@ def _start(gpus: int, board: Path) -> subprocess.Popen:
     }
     flags = ["--standalone", "--nproc-per-node", str(gpus), "-m", "--"]
     command = [sys.executable, "-c", TORCHRUN, *flags, *started()]
-    return subprocess.Popen(command, env=environment, start_new_session=True)
+    return subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.PIPE)
+
+
+def stop_with_parent() -> None:
+    """In a rank: stop and save as soon as the process that watches the ranks is gone, which alone
+    holds the other end of what they read. All of them see it at once."""
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 def _told(
@@ -196,6 +208,8 @@ def _kill(torchrun: subprocess.Popen, board: Board) -> None:
     except ProcessLookupError:
         pass
     torchrun.wait()
+    if torchrun.stdin:
+        torchrun.stdin.close()
 
 
 def torchrun() -> int:

@@ -33,7 +33,7 @@ from train.config import RunSettings, TrainConfig
 from train.data.reader import Cache
 from train.data.splits import Split
 from train.run.checkpoint import mend, metrics_bytes
-from train.run.launch import FAILED, Board
+from train.run.launch import FAILED, Board, stop_with_parent
 from train.run.log import Console, Ignore, Jsonl, Listener, Listeners, Trackers
 from train.run.reading import read, warn
 from train.run.rundir import is_finished, open_run, write_splits
@@ -88,7 +88,10 @@ def session(config: TrainConfig) -> Generator[Session, None, None]:
 @contextmanager
 def watched(rank: int) -> Generator[Ignore, None, None]:
     """Who started the ranks learns how far this one is, and in the end its exit code."""
-    board = Board(os.environ[BOARD], rank) if BOARD in os.environ else Ignore()
+    board: Ignore = Ignore()
+    if BOARD in os.environ:
+        board = Board(os.environ[BOARD], rank)
+        stop_with_parent()
     code = FAILED
     try:
         yield board
