@@ -32,8 +32,7 @@ setup: $(STAMP)  ## make .venv with everything in it (done by itself where it is
 
 $(STAMP): requirements.lock pyproject.toml
 	@echo "setting up $(VENV): minutes the first time, about 6 GB"
-	@test -x $(PYTHON) || $${PYTHON3:-python3} -m venv $(VENV)
-	@$(PYTHON) -c 'import sys; sys.exit(f"Coview needs Python 3.11 or newer, this is {sys.version.split()[0]}; type: PYTHON3=python3.12 make setup" if sys.version_info < (3, 11) else 0)'
+	@bash tools/venv.sh '$(VENV)'
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check uv
 	@$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(PYTHON) --requirements requirements.lock
 	@$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --no-deps --editable .

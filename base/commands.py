@@ -24,7 +24,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from base import console, interrupt, make_words, option_groups
+from base import console, interrupt, limits, make_words, option_groups
 from base.errors import (
     CoviewError,
     PreemptedError,
@@ -136,6 +136,7 @@ def inherit() -> None:
 def main(place: str, argv: Sequence[str]) -> int:
     """Run the command that argv names, of the table at `place`; its exit status."""
     inherit()
+    limits.allow_more_files()
     if CURRENT.child:
         return run_cli(lambda: _run(list(argv)))
     CURRENT.place = place
@@ -147,6 +148,7 @@ def main(place: str, argv: Sequence[str]) -> int:
 
 
 def _run(argv: list[str]) -> None:
+    _refuse_no_folder()
     made = os.environ.pop(MAKE, None)
     name, *flags = argv or ["--help"]
     if made is None and name in (*HELP, "help", "--version"):
@@ -159,6 +161,17 @@ def _run(argv: list[str]) -> None:
         command, flags = _chosen(name, flags, made)
         settings = parse(command, flags)
         load(command.run)(settings, found)
+
+
+def _refuse_no_folder() -> None:
+    """Raise UsageError in a folder that was removed meanwhile, where no path means anything."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError(
+            "the folder that you are in is not there any more. Go to one that is (cd ~), and type "
+            "the command again there"
+        ) from None
 
 
 def _introduce(name: str, rest: Sequence[str]) -> None:
@@ -298,6 +311,15 @@ def typed(without: str = "", instead: Mapping[str, str | None] | None = None) ->
     return str(Typed(now.form, now.command, words, flags))
 
 
+def takes(flag: str) -> bool:
+    """Has the command that was typed such a flag?"""
+    for command in CURRENT.table:
+        if command.name == CURRENT.typed.command:
+            names = [field.name for field in dataclasses.fields(load(command.config))]
+            return flag.removeprefix("--").replace("-", "_") in names
+    return False
+
+
 def _set_flag(flags: list[str], name: str, value: str) -> None:
     """In its place, where it is there already."""
     new = [name, value] if value else [name]
@@ -371,6 +393,11 @@ def expected(error: BaseException) -> CoviewError | None:
     if error.errno == errno.ENAMETOOLONG:
         name = str(error.filename)[:80]
         return UsageError(f"{name}…: this name is too long for the file system; take a shorter one")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return StorageError(
+            f"{error.filename or 'a file'}: {error.strerror}. Allow more, and type the command "
+            "again: ulimit -n 65536 (as far as `ulimit -Hn` lets you)"
+        )
     if error.errno in OF_THE_DISK:
         return StorageError(
             f"{error.filename or 'the disk'}: {error.strerror}. Make room, or mend the disk or the "

@@ -19,7 +19,7 @@ def lock(folder: Path, wait: bool = False, name: str = ".lock") -> Generator[Non
     naming the holder's process."""
     handle = _open_lock(folder / name)
     try:
-        if not _flock(handle, fcntl.LOCK_EX, wait):
+        if not _flock(folder, handle, fcntl.LOCK_EX, wait):
             raise StorageError(
                 f"{folder} is being written by process {_holder(handle)}; wait for it, or stop it "
                 "and run this again"
@@ -39,7 +39,7 @@ def shared_lock(folder: Path, name: str) -> Generator[None]:
     """Be one of several at work in `folder`; `lock` on the same name waits for all of them."""
     handle = _open_lock(folder / name)
     try:
-        _flock(handle, fcntl.LOCK_SH, wait=True)
+        _flock(folder, handle, fcntl.LOCK_SH, wait=True)
         yield
     finally:
         os.close(handle)
@@ -52,7 +52,9 @@ def lock_holder(folder: Path) -> str | None:
     except OSError:
         return None
     try:
-        return None if _flock(handle, fcntl.LOCK_SH, wait=False) else _holder(handle)
+        return None if _flock(folder, handle, fcntl.LOCK_SH, False) else _holder(handle)
+    except StorageError:  # a disk without locks: nobody can hold one
+        return None
     finally:
         os.close(handle)
 
@@ -64,7 +66,8 @@ def _open_lock(path: Path) -> int:
         raise cannot_write(path, error) from error
 
 
-def _flock(handle: int, kind: int, wait: bool) -> bool:
+def _flock(folder: Path, handle: int, kind: int, wait: bool) -> bool:
+    """Raises StorageError where the disk has no locks."""
     for last in (False, False, False, False, True):  # `lock_holder` may hold it for a moment
         try:
             fcntl.flock(handle, kind | (0 if wait else fcntl.LOCK_NB))
@@ -72,6 +75,13 @@ def _flock(handle: int, kind: int, wait: bool) -> bool:
         except BlockingIOError:
             if not last:
                 time.sleep(0.02)
+        except OSError as error:  # ENOLCK, ENOSYS, EOPNOTSUPP: as some network disks are mounted
+            raise StorageError(
+                f"the disk of {folder} gives no file locks (flock: {error.strerror or error}), "
+                "which keep two writers apart. Name a folder on another disk (CACHE=…, or ARGS="
+                "'--runs …'), or have this one mounted with them: NFS with its lock service or "
+                "local_lock=flock, Lustre with flock"
+            ) from error
     return False
 
 

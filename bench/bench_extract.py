@@ -159,8 +159,9 @@ def batch_of(device: str) -> int:
 def decoding(spec: ViewSpec, folder: Path, workers: int, device: str) -> float:
     """Seconds in which the workers hand out all batches, and no model takes any."""
     from extract.data.datasets import build_items, open_dataset
-    from extract.embed import batch_rows, load
+    from extract.embed import batch_rows
     from extract.images import Batches
+    from extract.stream import load
     from extract.workers import workers_of
 
     dataset = open_dataset(str(folder), Path())

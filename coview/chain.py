@@ -52,12 +52,10 @@ def next_step(config: TrainConfig, summary: dict[str, Any]) -> str:
 
 def _write_page(config: TrainConfig, folder: Path) -> None:
     try:
-        import torch
-
+        from base.devices import devices
         from report.write import write_report
 
-        gpu = config.device != "cpu" and torch.cuda.is_available()
-        write_report(folder, Path(config.cache), device="cuda" if gpu else "cpu")
+        write_report(folder, Path(config.cache), device=devices(config.device)[0])
     except (Exception, KeyboardInterrupt) as error:
         why = " ".join(f"{type(error).__name__} {error}".split())[:300]
         again = line_of("report", {"RUN": folder.name})

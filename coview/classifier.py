@@ -195,7 +195,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         config = self._config(names, split, seed)
         cache = _in_memory(names, emb_V, label, [str(name) for name in self.classes_])
         splits = [split] * self.seeds
-        device = choose_device(self.device, 1)
+        device = self._device()
         history = History()
         listener: Listener = history
         if self.verbose:
@@ -293,6 +293,13 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
                 f"method={self.method!r} learns from rows without a label, and every row has one: "
                 f"add rows with y = -1, or take method={other!r}"
             )
+
+    def _device(self) -> torch.device:
+        """Raises ValueError where there is no such one."""
+        try:
+            return choose_device(f"{self.device}", 1)
+        except UsageError as error:
+            raise ValueError(str(error).replace("DEVICE=", "device=")) from None
 
     def _seed(self) -> int:
         """A whole number is the seed of `make train SEEDS=…`; anything else is asked for one.

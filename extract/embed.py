@@ -6,7 +6,6 @@ but its shard. A killed run loses at most the shard it was computing; the next r
 first uncommitted one and ends with the same bytes.
 """
 
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -16,10 +15,10 @@ from torch.utils.data import DataLoader
 
 from base.progress import Clock, Progress
 from cache_specs import store
-from extract.images import NON_FINITE, OK, Batches
+from extract.images import NON_FINITE, OK
 from extract.models.backbones import Backbone
 from extract.reuse import Known
-from extract.workers import begin_workers
+from extract.stream import arriving
 
 Embedded = tuple[np.ndarray, np.ndarray]  # of a batch: (B, D) float16, and (B,) uint8 status
 
@@ -78,25 +77,6 @@ def embed(
     assert next(computed, None) is None  # and the workers end
 
 
-def _deaf(worker: int) -> None:
-    """Ctrl-C in a terminal goes to all processes; this one's parent decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def load(batches: Batches, workers: int, device: str) -> DataLoader:
-    """The batches, decoded ahead by `workers` processes (0: by this one)."""
-    if workers:
-        begin_workers()
-    return DataLoader(
-        batches,
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=device.startswith("cuda"),
-        multiprocessing_context="forkserver" if workers else None,
-        worker_init_fn=_deaf,
-    )
-
-
 @torch.inference_mode()
 def embedded(
     loader: DataLoader, backbone: Backbone, device: str, clock: Clock
@@ -108,7 +88,7 @@ def embedded(
     and count where they are waited for.
     """
     ahead: tuple | None = None
-    batches = iter(loader)
+    batches = arriving(loader)
     while True:
         with clock("decode"):
             batch = next(batches, None)

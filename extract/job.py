@@ -17,19 +17,22 @@ from typing import Any
 import torch
 
 from base import locks
-from base.commands import run_cli, typed
+from base.children import safe_path
+from base.commands import run_cli, takes, typed
 from base.errors import CoviewError, RankDiedError
 from base.interrupt import heeded
+from base.limits import free_memory, within_memory
 from base.progress import Progress
 from cache_specs import store
 from cache_specs.items import Items
 from cache_specs.spec import ViewSpec
 from extract import bad_images, canary
 from extract.data.readers import Reader
-from extract.embed import embed, embedded, load, shard_work
+from extract.embed import embed, embedded, shard_work
 from extract.images import Batches
 from extract.models import backbones
 from extract.reuse import Known
+from extract.stream import load
 from extract.workers import begin_workers, workers_of
 
 PR_SET_PDEATHSIG = 1
@@ -83,7 +86,8 @@ def _embed_in_processes(job: Job, asked: Any) -> None:
         # inherited: Ctrl-C in a terminal goes to all, and this process decides
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         given = (os.getpid(), job, asked)
-        children: Any = spawn.spawn(_child, given, nprocs=len(job.devices), join=False)
+        with safe_path():
+            children: Any = spawn.spawn(_child, given, nprocs=len(job.devices), join=False)
         signal.signal(signal.SIGINT, handler)
         while not children.join():
             pass
@@ -134,13 +138,28 @@ def _embed_part(
         if model is not None:
             images = Batches(job.read, job.items.sha256, job.spec.preprocess, batches, batch)
             computed = embedded(load(images, workers, device), model, device, progress.clock)
-        embed(
-            works,
-            computed,
-            progress,
-            look=lambda: bad_images.enforce(view, job.items, job.max_bad),
-            stopping=stopping,
-        )
+        with within_memory(
+            f"batches of {batch} of {job.spec.name} on {device}", *_less(job, device)
+        ):
+            embed(
+                works,
+                computed,
+                progress,
+                look=lambda: bad_images.enforce(view, job.items, job.max_bad),
+                stopping=stopping,
+            )
+
+
+def _less(job: Job, device: str) -> tuple[str, dict[str, str | None]]:
+    """What to do where the memory does not suffice, and what to type instead. A view that has
+    shards keeps its batch, since rows depend on it."""
+    batch = job.view.attributes["provenance"]["batch"]
+    if batch > 1 and len(job.view.pending()) == job.view.shards and takes("--batch"):
+        return "Take smaller batches", {"--batch": str(batch // 2)}
+    return (
+        f"{job.view.folder} was begun with this batch and keeps it. {free_memory(device)}; then "
+        "type the same command"
+    ), {}
 
 
 def _loaded(job: Job, device: str, backbone: backbones.Backbone | None) -> backbones.Backbone:

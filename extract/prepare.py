@@ -5,11 +5,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from base.devices import refuse_unknown_device
-from base.errors import UsageError
+from base.devices import devices
+from base.errors import CoviewError, UsageError
 from base.progress import Progress
+from cache_specs import store
 from cache_specs.items import Items
 from cache_specs.sources import is_gone, read_source, source_path
 from cache_specs.spec import ViewSpec
@@ -60,7 +59,8 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
     where = devices(config.device, config.gpus)
     if not config.allow_leak:
         refuse_labels(spec, config.weights)
-    files, weights_sha256 = find_weights(spec, config.weights, fetch)
+    commit = kept_commit(cache, spec, config.data)
+    files, weights_sha256 = find_weights(spec, config.weights, fetch, commit)
     if not config.allow_leak:
         refuse_labels(spec, config.weights, files)
     _refuse_cached_name(cache, config.data)
@@ -80,6 +80,23 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
     )
 
 
+def kept_commit(cache: Path, spec: ViewSpec, data: str) -> str:
+    """The commit of the hub that the cache's views of this spec were made with: a branch such as
+    main may have moved since. Those of the same data first, then the newest; '' where there is
+    none."""
+    found = []
+    for path in cache.glob(f"*/{spec.name}-*/zarr.json"):
+        try:
+            view = store.open_view(path.parent)
+        except (CoviewError, OSError):  # whoever needs it says so
+            continue
+        commit = view.attributes["provenance"].get("weights_commit", "")
+        if commit and view.attributes["spec"] == spec.declared():
+            same = read_source(path.parents[1]) == source_path(data)
+            found.append((same, path.stat().st_mtime, commit))
+    return max(found)[2] if found else ""
+
+
 def _refuse_cached_name(cache: Path, data: str) -> None:
     """Raise UsageError where DATA is the cache's name of a data set whose images lie elsewhere."""
     if not is_gone(data):
@@ -92,20 +109,3 @@ def _refuse_cached_name(cache: Path, data: str) -> None:
                 f"{source} so: name that",
                 instead={"DATA": source},
             )
-
-
-def devices(device: str, gpus: int) -> list[str]:
-    """The torch device of each of `gpus` processes. Raises UsageError where there are fewer."""
-    refuse_unknown_device(device)
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(
-            f"DEVICE={device}, but torch sees no CUDA GPU here; use DEVICE=cpu or leave it out"
-        )
-    if device not in ("auto", "cuda"):
-        return [device] * gpus
-    count = torch.cuda.device_count()
-    if not count:
-        return ["cpu"] * gpus
-    if gpus > count:
-        raise UsageError(f"GPUS={gpus}, but this machine has {count}; use GPUS={count}")
-    return [f"cuda:{i}" for i in range(gpus)]

@@ -4,7 +4,7 @@ import functools
 import logging
 import platform
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ import torch
 from base import durable, locks
 from base.console import counted, rate_text
 from base.errors import StoppedError
+from base.limits import free_memory, within_memory
 from cache_specs import integrity, store
 from cache_specs.succession import write_items
-from cache_specs.view import View, status_counts
+from cache_specs.view import View, status_counts, write_documents
 from extract import ahead, bad_images, canary, reuse
 from extract.config import ExtractConfig
 from extract.job import Job, embed_all
 from extract.models import backbones
+from extract.models.weights import commit_of
 from extract.prepare import Ready, prepare
 from extract.reuse import Known
 from extract.workers import begin_workers, workers_of
@@ -63,15 +65,22 @@ class LazyModel:
     @functools.cached_property
     def backbone(self) -> backbones.Backbone:
         spec = self.ready.spec
-        loaded = backbones.load_backbone(spec, self.ready.files, self.device)
-        canary.refuse_unusable(spec, loaded, self.device)
+        with self.within_memory():
+            loaded = backbones.load_backbone(spec, self.ready.files, self.device)
+            canary.refuse_unusable(spec, loaded, self.device)
         return loaded
 
     def make(self, rows: list[int]) -> canary.Canary:
         """These rows as they are computed now."""
         items, read = self.ready.items, self.ready.dataset.read
         prep = self.ready.spec.preprocess
-        return canary.take(items, read, prep, self.backbone, self.device, rows)
+        with self.within_memory():
+            return canary.take(items, read, prep, self.backbone, self.device, rows)
+
+    def within_memory(self) -> AbstractContextManager[None]:
+        """What no batch size changes."""
+        what = f"the model of {self.ready.spec.name} on {self.device}"
+        return within_memory(what, f"{free_memory(self.device)}; then type the same command")
 
     def agreed(self, known: Known) -> Known:
         """Only the donors whose rows may stand beside those of now. Without the model, where one
@@ -104,6 +113,7 @@ def extraction(ready: Ready) -> Extracted:
         return hit(ready, view, model)
     with store.writer_lock(view.folder):
         integrity.check_commits(view)
+        view = rebatched(ready, view)
         begun = time.monotonic()
         view, known = go_on(ready, view, known, model)
         todo, copied = reckon(view, known)
@@ -160,6 +170,8 @@ def begin(ready: Ready, folder: Path, known: Known | None) -> View:
         "spec_file": str(spec.source),
         "versions": canary.versions_now(),
     }
+    if commit := commit_of(ready.files):
+        provenance["weights_commit"] = commit
     if known and known.donors:
         provenance["reused"] = known.record()
     return store.create_view(
@@ -171,6 +183,18 @@ def begin(ready: Ready, folder: Path, known: Known | None) -> View:
         flags.shard_rows,
         provenance,
     )
+
+
+def rebatched(ready: Ready, view: View) -> View:
+    """One of which no shard is done takes the batch that is asked for now: the one of then may have
+    been too large. The caller holds the writer's lock."""
+    made = view.attributes["provenance"]
+    now = {"batch": ready.flags.batch, "compile": ready.flags.compile}
+    if len(view.pending()) < view.shards or now == {name: made.get(name) for name in now}:
+        return view
+    durable.remove(view.folder / "canary.json", "canary")  # it knows the view by its description
+    write_documents(view.folder, {**view.attributes, "provenance": {**made, **now}})
+    return store.open_view(view.folder)
 
 
 def hit(ready: Ready, view: View, model: LazyModel) -> Extracted:

@@ -1,12 +1,17 @@
 """Processes that decode images beside the model: how many, and the one that they are forked from.
 
-Stdlib alone: the process that all are forked from is begun before this one imports torch.
+Light: the process that all are forked from is begun before this one imports torch.
 """
 
 import multiprocessing
 import os
-from multiprocessing import forkserver
+import signal
+import sys
+import threading
+from multiprocessing import forkserver, queues
 from pathlib import Path
+
+from base.children import safe_path
 
 MOST_WORKERS = 32  # of one device, where no number is asked for
 FEW = 20_000  # images that one process decodes as fast as a model on the CPU wants them
@@ -15,8 +20,33 @@ FEW = 20_000  # images that one process decodes as fast as a model on the CPU wa
 def begin_workers() -> None:
     """Begin the process that decode workers are forked from, which imports what they need, once. It
     takes seconds, so call it early; again, it does nothing."""
-    multiprocessing.set_forkserver_preload(["extract.images"])
-    forkserver.ensure_running()
+    multiprocessing.set_forkserver_preload(["coview", "extract.stream"])
+    with safe_path():
+        forkserver.ensure_running()
+
+
+def begin_work(worker: int) -> None:
+    """In a process that decodes, first of all. Ctrl-C in a terminal goes to all processes; this
+    one's parent decides. It dies with that parent, however that dies, and the process that all are
+    forked from with the last of them. And where a batch cannot be sent it dies too: Python alone
+    would drop the batch, for which the parent would wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)
+
+
+def _end_with_parent() -> None:
+    """A pipe that only the parent holds the other end of is closed when that is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _cannot_send(error: Exception, what: object) -> None:
+    said = f"{type(error).__name__}: {error}"
+    print(f"decoded images cannot be handed on: {said}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def begin_early(workers: int, device: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from base.console import counted
+from base.devices import devices
 from base.errors import UsageError
 from base.phrase import quoted
 from cache_specs.sources import dataset_name
@@ -39,7 +40,6 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
     run, to = _where_to(config)
     dataset = find_images(config.images, Path(config.root)) if config.images else None
 
-    from extract.prepare import devices
     from predict import table
     from predict.from_run import of_run, open_model
     from predict.label import are_new, new_images, rows_of_cache

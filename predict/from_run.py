@@ -290,4 +290,5 @@ def _view(dataset: Path, name: str, width: int) -> ViewRecord:
         attributes["weights_sha256"],
         provenance.get("spec_file", ""),
         provenance.get("batch", 64),
+        provenance.get("weights_commit", ""),
     )

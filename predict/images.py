@@ -18,10 +18,11 @@ from cache_specs import store
 from cache_specs.items import Items
 from cache_specs.spec import SPECS, ViewSpec, build, check
 from extract.data.datasets import Dataset
-from extract.embed import batch_rows, embedded, load
+from extract.embed import batch_rows, embedded
 from extract.images import Batches
 from extract.models.backbones import load_backbone
 from extract.models.weights import find_weights
+from extract.stream import load
 from extract.workers import workers_of
 from predict.model import ViewRecord
 
@@ -34,7 +35,7 @@ def backbones(views: list[ViewRecord], weights: str | None) -> list[Backbone]:
     found = []
     for view, where in zip(views, _where(views, weights), strict=True):
         spec = spec_of(view)
-        files, sha256 = find_weights(spec, where)
+        files, sha256 = find_weights(spec, where, commit=view.weights_commit)
         if sha256 != view.weights_sha256:
             raise StaleError(
                 f"the weights of {view.name!r} are not those that the model was trained on: sha256 "

@@ -32,7 +32,7 @@ FLOOR = math.log(torch.finfo(torch.float32).tiny)  # of log-probabilities: -87.3
 @dataclass(frozen=True)
 class ViewRecord:
     """One view as it was when the model was trained: its declared spec, the hash of its weights,
-    its TOML file, and the images of a batch."""
+    its TOML file, the images of a batch, and the commit of the hub, where the weights are its."""
 
     name: str
     width: int
@@ -40,6 +40,7 @@ class ViewRecord:
     weights_sha256: str
     spec_file: str
     batch: int
+    weights_commit: str = ""
 
 
 @dataclass(frozen=True, eq=False)

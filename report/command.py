@@ -8,6 +8,7 @@ made anew. Nothing but this file is written.
 from pathlib import Path
 from typing import Any
 
+from base.devices import devices
 from base.errors import UsageError
 from report.config import ReportConfig
 
@@ -16,8 +17,9 @@ def command(config: ReportConfig, found: dict[str, Any]) -> None:
     """make report."""
     if not config.run:
         raise UsageError("RUN is missing. Type: make report RUN=demo")
+    device = devices(config.device)[0]
     from report.write import write_report
     from train.run.rundir import run_folder
 
     run = run_folder(config.runs, config.run)
-    print(write_report(run, Path(config.cache), Path(config.root), config.device))
+    print(write_report(run, Path(config.cache), Path(config.root), device))

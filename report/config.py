@@ -1,7 +1,6 @@
 """The settings of report, compare and inspect."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -16,8 +15,8 @@ class ReportConfig:
     """where the embeddings are that it was trained on"""
     root: str = "data"
     """where torchvision data sets lie, for their pictures"""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """where the model is asked about images"""
+    device: str = "cpu"
+    """where the model is asked about images: auto, cpu, cuda or cuda:N"""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ def find_originals(view: View, asked: str, weights: str | None, root: Path) -> O
     elif view.name in view_names():
         toml = view.name
     spec = load_spec(toml)
-    files, weights_sha256 = find_weights(spec, weights)
+    commit = view.attributes["provenance"].get("weights_commit", "")
+    files, weights_sha256 = find_weights(spec, weights, commit=commit)
     store.refuse_changed(view, spec.declared(), weights_sha256)
     folder = view.folder.parent
     source = read_source(folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from base.devices import devices
 from base.errors import IntegrityError, StaleError
 from cache_specs import store
 from cache_specs.items import Items, read_items
@@ -24,7 +25,6 @@ from extract.embed import finish
 from extract.images import MISSING, OK, Batches
 from extract.job import Job, embed_all
 from extract.models import backbones
-from extract.prepare import devices
 from extract.run import refuse_pending
 from upkeep.originals import Originals
 

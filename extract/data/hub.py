@@ -22,7 +22,8 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import logging as hub_logging
 
-from base.errors import UsageError, did_you_mean
+from base.errors import StorageError, UsageError, did_you_mean
+from base.limits import of_the_disk
 from cache_specs.sources import split_config
 from extract.data import columns
 from extract.data.naming import split_in
@@ -154,6 +155,12 @@ def _fetch(data: str, name: str, config: str) -> tuple[Path, Files]:
         try:
             folder = _snapshot(name, revision, chosen)
         except Exception as error:
+            if said := of_the_disk(error):
+                raise StorageError(
+                    f"DATA={data}: {constants.HF_HUB_CACHE}: {said}. Make room there or mend the "
+                    "disk, or name another one in the environment: HF_HUB_CACHE=/another/disk; "
+                    "then type the same command"
+                ) from error
             failures.append(_first_line(error))
             continue
         if not chosen:

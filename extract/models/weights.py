@@ -3,15 +3,24 @@ Face hub. Always safetensors, always hashed."""
 
 import hashlib
 import logging
+import re
+import sys
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import logging as hub_logging
 
 from base.console import NOTE
 from base.durable import canonical_json
-from base.errors import UsageError
+from base.errors import CoviewError, StorageError, UsageError
+from base.limits import of_the_disk
 from base.phrase import quoted
 from cache_specs.spec import SPECS, ViewSpec
 from extract.models.convert import weights_folder
@@ -20,10 +29,12 @@ log = logging.getLogger(f"coview.{__name__}")
 
 
 def find_weights(
-    spec: ViewSpec, override: str | None, fetch: bool = True
+    spec: ViewSpec, override: str | None, fetch: bool = True, commit: str = ""
 ) -> tuple[dict[str, Path], str]:
     """The weight files of a view, {name: path}, and the sha256 over their names and contents.
     Without `fetch` the hub is not asked, and what is not here gives ({}, "").
+
+    commit: of the hub's repository, where it is known; a branch such as main may have moved since.
 
     From `override` (WEIGHTS=: a folder with the spec's files, or the one .safetensors file), the
     spec's own folder, or the hub. Raises UsageError naming the repository and the file that are
@@ -38,7 +49,7 @@ def find_weights(
         files = _converted(spec, fetch)
     else:
         assert where.hub is not None, f"{spec.source} says nowhere where its weights are"
-        files = _download(spec, where.hub, fetch)
+        files = _download(spec, where.hub, fetch, commit or where.revision)
     if not files:
         return {}, ""
     lost = [path for path in files.values() if not path.is_file()]
@@ -105,28 +116,71 @@ def _converted(spec: ViewSpec, fetch: bool) -> dict[str, Path]:
     )
 
 
-def _download(spec: ViewSpec, repository: str, fetch: bool) -> dict[str, Path]:
+def commit_of(files: dict[str, Path]) -> str:
+    """The commit of the hub's repository that all of the files are of; '' of other files."""
+    commits = set()
+    for path in files.values():
+        found = re.search(r"/snapshots/([0-9a-f]{40})/", path.as_posix())
+        commits.add(found[1] if found else "")
+    return commits.pop() if len(commits) == 1 else ""
+
+
+def _download(
+    spec: ViewSpec, repository: str, fetch: bool, revision: str | None
+) -> dict[str, Path]:
+    """All files of one commit: that of the first is kept to for the others."""
     # The hub's retries say nothing that the message below does not.
     hub_logging.get_logger().setLevel(hub_logging.ERROR)
-    where = spec.weights
-    files = {}
-    for name in where.files:
+    files: dict[str, Path] = {}
+    for name in spec.weights.files:
         try:
-            files[name] = Path(_fetch(repository, name, where.revision, fetch))
-        except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+            files[name] = Path(_fetch(repository, name, commit_of(files) or revision, fetch))
+        except Exception as error:  # whatever the hub, the network and its libraries raise
             if not fetch:
                 return {}
-            raise UsageError(
-                f"the weights of {spec.name!r} are not on this machine and could not be fetched "
-                f"({type(error).__name__}).\n"
-                f"  needed: {' and '.join(where.files)} of the Hugging Face repository "
-                f"{repository}, revision {where.revision}\n"
-                "  with a network: run the same command again; it downloads them once\n"
-                f"  without: download them elsewhere (hf download {repository} "
-                f"{' '.join(where.files)} --local-dir FOLDER), copy the folder here and add "
-                "WEIGHTS=FOLDER"
-            ) from error
+            raise _not_fetched(spec, repository, revision, error) from error
     return files
+
+
+def _not_fetched(
+    spec: ViewSpec, repository: str, revision: str | None, error: Exception
+) -> CoviewError:
+    """Why, and what to type."""
+    files, why = " and ".join(spec.weights.files), f"{type(error).__name__}: {error}".split("\n")[0]
+    if said := of_the_disk(error):
+        return StorageError(
+            f"the weights of {spec.name!r} were not fetched: {constants.HF_HUB_CACHE}: {said}. "
+            "Make room there or mend the disk, or name another one in the environment: "
+            "HF_HUB_CACHE=/another/disk; then type the same command"
+        )
+    login = f"{Path(sys.executable).parent / 'hf'} auth login"
+    if isinstance(error, GatedRepoError):
+        return UsageError(
+            f"the weights of {spec.name!r} are gated: their owner gives them to those who agree to "
+            f"the terms. Agree at https://huggingface.co/{repository}, then log in, once, with a "
+            f"token of that account (`hf auth login`):\n  {login}\nand type the same command"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return UsageError(
+            f"the hub has no repository {repository} ({spec.source}, weights.hub), or it is "
+            f"private. Mend the name; or log in with an account that may read it (`hf auth "
+            f"login`):\n  {login}\nand type the same command"
+        )
+    missing = isinstance(error, RevisionNotFoundError | EntryNotFoundError)
+    if missing and not isinstance(error, LocalEntryNotFoundError):
+        return UsageError(
+            f"the repository {repository} of the hub has no {files} at the revision {revision}: "
+            f"mend weights.files or weights.revision in {spec.source}"
+        )
+    return UsageError(
+        f"the weights of {spec.name!r} are not on this machine and could not be fetched "
+        f"({why}).\n"
+        f"  needed: {files} of the Hugging Face repository {repository}, revision {revision}\n"
+        "  with a network: run the same command again; it downloads them once\n"
+        f"  without: download them elsewhere (hf download {repository} "
+        f"{' '.join(spec.weights.files)} --revision {revision} --local-dir FOLDER), copy the "
+        "folder here and add WEIGHTS=FOLDER"
+    )
 
 
 def _fetch(repository: str, name: str, revision: str | None, fetch: bool) -> str:

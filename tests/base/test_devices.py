@@ -1,28 +1,114 @@
-"""--device, as it is typed."""
+"""--device, as it is typed: one function answers for all commands and for Python."""
 
+import numpy as np
 import pytest
 
-from base.devices import refuse_unknown_device
+from base.devices import devices
 from base.errors import UsageError
-from extract.prepare import devices
+from coview import ProbeClassifier
+from report.command import command as report
+from report.config import ReportConfig
 from train.algorithm.peers import choose_device
 
 
-@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:12"])
-def test_what_a_device_may_be(device: str) -> None:
-    refuse_unknown_device(device)
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How many of each kind torch sees."""
+    has = {"cuda": 0, "mps": 0, "xpu": 0}
+    monkeypatch.setattr("torch.cuda.device_count", lambda: has["cuda"])
+    monkeypatch.setattr("torch.xpu.device_count", lambda: has["xpu"])
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: has["mps"] > 0)
+    return has
+
+
+def test_without_a_gpu(machine: dict[str, int]) -> None:
+    assert devices("auto") == devices("cpu") == ["cpu"] and devices("auto", 3) == 3 * ["cpu"]
+    for name, what in (("cuda", "CUDA"), ("cuda:0", "CUDA"), ("mps", "Apple"), ("xpu", "Intel")):
+        with pytest.raises(UsageError, match=f"DEVICE={name}, but torch sees no .*{what}") as error:
+            devices(name)
+        assert error.value.instead == {"DEVICE": None}
+
+
+def test_gpus_are_numbered(machine: dict[str, int]) -> None:
+    machine |= {"cuda": 3, "xpu": 1, "mps": 1}
+    assert devices("auto") == devices("cuda") == ["cuda:0"]
+    assert devices("cuda", 3) == ["cuda:0", "cuda:1", "cuda:2"] == devices("auto", 3)
+    assert devices("cuda:2") == ["cuda:2"] and devices("cuda:02") == ["cuda:2"]
+    assert devices("mps") == ["mps"] and devices("xpu") == ["xpu"] and devices("xpu:0") == ["xpu:0"]
+    assert devices("cpu", 4) == 4 * ["cpu"]
 
 
 @pytest.mark.parametrize(
-    ("device", "meant"), [("cdua", "cuda"), ("gpu", "cpu"), ("cuda:", "cuda"), ("CPU", "cpu")]
+    ("device", "gpus", "message", "instead"),
+    [
+        (
+            "cuda:5",
+            1,
+            "this machine has 2: cuda:0, cuda:1 .they count",
+            {"DEVICE": "cuda:1"},
+        ),
+        ("cuda:2", 1, "this machine has 2", {"DEVICE": "cuda:1"}),
+        ("xpu:1", 1, "this machine has 1: xpu:0", {"DEVICE": "xpu:0"}),
+        ("cuda", 3, "GPUS=3, but this machine has 2; use GPUS=2", {"GPUS": "2"}),
+        ("auto", 9, "GPUS=9, but this machine has 2; use GPUS=2", {"GPUS": "2"}),
+        ("xpu", 2, "GPUS=2, but this machine has 1", {"GPUS": "1"}),
+        ("cuda:1", 2, "GPUS=2 with DEVICE=cuda:1, which is one", {"DEVICE": None}),
+        ("gpu", 1, "DEVICE=gpu: it is one of auto, cpu, cuda", {"DEVICE": "cuda"}),
+        ("GPU:0", 1, "it is one of", {"DEVICE": "cuda"}),
+        ("cdua", 1, "it is one of", {"DEVICE": "cuda"}),
+        ("CUDA", 1, "it is one of", {"DEVICE": "cuda"}),
+        ("cuda:", 1, "it is one of", {"DEVICE": "cuda"}),
+        ("cuda:-1", 1, "it is one of", {"DEVICE": "cuda"}),
+        ("cuda:x", 1, "it is one of", {"DEVICE": "cuda"}),
+        ("cpu:0", 1, "it is one of", {"DEVICE": "cpu"}),
+        ("CPU", 1, "it is one of", {"DEVICE": "cpu"}),
+        ("metal", 1, "Torch sees no GPU of Apple here", {"DEVICE": "auto"}),
+        ("7", 1, "it is one of", {}),
+        ("", 1, "it is one of", {}),
+    ],
 )
-def test_a_device_that_is_mistyped_is_not_another_one(device: str, meant: str) -> None:
-    """Neither extraction nor training takes what is near for what was meant."""
-    for ask in (
-        refuse_unknown_device,
-        lambda one: devices(one, 1),
-        lambda one: choose_device(one, 1),
-    ):
-        with pytest.raises(UsageError, match=f"DEVICE={device}: it is one of auto") as caught:
-            ask(device)
-        assert caught.value.instead == {"DEVICE": meant}
+def test_what_is_no_device_is_not_another_one(
+    device: str, gpus: int, message: str, instead: dict, machine: dict[str, int]
+) -> None:
+    """And what is to be typed instead is one."""
+    machine |= {"cuda": 2, "xpu": 1}
+    with pytest.raises(UsageError, match=message) as caught:
+        devices(device, gpus)
+    assert caught.value.instead == instead
+    words = {"DEVICE": device, "GPUS": str(gpus)}
+    for name, value in instead.items():
+        words[name] = value or {"DEVICE": "auto"}[name]
+    if instead:
+        assert devices(words["DEVICE"], int(words["GPUS"]))
+
+
+def test_no_gpu_here_is_said_with_what_is_near(machine: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="Torch sees no CUDA GPU here") as caught:
+        devices("gpu")
+    assert devices(caught.value.instead["DEVICE"]) == ["cpu"]
+
+
+def test_each_rank_on_this_machine_has_its_own(
+    machine: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine["cuda"], chosen = 2, []
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert str(choose_device("auto", 8)) == "cuda:1" == str(chosen[0])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(UsageError, match="GPUS=4, but this machine has 2"):
+        choose_device("cuda", 8)
+
+
+def test_every_command_and_the_classes_ask(
+    machine: dict[str, int], monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    """Whoever takes a device calls this function; here those without a test of their own."""
+    (tmp_path / "demo").mkdir()
+    monkeypatch.setattr("train.run.rundir.run_folder", lambda runs, run: tmp_path / run)
+    with pytest.raises(UsageError, match="DEVICE=gpu"):
+        report(ReportConfig(run="demo", runs=str(tmp_path), device="gpu"), {})
+    rows = np.zeros((4, 2), np.float32)
+    with pytest.raises(ValueError, match="device=cuda:5, but torch sees no CUDA GPU here; use dev"):
+        ProbeClassifier(device="cuda:5", validation_fraction=0).fit(rows, [0, 1, 0, 1])

@@ -328,3 +328,120 @@ def test_make_weights_offline_says_where_to_fetch_it(venv: Path, tmp_path: Path)
         and "Traceback" not in found.stderr
     )
     assert "make weights VIEW=swav-rn50 FROM=FILE" in found.stderr and not list(tmp_path.iterdir())
+
+
+# --- make setup
+
+
+FAKE = """#!/bin/sh
+case "$*" in
+"-c import sys; sys.exit(sys.version_info < (3, 11))") exit {old};;
+*'for'*|*'join'*) echo {version}.1;;
+*'%d.%d'*) echo {version};;
+"-m pip --version") exit {no_pip};;
+"-m venv --clear "*)
+    mkdir -p "$4"; rm -rf "$4"/*; mkdir "$4/bin"; cp "$0" "$4/bin/python"
+    [ {no_venv} = 0 ] || echo "ensurepip is not available"; exit {no_venv};;
+esac
+"""  # a Python that makes virtual environments whose Python is itself
+
+
+def fake_python(folder: Path, name: str, version: str, no_venv: bool = False) -> Path:
+    """On the PATH of `set_up` if it lies in `folder`/path."""
+    place = folder / "path" / name
+    place.parent.mkdir(exist_ok=True)
+    minor = int(version.partition(".")[2])
+    values = {"old": int(minor < 11), "version": version, "no_venv": int(no_venv)}
+    place.write_text(FAKE.format(no_pip=int(no_venv), **values))
+    place.chmod(0o755)
+    return place
+
+
+def set_up(folder: Path, venv: str = ".venv", **env: str) -> subprocess.CompletedProcess:
+    for tool in ("bash", "ls", "mkdir", "rm", "cp", "chmod", "sed", "sh"):
+        link = folder / "path" / tool
+        if not link.is_symlink():
+            link.symlink_to(shutil.which(tool))
+    path = {"PATH": str(folder / "path"), "HOME": str(folder)}
+    words = ["bash", str(ROOT / "tools" / "venv.sh"), venv]
+    return subprocess.run(words, cwd=folder, env={**path, **env}, capture_output=True, text=True)
+
+
+def made_with(folder: Path, version: str) -> bool:
+    return f"echo {version}.1" in (folder / ".venv" / "bin" / "python").read_text()
+
+
+def test_the_first_python_that_is_new_enough_is_taken(tmp_path: Path) -> None:
+    fake_python(tmp_path, "python3", "3.10")
+    done = set_up(tmp_path)
+    assert done.returncode == 2 and not (tmp_path / ".venv").exists()
+    assert "needs Python 3.11 or newer; python3 here is 3.10.1, and none of" in done.stderr
+    assert done.stderr.endswith("then type: PYTHON3=python3.12 make setup\n")
+    fake_python(tmp_path, "python3.12", "3.12")
+    assert set_up(tmp_path, PYTHON3="python3.12").returncode == 0  # as it was told
+    shutil.rmtree(tmp_path / ".venv")
+    assert set_up(tmp_path).returncode == 0 and made_with(tmp_path, "3.12")  # and by itself
+
+
+def test_a_python_that_was_named_is_the_one(tmp_path: Path) -> None:
+    for minor in (10, 12, 13):
+        fake_python(tmp_path, f"python3.{minor}", f"3.{minor}")
+    assert set_up(tmp_path).returncode == 0 and made_with(tmp_path, "3.13")
+    done = set_up(tmp_path, PYTHON3="python3.12")
+    assert done.returncode == 0 and made_with(tmp_path, "3.12")
+    assert "or of another Python (3.13.1): made anew with python3.12 (3.12.1)" in done.stdout
+    for name, found in (("python3.10", "3.10.1"), ("python3.99", "nothing that runs")):
+        done = set_up(tmp_path, PYTHON3=name)
+        assert done.returncode == 2 and done.stderr.endswith(
+            f"PYTHON3={name} is {found}. Type: PYTHON3=python3.13 make setup\n"
+        )
+    assert made_with(tmp_path, "3.12")
+
+
+@pytest.mark.parametrize("left", ["old", "no pip", "no python", "dead link", "empty"])
+def test_a_half_made_environment_is_made_anew(left: str, tmp_path: Path) -> None:
+    fake_python(tmp_path, "python3", "3.12")
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    (tmp_path / ".venv" / "pyvenv.cfg").touch()
+    if left == "old":
+        shutil.copy(fake_python(tmp_path, "python3.10", "3.10"), python)
+    elif left == "no pip":
+        shutil.copy(fake_python(tmp_path, "other", "3.12", no_venv=True), python)
+    elif left == "dead link":
+        python.symlink_to(tmp_path / "gone")
+    elif left == "empty":
+        python.touch()
+    done = set_up(tmp_path)
+    assert done.returncode == 0 and made_with(tmp_path, "3.12"), done.stderr
+    assert ".venv is half made" in done.stdout and not (tmp_path / ".venv/pyvenv.cfg").exists()
+    marked = tmp_path / ".venv" / "kept"
+    marked.touch()
+    again = set_up(tmp_path)
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "") and marked.exists()
+
+
+def test_without_the_package_of_debian_the_advice_works_when_it_is_typed(tmp_path: Path) -> None:
+    fake_python(tmp_path, "python3", "3.12", no_venv=True)
+    done = set_up(tmp_path)
+    assert done.returncode == 2 and "ensurepip is not available" in done.stderr
+    assert "type: sudo apt install python3.12-venv   and then: make setup" in done.stderr
+    fake_python(tmp_path, "python3", "3.12")  # apt has installed it
+    assert set_up(tmp_path).returncode == 0 and made_with(tmp_path, "3.12")
+
+
+def test_a_folder_that_somebody_else_made_is_left_alone(tmp_path: Path) -> None:
+    fake_python(tmp_path, "python3", "3.12")
+    own = tmp_path / "env"
+    (own / "bin").mkdir(parents=True)
+    done = set_up(tmp_path, venv="env")
+    assert done.returncode == 2 and "VENV=env holds something else" in done.stderr
+    (own / "bin").rmdir()
+    assert set_up(tmp_path, venv="env").returncode == 0 and (own / "bin" / "python").is_file()
+
+
+def test_make_setup_asks_for_it_first(tmp_path: Path) -> None:
+    done = make(tmp_path / "none", "-n", "setup")
+    lines = done.stdout.splitlines()
+    first = next(i for i, line in enumerate(lines) if "venv.sh" in line)
+    assert f"bash tools/venv.sh '{tmp_path}/none'" in lines[first] and "pip" in lines[first + 1]

@@ -16,8 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from base.devices import refuse_unknown_device
-from base.errors import UsageError
+from base.devices import devices
 from train.algorithm.ranks import refuse_ranks, under_torchrun
 
 
@@ -150,25 +149,11 @@ def make_peers(count: int, device: torch.device, timeout_s: float = 120) -> Loca
 
 
 def choose_device(device: str, gpus: int) -> torch.device:
-    """auto, cpu, cuda or cuda:N -> this process's device. Raises UsageError when there is no such
-    GPU."""
-    refuse_unknown_device(device)
-    count = torch.cuda.device_count()
-    if device.startswith("cuda") and not count:
-        raise UsageError(
-            f"DEVICE={device}, but torch sees no CUDA GPU here; use DEVICE=cpu or leave it out"
-        )
-    if device == "cpu" or not count:
-        return torch.device("cpu")
-    named = ":" in device
+    """This process's device (see base/devices.py): of the ranks on this machine each has its own.
+    Raises UsageError when there is no such one."""
     # torchrun may have others on other machines
-    gpus = int(os.environ.get("LOCAL_WORLD_SIZE", gpus))
-    if gpus > (1 if named else count):
-        raise UsageError(
-            f"GPUS={gpus} with DEVICE={device}, but this machine has {count}; use GPUS={count} "
-            "without a DEVICE, or DEVICE=cpu"
-        )
-    own = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
-    chosen = torch.device(device if named else own)
-    torch.cuda.set_device(chosen)
+    there = devices(device, int(os.environ.get("LOCAL_WORLD_SIZE", gpus)))
+    chosen = torch.device(there[int(os.environ.get("LOCAL_RANK", "0"))])
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
     return chosen

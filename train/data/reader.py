@@ -200,12 +200,20 @@ def map_view(view: store.View) -> np.ndarray:
     must not be short."""
     shard_bytes = view.rows * view.width * 2
     if shard_bytes % mmap.PAGESIZE or view.shards == 1:
-        maps = []
-        for shard in range(view.shards):
-            file, shape = view.embeddings_file(shard), (view.rows, view.width)
-            maps.append(np.memmap(file, np.float16, "c", shape=shape))
-        return maps[0][: view.n] if view.shards == 1 else np.concatenate(maps)[: view.n]
+        if view.shards == 1:
+            shape = (view.rows, view.width)
+            return np.memmap(view.embeddings_file(0), np.float16, "c", shape=shape)[: view.n]
+        return _read(view)
     return _mapped(view, shard_bytes)
+
+
+def _read(view: store.View) -> np.ndarray:
+    """One file after the other: a map of each would keep all of them open."""
+    emb_ND = np.empty((view.shards * view.rows, view.width), np.float16)
+    for shard in range(view.shards):
+        rows = np.fromfile(view.embeddings_file(shard), "<f2", view.rows * view.width)
+        emb_ND[shard * view.rows :][: view.rows] = rows.reshape(-1, view.width)
+    return emb_ND[: view.n]
 
 
 def _mapped(view: store.View, shard_bytes: int) -> np.ndarray:

@@ -30,6 +30,8 @@ log = logging.getLogger(f"coview.{__name__}")
 # columns of the board; a code of RUNNING means that the rank has not ended by itself
 PID, STEP, CODE = range(3)
 RUNNING, FAILED = -1, 1
+# `coview` first: whatever is called train elsewhere, ours is meant
+TORCHRUN = "import sys, coview; from train.run import launch; sys.exit(launch.torchrun())"
 GRACE_S = 5.0  # for torchrun to end by itself, once a rank has failed
 DEAD, STOPPED = "ZX", "Tt"  # states of a process: a zombie is one that torchrun has not reaped yet
 
@@ -107,10 +109,21 @@ def _start(gpus: int, board: Path) -> subprocess.Popen:
         "PYTHONSAFEPATH": "1",  # a train.py in the folder that one stands in is not ours
         BOARD: str(board),
     }
-    program = [sys.executable, "-m", "train.run.launch"]
     flags = ["--standalone", "--nproc-per-node", str(gpus), "-m", "--"]
-    command = [*program, *flags, *started()]
-    return subprocess.Popen(command, env=environment, start_new_session=True)
+    command = [sys.executable, "-c", TORCHRUN, *flags, *started()]
+    return subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.PIPE)
+
+
+def stop_with_parent() -> None:
+    """In a rank: stop and save as soon as the process that watches the ranks is gone, which alone
+    holds the other end of what they read. All of them see it at once."""
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 def _told(
@@ -195,9 +208,11 @@ def _kill(torchrun: subprocess.Popen, board: Board) -> None:
     except ProcessLookupError:
         pass
     torchrun.wait()
+    if torchrun.stdin:
+        torchrun.stdin.close()
 
 
-def _torchrun() -> int:
+def torchrun() -> int:
     """torchrun's own main, without its traceback: the parent says what happened in one line."""
     # torch is for this process alone, not for the parent, which only watches
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
@@ -208,7 +223,3 @@ def _torchrun() -> int:
     except ChildFailedError:
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_torchrun())

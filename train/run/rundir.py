@@ -28,6 +28,7 @@ from cache_specs.items import Items
 from cache_specs.spec import differences
 from train.config import PLACES, TrainConfig, command_of, make_command
 from train.data.splits import NUMBER, Split, read_keys
+from train.run.names import free_name
 
 
 def open_run(config: TrainConfig, fingerprints: dict[str, str], device: str, leader: bool) -> Path:
@@ -45,7 +46,7 @@ def open_run(config: TrainConfig, fingerprints: dict[str, str], device: str, lea
         changed = differences(found, wanted)
         if changed:
             changed += _images_of_then(Path(config.cache), found, fingerprints)
-            free = _free_name(folder)
+            free = free_name(folder)
             raise StaleError(
                 f"the run {folder} was made with other settings or data:\n  "
                 + "\n  ".join(changed)
@@ -58,14 +59,6 @@ def open_run(config: TrainConfig, fingerprints: dict[str, str], device: str, lea
         durable.write_json(folder / "environment.json", _environment(device), "run.environment")
         durable.write(path, durable.sealed(wanted), "run.config")
     return folder
-
-
-def _free_name(folder: Path) -> str:
-    """The next one after this run's."""
-    number = 2
-    while folder.with_name(f"{folder.name}-{number}").exists():
-        number += 1
-    return f"{folder.name}-{number}"
 
 
 def _images_of_then(cache: Path, found: dict, fingerprints: dict[str, str]) -> list[str]:

@@ -24,15 +24,16 @@ import torch
 from base import durable, locks
 from base.commands import typed
 from base.console import is_heard
-from base.errors import CoviewError, PreemptedError, StoppedError
+from base.errors import CoviewError, PreemptedError, StoppedError, UsageError
 from base.interrupt import heeded
+from base.limits import is_out_of_memory
 from train.algorithm.peers import LocalPeers, Peers, choose_device, make_peers
 from train.algorithm.ranks import BOARD, my_rank, under_torchrun
 from train.config import RunSettings, TrainConfig
 from train.data.reader import Cache
 from train.data.splits import Split
 from train.run.checkpoint import mend, metrics_bytes
-from train.run.launch import FAILED, Board
+from train.run.launch import FAILED, Board, stop_with_parent
 from train.run.log import Console, Ignore, Jsonl, Listener, Listeners, Trackers
 from train.run.reading import read, warn
 from train.run.rundir import is_finished, open_run, write_splits
@@ -87,13 +88,20 @@ def session(config: TrainConfig) -> Generator[Session, None, None]:
 @contextmanager
 def watched(rank: int) -> Generator[Ignore, None, None]:
     """Who started the ranks learns how far this one is, and in the end its exit code."""
-    board = Board(os.environ[BOARD], rank) if BOARD in os.environ else Ignore()
+    board: Ignore = Ignore()
+    if BOARD in os.environ:
+        board = Board(os.environ[BOARD], rank)
+        stop_with_parent()
     code = FAILED
     try:
         yield board
         code = 0
     except CoviewError as error:
         code = error.exit_code
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            code = UsageError.exit_code  # as `start` will say
         raise
     finally:
         board.ended(code)

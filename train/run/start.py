@@ -14,9 +14,11 @@ from typing import Any
 from base.commands import amend
 from base.console import NOTE
 from base.errors import CoviewError, StoppedError, UsageError
+from base.limits import within_memory
 from train.algorithm.ranks import BOARD, my_rank, refuse_ranks, under_torchrun
 from train.config import TrainConfig
 from train.run.launch import launch
+from train.run.names import free_name
 from train.run.reading import read
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -47,7 +49,8 @@ def start(
     folder = Path(config.runs) / config.run
     found["run"] = str(folder)
     try:
-        _run_here_or_launch(config, run)
+        with within_memory("this training", *_less(config, made_up)):
+            _run_here_or_launch(config, run)
     except KeyboardInterrupt:
         raise StoppedError(KEPT) from None
     except CoviewError:
@@ -76,3 +79,14 @@ def _run_here_or_launch(config: TrainConfig, run: Callable[[Any], Any]) -> None:
         launch(config.gpus, config.view_list())
     else:
         run(config)
+
+
+def _less(config: TrainConfig, made_up: bool) -> tuple[str, dict[str, str | None]]:
+    """What to do where the memory does not suffice, and what to type instead: fewer rows of a batch
+    at a time give the same gradients. It is another run."""
+    rows = config.chunk or max(config.batch_labelled, config.batch_unlabelled)
+    if rows <= 16:
+        return "Train fewer SEEDS at once, on another DEVICE, or free memory: nvidia-smi, top", {}
+    name = None if made_up else free_name(Path(config.runs) / config.run)
+    how = "Keep fewer rows of a batch at a time, or train fewer SEEDS at once"
+    return how, {"RUN": name, "--chunk": str(rows // 2)}

@@ -542,16 +542,20 @@ def test_the_message_names_the_views_of_a_replica() -> None:
     assert [views_of(rank, 4, ["a", "b"]) for rank in range(4)] == [["a"], ["b"]] * 2
 
 
-def rank_1(folder: Path, seconds: float = 60) -> int:
+def rank_1(folder: Path) -> int:
+    return rank_of(folder, 1)
+
+
+def rank_of(folder: Path, rank: int, seconds: float = 60) -> int:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with contextlib.suppress(StopIteration):
             return next(
                 int(path.parent.name)
                 for path in Path("/proc").glob("[0-9]*/environ")
-                if _is_rank(path, 1, folder)
+                if _is_rank(path, rank, folder)
             )
-    raise AssertionError("there is no rank 1")
+    raise AssertionError(f"there is no rank {rank}")
 
 
 @MANY
@@ -567,6 +571,26 @@ def test_a_stop_signal_to_the_job_stops_all_ranks_and_the_same_command_goes_on(
         process.returncode == 75
         and "everything is saved; the same command goes on from here" in errors
     )
+    undisturbed = dataclasses.replace(settings, run="whole")
+    assert launch(settings)[0] == launch(undisturbed)[0] == [0, 0]
+    assert all_bytes(tmp_path / "a") == all_bytes(tmp_path / "whole")
+
+
+@MANY
+def test_ranks_whose_job_was_killed_save_and_end_and_the_same_command_goes_on(
+    made: Made, tmp_path: Path, launch: Launch
+) -> None:
+    """Nobody would watch them any more, and nobody could stop them."""
+    settings = config(made, tmp_path, gpus=2, cotrain=600)
+    process = start(settings)
+    wait_for(tmp_path / "a" / "metrics.jsonl", process)
+    ranks = [rank_1(tmp_path), rank_of(tmp_path, 0)]
+    process.kill()
+    process.communicate()
+    for pid in ranks:
+        wait_until_gone(pid, 30)
+    assert (tmp_path / "a" / "checkpoints" / "LATEST").is_file()
+    assert not (tmp_path / "a" / "summary.json").exists()
     undisturbed = dataclasses.replace(settings, run="whole")
     assert launch(settings)[0] == launch(undisturbed)[0] == [0, 0]
     assert all_bytes(tmp_path / "a") == all_bytes(tmp_path / "whole")
