@@ -25,8 +25,6 @@ from base.phrase import quoted
 from cache_specs.sources import read_source
 from cache_specs.versions import IMPORTED, is_older
 
-# what other programs write where there is no label
-MISSING = {"n/a", "na", "nan", "none", "null", "unknown", "?"}
 SPLITS = ("", "train", "val", "test", "unlabelled")
 FORMAT = 1
 

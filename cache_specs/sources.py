@@ -10,7 +10,7 @@ from base.errors import UsageError
 
 LONGEST = 200  # bytes of a data set's name: a file's may have 255, and more is appended
 MOST_SHARDS = 100_000
-ENDINGS = (".csv", ".parquet", ".tar", ".h5", ".hdf5")
+ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".tar", ".h5", ".hdf5")
 SUBSET = re.compile(r"(.+)#top(\d{1,9})", re.DOTALL)
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
@@ -41,8 +41,8 @@ def _base_name(data: str) -> str:
     if "/" in data or data == ".":
         data = Path(data).resolve().name
     for ending in ENDINGS:
-        if data.endswith(ending):
-            return data.removesuffix(ending)
+        if data.lower().endswith(ending):
+            return data[: -len(ending)]
     return data
 
 

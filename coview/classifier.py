@@ -108,6 +108,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         eval_every: int = 20,
         device: str = "auto",
         random_state: Any = None,
+        as_class: Sequence[str] = (),
         verbose: bool = False,
     ) -> None:
         self.method = method
@@ -128,6 +129,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         self.eval_every = eval_every
         self.device = device
         self.random_state = random_state
+        self.as_class = as_class
         self.verbose = verbose
 
     @as_before_where_it_fails
@@ -146,7 +148,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
             )
         emb_V = self._rows(X, reset=True)
         check_consistent_length(emb_V[0], y)
-        label, self.classes_ = encode(y)
+        label, self.classes_ = encode(y, as_class=self.as_class)
         if len(self.classes_) < 2:
             raise ValueError(
                 f"there is only one class, {self.classes_.tolist()[0]!r}, among the labelled rows; "
@@ -159,7 +161,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         else:
             more_V = self._rows(X_val, reset=False)
             check_consistent_length(more_V[0], y_val)
-            label_val, _ = encode(y_val, self.classes_)
+            label_val, _ = encode(y_val, self.classes_, self.as_class)
             split = _split(
                 label, np.arange(len(label)), len(label) + np.flatnonzero(label_val >= 0)
             )
@@ -356,7 +358,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         """Accuracy on the rows that have a label."""
         opinions = self.opinions(X)
         check_consistent_length(opinions.joint_nC, y)
-        label, classes = encode_alike(y, self.classes_)
+        label, classes = encode_alike(y, self.classes_, self.as_class)
         known_n = label >= 0
         right_n = self.classes_[opinions.choice_n] == classes[label]
         weights = None if sample_weight is None else np.asarray(sample_weight)[known_n]
@@ -387,8 +389,9 @@ class MetaCoTrainingClassifier(CoviewClassifier):
     shared out: widths [512, 768], or slices. method: any of `make train` that keeps a model. seeds:
     trainings whose predictions are averaged. random_state: a whole number is their first seed.
     validation_fraction: of the labelled rows of each class (at least one of three), without which
-    it trains, and by which it selects; 0: none are held out, and the training rows select. The
-    other parameters are those of `make train`, with the same defaults.
+    it trains, and by which it selects; 0: none are held out, and the training rows select.
+    as_class: words in y that are classes, though they usually mean that there is no label
+    ("unknown"). The other parameters are those of `make train`, with the same defaults.
     """
 
     def __init__(  # noqa: PLR0913  scikit-learn's convention: every setting is a parameter
@@ -413,6 +416,7 @@ class MetaCoTrainingClassifier(CoviewClassifier):
         eval_every: int = 20,
         device: str = "auto",
         random_state: Any = None,
+        as_class: Sequence[str] = (),
         verbose: bool = False,
     ) -> None:
         super().__init__(
@@ -434,6 +438,7 @@ class MetaCoTrainingClassifier(CoviewClassifier):
             eval_every=eval_every,
             device=device,
             random_state=random_state,
+            as_class=as_class,
             verbose=verbose,
         )
         self.views = views

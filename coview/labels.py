@@ -13,7 +13,7 @@ from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
 from base.errors import DataQualityError
-from cache_specs.items import MISSING
+from cache_specs.words import means_no_label
 
 CHOICE = 5 << 40  # second word of the keys of these draws; train/data/splits.py has 3 and 4 << 40
 
@@ -42,19 +42,20 @@ def value_errors(model: Callable[[Any], Any], rows: Any) -> Any:
         raise ValueError(str(error)) from None
 
 
-def encode(y: Any, classes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def encode(
+    y: Any, classes: np.ndarray | None = None, as_class: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """(n,) labels -> (n,) int32 class numbers, -1 where there is no label, and the sorted classes
     (those given, where they are).
 
     No label is -1 in an array of numbers (NaN too, of floats), "" in one of strings, any of these,
     None or pandas' NA in one of objects or in a list of strings and other things, and whatever is
-    masked. Raises ValueError.
+    masked. Words such as "unknown" and "n/a" (cache_specs/words.py) are none either, with a
+    warning; but those of `as_class`, which are classes. Raises ValueError.
     """
-    column, known = _column(y)
+    column, known = _column(y, as_class)
     told = _alike(column[known])
     check_classification_targets(told)
-    if told.dtype.kind == "U":
-        _warn_of_names(told.tolist())
     found, number = np.unique(told, return_inverse=True)
     if classes is None:
         classes = found
@@ -69,7 +70,7 @@ def encode(y: Any, classes: np.ndarray | None = None) -> tuple[np.ndarray, np.nd
     return label, classes
 
 
-def _column(given: Any) -> tuple[np.ndarray, np.ndarray]:
+def _column(given: Any, as_class: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The labels as an array, and which of them are labels."""
     y = column_or_1d(given, warn=True)
     if y.dtype.kind == "S":
@@ -81,7 +82,7 @@ def _column(given: Any) -> tuple[np.ndarray, np.ndarray]:
         plain = all(isinstance(value, str | bytes) for value in given)
         # NumPy makes "3" of the 3 in ["a", 3], and "nan" of NaN.
         y = y if plain else np.array(given, object)
-    known = _known(y)
+    known = _known(y) & ~_words(y, as_class)
     if np.ma.isMaskedArray(given):
         known &= ~np.ravel(np.ma.getmaskarray(given))
     if not known.any():
@@ -105,22 +106,37 @@ def _alike(told: np.ndarray) -> np.ndarray:
     return np.array(told.tolist()) if len(set(map(type, told))) == 1 else told
 
 
-def _warn_of_names(told: list[str]) -> None:
-    missing = {label for label in told if label.lower() in {*MISSING, "-1"}}
-    if missing:
-        names = ", ".join(map(repr, sorted(missing)))
+def _words(y: np.ndarray, as_class: Sequence[str]) -> np.ndarray:
+    """Where a word says that there is no label, which is told."""
+    if y.dtype.kind not in "UO":
+        return np.zeros(len(y), bool)
+    texts = [value if isinstance(value, str) else "" for value in y.tolist()]
+    meant = {text for text in set(texts) if text and _says_none(text, as_class)}
+    if meant:
+        count = sum(map(texts.count, meant))
+        rows = "1 row" if count == 1 else f"{count:,} rows"
+        names = sorted(meant)
         warnings.warn(
-            f"{names} in y: taken for a class; no label is an empty string there, or -1 among "
-            "numbers",
+            f"{rows} of y with {', '.join(map(repr, names))} are taken to have no label; if that "
+            f"is a class: as_class={names}",
             UserWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
+    return np.array([text in meant for text in texts], bool)
 
 
-def encode_alike(y: Any, fitted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _says_none(text: str, as_class: Sequence[str]) -> bool:
+    if text.strip() == "-1":
+        return text not in as_class
+    return means_no_label(text, as_class)
+
+
+def encode_alike(
+    y: Any, fitted: np.ndarray, as_class: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """`encode`; raises ValueError too where one are names and the classes fitted are numbers, or
     the reverse: then no prediction could be right."""
-    label, classes = encode(y)
+    label, classes = encode(y, as_class=as_class)
     if (classes.dtype.kind == "U") != (fitted.dtype.kind == "U"):
         raise ValueError(
             f"y has labels such as {classes.tolist()[0]!r}, but the model was fitted with such as "

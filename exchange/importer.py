@@ -22,6 +22,7 @@ from cache_specs.items import Items
 from cache_specs.sources import source_path
 from cache_specs.succession import write_items
 from cache_specs.view import View, default_rows
+from cache_specs.words import read_as_class
 from exchange.arrays import Array
 from exchange.config import ImportConfig
 from exchange.match import Target, match, own_items, refuse_other_file
@@ -43,6 +44,7 @@ def import_view(config: ImportConfig) -> View:
     """Import one view; return it, finished. Raises CoviewError. Nothing is written before the whole
     file has been read once."""
     _refuse_unusable(config)
+    as_class = read_as_class(config.as_class)
     cache, path, folder = Path(config.cache), Path(config.source).expanduser(), None
     with open_source(path, config.fill_missing) as source:
         array = choose_embeddings(source, config.array)
@@ -55,10 +57,11 @@ def import_view(config: ImportConfig) -> View:
                 config.name,
                 config.by_row_order,
                 config.partial,
+                as_class,
             )
             items, place, folder = match(source, n, target)
         else:
-            items, place = own_items(source, n, config.name)
+            items, place = own_items(source, n, config.name, as_class)
             refuse_other_file(cache, items, source)
         with staged(cache, source, array, place, items) as (emb_ND, status_N):
             if folder is None:

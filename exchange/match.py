@@ -22,11 +22,13 @@ from cache_specs.items import IMPORTED, SPLITS, Items, class_index, read_items
 from cache_specs.lookup import find_dataset
 from cache_specs.sources import dataset_name, is_gone, read_source, source_path
 from cache_specs.versions import dataset_folders
+from cache_specs.words import means_no_label, without_words
 from exchange.source import NAMES_OF_KEYS, NAMES_OF_LABELS, Source, name_of, texts
 from extract import bad_images
 from extract.config import ExtractConfig
+from extract.data import overview
 from extract.data.datasets import build_items, open_dataset
-from extract.data.naming import split_of
+from extract.data.naming import split_of, whole_numbers
 
 log = logging.getLogger(f"coview.{__name__}")
 TO_ONE_THAT_IS_HERE = "make import VIEW=… FROM=… DATA="  # of a data set
@@ -42,6 +44,7 @@ class Target:
     name: str | None
     by_row_order: bool
     partial: bool
+    as_class: Sequence[str] = ()
 
 
 def match(source: Source, n: int, target: Target) -> tuple[Items, np.ndarray, Path | None]:
@@ -83,7 +86,8 @@ def _items_of(target: Target) -> tuple[Items, Path | None]:
     except UsageError:
         if is_gone(data):
             raise
-    dataset = open_dataset(os.path.expanduser(data), target.root, name)
+    dataset = open_dataset(os.path.expanduser(data), target.root, name, target.as_class)
+    overview.say(dataset.overview())
     with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
         items = build_items(dataset, progress.advance)
     bad_images.refuse_unreadable(items, dataset.read, ExtractConfig.max_bad)
@@ -148,7 +152,7 @@ def _refuse_other_order(source: Source, items: Items, n: int) -> None:
     pairs: Counter[tuple[str, int]] = Counter()
     labels = texts(source, NAMES_OF_LABELS, n) or []
     for theirs, ours in zip(labels, items.label.tolist(), strict=False):
-        if ours >= 0 and theirs not in ("", "-1"):
+        if ours >= 0 and theirs != "-1" and not means_no_label(theirs):
             pairs[theirs, ours] += 1
     most: Counter[str] = Counter()
     for (theirs, _), count in pairs.items():
@@ -182,7 +186,9 @@ def _refuse_other_contents(source: Source, items: Items, place: np.ndarray) -> N
         )
 
 
-def own_items(source: Source, n: int, name: str | None) -> tuple[Items, np.ndarray]:
+def own_items(
+    source: Source, n: int, name: str | None, as_class: Sequence[str] = ()
+) -> tuple[Items, np.ndarray]:
     """A data set of the file's own keys (or row numbers), labels and splits, and (n,) int64: each
     row's item. Raises UsageError.
 
@@ -190,7 +196,8 @@ def own_items(source: Source, n: int, name: str | None) -> tuple[Items, np.ndarr
     and its key, so that a second view of the same rows meets the same item list, and two files that
     both merely number their rows are not taken for one data set.
     """
-    labels = _label_names(source, n)
+    labels, hidden = without_words(_label_names(source, n), as_class)
+    labels = whole_numbers(labels)
     splits = _splits(source, n)
     for row, split in enumerate(splits):
         if split == "unlabelled":
@@ -202,6 +209,7 @@ def own_items(source: Source, n: int, name: str | None) -> tuple[Items, np.ndarr
     called = name or dataset_name(source.path.resolve().stem)
     ordered = [keys[row] for row in order]
     label, classes = class_index([labels[row] for row in order])
+    overview.say(overview.overview(called, labels, splits, hidden))
     log.info(
         f"data set {called!r}: {n:,} items, {len(classes)} classes, "
         f"{int((label >= 0).sum()):,} labelled. Further views of the same rows, and training: "

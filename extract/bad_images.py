@@ -78,7 +78,7 @@ def refuse_unreadable(items: Items, read: Reader, max_bad: str) -> None:
     if not any(items.sha256):
         hint = "Mend the files, or name others"
         if items.adapter == "table":
-            hint = "The paths of a table are relative to its folder; mend them"
+            hint = "The paths of a table are relative to its folder, or absolute; mend them"
         try:
             read(0)
         except OSError as error:

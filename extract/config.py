@@ -41,6 +41,9 @@ class ExtractConfig:
     the data set all the same"""
     name: str | None = None
     """the data set's name in the cache; default: the folder's or file's"""
+    as_class: str = ""
+    """words that are classes of yours, though they usually mean that there is no label:
+    unknown,none"""
     root: str = "data"
     """where torchvision data sets lie"""
     dry_run: bool = False

@@ -66,6 +66,7 @@ def plan(config: ExtractConfig, told: dict[str, Any]) -> None:
         "images_per_second": rate,
         "seconds": seconds,
         "rate_from": how,
+        "data": ready.dataset.overview().record(),
     }
     log.info(
         f"{spec.name}: {len(items):,} images of {items.name!r}, {len(items) - todo:,} of them in "

@@ -14,9 +14,10 @@ from cache_specs.sources import is_gone, read_source, source_path
 from cache_specs.spec import ViewSpec
 from cache_specs.versions import dataset_folders, tops
 from cache_specs.view import default_rows
+from cache_specs.words import read_as_class
 from extract import bad_images
 from extract.config import ExtractConfig
-from extract.data import datasets
+from extract.data import datasets, overview
 from extract.data.suspects import warn_of_classes, warn_of_copies
 from extract.models.leaks import refuse_labels
 from extract.models.weights import find_weights
@@ -65,7 +66,9 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
         refuse_labels(spec, config.weights, files)
     _refuse_cached_name(cache, config.data)
     data = os.path.expanduser(config.data)
-    dataset = datasets.open_dataset(data, Path(config.root), config.name)
+    as_class = read_as_class(config.as_class)
+    dataset = datasets.open_dataset(data, Path(config.root), config.name, as_class)
+    overview.say(dataset.overview())
     seen = tops(cache)
     with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
         items = datasets.build_items(dataset, progress.advance)

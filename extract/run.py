@@ -100,7 +100,7 @@ def run(config: ExtractConfig, told: dict[str, Any] | None = None) -> View:
     with locks.shared_lock(durable.make_folder(ready.cache), locks.USERS):
         done = extraction(ready)
     if told is not None:
-        told |= done.told()
+        told |= done.told() | {"data": ready.dataset.overview().record()}
     return done.view
 
 

@@ -6,6 +6,7 @@ import sys
 from base.errors import UsageError
 from base.phrase import quoted
 from cache_specs.spec import ViewSpec, load_spec, view_names
+from cache_specs.words import read_as_class
 from extract.bad_images import allowed
 from extract.config import ExtractConfig
 
@@ -19,6 +20,7 @@ def check(config: ExtractConfig) -> ViewSpec:
             f"{config.batch}, {config.gpus}, {config.shard_rows}"
         )
     allowed(config.max_bad, sys.maxsize)
+    read_as_class(config.as_class)
     if config.name is not None:
         _refuse_name(config.name)
     return load_spec(config.view)

@@ -4,7 +4,7 @@
     DATA=photos/                 class/img.jpg, or train|val|test|unlabelled/class/img.jpg
                                  (ImageNet), or just images
     DATA=list.csv                a table (CSV or Parquet) with the columns path[, label][, split];
-                                 paths are relative to the table
+                                 paths are relative to the table, or absolute
     DATA=images.parquet          a table with the images themselves: image[, label][, split][, key]
     DATA='shards/train-{000..012}.tar'  webdataset tars, one tar, or a folder of them
     DATA=images.h5               HDF5: images[, labels][, splits][, keys]
@@ -26,7 +26,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,21 @@ import numpy as np
 from base.errors import UsageError
 from cache_specs.items import Items, class_index
 from cache_specs.sources import BRACES, ENDINGS, dataset_name, is_gone, split_subset
-from extract.data import hdf5, hub, tables, tars
+from cache_specs.words import without_words
+from extract.data import beside, hdf5, hub, sheets, tables, tars
+from extract.data.layout import masks_among, of_folders, say_masks, warn_of_names
 from extract.data.naming import (
     EXTENSIONS,
     UNREAD,
     find_images,
     hide_unlabelled,
-    of_folders,
+    passed_over,
     say_left_out,
+    say_passed_over,
     text,
+    whole_numbers,
 )
+from extract.data.overview import Overview, overview
 from extract.data.readers import Listing, ReadArrays, Reader, ReadFiles, Reordered
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -53,7 +58,7 @@ log = logging.getLogger(f"coview.{__name__}")
 @dataclass(frozen=True)
 class Dataset:
     """N images: keys (unique), label names ('' = unknown), splits ('' = not given), and `read(i) ->
-    bytes`."""
+    bytes`. hidden: labels that were taken for none, and how many images had them."""
 
     name: str
     adapter: str
@@ -61,14 +66,26 @@ class Dataset:
     labels: Sequence[str]
     splits: Sequence[str]
     read: Reader
+    hidden: Counter[str] = field(default_factory=Counter)
+
+    def overview(self) -> Overview:
+        return overview(self.name, self.labels, self.splits, self.hidden)
 
 
-def open_dataset(data: str, root: Path, name: str | None = None) -> Dataset:
-    """The data set that `DATA=data` names, in the order of its keys. Raises UsageError when there
-    is none, or nothing in it."""
+def open_dataset(
+    data: str, root: Path, name: str | None = None, as_class: Sequence[str] = ()
+) -> Dataset:
+    """The data set that `DATA=data` names, in the order of its keys. as_class: words that are
+    classes, though they usually mean that there is no label. Raises UsageError when there is none,
+    or nothing in it."""
     source, top = split_subset(data)
     adapter = _adapter(source)
     keys, labels, splits, read = ADAPTERS[adapter](source, root)
+    hidden = Counter[str]()
+    if adapter not in OFFICIAL:
+        labels, hidden = without_words(labels, as_class)
+    if adapter not in (*OFFICIAL, "folder"):
+        labels = whole_numbers(labels)
     splits = hide_unlabelled(data, labels, splits)
     order = sorted(range(len(keys)), key=lambda i: keys[i].encode("utf-8", "surrogateescape"))
     for a, b in itertools.pairwise(order):
@@ -87,6 +104,7 @@ def open_dataset(data: str, root: Path, name: str | None = None) -> Dataset:
         [labels[i] for i in order],
         [splits[i] for i in order],
         Reordered(read, np.array(order)),
+        hidden,
     )
 
 
@@ -94,7 +112,7 @@ def _adapter(data: str) -> str:
     """The kind of data set that DATA names, a word of ADAPTERS. Raises UsageError."""
     near = _near(data) if is_gone(data) else ""
     instead = {"DATA": near} if near else None
-    if near and data.endswith(ENDINGS):
+    if near and data.lower().endswith(ENDINGS):
         raise UsageError(
             f"DATA={data}: there is no such file; did you mean {near!r}", instead=instead
         )
@@ -105,6 +123,8 @@ def _adapter(data: str) -> str:
     what = f"there is no such folder{meant}"
     if Path(data).is_file():
         what = "is a file of none of these kinds"
+        if data.lower().endswith((".xls", ".xlsx", ".ods")):
+            what = "is a spreadsheet; save its sheet as CSV"
     raise UsageError(
         f"DATA={data}: {what}. DATA may be a folder of images or of .tar shards, a .csv, "
         ".parquet, .h5 or .tar file, torchvision:NAME, hf:OWNER/NAME, or digits",
@@ -120,11 +140,11 @@ def _kind(data: str) -> str:
         return "digits"
     if Path(data).is_dir():
         return "tars" if tars.only_tars(Path(data)) else "folder"
-    if data.endswith((".csv", ".parquet")):
+    if sheets.is_table(data):
         return "table"
-    if data.endswith((".h5", ".hdf5")):
+    if data.lower().endswith((".h5", ".hdf5")):
         return "hdf5"
-    if data.endswith(tars.ENDINGS) or BRACES.search(data):
+    if data.lower().endswith(tars.ENDINGS) or BRACES.search(data):
         return "tars"
     return ""
 
@@ -220,10 +240,14 @@ def _digits(data: str, root: Path) -> Listing:
 
 def _folder(data: str, root: Path) -> Listing:
     base = Path(data)
-    found, others = find_images(base)
+    found, others, passed = find_images(base)
+    say_passed_over(data, passed)
     left_out = Counter({f"with {ending}": count for ending, count in others.items()})
     why = f"their endings are not those of images ({', '.join(EXTENSIONS)})"
     say_left_out(data, left_out, why)
+    masks = masks_among(found)
+    say_masks(data, found, masks)
+    found = [path for place, path in enumerate(found) if place not in masks]
     if not found:
         unread = [ending for ending in UNREAD if others[ending]]
         then = "name the folder that holds them"
@@ -235,6 +259,9 @@ def _folder(data: str, root: Path) -> Listing:
         )
     _warn_of_empty(data, {path.parts[0] for path in found})
     labels, splits = of_folders(data, found)
+    if not any(labels):
+        labels, splits = beside.tables_beside(base, found, splits)
+    warn_of_names(data, found, labels)
     return Listing(
         [text(path.as_posix()) for path in found],
         [text(label) for label in labels],
@@ -247,7 +274,7 @@ def _warn_of_empty(data: str, tops: set[str]) -> None:
     """Of folders in which no image was found; `tops` are the others."""
     empty = []
     for inner in Path(data).iterdir():
-        if inner.is_dir() and inner.name[0] != "." and inner.name not in tops:
+        if inner.is_dir() and not passed_over(inner.name) and inner.name not in tops:
             empty.append(inner.name)
     if empty:
         more = " …" if len(empty) > 10 else ""
@@ -261,6 +288,7 @@ def _torchvision(data: str, root: Path) -> Listing:
     return of_torchvision(data, root)
 
 
+OFFICIAL = ("digits", "torchvision")  # whose classes are known: Country211 has NA, Namibia
 ADAPTERS: dict[str, Callable[[str, Path], Listing]] = {
     "digits": _digits,
     "folder": _folder,

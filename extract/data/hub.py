@@ -25,8 +25,8 @@ from huggingface_hub.utils import logging as hub_logging
 from base.errors import StorageError, UsageError, did_you_mean
 from base.limits import of_the_disk
 from cache_specs.sources import split_config
+from cache_specs.words import split_within
 from extract.data import columns
-from extract.data.naming import split_in
 from extract.data.readers import Listing
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -55,7 +55,9 @@ def of_hub(data: str, root: Path) -> Listing:
             "folder that has one"
         )
     _require_splits(data, files)
-    return columns.images_of(data, [(str(folder / path), split_in(name)) for path, name in files])
+    return columns.images_of(
+        data, [(str(folder / path), split_within(name)) for path, name in files]
+    )
 
 
 def _parquet_in(folder: Path) -> list[str]:
@@ -67,7 +69,7 @@ def _require_splits(data: str, files: Files) -> None:
     named: dict[str, set[str]] = defaultdict(set)
     for _, name in files:
         if name:
-            named[split_in(name)].add(name)
+            named[split_within(name)].add(name)
     what = ""
     if "" in named:
         what = f"{min(named[''])!r} is none of train, val, test and unlabelled"
@@ -224,7 +226,7 @@ def _choose(data: str, names: Sequence[str], config: str) -> Files:
 def _config_of(name: str) -> str:
     """The configuration that a file belongs to: the folder at the top, unless that is a split."""
     top = PurePosixPath(name).parts[0] if "/" in name else ""
-    return "default" if top in ("", "data", "default") or split_in(top) else top
+    return "default" if top in ("", "data", "default") or split_within(top) else top
 
 
 def _default(data: str, groups: Sequence[str]) -> str:
@@ -247,7 +249,7 @@ def _part_of(name: str, group: str) -> str:
     stem = numbered[1] if numbered else path.stem.rstrip("0123456789").rstrip("-_.")
     folders = [part for part in path.parts[:-1] if part not in ("data", group)]
     for part in [stem, *reversed(folders)]:
-        if split_in(part):
+        if split_within(part):
             return part
     return stem or (folders[-1] if folders else "")
 

@@ -1,17 +1,16 @@
 """What the names of files and folders say: which files are images, which split and which label
 they have, and the key."""
 
-import enum
 import logging
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
-from base.errors import UsageError
+from cache_specs.words import split_named
 
 log = logging.getLogger(f"coview.{__name__}")
 
@@ -19,42 +18,71 @@ log = logging.getLogger(f"coview.{__name__}")
 RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef")
 UNREAD = tuple(sorted((*RAW, ".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg")))
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-    "unlabelled": "unlabelled",
-    "unlabeled": "unlabelled",
-    "unsupervised": "unlabelled",
-}
+# What systems and programs leave in folders, besides hidden names.
+_OF_SYSTEMS = (
+    "__macosx|thumbs.db|ehthumbs.db|desktop.ini|@eadir|@tmp|@recycle|@__thumb|#recycle|#snapshot|"
+    "$recycle.bin|recycler|lost.dir|lost+found|__pycache__|system volume information|icon\r"
+)
+OF_SYSTEMS = frozenset(_OF_SYSTEMS.split("|"))
 ImagePath = PurePosixPath | Path  # relative to the folder that holds all images
 
 
-def find_images(base: Path) -> tuple[list[Path], Counter[str]]:
-    """The images below a folder, relative to it, and how many files have which other ending. Links
-    are followed, loops and hidden names are not."""
-    found, others = [], Counter[str]()
+class Found(NamedTuple):
+    """The images below a folder, relative to it; how many files have which other ending; and what
+    was passed over, by name."""
+
+    images: list[Path]
+    others: Counter[str]
+    passed: Counter[str]
+
+
+def find_images(base: Path) -> Found:
+    """Links are followed, loops are not; see `passed_over` for what is not looked at."""
+    found, others, passed = [], Counter[str](), Counter[str]()
     for folder, folders, files in os.walk(base, followlinks=True):
-        seen = sorted(name for name in folders if not name.startswith("."))
+        seen = sorted(_kept(folders, passed))
         folders[:] = [name for name in seen if not _is_loop(Path(folder, name))]
-        for name in files:
-            if name.startswith("."):
-                continue
+        for name in _kept(files, passed):
             if name.lower().endswith(EXTENSIONS):
                 found.append(Path(folder, name).relative_to(base))
             else:
                 others[Path(name).suffix.lower() or "no ending"] += 1
-    return found, others
+    return Found(found, others, passed)
 
 
 def _is_loop(folder: Path) -> bool:
     """A link to a folder that it lies in."""
     return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+
+
+def passed_over(name: str) -> str:
+    """What a file or folder is that holds no images of anybody: `.git`, `._*`, `Thumbs.db`; '' for
+    all others."""
+    if name.startswith("._"):
+        return "._*"
+    if name.startswith(".") or name.lower() in OF_SYSTEMS:
+        return name
+    return ""
+
+
+def _kept(names: Iterable[str], passed: Counter[str]) -> list[str]:
+    """Those that are not passed over; the others are counted."""
+    kept = []
+    for name in names:
+        other = passed_over(name)
+        if other:
+            passed[other] += 1
+        else:
+            kept.append(name)
+    return kept
+
+
+def say_passed_over(data: str, passed: Counter[str]) -> None:
+    """Of how many hidden names, and names of other systems, nothing was read."""
+    if passed:
+        names = ", ".join(f"{count:,} {text(name)}" for name, count in passed.most_common(5))
+        more = " …" if len(passed) > 5 else ""
+        log.info(f"{data}: passed over, being hidden or another system's: {names}{more}")
 
 
 def say_left_out(data: str, others: Counter[str], why: str, unit: str = "files") -> None:
@@ -72,69 +100,10 @@ def say_left_out(data: str, others: Counter[str], why: str, unit: str = "files")
         )
 
 
-class Layout(enum.Enum):
-    """How the folders of a data set lie. Folders deeper than these belong to the class."""
-
-    CLASSES = "class/image, or images alone"
-    SPLITS = "train|val|test|unlabelled/class/image"
-    UNLABELLED = "unlabelled/image beside class/image"
-
-
-def of_folders(data: str, paths: Sequence[ImagePath]) -> tuple[list[str], list[str]]:
-    """Labels and splits of the images, going by the folders they lie in. Raises UsageError."""
-    labels, splits = [], []
-    layout = _layout(data, paths)
-    for path in paths:
-        folders, split = path.parts[:-1], _split_at_top(path)
-        match layout:
-            case Layout.SPLITS:
-                folders = folders[1:]
-            case Layout.CLASSES:
-                split = ""
-            case Layout.UNLABELLED:
-                pass
-        labels.append(folders[0] if folders and split != "unlabelled" else "")
-        splits.append(split)
-    return labels, splits
-
-
-def _split_at_top(path: ImagePath) -> str:
-    """The split that the first of an image's folders is named after; '' where it is none."""
-    return SPLIT_NAMES.get(path.parts[0].lower(), "") if len(path.parts) > 1 else ""
-
-
-def _layout(data: str, paths: Sequence[ImagePath]) -> Layout:
-    """What the folders at the top are; said where it is not plain. Raises UsageError where they
-    are splits, and images lie in none of them."""
-    inside, outside = [], []
-    for path in paths:
-        (inside if _split_at_top(path) else outside).append(path)
-    if not outside:
-        return Layout.SPLITS
-    if not inside:
-        return Layout.CLASSES
-    listed = ", ".join(sorted({path.parts[0] for path in inside}))
-    kinds = set(map(_split_at_top, inside))
-    if len(kinds) > 1:
-        raise UsageError(
-            f"DATA={data}: {listed} are splits, but {text(outside[0].as_posix())} lies in none of "
-            "them. Put it into one, or move it away"
-        )
-    classes = any(len(path.parts) > 1 for path in outside)
-    if classes and kinds == {"unlabelled"}:
-        log.info(f"{data}: the {len(inside):,} images in {listed} are used without a label")
-        return Layout.UNLABELLED
-    log.warning(
-        f"{data}: the folders {listed} are taken for classes, since other images or folders lie "
-        "beside them. If they are splits, put all images into train/, val/, test/ or unlabelled/"
-    )
-    return Layout.CLASSES
-
-
 def split_of(value: Any) -> str:
     """What a column of splits says; '' for nothing; what is no split stays as it is."""
-    name = "" if value is None else str(value)
-    return SPLIT_NAMES.get(name.lower(), name)
+    name = "" if value is None else str(value).strip()
+    return split_named(name) or name
 
 
 def label_of(value: Any) -> str:
@@ -155,12 +124,12 @@ def label_of(value: Any) -> str:
     return "" if re.fullmatch(r"-\d+(\.0+)?", found) else found
 
 
-def split_in(name: str) -> str:
-    """The split that a file's name says, such as imagenet-train-0001.tar; '' where it says none, or
-    several."""
-    words = re.split(r"[^a-z]+", name.lower())
-    found = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
-    return found.pop() if len(found) == 1 else ""
+def whole_numbers(labels: Sequence[str]) -> list[str]:
+    """1.0 of one program is 1 of another: where all labels are whole numbers, they are written as
+    such."""
+    if all(re.fullmatch(r"\d+(\.0+|,0)?", label) for label in labels if label):
+        return [re.sub(r"[.,]0+$", "", label) for label in labels]
+    return list(labels)
 
 
 def without_unlabelled(labels: Sequence[str], splits: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ one each. Where no sample has such a label, the folders inside the tar are read 
 of images. The split is what the shards' names say (train-000.tar, val-…): all of them or none. The
 headers are read once; an image is read at its place in the tar. Links, devices, sparse files and
 names that are absolute or contain .. are left out, and so is what is no image (.pyd and .pickle are
-not opened).
+not opened), hidden, or another system's.
 """
 
 import json
@@ -24,13 +24,14 @@ import numpy as np
 
 from base.errors import UsageError
 from cache_specs.sources import expand_shards
+from cache_specs.words import split_within
+from extract.data.layout import masks_among, of_folders, say_masks, warn_of_names
 from extract.data.naming import (
     EXTENSIONS,
     find_images,
     label_of,
-    of_folders,
+    passed_over,
     say_left_out,
-    split_in,
     text,
     without_unlabelled,
 )
@@ -91,7 +92,7 @@ class Sample:
 
 def only_tars(folder: Path) -> bool:
     """A folder that holds tars, in itself or one folder deeper, and no image."""
-    return next(_tars_in(folder), None) is not None and not find_images(folder)[0]
+    return next(_tars_in(folder), None) is not None and not find_images(folder).images
 
 
 def _tars_in(folder: Path) -> Iterator[str]:
@@ -111,6 +112,7 @@ def of_tars(data: str, root: Path) -> Listing:
         for image, label in _samples(path, others):
             samples.append(Sample(shard, image, label))
     say_left_out(data, others, "they are no images or may not be read from a tar", "members")
+    samples = _without_masks(data, samples)
     if not samples:
         raise UsageError(
             f"DATA={data}: no image in {len(paths):,} tars (looked for {', '.join(EXTENSIONS)}); "
@@ -129,6 +131,13 @@ def of_tars(data: str, root: Path) -> Listing:
         splits,
         ReadPieces(paths, number.astype(np.int32), offset, size),
     )
+
+
+def _without_masks(data: str, samples: list[Sample]) -> list[Sample]:
+    paths = [PurePosixPath(sample.image.name) for sample in samples]
+    masks = masks_among(paths)
+    say_masks(data, paths, masks)
+    return [sample for place, sample in enumerate(samples) if place not in masks]
 
 
 def _shards(data: str) -> list[str]:
@@ -156,7 +165,7 @@ def _splits(data: str, shards: Sequence[str]) -> list[str]:
     splits = []
     for shard in shards:
         words = PurePosixPath(shard).with_suffix("").parts
-        said = [split for split in map(split_in, reversed(words)) if split]
+        said = [split for split in map(split_within, reversed(words)) if split]
         splits.append(said[0] if said else "")
     if any(splits) and not all(splits):
         raise UsageError(
@@ -176,17 +185,9 @@ def _labels(
     if any(labels):
         return without_unlabelled(labels, splits), splits
     inside = [PurePosixPath(sample.image.name) for sample in samples]
-    labels, of_folder = of_folders(data, _below_the_top(inside))
+    labels, of_folder = of_folders(data, inside)
+    warn_of_names(data, inside, labels)
     return labels, splits if all(of_shards) else of_folder
-
-
-def _below_the_top(paths: list[PurePosixPath]) -> list[PurePosixPath]:
-    """`tar cf photos.tar photos/` puts one more folder above those of the classes."""
-    while min(len(path.parts) for path in paths) > 2:
-        if len({path.parts[0] for path in paths}) > 1:
-            break
-        paths = [PurePosixPath(*path.parts[1:]) for path in paths]
-    return paths
 
 
 def _keys(samples: Sequence[Sample], shards: Sequence[str]) -> list[str]:
@@ -345,4 +346,7 @@ def _unfit(member: tarfile.TarInfo) -> str:
     if not member.isreg():
         return "devices and other special files"
     parts = PurePosixPath(member.name).parts
-    return "with names that leave the tar" if not parts or parts[0] == "/" or ".." in parts else ""
+    if not parts or parts[0] == "/" or ".." in parts:
+        return "with names that leave the tar"
+    others = [name for name in map(passed_over, parts) if name]  # hidden, or another system's
+    return f"called {text(others[0])}" if others else ""

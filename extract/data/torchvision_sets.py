@@ -27,7 +27,7 @@ from torchvision.datasets.imagenet import ARCHIVE_META
 
 from base.errors import UsageError, did_you_mean
 from extract.data.hdf5 import ReadHdf5, read_arrays
-from extract.data.naming import SPLIT_NAMES, find_images, text
+from extract.data.naming import find_images, split_of, text
 from extract.data.readers import Listing, Reader, ReadFiles, ReadTorchvision
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -37,7 +37,7 @@ Versions = dict[str, Parts]  # by what stands after @; '': where nothing does
 
 
 def _by_split(*names: str, **more: Any) -> Parts:
-    return [(SPLIT_NAMES[name], {"split": name, **more}) for name in names]
+    return [(split_of(name), {"split": name, **more}) for name in names]
 
 
 def _varied(argument: str, values: Iterable[Any], *names: str) -> Versions:
@@ -317,7 +317,7 @@ def _imagenet(root: Path) -> Listing:
                 f"{root}, and unpack them once with:\n  {unpack}\n"
                 "If you have the folders train/ and val/ elsewhere: DATA=that-folder/"
             )
-        found = sorted(find_images(folder)[0])
+        found = sorted(find_images(folder).images)
         loose = [path for path in found if len(path.parts) == 1]
         if loose:
             raise UsageError(

@@ -283,16 +283,28 @@ def test_names_of_classes_come_back(made: Made) -> None:
     assert np.array_equal(model.predict_proba(emb_V[0]), numbered.predict_proba(emb_V[0]))
 
 
-def test_names_that_mean_no_label_elsewhere_are_pointed_out() -> None:
-    for name in ("nan", "-1", "None"):
-        with pytest.warns(
-            UserWarning,
-            match=(
-                f"'{name}' in y: taken for a class; "
-                "no label is an empty string there, or -1 among numbers"
-            ),
-        ):
-            assert encode(np.array(["cat", name, ""]))[0].max() == 1
+def test_words_that_mean_no_label_are_none_and_told_unless_they_are_named_as_classes() -> None:
+    for y in (["cat", "Unlabeled", "", "dog"], np.array(["cat", "n/a", None, "dog"], object)):
+        word = y[1]
+        with pytest.warns(UserWarning, match=f"1 row of y with '{word}' .*as_class=") as caught:
+            label, classes = encode(y)
+        assert label.tolist() == [0, -1, -1, 1] and classes.tolist() == ["cat", "dog"]
+        assert len(caught) == 1
+        label, classes = encode(y, as_class=[word])
+        assert label.max() == 2 and word in classes.tolist()
+    with pytest.warns(UserWarning, match="'-1' are taken to have no label"):
+        assert encode(["1", "-1", "0"])[0].tolist() == [1, -1, 0]
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="none of the 2 rows has a"):
+        encode(["unknown", "none"])
+
+
+def test_as_class_goes_through_the_classifier(made: Made) -> None:
+    emb_V, _, partly = some(made)
+    names = np.array(["unknown" if label % 2 else "none" for label in partly])
+    names[partly < 0] = ""
+    model = ProbeClassifier(as_class=("unknown", "none"), **SMALL).fit(emb_V[0], names)
+    assert model.classes_.tolist() == ["none", "unknown"] and model.score(emb_V[0], names) > 0.5
+    assert model.get_params()["as_class"] == ("unknown", "none")
 
 
 def test_validation_rows_are_a_share_of_each_class_and_a_matter_of_the_seed(made: Made) -> None:

@@ -631,6 +631,29 @@ def test_a_file_makes_a_data_set(tmp_path: Path, capsys) -> None:
     )
 
 
+def test_words_for_no_label_and_numbers_of_other_programs_mean_the_same_in_an_import(
+    tmp_path: Path, capsys
+) -> None:
+    for number, (y, as_class, classes) in enumerate(
+        (
+            (["cat", "dog", "Unlabeled", "#N/A"] * 3, "", ["cat", "dog"]),
+            (["cat", "dog", "unknown", ""] * 3, "unknown", ["cat", "dog", "unknown"]),
+            (["1.0", "2.0", "nan", "10.0"] * 3, "", ["1", "2", "10"]),
+        )
+    ):
+        path = write(tmp_path / f"y{number}.npz", embeddings=EMB[:12], y=np.array(y))
+        settings = ImportConfig(
+            view="v", source=str(path), cache=str(tmp_path / "cache"), as_class=as_class
+        )
+        folder = import_view(settings).folder.parent
+        found = items.read_items(folder)
+        assert found.classes == classes
+        assert (found.label < 0).sum() == 12 - 3 * len(classes)
+        assert f"y{number}: 12 images, {len(classes)} classes" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="--as-class cat: this word is a class anyway"):
+        import_view(dataclasses.replace(settings, as_class="cat"))
+
+
 def test_two_files_of_one_name_are_not_one_data_set(tmp_path: Path) -> None:
     imported(tmp_path, write(tmp_path / "a" / "emb.npz", X=EMB, y=np.arange(N) % 2), data="")
     other = write(tmp_path / "b" / "emb.npz", X=EMB, y=np.arange(N) % 3)

@@ -28,6 +28,7 @@ from extract.embed import batch_rows, finish
 from extract.images import NON_FINITE, OK, UNDECODABLE, pipeline
 from extract.models.backbones import Backbone, load_backbone
 from extract.models.weights import find_weights
+from extract.plan import plan
 from extract.run import run
 from extract.workers import workers_of
 
@@ -216,6 +217,38 @@ def test_where_no_image_can_be_read_it_says_where_it_looked(tmp_path, kind):
     assert ("paths of a table are relative to its folder" in said) == (kind == "table") and not (
         tmp_path / "cache"
     ).exists()
+
+
+def test_what_was_understood_is_said_before_anything_is_embedded(tmp_path, capsys):
+    """In the run, in a dry run, and in what --json says."""
+    for name in ("train_images/train_images/cat", "train_images/train_images/unknown", "test/cat"):
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8), (len(name) * 5, 0, 0)).save(folder / "1.png")
+    settings, planned, done = config(tmp_path / "photos", tmp_path / "cache"), {}, {}
+    plan(dataclasses.replace(settings, dry_run=True), planned)
+    out = capsys.readouterr().out
+    assert "photos: 3 images, 1 class\n" in out and "(no label)" in out
+    assert out.index("photos: 3 images") < out.index("time: ")
+    run(settings, done)
+    out = capsys.readouterr().out
+    assert out.index("photos: 3 images") < out.index("finished")
+    line = "1 image labelled 'unknown' counts as unlabelled; to make it a class: "
+    assert f"{line}ARGS='--as-class unknown'" in out
+    assert (
+        planned["data"]
+        == done["data"]
+        == {
+            "images": 3,
+            "classes": {"cat": {"train": 1, "test": 1}, "": {"train": 1}},
+            "unlabelled_words": {"unknown": 1},
+        }
+    )
+    run(dataclasses.replace(settings, as_class="unknown"), done)
+    assert done["data"]["classes"]["unknown"] == {"train": 1} and done["embedded"] == 0
+    assert "labels or splits of 1 of 3 images have changed" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="--as-class cat: this word is a class anyway"):
+        run(dataclasses.replace(settings, as_class="cat"))
 
 
 def test_a_file_that_changes_after_hashing_is_missing_not_embedded_under_an_old_name(

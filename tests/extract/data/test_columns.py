@@ -623,3 +623,24 @@ def test_files_that_disagree_about_names_or_keys_are_refused(tmp_path):
         UsageError, match="has other columns of labels or keys, or other names of classes, than"
     ):
         listed(f"hf:{tmp_path}")
+
+
+def test_words_that_mean_no_label_do_so_in_every_form(tmp_path):
+    """Also as the name of a class in the metadata of `datasets`."""
+    words = ["cat", "Unlabeled", "n/a", "dog"]
+    write(tmp_path / "bytes.parquet", pa.table({"image": [b"x"] * 4, "label": words}))
+    numbered = pa.table({"image": [b"x"] * 4, "label": [0, 1, 2, 3]})
+    numbered = numbered.replace_schema_metadata(features(label=words))
+    write(tmp_path / "numbered.parquet", numbered)
+    images = np.zeros((4, 6, 5), np.uint8) + 1
+    found = [
+        h5(tmp_path / "x.h5", images=images, labels=words),
+        *map(str, tmp_path.glob("*.parquet")),
+    ]
+    for data in found:
+        assert [label for _, label, _ in listed(data)] == ["cat", "", "", "dog"], data
+        dataset = open_dataset(data, Path(), as_class=["N/A"])
+        assert list(dataset.labels) == ["cat", "", "n/a", "dog"]
+        assert dataset.hidden == {"Unlabeled": 1}
+    as_text = h5(tmp_path / "text.h5", images=images, labels=["1.0", "2.0", "", "0.0"])
+    assert [label for _, label, _ in listed(as_text)] == ["1", "2", "", "0"]

@@ -1,0 +1,64 @@
+"""Tables that lie beside the images of a folder: metadata.csv, as `datasets` reads it, gives the
+labels where the folders give none."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cache_specs.words import means_no_label
+from extract.data.naming import text
+from extract.data.readers import ReadFiles
+from extract.data.sheets import is_table
+from extract.data.tables import of_table
+
+log = logging.getLogger(f"coview.{__name__}")
+
+
+def tables_beside(
+    base: Path, paths: Sequence[Path], splits: list[str]
+) -> tuple[list[str], list[str]]:
+    """Labels and splits of images whose folders give no label, by the metadata.csv in their folders
+    or above; other tables are only told."""
+    folders = {Path(), *(parent for path in paths for parent in path.parents)}
+    tables = [name for folder in sorted(folders) for name in _tables_in(base, folder)]
+    labels, splits = [""] * len(paths), list(splits)
+    place = {os.path.abspath(base / path): row for row, path in enumerate(paths)}
+    for table in tables:
+        if table.name.lower().startswith("metadata."):
+            count = _take(base / table, place, labels, splits)
+            log.info(
+                f"{text(str(base / table))}: it lies beside the images, and gives {count:,} of "
+                f"{len(paths):,} of them their label"
+            )
+    others = [table for table in tables if not table.name.lower().startswith("metadata.")]
+    if others and not any(labels):
+        log.warning(
+            f"{text(str(base))}: no image has a label, but a table lies beside them. If it has "
+            f"the labels, name it: DATA={text(str(base / others[0]))}"
+        )
+    return labels, splits
+
+
+def _tables_in(base: Path, folder: Path) -> list[Path]:
+    try:
+        names = sorted(os.listdir(base / folder))
+    except OSError:
+        return []
+    return [folder / name for name in names if is_table(name) and not name.startswith(".")]
+
+
+def _take(table: Path, place: dict[str, int], labels: list[str], splits: list[str]) -> int:
+    """Fill in what a table says of the images; how many labels that were."""
+    listing, count = of_table(str(table), Path()), 0
+    assert isinstance(listing.read, ReadFiles), listing.read
+    said = zip(listing.read.paths, listing.labels, listing.splits, strict=True)
+    for path, label, split in said:
+        row = place.get(os.path.abspath(path))
+        if row is None:
+            continue
+        splits[row] = splits[row] or split
+        if splits[row] != "unlabelled" and label:
+            labels[row] = label
+            count += not means_no_label(label)
+    return count
