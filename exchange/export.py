@@ -101,7 +101,8 @@ def _target(config: ExportConfig) -> Path:
     if to.suffix.lower() not in WRITERS:
         raise UsageError(
             f"TO={config.to}: unknown format {to.suffix!r}; TO may end in .npz, .h5 (or .hdf5), or "
-            ".parquet"
+            ".parquet",
+            instead={"TO": str(to.with_suffix(".h5"))},
         )
     name_one = "folder; name a file in one that is there"
     if to.is_dir():
@@ -109,7 +110,9 @@ def _target(config: ExportConfig) -> Path:
     if not to.parent.is_dir():
         raise UsageError(f"TO={config.to}: {to.parent} is no {name_one}")
     if to.exists() and not config.force:
-        raise UsageError(f"{to} is there already; to replace it: ARGS='--force'")
+        raise UsageError(
+            f"{to} is there already; to replace it: ARGS='--force'", instead={"--force": ""}
+        )
     return to
 
 

@@ -132,7 +132,10 @@ def _place_by_keys(source: Source, keys: list[str], items: Items, partial: bool)
 
 def _say_left_out(what: str, allowed: bool) -> None:
     if not allowed:
-        raise UsageError(f"{what}. To import the others all the same: ARGS='--partial'")
+        raise UsageError(
+            f"{what}. To import the others all the same: ARGS='--partial'",
+            instead={"--partial": ""},
+        )
     log.info(what)
 
 

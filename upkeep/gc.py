@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from base import durable, locks
-from base.errors import CoviewError, StorageError, UsageError
+from base.errors import UNKNOWN, CoviewError, StorageError, UsageError
 from cache_specs import integrity, store
 from cache_specs.versions import current, dataset_folders, is_older
 from upkeep.config import GcConfig
@@ -41,7 +41,7 @@ def collect(config: GcConfig) -> None:
     StorageError while anybody writes to the cache."""
     cache = Path(config.cache)
     if not cache.is_dir():
-        raise UsageError(f"there is no cache {cache}; name it with CACHE=…")
+        raise UsageError(f"there is no cache {cache}; name it", instead={"CACHE": UNKNOWN})
     with _alone(cache):
         found = list(waste(cache, config.unfinished))
     for one in found:
