@@ -7,9 +7,7 @@ from base.errors import UNKNOWN
 from base.phrase import flag_of
 
 # what DATA, IMAGES and FROM name may be right, and its contents wrong: not where a message says
-ABSENT = (
-    r"there is no such|has no|is missing|unknown format|is a file of none|no conf|type (one|at)"
-)
+ABSENT = "there is no such|has no|is missing|unknown format|is a file of none|type (?:one|at)"
 PLACES = ("DATA", "IMAGES", "FROM")
 
 

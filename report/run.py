@@ -79,7 +79,7 @@ def read_run(folder: Path) -> Run:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
             f"the run {folder} cannot be read ({error!r}); train it again under another RUN=",
-            instead={"RUN": UNKNOWN},
+            instead={"RUN": UNKNOWN, "RUNS": UNKNOWN},
         ) from error
 
 
