@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from base.console import counted
 from base.errors import UNKNOWN, DataQualityError, UsageError, did_you_mean, nearest
 from cache_specs import integrity, store
 from cache_specs.items import read_items
@@ -209,8 +210,8 @@ def statuses(source: Source, n: int) -> np.ndarray:
             meaning[str(code)] = STATUS.index(name)
     if len(codes) != n or not meaning.keys() >= set(codes):
         raise DataQualityError(
-            f"{source.path}: the array 'status' has the values {sorted(set(codes))} for {n} rows, "
-            f"its names are {names}; write one number for each row, or leave the array out"
+            f"{source.path}: the array 'status' has the values {sorted(set(codes))} for "
+            f"{counted(n, 'row')}, its names are {names}; write one number for each row, or leave the array out"
         )
     return np.array([meaning[code] for code in codes], np.uint8)
 

@@ -5,6 +5,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
+from base.console import counted
 from base.errors import UsageError, did_you_mean, nearest
 from base.phrase import quoted
 from train.config import TrainConfig, TrainingSettings, choices_of, limited, names_of
@@ -57,7 +58,7 @@ class SweepConfig(TrainConfig, GridSettings):
         super().check()
         if self.dry_run:
             raise UsageError(
-                f"a sweep has no dry run. This one has {len(self.combinations()):,} combinations; "
+                f"a sweep has no dry run. This one has {counted(len(self.combinations()), 'combination')}; "
                 f"for one of them type: make train VIEWS={quoted(self.views)} "
                 f"DATA={quoted(self.data)} ARGS=--dry-run"
             )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from base import durable, locks
+from base.console import counted
 from base.errors import UNKNOWN, CoviewError, StorageError, UsageError
 from cache_specs import integrity, store
 from cache_specs.versions import current, dataset_folders, is_older
@@ -131,7 +132,7 @@ def _why_it_goes(folder: Path, unfinished: bool) -> str:
     then = f"{store.command(folder, 'extract')} would go on"
     if is_older(folder.parent):
         then = "of an older version of its data set"
-    return f"an unfinished view ({done} shards are done; {then})"
+    return f"an unfinished view (done: {counted(done, 'shard')}; {then})"
 
 
 def _has_shards(folder: Path) -> bool:

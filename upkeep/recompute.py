@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from base.console import counted
 from base.errors import IntegrityError, StaleError
 from cache_specs import store
 from cache_specs.items import Items, read_items
@@ -79,7 +80,7 @@ def compare_rows(view: View, originals: Originals, count: int, seed: int, device
             "are now, in which only they are embedded"
         )
     return (
-        f"{len(rows)} rows computed again: largest relative distance {found.farthest:.2g}, "
+        f"{counted(len(rows), 'row')} computed again: largest relative distance {found.farthest:.2g}, "
         f"allowed {tolerance}"
     )
 
