@@ -211,7 +211,8 @@ def statuses(source: Source, n: int) -> np.ndarray:
     if len(codes) != n or not meaning.keys() >= set(codes):
         raise DataQualityError(
             f"{source.path}: the array 'status' has the values {sorted(set(codes))} for "
-            f"{counted(n, 'row')}, its names are {names}; write one number for each row, or leave the array out"
+            f"{counted(n, 'row')}, its names are {names}; write one number for each row, "
+            "or leave the array out"
         )
     return np.array([meaning[code] for code in codes], np.uint8)
 
