@@ -57,8 +57,9 @@ class SweepConfig(TrainConfig, GridSettings):
         """Raise UsageError for what can be seen without reading any data."""
         super().check()
         if self.dry_run:
+            count = counted(len(self.combinations()), "combination")
             raise UsageError(
-                f"a sweep has no dry run. This one has {counted(len(self.combinations()), 'combination')}; "
+                f"a sweep has no dry run. This one has {count}; "
                 f"for one of them type: make train VIEWS={quoted(self.views)} "
                 f"DATA={quoted(self.data)} ARGS=--dry-run"
             )
