@@ -9,9 +9,11 @@ command line.
 
 import contextlib
 import dataclasses
+import difflib
 import errno
 import importlib
 import importlib.metadata
+import io
 import json
 import os
 import re
@@ -25,7 +27,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from base import console, interrupt, limits, make_words, option_groups
+from base.changes import blamed, flag_by_flag, leave_out, set_flag
 from base.errors import (
+    UNKNOWN,
     CoviewError,
     PreemptedError,
     RankDiedError,
@@ -35,7 +39,7 @@ from base.errors import (
     did_you_mean,
     nearest,
 )
-from base.phrase import flag_of, line_of, phrase
+from base.phrase import flag_of, for_shell, line_of, phrase
 
 MAKE, TYPED = "COVIEW_MAKE", "COVIEW_TYPED"  # names in the environment
 NO_BUG = ("EIO", "ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ESTALE")
@@ -80,7 +84,7 @@ class Typed:
         if self.form == "make":
             args = {"ARGS": shlex.join(self.flags)} if self.flags else {}
             return line_of(self.command, {**self.words, **args})
-        return shlex.join(["coview", self.command, *self.argv()])
+        return " ".join(["coview", self.command, *map(for_shell, self.argv())])
 
     def argv(self) -> list[str]:
         """The same as flags alone."""
@@ -296,14 +300,16 @@ def typed(without: str = "", instead: Mapping[str, str | None] | None = None) ->
     """The command that this process is, in the form in which it was typed; '' where there is none.
 
     without: a flag that is left out. instead: names that get another value (None: that are left
-    out), and flags ({"--force": ""}) that are set.
+    out), and flags ({"--force": ""}) that are set (None: that are left out).
     """
     now = CURRENT.typed
     words, flags = dict(now.words), [flag for flag in now.flags if flag != without]
     takes = CURRENT.words
     for name, value in (instead or {}).items():
-        if name.startswith("--"):
-            _set_flag(flags, name, value or "")
+        if name.startswith("--") and value is None:
+            leave_out(flags, name)
+        elif name.startswith("--"):
+            set_flag(flags, name, value or "")
         elif value is None:
             words.pop(name, None)
         elif name in takes:
@@ -318,19 +324,6 @@ def takes(flag: str) -> bool:
             names = [field.name for field in dataclasses.fields(load(command.config))]
             return flag.removeprefix("--").replace("-", "_") in names
     return False
-
-
-def _set_flag(flags: list[str], name: str, value: str) -> None:
-    """In its place, where it is there already."""
-    new = [name, value] if value else [name]
-    for at, flag in enumerate(flags):
-        if flag == name:
-            flags[at : at + len(new)] = new
-            return
-        if flag.startswith(f"{name}="):
-            flags[at : at + 1] = new
-            return
-    flags += new
 
 
 def rendered(text: str) -> str:
@@ -370,7 +363,7 @@ def run_cli(do: Callable[[], None]) -> int:
         if error.code == UsageError.exit_code:  # the parser has said what is wrong with a flag
             name = CURRENT.typed.command
             print(f"all settings: coview {name} --help", file=sys.stderr)
-            print(f"To mend and type again: {typed()}", file=sys.stderr, flush=True)
+            print(f"Type: {typed(instead=_unreadable())}", file=sys.stderr, flush=True)
         raise
     except (CoviewError, OSError, KeyboardInterrupt) as error:
         known = expected(error)
@@ -416,15 +409,60 @@ def _told(error: BaseException) -> tuple[str, int]:
     return str(error) or type(error).__name__, 1
 
 
+def _unreadable() -> dict[str, str | None]:
+    """The change to the command that leaves out what the parser cannot read; a flag that is nearly
+    one of the command's becomes that."""
+    now, found = CURRENT.typed, dict[str, str | None]()
+    command = next(one for one in CURRENT.table if one.name == now.command)
+    known = [one.name.replace("_", "-") for one in dataclasses.fields(load(command.config))]
+    words = {flag_of(name): name for name in command.words}
+    for flag, *values in flag_by_flag(now.flags):
+        name, equals, value = flag.partition("=")
+        if _is_readable(command, [flag, *values]):
+            continue
+        found[name] = None
+        if name[2:] not in known:
+            for near in difflib.get_close_matches(name[2:], known, n=1, cutoff=0.7):
+                flag = f"--{near}"
+                found[words.get(flag, flag)] = value if equals else " ".join(values)
+    for name, value in now.words.items():
+        if not _is_readable(command, [f"{flag_of(name)}={value}"]):
+            found[name] = UNKNOWN
+    return found
+
+
+def _is_readable(command: Command, flags: Sequence[str]) -> bool:
+    quiet = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(quiet), contextlib.redirect_stdout(quiet):
+            parse(command, flags)
+    except SystemExit:
+        return False
+    return True
+
+
+def _mended(error: CoviewError, advises: bool) -> dict[str, str | None]:
+    """The change to the command that the error asks for; {} where none helps. advises: the message
+    has a command of its own."""
+    changes = [error.instead]
+    if isinstance(error, UsageError) and not advises:
+        changes.append(blamed(str(error), CURRENT.words))
+    for change in changes:
+        if change and typed(instead=change) != typed():
+            return change
+    return {}
+
+
 def _say(error: CoviewError) -> int:
     """On stderr. A message that ends with no command of its own gets the one that this process is;
-    changed, where the error says how."""
-    now, again = typed(), typed(instead=error.instead)
+    changed, where the error says how, or begins with the name of what is wrong in it."""
     names = "|".join(one.name for one in CURRENT.table)
     message = rendered(str(error))
+    advises = bool(re.search(rf"\b(make|coview) ({names})\b", message))
+    now, again = typed(), typed(instead=_mended(error, advises))
     if again != now:
         message += f"\nType: {again}"
-    elif again and not re.search(rf"\b(make|coview) ({names})\b", message):
+    elif again and not advises:
         message += f"\n{HOW.get(error.exit_code, 'Then type')}: {again}"
     head = "" if error.exit_code == StoppedError.exit_code else "error: "
     print(f"{head}{message}", file=sys.stderr, flush=True)

@@ -8,13 +8,16 @@ type next.
 import difflib
 from collections.abc import Iterable, Mapping
 
+UNKNOWN = "…"  # stands in a command for what only the user knows
+
 
 class CoviewError(Exception):
     """What was found, what was expected, and what to type next; `exit_code` is the process's exit
     status.
 
     instead: the change to the command that the message asks for, {"RUN": "demo-2"}: names of make,
-    None to leave one out, and flags of ARGS, {"--force": ""}. The command is then shown with it.
+    None to leave one out, UNKNOWN for a value that the user must know, and flags of ARGS,
+    {"--force": ""}. The command is then shown with it.
     """
 
     exit_code = 1

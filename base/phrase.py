@@ -9,6 +9,8 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
+from base.errors import UNKNOWN
+
 NAMED = re.compile(r"\w+(?=[:+?!]?=)", re.ASCII)
 FIELDS = {"FROM": "source", "RUNS": "names"}  # names of make that are no field's name in capitals
 VALUE = r"""(?:'[^']*'|"[^"]*"|\\.|[^\s'"\\])*"""
@@ -27,7 +29,12 @@ def flag_of(name: str) -> str:
 def quoted(value: str) -> str:
     """A value as one types it to make: quoted for the shell, and each `$` doubled, since make
     takes what follows one for a variable of its own."""
-    return shlex.quote(value.replace("$", "$$"))
+    return for_shell(value.replace("$", "$$"))
+
+
+def for_shell(value: str) -> str:
+    """Quoted, where the shell needs it; the sign for what is not known stays as it is."""
+    return value if value == UNKNOWN else shlex.quote(value)
 
 
 def line_of(command: str, words: Mapping[str, str]) -> str:

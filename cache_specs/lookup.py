@@ -6,19 +6,31 @@ find_views(cache, "clip", "")            the view clip of every data set; also p
                                          a folder's own name
 one_view(cache, "clip", "", "export")   exactly one, of the current versions if there are several,
                                          or an error that lists the commands to choose from
+named_view(dataset, "mine", hint)       of one data set, for training: a view of one's own by the
+                                         name that the cache holds, with the spec it was made with
+spec_named(cache, "mine", "photos/")    the spec to extract with, likewise
 """
 
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from base.errors import StaleError, UsageError, did_you_mean, nearest
+from base.errors import UNKNOWN, StaleError, UsageError, did_you_mean, nearest
 from base.phrase import quoted
 from cache_specs import store
 from cache_specs.items import read_items
 from cache_specs.sources import dataset_name, is_gone, read_source, source_path
-from cache_specs.versions import current, every_dataset, is_older, name_of, version_of
-from cache_specs.view import view_name
+from cache_specs.spec import ViewSpec, differences, load_spec, recorded_spec, view_names
+from cache_specs.store import open_view
+from cache_specs.versions import (
+    IMPORTED,
+    current,
+    every_dataset,
+    is_older,
+    name_of,
+    version_of,
+)
+from cache_specs.view import View, view_name
 
 log = logging.getLogger(f"coview.{__name__}")
 
@@ -36,23 +48,20 @@ def find_views(cache: Path, view: str = "", data: str = "") -> list[Path]:
     everything = []
     for dataset in datasets:
         everything += store.view_folders(dataset)
-    found = _called(everything, name)
+    found = store.called(everything, name)
     if not found:
         raise _no_view(datasets[0] if data else cache, name, everything)
     return found
 
 
-def _called(folders: list[Path], name: str) -> list[Path]:
-    """Those of the views called so, or else the one of which it is the folder's own name."""
-    found = [folder for folder in folders if name in ("", view_name(folder))]
-    return found or [folder for folder in folders if folder.name == name]
-
-
 def _no_view(place: Path, name: str, everything: list[Path]) -> UsageError:
     if not name:
         return UsageError(f"no view in {place}. Make one: make extract VIEW=clip DATA=…")
-    known = map(view_name, everything)
-    return UsageError(f"no view {name!r} in {place}{did_you_mean(name, known)}")
+    known = sorted({view_name(folder) for folder in everything})
+    near = nearest(name, known)
+    return UsageError(
+        f"no view {name!r} in {place}{did_you_mean(name, known)}", {"VIEW": near or UNKNOWN}
+    )
 
 
 def dataset_places(cache: Path) -> list[Path]:
@@ -70,12 +79,111 @@ def one_view(cache: Path, view: str, data: str, target: str, rest: str = "") -> 
     found = find_views(cache, view, data)
     if len(found) > 1 and not data:
         found = [folder for folder in found if not is_older(folder.parent)] or found
+    if len(found) > 1 and view.endswith(".toml") and Path(view).is_file():
+        found = store.of_spec(found, load_spec(view).declared()) or found
     if len(found) > 1:
         choices = "\n".join(f"  {store.command(folder, target)}{rest}" for folder in found)
         raise UsageError(
             f"{len(found)} views are meant, make {target} takes one. Type one of:\n{choices}"
         )
     return found[0]
+
+
+def named_view(dataset: Path, name: str, hint: str, among: Sequence[str] = ()) -> View:
+    """The view of a data set that `name` means: a name that its cache holds once, or a folder's
+    own name, is that view, with the spec that it was made with; a TOML file that of this spec.
+    among: all that stands in VIEWS.
+
+    Raises UsageError (no such view, or several: naming each), StaleError where the file, or the
+    project's own spec of that name, is another one now.
+    """
+    own = sorted({view_name(folder) for folder in store.view_folders(dataset)})
+    if name.endswith(".toml"):
+        spec = load_spec(name, among, own)
+        same = store.of_spec(store.view_folders(dataset, spec.name), spec.declared())
+        wanted = same[0].name if len(same) == 1 else spec.name
+        view = store.find_view(dataset, wanted, hint, among)
+        _refuse_drift(view, spec, name, among)
+        return view
+    folders = store.view_folders(dataset)
+    if not store.called(folders, name) and name not in view_names():
+        load_spec(name, among, own)  # its message names the nearest of all
+    view = store.find_view(dataset, name, hint, among)
+    if view.folder.name != name:
+        _hold_against_now(view, name, among)
+    return view
+
+
+def _hold_against_now(view: View, name: str, among: Sequence[str]) -> None:
+    """A view of the project must be what the project's spec says now. Of one's own, which a name
+    means as it is, it is told that its file has changed since."""
+    made = view.attributes["provenance"]
+    if view.attributes["spec"].get("backend") == IMPORTED:
+        return
+    if store.is_of_project(made, view.name):
+        _refuse_drift(view, load_spec(name), name, among)
+        return
+    try:
+        now = load_spec(made["spec_file"]).declared()
+    except (UsageError, KeyError):
+        return  # gone, or in the middle of being changed: the cache has what is needed
+    changed = differences(view.attributes["spec"], now)
+    if changed:
+        lines = "\n  ".join(changed)
+        log.warning(
+            f"{made['spec_file']} has changed since the view {name!r} was made of it:\n  {lines}\n"
+            "The view is used as it was made"
+        )
+
+
+def _refuse_drift(view: View, spec: ViewSpec, name: str, among: Sequence[str]) -> None:
+    try:
+        store.refuse_changed(view, spec.declared(), None)
+    except StaleError as error:
+        own = view.folder.name
+        beside = ",".join(own if one == name else one for one in among)
+        raise StaleError(
+            f"{error}. To use it as it was made, name its folder: {own}",
+            {"VIEW": own, "VIEWS": beside or own},
+        ) from None
+
+
+def spec_named(cache: Path, view: str, data: str, name: str = "") -> ViewSpec:
+    """The spec that VIEW names for an extraction of DATA: of a TOML file, of the project, or that
+    of a view which the data set (called `name`) has in the cache already, whatever has become of
+    its TOML file. Raises UsageError."""
+    if view.endswith(".toml") or not cache.is_dir():
+        return load_spec(view)
+    own = name or dataset_name(data)
+    versions = [one for one in every_dataset(cache) if data == one.name or own == name_of(one)]
+    everything, found = [], []
+    for dataset in sorted(versions, key=version_of):  # the last one that has it counts
+        folders = store.view_folders(dataset)
+        everything += folders
+        found = store.called(folders, view) or found
+    if not found:
+        return load_spec(view, own=sorted(set(map(view_name, everything))))
+    exact = found[0].name == view
+    if not exact and any(store.is_of_project(store.provenance(one), view) for one in found):
+        return load_spec(view)
+    if len(found) > 1:
+        raise store.several(found, view)
+    return _spec_of(open_view(found[0]), keep=exact)
+
+
+def _spec_of(view: View, keep: bool) -> ViewSpec:
+    """What the view was made with: what its TOML file says now, where that is there and it is not
+    to be kept as it was."""
+    made, spec = view.attributes["provenance"], view.attributes["spec"]
+    if spec.get("backend") == IMPORTED:
+        raise UsageError(
+            f"the view {view.name!r} was imported, not computed from images. To import it again: "
+            f"{store.command(view.folder, 'extract')}"
+        )
+    source = Path(made.get("spec_file", f"{view.name}.toml"))
+    if source.is_file() and not keep:
+        return load_spec(str(source))
+    return recorded_spec(view.name, spec, source)
 
 
 def find_dataset(cache: Path, data: str, views: Sequence[str] = ()) -> Path:
@@ -94,7 +202,8 @@ def find_dataset(cache: Path, data: str, views: Sequence[str] = ()) -> Path:
         names = ", ".join(path.name for path in found)
         raise StaleError(
             f"{cache} holds {len(found)} item lists called {name!r}: {names}. "
-            f"Name one: DATA={found[0].name}"
+            f"Name one: DATA={found[0].name}",
+            instead={"DATA": found[0].name},
         )
     for folder in unreadable:
         log.warning(
@@ -144,7 +253,8 @@ def _refuse_other_source(folder: Path, data: str) -> None:
     if "/" in data and is_gone(data):
         raise UsageError(
             f"DATA={data}: there is no such file or folder. To train on the cache alone, type its "
-            f"name: DATA={folder.name}"
+            f"name: DATA={folder.name}",
+            instead={"DATA": folder.name},
         )
     if here != source and (Path(here).is_absolute() or ":" in data):
         raise StaleError(

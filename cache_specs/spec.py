@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from base.console import short
 from base.durable import canonical_json
-from base.errors import UsageError, did_you_mean, nearest
+from base.errors import UNKNOWN, UsageError, did_you_mean, nearest
 
 SPECS = Path(__file__).parent / "views"
 
@@ -94,8 +94,9 @@ class Weights:
     hub       Hugging Face repository id, with `revision` a tag, branch or commit
     path      a local folder instead, relative to the TOML file
     url       the authors' own checkpoint instead, which `make weights` turns into the one of
-              `files`: the tensors under its entry `key`; sha256 of the download, where it is known
-              (not hashed)
+              `files`
+    key       the checkpoint's entry that holds the tensors, and `sha256` of the checkpoint, where
+              it is known (not hashed), of a url, or of a path where FROM= of `make weights` is one
     """
 
     files: tuple[str, ...] = dataclasses.field(metadata={"each": (_no_pickle, _inside)})
@@ -209,10 +210,13 @@ def _url_of_one_file(spec: ViewSpec) -> str:
     )
 
 
-def _nothing_of_a_url(spec: ViewSpec) -> str:
-    if spec.weights.url is not None or not (spec.weights.sha256 or spec.weights.key):
+def _nothing_of_a_checkpoint(spec: ViewSpec) -> str:
+    if spec.weights.hub is None or not (spec.weights.sha256 or spec.weights.key):
         return ""
-    return "weights.sha256 and weights.key belong to weights.url, and there is none: leave them out"
+    return (
+        "weights.sha256 and weights.key are of a checkpoint that make weights turns into "
+        "safetensors (weights.url or weights.path), and this is the hub's: leave them out"
+    )
 
 
 def _revision_of_hub(spec: ViewSpec) -> str:
@@ -250,7 +254,7 @@ def _mean_and_std(spec: ViewSpec) -> str:
 TOGETHER = (
     _one_source,
     _url_of_one_file,
-    _nothing_of_a_url,
+    _nothing_of_a_checkpoint,
     _revision_of_hub,
     _sizes,
     _padded,
@@ -296,15 +300,15 @@ def view_names() -> list[str]:
     return sorted(path.stem for path in SPECS.glob("*.toml"))
 
 
-def load_spec(view: str, among: Sequence[str] = ()) -> ViewSpec:
+def load_spec(view: str, among: Sequence[str] = (), own: Sequence[str] = ()) -> ViewSpec:
     """The spec of a bundled view's name or of a path to a TOML file.
 
     Raises UsageError naming the nearest view, for VIEW or, `among` others, for VIEWS, or the
-    nearest key.
+    nearest key. own: names of views that the cache holds besides.
     """
     path = Path(view) if view.endswith(".toml") else SPECS / f"{view}.toml"
     if not path.is_file():
-        raise _no_view(view, among)
+        raise _no_view(view, among, own)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -319,20 +323,42 @@ def load_spec(view: str, among: Sequence[str] = ()) -> ViewSpec:
     return spec
 
 
-def _no_view(view: str, among: Sequence[str]) -> UsageError:
+def recorded_spec(name: str, values: dict[str, Any], source: Path) -> ViewSpec:
+    """The spec that a view's cache holds (`declared()` of then), whatever has become of its TOML
+    file. source: where that lay, since weights.path is relative to it. Raises UsageError."""
+    given = _given(values)
+    given["weights"] = _given(values["weights"])
+    if "tensors" in given:
+        given["tensors"] = {**given["tensors"], "rename": dict(given["tensors"]["rename"])}
+    told = f"the recorded spec of {name}"
+    spec = build(ViewSpec, {"name": name, "source": source, **given}, told)
+    check(spec, told)
+    return spec
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _no_view(view: str, among: Sequence[str], own: Sequence[str]) -> UsageError:
+    known = sorted({*view_names(), *own})
     if view.endswith(".toml"):
-        return UsageError(
-            f"there is no view file {Path(view)}; type VIEW=path/to/mine.toml of one that is there"
-        )
-    near = nearest(view, view_names())
-    instead = {"VIEW": near}
-    if among:
-        instead = {"VIEWS": ",".join(near if name == view else name for name in among)}
+        meant = Path(view).stem if Path(view).stem in known else ""
+        told = f". The cache has the view {meant!r}, with its spec" if meant else ""
+        return UsageError(f"there is no view file {Path(view)}{told}", _named(view, meant, among))
+    near = nearest(view, known)
     return UsageError(
-        f"no view {view!r}{did_you_mean(view, view_names())}. A view of your own is a TOML file: "
+        f"no view {view!r}{did_you_mean(view, known)}. A view of your own is a TOML file: "
         "path/to/mine.toml",
-        instead if near else None,
+        _named(view, near, among),
     )
+
+
+def _named(view: str, meant: str, among: Sequence[str]) -> dict[str, str | None]:
+    """The change to the command that names another view: of VIEWS, where it stands among others."""
+    if not among:
+        return {"VIEW": meant or UNKNOWN}
+    return {"VIEWS": ",".join(meant or UNKNOWN if name == view else name for name in among)}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -22,7 +22,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,10 @@ import google_crc32c
 import numpy as np
 
 from base import durable, locks
-from base.errors import IntegrityError, StaleError, UsageError, did_you_mean
+from base.errors import UNKNOWN, IntegrityError, StaleError, UsageError, did_you_mean
 from base.phrase import line_of
 from cache_specs.sources import dataset_name, read_source
-from cache_specs.spec import SPECS, differences, fingerprint, view_names
+from cache_specs.spec import differences, fingerprint, view_names
 from cache_specs.versions import IMPORTED
 from cache_specs.view import (
     CRC_BYTES,
@@ -77,14 +77,15 @@ def create_view(
     folder = view_folder(dataset, name, declared, weights_sha256)
     durable.make_folder(dataset)
     with locks.lock(dataset, wait=True):  # two starts at once must not mix their shard sizes
+        there = is_created(folder)
         for other in named_folders(dataset):
-            if other == folder or view_name(other) != name:
+            if there or other == folder or view_name(other) != name:
                 continue
             if is_created(other):
                 refuse_changed(open_view(other), declared, weights_sha256)
             elif is_leftover(other):
                 shutil.rmtree(other)  # a killed run began to make it, and no more
-        if not is_created(folder):
+        if not there:
             attributes = {
                 "format": FORMAT,
                 "view": name,
@@ -120,7 +121,8 @@ def open_view(folder: Path) -> View:
     if version != FORMAT:
         raise StaleError(
             f"{folder} has format {version}, this version reads {FORMAT}: extract it again in "
-            "another CACHE"
+            "another CACHE",
+            instead={"CACHE": UNKNOWN},
         )
     attributes = dict(group["attributes"])
     identity = attributes.pop("sha256")
@@ -140,6 +142,12 @@ def view_folders(dataset: Path, name: str = "") -> list[Path]:
     is still a view."""
     created = filter(is_created, named_folders(dataset))
     return [folder for folder in created if name in ("", view_name(folder))]
+
+
+def called(folders: Sequence[Path], name: str) -> list[Path]:
+    """Those of the views called so, or else the one of which it is the folder's own name."""
+    found = [folder for folder in folders if name in ("", view_name(folder))]
+    return found or [folder for folder in folders if folder.name == name]
 
 
 def named_folders(dataset: Path) -> list[Path]:
@@ -183,10 +191,14 @@ def is_leftover(folder: Path) -> bool:
     return True
 
 
-def find_view(dataset: Path, name: str, hint: str) -> View:
-    """The finished or unfinished view `name` of a dataset. Raises UsageError with the command that
-    makes it."""
-    found = view_folders(dataset, name)
+def find_view(dataset: Path, name: str, hint: str, among: Sequence[str] = ()) -> View:
+    """The finished or unfinished view `name` of a dataset: a view's name, or its folder's own.
+    among: what stands beside it in VIEWS.
+
+    Raises UsageError with the command that makes it, and where several are called so, what tells
+    them apart and how each is named.
+    """
+    found = called(view_folders(dataset), name)
     if not found:
         known = sorted({view_name(folder) for folder in view_folders(dataset)})
         other = did_you_mean(name, known)
@@ -194,18 +206,26 @@ def find_view(dataset: Path, name: str, hint: str) -> View:
             other = f"; there is: {', '.join(known) or 'nothing yet'}"
         raise UsageError(f"no view {name!r} in {dataset}{other}. To extract it: {hint}")
     if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise StaleError(
-            f"{dataset} holds {len(found)} versions of {name!r}: {names}; delete all but one"
-        )
+        raise several(found, name, among)
     return open_view(found[0])
 
 
-def is_imported(dataset: Path, name: str) -> bool:
-    """Is `name` a view whose embeddings were computed elsewhere? Then there is no spec that it
-    could have drifted from."""
-    folders = view_folders(dataset, name)
-    return bool(folders) and open_view(folders[0]).attributes["spec"].get("backend") == IMPORTED
+def several(folders: Sequence[Path], name: str, among: Sequence[str] = ()) -> UsageError:
+    """That several views of a data set have one name: the fields in which each differs from the
+    first, and that a folder's own name is that of one."""
+    first, lines = made_with(folders[0]), []
+    for folder in folders:
+        changed = differences(first, made_with(folder))
+        lines += [f"  {folder.name}", *(f"    {line}" for line in changed)]
+    listed = "\n".join(lines)
+    own = folders[0].name
+    beside = [own if one in (name, view_name(folders[0])) else one for one in among]
+    return UsageError(
+        f"{folders[0].parent} has {len(folders)} views called {name!r}, made with different specs "
+        f"(below each: how it differs from the first):\n{listed}\nName one by its folder's name, "
+        f"such as {folders[-1].name}",
+        instead={"VIEW": own, "VIEWS": ",".join(beside) or own},
+    )
 
 
 def command(folder: Path, target: str = "repair") -> str:
@@ -216,7 +236,7 @@ def command(folder: Path, target: str = "repair") -> str:
     twin = len(view_folders(dataset, view_name(folder))) > 1
     words = {"VIEW": folder.name if twin else view_name(folder), "DATA": dataset.name}
     if target == "extract":
-        made = _provenance(folder)
+        made = provenance(folder)
         if "imported" in made:
             target, words = "import", {**words, **_import_words(made)}
         else:
@@ -226,10 +246,26 @@ def command(folder: Path, target: str = "repair") -> str:
     return line_of(target, words)
 
 
-def _provenance(folder: Path) -> dict[str, Any]:
+def provenance(folder: Path) -> dict[str, Any]:
     """How the view came to be, as far as a damaged zarr.json still says it."""
+    return _attributes(folder).get("provenance", {})
+
+
+def made_with(folder: Path) -> dict[str, Any]:
+    """The spec of a view and the sha256 of its weights, likewise."""
+    told = _attributes(folder)
+    return {**told.get("spec", {}), "weights.sha256": told.get("weights_sha256")}
+
+
+def of_spec(folders: Sequence[Path], declared: dict[str, Any]) -> list[Path]:
+    """Those of the views that were made with this spec, with whatever weights."""
+    return [one for one in folders if not differences(_attributes(one).get("spec", {}), declared)]
+
+
+def _attributes(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "zarr.json").read_bytes())["attributes"]["provenance"]
+        found = json.loads((folder / "zarr.json").read_bytes())["attributes"]
+        return found if isinstance(found, dict) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -248,16 +284,25 @@ def _import_words(made: dict[str, Any]) -> dict[str, str]:
 
 def _extract_words(folder: Path, view: str, made: dict[str, Any]) -> dict[str, str]:
     """What `make extract` was given."""
-    toml = Path(made.get("spec_file", SPECS / "x.toml"))
-    # a bundled one is named, also where it lay elsewhere in an older version
-    bundled = toml.parent == SPECS or (toml.stem in view_names() and not toml.is_file())
+    toml = Path(made.get("spec_file", ""))
+    own = view_name(folder)
+    # where the file is gone, or is that of another one, the cache knows the view and its spec
+    named = view != own or is_of_project(made, own) or not toml.is_file()
     name, data = view_name(folder.parent), read_source(folder.parent)
     flags = []
     if data and dataset_name(data) != name:
         flags += ["--name", name]
     if bad := more_bad_rows(folder):
         flags += ["--max-bad", str(bad)]
-    return {"VIEW": view if bundled else str(toml), "DATA": data or "…", **_args(flags)}
+    return {"VIEW": view if named else str(toml), "DATA": data or UNKNOWN, **_args(flags)}
+
+
+def is_of_project(made: Mapping[str, Any], name: str) -> bool:
+    """Whether a view of this provenance was made with a spec that comes with the project, and not
+    with somebody's own of the same name. A checkout may have been elsewhere, and its specs."""
+    if name not in view_names():
+        return False
+    return "spec_file" not in made or "cache_specs" in Path(made["spec_file"]).parts[-3:-1]
 
 
 def _args(flags: Sequence[str]) -> dict[str, str]:

@@ -189,7 +189,9 @@ def _relabel(folder: Path, items: Items, source: str) -> None:
         raise StaleError(
             f"{folder} has these very images with the labels of {known}; {changed} of {len(items)} "
             f"labels or splits of {source} are others. To keep both, give this one a name: "
-            f"ARGS='--name {items.name}-2'. To replace them, first delete {folder / 'dataset.json'}"
+            f"ARGS='--name {items.name}-2'. To replace them, first delete "
+            f"{folder / 'dataset.json'}",
+            instead={"--name": f"{items.name}-2"},
         )
     kept = durable.make_folder(folder / "labels" / old.labels_fingerprint[:12])
     for name in ("items.parquet", "dataset.json"):
@@ -256,13 +258,15 @@ def succession(old: Items, new: Items, folder: Path, source: str, changed: bool)
     if IMPORTED in (old.adapter, new.adapter):
         raise StaleError(
             f"{head}, in {folder}. To keep both, {other_name}. To forget the old ones, delete "
-            f"{folder}"
+            f"{folder}",
+            instead={"--name": f"{new.name}-2"},
         )
     known = read_source(folder)
     if known and known != source and not is_gone(known):
         raise StaleError(
             f"{head}: those in {folder} are of {known}, these of {source}. To keep both, "
-            f"{other_name}; known images are not embedded again there, either"
+            f"{other_name}; known images are not embedded again there, either",
+            instead={"--name": f"{new.name}-2"},
         )
     _refuse_unreadable(old, new)
     gone = _gone(old, new)

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from base import durable
+from base.console import counted
 from base.errors import StorageError, UsageError
 from base.phrase import quoted
 from cache_specs import integrity, store
@@ -82,7 +83,7 @@ def export_view(config: ExportConfig) -> Path:
     exported = _checked(folder)
     _write_whole(exported, to)
     view, bad = exported.view, int((exported.status > 0).sum())
-    lacking = f"; {bad:,} rows have no embedding (NaN, see status)" if bad else ""
+    lacking = f"; {counted(bad, 'row')} without an embedding (NaN, see status)" if bad else ""
     log.info(
         f"{view.name}: {view.n:,} rows x {view.width} float16 of {exported.items.name} in {to}, "
         f"{to.stat().st_size / 1e6:,.1f} MB{lacking}"
@@ -101,7 +102,8 @@ def _target(config: ExportConfig) -> Path:
     if to.suffix.lower() not in WRITERS:
         raise UsageError(
             f"TO={config.to}: unknown format {to.suffix!r}; TO may end in .npz, .h5 (or .hdf5), or "
-            ".parquet"
+            ".parquet",
+            instead={"TO": str(to.with_suffix(".h5"))},
         )
     name_one = "folder; name a file in one that is there"
     if to.is_dir():
@@ -109,7 +111,9 @@ def _target(config: ExportConfig) -> Path:
     if not to.parent.is_dir():
         raise UsageError(f"TO={config.to}: {to.parent} is no {name_one}")
     if to.exists() and not config.force:
-        raise UsageError(f"{to} is there already; to replace it: ARGS='--force'")
+        raise UsageError(
+            f"{to} is there already; to replace it: ARGS='--force'", instead={"--force": ""}
+        )
     return to
 
 

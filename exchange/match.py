@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from base.console import counted
 from base.errors import IntegrityError, StaleError, UsageError, did_you_mean
 from base.phrase import quoted
 from base.progress import Progress
@@ -98,7 +99,8 @@ def _keys(source: Source, n: int) -> list[str] | None:
     keys = source.keys if source.keys is not None else texts(source, NAMES_OF_KEYS, n)
     if keys is not None and len(keys) != n:
         raise UsageError(
-            f"{source.path} has {len(keys):,} keys for {n:,} rows of embeddings, expected one for "
+            f"{source.path} has {counted(len(keys), 'key')} for {counted(n, 'row')} of embeddings, "
+            "expected one for "
             "each row"
         )
     first: dict[str, int] = {}
@@ -126,7 +128,7 @@ def _place_by_keys(source: Source, keys: list[str], items: Items, partial: bool)
             "match by position: ARGS='--by-row-order'"
         )
     if len(unknown):
-        what = f"{len(unknown):,} rows whose keys are not in {items.name!r}"
+        what = f"{counted(len(unknown), 'row')} with keys that are not in {items.name!r}"
         _say_left_out(f"{source.path} has {what}; the first is {keys[unknown[0]]!r}", partial)
     if len(missing):
         what = f"no row for {len(missing):,} of the {len(items):,} items of {items.name!r}"
@@ -136,7 +138,10 @@ def _place_by_keys(source: Source, keys: list[str], items: Items, partial: bool)
 
 def _say_left_out(what: str, allowed: bool) -> None:
     if not allowed:
-        raise UsageError(f"{what}. To import the others all the same: ARGS='--partial'")
+        raise UsageError(
+            f"{what}. To import the others all the same: ARGS='--partial'",
+            instead={"--partial": ""},
+        )
     log.info(what)
 
 
@@ -145,7 +150,8 @@ def _refuse_other_order(source: Source, items: Items, n: int) -> None:
     names (0 for 'cat') do so where each of them always meets the same label of the items."""
     if n != len(items):
         raise UsageError(
-            f"{source.path} has {n:,} rows, {items.name!r} has {len(items):,} items; in row order "
+            f"{source.path} has {counted(n, 'row')}, {items.name!r} has "
+            f"{counted(len(items), 'item')}; in row order "
             f"both must have as many. Otherwise match by keys: {TO_ONE_THAT_IS_HERE}…, with an "
             "array 'keys' in the file"
         )

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from base.errors import DataQualityError, UsageError, did_you_mean
+from base.console import counted
+from base.errors import UNKNOWN, DataQualityError, UsageError, did_you_mean, nearest
 from cache_specs import integrity, store
 from cache_specs.items import read_items
 from cache_specs.view import STATUS
@@ -100,7 +101,10 @@ def choose_embeddings(source: Source, name: str | None = None) -> Array:
     array. Raises UsageError."""
     arrays = source.arrays
     if name is not None and name not in arrays:
-        raise UsageError(f"{source.path} has no array {name!r}{did_you_mean(name, arrays)}")
+        raise UsageError(
+            f"{source.path} has no array {name!r}{did_you_mean(name, arrays)}",
+            instead={"--array": nearest(name, arrays) or None},
+        )
     array = arrays[name or _usual_name(source)]
     problem = _why_no_embeddings(array)
     if problem:
@@ -127,7 +131,8 @@ def _usual_name(source: Source) -> str:
     raise UsageError(
         f"{source.path} has {len(flat)} two-dimensional float arrays, none called "
         f"{', '.join(NAMES_OF_EMBEDDINGS)}. Name the embeddings: ARGS='--array …'. "
-        f"It holds:{_listing(arrays)}"
+        f"It holds:{_listing(arrays)}",
+        instead={"--array": flat[0] if flat else UNKNOWN},
     )
 
 
@@ -205,8 +210,9 @@ def statuses(source: Source, n: int) -> np.ndarray:
             meaning[str(code)] = STATUS.index(name)
     if len(codes) != n or not meaning.keys() >= set(codes):
         raise DataQualityError(
-            f"{source.path}: the array 'status' has the values {sorted(set(codes))} for {n} rows, "
-            f"its names are {names}; write one number for each row, or leave the array out"
+            f"{source.path}: the array 'status' has the values {sorted(set(codes))} for "
+            f"{counted(n, 'row')}, its names are {names}; write one number for each row, "
+            "or leave the array out"
         )
     return np.array([meaning[code] for code in codes], np.uint8)
 

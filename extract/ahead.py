@@ -30,8 +30,13 @@ class Ahead:
 def begun(dataset: Path, ready: Ready) -> View | None:
     """The view that the run goes on with, in the data set's folder. Raises StaleError where it was
     made of another spec, other weights (as far as these are here) or other images."""
-    found = None
-    for folder in store.view_folders(dataset, ready.spec.name):
+    found, declared = None, ready.spec.declared()
+    folders = store.view_folders(dataset, ready.spec.name)
+    if len(folders) > 1:  # of two of one name that of this spec
+        folders = store.of_spec(folders, declared) or folders
+        exact = store.view_folder(dataset, ready.spec.name, declared, ready.weights_sha256)
+        folders = [exact] if exact in folders else folders
+    for folder in folders:
         found = store.open_view(folder)
         store.refuse_changed(found, ready.spec.declared(), ready.weights_sha256 or None)
         store.refuse_other_images(found, ready.items.fingerprint, len(ready.items))

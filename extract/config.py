@@ -59,4 +59,4 @@ class ConvertConfig:
     view: str = ""
     """name of a view whose spec has a weights.url, or the path of a TOML file"""
     source: str | None = None
-    """the checkpoint, where it is on this machine already"""
+    """the checkpoint, where it is on this machine already (a pickle of tensors, or safetensors)"""

@@ -2,10 +2,12 @@
 
 import re
 import sys
+from pathlib import Path
 
 from base.errors import UsageError
 from base.phrase import quoted
-from cache_specs.spec import ViewSpec, load_spec, view_names
+from cache_specs.lookup import spec_named
+from cache_specs.spec import ViewSpec, view_names
 from cache_specs.words import read_as_class
 from extract.bad_images import allowed
 from extract.config import ExtractConfig
@@ -14,16 +16,15 @@ from extract.config import ExtractConfig
 def check(config: ExtractConfig) -> ViewSpec:
     """The view's spec. Raises UsageError for a setting that is missing or makes no sense."""
     _refuse_missing(config.view, config.data)
-    if config.batch < 1 or config.gpus < 1 or config.shard_rows < 0:
-        raise UsageError(
-            "--batch and --gpus must be at least 1 and --shard-rows at least 0, found "
-            f"{config.batch}, {config.gpus}, {config.shard_rows}"
-        )
+    least = (("--batch", config.batch, 1), ("--gpus", config.gpus, 1))
+    for flag, found, lowest in (*least, ("--shard-rows", config.shard_rows, 0)):
+        if found < lowest:
+            raise UsageError(f"{flag} must be at least {lowest}, found {found}")
     allowed(config.max_bad, sys.maxsize)
     read_as_class(config.as_class)
     if config.name is not None:
         _refuse_name(config.name)
-    return load_spec(config.view)
+    return spec_named(Path(config.cache), config.view, config.data, config.name or "")
 
 
 def _refuse_missing(view: str, data: str) -> None:

@@ -38,13 +38,15 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
     """Write the table and print its summary; return the table's path. `found` is filled with what
     --json says. Raises CoviewError."""
     run, to = _where_to(config)
-    dataset = find_images(config.images, Path(config.root)) if config.images else None
+    place, dataset = Path(config.cache), None
+    if config.images:
+        dataset = find_images(config.images, Path(config.root), place)
 
     from predict import table
     from predict.from_run import of_run, open_model
     from predict.label import are_new, new_images, rows_of_cache
 
-    device, place = devices(config.device, 1)[0], Path(config.cache)
+    device = devices(config.device, 1)[0]
     cache, splits = None, []
     if config.model:
         model = open_model(Path(config.model).expanduser(), device)
@@ -58,7 +60,7 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
         labelled = new_images(model, dataset, *given)
     else:
         assert cache is not None, config  # `_where_to` asks for IMAGES with MODEL
-        labelled = rows_of_cache(model, cache, splits, place, config.run)
+        labelled = rows_of_cache(model, cache, splits, config.run)
     new = True
     if cache is not None:
         new = are_new(model, labelled.sha256, cache, splits, told=dataset is not None)
@@ -99,7 +101,10 @@ def _where_to(config: PredictConfig) -> tuple[Path, Path]:
             instead={"TO": str(to.with_suffix(".csv"))},
         )
     if to.is_dir():
-        raise UsageError(f"TO={config.to}: {to} is a folder; name a file in it")
+        raise UsageError(
+            f"TO={config.to}: {to} is a folder; name a file in it",
+            instead={"TO": str(to / "predicted.parquet")},
+        )
     if not to.parent.is_dir():
         raise UsageError(f"TO={config.to}: {to.parent} is no folder; name one that is there")
     if to.exists() and not config.force:
@@ -111,12 +116,10 @@ def _where_to(config: PredictConfig) -> tuple[Path, Path]:
 
 def _refuse_words(config: PredictConfig) -> None:
     """Raise UsageError where RUN, MODEL, IMAGES and METHOD do not go together."""
-    if bool(config.run) == bool(config.model):
-        wrong = "RUN and MODEL are both given, one is wanted" if config.run else "RUN is missing"
-        raise UsageError(
-            f"{wrong}. Type: make predict RUN=demo   or   make predict RUN=demo IMAGES=photos/   "
-            "or   make predict MODEL=folder IMAGES=photos/"
-        )
+    if config.run and config.model:
+        raise UsageError("RUN and MODEL are both given, one is wanted", instead={"MODEL": None})
+    if not config.run and not config.model:
+        raise _no_run(Path(config.runs))
     if config.model and not config.images:
         raise UsageError(
             "IMAGES is missing: a model folder has no images of its own. Type: make predict "
@@ -128,6 +131,19 @@ def _refuse_words(config: PredictConfig) -> None:
             "another: make export-model RUN=… METHOD=… TO=…",
             instead={"METHOD": None},
         )
+
+
+def _no_run(runs: Path) -> UsageError:
+    """Without RUN: that of the newest run that is finished, which is probably meant."""
+    done = sorted(runs.glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
+    if not done:
+        return UsageError(
+            f"RUN is missing, and no run in {runs}/ is finished. Make one: make train VIEWS=… "
+            "DATA=…"
+        )
+    names = [path.parent.name for path in reversed(done)]
+    listed = f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+    return UsageError(f"RUN is missing; there is: {listed}", instead={"RUN": names[0]})
 
 
 def _tell_older(cache: "Cache", run: str, named: bool) -> None:

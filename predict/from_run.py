@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from base.errors import IntegrityError, StaleError, UsageError, did_you_mean, nearest
+from base.errors import UNKNOWN, IntegrityError, StaleError, UsageError, did_you_mean, nearest
 from base.phrase import quoted
 from cache_specs import store
 from cache_specs.spec import differences
@@ -59,7 +59,7 @@ def of_run(
     config, summary = finished(run), read_summary(run)
     settings = config["settings"]
     method = choose_method(summary, method)
-    opened, dataset = _open(run, cache, config, summary["dataset"])
+    opened = _open(run, cache, config, summary["dataset"])
     splits = [_split(run, opened, settings["labels"], seed) for seed in summary["seeds"]]
     where, scores = torch.device(device), summary["methods"][method]
     names = ["concat"] if method == "concat" else opened.names
@@ -70,8 +70,8 @@ def of_run(
         experts = experts_of(opened, splits, pool, probes, where)
         weight_ME = pool["weight"]
     views = []
-    for name, emb_ND in zip(opened.names, opened.emb, strict=True):
-        views.append(_view(dataset, name, emb_ND.shape[1]))
+    for name, folder, emb_ND in zip(opened.names, opened.folders, opened.emb, strict=True):
+        views.append(_view(folder, name, emb_ND.shape[1]))
     model = Model(
         views,
         opened.items.classes,
@@ -89,9 +89,8 @@ def of_run(
     return model.calibrated(val_V, opened.items.label[val]), opened, splits
 
 
-def _open(run: Path, cache: Path, config: dict[str, Any], dataset: str) -> tuple[Cache, Path]:
-    """What the run was trained on, with the labels of then, and its folder. Raises UsageError or
-    StaleError."""
+def _open(run: Path, cache: Path, config: dict[str, Any], dataset: str) -> Cache:
+    """What the run was trained on, with the labels of then. Raises UsageError or StaleError."""
     settings, trained_on = config["settings"], config["fingerprints"]
     views = [name.strip() for name in settings["views"].split(",")]
     key = trained_on["items"][:8]
@@ -111,9 +110,10 @@ def _open(run: Path, cache: Path, config: dict[str, Any], dataset: str) -> tuple
         lines = "\n  ".join(changed)
         raise StaleError(
             f"{cache / mine} is not what {run} was trained on any more:\n  {lines}\nTrain on what "
-            "it is now, under another RUN, or name the cache of then with CACHE=…"
+            "it is now, under another RUN, or name the cache of then with CACHE=…",
+            instead={"CACHE": UNKNOWN},
         )
-    return opened, cache / mine
+    return opened
 
 
 def _about(
@@ -261,7 +261,8 @@ def _split(run: Path, cache: Cache, labels: str | list[str], seed: int) -> Split
         raise StaleError(
             f"{written} does not name the labelled images that LABELS={labels} gives for seed "
             f"{seed}: it was changed, or the run is of another version. Train again under another "
-            "RUN"
+            "RUN",
+            instead={"RUN": UNKNOWN},
         )
     return split
 
@@ -275,13 +276,14 @@ def _tensors(
         raise IntegrityError(
             f"{run / 'probes' / method / name}.safetensors is not the file that "
             f"{run / 'summary.json'} was made of (sha256 {sha256[:12]}, expected {expected[:12]}); "
-            "train again under another RUN"
+            "train again under another RUN",
+            instead={"RUN": UNKNOWN},
         )
     return tensors
 
 
-def _view(dataset: Path, name: str, width: int) -> ViewRecord:
-    attributes = store.find_view(dataset, name, "").attributes
+def _view(folder: Path, name: str, width: int) -> ViewRecord:
+    attributes = store.open_view(folder).attributes
     provenance = attributes["provenance"]
     return ViewRecord(
         name,

@@ -8,15 +8,14 @@ refused by name.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from base.errors import StaleError, UsageError
+from base.errors import UNKNOWN, StaleError, UsageError
 from base.progress import Progress
 from cache_specs import store
 from cache_specs.items import Items
-from cache_specs.spec import SPECS, ViewSpec, build, check
+from cache_specs.spec import SPECS, ViewSpec, recorded_spec
 from extract.data.datasets import Dataset
 from extract.embed import batch_rows, embedded
 from extract.images import Batches
@@ -41,7 +40,8 @@ def backbones(views: list[ViewRecord], weights: str | None) -> list[Backbone]:
                 f"the weights of {view.name!r} are not those that the model was trained on: sha256 "
                 f"{view.weights_sha256[:12]} -> {sha256[:12]} "
                 f"({', '.join(map(str, files.values()))}). Put those of then into a folder and add "
-                "WEIGHTS=FOLDER, or extract and train again"
+                "WEIGHTS=FOLDER, or extract and train again",
+                instead={"WEIGHTS": UNKNOWN},
             )
         found.append((spec, files))
     return found
@@ -54,26 +54,17 @@ def spec_of(view: ViewRecord) -> ViewSpec:
         raise UsageError(
             f"the view {view.name!r} was imported, not computed from images: nothing here can "
             "embed new ones. Add them to the file that it came from, import that and train on it; "
-            "RUN=… without IMAGES labels its rows"
+            "without IMAGES its own rows are labelled",
+            instead={"IMAGES": None},
         )
-    values = _given(view.spec)
-    values["weights"] = _given(view.spec["weights"])
-    if "tensors" in values:
-        values["tensors"] = {**values["tensors"], "rename": dict(values["tensors"]["rename"])}
-    told = f"the recorded spec of {view.name}"
-    spec = build(ViewSpec, {"name": view.name, "source": _source(view), **values}, told)
-    check(spec, told)
-    return spec
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+    return recorded_spec(view.name, view.spec, _source(view))
 
 
 def _source(view: ViewRecord) -> Path:
-    """The TOML file beside which the weights may lie."""
+    """The place of the TOML file beside which the weights may lie: where it was, there or not, and
+    for a view of the project where it is now."""
     own, bundled = Path(view.spec_file or f"{view.name}.toml"), SPECS / f"{view.name}.toml"
-    if view.spec_file and own.is_file():
+    if view.spec_file and (own.is_file() or not store.is_of_project(vars(view), view.name)):
         return own
     return bundled if bundled.is_file() else own
 

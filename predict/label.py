@@ -5,7 +5,6 @@ import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -38,13 +37,11 @@ class Labelled:
     sha256: list[str]
 
 
-def rows_of_cache(
-    model: Model, cache: Cache, splits: Sequence[Split], place: Path, run: str
-) -> Labelled:
-    """The rows without a label, or those whose labels were hidden from every seed. place: the
-    folder of caches; run: its name, for messages."""
+def rows_of_cache(model: Model, cache: Cache, splits: Sequence[Split], run: str) -> Labelled:
+    """The rows without a label, or those whose labels were hidden from every seed. run: its name,
+    for messages."""
     items, truth_n = cache.items, None
-    status_N = _status(cache, place)
+    status_N = _status(cache)
     rows = np.flatnonzero(items.label < 0)
     if len(rows):
         log.info(f"{counted(len(rows), 'image')} of {items.name} without a label")
@@ -81,11 +78,11 @@ def rows_of_cache(
     return Labelled(keys, status_n, said, truth_n, sha256)
 
 
-def _status(cache: Cache, place: Path) -> np.ndarray:
+def _status(cache: Cache) -> np.ndarray:
     """(N,): what could not be embedded in a view has a status there; the first one counts."""
     status = np.zeros(len(cache.items), np.uint8)
-    for name in cache.names:
-        found = integrity.check(store.find_view(place / cache.items.folder_name, name, ""))
+    for folder in cache.folders:
+        found = integrity.check(store.open_view(folder))
         status = np.where(status > 0, status, found)
     return status
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from base.errors import IntegrityError
+from base.errors import UNKNOWN, IntegrityError
 from train.methods import in_order, with_model
 from train.run.rundir import finished
 from train.run.summary import AGAIN, checked, read_summary
@@ -78,7 +78,8 @@ def read_run(folder: Path) -> Run:
         return Run(folder, config["settings"], environment, summary, records, method, parts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
-            f"the run {folder} cannot be read ({error!r}); train it again under another RUN="
+            f"the run {folder} cannot be read ({error!r}); train it again under another RUN=",
+            instead={"RUN": UNKNOWN, "RUNS": UNKNOWN},
         ) from error
 
 

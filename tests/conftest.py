@@ -74,8 +74,10 @@ def write_view(
     items_fingerprint: str,
     rows: int = 512,
     status: np.ndarray | None = None,
+    spec_file: str = "",
 ) -> store.View:
-    """A sealed view of given embeddings, through the production writer."""
+    """A sealed view of given embeddings, through the production writer. spec_file: the place that
+    is recorded."""
     spec = load_spec(str(toml))
     view = store.create_view(
         dataset,
@@ -84,7 +86,7 @@ def write_view(
         "0" * 64,
         (items_fingerprint, len(emb_ND)),
         rows,
-        {"batch": 1},
+        {"batch": 1, **({"spec_file": spec_file} if spec_file else {})},
     )
     with store.writer_lock(view.folder):
         for shard in view.pending():

@@ -198,7 +198,8 @@ class TrainConfig(RunSettings, TrainingSettings, AskedSettings):
         if not fine or min(seeds) < 0 or max(seeds) >= 2**31:
             raise UsageError(
                 f"SEEDS={self.seeds}: neither a number (SEEDS=0), nor a range (SEEDS=0..4), nor a "
-                f"list (SEEDS=0,3,7) of different seeds, at most {MOST_SEEDS:,}"
+                f"list (SEEDS=0,3,7) of different seeds, at most {MOST_SEEDS:,}",
+                instead={"SEEDS": _meant(self.seeds)},
             )
         return seeds
 
@@ -228,6 +229,13 @@ class TrainConfig(RunSettings, TrainingSettings, AskedSettings):
             )
         _refuse_name(self.run, self.runs)
         self.seed_list()
+
+
+def _meant(seeds: str) -> str:
+    """0-4 and 0:4 are 0..4."""
+    found = re.fullmatch(r"\s*(\d{1,3})\s*(?:-|–|:|\.{1,3}|to)\s*(\d{1,3})\s*", seeds)
+    first, last = (int(found[1]), int(found[2])) if found else (0, 4)
+    return f"{first}..{last}" if first < last else "0..4"
 
 
 def _listed(text: str) -> list[str]:

@@ -5,13 +5,15 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
-from base.errors import UsageError, did_you_mean
+from base.console import counted
+from base.errors import UsageError, did_you_mean, nearest
 from base.phrase import quoted
 from train.config import TrainConfig, TrainingSettings, choices_of, limited, names_of
 from train.methods import METHODS
 
 INSIDE = ("lr", "weight_decay", "temperature", "pseudo")  # may differ in one batched training
-EXAMPLE = "GRID='lr=1e-4,3e-4 temperature=0.25,0.5,1'"
+GRID = "lr=1e-4,3e-4 temperature=0.25,0.5,1"  # an example
+EXAMPLE = f"GRID={quoted(GRID)}"
 BOOLS = {"true": True, "false": False}
 
 
@@ -41,7 +43,7 @@ class SweepConfig(TrainConfig, GridSettings):
             name, _, values = part.partition("=")
             name = name.replace("-", "_")
             if name in axes:
-                raise UsageError(f"GRID: {name!r} stands there twice. Type: {EXAMPLE}")
+                raise _wrong(f"{name!r} stands there twice")
             axes[name] = self._values(name, part, values)
         if not axes:
             views, data = quoted(self.views or "clip,dinov2"), quoted(self.data or "photos/")
@@ -55,15 +57,18 @@ class SweepConfig(TrainConfig, GridSettings):
         """Raise UsageError for what can be seen without reading any data."""
         super().check()
         if self.dry_run:
+            count = counted(len(self.combinations()), "combination")
             raise UsageError(
-                f"a sweep has no dry run. This one has {len(self.combinations()):,} combinations; "
+                f"a sweep has no dry run. This one has {count}; "
                 f"for one of them type: make train VIEWS={quoted(self.views)} "
                 f"DATA={quoted(self.data)} ARGS=--dry-run"
             )
         for method in self.method_list():
             if method not in swept():
                 every = ", ".join(swept())
-                raise UsageError(f"METHOD={method} has no grid; a sweep takes {every}")
+                raise UsageError(
+                    f"METHOD={method} has no grid; a sweep takes {every}", {"METHOD": None}
+                )
         for combination in self.combinations():
             TrainConfig.check(dataclasses.replace(self, **combination))
 
@@ -72,9 +77,9 @@ class SweepConfig(TrainConfig, GridSettings):
         axes = [axis for axis in names_of(TrainingSettings) if axis != "threads"]
         if name not in axes:
             told = did_you_mean(name, axes)
-            raise UsageError(
-                f"GRID: no setting of a grid is called {name!r}{told}. Type: {EXAMPLE}"
-            )
+            near = nearest(name, axes)
+            grid = self.grid.replace(part, f"{near}={values}") if near else GRID
+            raise _wrong(f"no setting of a grid is called {name!r}{told}", grid)
         usual = getattr(self, name)
         kind = type(usual)
         found = []
@@ -83,12 +88,16 @@ class SweepConfig(TrainConfig, GridSettings):
                 found.append(BOOLS[value.lower()] if kind is bool else kind(value))
             except (ValueError, KeyError):
                 told = f"{name} takes values such as {usual!r}"
-                raise UsageError(f"GRID: {part!r}: {told}. Type: {EXAMPLE}") from None
+                raise _wrong(f"{part!r}: {told}") from None
             choices = choices_of(name)
             if choices and value not in choices:
                 told = did_you_mean(value, choices)
-                raise UsageError(f"GRID: {name} takes {', '.join(choices)}, found {value!r}{told}")
+                raise _wrong(f"{name} takes {', '.join(choices)}, found {value!r}{told}")
         return found
+
+
+def _wrong(what: str, grid: str = GRID) -> UsageError:
+    return UsageError(f"GRID: {what}; such as {EXAMPLE}", {"GRID": grid})
 
 
 def swept() -> list[str]:

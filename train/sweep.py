@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from base import durable
+from base.console import counted
 from base.errors import IntegrityError
 from train.config import TrainConfig, command_of
 from train.grid import INSIDE, SweepConfig
@@ -128,8 +129,8 @@ def _rank(record: dict[str, Any]) -> tuple[float, float]:
 def ranking(config: SweepConfig, found: list[dict[str, Any]], most: int = 30) -> str:
     """The table, best first, and the command that trains and tests the best."""
     lines = [
-        f"{len(found)} combinations, {len(config.seed_list())} seeds each; the joint's validation "
-        "top-1 in %, mean ± std over seeds; the test split is unread"
+        f"{counted(len(found), 'combination')}, {counted(len(config.seed_list()), 'seed')} each; "
+        "the joint's validation top-1 in %, mean ± std over seeds; the test split is unread",
     ]
     for record in found[:most]:
         top1 = 100 * np.array(record["val_top1"])

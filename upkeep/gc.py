@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from base import durable, locks
-from base.errors import CoviewError, StorageError, UsageError
+from base.console import counted
+from base.errors import UNKNOWN, CoviewError, StorageError, UsageError
 from cache_specs import integrity, store
 from cache_specs.versions import current, dataset_folders, is_older
 from upkeep.config import GcConfig
@@ -41,7 +42,7 @@ def collect(config: GcConfig) -> None:
     StorageError while anybody writes to the cache."""
     cache = Path(config.cache)
     if not cache.is_dir():
-        raise UsageError(f"there is no cache {cache}; name it with CACHE=…")
+        raise UsageError(f"there is no cache {cache}; name it", instead={"CACHE": UNKNOWN})
     with _alone(cache):
         found = list(waste(cache, config.unfinished))
     for one in found:
@@ -131,7 +132,7 @@ def _why_it_goes(folder: Path, unfinished: bool) -> str:
     then = f"{store.command(folder, 'extract')} would go on"
     if is_older(folder.parent):
         then = "of an older version of its data set"
-    return f"an unfinished view ({done} shards are done; {then})"
+    return f"an unfinished view (done: {counted(done, 'shard')}; {then})"
 
 
 def _has_shards(folder: Path) -> bool:

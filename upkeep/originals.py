@@ -11,7 +11,7 @@ from base.phrase import quoted
 from cache_specs import store
 from cache_specs.items import read_items
 from cache_specs.sources import is_gone, read_source
-from cache_specs.spec import ViewSpec, load_spec, view_names
+from cache_specs.spec import SPECS, ViewSpec, load_spec, recorded_spec
 from cache_specs.versions import current, dataset_folders
 from cache_specs.view import View
 from extract.data.datasets import Dataset, open_dataset
@@ -35,12 +35,8 @@ def find_originals(view: View, asked: str, weights: str | None, root: Path) -> O
             f"{view.folder} was imported, not computed from images: there is nothing to compute "
             "its rows from; leave --recompute out"
         )
-    toml = view.attributes["provenance"]["spec_file"]
-    if asked.endswith(".toml"):
-        toml = asked
-    elif view.name in view_names():
-        toml = view.name
-    spec = load_spec(toml)
+    spec = _spec(view, asked)
+    toml = spec.name if spec.source.parent == SPECS else str(spec.source)
     commit = view.attributes["provenance"].get("weights_commit", "")
     files, weights_sha256 = find_weights(spec, weights, commit=commit)
     store.refuse_changed(view, spec.declared(), weights_sha256)
@@ -49,16 +45,30 @@ def find_originals(view: View, asked: str, weights: str | None, root: Path) -> O
     if not source:
         raise IntegrityError(
             f"{folder / 'dataset.json'} does not say where the images are; type: make extract "
-            f"VIEW={quoted(str(toml))} DATA=… with them"
+            f"VIEW={quoted(toml)} DATA=… with them"
         )
     if is_gone(source):
         raise UsageError(
             f"the images of {folder.name} were in {source}, which is gone. If they were moved, "
-            f"type first: make extract VIEW={quoted(str(toml))} DATA=…, where they are now; it "
+            f"type first: make extract VIEW={quoted(toml)} DATA=…, where they are now; it "
             "notes the place and embeds nothing"
         )
     dataset = open_dataset(source, root, folder.name.rpartition("-")[0])
     return Originals(spec, files, _as_listed(dataset, folder))
+
+
+def _spec(view: View, asked: str) -> ViewSpec:
+    """Of the file that is named, of the project, or as it was recorded: the file that it was made
+    of may be gone."""
+    made = view.attributes["provenance"]
+    toml = Path(made.get("spec_file", f"{view.name}.toml"))
+    if asked.endswith(".toml"):
+        return load_spec(asked)
+    if asked != view.folder.name and store.is_of_project(made, view.name):
+        return load_spec(view.name)
+    if toml.is_file() and asked != view.folder.name:
+        return load_spec(str(toml))
+    return recorded_spec(view.name, view.attributes["spec"], toml)
 
 
 def _as_listed(dataset: Dataset, folder: Path) -> Dataset:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from base.console import counted
 from base.devices import devices
 from base.errors import IntegrityError, StaleError
 from cache_specs import store
@@ -79,8 +80,8 @@ def compare_rows(view: View, originals: Originals, count: int, seed: int, device
             "are now, in which only they are embedded"
         )
     return (
-        f"{len(rows)} rows computed again: largest relative distance {found.farthest:.2g}, "
-        f"allowed {tolerance}"
+        f"{counted(len(rows), 'row')} computed again: largest relative distance "
+        f"{found.farthest:.2g}, allowed {tolerance}"
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from base import locks
-from base.console import rate_text
+from base.console import counted, rate_text
 from base.errors import CoviewError, UsageError
 from cache_specs import integrity, store
 from cache_specs.items import read_items
@@ -174,7 +174,7 @@ def _dataset_line(dataset: dict[str, Any], has_older: bool) -> str:
         which = ", the current version"
     if dataset["error"]:
         return f"{folder}: {dataset['error']}{which}"
-    return f"{folder}: {dataset['items']:,} items of {dataset['source']}{which}"
+    return f"{folder}: {counted(dataset['items'], 'item')} of {dataset['source']}{which}"
 
 
 def _view_text(view: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from base.console import counted
 from base.errors import CoviewError, IntegrityError
 from cache_specs import integrity, mend, store
 from cache_specs.integrity import Problem
@@ -74,7 +75,7 @@ def _verify_one(
 
 def _all_of(failures: Sequence[CoviewError], views: int) -> CoviewError:
     """One error; with the exit code of damage where any is damage."""
-    lines = [*map(str, failures), f"{len(failures)} failed, of {views} views"]
+    lines = [*map(str, failures), f"{len(failures)} failed, of {counted(views, 'view')}"]
     failed = CoviewError("\n".join(lines))
     failed.exit_code = max(error.exit_code for error in failures)
     if any(error.exit_code == IntegrityError.exit_code for error in failures):

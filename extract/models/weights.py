@@ -19,7 +19,7 @@ from huggingface_hub.utils import logging as hub_logging
 
 from base.console import NOTE
 from base.durable import canonical_json
-from base.errors import CoviewError, StorageError, UsageError
+from base.errors import UNKNOWN, CoviewError, StorageError, UsageError
 from base.limits import of_the_disk
 from base.phrase import quoted
 from cache_specs.spec import SPECS, ViewSpec
@@ -54,11 +54,22 @@ def find_weights(
         return {}, ""
     lost = [path for path in files.values() if not path.is_file()]
     if lost:
-        raise UsageError(
-            f"the view {spec.name!r} needs the file {lost[0]}, which is not there (weights.path is "
-            f"relative to {spec.source}); put it there, or add WEIGHTS=FOLDER"
-        )
+        raise _lost(spec, lost[0], override)
     return files, _digest(files)
+
+
+def _lost(spec: ViewSpec, path: Path, override: str | None) -> UsageError:
+    told = f"the view {spec.name!r} needs the file {path}, which is not there"
+    if override is not None:
+        return UsageError(
+            f"{told}. WEIGHTS is a folder with {' and '.join(spec.weights.files)}",
+            {"WEIGHTS": UNKNOWN},
+        )
+    told += f" (weights.path is relative to {spec.source.parent}). Put it there, or name its folder"
+    if spec.source.is_file() and path.suffix == ".safetensors":
+        make = f"make weights VIEW={called(spec)} FROM={UNKNOWN}"
+        told += f"; of a checkpoint of another kind this makes it: {make}"
+    return UsageError(told, {"WEIGHTS": UNKNOWN})
 
 
 def _digest(files: dict[str, Path]) -> str:
@@ -82,22 +93,25 @@ def _named(spec: ViewSpec, override: str) -> dict[str, Path]:
         return {name: source / name for name in names}
     if not source.exists():
         raise UsageError(
-            f"WEIGHTS={override}: there is no such file or folder; name one that is there"
+            f"WEIGHTS={override}: there is no such file or folder; name one that is there",
+            {"WEIGHTS": UNKNOWN},
         )
     if not source.is_file() or len(names) > 1:
         raise UsageError(
-            f"WEIGHTS={override}: the view {spec.name!r} needs a folder with {' and '.join(names)}"
+            f"WEIGHTS={override}: the view {spec.name!r} needs a folder with {' and '.join(names)}",
+            {"WEIGHTS": UNKNOWN},
         )
     if source.suffix != ".safetensors":
         how = (
             "other checkpoints are pickles, which are not opened here: fetch the .safetensors "
             "file, or save one (safetensors.torch.save_file)"
         )
-        if spec.weights.url is not None:
+        if spec.weights.hub is None:
             type_first = f"make weights VIEW={called(spec)} FROM={quoted(override)}"
-            how = f"type: {type_first}   and then this command without WEIGHTS"
+            how = f"type first: {type_first}   and then this command without WEIGHTS"
         raise UsageError(
-            f"WEIGHTS={override}: the view {spec.name!r} needs a .safetensors file; {how}"
+            f"WEIGHTS={override}: the view {spec.name!r} needs a .safetensors file; {how}",
+            {"WEIGHTS": UNKNOWN} if spec.weights.hub else None,
         )
     return {names[0]: source}
 
@@ -112,7 +126,7 @@ def _converted(spec: ViewSpec, fetch: bool) -> dict[str, Path]:
     raise UsageError(
         f"the weights of {spec.name!r} are its authors' own checkpoint, {spec.weights.url}, which "
         f"is turned into safetensors once. Type: make weights VIEW={called(spec)}   (with "
-        "FROM=FILE where it was fetched elsewhere)"
+        "FROM=… where it was fetched elsewhere)"
     )
 
 

@@ -255,7 +255,7 @@ def test_a_flag_that_is_none_is_an_error_of_usage_in_json_too(run, capsys) -> No
         said = capsys.readouterr()
         assert said.err.splitlines()[-2:] == [
             "all settings: coview plain --help",
-            f"To mend and type again: coview plain {' '.join(argv)}",
+            f"Type: coview plain {' '.join(argv[1:])}".strip(),
         ]
     found = json.loads(said.out)
     assert (found["ok"], found["exit_code"], found["command"]) == (False, 2, "plain")

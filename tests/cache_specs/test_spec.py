@@ -349,15 +349,15 @@ MISTAKES = {
         'url = "https://a/b.pth"\nfiles = ["config.json"]',
         r"the one \.safetensors file that is made of it, found .*'config\.json'",
     ),
-    "key without url": (
+    "key of the hub's": (
         'path = "none"',
-        'path = "none"\nkey = "teacher"',
-        r"weights\.sha256 and weights\.key belong to weights\.url",
+        'hub = "a/b"\nrevision = "main"\nkey = "teacher"',
+        r"weights\.sha256 and weights\.key are of a checkpoint.*leave them out",
     ),
-    "sha256 without url": (
+    "sha256 of the hub's": (
         'path = "none"',
-        'path = "none"\nsha256 = "00"',
-        r"weights\.sha256 and weights\.key belong to weights\.url",
+        f'hub = "a/b"\nrevision = "main"\nsha256 = "{"0" * 64}"',
+        r"weights\.sha256 and weights\.key are of a checkpoint.*leave them out",
     ),
     "sha256 that is none": (
         'path = "none"\nfiles = ["config.json", "model.safetensors"]',

@@ -278,8 +278,12 @@ def test_a_view_that_is_not_there_names_the_nearest_and_the_command(tmp_path):
 def test_two_versions_of_a_view_are_refused(view):
     twin = view.folder.with_name("v-" + "a" * 12)
     shutil.copytree(view.folder, twin)
-    with pytest.raises(StaleError, match=r"holds 2 versions of 'v'.*delete all but one"):
-        store.find_view(view.folder.parent, "v", "…")
+    with pytest.raises(UsageError, match=r"has 2 views called 'v'.*\n.*v-[0-9a-f]{12}") as raised:
+        store.find_view(view.folder.parent, "v", "…", ("w", "v"))
+    first, second = sorted((view.folder.name, twin.name))
+    assert str(raised.value).endswith(f"Name one by its folder's name, such as {second}")
+    assert raised.value.instead == {"VIEW": first, "VIEWS": f"w,{first}"}
+    assert store.find_view(view.folder.parent, view.folder.name, "…").folder == view.folder
 
 
 def test_another_format_version_is_refused(view):

@@ -720,7 +720,7 @@ def test_an_unknown_flag_is_followed_by_the_commands_to_type(
     assert said.returncode == 2 and "--nonsense" in said.stderr and "Traceback" not in said.stderr
     assert said.stderr.splitlines()[-2:] == [
         "all settings: coview predict --help",
-        "To mend and type again: make predict RUN=a ARGS=--nonsense",
+        "Type: make predict RUN=a",
     ]
     helped = command("predict", "--help")
     assert helped.returncode == 0 and helped.stderr == ""

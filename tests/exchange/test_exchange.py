@@ -284,13 +284,13 @@ def test_partial(home: Path, capsys) -> None:
     ):
         imported(home, less)
     with pytest.raises(
-        UsageError, match=r"more.npz has 3 rows whose keys are not in 'pets'; the first is 'x'"
+        UsageError, match=r"more.npz has 3 rows with keys that are not in 'pets'; the first is 'x'"
     ):
         imported(home, more)
     view = imported(home, more, partial=True)
     said = capsys.readouterr().out
     assert (
-        "3 rows whose keys are not in 'pets'" in said
+        "3 rows with keys that are not in 'pets'" in said
         and "no row for 3 of the 50" in said
         and "(3 missing)" in said
     )

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from base.errors import DataQualityError, IntegrityError, StorageError, UsageError
+from base.errors import UNKNOWN, DataQualityError, IntegrityError, StorageError, UsageError
 from base.phrase import quoted
 from cache_specs import integrity, store
 from cache_specs.items import Items, read_items
-from cache_specs.lookup import find_dataset
+from cache_specs.lookup import find_dataset, named_view
 from cache_specs.sources import is_gone, read_source
-from cache_specs.spec import load_spec
+from cache_specs.spec import view_names
 from cache_specs.versions import dataset_folders, is_older
 from cache_specs.view import view_name
 from train.data.splits import spaced
@@ -46,6 +46,11 @@ class Cache:
     stamps: dict[Path, dict[str, list]]
     source: str
     older: bool = False
+
+    @property
+    def folders(self) -> list[Path]:
+        """Of the views, in their order."""
+        return list(self.stamps)
 
     def warn_of_drift(self) -> None:
         """Say that the folder no longer holds what was embedded, where a look at its files (at most
@@ -82,15 +87,16 @@ class Cache:
     def refuse_changed(self) -> None:
         """Raise IntegrityError when a file was written to since the cache was opened: then what was
         trained on is not what was checked."""
-        for folder, stamps in self.stamps.items():
+        for name, (folder, stamps) in zip(self.names, self.stamps.items(), strict=True):
             view = store.open_view(folder)
             seal = integrity.read_seal(view)
             if integrity.stamps(view, seal["shards"]) == stamps:
                 continue
             integrity.check(view)  # touched, or more?
-            if seal["root"] != self.fingerprints[view.name]:
+            if seal["root"] != self.fingerprints[name]:
                 raise IntegrityError(
-                    f"{folder} was written anew while it was read; train on it under another RUN="
+                    f"{folder} was written anew while it was read; train on it under another RUN=",
+                    instead={"RUN": UNKNOWN},
                 )
 
 
@@ -108,15 +114,16 @@ def open_cache(
     ok = np.ones(len(items), bool)
     fingerprints = {"items": items.fingerprint, "labels": items.labels_fingerprint}
     for name in views:
-        view = _finished(cache, folder, name, views, _hint(folder, name, data))
+        view = _named(cache, folder, name, views, data)
+        # of two views of one name that which was asked for is called by its folder's own
+        own = name if name == view.folder.name else view.name
         store.refuse_other_images(view, items.fingerprint, len(items))
-        if view.is_complete:
-            seal = integrity.read_seal(view)
-            fingerprints[view.name] = seal["root"]
-            stamps[view.folder] = integrity.stamps(view, seal["shards"])
-        _refuse_name(view.name, names, views)
+        _refuse_name(own, view.folder, dict(zip(stamps, names, strict=True)), views)
+        seal = integrity.read_seal(view)
+        fingerprints[own] = seal["root"]
+        stamps[view.folder] = integrity.stamps(view, seal["shards"])
         ok &= integrity.check(view, remember=remember) == 0
-        names.append(view.name)
+        names.append(own)
         emb.append(map_view(view))
     if not ok.any():
         raise DataQualityError(
@@ -126,25 +133,38 @@ def open_cache(
     return Cache(items, names, emb, ok, fingerprints, stamps, read_source(folder), is_older(folder))
 
 
-def _finished(cache: Path, dataset: Path, name: str, views: list[str], hint: str) -> store.View:
-    """The view that a name means, one that was imported or one with a spec of its own. Raises as
-    `open_cache` does."""
-    if store.is_imported(dataset, name):
-        return store.find_view(dataset, name, hint)
+def _named(cache: Path, dataset: Path, name: str, views: list[str], data: str) -> store.View:
+    """The view that a name means. Raises as `open_cache` does."""
+    there = store.called(store.view_folders(dataset), name)
+    if there or name in view_names():
+        return named_view(dataset, name, _hint(dataset, name, data), views)
+    # a name of one's own, of a view that the data set lacks
+    older = _older_with(dataset, name)
+    if older and not name.endswith(".toml"):
+        raise UsageError(
+            f"no view {name!r} in {dataset}. To extract it: {_hint(dataset, name, data)}"
+        )
     try:
-        spec = load_spec(name, views)
+        return named_view(dataset, name, _hint(dataset, name, data), views)
     except UsageError as error:
-        there = _where_it_is(cache, dataset, name)
-        raise UsageError(f"{error}{there}", error.instead) from None
-    view = store.find_view(dataset, spec.name, hint)
-    store.refuse_changed(view, spec.declared(), None)
-    return view
+        told = "" if name.endswith(".toml") else _where_it_is(cache, dataset, name)
+        raise UsageError(f"{error}{told}", error.instead) from None
 
 
-def _refuse_name(name: str, names: list[str], views: list[str]) -> None:
+def _refuse_name(name: str, folder: Path, taken: dict[Path, str], views: list[str]) -> None:
+    """taken: the names of the views before it, by their folders."""
     asked = ",".join(views)
-    if name in names:
-        raise UsageError(f"VIEWS={asked}: {name!r} stands there twice; name each once")
+    if folder in taken:
+        once = ",".join(views[: len(taken)] + views[len(taken) + 1 :])
+        raise UsageError(
+            f"VIEWS={asked}: {name!r} stands there twice; name each once", {"VIEWS": once}
+        )
+    if name in taken.values():
+        told = ",".join(one.name for one in [*taken, folder])
+        raise UsageError(
+            f"VIEWS={asked}: two different views are called {name!r}; name them by their folders",
+            {"VIEWS": ",".join([told, *views[len(taken) + 1 :]])},
+        )
     if name in RESERVED:
         raise UsageError(
             f"VIEWS={asked}: {name!r} is a word of the report's own; import the view under another "
@@ -163,17 +183,22 @@ def _hint(dataset: Path, name: str, data: str) -> str:
             f"{command}, which makes it for the current version, not for {dataset.name}; train on "
             f"that: DATA={quoted(source)}"
         )
-    own = Path(name).stem if name.endswith(".toml") else name
-    older = []
-    for folder in dataset_folders(dataset.parent, dataset.name.rpartition("-")[0]):
-        if folder != dataset and store.view_folders(folder, own):
-            older.append(folder.name)
+    older = _older_with(dataset, Path(name).stem if name.endswith(".toml") else name)
     if not older:
         return command
     return (
         f"{command}   (its embeddings of the images that {older[-1]} has are copied; only new "
         "images are embedded)"
     )
+
+
+def _older_with(dataset: Path, name: str) -> list[str]:
+    """The other versions of the data set that have a view of this name."""
+    found = []
+    for folder in dataset_folders(dataset.parent, dataset.name.rpartition("-")[0]):
+        if folder != dataset and store.view_folders(folder, name):
+            found.append(folder.name)
+    return found
 
 
 def _where_it_is(cache: Path, dataset: Path, name: str) -> str:

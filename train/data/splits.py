@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from base.errors import DataQualityError, UsageError, did_you_mean
+from base.errors import UNKNOWN, DataQualityError, UsageError, did_you_mean
 from cache_specs.items import Items
 
 CHOICE = 3 << 40  # second word of the keys of draws; train/algorithm/batches.py has 1 and 2 << 40
@@ -153,8 +153,18 @@ def _wanted(labels: str, of: int) -> int:
         pass
     raise UsageError(
         f"LABELS={labels}: neither a number a class (LABELS=4), nor a share (LABELS=10%), nor "
-        "'all', nor a file that is there"
+        "'all', nor a file that is there",
+        instead={"LABELS": _as_share(labels)},
     )
+
+
+def _as_share(labels: str) -> str:
+    """0.1 -> 10%, the share that is probably meant; else the sign for what only the user knows."""
+    try:
+        share = float(labels)
+    except ValueError:
+        return UNKNOWN
+    return f"{100 * share:.6g}%" if 0 < share < 1 else UNKNOWN
 
 
 def _refuse_count(items: Items, pool: np.ndarray, labels: str) -> None:

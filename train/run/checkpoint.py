@@ -27,7 +27,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from base import durable
-from base.errors import IntegrityError, StaleError
+from base.errors import UNKNOWN, IntegrityError, StaleError
 from train.algorithm.optimise import State
 from train.algorithm.peers import Peers
 from train.algorithm.probe import Params
@@ -223,7 +223,8 @@ def load_checkpoint(folder: Path, rank: int, ranks: int, device: torch.device) -
     if "teach" not in loaded:
         raise StaleError(
             f"the checkpoint {where} was written by another version of this program; give this run "
-            "another name (RUN=)"
+            "another name (RUN=)",
+            instead={"RUN": UNKNOWN},
         )
     # clone: what safetensors loads is not aligned as torch aligns its own memory, and alignment can
     # change the last bit of a sum

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from base import durable
-from base.errors import IntegrityError, StaleError, UsageError, did_you_mean, nearest
+from base.errors import UNKNOWN, IntegrityError, StaleError, UsageError, did_you_mean, nearest
 from cache_specs.items import Items
 from cache_specs.spec import differences
 from train.config import PLACES, TrainConfig, command_of, make_command
@@ -77,7 +77,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         return {name: found[name] for name in ("settings", "fingerprints", "device_type")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
-            f"{folder / 'config.json'} is damaged ({error}); use another RUN"
+            f"{folder / 'config.json'} is damaged ({error}); use another RUN",
+            instead={"RUN": UNKNOWN},
         ) from error
 
 
@@ -95,7 +96,9 @@ def _best_of(path: Path) -> dict[str, Any]:
         best = json.loads(path.read_text(encoding="utf-8"))["ranked"][0]
         return {"method": str(best["method"]), "settings": {**best["settings"]}}
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise IntegrityError(f"{path} is damaged ({error}); use another RUN") from error
+        raise IntegrityError(
+            f"{path} is damaged ({error}); use another RUN", instead={"RUN": UNKNOWN}
+        ) from error
 
 
 def finished(folder: Path, typed: str = "") -> dict[str, Any]:

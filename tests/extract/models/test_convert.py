@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import unpickle_here, write_spec
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import extract.models.convert as convert_module
 from base.errors import IntegrityError, StorageError, UsageError
@@ -208,7 +208,7 @@ def test_a_pickle_as_weights_is_answered_with_what_makes_safetensors_of_it(folde
     spec, pickled = view(folder), saved(folder, TENSORS)
     with pytest.raises(
         UsageError,
-        match=rf"needs a \.safetensors file; type: make weights VIEW={spec.source} FROM={pickled} ",
+        match=rf"type first: make weights VIEW={spec.source} FROM={pickled} ",
     ):
         find_weights(spec, str(pickled))
     with pytest.raises(
@@ -291,7 +291,7 @@ def test_a_download_that_fails_or_ends_early_leaves_nothing(folder, monkeypatch)
     monkeypatch.setattr(urllib.request, "urlopen", refused)
     with pytest.raises(
         StorageError,
-        match=rf"{URL} could not be fetched \(.*no route.*make weights VIEW=.*v\.toml FROM=FILE",
+        match=rf"{URL} could not be fetched \(.*no route.*make weights VIEW=.*v\.toml FROM=…",
     ):
         made(view(folder))
     data = saved(folder, TENSORS).read_bytes()
@@ -311,7 +311,7 @@ def test_offline_nothing_is_fetched_but_a_file_is_taken(folder, monkeypatch, val
     monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **given: pytest.fail("fetched"))
     with pytest.raises(
         UsageError,
-        match=rf"HF_HUB_OFFLINE is set, so {URL} is not fetched.*make weights VIEW=.* FROM=FILE",
+        match=rf"HF_HUB_OFFLINE is set, so {URL} is not fetched.*make weights VIEW=.* FROM=…",
     ):
         made(view(folder))
     assert nothing_is_left(folder) and (
@@ -345,3 +345,62 @@ def test_mistakes_are_named(folder):
 def test_the_folder_is_the_users_own(monkeypatch):
     monkeypatch.delenv("COVIEW_WEIGHTS", raising=False)
     assert weights_folder() == Path.home() / ".cache" / "coview" / "weights"
+
+
+# ---------------------------------------------------------------- a spec with a path
+
+
+def own(folder: Path, more: str = "") -> ViewSpec:
+    """A spec whose weights lie in weights.path = "in", none of them yet."""
+    spec = write_spec(folder, "resnet50", "mean", 2048, files=["made.safetensors"])
+    text = spec.source.read_text().replace('path = "."', f'path = "in"\n{more}')
+    spec.source.write_text(text)
+    return load_spec(str(spec.source))
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors", "entry"])
+def test_a_local_checkpoint_of_a_spec_with_a_path_lands_where_extract_looks(folder, kind):
+    spec = own(folder, 'key = "state_dict"' if kind == "entry" else "")
+    if kind == "safetensors":
+        source = folder / "theirs.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in TENSORS.items()}, source)
+    else:
+        source = saved(folder, {"state_dict": TENSORS} if kind == "entry" else TENSORS)
+    with pytest.raises(
+        UsageError, match=r"needs the file .*in/made\.safetensors.*make weights VIEW"
+    ):
+        find_weights(spec, None)
+    target = made(spec, source)
+    assert target == folder / "in" / "made.safetensors"
+    assert find_weights(spec, None)[0] == {"made.safetensors": target}
+    for name, tensor in load_file(target).items():
+        assert torch.equal(tensor, TENSORS[name])
+    assert [path.name for path in target.parent.iterdir()] == ["made.safetensors"]
+    assert not (folder / "weights").exists()
+
+
+def test_weights_that_are_there_are_never_replaced_by_others(folder):
+    spec = own(folder)
+    with pytest.raises(UsageError, match="FROM is missing: the checkpoint of which") as raised:
+        made(spec)
+    assert raised.value.instead == {"FROM": "…"}
+    target = made(spec, saved(folder, TENSORS))
+    before = target.read_bytes()
+    assert made(spec) == made(spec, saved(folder, TENSORS)) == target
+    other = saved(folder, {**TENSORS, "module.a": torch.zeros(2, 3)})
+    with pytest.raises(UsageError, match="is there already and holds other bytes; it is kept"):
+        made(spec, other)
+    assert target.read_bytes() == before and len(list(target.parent.iterdir())) == 1
+    with pytest.raises(IntegrityError, match=r"no dictionary of tensors.*key = \"state_dict\""):
+        made(own(folder), saved(folder, {"epoch": 3, "state_dict": TENSORS}))
+
+
+def test_another_models_checkpoint_is_refused_for_a_path_too(folder, monkeypatch):
+    monkeypatch.setattr("extract.models.convert._require_fit", FIT)
+    spec = own(folder)
+    with pytest.raises(IntegrityError, match=r"is not the checkpoint of 'v'.*Take another"):
+        made(spec, saved(folder, TENSORS))
+    assert not list((folder / "in").iterdir())
+    (folder / "bad.safetensors").write_bytes(b"{}")
+    with pytest.raises(IntegrityError, match=r"bad.safetensors is not the checkpoint of 'v'"):
+        made(spec, folder / "bad.safetensors")
