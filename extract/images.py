@@ -6,20 +6,19 @@ uint8 until they are on the device.
 
 import functools
 import hashlib
-import io
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
 from cache_specs.spec import Preprocess
 from cache_specs.view import STATUS
+from extract import pixels
 from extract.data.readers import FileTooLargeError
-from extract.pixels import FORMATS, MAX_PIXELS, rgb
+from extract.pixels import NotReadError, Picture, Rules
 
 MAX_RESIZED = 2**25  # of the scaled image: a 1 x 20,000 strip would become 224 x 4,480,000
 OK, UNDECODABLE, TRUNCATED, MISSING, NON_FINITE, TOO_LARGE = range(len(STATUS))
@@ -28,29 +27,34 @@ OK, UNDECODABLE, TRUNCATED, MISSING, NON_FINITE, TOO_LARGE = range(len(STATUS))
 def decode(data: bytes, prep: Preprocess) -> tuple[torch.Tensor | None, int]:
     """(3, crop, crop) uint8 and OK, or None and the status."""
     try:
-        with warnings.catch_warnings():  # of odd palettes and EXIF, for each of a million images
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = image.size
-            if _too_large(width, height, prep):
-                return None, TOO_LARGE
-            ImageOps.exif_transpose(image, in_place=True)
-            image.load()
-            pixels = rgb(image)
-    except Exception as error:  # Pillow raises nearly anything on a hostile file
-        return None, TRUNCATED if "truncated" in str(error).lower() else UNDECODABLE
-    return pipeline(prep)(pixels), OK
+        return pipeline(prep)(picture(data, prep).image), OK
+    except NotReadError as error:
+        return None, STATUS.index(error.status)
 
 
-def _too_large(width: int, height: int, prep: Preprocess) -> bool:
-    """Would the file, squared where it is padded, or the scaled image have too many pixels?"""
-    size, resized = width * height, prep.resize**2
+def picture(data: bytes, prep: Preprocess) -> Picture:
+    """The picture in a file, by the version of the pixels that the spec names, if it can be scaled.
+    Raises NotReadError."""
+    rules = Rules(prep.background, prep.bits, prep.max_pixels)
+    found = pixels.VERSIONS[prep.pixels](data, rules)
+    _refuse_unscalable(*found.image.size, prep)
+    return found
+
+
+def _refuse_unscalable(width: int, height: int, prep: Preprocess) -> None:
+    """Raise NotReadError where the picture, squared where it is padded, or scaled, would have too
+    many pixels."""
+    size, resized = width * height, float(prep.resize**2)
     if prep.resize_rule == "shortest":
-        scale = prep.resize / max(1, min(width, height))
-        resized = size * scale**2
+        resized = size * (prep.resize / max(1, min(width, height))) ** 2
     if prep.resize_rule == "pad":
         size = max(width, height) ** 2
-    return size > MAX_PIXELS or resized > MAX_RESIZED
+    if size > prep.max_pixels or resized > MAX_RESIZED:
+        raise NotReadError(
+            "too large",
+            f"{width:,} x {height:,} pixels, so narrow that it would have "
+            f"{max(size, resized):,.0f} when it is scaled ({prep.resize_rule})",
+        )
 
 
 @functools.cache
