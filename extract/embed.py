@@ -7,7 +7,7 @@ first uncommitted one and ends with the same bytes.
 """
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,9 +98,7 @@ def load(batches: Batches, workers: int, device: str) -> DataLoader:
 
 
 @torch.inference_mode()
-def embedded(
-    loader: DataLoader, backbone: Backbone, device: str, clock: Clock
-) -> Iterator[Embedded]:
+def embedded(loader: Iterable, backbone: Backbone, device: str, clock: Clock) -> Iterator[Embedded]:
     """The embeddings and the status of each batch; the next batch is under way while one is handed
     out.
 

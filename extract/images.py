@@ -6,7 +6,8 @@ uint8 until they are on the device.
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +15,14 @@ from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
+from base.console import counted
 from cache_specs.spec import Preprocess
 from cache_specs.view import STATUS
 from extract import pixels
 from extract.data.readers import FileTooLargeError
 from extract.pixels import NotReadError, Picture, Rules
 
+log = logging.getLogger(f"coview.{__name__}")
 MAX_RESIZED = 2**25  # of the scaled image: a 1 x 20,000 strip would become 224 x 4,480,000
 OK, UNDECODABLE, TRUNCATED, MISSING, NON_FINITE, TOO_LARGE = range(len(STATUS))
 
@@ -83,7 +86,7 @@ def pad(image: Image.Image) -> Image.Image:
 @dataclass(frozen=True)
 class Batches(TorchDataset):
     """Map-style data set of whole batches: element i decodes the rows `rows[i]` into ((B, 3, S, S)
-    uint8, (B,) uint8 status).
+    uint8, (B,) uint8 status, (B,) bool: was a colour profile left aside?).
 
     A batch shorter than B is padded with black images, so that every batch has one shape. The
     content hash of each file is compared with the item list: a file that changed since it was
@@ -99,17 +102,19 @@ class Batches(TorchDataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         pixels_BCHW = torch.zeros(self.batch, 3, self.prep.crop, self.prep.crop, dtype=torch.uint8)
         status_B = torch.zeros(self.batch, dtype=torch.uint8)
+        ignored_B = torch.zeros(self.batch, dtype=torch.bool)
         for place, row in enumerate(self.rows[index]):
-            pixels, status_B[place] = self._one(row)
-            if pixels is not None:
-                pixels_BCHW[place] = pixels
-        return pixels_BCHW, status_B
+            found, status_B[place] = self._one(row)
+            if found is not None:
+                pixels_BCHW[place] = pipeline(self.prep)(found.image)
+                ignored_B[place] = bool(found.ignored)
+        return pixels_BCHW, status_B, ignored_B
 
-    def _one(self, row: int) -> tuple[torch.Tensor | None, int]:
-        """The pixels of a row, or None, and its status."""
+    def _one(self, row: int) -> tuple[Picture | None, int]:
+        """The picture of a row, or None, and its status."""
         try:
             data = self.read(row)
         except FileTooLargeError:
@@ -118,4 +123,49 @@ class Batches(TorchDataset):
             return None, MISSING
         if hashlib.sha256(data).hexdigest() != self.sha256[row]:
             return None, MISSING
-        return decode(data, self.prep)
+        try:
+            return picture(data, self.prep), OK
+        except NotReadError as error:
+            return None, STATUS.index(error.status)
+
+
+@dataclass
+class Profiles:
+    """Counts the images whose colour profile was left aside, while their batches pass by; row: the
+    first of them."""
+
+    count: int = 0
+    row: int = -1
+
+    def watch(self, loader: Iterable, rows: Sequence[Sequence[int]]) -> Iterator:
+        """The batches of `loader`, which are of these rows."""
+        for batch, part in zip(loader, rows, strict=True):
+            places = torch.nonzero(batch[2]).flatten().tolist()
+            if places and not self.count:
+                self.row = part[places[0]]
+            self.count += len(places)
+            yield batch
+
+    def say(self, name: str, keys: Sequence[str], read: Callable[[int], bytes]) -> None:
+        """name: the view."""
+        if not self.count:
+            return
+        try:
+            why = pixels.picture(read(self.row)).ignored
+        except (OSError, NotReadError):  # gone meanwhile
+            why = pixels.UNUSABLE
+        log.warning(
+            f"{name}: the colours of {counted(self.count, 'image')} are taken for sRGB's, first "
+            f"{keys[self.row]!r}: {why}"
+        )
+
+
+def why_not(read: Callable[[int], bytes], prep: Preprocess, row: int) -> str:
+    """Why the image of a row cannot be embedded, by decoding it again; '' where it is not known."""
+    try:
+        picture(read(row), prep)
+    except (NotReadError, FileTooLargeError) as error:
+        return str(error)
+    except OSError:
+        pass
+    return ""

@@ -16,7 +16,6 @@ import importlib
 import io
 import struct
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +23,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from extract import formats, profiles, salvage
+from extract import profiles, salvage
+from extract.data import formats
 
 WHITE = (255, 255, 255)
 MAX_PIXELS = 2**27  # of the file: 134 megapixels, 400 MB as RGB
@@ -71,21 +71,23 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A file's pixels as they are, decoded; turn: its EXIF orientation; icc: its colour profile;
-    inverted: of grey levels 0 is white; key: the grey level or colour that is transparent; plain:
-    its alpha is none. data: the file."""
+    """A file's pixels as they are, decoded, and the file; icc: its colour profile; turn: its EXIF
+    orientation; inverted: of grey levels 0 is white; tiles: how Pillow decoded it. key: the grey
+    level or colour that is transparent; plain: its alpha is none; window: all outside of it is
+    transparent."""
 
-    image: Image.Image
+    image: Any
     data: bytes = field(repr=False)
     icc: bytes = b""
     turn: int = 1
     inverted: bool = False
+    tiles: tuple[Any, ...] = ()
     key: Any = None
     plain: bool = False
-    tiles: tuple[Any, ...] = ()
+    window: tuple[int, int, int, int] | None = None
 
 
-def picture(data: bytes, rules: Rules = Rules(), draft: int = 0) -> Picture:  # noqa: B008  frozen
+def picture(data: bytes, rules: Rules = Rules(), draft: int = 0) -> Picture:
     """The picture in a file. Raises NotReadError.
 
     draft: the sides that are wanted, where a coarser decoding will do (of JPEG).
@@ -101,7 +103,7 @@ def picture(data: bytes, rules: Rules = Rules(), draft: int = 0) -> Picture:  # 
             raise _not_read(data, error) from error
 
 
-def first(data: bytes, rules: Rules = Rules()) -> Picture:  # noqa: B008  frozen
+def first(data: bytes, rules: Rules = Rules()) -> Picture:
     """The picture in a file as version 1 made it. Raises NotReadError."""
     try:
         with warnings.catch_warnings():
@@ -144,40 +146,47 @@ def load(data: bytes, max_pixels: int = MAX_PIXELS, draft: int = 0) -> Loaded:
     """The pixels of a file, decoded. Raises NotReadError."""
     turned = salvage.black_is_zero(data)
     whole = turned or data
+    beside = None
     try:
-        image = _decoded(whole, max_pixels, draft)
-        beside = salvage.Bare(b"", b"", image.info.get("icc_profile") or b"")
+        image, tiles = _decoded(whole, max_pixels, draft)
     except NotReadError:
         raise
     except Exception as error:  # Pillow raises nearly anything on a hostile file
-        found = salvage.bare(whole)
-        if found is None:
+        beside = salvage.bare(whole)
+        if beside is None:
             raise _not_read(data, error) from error
         try:
-            image, beside = _decoded(found.data, max_pixels, draft), found
+            image, tiles = _decoded(beside.data, max_pixels, draft)
         except Exception as again:
             raise _not_read(data, again) from again
-    return Loaded(
-        image,
-        found_data := (beside.data or whole),
-        beside.icc,
-        _turn(image, beside.exif),
-        turned is not None,
-        _key(image, found_data),
-        _is_plain(image),
-        tuple(image.info.pop("coview.tiles", ())),
-    )
+    if beside is None:
+        beside = salvage.Bare(whole, b"", image.info.get("icc_profile") or b"")
+    key, plain, window = _key(image, beside.data), _is_plain(image), _window(image, tiles)
+    turn, inverted = _turn(image, beside.exif), turned is not None
+    return Loaded(image, beside.data, beside.icc, turn, inverted, tiles, key, plain, window)
 
 
-def _decoded(data: bytes, max_pixels: int, draft: int) -> Image.Image:
+def _decoded(data: bytes, max_pixels: int, draft: int) -> tuple[Any, tuple[Any, ...]]:
     image = _opened(data, formats.FORMATS)
     _refuse_large(image, max_pixels)
     if draft:
         image.draft("RGB", (draft, draft))
-    tiles = list(getattr(image, "tile", ()))
+    _mend_planes(image)
+    tiles = tuple(getattr(image, "tile", ()))
     image.load()
-    image.info["coview.tiles"] = tiles
-    return image
+    return image, tiles
+
+
+def _mend_planes(image: Any) -> None:
+    """Pillow reads planes of 16 bits, one after the other and not compressed, as if they had 8."""
+    if image.format != "TIFF" or image.tag_v2.get(284) != 2 or image.tag_v2.get(258, (8,))[0] != 16:
+        return
+    order, tiles = "L" if image.tag_v2.prefix == b"II" else "B", []
+    for tile in image.tile:
+        if tile.codec_name == "raw" and tile.args[0] in ("R", "G", "B", "A"):
+            tile = tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:]))
+        tiles.append(tile)
+    image.tile = tiles
 
 
 def _opened(data: bytes, known: tuple[str, ...]) -> Any:
@@ -189,7 +198,7 @@ def _opened(data: bytes, known: tuple[str, ...]) -> Any:
         return _by_plugin(name, data)
     for one in known:
         factory, accept = Image.OPEN.get(one, (None, None))
-        taken = accept(data[:16]) if accept else True
+        taken = accept(data[:16]) if accept else data.endswith(formats.TGA_END)
         if factory is None or not taken or isinstance(taken, str):
             continue
         try:
@@ -247,9 +256,16 @@ def _is_plain(image: Any) -> bool:
     infrared; bitmaps whose alpha is 0 everywhere are meant to be seen."""
     if image.format == "TIFF" and image.mode == "RGBA":
         return not {1, 2} & set(image.tag_v2.get(338, ()))
-    if image.format in ("BMP", "DIB") and image.mode == "RGBA":
+    if image.format in ("BMP", "DIB", "TGA") and image.mode == "RGBA":
         return image.getchannel("A").getextrema() == (0, 0)
     return False
+
+
+def _window(image: Any, tiles: tuple[Any, ...]) -> tuple[int, int, int, int] | None:
+    """Where the first frame of a GIF lies, if it does not fill the canvas."""
+    if image.format != "GIF" or not tiles or tiles[0].extents == (0, 0, *image.size):
+        return None
+    return tiles[0].extents
 
 
 # --- pixels -> picture
@@ -267,7 +283,7 @@ def _picture(loaded: Loaded, rules: Rules) -> Picture:
             if source == "LAB":
                 raise NotReadError("undecodable", ignored) from error
     levels = _levels(loaded, rules)
-    if image.mode == "RGB" and transform is None and loaded.key is None and levels is None:
+    if image.mode == "RGB" and not (transform or levels or loaded.window) and loaded.key is None:
         found = image
     else:
         found = _on_ground(loaded, rules, levels, (source, transform))
@@ -311,6 +327,9 @@ def _on_ground(
         pixels = transform.apply(pixels) if transform else pixels.convert("RGB")
         alpha = None if loaded.plain else _alpha(strip, loaded.key)
         ground.paste(pixels, box, alpha)
+    if loaded.window:
+        whole, ground = ground, Image.new("RGB", (width, height), rules.background)
+        ground.paste(whole.crop(loaded.window), loaded.window)
     return ground
 
 
@@ -402,6 +421,13 @@ def _low_bytes(loaded: Loaded) -> Image.Image:
     """The second byte of each level: the file is decoded as if its bytes were in the other
     order."""
     image = _opened(loaded.data, formats.FORMATS)
+    _mend_planes(image)
+    if image.format == "TIFF" and image.tag_v2.get(284) == 2 and image.tile[0][0] == "libtiff":
+        raise NotReadError(
+            "undecodable",
+            "compressed planes of 16 bits: write the channels side by side (planar configuration "
+            "1), or not compressed",
+        )
     tiles = []
     for tile in image.tile:
         mode = _rawmode(tile)
@@ -459,10 +485,16 @@ def _not_read(data: bytes, error: Exception) -> NotReadError:
     """What is wrong with a file that could not be read, for people."""
     if isinstance(error, NotReadError):
         return error
-    if "truncated" in str(error).lower():
+    if "truncated" in str(error).lower() or _is_cut(data):
         return NotReadError("truncated", "the file ends before its pixels do")
     told = " ".join(str(error).split())[:200] or type(error).__name__
     return NotReadError("undecodable", why_not(data) or told)
+
+
+def _is_cut(data: bytes) -> bool:
+    """Is a WebP shorter than it says?"""
+    is_webp = formats.format_of(data[: formats.HEAD]) == "WEBP"
+    return is_webp and len(data) < 8 + int.from_bytes(data[4:8], "little")
 
 
 def why_not(data: bytes) -> str:
@@ -496,4 +528,7 @@ def _why_not_tiff(data: bytes) -> str:
         return NOTHING_SAYS.format(f"signed {bits[0]}-bit")
     if bits[0] > 16:
         return NOTHING_SAYS.format(f"{bits[0]}-bit")
-    return f"TIFF with {channels} channels of {bits[0]} bits: write 8- or 16-bit grey or RGB"
+    return (
+        f"a TIFF of {channels} channels of {bits[0]} bits of this kind: write 8- or 16-bit grey or "
+        "RGB"
+    )

@@ -19,6 +19,7 @@ from extract import bad_images
 from extract.config import ExtractConfig
 from extract.data import datasets
 from extract.data.suspects import warn_of_classes, warn_of_copies
+from extract.images import why_not
 from extract.models.leaks import refuse_labels
 from extract.models.weights import find_weights
 from extract.settings import check
@@ -52,6 +53,10 @@ class Ready:
     source: str
     changed: bool
     flags: Flags
+
+    def why(self, row: int) -> str:
+        """Why the image of a row cannot be read; '' where that is not known."""
+        return why_not(self.dataset.read, self.spec.preprocess, row)
 
 
 def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:

@@ -110,13 +110,13 @@ def extraction(ready: Ready) -> Extracted:
         confirm(ready, view, known, model, todo)
         backbone = model.backbone if todo else None
         embed_all(job_of(ready, view, known), backbone)
-        bad_images.enforce(view, ready.items, ready.flags.max_bad)
+        bad_images.enforce(view, ready.items, ready.flags.max_bad, ready.why)
         refuse_pending(view)
         integrity.seal(view)
     status = integrity.check(view)
     done = Extracted(view, status, todo, time.monotonic() - begun)
     say_finished(done, copied)
-    bad_images.report(status, ready.items, view)
+    bad_images.report(status, ready.items, view, ready.why)
     return done
 
 
@@ -183,7 +183,7 @@ def hit(ready: Ready, view: View, model: LazyModel) -> Extracted:
         f"{view.name}: already in the cache, nothing to do: {view.n:,} rows x {view.width} in "
         f"{view.folder}"
     )
-    bad_images.report(status, ready.items, view)
+    bad_images.report(status, ready.items, view, ready.why)
     return Extracted(view, status, 0, 0.0)
 
 

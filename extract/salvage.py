@@ -45,11 +45,12 @@ def _png(data: bytes) -> Bare:
     while at + 12 <= len(data):
         (length,), kind = struct.unpack_from(">I", data, at), data[at + 4 : at + 8]
         piece = data[at : at + 12 + length]
+        whole = zlib.crc32(piece[4:-4]) == int.from_bytes(piece[-4:], "big")
         if kind in PNG_KEPT:
             kept.append(piece)
-        elif kind == b"eXIf":
+        elif kind == b"eXIf" and whole:
             exif = piece[8:-4]
-        elif kind == b"iCCP":
+        elif kind == b"iCCP" and whole:
             icc = _inflated(piece[8:-4])
         at += 12 + length
         if kind == b"IEND":
@@ -93,12 +94,17 @@ def _jpeg(data: bytes) -> Bare:
             exif = exif or body[6:]
         elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0") and len(body) > 14:
             parts.append((body[12], body[13], body[14:]))
-        elif not (0xE0 <= marker <= 0xEF or marker == 0xFE) or body.startswith(b"Adobe"):
+        elif not (0xE0 <= marker <= 0xEF or marker == 0xFE) or _is_adobe(body):
             kept.append(piece)
     numbers = [number for number, _, _ in parts]
     whole = numbers == list(range(1, len(parts) + 1)) and {n for _, n, _ in parts} <= {len(parts)}
     icc = b"".join(body for _, _, body in parts) if whole else b""
     return Bare(b"".join(kept), exif, icc)
+
+
+def _is_adobe(body: bytes) -> bool:
+    """It says how colours are stored."""
+    return body.startswith(b"Adobe") and len(body) >= 12
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from base.errors import CoviewError
 from cache_specs.sources import dataset_name
 from extract.data.datasets import Dataset, open_dataset
-from extract.data.naming import EXTENSIONS, text
+from extract.data.formats import EXTENSIONS
+from extract.data.naming import is_nameless, text
 from extract.data.readers import ReadFiles
 
 
@@ -15,7 +16,7 @@ def find_images(images: str, root: Path) -> Dataset:
     """The images that IMAGES names: whatever DATA may be for extract, or a single image file.
     Raises CoviewError, as open_dataset does."""
     path = Path(images).expanduser()
-    if path.name.lower().endswith(EXTENSIONS) and path.is_file():
+    if path.is_file() and (path.name.lower().endswith(EXTENSIONS) or is_nameless(path)):
         name, key, read = dataset_name(images), text(path.name), ReadFiles([str(path)])
         return Dataset(name, "folder", [key], [""], [""], read)
     try:

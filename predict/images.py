@@ -19,7 +19,7 @@ from cache_specs.items import Items
 from cache_specs.spec import SPECS, ViewSpec, build, check
 from extract.data.datasets import Dataset
 from extract.embed import batch_rows, embedded, load
-from extract.images import Batches
+from extract.images import Batches, Profiles
 from extract.models.backbones import load_backbone
 from extract.models.weights import find_weights
 from extract.workers import workers_of
@@ -113,7 +113,8 @@ def embed_images(
         plan, emb_nD = batch_rows(0, n, view.batch), np.empty((n, view.width), np.float16)
         backbone = load_backbone(spec, files, device)
         images = Batches(dataset.read, items.sha256, spec.preprocess, plan, view.batch)
-        loader = load(images, workers_of(workers, n, device), device)
+        profiles = Profiles()
+        loader = profiles.watch(load(images, workers_of(workers, n, device), device), plan)
         with Progress(view.name, n) as progress:
             said = embedded(loader, backbone, device, progress.clock)
             for rows, (emb_BD, status_B) in zip(plan, said, strict=True):
@@ -122,5 +123,6 @@ def embed_images(
                 before = status_n[place]
                 status_n[place] = np.where(before > 0, before, status_B[:count])
                 progress.advance(count)
+        profiles.say(view.name, items.keys, dataset.read)
         emb_V.append(emb_nD)
     return emb_V, status_n

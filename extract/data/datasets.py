@@ -36,9 +36,8 @@ from base.errors import UsageError
 from cache_specs.items import Items, class_index
 from cache_specs.sources import BRACES, ENDINGS, dataset_name, is_gone, split_subset
 from extract.data import hdf5, hub, tables, tars
+from extract.data.formats import EXTENSIONS, UNREAD, remedy
 from extract.data.naming import (
-    EXTENSIONS,
-    UNREAD,
     find_images,
     hide_unlabelled,
     of_folders,
@@ -228,7 +227,7 @@ def _folder(data: str, root: Path) -> Listing:
         unread = [ending for ending in UNREAD if others[ending]]
         then = "name the folder that holds them"
         if unread:
-            then = f"make JPEG or PNG files of those with {', '.join(unread)}"
+            then = remedy(unread)
         raise UsageError(
             f"DATA={data}: no image in this folder (looked for {', '.join(EXTENSIONS)}, at any "
             f"depth); {then}"

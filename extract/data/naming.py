@@ -12,13 +12,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from base.errors import UsageError
+from extract.data.formats import EXTENSIONS, HEAD, UNREAD, format_of, is_read, remedy
+from extract.data.readers import open_regular
 
 log = logging.getLogger(f"coview.{__name__}")
 
-# Images too, but not to be read here.
-RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef")
-UNREAD = tuple(sorted((*RAW, ".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg")))
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -45,11 +43,27 @@ def find_images(base: Path) -> tuple[list[Path], Counter[str]]:
         for name in files:
             if name.startswith("."):
                 continue
-            if name.lower().endswith(EXTENSIONS):
+            if name.lower().endswith(EXTENSIONS) or is_nameless(Path(folder, name)):
                 found.append(Path(folder, name).relative_to(base))
             else:
                 others[Path(name).suffix.lower() or "no ending"] += 1
     return found, others
+
+
+def is_image(head: bytes) -> bool:
+    """Does a file without an ending, of which this is the beginning, hold an image that is read?"""
+    return is_read(format_of(head))
+
+
+def is_nameless(path: Path) -> bool:
+    """A file without an ending, or with one of digits alone, that holds an image."""
+    if path.suffix.strip(".0123456789"):
+        return False
+    try:
+        with open_regular(str(path), None) as file:
+            return is_image(file.read(HEAD))
+    except OSError:
+        return False
 
 
 def _is_loop(folder: Path) -> bool:
@@ -67,8 +81,8 @@ def say_left_out(data: str, others: Counter[str], why: str, unit: str = "files")
     unread = [ending for ending in UNREAD if others[f"with {ending}"]]
     if unread:
         log.warning(
-            f"{data}: images with {', '.join(unread)} cannot be read; to use them too, make JPEG "
-            "or PNG files of them first"
+            f"{data}: images with {', '.join(unread)} cannot be read; to use them too, "
+            f"{remedy(unread)}"
         )
 
 

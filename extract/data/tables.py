@@ -11,7 +11,8 @@ from typing import Any
 from base.errors import UsageError, did_you_mean, nearest
 from cache_specs.items import MISSING, SPLITS, read_parquet
 from extract.data import columns
-from extract.data.naming import EXTENSIONS, label_of, split_of
+from extract.data.formats import EXTENSIONS
+from extract.data.naming import label_of, split_of
 from extract.data.readers import Listing, ReadFiles
 
 log = logging.getLogger(f"coview.{__name__}")

@@ -1,22 +1,21 @@
 """Which formats are read: what a file holds, by its first bytes; what it is called, by its ending;
 and what to do about the others.
 
-Stdlib and Pillow's list of its own parts alone: no image is opened here.
+Stdlib alone: no image is opened here.
 """
 
 import importlib.util
 import re
 from collections.abc import Iterable
 
-from PIL import features
-
-# by Pillow's names. Those of the first version of the pixels, which stay what they are
+# By Pillow's names. The first version of the pixels keeps to its own.
 FIRST = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-FORMATS = (*FIRST, "AVIF", "DIB", "ICO", "JPEG2000")
+FORMATS = (*FIRST, "AVIF", "DIB", "ICO", "JPEG2000", "TGA")
 PLUGINS = {  # Pillow's name: the module that reads it, and what installs that
     "HEIF": ("pillow_heif", "pip install pillow-heif"),
     "JXL": ("pillow_jxl", "pip install pillow-jxl-plugin"),
 }
+NEEDED = {"AVIF": "PIL._avif"} | {name: module for name, (module, _) in PLUGINS.items()}
 ENDINGS = {
     "AVIF": (".avif",),
     "BMP": (".bmp",),
@@ -29,11 +28,12 @@ ENDINGS = {
     "JXL": (".jxl",),
     "PNG": (".png", ".apng"),
     "PPM": (".pbm", ".pgm", ".pnm", ".ppm"),
+    "TGA": (".tga",),
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
 RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
-OTHERS = (*RAW, ".dcm", ".eps", ".exr", ".hdr", ".psd", ".svg", ".tga", ".xcf")
+OTHERS = (*RAW, ".dcm", ".eps", ".exr", ".hdr", ".psd", ".svg", ".xcf")
 BRANDS = {b"avif": "AVIF", b"avis": "AVIF"}  # of ISO files, behind `ftyp`
 BRANDS |= dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"), "HEIF")
 BEGINNINGS = (
@@ -49,6 +49,7 @@ BEGINNINGS = (
     (rb"\0\0\x01\0[^\0]\0", "ICO"),
 )
 HEAD = 32  # bytes that tell a format
+TGA_END = b"TRUEVISION-XFILE.\0"  # nothing else tells a TGA from anything at all
 
 
 def format_of(head: bytes) -> str:
@@ -64,9 +65,9 @@ def format_of(head: bytes) -> str:
 
 def is_read(name: str) -> bool:
     """Can this machine read the format?"""
-    if name in PLUGINS:
-        return importlib.util.find_spec(PLUGINS[name][0]) is not None
-    return name in FORMATS and (name != "AVIF" or bool(features.check("avif")))
+    if name in NEEDED:
+        return importlib.util.find_spec(NEEDED[name]) is not None
+    return name in FORMATS
 
 
 def _endings(read: bool) -> list[str]:
