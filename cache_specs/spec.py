@@ -346,6 +346,21 @@ def pixels_of(declared: dict[str, Any]) -> int:
     return declared["preprocess"].get("pixels", 1) if "preprocess" in declared else 0
 
 
+def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`differences` of two specs' declared values. Where their versions of the pixels differ that
+    is said, and not which keys the earlier one lacks."""
+    versions = pixels_of(old), pixels_of(new)
+    if 0 in versions or versions[0] == versions[1]:
+        return differences(old, new)
+    sides = []
+    for declared, version in zip((old, new), versions, strict=True):
+        kept = {**declared["preprocess"], "pixels": version}
+        if 1 in versions:
+            kept = {key: value for key, value in kept.items() if key not in LATEST_ALONE}
+        sides.append({**declared, "preprocess": kept})
+    return differences(*sides)
+
+
 def with_pixels_of(spec: ViewSpec, declared: dict[str, Any]) -> ViewSpec:
     """The spec as it was before the pixels had their version of now, where that is all in which
     `declared`, of a view that was made, differs; else the spec itself."""

@@ -160,6 +160,22 @@ class Profiles:
         )
 
 
+def how_alike(one: bytes, other: bytes, prep: Preprocess) -> str:
+    """What two files whose embeddings are equal have in common."""
+    try:
+        a, b = picture(one, prep).image, picture(other, prep).image
+    except NotReadError:
+        return "They could not be read again"
+    if a.size == b.size and a.tobytes() == b.tobytes():
+        return "These two hold the same picture, saved twice"
+    if torch.equal(pipeline(prep)(a), pipeline(prep)(b)):
+        return (
+            f"The pictures of these two differ, but not once they are scaled to {prep.crop} x "
+            f"{prep.crop} pixels"
+        )
+    return f"These two differ in {prep.crop} x {prep.crop} pixels too: the model sees no difference"
+
+
 def why_not(read: Callable[[int], bytes], prep: Preprocess, row: int) -> str:
     """Why the image of a row cannot be embedded, by decoding it again; '' where it is not known."""
     try:

@@ -439,6 +439,24 @@ def _low_bytes(loaded: Loaded) -> Image.Image:
     return image
 
 
+def deepest(data: bytes, rules: Rules) -> int:
+    """`largest` of a file; -1, without a look at its pixels, where it has 8 bits. Raises
+    NotReadError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = _opened(data, formats.FORMATS)
+            _refuse_large(image, rules.max_pixels)
+        except NotReadError:
+            raise
+        except Exception as error:  # Pillow raises nearly anything on a hostile file
+            raise _not_read(data, error) from error
+        tiles = getattr(image, "tile", ())
+        if not image.mode.startswith("I") and not (tiles and ";16" in _rawmode(tiles[0])):
+            return -1
+        return largest(load(data, rules.max_pixels))
+
+
 def largest(loaded: Loaded) -> int:
     """The largest level of a file of 16 bits a channel (of colours to within 255); -1 where it has
     8, or says itself how many of them it uses."""

@@ -19,6 +19,7 @@ from extract import bad_images
 from extract.config import ExtractConfig
 from extract.data import datasets
 from extract.data.suspects import warn_of_classes, warn_of_copies
+from extract.depth import warn_of_depth
 from extract.images import why_not
 from extract.models.leaks import refuse_labels
 from extract.models.weights import find_weights
@@ -77,6 +78,7 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
     bad_images.refuse_unreadable(items, dataset.read, config.max_bad)
     warn_of_copies(items)
     warn_of_classes(items)
+    warn_of_depth(items, dataset.read, spec)
     rows = min(config.shard_rows, len(items)) or default_rows(len(items))
     flags = Flags(where, config.batch, config.compile, config.workers, rows, config.max_bad)
     source = source_path(config.data)

@@ -7,6 +7,7 @@ A view's spec is the recorded one, whatever its TOML file says by now; weights w
 refused by name.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from base.errors import StaleError, UsageError
 from base.progress import Progress
 from cache_specs import store
 from cache_specs.items import Items
-from cache_specs.spec import SPECS, ViewSpec, build, check
+from cache_specs.spec import PIXELS, SPECS, ViewSpec, build, check
 from extract.data.datasets import Dataset
 from extract.embed import batch_rows, embedded, load
 from extract.images import Batches, Profiles
@@ -25,6 +26,7 @@ from extract.models.weights import find_weights
 from extract.workers import workers_of
 from predict.model import ViewRecord
 
+log = logging.getLogger(f"coview.{__name__}")
 Backbone = tuple[ViewSpec, dict[str, Path]]  # the spec, and the weight files
 
 
@@ -34,6 +36,11 @@ def backbones(views: list[ViewRecord], weights: str | None) -> list[Backbone]:
     found = []
     for view, where in zip(views, _where(views, weights), strict=True):
         spec = spec_of(view)
+        if spec.preprocess.pixels < PIXELS:
+            log.info(
+                f"{view.name}: new images are decoded as those of the training were "
+                f"(preprocess.pixels = {spec.preprocess.pixels}; now {PIXELS})"
+            )
         files, sha256 = find_weights(spec, where)
         if sha256 != view.weights_sha256:
             raise StaleError(
@@ -57,6 +64,8 @@ def spec_of(view: ViewRecord) -> ViewSpec:
         )
     values = _given(view.spec)
     values["weights"] = _given(view.spec["weights"])
+    # one that was recorded before pixels had versions is of the first
+    values["preprocess"] = {"pixels": 1, **view.spec["preprocess"]}
     if "tensors" in values:
         values["tensors"] = {**values["tensors"], "rename": dict(values["tensors"]["rename"])}
     told = f"the recorded spec of {view.name}"

@@ -11,7 +11,7 @@ from base.phrase import quoted
 from cache_specs import store
 from cache_specs.items import read_items
 from cache_specs.sources import is_gone, read_source
-from cache_specs.spec import ViewSpec, load_spec, view_names
+from cache_specs.spec import ViewSpec, load_spec, view_names, with_pixels_of
 from cache_specs.versions import current, dataset_folders
 from cache_specs.view import View
 from extract.data.datasets import Dataset, open_dataset
@@ -40,7 +40,7 @@ def find_originals(view: View, asked: str, weights: str | None, root: Path) -> O
         toml = asked
     elif view.name in view_names():
         toml = view.name
-    spec = load_spec(toml)
+    spec = with_pixels_of(load_spec(toml), view.attributes["spec"])
     files, weights_sha256 = find_weights(spec, weights)
     store.refuse_changed(view, spec.declared(), weights_sha256)
     folder = view.folder.parent

@@ -20,7 +20,7 @@ from cache_specs import integrity, store
 from cache_specs.items import Items, read_items
 from cache_specs.lookup import find_dataset
 from cache_specs.sources import is_gone, read_source
-from cache_specs.spec import load_spec
+from cache_specs.spec import PIXELS, load_spec, pixels_of, with_pixels_of
 from cache_specs.versions import dataset_folders, is_older
 from cache_specs.view import view_name
 from train.data.splits import spaced
@@ -137,7 +137,15 @@ def _finished(cache: Path, dataset: Path, name: str, views: list[str], hint: str
         there = _where_it_is(cache, dataset, name)
         raise UsageError(f"{error}{there}", error.instead) from None
     view = store.find_view(dataset, spec.name, hint)
-    store.refuse_changed(view, spec.declared(), None)
+    made = view.attributes["spec"]
+    then = with_pixels_of(spec, made)
+    store.refuse_changed(view, then.declared(), None)
+    if then is not spec:
+        log.warning(
+            f"{view.name} was made with an earlier version of the pixels (preprocess.pixels: "
+            f"{pixels_of(made)} -> {PIXELS}) and is used as it is. To embed its images anew, beside "
+            f"it, type: {store.anew(view.folder)}"
+        )
     return view
 
 
