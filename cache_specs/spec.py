@@ -352,13 +352,15 @@ def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     versions = pixels_of(old), pixels_of(new)
     if 0 in versions or versions[0] == versions[1]:
         return differences(old, new)
-    sides = []
-    for declared, version in zip((old, new), versions, strict=True):
+    left_out = LATEST_ALONE if 1 in versions else ()
+
+    def comparable(declared: dict[str, Any], version: int) -> dict[str, Any]:
         kept = {**declared["preprocess"], "pixels": version}
-        if 1 in versions:
-            kept = {key: value for key, value in kept.items() if key not in LATEST_ALONE}
-        sides.append({**declared, "preprocess": kept})
-    return differences(*sides)
+        for key in left_out:
+            kept.pop(key, None)
+        return {**declared, "preprocess": kept}
+
+    return differences(comparable(old, versions[0]), comparable(new, versions[1]))
 
 
 def with_pixels_of(spec: ViewSpec, declared: dict[str, Any]) -> ViewSpec:

@@ -29,7 +29,7 @@ from base.errors import CoviewError, IntegrityError, StaleError, StorageError
 from cache_specs import integrity, store
 from cache_specs.items import Items, read_items
 from cache_specs.spec import PIXELS, ViewSpec, pixels_of, with_pixels_of
-from cache_specs.versions import name_of
+from cache_specs.versions import dataset_folders, name_of
 from cache_specs.view import STATUS, View, write_documents
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -123,9 +123,11 @@ def find(folder: Path, declared: dict[str, Any], items: Items, remember: bool = 
 def say_not_copied(folder: Path, spec: ViewSpec) -> None:
     """Say which finished views of the same data set have nothing to give to the one that `folder`
     will be, because they were made with an earlier version of the pixels."""
-    for path in sorted(folder.parent.parent.glob(f"{name_of(folder.parent)}-*/{spec.name}-*")):
-        if path.parent == folder.parent or not (path / "complete.json").is_file():
-            continue
+    dataset, finished = folder.parent, []
+    for other in dataset_folders(dataset.parent, name_of(dataset)):
+        if other != dataset:
+            finished += store.view_folders(other, spec.name)
+    for path in finished:
         with suppress(CoviewError):
             made = store.open_view(path).attributes["spec"]
             if with_pixels_of(spec, made) is not spec:

@@ -143,8 +143,8 @@ def _finished(cache: Path, dataset: Path, name: str, views: list[str], hint: str
     if then is not spec:
         log.warning(
             f"{view.name} was made with an earlier version of the pixels (preprocess.pixels: "
-            f"{pixels_of(made)} -> {PIXELS}) and is used as it is. To embed its images anew, beside "
-            f"it, type: {store.anew(view.folder)}"
+            f"{pixels_of(made)} -> {PIXELS}) and is used as it is. To embed its images anew, "
+            f"beside it, type: {store.anew(view.folder)}"
         )
     return view
 
