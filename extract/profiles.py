@@ -41,6 +41,7 @@ def to_srgb(icc: bytes, mode: str) -> Transform | None:
             mode,
             "RGB",
             ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE,
         )
         tried, wanted = _samples(mode)
         levels = np.asarray(found.apply(tried), np.int16)
