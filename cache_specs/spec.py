@@ -369,13 +369,8 @@ def with_pixels_of(spec: ViewSpec, declared: dict[str, Any]) -> ViewSpec:
     made = pixels_of(declared)
     if not 0 < made < spec.preprocess.pixels:
         return spec
-    names = ("pixels", *LATEST_ALONE) if made == 1 else ("pixels",)
-    kept = {}
-    for field in dataclasses.fields(Preprocess):
-        if field.name not in names:
-            kept[field.name] = getattr(spec.preprocess, field.name)
-    older = dataclasses.replace(spec, preprocess=Preprocess(**kept, pixels=made))
-    return older if older.declared() == declared else spec
+    older = dataclasses.replace(spec, preprocess=dataclasses.replace(spec.preprocess, pixels=made))
+    return older if not _of_the_latest(older) and older.declared() == declared else spec
 
 
 # --- reading

@@ -45,12 +45,11 @@ def _png(data: bytes) -> Bare:
     while at + 12 <= len(data):
         (length,), kind = struct.unpack_from(">I", data, at), data[at + 4 : at + 8]
         piece = data[at : at + 12 + length]
-        whole = zlib.crc32(piece[4:-4]) == int.from_bytes(piece[-4:], "big")
         if kind in PNG_KEPT:
             kept.append(piece)
-        elif kind == b"eXIf" and whole:
+        elif kind == b"eXIf":
             exif = piece[8:-4]
-        elif kind == b"iCCP" and whole:
+        elif kind == b"iCCP":
             icc = _inflated(piece[8:-4])
         at += 12 + length
         if kind == b"IEND":
