@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from conftest import config
 from PIL import Image
 
-from base.errors import StaleError, UsageError
+from base.errors import DataQualityError, StaleError, UsageError
 from cache_specs.spec import (
     PIXELS,
     SPECS,
@@ -131,8 +132,6 @@ def _then(world: Path) -> str:
 
 
 def test_a_newer_version_of_the_images_copies_nothing_and_says_why(world, tmp_path, caplog):
-    import shutil
-
     shutil.copytree(world, tmp_path / "w")
     place = tmp_path / "w"
     run(at(place, view=_then(place)))  # it notes the new place
@@ -178,3 +177,45 @@ def test_only_earlier_pixels_are_taken_for_the_same_view():
         "preprocess.background: [255, 255, 255] -> [0, 0, 0]"
     ]
     assert changed_fields(older(spec).declared(), dark.declared()) == ["preprocess.pixels: 1 -> 2"]
+
+
+# --- what is told while images are embedded
+
+
+def test_profiles_that_are_left_aside_are_counted(tmp_path, caplog):
+    for number, icc in enumerate((b"no profile" * 20, b"", b"none either" * 20)):
+        image = Image.new("RGB", (28, 28), (number, 90, 0))
+        image.save(tmp_path / f"{number}.png", icc_profile=icc or None)
+    with caplog.at_level(logging.WARNING):
+        run(config(tmp_path, tmp_path / "cache"))
+    assert (
+        "tiny-clip: the colours of 2 images are taken for sRGB's, first '0.png': colour profile "
+        "that cannot be used (it cannot be read)"
+    ) in caplog.text
+
+
+def test_a_list_of_images_that_could_not_be_read_says_why(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (28, 28), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    Image.fromarray(np.ones((9, 9), np.float32)).save(tmp_path / "f.tif")
+    (tmp_path / "g.png").write_bytes(b"")
+    with pytest.raises(DataQualityError) as caught:
+        run(config(tmp_path, tmp_path / "cache", max_bad="0"))
+    told = str(caught.value)
+    assert "f.tif: undecodable (floating-point levels: nothing says which is black" in told
+    assert "g.png: undecodable (the file is empty)" in told
+
+
+def test_the_limit_of_pixels_is_a_setting_and_stands_in_the_message(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        Image.new("RGB", (40, 30), (number, 0, 0)).save(tmp_path / "photos" / f"{number}.png")
+    for limit, bad in ((1200, 0), (1199, 3)):
+        toml = tmp_path / f"v{limit}.toml"
+        toml.write_text(NOW.replace("[preprocess]", f"[preprocess]\nmax_pixels = {limit}"))
+        where = config(tmp_path / "photos", tmp_path / "cache", view=str(toml))
+        if not bad:
+            assert run(where).is_complete
+            continue
+        with pytest.raises(DataQualityError, match=r"too large \(40 x 30 pixels; at most 1,199"):
+            run(where)
