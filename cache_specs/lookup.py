@@ -20,7 +20,16 @@ from base.phrase import quoted
 from cache_specs import store
 from cache_specs.items import read_items
 from cache_specs.sources import dataset_name, is_gone, read_source, source_path
-from cache_specs.spec import ViewSpec, differences, load_spec, recorded_spec, view_names
+from cache_specs.spec import (
+    PIXELS,
+    ViewSpec,
+    differences,
+    load_spec,
+    pixels_of,
+    recorded_spec,
+    view_names,
+    with_pixels_of,
+)
 from cache_specs.store import open_view
 from cache_specs.versions import (
     IMPORTED,
@@ -124,10 +133,10 @@ def _hold_against_now(view: View, name: str, among: Sequence[str]) -> None:
         _refuse_drift(view, load_spec(name), name, among)
         return
     try:
-        now = load_spec(made["spec_file"]).declared()
+        now = _as_made(view, load_spec(made["spec_file"]))
     except (UsageError, KeyError):
         return  # gone, or in the middle of being changed: the cache has what is needed
-    changed = differences(view.attributes["spec"], now)
+    changed = differences(view.attributes["spec"], now.declared())
     if changed:
         lines = "\n  ".join(changed)
         log.warning(
@@ -136,9 +145,23 @@ def _hold_against_now(view: View, name: str, among: Sequence[str]) -> None:
         )
 
 
+def _as_made(view: View, spec: ViewSpec) -> ViewSpec:
+    """The spec with the pixels that the view was made with, which is said where they are earlier
+    ones and all that differs."""
+    made = view.attributes["spec"]
+    then = with_pixels_of(spec, made)
+    if then is not spec:
+        log.warning(
+            f"{view.name} was made with an earlier version of the pixels (preprocess.pixels: "
+            f"{pixels_of(made)} -> {PIXELS}) and is used as it is. To embed its images anew, "
+            f"beside it, type: {store.anew(view.folder)}"
+        )
+    return then
+
+
 def _refuse_drift(view: View, spec: ViewSpec, name: str, among: Sequence[str]) -> None:
     try:
-        store.refuse_changed(view, spec.declared(), None)
+        store.refuse_changed(view, _as_made(view, spec).declared(), None)
     except StaleError as error:
         own = view.folder.name
         beside = ",".join(own if one == name else one for one in among)

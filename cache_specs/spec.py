@@ -25,6 +25,9 @@ from base.durable import canonical_json
 from base.errors import UNKNOWN, UsageError, did_you_mean, nearest
 
 SPECS = Path(__file__).parent / "views"
+# How a file becomes 8-bit RGB (extract/pixels.py). 1 is kept for what was made with it.
+PIXELS = 2
+LATEST_ALONE = ("background", "bits", "max_pixels")  # keys of [preprocess] that pixels = 1 lacks
 
 
 # --- what each of a field's values must be (metadata "each"): '' or what is wrong with it
@@ -64,6 +67,33 @@ def _replacing(rule: tuple[str, str]) -> str:
             f"{error}"
         )
     return ""
+
+
+def _level(value: int) -> str:
+    return "" if 0 <= value <= 255 else f" is three levels from 0 to 255, found {value}"
+
+
+def _bits(value: int) -> str:
+    return "" if 8 <= value <= 16 else f" must be 8 to 16, found {value}"
+
+
+def _some(value: int) -> str:
+    return "" if 1 <= value <= 2**31 else f" must be 1 to {2**31:,}, found {value:,}"
+
+
+def _made_here(value: int) -> str:
+    if 1 <= value <= PIXELS:
+        return ""
+    return f" must be 1 to {PIXELS} here, found {value}: later ones need a later Coview"
+
+
+def _colour(value: Any) -> Any:
+    """'#rrggbb' as three levels; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    if not re.fullmatch("#[0-9a-fA-F]{6}", value):
+        raise ValueError("write a colour as '#rrggbb' or three levels from 0 to 255")
+    return list(bytes.fromhex(value[1:]))
 
 
 # --- the fields
@@ -129,6 +159,11 @@ class Preprocess:
     `squash` scales both sides to `resize` whatever the shape, and cuts the middle too; `pad` adds
     grey below or on the right until the image is square, and scales it to `resize` (then crop =
     resize).
+
+    background: what lies under transparent pixels, '#rrggbb' or three levels. bits: of the 16 of a
+    file so many are used (white is 2^bits - 1). max_pixels: of a file; one with more is `too
+    large`. pixels: the version of all that turns a file into RGB; a new one makes each cache stale
+    once.
     """
 
     resize: int
@@ -138,6 +173,12 @@ class Preprocess:
     antialias: bool
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    background: tuple[int, int, int] = dataclasses.field(
+        default=(255, 255, 255), metadata={"read": _colour, "each": (_level,)}
+    )
+    bits: int = dataclasses.field(default=16, metadata={"each": (_bits,)})
+    max_pixels: int = dataclasses.field(default=2**27, metadata={"each": (_some,)})
+    pixels: int = dataclasses.field(default=PIXELS, metadata={"each": (_made_here,)})
 
 
 @dataclass(frozen=True)
@@ -180,6 +221,9 @@ class ViewSpec:
         for key in ("url", "key"):
             if values["weights"][key] is None:
                 del values["weights"][key]
+        if self.preprocess.pixels == 1:  # as it was hashed before there were versions
+            for key in ("pixels", *LATEST_ALONE):
+                del values["preprocess"][key]
         return _lists(values)
 
     def fingerprint(self, weights_sha256: str) -> str:
@@ -251,6 +295,15 @@ def _mean_and_std(spec: ViewSpec) -> str:
     )
 
 
+def _of_the_latest(spec: ViewSpec) -> str:
+    if spec.preprocess.pixels > 1:
+        return ""
+    for field in dataclasses.fields(Preprocess):
+        if field.name in LATEST_ALONE and getattr(spec.preprocess, field.name) != field.default:
+            return f"preprocess.{field.name} needs pixels = {PIXELS}, found pixels = 1"
+    return ""
+
+
 TOGETHER = (
     _one_source,
     _url_of_one_file,
@@ -259,6 +312,7 @@ TOGETHER = (
     _sizes,
     _padded,
     _mean_and_std,
+    _of_the_latest,
 )
 
 
@@ -270,7 +324,8 @@ def check(spec: ViewSpec, where: str) -> None:
 
 def _complaints(spec: ViewSpec) -> Iterator[str]:
     yield from filter(None, (rule(spec) for rule in TOGETHER))
-    for group, part in (("weights", spec.weights), ("tensors", spec.tensors)):
+    parts = {"weights": spec.weights, "tensors": spec.tensors, "preprocess": spec.preprocess}
+    for group, part in parts.items():
         for field in dataclasses.fields(part):
             values = _values(getattr(part, field.name))
             for rule in field.metadata.get("each", ()):
@@ -285,6 +340,41 @@ def _values(value: Any) -> Iterable[Any]:
     if isinstance(value, tuple):
         return value
     return () if value is None else (value,)
+
+
+# --- versions of the pixels
+
+
+def pixels_of(declared: dict[str, Any]) -> int:
+    """The version of the pixels that declared values were written with; 0 of imported rows."""
+    return declared["preprocess"].get("pixels", 1) if "preprocess" in declared else 0
+
+
+def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`differences` of two specs' declared values. Where their versions of the pixels differ that
+    is said, and not which keys the earlier one lacks."""
+    versions = pixels_of(old), pixels_of(new)
+    if 0 in versions or versions[0] == versions[1]:
+        return differences(old, new)
+    left_out = LATEST_ALONE if 1 in versions else ()
+
+    def comparable(declared: dict[str, Any], version: int) -> dict[str, Any]:
+        kept = {**declared["preprocess"], "pixels": version}
+        for key in left_out:
+            kept.pop(key, None)
+        return {**declared, "preprocess": kept}
+
+    return differences(comparable(old, versions[0]), comparable(new, versions[1]))
+
+
+def with_pixels_of(spec: ViewSpec, declared: dict[str, Any]) -> ViewSpec:
+    """The spec as it was before the pixels had their version of now, where that is all in which
+    `declared`, of a view that was made, differs; else the spec itself."""
+    made = pixels_of(declared)
+    if not 0 < made < spec.preprocess.pixels:
+        return spec
+    older = dataclasses.replace(spec, preprocess=dataclasses.replace(spec.preprocess, pixels=made))
+    return older if not _of_the_latest(older) and older.declared() == declared else spec
 
 
 # --- reading
@@ -328,6 +418,8 @@ def recorded_spec(name: str, values: dict[str, Any], source: Path) -> ViewSpec:
     file. source: where that lay, since weights.path is relative to it. Raises UsageError."""
     given = _given(values)
     given["weights"] = _given(values["weights"])
+    # one that was recorded before pixels had versions is of the first
+    given["preprocess"] = {"pixels": 1, **values["preprocess"]}
     if "tensors" in given:
         given["tensors"] = {**given["tensors"], "rename": dict(given["tensors"]["rename"])}
     told = f"the recorded spec of {name}"
@@ -384,12 +476,21 @@ def build(kind: type, values: dict[str, Any], where: str) -> Any:
     for field in dataclasses.fields(kind):
         name = field.name
         if name in values:
-            built[name] = _convert(hints[name], values[name], f"{where}: {name}")
+            value = _read(field, values[name], f"{where}: {name}")
+            built[name] = _convert(hints[name], value, f"{where}: {name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UsageError(
                 f"{where}: the key {name!r} is missing; add it, as in {SPECS / 'clip.toml'}"
             )
     return kind(**built)
+
+
+def _read(field: dataclasses.Field, value: Any, where: str) -> Any:
+    """The value where a field may be written in another form, too (metadata "read")."""
+    try:
+        return field.metadata.get("read", lambda given: given)(value)
+    except ValueError as error:
+        raise UsageError(f"{where} = {value!r}: {error}") from error
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -34,7 +34,14 @@ from base import durable, locks
 from base.errors import UNKNOWN, IntegrityError, StaleError, UsageError, did_you_mean
 from base.phrase import line_of
 from cache_specs.sources import dataset_name, read_source
-from cache_specs.spec import differences, fingerprint, view_names
+from cache_specs.spec import (
+    PIXELS,
+    changed_fields,
+    differences,
+    fingerprint,
+    pixels_of,
+    view_names,
+)
 from cache_specs.versions import IMPORTED
 from cache_specs.view import (
     CRC_BYTES,
@@ -328,13 +335,15 @@ def refuse_changed(view: View, declared: dict[str, Any], weights_sha256: str | N
     if (old == IMPORTED) != (new == IMPORTED):  # every field differs: the first says it all
         changed = [f"backend: {old} -> {new}"]
     else:
-        changed = differences(spec, declared)
+        changed = changed_fields(spec, declared)
         if weights_sha256 is not None:
             key = "embeddings.sha256" if new == IMPORTED else "weights.sha256"
             weights = ({key: view.attributes["weights_sha256"]}, {key: weights_sha256})
             changed += differences(*weights)
     if not changed:
         return
+    if [line.partition(":")[0] for line in changed] == ["preprocess.pixels"]:
+        raise _other_pixels(view, changed[0])
     other = f"{view.name}-2"
     if new == IMPORTED:
         keep, instead = f"import these under another name: VIEW={other}", {"VIEW": other}
@@ -348,6 +357,26 @@ def refuse_changed(view: View, declared: dict[str, Any], weights_sha256: str | N
         f"To keep both, {keep}. To make it anew, delete {view.folder}",
         instead=instead,
     )
+
+
+def _other_pixels(view: View, changed: str) -> StaleError:
+    spec = Path(view.attributes["provenance"].get("spec_file", f"{view.name}.toml"))
+    return StaleError(
+        f"the view {view.name!r} in {view.folder} was made with another version of the pixels:\n"
+        f"  {changed}\n"
+        "What is finished stays good for training and prediction. To embed all images anew, beside "
+        f"it, type:\n  {anew(view.folder)}\n"
+        f"To go on with the pixels of then, name a copy of {spec.name}, called so too, that has "
+        f"pixels = {pixels_of(view.attributes['spec'])} in its [preprocess]"
+    )
+
+
+def anew(folder: Path) -> str:
+    """The command that embeds the images of a view anew, into a cache beside its own, with the
+    pixels as they are made now."""
+    words = _extract_words(folder, view_name(folder), provenance(folder))
+    words["CACHE"] = f"{folder.parent.parent}-pixels-{PIXELS}"
+    return line_of("extract", words)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -14,6 +15,12 @@ from extract.data.readers import Reader
 
 log = logging.getLogger(f"coview.{__name__}")
 SHOWN = 20
+EXPLAINED = (STATUS.index("undecodable"), STATUS.index("too large"))
+Why = Callable[[int], str]  # why a row's image could not be read; '' where that is not known
+
+
+def unknown(row: int) -> str:
+    return ""
 
 
 def allowed(text: str, n: int) -> int:
@@ -36,7 +43,7 @@ def allowed(text: str, n: int) -> int:
     return max(least, int(n * share / 100))
 
 
-def enforce(view: View, items: Items, max_bad: str) -> None:
+def enforce(view: View, items: Items, max_bad: str, why: Why = unknown) -> None:
     """Raise DataQualityError, with the list, when the committed shards hold more bad rows than are
     allowed."""
     status = np.zeros(view.n, np.uint8)
@@ -46,12 +53,12 @@ def enforce(view: View, items: Items, max_bad: str) -> None:
         if set(read_commit(view, shard)["status"]) != {STATUS[0]}:
             first, last = view.bounds(shard)
             status[first:last] = np.fromfile(view.status_file(shard), np.uint8, last - first)
-    refuse(status, items, max_bad)
+    refuse(status, items, max_bad, why)
     if (status > 0).all():
-        report(status, items, view)  # raises: a view without one good row is never sealed
+        report(status, items, view, why)  # raises: a view without one good row is never sealed
 
 
-def refuse(status: np.ndarray, items: Items, max_bad: str) -> None:
+def refuse(status: np.ndarray, items: Items, max_bad: str, why: Why = unknown) -> None:
     """Raise DataQualityError when `status`, (N,), names more bad images than are allowed."""
     bad, most = int((status > 0).sum()), allowed(max_bad, len(items))
     if bad <= most:
@@ -60,12 +67,13 @@ def refuse(status: np.ndarray, items: Items, max_bad: str) -> None:
     mend = "Mend the files (a changed file makes another data set)"
     if bad == len(items):
         raise DataQualityError(
-            f"not one of the {bad:,} images could be embedded {told}:\n{listed(status, items)}\n"
+            f"not one of the {bad:,} images could be embedded {told}:\n"
+            f"{listed(status, items, why)}\n"
             f"{mend}"
         )
     raise DataQualityError(
         f"{bad} images so far could not be embedded {told}; of {len(items):,} images --max-bad "
-        f"{max_bad} allows {most}:\n{listed(status, items)}\n"
+        f"{max_bad} allows {most}:\n{listed(status, items, why)}\n"
         f"{mend}, or allow them: ARGS='--max-bad {bad}'. "
         "What is committed is kept, and the same command goes on from there",
         instead={"--max-bad": str(bad)},
@@ -89,13 +97,13 @@ def refuse_unreadable(items: Items, read: Reader, max_bad: str) -> None:
     refuse(np.where(np.array(items.sha256) == "", STATUS.index("missing"), 0), items, max_bad)
 
 
-def report(status: np.ndarray, items: Items, view: View) -> None:
+def report(status: np.ndarray, items: Items, view: View, why: Why = unknown) -> None:
     """Say which images are left out. Raises DataQualityError when not one is left."""
     bad = int((status > 0).sum())
     if bad:
         log.info(
             f"{view.name}: {bad} of {view.n:,} images could not be embedded ({counts(status)}); "
-            f"they are left out of training:\n{listed(status, items)}"
+            f"they are left out of training:\n{listed(status, items, why)}"
         )
     if bad > SHOWN:
         log.info(f"  all of them: the array `status` of {view.folder}")
@@ -112,13 +120,15 @@ def counts(status: np.ndarray) -> str:
     return ", ".join(f"{number:,} {name}" for name, number in kinds.items())
 
 
-def listed(status: np.ndarray, items: Items) -> str:
+def listed(status: np.ndarray, items: Items, why: Why = unknown) -> str:
     """The first bad images, a line each."""
     bad, lines = np.flatnonzero(status), []
     for row in bad[:SHOWN]:
         key = items.keys[row]
         shown = key if key.isprintable() else repr(key)
-        lines.append(f"  row {row}: {shown}: {STATUS[status[row]]}")
+        told = why(int(row)) if status[row] in EXPLAINED else ""
+        reason = f" ({told})" if told else ""
+        lines.append(f"  row {row}: {shown}: {STATUS[status[row]]}{reason}")
     if len(bad) > SHOWN:
         lines.append(f"  … and {len(bad) - SHOWN:,} more")
     return "\n".join(lines)

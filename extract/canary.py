@@ -64,7 +64,7 @@ def take(
     items: Items, read: Reader, prep: Preprocess, backbone: Backbone, device: str, rows: list[int]
 ) -> Canary:
     """Up to 32 rows as this machine makes them now."""
-    pixels_BCHW, status_B = Batches(read, items.sha256, prep, [rows], ROWS)[0]
+    pixels_BCHW, status_B, _ = Batches(read, items.sha256, prep, [rows], ROWS)[0]
     emb_BD = backbone(pixels_BCHW.to(device), exact=True).cpu().numpy()
     pixels = []
     for image, code in zip(pixels_BCHW[: len(rows)], status_B.tolist(), strict=False):

@@ -6,19 +6,18 @@ but its shard. A killed run loses at most the shard it was computing; the next r
 first uncommitted one and ends with the same bytes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from base.progress import Clock, Progress
 from cache_specs import store
 from extract.images import NON_FINITE, OK
 from extract.models.backbones import Backbone
 from extract.reuse import Known
-from extract.stream import arriving
+from extract.stream import Batch
 
 Embedded = tuple[np.ndarray, np.ndarray]  # of a batch: (B, D) float16, and (B,) uint8 status
 
@@ -79,7 +78,7 @@ def embed(
 
 @torch.inference_mode()
 def embedded(
-    loader: DataLoader, backbone: Backbone, device: str, clock: Clock
+    arrived: Iterable[Batch], backbone: Backbone, device: str, clock: Clock
 ) -> Iterator[Embedded]:
     """The embeddings and the status of each batch; the next batch is under way while one is handed
     out.
@@ -88,7 +87,7 @@ def embedded(
     and count where they are waited for.
     """
     ahead: tuple | None = None
-    batches = arriving(loader)
+    batches = iter(arrived)
     while True:
         with clock("decode"):
             batch = next(batches, None)

@@ -5,6 +5,7 @@ process is told; each loads its own model.
 """
 
 import ctypes
+import functools
 import os
 import signal
 import sys
@@ -29,10 +30,10 @@ from cache_specs.spec import ViewSpec
 from extract import bad_images, canary
 from extract.data.readers import Reader
 from extract.embed import embed, embedded, shard_work
-from extract.images import Batches
+from extract.images import Batches, Profiles, why_not
 from extract.models import backbones
 from extract.reuse import Known
-from extract.stream import load
+from extract.stream import arriving, load
 from extract.workers import begin_workers, workers_of
 
 PR_SET_PDEATHSIG = 1
@@ -129,15 +130,18 @@ def _embed_part(
             works.append(shard_work(view, shard, job.known, batch))
             batches += works[-1].batches
     todo = sum(map(len, batches))
+    why = functools.partial(why_not, job.read, job.spec.preprocess)
     workers = workers_of(job.workers, todo, device, count)
     if workers:
         begin_workers()  # while the model is loaded
     model = _loaded(job, device, backbone) if todo else None
+    profiles = Profiles()
     with Progress(*_shown(job, part, todo), live=view.folder / f"progress-{part}.json") as progress:
         computed = iter(())
         if model is not None:
             images = Batches(job.read, job.items.sha256, job.spec.preprocess, batches, batch)
-            computed = embedded(load(images, workers, device), model, device, progress.clock)
+            arrived = profiles.watch(arriving(load(images, workers, device)), batches)
+            computed = embedded(arrived, model, device, progress.clock)
         with within_memory(
             f"batches of {batch} of {job.spec.name} on {device}", *_less(job, device)
         ):
@@ -145,9 +149,10 @@ def _embed_part(
                 works,
                 computed,
                 progress,
-                look=lambda: bad_images.enforce(view, job.items, job.max_bad),
+                look=lambda: bad_images.enforce(view, job.items, job.max_bad, why),
                 stopping=stopping,
             )
+    profiles.say(view.name, job.items.keys, job.read)
 
 
 def _less(job: Job, device: str) -> tuple[str, dict[str, str | None]]:

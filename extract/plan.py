@@ -131,7 +131,7 @@ def _timed(ready: Ready) -> tuple[float, float, int]:
         rows = list(range(first, min(first + size, n)))
         prep, read = ready.spec.preprocess, ready.dataset.read
         start = time.monotonic()
-        pixels, _ = Batches(read, items.sha256, prep, [rows], len(rows))[0]
+        pixels, *_ = Batches(read, items.sha256, prep, [rows], len(rows))[0]
         between = time.monotonic()
         backbone(pixels.to(device)).half().cpu()
         end = time.monotonic()

@@ -19,6 +19,8 @@ from extract import bad_images
 from extract.config import ExtractConfig
 from extract.data import datasets, overview
 from extract.data.suspects import warn_of_classes, warn_of_copies
+from extract.depth import warn_of_depth
+from extract.images import why_not
 from extract.models.leaks import refuse_labels
 from extract.models.weights import find_weights
 from extract.settings import check
@@ -53,6 +55,10 @@ class Ready:
     changed: bool
     flags: Flags
 
+    def why(self, row: int) -> str:
+        """Why the image of a row cannot be read; '' where that is not known."""
+        return why_not(self.dataset.read, self.spec.preprocess, row)
+
 
 def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
     """Check the settings, find (or `fetch`) the weights, hash the images. Raises CoviewError."""
@@ -75,6 +81,7 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
     bad_images.refuse_unreadable(items, dataset.read, config.max_bad)
     warn_of_copies(items)
     warn_of_classes(items)
+    warn_of_depth(items, dataset.read, spec)
     rows = min(config.shard_rows, len(items)) or default_rows(len(items))
     flags = Flags(where, config.batch, config.compile, config.workers, rows, config.max_bad)
     source = source_path(config.data)

@@ -28,6 +28,8 @@ import numpy as np
 from base.errors import CoviewError, IntegrityError, StaleError, StorageError
 from cache_specs import integrity, store
 from cache_specs.items import Items, read_items
+from cache_specs.spec import PIXELS, ViewSpec, pixels_of, with_pixels_of
+from cache_specs.versions import dataset_folders, name_of
 from cache_specs.view import STATUS, View, write_documents
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -116,6 +118,23 @@ def find(folder: Path, declared: dict[str, Any], items: Items, remember: bool = 
         except CoviewError as error:
             log.info(f"nothing is copied from {path}: {error}")
     return _join(sorted(found, key=lambda one: -int((one[1] >= 0).sum())), len(items))
+
+
+def say_not_copied(folder: Path, spec: ViewSpec) -> None:
+    """Say which finished views of the same data set have nothing to give to the one that `folder`
+    will be, because they were made with an earlier version of the pixels."""
+    dataset, finished = folder.parent, []
+    for other in dataset_folders(dataset.parent, name_of(dataset)):
+        if other != dataset:
+            finished += store.view_folders(other, spec.name)
+    for path in finished:
+        with suppress(CoviewError):
+            made = store.open_view(path).attributes["spec"]
+            if with_pixels_of(spec, made) is not spec:
+                log.warning(
+                    f"nothing is copied from {path}: it was made with an earlier version of the "
+                    f"pixels (preprocess.pixels: {pixels_of(made)} -> {PIXELS})"
+                )
 
 
 def recorded(view: View, items: Items, remember: bool = True) -> Known:

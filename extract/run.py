@@ -21,6 +21,8 @@ from cache_specs.succession import write_items
 from cache_specs.view import View, status_counts, write_documents
 from extract import ahead, bad_images, canary, reuse
 from extract.config import ExtractConfig
+from extract.equal import Equal, blocks_of, equal_rows
+from extract.images import how_alike
 from extract.job import Job, embed_all
 from extract.models import backbones
 from extract.models.weights import commit_of
@@ -39,6 +41,7 @@ class Extracted:
     status_N: np.ndarray
     embedded: int
     seconds: float
+    equal: Equal | None = None
 
     def told(self) -> dict[str, Any]:
         """What --json says of it."""
@@ -52,6 +55,7 @@ class Extracted:
             "hits": self.view.n - self.embedded,
             "seconds": round(self.seconds, 3),
             "bad": bad,
+            "equal_images": self.equal.images if self.equal else 0,
         }
 
 
@@ -120,13 +124,16 @@ def extraction(ready: Ready) -> Extracted:
         confirm(ready, view, known, model, todo)
         backbone = model.backbone if todo else None
         embed_all(job_of(ready, view, known), backbone)
-        bad_images.enforce(view, ready.items, ready.flags.max_bad)
+        bad_images.enforce(view, ready.items, ready.flags.max_bad, ready.why)
         refuse_pending(view)
         integrity.seal(view)
     status = integrity.check(view)
-    done = Extracted(view, status, todo, time.monotonic() - begun)
+    equal = equal_rows(blocks_of(view), status == 0, ready.items.sha256)
+    done = Extracted(view, status, todo, time.monotonic() - begun, equal)
     say_finished(done, copied)
-    bad_images.report(status, ready.items, view)
+    bad_images.report(status, ready.items, view, ready.why)
+    if equal:
+        warn_of_equal(ready, equal)
     return done
 
 
@@ -143,6 +150,7 @@ def look(ready: Ready, model: LazyModel) -> tuple[Path, Known | None]:
     view, known = ahead.begun(folder, ready), None
     place = store.view_folder(folder, spec.name, spec.declared(), ready.weights_sha256)
     if view is None:
+        reuse.say_not_copied(place, spec)
         known = model.agreed(reuse.find(place, spec.declared(), items))
     todo = ahead.look_ahead(folder, ready, view)
     if todo.pending:
@@ -207,7 +215,7 @@ def hit(ready: Ready, view: View, model: LazyModel) -> Extracted:
         f"{view.name}: already in the cache, nothing to do: {view.n:,} rows x {view.width} in "
         f"{view.folder}"
     )
-    bad_images.report(status, ready.items, view)
+    bad_images.report(status, ready.items, view, ready.why)
     return Extracted(view, status, 0, 0.0)
 
 
@@ -276,6 +284,19 @@ def refuse_pending(view: View, then: str = "") -> None:
             f"{view.name}: stopped; {view.shards - left} of {view.shards} shards are finished and "
             f"kept in {view.folder}{then}"
         )
+
+
+def warn_of_equal(ready: Ready, equal: Equal) -> None:
+    """Say that different images have equal embeddings, and how far they are alike."""
+    prep, read, keys = ready.spec.preprocess, ready.dataset.read, ready.items.keys
+    try:
+        alike = how_alike(read(equal.one), read(equal.other), prep)
+    except OSError:  # gone meanwhile
+        alike = "They could not be read again"
+    log.warning(
+        f"{ready.spec.name}: {equal.told(keys)}. {alike}. Nothing that is trained on these "
+        "embeddings can tell them apart"
+    )
 
 
 def say_finished(done: Extracted, copied: int) -> None:

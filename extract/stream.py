@@ -26,7 +26,8 @@ from extract.images import Batches
 from extract.workers import begin_work, begin_workers
 
 log = logging.getLogger(f"coview.{__name__}")
-Batch = tuple[Any, Any]  # (B, 3, S, S) uint8 pixels and (B,) uint8 status: tensors or arrays
+# As Batches has them: (B, 3, S, S) uint8, (B,) uint8 and (B,) bool; tensors or arrays
+Batch = tuple[Any, Any, Any]
 
 SHARED = "/dev/shm"
 ROOM = 4  # times what the processes of one loader write at once: others write there too
@@ -58,13 +59,13 @@ def hand_on(batch: Any) -> Batch:
     senders = get_worker_info()
     if senders is None:
         return batch
-    pixels_BCHW, status_B = batch
+    pixels_BCHW, status_B, ignored_B = batch
     if _room() >= ROOM * senders.num_workers * pixels_BCHW.nbytes:
         try:
-            return pixels_BCHW.share_memory_(), status_B.numpy()
+            return pixels_BCHW.share_memory_(), status_B.numpy(), ignored_B.numpy()
         except RuntimeError:  # others were faster, or there are too many open files
             pass
-    return pixels_BCHW.numpy(), status_B.numpy()
+    return pixels_BCHW.numpy(), status_B.numpy(), ignored_B.numpy()
 
 
 def _room() -> int:
@@ -76,14 +77,14 @@ def _room() -> int:
     return now.f_bavail * now.f_frsize
 
 
-def arriving(loader: DataLoader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def arriving(loader: DataLoader) -> Iterator[Batch]:
     """The batches of a loader, in order. Raises RankDiedError where a process that decodes is dead
     or stuck."""
     batches, piped = iter(loader), False
     silence = Silence()
     while True:
         try:
-            pixels, status = next(batches)
+            batch = next(batches)
         except StopIteration:
             return
         except (RuntimeError, OSError, EOFError) as error:
@@ -91,10 +92,11 @@ def arriving(loader: DataLoader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             silence.look()
             continue
         silence = Silence()
-        if isinstance(pixels, np.ndarray) and not piped:
+        if isinstance(batch[0], np.ndarray) and not piped:
             piped = True
             _say_piped(loader.num_workers)
-        yield torch.as_tensor(pixels), torch.as_tensor(status)
+        pixels, status, ignored = map(torch.as_tensor, batch)
+        yield pixels, status, ignored
 
 
 def _raise_unless_late(error: Exception, workers: list[Any]) -> None:

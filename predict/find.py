@@ -8,7 +8,8 @@ from base.errors import CoviewError, nearest
 from cache_specs.sources import dataset_name, is_gone, read_source
 from cache_specs.versions import dataset_folders
 from extract.data.datasets import Dataset, open_dataset
-from extract.data.naming import EXTENSIONS, text
+from extract.data.formats import EXTENSIONS
+from extract.data.naming import is_nameless, text
 from extract.data.readers import ReadFiles
 
 
@@ -17,7 +18,7 @@ def find_images(images: str, root: Path, cache: Path) -> Dataset:
     Raises CoviewError, as open_dataset does, with what is nearly called so, or is called so in the
     cache."""
     path = Path(images).expanduser()
-    if path.name.lower().endswith(EXTENSIONS) and path.is_file():
+    if path.is_file() and (path.name.lower().endswith(EXTENSIONS) or is_nameless(path)):
         name, key, read = dataset_name(images), text(path.name), ReadFiles([str(path)])
         return Dataset(name, "folder", [key], [""], [""], read)
     try:

@@ -7,6 +7,7 @@ A view's spec is the recorded one, whatever its TOML file says by now; weights w
 refused by name.
 """
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,17 @@ from base.errors import UNKNOWN, StaleError, UsageError
 from base.progress import Progress
 from cache_specs import store
 from cache_specs.items import Items
-from cache_specs.spec import SPECS, ViewSpec, recorded_spec
+from cache_specs.spec import PIXELS, SPECS, ViewSpec, recorded_spec
 from extract.data.datasets import Dataset
 from extract.embed import batch_rows, embedded
-from extract.images import Batches
+from extract.images import Batches, Profiles
 from extract.models.backbones import load_backbone
 from extract.models.weights import find_weights
-from extract.stream import load
+from extract.stream import arriving, load
 from extract.workers import workers_of
 from predict.model import ViewRecord
 
+log = logging.getLogger(f"coview.{__name__}")
 Backbone = tuple[ViewSpec, dict[str, Path]]  # the spec, and the weight files
 
 
@@ -34,6 +36,11 @@ def backbones(views: list[ViewRecord], weights: str | None) -> list[Backbone]:
     found = []
     for view, where in zip(views, _where(views, weights), strict=True):
         spec = spec_of(view)
+        if spec.preprocess.pixels < PIXELS:
+            log.info(
+                f"{view.name}: new images are decoded as those of the training were "
+                f"(preprocess.pixels = {spec.preprocess.pixels}; now {PIXELS})"
+            )
         files, sha256 = find_weights(spec, where, commit=view.weights_commit)
         if sha256 != view.weights_sha256:
             raise StaleError(
@@ -105,14 +112,17 @@ def embed_images(
         plan, emb_nD = batch_rows(0, n, view.batch), np.empty((n, view.width), np.float16)
         backbone = load_backbone(spec, files, device)
         images = Batches(dataset.read, items.sha256, spec.preprocess, plan, view.batch)
+        profiles = Profiles()
         loader = load(images, workers_of(workers, n, device), device)
         with Progress(view.name, n) as progress:
-            said = embedded(loader, backbone, device, progress.clock)
+            arrived = profiles.watch(arriving(loader), plan)
+            said = embedded(arrived, backbone, device, progress.clock)
             for rows, (emb_BD, status_B) in zip(plan, said, strict=True):
                 place, count = slice(rows.start, rows.stop), len(rows)
                 emb_nD[place] = emb_BD[:count]
                 before = status_n[place]
                 status_n[place] = np.where(before > 0, before, status_B[:count])
                 progress.advance(count)
+        profiles.say(view.name, items.keys, dataset.read)
         emb_V.append(emb_nD)
     return emb_V, status_n

@@ -16,6 +16,7 @@ from base.progress import Progress
 from cache_specs import integrity, store
 from extract import bad_images
 from extract.data.datasets import Dataset, build_items
+from extract.images import why_not
 from predict.images import backbones, embed_images
 from predict.model import Model, Opinions
 from train.data.reader import Cache
@@ -99,11 +100,12 @@ def new_images(
         emb_V, status_n = embed_images(model.views, found, dataset, items, device, workers)
     good = status_n == 0
     if not good.all():
-        bad = int((~good).sum())
+        bad, prep = int((~good).sum()), found[0][0].preprocess
+        why = functools.partial(why_not, dataset.read, prep)
         log.info(
             f"{bad:,} of {counted(len(items), 'image')} could not be read "
             f"({bad_images.counts(status_n)}); they get no label:\n"
-            f"{bad_images.listed(status_n, items)}"
+            f"{bad_images.listed(status_n, items, why)}"
         )
     if not good.any():
         raise DataQualityError(

@@ -74,7 +74,7 @@ DOORS = {
         "coview.classifier",
         "coview.labels",
     },
-    "PIL": {"extract.images", "extract.pixels"},
+    "PIL": {"extract.images", "extract.pixels", "extract.profiles"},
     "h5py": {"extract.data.hdf5", "exchange.arrays"},
     "umap": {"report.sections.maps"},
     "cleanlab": {"report.sections.choose"},

@@ -46,6 +46,8 @@ OPTIONAL = {
     "onnxruntime": "checking the ONNX file",
     "umap-learn": "UMAP maps in reports",
     "cleanlab": "its rule for wrong labels",
+    "pillow-heif": "HEIC images",
+    "pillow-jxl-plugin": "JPEG XL images",
 }
 ANOTHER = "name another disk: make doctor CACHE=/another/disk"
 MEBIBYTE = 1 << 20

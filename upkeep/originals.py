@@ -11,7 +11,7 @@ from base.phrase import quoted
 from cache_specs import store
 from cache_specs.items import read_items
 from cache_specs.sources import is_gone, read_source
-from cache_specs.spec import SPECS, ViewSpec, load_spec, recorded_spec
+from cache_specs.spec import SPECS, ViewSpec, load_spec, recorded_spec, with_pixels_of
 from cache_specs.versions import current, dataset_folders
 from cache_specs.view import View
 from extract.data.datasets import Dataset, open_dataset
@@ -35,7 +35,7 @@ def find_originals(view: View, asked: str, weights: str | None, root: Path) -> O
             f"{view.folder} was imported, not computed from images: there is nothing to compute "
             "its rows from; leave --recompute out"
         )
-    spec = _spec(view, asked)
+    spec = with_pixels_of(_spec(view, asked), view.attributes["spec"])
     toml = spec.name if spec.source.parent == SPECS else str(spec.source)
     commit = view.attributes["provenance"].get("weights_commit", "")
     files, weights_sha256 = find_weights(spec, weights, commit=commit)

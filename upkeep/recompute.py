@@ -59,7 +59,8 @@ def compare_rows(view: View, originals: Originals, count: int, seed: int, device
     rows, batch = _some_rows(view, count, seed), view.attributes["provenance"]["batch"]
     for first in range(0, len(rows), batch):
         part = rows[first : first + batch]
-        pixels, status = Batches(dataset.read, items.sha256, spec.preprocess, [part], batch)[0]
+        images = Batches(dataset.read, items.sha256, spec.preprocess, [part], batch)
+        pixels, status, _ = images[0]
         with torch.inference_mode():
             pixels = pixels.to(device)
             emb, status = finish(backbone, backbone(pixels), pixels, status)

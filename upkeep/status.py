@@ -19,6 +19,7 @@ from base.errors import CoviewError, UsageError
 from cache_specs import integrity, store
 from cache_specs.items import read_items
 from cache_specs.sources import read_source
+from cache_specs.spec import PIXELS, pixels_of
 from cache_specs.versions import is_older, version_of
 from cache_specs.view import STATUS, View
 from upkeep.config import StatusConfig
@@ -100,6 +101,7 @@ def _state(view: View, older: bool) -> dict[str, Any]:
         "finished": time.strftime("%Y-%m-%d %H:%M", time.localtime(sealed_at)),
         "verified": integrity.verified_when(view),
         "bad": _bad_rows(view),
+        "pixels": pixels_of(view.attributes["spec"]),
     }
 
 
@@ -196,6 +198,8 @@ def _view_text(view: dict[str, Any]) -> str:
     bad = f"{sum(view['bad'].values())} bad rows"
     if view["bad"]:
         bad += f" ({', '.join(f'{count} {name}' for name, count in view['bad'].items())})"
+    if 0 < view["pixels"] < PIXELS:
+        bad += f", made with preprocess.pixels {view['pixels']} (now {PIXELS})"
     return f"{head}: finished {view['finished']}, {verified}, {bad}"
 
 

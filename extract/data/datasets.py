@@ -37,10 +37,9 @@ from cache_specs.items import Items, class_index
 from cache_specs.sources import BRACES, ENDINGS, dataset_name, is_gone, split_subset
 from cache_specs.words import without_words
 from extract.data import beside, hdf5, hub, sheets, tables, tars
+from extract.data.formats import EXTENSIONS, UNREAD, remedy
 from extract.data.layout import masks_among, of_folders, say_masks, warn_of_names
 from extract.data.naming import (
-    EXTENSIONS,
-    UNREAD,
     find_images,
     hide_unlabelled,
     passed_over,
@@ -252,7 +251,7 @@ def _folder(data: str, root: Path) -> Listing:
         unread = [ending for ending in UNREAD if others[ending]]
         then = "name the folder that holds them"
         if unread:
-            then = f"make JPEG or PNG files of those with {', '.join(unread)}"
+            then = remedy(unread)
         raise UsageError(
             f"DATA={data}: no image in this folder (looked for {', '.join(EXTENSIONS)}, at any "
             f"depth); {then}"

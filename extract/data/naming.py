@@ -11,13 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from cache_specs.words import split_named
+from extract.data.formats import EXTENSIONS, HEAD, UNREAD, format_of, is_read, remedy
+from extract.data.readers import open_regular
 
 log = logging.getLogger(f"coview.{__name__}")
 
-# Images too, but not to be read here.
-RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef")
-UNREAD = tuple(sorted((*RAW, ".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg")))
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # What systems and programs leave in folders, besides hidden names.
 _OF_SYSTEMS = (
     "__macosx|thumbs.db|ehthumbs.db|desktop.ini|@eadir|@tmp|@recycle|@__thumb|#recycle|#snapshot|"
@@ -43,11 +41,27 @@ def find_images(base: Path) -> Found:
         seen = sorted(_kept(folders, passed))
         folders[:] = [name for name in seen if not _is_loop(Path(folder, name))]
         for name in _kept(files, passed):
-            if name.lower().endswith(EXTENSIONS):
+            if name.lower().endswith(EXTENSIONS) or is_nameless(Path(folder, name)):
                 found.append(Path(folder, name).relative_to(base))
             else:
                 others[Path(name).suffix.lower() or "no ending"] += 1
     return Found(found, others, passed)
+
+
+def is_image(head: bytes) -> bool:
+    """Does a file without an ending, of which this is the beginning, hold an image that is read?"""
+    return is_read(format_of(head))
+
+
+def is_nameless(path: Path) -> bool:
+    """A file without an ending, or with one of digits alone, that holds an image."""
+    if path.suffix.strip(".0123456789"):
+        return False
+    try:
+        with open_regular(str(path), None) as file:
+            return is_image(file.read(HEAD))
+    except OSError:
+        return False
 
 
 def _is_loop(folder: Path) -> bool:
@@ -95,8 +109,8 @@ def say_left_out(data: str, others: Counter[str], why: str, unit: str = "files")
     unread = [ending for ending in UNREAD if others[f"with {ending}"]]
     if unread:
         log.warning(
-            f"{data}: images with {', '.join(unread)} cannot be read; to use them too, make JPEG "
-            "or PNG files of them first"
+            f"{data}: images with {', '.join(unread)} cannot be read; to use them too, "
+            f"{remedy(unread)}"
         )
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from base.errors import UsageError, did_you_mean
 from cache_specs.items import SPLITS
 from extract.data import columns
-from extract.data.naming import EXTENSIONS, label_of, split_of, text
+from extract.data.formats import EXTENSIONS
+from extract.data.naming import label_of, split_of, text
 from extract.data.places import Places, is_address
 from extract.data.readers import Listing, ReadFiles
 from extract.data.sheets import Sheet, read_sheet

@@ -15,7 +15,7 @@ import os
 import posixpath
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
@@ -25,10 +25,11 @@ import numpy as np
 from base.errors import UsageError
 from cache_specs.sources import expand_shards
 from cache_specs.words import split_within
+from extract.data.formats import EXTENSIONS, HEAD
 from extract.data.layout import masks_among, of_folders, say_masks, warn_of_names
 from extract.data.naming import (
-    EXTENSIONS,
     find_images,
+    is_image,
     label_of,
     passed_over,
     say_left_out,
@@ -212,9 +213,12 @@ def _samples(path: str, others: Counter[str]) -> Iterator[tuple[Member, str]]:
             yield members[kind], label
 
 
-def _images(path: str, stem: str, members: Collection[str]) -> list[str]:
-    """Those of a sample's endings that are images. Raises UsageError where a sample has several."""
+def _images(path: str, stem: str, members: dict[str, Member]) -> list[str]:
+    """Those of a sample's endings that are images; what has none, by its content. Raises UsageError
+    where a sample has several."""
     images = [kind for kind in members if f".{kind}" in EXTENSIONS]
+    if "" in members and is_image(_head(path, members[""])):
+        images.append("")
     if len(images) > 1:
         raise UsageError(
             f"{path}: the sample {text(stem)!r} has {len(images)} images, {' and '.join(images)}; "
@@ -224,6 +228,12 @@ def _images(path: str, stem: str, members: Collection[str]) -> list[str]:
         return images
     # cat.0.jpg and cat.1.jpg are no sample, but two files
     return [kind for kind in members if kind.endswith(EXTENSIONS)]
+
+
+def _head(path: str, member: Member) -> bytes:
+    with open_regular(path, None) as file:
+        file.seek(member.offset)
+        return file.read(min(HEAD, member.size))
 
 
 def _by_stem(path: str, others: Counter[str]) -> dict[str, dict[str, Member]]:

@@ -7,7 +7,7 @@ from typing import Any
 from base.console import counted
 from base.durable import canonical_json
 from base.errors import UsageError
-from cache_specs.spec import fingerprint, load_spec
+from cache_specs.spec import fingerprint, load_spec, with_pixels_of
 from predict.model import Model, ViewRecord
 from train.methods import METHODS
 
@@ -135,7 +135,10 @@ def licence_of(view: ViewRecord) -> str:
             spec = load_spec(name) if name else None
         except UsageError:
             continue
-        if spec and spec.about and canonical_json(spec.declared()) == canonical_json(view.spec):
+        if spec is None or spec.about is None:
+            continue
+        declared = with_pixels_of(spec, view.spec).declared()
+        if canonical_json(declared) == canonical_json(view.spec):
             return spec.about.licence
     return "unknown: see its TOML file, or ask its authors"
 

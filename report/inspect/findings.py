@@ -8,7 +8,7 @@ spaced rows, and each number says of how many.
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from base.console import NOTE
 from cache_specs.items import Items
+from extract.equal import equal_rows
 from report.inspect import measures
 from report.inspect.measures import Dimensions, Near, Overlap
 from train.data.reader import Cache
@@ -84,6 +85,8 @@ def look(cache: Cache, split: Split) -> dict[str, Any]:
         view = {"view": name, "width": emb_ND.shape[1], **_numbers(seen, items.keys, used)}
         view |= {"knn_val": float(right[-1].mean()), "knn_left_out": float(own.mean())}
         views.append({**view, "left_out": len(alone)})
+        equal = equal_rows(_blocks(emb_ND), cache.ok, items.sha256)
+        views[-1]["equal"] = equal.told(items.keys) if equal else ""
     copies = _copies(items, used, role)
     held = np.union1d(split.val, split.test)
     log.log(NOTE, f"near-duplicates of {len(held):,} held-out rows")
@@ -111,6 +114,11 @@ def look(cache: Cache, split: Split) -> dict[str, Any]:
         "near": _near(near, items, role, len(held)),
         "pairs": pairs,
     }
+
+
+def _blocks(emb_ND: np.ndarray) -> Iterator[np.ndarray]:
+    for first in range(0, len(emb_ND), measures.CHUNK):
+        yield emb_ND[first : first + measures.CHUNK]
 
 
 def _numbers(seen: Dimensions, keys: Sequence[str], used: np.ndarray) -> dict[str, Any]:

@@ -187,6 +187,8 @@ def _views(found: dict[str, Any]) -> Html:
                 Cell(f"{view['knn_left_out']:.1%}", view["knn_left_out"]),
             ]
         )
+        if view["equal"]:
+            dead.append(note(f"{view['view']}: {view['equal']}", warning=True))
         if view["constant"]:
             numbers = ", ".join(map(str, view["constant"][:50]))
             dead.append(note(f"{view['view']}: constant dimensions {numbers}", warning=True))

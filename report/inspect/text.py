@@ -23,6 +23,7 @@ def text_of(found: dict[str, Any]) -> str:
         f"kNN: {found['k']} neighbours among {found['bank']:,} labelled images, of "
         f"{found['asked']:,} validation images (the commonest class: {found['chance']:.1%}) and, "
         f"left out in turn, of {found['views'][0]['left_out']:,} labelled ones",
+        *_equal(found["views"]),
         "",
         *_leaks(found["copies"], found["near"]),
     ]
@@ -38,6 +39,11 @@ def _line(view: dict[str, Any]) -> str:
         f"{view['effective']:11.1f}{norm['median']:9.3g}{norm['odd_count']:11,}"
         f"{view['knn_val']:9.1%}{view['knn_left_out']:10.1%}"
     )
+
+
+def _equal(views: list[dict[str, Any]]) -> list[str]:
+    """A line for each view in which different images have equal embeddings."""
+    return [f"{view['view']}: {view['equal']}" for view in views if view["equal"]]
 
 
 def _leaks(copies: dict[str, Any], near: dict[str, Any]) -> list[str]:

@@ -23,12 +23,14 @@ def load(folder: Path, text: str, name: str = "v.toml") -> ViewSpec:
 @pytest.mark.parametrize("name", view_names())
 def test_every_bundled_view_loads_and_holds_together(name):
     """What is hashed is what the file says, but for what it says about the model; a key that it
-    leaves out is not hashed."""
+    leaves out is not hashed, but for what turns a file into RGB."""
     spec = load_spec(name)
     assert spec.name == name and spec.source == (SPECS / f"{name}.toml").resolve()
     said = tomllib.loads(spec.source.read_text())
     said.pop("about", None)
     said["weights"] = {"hub": None, "revision": None, "path": None} | said["weights"]
+    shown = {"background": [255, 255, 255], "bits": 16, "max_pixels": 2**27, "pixels": 2}
+    said["preprocess"] = shown | said["preprocess"]
     if "tensors" in said:
         said["tensors"] = (
             {"strip": "", "drop": []}
@@ -41,16 +43,20 @@ def test_every_bundled_view_loads_and_holds_together(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "digits"),
+    ("name", "first", "digits"),
     [
-        ("tiny-clip", "3ef1f2f9"),
-        ("tiny-dinov2", "cc0715e8"),
-        ("clip", "38380f28"),
-        ("dinov2", "f234934a"),
+        ("tiny-clip", "3ef1f2f9", "d74bdcbd"),
+        ("tiny-dinov2", "cc0715e8", "8aa78bca"),
+        ("clip", "38380f28", "cc4b75d3"),
+        ("dinov2", "f234934a", "548359c8"),
     ],
 )
-def test_what_is_cached_already_stays_valid(name, digits):
-    assert load_spec(name).fingerprint("x")[:8] == digits
+def test_what_is_cached_already_stays_valid(name, first, digits):
+    """Also what was cached with the first version of the pixels, as its own."""
+    spec = load_spec(name)
+    prep = dataclasses.replace(spec.preprocess, pixels=1)
+    assert dataclasses.replace(spec, preprocess=prep).fingerprint("x")[:8] == first
+    assert spec.fingerprint("x")[:8] == digits
 
 
 def test_the_bundled_views_are_these():
@@ -221,7 +227,7 @@ def test_no_declared_field_is_left_out_of_the_fingerprint(tmp_path):
     fields = leaves(spec.declared())
     full = leaves(load(tmp_path, FULL).declared())
     assert (
-        len(full) == len(dataclasses.fields(ViewSpec)) - 7 + 6 + 7 + 2 + 3
+        len(full) == len(dataclasses.fields(ViewSpec)) - 7 + 6 + 11 + 2 + 3
     )  # name, source, about; weights, preprocess, arguments, tensors -> their fields
     assert len(fields) == len(full) - 2 - 2 - 3  # what need not be there
     for path in fields:

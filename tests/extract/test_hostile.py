@@ -21,7 +21,7 @@ from base.errors import DataQualityError, UsageError
 from cache_specs import integrity, store
 from cache_specs.items import read_items
 from cache_specs.view import STATUS
-from extract import bad_images, images
+from extract import bad_images, pixels
 from extract.data import readers
 from extract.run import run
 from train.data.reader import open_cache
@@ -203,7 +203,7 @@ def test_memory_stays_under_two_and_a_half_gib(extracted):
 def test_the_largest_image_that_is_allowed_stays_under_2_gib(tmp_path, depth, color):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "large.png").write_bytes(
-        png(2**14, images.MAX_PIXELS // 2**14, depth, color)
+        png(2**14, pixels.MAX_PIXELS // 2**14, depth, color)
     )
     settings = {
         "view": "tiny-clip",

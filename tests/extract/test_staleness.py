@@ -106,6 +106,18 @@ FIELDS = {
         'architecture = "ViTModel"',
         "architecture: Dinov2Model -> ViTModel",
     ),
+    "background": (
+        "[preprocess]",
+        "[preprocess]\nbackground = '#000000'",
+        "preprocess.background: [255, 255, 255] -> [0, 0, 0]",
+    ),
+    "bits": ("[preprocess]", "[preprocess]\nbits = 12", "preprocess.bits: 16 -> 12"),
+    "max_pixels": (
+        "[preprocess]",
+        "[preprocess]\nmax_pixels = 1000",
+        "preprocess.max_pixels: 134217728 -> 1000",
+    ),
+    "pixels": ("[preprocess]", "[preprocess]\npixels = 1", "preprocess.pixels: 2 -> 1"),
     "weights.path": (
         f'path = "{SPECS}/weights/tiny-dinov2"',
         f'path = "{SPECS}/../views/weights/tiny-dinov2"',

@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from pictures import encoded, fill, listed, picture
+from pictures import SQUASH, encoded, fill, listed, picture
 
 from base.errors import UsageError
 from cache_specs.sources import expand_shards
@@ -332,7 +332,7 @@ def test_hostile_headers_neither_hang_nor_fill_memory(tmp_path, member):
         ),
         ([("a.jpg", b"x"), ("a.json", b"[" * 10_000)], r"the label in 'a\.json' cannot be read"),
         ([("a.jpg", b"x"), ("a.cls", b"1" * 2_000_000)], r"it has 2,000,000 bytes"),
-        ([("a.txt", b"x")], r"no image in 1 tars \(looked for \.bmp"),
+        ([("a.txt", b"x")], r"no image in 1 tars \(looked for \.apng"),
     ],
 )
 def test_a_mistake_in_a_tar_is_named(tmp_path, members, message):
@@ -401,3 +401,21 @@ def test_the_same_images_have_the_same_embeddings_in_whatever_they_are_kept(tmp_
     assert len({(view.folder.parent / "items.parquet").read_bytes() for view in found}) == 1
     for view in found[1:]:
         np.testing.assert_array_equal(map_view(view), map_view(found[0]))
+
+
+def test_a_member_without_an_ending_is_an_image_by_its_content(tmp_path):
+    data = tar(
+        tmp_path / "x.tar",
+        ("cat/0a1b", encoded(picture())),
+        ("cat/0c.avif", encoded(picture(), "AVIF")),
+        ("dog/notes", b"no image"),
+        ("dog/empty", b""),
+        ("dog/2.jfif", encoded(picture(), "JPEG")),
+    )
+    assert listed(data) == [
+        ("cat/0a1b", "cat", ""),
+        ("cat/0c.avif", "cat", ""),
+        ("dog/2.jfif", "dog", ""),
+    ]
+    for bytes_of_one in contents(data).values():
+        assert decode(bytes_of_one, SQUASH)[1] == OK
