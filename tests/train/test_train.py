@@ -1261,7 +1261,7 @@ def test_batches_are_those_of_the_step_in_whatever_order_they_are_asked_for(
         experiments(settings),
         LocalPeers(2),
         torch.device("cpu"),
-        torch.float32,
+        settings,
     )
     asked = [(0, False), (1, False), (2, True), (3, True), (9, True, True), (3, True), (4, False)]
     with closing(Feeder(settings, job.task, job.peers)) as feed:
