@@ -21,16 +21,18 @@ def train(config: TrainConfig, found: dict[str, Any]) -> None:
     folder = train_alone(config, found)
     if folder is None:
         return
-    from train.run.summary import read_summary
+    from train.run.summary import read_summary, undecided
 
     page = folder / "report.html"
     if config.report and not page.is_file():
         _write_page(config, folder)
     if page.is_file():
         log.log(NOTE, f"report {page}")
-    command = next_step(dataclasses.replace(config, run=folder.name), read_summary(folder))
+    summary = read_summary(folder)
+    command = next_step(dataclasses.replace(config, run=folder.name), summary)
     if command:
-        log.log(NOTE, f"to label images with it, type: {command}")
+        but = ", though nothing shows yet which method is best" if undecided(summary) else ""
+        log.log(NOTE, f"to label images with it{but}, type: {command}")
 
 
 def next_step(config: TrainConfig, summary: dict[str, Any]) -> str:

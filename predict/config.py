@@ -33,6 +33,8 @@ class PredictConfig:
     """decode processes; -1 chooses, 0 decodes in the main process"""
     force: bool = False
     """replace the file to write if it is there"""
+    probabilities: bool = False
+    """also write the probability of every class, a column each"""
     root: str = "data"
     """where torchvision data sets lie"""
     json: bool = False

@@ -38,7 +38,7 @@ from train.jobs import groups_of
 from train.methods import METHODS, in_order, with_model
 from train.run.probe_files import read_tensors
 from train.run.rundir import finished
-from train.run.summary import read_summary
+from train.run.summary import read_summary, selected_by
 
 log = logging.getLogger(f"coview.{__name__}")
 PRIVATE = ("views", "data", "labels")  # settings that may hold paths of this machine, or keys
@@ -147,10 +147,10 @@ def choose_method(summary: dict[str, Any], method: str) -> str:
 
 
 def _of_kept(summary: dict[str, Any], trained: Sequence[str]) -> dict[str, float]:
-    """The accuracy on validation of each method that keeps a model."""
-    scores = {}
+    """The score on validation of each method that keeps a model."""
+    scores, key = {}, selected_by(summary)
     for name in with_model(trained):
-        scores[name] = summary["methods"][name]["joint"]["val_top1"]["mean"]
+        scores[name] = summary["methods"][name]["joint"][key]["mean"]
     return scores
 
 

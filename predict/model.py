@@ -63,6 +63,15 @@ class Opinions:
         return self.joint_nC.max(1)
 
     @property
+    def second(self) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) the second choice, and its probability."""
+        rows = np.arange(len(self.joint_nC))
+        others_nC = self.joint_nC.copy()
+        others_nC[rows, self.choice_n] = -1
+        second_n = others_nC.argmax(1)
+        return second_n, others_nC[rows, second_n]
+
+    @property
     def margin_n(self) -> np.ndarray:
         """The first minus the second probability."""
         top2 = np.partition(self.joint_nC, -2, 1)[:, -2:]

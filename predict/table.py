@@ -1,7 +1,7 @@
 """What was predicted, as a table for other programs and a summary for people.
 
-    key, label, confidence, agreement, margin, status, then label_VIEW and confidence_VIEW of each
-    view
+    key, label, confidence, second, second_confidence, agreement, margin, status, then label_VIEW
+    and confidence_VIEW of each view, and, where they are asked for, probability_CLASS of each class
 
 agreement is empty where no view has an opinion of its own (concat). A row of another status than ok
 has nothing but its key and that: nothing is guessed.
@@ -29,13 +29,16 @@ from train.run.summary import doubt
 FEW = 12  # images, or fewer, are listed one by one
 STEPS = (0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute it
-NUMBERS = ("confidence", "agreement", "margin")
+NUMBERS = ("confidence", "second_confidence", "agreement", "margin")
+NUMBERS_OF = ("confidence_", "probability_")
 
-Table = dict[str, list[Any]]
+Table = dict[str, Sequence[Any] | np.ndarray]  # (n,) float32 with NaN for nothing, of a class
 
 
-def columns(model: Model, keys: Sequence[str], status_n: np.ndarray, said: Opinions) -> Table:
-    """said: of the rows whose status is ok, in order."""
+def columns(
+    model: Model, keys: Sequence[str], status_n: np.ndarray, said: Opinions, all_classes: bool
+) -> Table:
+    """said: of the rows whose status is ok, in order. all_classes: with a column for each class."""
     ok = np.flatnonzero(status_n == 0)
 
     def column(values: Sequence[Any]) -> list[Any]:
@@ -48,10 +51,13 @@ def columns(model: Model, keys: Sequence[str], status_n: np.ndarray, said: Opini
         return column([model.classes[c] for c in choice_n])
 
     agreement = said.agreement_n.tolist() if len(said.views_VnC) else [None] * len(ok)
-    table = {
+    second_n, sure_n = said.second
+    table: Table = {
         "key": list(keys),
         "label": labels(said.choice_n),
         "confidence": column(said.confidence_n.tolist()),
+        "second": labels(second_n),
+        "second_confidence": column(sure_n.tolist()),
         "agreement": column(agreement),
         "margin": column(said.margin_n.tolist()),
         "status": [STATUS[code] for code in status_n],
@@ -59,6 +65,11 @@ def columns(model: Model, keys: Sequence[str], status_n: np.ndarray, said: Opini
     for name, p_nC in zip(model.names, said.views_VnC, strict=False):  # concat has no view's own
         table[f"label_{name}"] = labels(p_nC.argmax(1))
         table[f"confidence_{name}"] = column(p_nC.max(1).tolist())
+    if all_classes:
+        for name, p_n in zip(model.classes, said.joint_nC.T, strict=True):
+            whole_n = np.full(len(keys), np.nan, np.float32)
+            whole_n[ok] = p_n
+            table[f"probability_{name}"] = whole_n
     return table
 
 
@@ -121,9 +132,9 @@ def _csv(table: Table) -> bytes:
 
 
 def _csv_cell(value: Any) -> str:
-    if value is None:
+    if value is None or value != value:  # NaN
         return ""
-    if isinstance(value, float):
+    if isinstance(value, float | np.floating):
         return f"{value:.6f}"
     return f"'{value}" if value.startswith(FORMULA) else value
 
@@ -131,8 +142,9 @@ def _csv_cell(value: Any) -> str:
 def _parquet(table: Table) -> bytes:
     arrays = {}
     for name, values in table.items():
-        number = name in NUMBERS or name.startswith("confidence_")
-        arrays[name] = pa.array(values, pa.float32() if number else pa.string())
+        number = name in NUMBERS or name.startswith(NUMBERS_OF)
+        kind = pa.float32() if number else pa.string()
+        arrays[name] = pa.array(values, kind, from_pandas=isinstance(values, np.ndarray))
     sink = io.BytesIO()
     pq.write_table(pa.table(arrays), sink, compression="zstd")
     return sink.getvalue()

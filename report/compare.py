@@ -16,10 +16,11 @@ from base.errors import UsageError
 from base.phrase import line_of
 from report.config import CompareConfig
 from report.html.page import page, page_file
-from report.pairs import Gain, all_lines, differences, differing, lines_of
+from report.pairs import Gain, all_lines, chosen_by, differences, differing, lines_of
 from report.run import Run, read_run
-from report.sections.runs import curves, scores, settings
+from report.sections.runs import MEANING, curves, scores, settings
 from report.sections.scores import JOINT, title
+from train.algorithm.evaluate import MEASURES
 from train.run.rundir import run_folder
 
 
@@ -80,9 +81,14 @@ def compare(folders: Sequence[Path], to: Path, told: dict[str, Any] | None = Non
 
 def _text(runs: Sequence[Run], gains: Sequence[Gain]) -> str:
     lines = [
-        *_top1(runs, "test_top1", "test top-1 in %, mean ± std over seeds"),
-        *_top1(runs, "val_top1", "validation, by which to choose between runs", JOINT),
+        *_scores(runs, "test_top1", "test top-1 in %, mean ± std over seeds"),
+        *_scores(runs, "test_balanced", "test balanced accuracy"),
+        *_scores(runs, "test_f1", "test macro F1"),
     ]
+    for key in chosen_by(runs):
+        heading = f"validation {MEASURES[key.removeprefix('val_')]}, to choose between runs"
+        lines += _scores(runs, key, heading, JOINT)
+    lines.append(f"differences: {MEANING}")
     for gain in gains:
         if gain.mean is None:
             lines.append(f"{gain.run}: {gain.text}")
@@ -95,7 +101,7 @@ def _text(runs: Sequence[Run], gains: Sequence[Gain]) -> str:
     return "\n".join(lines)
 
 
-def _top1(runs: Sequence[Run], key: str, heading: str, only: str = "") -> list[str]:
+def _scores(runs: Sequence[Run], key: str, heading: str, only: str = "") -> list[str]:
     """A table as lines; only: of these lines alone."""
     names, each = [run.name for run in runs], list(map(lines_of, runs))
     wide = max(14, 2 + max(map(len, names)))

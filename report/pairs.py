@@ -3,12 +3,16 @@ they differ in."""
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from base.console import counted
 from report.run import Run
 from report.sections.scores import JOINT, score_rows, title
-from train.run.summary import against
+from train.algorithm.paired import difference
+from train.run.summary import selected_by
 
 KEEP = (
     "to see what more labels bring, keep the test images apart before labelling, in folders val/ "
@@ -18,8 +22,8 @@ KEEP = (
 
 @dataclass(frozen=True)
 class Gain:
-    """A run's line against the same line of the first run: `text`, and the mean difference in
-    points where they were paired, over `seeds`."""
+    """A run's line against the same line of the first run: `text`, the mean difference in points,
+    and, where they were paired, over `seeds`, its standard error and p-value."""
 
     run: str
     method: str
@@ -27,6 +31,11 @@ class Gain:
     text: str
     mean: float | None
     seeds: list[int]
+    error: float | None = None
+    p: float | None = None
+
+
+Line = tuple[str, str]  # method, and a view or the joint
 
 
 def why_not(first: Run, other: Run) -> tuple[list[int], str]:
@@ -77,6 +86,11 @@ def lines_of(run: Run) -> dict[tuple[str, str], dict[str, Any]]:
     return {(method, what): score for method, what, score in score_rows(run.summary)}
 
 
+def chosen_by(runs: Sequence[Run]) -> list[str]:
+    """The validation scores by which runs may be chosen: those by which they chose themselves."""
+    return list(dict.fromkeys(selected_by(run.summary) for run in runs))
+
+
 def all_lines(each: Sequence[dict[tuple[str, str], Any]]) -> list[tuple[str, str]]:
     """The lines of several runs, each once, in their order."""
     return list(dict.fromkeys(itertools.chain.from_iterable(each)))
@@ -93,40 +107,53 @@ def differences(runs: Sequence[Run]) -> list[Gain]:
             found.append(Gain(run.name, "", "", told, None, []))
             continue
         lines = lines_of(first)
-        for (method, what), score in lines_of(run).items():
-            if (method, what) in lines:
-                theirs = _values(score, run, seeds)
-                ours = _values(lines[method, what], first, seeds)
-                text, gain = _gain(theirs, ours, seeds)
-                found.append(Gain(run.name, title(method), what, text, gain, seeds))
+        for line in lines_of(run):
+            if line in lines:
+                found.append(_gain(run, line, first, line, seeds))
         if run.method != first.method:
-            theirs = _values(run.summary["methods"][run.method]["joint"], run, seeds)
-            ours = _values(first.summary["methods"][first.method]["joint"], first, seeds)
-            text, gain = _gain(theirs, ours, seeds)
-            both = f"{title(run.method)} against {title(first.method)}"
-            found.append(Gain(run.name, both, JOINT, text, gain, seeds))
+            found.append(_gain(run, (run.method, JOINT), first, (first.method, JOINT), seeds))
     return found
 
 
-def _values(score: dict[str, Any], run: Run, seeds: Sequence[int]) -> list[float]:
-    """Those of these seeds; of none, all."""
-    there, values = run.summary["seeds"], score["test_top1"]["values"]
-    return [values[there.index(seed)] for seed in seeds or there]
-
-
-def _gain(theirs: list[float], ours: list[float], seeds: Sequence[int]) -> tuple[str, float]:
-    """The mean difference in points, in words and as a number. seeds: over which it is paired."""
-    gain = 100 * (sum(theirs) / len(theirs) - sum(ours) / len(ours))
+def _gain(run: Run, line: Line, first: Run, than: Line, seeds: list[int]) -> Gain:
+    """Of a line of `run` over one of `first`. seeds: over which it is paired."""
+    method = title(line[0])
+    if line != than:
+        method = f"{method} against {title(than[0])}"
+    mean = 100 * (_mean(run, line, seeds) - _mean(first, than, seeds))
+    gain = Gain(run.name, method, line[1], f"{mean:+.1f}", mean, seeds)
     if not seeds:
-        return f"{gain:+.1f}, not paired: other labelled images or seeds", gain
-    if len(seeds) == 1:
-        return f"{gain:+.1f}, 1 seed", gain
-    return f"{against(_alone(theirs), _alone(ours)).strip()}, {len(seeds)} seeds", gain
+        return replace(gain, text=f"{gain.text}, not paired: other labelled images or seeds")
+    right_En, other_En = _right(run, line, seeds), _right(first, than, seeds)
+    over = counted(len(seeds), "seed")
+    if right_En is None or other_En is None:
+        return replace(gain, text=f"{gain.text} ± –, {over}")
+    found = difference(right_En, other_En)
+    return replace(gain, text=f"{found}, {over}", error=found.error, p=found.p)
 
 
-def _alone(values: list[float]) -> dict[str, Any]:
-    """These accuracies as a summary has them."""
-    return {"joint": {"test_top1": {"values": values}}}
+def _mean(run: Run, line: Line, seeds: Sequence[int]) -> float:
+    """The mean accuracy over these seeds; of none, all."""
+    method, what = line
+    found, there = run.summary["methods"][method], run.summary["seeds"]
+    scores = found["joint"] if what == JOINT else found["views"][what]
+    values = [scores["test_top1"]["values"][there.index(seed)] for seed in seeds or there]
+    return sum(values) / len(values)
+
+
+def _right(run: Run, line: Line, seeds: Sequence[int]) -> np.ndarray | None:
+    """(E, n) bool: which test images a line has right for these seeds; None of a view in a run of
+    before, which did not write that down."""
+    method, what = line
+    part, there = run.parts[method]["test"], run.summary["seeds"]
+    at = [there.index(seed) for seed in seeds]
+    if what == JOINT:
+        return part.right_En[at]
+    own = run.summary["methods"][method]["views"]
+    if len(part.own_VEn) < len(own):
+        return None
+    number = [view for view in run.summary["views"] if view in own].index(what)
+    return part.own_VEn[number][at] == part.label_n
 
 
 def differing(runs: Sequence[Run]) -> list[list[str]]:

@@ -14,14 +14,15 @@ import pyarrow.parquet as pq
 from base.errors import UNKNOWN, IntegrityError
 from train.methods import in_order, with_model
 from train.run.rundir import finished
-from train.run.summary import AGAIN, checked, read_summary
+from train.run.summary import AGAIN, checked, read_summary, selected_by
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
     """A method's predictions on n images of one split. label_n: int; pred_En, sure_En: the joint's
     first choice and its probability for each seed; own_VEn, own_sure_VEn: those of each view by
-    itself (V = 0 for concat)."""
+    itself (V = 0 for concat); own_sure_VEn is that of the shown method alone, own_VEn too in a run
+    of before."""
 
     keys: list[str]
     label_n: np.ndarray
@@ -93,7 +94,8 @@ def shown_method(summary: dict[str, Any]) -> str:
     kept = with_model(summary["methods"]) or in_order(summary["methods"])
     if "mct-graph" in kept:
         return "mct-graph"
-    scores = {name: summary["methods"][name]["joint"]["val_top1"]["mean"] for name in kept}
+    key = selected_by(summary)
+    scores = {name: summary["methods"][name]["joint"][key]["mean"] for name in kept}
     return max(kept, key=scores.__getitem__)
 
 
@@ -101,15 +103,20 @@ def read_predictions(
     path: Path, views: Sequence[str], method: str, seeds: int
 ) -> dict[str, dict[str, Part]]:
     """predictions.parquet, whose row groups are each a method on a split, seed after seed. The
-    views' probabilities are read for `method` alone, and reduced to a first choice at once."""
+    views' probabilities are read for `method` alone, and reduced at once."""
     parts: dict[str, dict[str, Part]] = {}
     try:
         file = pq.ParquetFile(path, pre_buffer=False)
+        # a run of before has no first choices of its views, which then are those of `method` alone
+        chosen = [name for name in file.schema_arrow.names if name in {f"pred_{v}" for v in views}]
         for group in range(file.num_row_groups):
             head = ["method", "id", "split", "label", "pred", "confidence"]
-            rows = file.read_row_group(group, columns=head, use_threads=False)
+            rows = file.read_row_group(group, columns=[*head, *chosen], use_threads=False)
             name, split = rows["method"][0].as_py(), rows["split"][0].as_py()
             own = _own(file, group, views) if name == method else ([], [])
+            if chosen:
+                picks = [rows[column].to_numpy() for column in chosen]
+                own = [pick for pick in picks if (pick >= 0).all()], own[1]
             parts.setdefault(name, {})[split] = _part(rows, own, seeds)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise IntegrityError(f"{path} cannot be read ({error}). {AGAIN}") from error
@@ -124,6 +131,7 @@ def _part(rows: pa.Table, own: tuple[list[np.ndarray], list[np.ndarray]], seeds:
     own_sure_VEn = np.empty((0, *pred_En.shape), np.float32)
     if own[0]:
         own_VEn = np.stack(own[0]).reshape(-1, *pred_En.shape)
+    if own[1]:
         own_sure_VEn = np.stack(own[1]).reshape(-1, *pred_En.shape)
     keys = rows["id"].slice(0, label_En.shape[1]).to_pylist()
     return Part(keys, label_En[0], pred_En, sure_En, own_VEn, own_sure_VEn)

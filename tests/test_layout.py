@@ -78,7 +78,7 @@ DOORS = {
     "h5py": {"extract.data.hdf5", "exchange.arrays"},
     "umap": {"report.sections.maps"},
     "cleanlab": {"report.sections.choose"},
-    "scipy": {"train.data.graph", "train.run.summary"},
+    "scipy": {"train.data.graph", "train.algorithm.paired"},
     "onnx": {"predict.bundle.onnx"},
     "onnxruntime": {"predict.bundle.onnx"},
 }

@@ -21,6 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from base.errors import DataQualityError, UsageError, did_you_mean
+from train.algorithm.evaluate import share_right
 from train.data.graph import (
     NEIGHBOURS,
     base_of,
@@ -56,13 +57,19 @@ class Scores:
 
 
 def classify(
-    method: str, emb_V: Sequence[np.ndarray], label_N: np.ndarray, classes: int, split: Split
+    method: str,
+    emb_V: Sequence[np.ndarray],
+    label_N: np.ndarray,
+    classes: int,
+    split: Split,
+    by: str = "top1",
 ) -> Scores:
     """Fit and choose `method`, one of CLASSIC, for each of V views and for their concatenation;
     with one view that is the view itself.
 
     emb_V: (N, D_v) float16 each. label_N: (N,) int, read at split.labelled and split.val alone. C =
-    classes; one without a labelled row gets FLOOR. Raises UsageError for an unknown method,
+    classes; one without a labelled row gets FLOOR. by: the validation score, one of MEASURES, by
+    which is chosen. Raises UsageError for an unknown method,
     DataQualityError where an embedding is not finite or nothing converges.
     """
     if method not in CLASSIC:
@@ -76,7 +83,7 @@ def classify(
     scores = Scores()
     for x_nD, *queries in inputs:
         candidates = CLASSIC[method](x_nD, y_n, queries, classes)
-        chosen, (val, test) = _pick(candidates, label_N[split.val])
+        chosen, (val, test) = _pick(candidates, label_N[split.val], by)
         for _ in range(2 if len(emb_V) == 1 else 1):
             scores.val.append(val)
             scores.test.append(test)
@@ -107,14 +114,14 @@ def _inputs(
     return inputs
 
 
-def _pick(candidates: Iterator[Candidate], y_val: np.ndarray) -> Candidate:
-    """The candidate of the best validation accuracy, its probabilities as log-probabilities: a
+def _pick(candidates: Iterator[Candidate], y_val: np.ndarray, by: str = "top1") -> Candidate:
+    """The candidate of the best validation score, its probabilities as log-probabilities: a
     candidate is judged by the numbers handed out."""
     best: Candidate | None = None
     most: tuple[float, float] = (0.0, 0.0)
     for chosen, p_Q in candidates:
         log_Q = [_log(p_nC) for p_nC in p_Q]
-        right = float((log_Q[0].argmax(1) == y_val).mean())
+        right = share_right(log_Q[0].argmax(1), y_val, log_Q[0].shape[1], by)
         loss = -float(log_Q[0][np.arange(len(y_val)), y_val].mean(dtype=np.float64))
         if best is None or (right, -loss) > most:
             best, most = (chosen, log_Q), (right, -loss)

@@ -116,6 +116,9 @@ class ScheduleSettings:
     """steps between looks at the validation split (model selection, stop signals, metrics)"""
     checkpoint_every: int = limited(200, least=1)
     """steps between checkpoints; a killed run loses at most these"""
+    select: Literal["top1", "balanced", "f1"] = "top1"
+    """the validation score by which steps and hyper-parameters are chosen: top-1, balanced accuracy
+    or macro F1; of equal ones the lower loss decides"""
     patience: int = limited(0, least=0)
     """steps without a better validation score after which an experiment is stopped; 0: none"""
 

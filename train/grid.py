@@ -74,7 +74,7 @@ class SweepConfig(TrainConfig, GridSettings):
 
     def _values(self, name: str, part: str, values: str) -> list[Any]:
         """The values of one axis, of the kind that the setting is."""
-        axes = [axis for axis in names_of(TrainingSettings) if axis != "threads"]
+        axes = [axis for axis in names_of(TrainingSettings) if axis not in ("threads", "select")]
         if name not in axes:
             told = did_you_mean(name, axes)
             near = nearest(name, axes)

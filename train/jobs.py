@@ -14,7 +14,7 @@ from base.console import NOTE
 from base.errors import PreemptedError
 from train.algorithm.peers import LocalPeers, Peers
 from train.classic import Scores, classify
-from train.config import TrainConfig
+from train.config import TrainConfig, TrainingSettings
 from train.data.feed import Experiment, Task, make_input
 from train.data.graph import Graph
 from train.data.reader import Cache
@@ -36,10 +36,10 @@ def train_method(name: str, config: TrainConfig, s: Session) -> None:
     if is_trained(s.folder, name, method.files(s.cache.names)):
         return  # before any graph is made for nothing
     if method.classic:
-        _classify(name, s)
+        _classify(name, s, config.select)
         return
-    tries, dtype = experiments(config), dtype_of(config.precision)
-    for job in make_jobs(name, s.cache, s.splits, tries, s.peers, s.device, dtype):
+    tries = experiments(config)
+    for job in make_jobs(name, s.cache, s.splits, tries, s.peers, s.device, config):
         # a process that has some of the views goes on until all are there
         names = job.probes if isinstance(job.peers, LocalPeers) else s.cache.names
         if not is_trained(s.folder, name, method.files(names)):
@@ -71,8 +71,8 @@ def _write_pool(folder: Path, job: Job, done: Standing) -> None:
     write_tensors(folder, job.method, "pool", tensors)
 
 
-def _classify(method: str, s: Session) -> None:
-    """By scikit-learn, which needs no job; one experiment after the other."""
+def _classify(method: str, s: Session, by: str) -> None:
+    """By scikit-learn, which needs no job, one experiment after the other. by: of MEASURES."""
     found: list[Scores] = []
     for number, split in enumerate(s.splits, 1):
         if s.stop.is_set():
@@ -81,7 +81,7 @@ def _classify(method: str, s: Session) -> None:
                 "again, and keeps what came before it"
             )
         items = s.cache.items
-        found.append(classify(method, s.cache.emb, items.label, len(items.classes), split))
+        found.append(classify(method, s.cache.emb, items.label, len(items.classes), split, by))
         log.log(NOTE, f"{method}: {number} of {len(s.splits)} experiments")
     tensors = {}
     for part in ("val", "test"):
@@ -107,13 +107,15 @@ def experiments(config: TrainConfig) -> list[Experiment]:
 
 
 @functools.lru_cache(1)
-def graphs_of(cache: Cache, splits: tuple[Split, ...], device: torch.device) -> list[Graph]:
+def graphs_of(
+    cache: Cache, splits: tuple[Split, ...], device: torch.device, by: str = "top1"
+) -> list[Graph]:
     """On each view, and on all side by side where there are several; the two methods of a run that
-    have graphs have the same."""
+    have graphs have the same. by: what is chosen by, one of MEASURES."""
     items, found = cache.items, []
     for group in groups_of(len(cache.names)):
         emb_V = [cache.emb[view] for view in group]
-        found.append(Graph(emb_V, items.label, splits, len(items.classes), device))
+        found.append(Graph(emb_V, items.label, splits, len(items.classes), device, by=by))
     return found
 
 
@@ -163,12 +165,12 @@ def make_jobs(
     tries: Sequence[Experiment],
     peers: Peers,
     device: torch.device,
-    dtype: torch.dtype,
+    settings: TrainingSettings,
 ) -> list[Job]:
     """The jobs of one method for this process. Those whose views do not speak across processes are
     all rank 0's; the others have none."""
     kind = METHODS[method].jobs
-    ground = Ground(cache, splits, tries, device, dtype)
+    ground = Ground(cache, splits, tries, device, dtype_of(settings.precision))
     if kind != "views" and peers.rank:
         return []
     if kind == "together":
@@ -179,7 +181,7 @@ def make_jobs(
     task = ground.task(cache.names, [[view] for view in peers.mine])
     if METHODS[method].graphs:
         # every process has all of them: they are small, and nobody need send them
-        task = replace(task, graphs=graphs_of(cache, tuple(splits), device))
+        task = replace(task, graphs=graphs_of(cache, tuple(splits), device, settings.select))
     return [Job(method, method, task, peers, [cache.names[view] for view in peers.mine])]
 
 

@@ -144,7 +144,7 @@ def begin(job: Job, settings: TrainingSettings, metrics_bytes: int) -> Standing:
         states=states,
         best=[dict(state.params) for state in states],
         fused=[dict(state.params) for state in states],
-        best_top1=torch.full(shape, -1.0, dtype=torch.float64),
+        best_score=torch.full(shape, -1.0, dtype=torch.float64),
         best_nll=torch.full(shape, torch.inf, dtype=torch.float64),
         best_step=torch.zeros(shape, dtype=torch.int64),
         metrics_bytes=metrics_bytes,

@@ -29,7 +29,7 @@ from train.loop import fit
 from train.methods import METHODS, Method
 from train.phases import Phase, phases_of
 from train.run.log import Ignore
-from train.run.reading import read
+from train.run.reading import read, warn
 
 log = logging.getLogger(f"coview.{__name__}")
 
@@ -57,6 +57,7 @@ def rehearse(config: TrainConfig) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device, 1)
     cache, splits, methods = read(config, aloud=True, remember=False)
+    warn(cache, splits[0], config.labels)
     found = _of_data(config, cache, splits, device)
     found["methods"], known = [], {}
     for name in methods:
@@ -163,8 +164,7 @@ def _timed(
     )
     phases, peers = phases_of(METHODS[name], short), LocalPeers(len(cache.names))
     alone = taught = look = 0.0
-    tries, dtype = experiments(config), dtype_of(config.precision)
-    for job in make_jobs(name, cache, splits, tries, peers, device, dtype):
+    for job in make_jobs(name, cache, splits, experiments(config), peers, device, config):
         stamps = Stamps()
         with tempfile.TemporaryDirectory(prefix="coview-dry-run-") as folder:
             fit(job, short, stamps, Path(folder), threading.Event())

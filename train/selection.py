@@ -15,7 +15,7 @@ from torch import Tensor
 
 from base.errors import DataQualityError
 from train.algorithm.cotrain import teacher
-from train.algorithm.evaluate import calibrate, fit_pool, joint, pooled, predict, top1_nll
+from train.algorithm.evaluate import calibrate, fit_pool, joint, judged, pooled, predict
 from train.algorithm.optimise import State
 from train.algorithm.probe import Params
 from train.config import TrainingSettings
@@ -23,13 +23,15 @@ from train.methods import METHODS
 from train.phases import Job
 from train.run.checkpoint import Standing
 
-Score = tuple[Tensor, Tensor]  # top-1 and NLL, (E,) each
+Score = dict[str, Tensor]  # (E,) each: top1, nll, and what is chosen by
 
 
 @dataclass(frozen=True)
 class LateFusion:
-    """The views alone. calibrated: each student's teacher gets a temperature of its own."""
+    """The views alone. by: what is chosen by, one of MEASURES. calibrated: each student's teacher
+    gets a temperature of its own."""
 
+    by: str
     rule: str
     calibrated: bool
 
@@ -38,7 +40,7 @@ class LateFusion:
         if self.calibrated and len(logits_V) > 1:
             fitted = [calibrate(teacher(logits_V, v), y_val) for v in range(len(logits_V))]
             standing.temperature = torch.stack(fitted)
-        return top1_nll(joint(logits_V, self.rule), y_val)
+        return judged(joint(logits_V, self.rule), y_val, self.by)
 
     def trust(self, standing: Standing) -> Tensor | None:
         """What each view's word counts in each student's teacher; None: all alike."""
@@ -54,6 +56,7 @@ class Pool:
     """The views and the graphs, whose log-probabilities for the validation rows are known. The
     pool's weights are the experts' temperatures. teaching: there are students."""
 
+    by: str
     known: Sequence[Tensor]
     teaching: bool
 
@@ -65,7 +68,7 @@ class Pool:
             for v, weight_ME in enumerate(standing.teach):
                 teach.append(without(v, experts, y_val, weight_ME))
             standing.teach = torch.stack(teach)
-        return top1_nll(pooled(experts, standing.pool), y_val)
+        return judged(pooled(experts, standing.pool), y_val, self.by)
 
     def trust(self, standing: Standing) -> Tensor | None:
         return standing.teach[:, : len(standing.teach)]
@@ -81,48 +84,51 @@ def fusion_of(job: Job, settings: TrainingSettings) -> Fusion:
     """How the views of this job are joined."""
     graphs, val = job.task.graphs, job.task.splits[0].val
     if not graphs:
-        return LateFusion(settings.joint, settings.calibrate)
-    return Pool([graph(val) for graph in graphs], METHODS[job.method].unlabelled)
+        return LateFusion(settings.select, settings.joint, settings.calibrate)
+    known = [graph(val) for graph in graphs]
+    return Pool(settings.select, known, METHODS[job.method].unlabelled)
 
 
 def select(
     standing: Standing, job: Job, fusion: Fusion, y_val: Tensor, patience: int
 ) -> dict[str, dict[str, float]]:
     """Score every view and the joint on validation; where the score is a new best, keep *copies* of
-    the parameters. Returns the means over the experiments: {name: {top1, nll}}."""
+    the parameters. Returns the means over the experiments: {name: {top1, nll}}, and what is chosen
+    by."""
     task, peers = job.task, job.peers
     mine = []
     for state, source in zip(standing.states, task.inputs, strict=True):
         mine.append(predict(shown(state), source, task.splits[0].val))
     logits_V = peers.exchange(mine)
-    scores = [top1_nll(logits, y_val) for logits in logits_V]
-    for name, (_, nll) in zip(task.names, scores, strict=True):
-        if not torch.isfinite(nll).all():
+    scores = [judged(logits, y_val, fusion.by) for logits in logits_V]
+    for name, score in zip(task.names, scores, strict=True):
+        if not torch.isfinite(score["nll"]).all():
             raise not_finite("validation loss", name, standing.step, job)
     whole = fusion.score(standing, logits_V, y_val)
     for view, own in enumerate(scores):
-        better = _improved(standing, view, own if METHODS[job.method].per_view else whole, patience)
+        score = own if METHODS[job.method].per_view else whole
+        better = _improved(standing, view, (score[fusion.by], score["nll"]), patience)
         if view in peers.mine:
             _keep(standing.best, standing, peers.mine.index(view), better)
-    better = _improved(standing, peers.count, whole, patience)
+    better = _improved(standing, peers.count, (whole[fusion.by], whole["nll"]), patience)
     for here in range(len(peers.mine)):
         _keep(standing.fused, standing, here, better)
     better = better.to(standing.pool.device)
     standing.fused_pool = torch.where(better, standing.pool, standing.fused_pool)
     means = {}
-    for name, (top1, nll) in zip([*task.names, "joint"], [*scores, whole], strict=True):
-        means[name] = {"top1": float(top1.mean()), "nll": float(nll.mean())}
+    for name, score in zip([*task.names, "joint"], [*scores, whole], strict=True):
+        means[name] = {key: float(value.mean()) for key, value in score.items()}
     return means
 
 
-def _improved(standing: Standing, row: int, score: Score, patience: int) -> Tensor:
-    """(E,): is this a new best? Then it is noted."""
-    top1, nll = (value.cpu() for value in score)
-    best_top1, best_nll = standing.best_top1[row], standing.best_nll[row]
-    better = (top1 > best_top1) | ((top1 == best_top1) & (nll < best_nll))
+def _improved(standing: Standing, row: int, found: tuple[Tensor, Tensor], patience: int) -> Tensor:
+    """(E,): is this a new best? Then it is noted. found: what is chosen by, and the NLL."""
+    score, nll = (value.cpu() for value in found)
+    best_score, best_nll = standing.best_score[row], standing.best_nll[row]
+    better = (score > best_score) | ((score == best_score) & (nll < best_nll))
     if patience:  # an experiment that was given up stays so
-        better &= (standing.step - standing.best_step[row] <= patience) | (best_top1 < 0)
-    standing.best_top1[row] = torch.where(better, top1, best_top1)
+        better &= (standing.step - standing.best_step[row] <= patience) | (best_score < 0)
+    standing.best_score[row] = torch.where(better, score, best_score)
     standing.best_nll[row] = torch.where(better, nll, best_nll)
     standing.best_step[row] = torch.where(better, standing.step, standing.best_step[row])
     return better

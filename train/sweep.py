@@ -1,13 +1,14 @@
 """make sweep VIEWS=a,b DATA=photos/ LABELS=4 SEEDS=0..4 GRID='lr=1e-4,3e-4 temperature=0.25,0.5,1'
 
 Trains every combination of the grid for every seed and ranks them by the joint's validation
-accuracy. Learning rate, weight decay, temperature and the rule of the labels vary inside one
+score. Learning rate, weight decay, temperature and the rule of the labels vary inside one
 batched training; other settings are trained one after the other. The test split is never read: the
 last line is the `make train` that reads it, once, with the best combination. The same command with
 the same RUN goes on where it was stopped. A sweep has no dry run.
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,10 @@ import numpy as np
 from base import durable
 from base.console import counted
 from base.errors import IntegrityError
+from train.algorithm.evaluate import MEASURES
 from train.config import TrainConfig, command_of
 from train.grid import INSIDE, SweepConfig
-from train.jobs import dtype_of, experiments, make_jobs
+from train.jobs import experiments, make_jobs
 from train.loop import fit
 from train.run.checkpoint import Standing
 from train.run.session import Session, session, together
@@ -72,7 +74,7 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
                 s.peers.any(False)  # the record is there, for everybody
                 found += _records(path)
         s.cache.refuse_changed()
-        found.sort(key=_rank)
+        found.sort(key=functools.partial(_rank, by=config.select))
         if s.leads:
             record = {"seeds": config.seed_list(), "ranked": found}
             durable.write_json(s.folder / "sweep.json", record, "sweep")
@@ -85,8 +87,8 @@ def _train(one: Batched, s: Session, path: Path) -> None:
     tries = []
     for member in one.members:
         tries += experiments(dataclasses.replace(one.settings, **member))
-    splits, dtype = s.splits * len(one.members), dtype_of(one.settings.precision)
-    (job,) = make_jobs(one.method, s.cache, splits, tries, s.peers, s.device, dtype)
+    splits = s.splits * len(one.members)
+    (job,) = make_jobs(one.method, s.cache, splits, tries, s.peers, s.device, one.settings)
     job = dataclasses.replace(job, name=one.name)
     done = fit(job, one.settings, s.listener, s.folder, s.stop)
     if s.leads:
@@ -104,7 +106,7 @@ def _scores(one: Batched, done: Standing, seeds: int) -> list[dict[str, Any]]:
             {
                 "method": one.method,
                 "settings": member,
-                "val_top1": done.best_top1[-1, mine].tolist(),
+                f"val_{one.settings.select}": done.best_score[-1, mine].tolist(),
                 "val_nll": done.best_nll[-1, mine].tolist(),
                 "step": done.best_step[-1, mine].tolist(),
             }
@@ -122,22 +124,23 @@ def _records(path: Path) -> list[dict[str, Any]]:
         ) from error
 
 
-def _rank(record: dict[str, Any]) -> tuple[float, float]:
-    return -sum(record["val_top1"]), sum(record["val_nll"])
+def _rank(record: dict[str, Any], by: str) -> tuple[float, float]:
+    return -sum(record[f"val_{by}"]), sum(record["val_nll"])
 
 
 def ranking(config: SweepConfig, found: list[dict[str, Any]], most: int = 30) -> str:
     """The table, best first, and the command that trains and tests the best."""
     lines = [
         f"{counted(len(found), 'combination')}, {counted(len(config.seed_list()), 'seed')} each; "
-        "the joint's validation top-1 in %, mean ± std over seeds; the test split is unread",
+        f"the joint's validation {MEASURES[config.select]} in %, mean Â± std over seeds; the test "
+        "split is unread",
     ]
     for record in found[:most]:
-        top1 = 100 * np.array(record["val_top1"])
-        spread = f" ± {top1.std(ddof=1):.1f}" if len(top1) > 1 else ""
+        score = 100 * np.array(record[f"val_{config.select}"])
+        spread = f" ± {score.std(ddof=1):.1f}" if len(score) > 1 else ""
         words = " ".join(f"{name}={value}" for name, value in record["settings"].items())
         nll, step = np.mean(record["val_nll"]), np.mean(record["step"])
-        scores = f"{top1.mean():6.1f}{spread:7}  NLL {nll:.3f}  step {step:5.0f}"
+        scores = f"{score.mean():6.1f}{spread:7}  NLL {nll:.3f}  step {step:5.0f}"
         lines.append(f"{scores}  {record['method']}  {words}")
     if len(found) > most:
         lines.append(f"… and {len(found) - most} more")

@@ -51,8 +51,8 @@ Classes: {_class_names(model.classes)}
 Of one seed, before calibration: mean ± standard deviation over {seeds}; selected on
 {rows["val"]:,} labelled validation images, tested once on {rows["test"]:,}.
 
-| | test top-1 in % | test NLL | test ECE | validation top-1 in % |
-|---|---|---|---|---|
+| | test top-1 in % | balanced | macro F1 | test NLL | test ECE | validation top-1 in % |
+|---|---|---|---|---|---|---|
 {_scores(model)}
 
 Calibration: the joint of all seeds at temperature {model.temperature:.3f}, which has the lowest
@@ -103,6 +103,8 @@ def _scores(model: Model) -> str:
         cells = (
             _text(name),
             _mean_std(found["test_top1"], 100),
+            _mean_std(found["test_balanced"], 100) if "test_balanced" in found else "–",
+            _mean_std(found["test_f1"], 100) if "test_f1" in found else "–",
             _mean_std(found["test_nll"]),
             _mean_std(found["test_ece"]),
             _mean_std(found["val_top1"], 100),

@@ -9,7 +9,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from extract.equal import equal_rows
 from report.inspect import measures
 from report.inspect.measures import Dimensions, Near, Overlap
 from train.data.reader import Cache
+from train.data.scarce import unlearnt
 from train.data.splits import Split, spaced
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -105,6 +106,7 @@ def look(cache: Cache, split: Split) -> dict[str, Any]:
         "rows": {name: len(getattr(split, name)) for name in ROLES},
         "unusable": int((~cache.ok).sum()),
         "classes": voters.classes,
+        "unlearnt": asdict(unlearnt(items, split, "validation")),
         "views": views,
         "k": voters.k,
         "asked": len(voters.asked),

@@ -25,6 +25,7 @@ from report.html.page import (
 from report.inspect.findings import crossing_text
 from report.pictures import Pictures, card_of
 from train.data.reader import Cache
+from train.data.scarce import Unlearnt
 
 RULES = (
     "Rules of thumb on the nearest neighbours' errors. Only a run says whether co-training helps."
@@ -60,7 +61,9 @@ def page_of(found: dict[str, Any], cache: Cache, dataset: Path, root: Path) -> s
     ]
     rows = ", ".join(f"{count:,} {name}" for name, count in found["rows"].items())
     told = tag("p", f"{', '.join(names)}; {rows}; {found['classes']} classes.", class_="lead")
-    intro = join([told, command(found["next"])])
+    short = Unlearnt(**found["unlearnt"]).text(found["classes"])
+    warned = note(f"{short[0].upper()}{short[1:]}.", warning=True) if short else ""
+    intro = join([told, warned, command(found["next"])])
     return page(found["dataset"], sections, kind="inspection", intro=intro)
 
 

@@ -1,5 +1,6 @@
 """make inspect from end to end: the cache that is looked at, the findings, the page."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from report.html.page import page_file
 from report.inspect.findings import look
 from report.inspect.page import page_of
 from train.data.reader import open_cache
+from train.data.scarce import rarer_text
 from train.data.splits import make_split
+
+log = logging.getLogger(f"coview.{__name__}")
 
 
 def run(config: InspectConfig) -> dict[str, Any]:
@@ -30,7 +34,11 @@ def run(config: InspectConfig) -> dict[str, Any]:
     data = os.path.expanduser(config.data)
     cache = open_cache(Path(config.cache), data, views)
     to = to or page_file(str(Path(config.runs) / f"inspect-{cache.items.name}.html"), example)
-    found = look(cache, make_split(cache.items, cache.ok, config.labels, config.seed))
+    split = make_split(cache.items, cache.ok, config.labels, config.seed)
+    fewer = rarer_text(config.labels, cache.items, split)
+    if fewer:
+        log.warning(fewer)
+    found = look(cache, split)
     found["next"] = _training(config, views)
     text = page_of(found, cache, find_dataset(Path(config.cache), data), Path(config.root))
     durable.make_folder(to.parent.absolute())

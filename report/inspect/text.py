@@ -3,6 +3,7 @@
 from typing import Any
 
 from report.inspect.findings import crossing_text
+from train.data.scarce import Unlearnt
 
 HEAD = (
     f"{'view':20}{'width':>6}{'constant':>10}{'weak':>6}{'effective':>11}{'norm':>9}"
@@ -15,8 +16,10 @@ def text_of(found: dict[str, Any]) -> str:
     first = f"{found['dataset']}: {rows}; {found['classes']} classes"
     if found["unusable"]:
         first += f"; {found['unusable']:,} images unusable"
+    short = Unlearnt(**found["unlearnt"]).text(found["classes"])
     lines = [
         first,
+        *filter(None, [short]),
         "",
         HEAD,
         *map(_line, found["views"]),

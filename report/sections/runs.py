@@ -17,18 +17,19 @@ from report.html.page import (
     table,
     tag,
 )
-from report.pairs import Gain, all_lines, differing, lines_of
+from report.pairs import Gain, all_lines, chosen_by, differing, lines_of
 from report.run import Run
 from report.sections.scores import JOINT, by_method, percent, repeat, title
+from train.algorithm.evaluate import MEASURES
 
 HONEST = (
     "To choose between runs, go by these: who chooses by the test split is left with no honest "
     "figure."
 )
-PAIRED = (
-    "Paired over the seeds that two runs share, with the same labelled and the same test images: "
-    "mean ± standard error, and, of 5 seeds or more, p of a two-sided paired t-test. With many "
-    "lines some p are small by chance."
+MEANING = (
+    "of top-1, paired by the test images and by the seeds that two runs share with the same "
+    "labelled images: mean ± standard error over both, p two-sided; of 1 seed over the images "
+    "alone, of fewer than 5 too careful. With many lines some p are small by chance"
 )
 
 
@@ -59,28 +60,33 @@ def scores(runs: Sequence[Run], gains: Sequence[Gain]) -> Section:
             paired.append([gain.run, gain.method, gain.what, Cell(gain.text, gain.mean)])
     columns = [Column("run"), Column("method"), Column("of")]
     columns.append(Column(f"minus {first}, in points", True))
+    validation = [tag("h3", "On validation"), note(HONEST)]
+    for key in chosen_by(runs):
+        measure = MEASURES[key.removeprefix("val_")]
+        validation += [note(f"{measure[0].upper()}{measure[1:]}:"), _table(runs, key)]
     body = [
         tag("h3", "On the test split"),
-        _top1(runs, "test_top1"),
-        tag("h3", "On validation"),
-        note(HONEST),
-        _top1(runs, "val_top1"),
+        _table(runs, "test_top1"),
+        tag("h3", "Balanced accuracy"),
+        _table(runs, "test_balanced"),
+        tag("h3", "Macro F1"),
+        _table(runs, "test_f1"),
+        *validation,
         tag("h3", f"Differences to {first}"),
         *refused,
         table(columns, paired) if paired else "",
-        note(PAIRED),
+        note(f"{MEANING[0].upper()}{MEANING[1:]}."),
     ]
-    lead = "Top-1 in %, mean ± standard deviation over the seeds."
+    lead = "In %, top-1 first; mean ± standard deviation over the seeds."
     return Section("scores", "Scores", join(body), lead)
 
 
-def _top1(runs: Sequence[Run], key: str) -> Html:
+def _table(runs: Sequence[Run], key: str) -> Html:
     each, rows = list(map(lines_of, runs)), []
     for method, what in all_lines(each):
         cells = []
         for found in each:
-            there = (method, what) in found
-            cells.append(percent(found[method, what][key]) if there else Cell("–", None))
+            cells.append(percent(found.get((method, what), {}).get(key)))
         rows.append([title(method), what, *cells])
     columns = [Column("method"), Column("of"), *[Column(run.name, True) for run in runs]]
     return table(columns, rows)

@@ -21,9 +21,10 @@ from report.html.page import (
     tag,
 )
 from report.run import Run
+from train.algorithm.evaluate import MEASURES
 from train.config import make_command
 from train.methods import METHODS, in_order
-from train.run.summary import against, limits
+from train.run.summary import against, meaning, notes, selected_by, told_apart, undecided
 
 JOINT = "joint"
 PSEUDO = {  # what metrics.jsonl says of pseudo-labels: heading, axis, what it means
@@ -106,65 +107,64 @@ def score_rows(summary: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]
     return found
 
 
-def percent(score: dict[str, Any]) -> Cell:
+def percent(score: dict[str, Any] | None) -> Cell:
+    """A dash where a run of before has no such score."""
+    if score is None:
+        return Cell("–", None)
     spread = f" ± {100 * score['std']:.1f}" if score["n"] > 1 else ""
     return Cell(f"{100 * score['mean']:.1f}{spread}", score["mean"])
 
 
 def scores(run: Run) -> Section:
     """The table of train/run/summary.py, sortable."""
-    summary, several = run.summary, len(run.summary["seeds"]) > 1
-    fusion = summary["methods"].get("supervised")
-    if not (several and len(summary["methods"]) > 1 and len(summary["views"]) > 1):
-        fusion = None  # there is nothing to compare with it
+    right = {method: run.parts[method]["test"].right_En for method in run.methods}
+    summary: dict[str, Any] = {**run.summary, "told_apart": told_apart(right)}
+    gains = against(right) if len(summary["views"]) > 1 else {}
     test = "mean ± standard deviation over the seeds"
-    val = "top-1 in %; models were selected by it, so it is slightly too good"
+    measure = MEASURES[selected_by(summary).removeprefix("val_")]
+    val = f"{measure} in %; models were selected by it, so it is slightly too good"
     nll = "mean negative log-likelihood on the test split, in nats"
-    gain = (
-        "difference of test top-1 in points, paired over the seeds: mean ± standard error (t-test)"
-    )
+    gain = f"difference of test top-1 in points: {meaning(len(summary['seeds']))}"
     columns = [
         Column("method"),
         Column("of"),
         Column("test top-1 in %", True, test),
+        Column("balanced", True, "balanced test accuracy in %: the mean over the classes"),
+        Column("F1", True, "macro F1 on the test split in %: the mean over the classes"),
         Column("validation", True, val),
         Column("NLL", True, nll),
         Column("ECE", True, "expected calibration error, 15 bins"),
     ]
-    if fusion:
+    if gains:
         columns.append(Column("against late fusion", True, gain))
     rows, marked = [], []
     for method, what, score in score_rows(summary):
-        if method == run.method and what == JOINT:
+        if method == run.method and what == JOINT and summary["told_apart"]:
             marked.append(len(rows))
-        row = _score_row(method, what, score)
-        if fusion:
-            row.append(_against(summary["methods"][method], fusion, method, what, score))
+        row = _score_row(method, what, score, selected_by(summary))
+        if gains:
+            # nothing of a view's line, or of late fusion itself
+            found = gains.get(method) if what == JOINT else None
+            row.append(Cell(str(found), found.points) if found else Cell("", None))
         rows.append(row)
     whole = table(columns, rows, name="scores-table", marked=marked)
-    return Section("scores", "Scores", join([whole, _caveat(summary)]))
+    doubtful = undecided(summary)
+    first = [note(f"{doubtful}.", warning=True)] if doubtful else []
+    return Section("scores", "Scores", join([*first, whole, _caveat(summary)]))
 
 
-def _score_row(method: str, what: str, score: dict[str, Any]) -> list[object]:
+def _score_row(method: str, what: str, score: dict[str, Any], val: str) -> list[object]:
     nll, ece = score["test_nll"]["mean"], score["test_ece"]["mean"]
     return [
         title(method),
         METHODS[method].joint if what == JOINT else what,
         percent(score["test_top1"]),
-        percent(score["val_top1"]),
+        percent(score.get("test_balanced")),
+        percent(score.get("test_f1")),
+        percent(score[val]),
         Cell(f"{nll:.3f}", nll),
         Cell(f"{ece:.3f}", ece),
     ]
-
-
-def _against(
-    result: dict[str, Any], fusion: dict[str, Any], method: str, what: str, score: dict[str, Any]
-) -> Cell:
-    """A joint's gain over late fusion; nothing of a view's line, or of late fusion itself."""
-    if what != JOINT or method == "supervised":
-        return Cell("", None)
-    gain = score["test_top1"]["mean"] - fusion["joint"]["test_top1"]["mean"]
-    return Cell(against(result, fusion).strip(), gain)
 
 
 def _caveat(summary: dict[str, Any]) -> Html:
@@ -173,10 +173,13 @@ def _caveat(summary: dict[str, Any]) -> Html:
     if seeds > 1:
         labels = "" if summary["labels"] == "all" else "labels, "
         spread = f"± is the spread over {seeds} draws of {labels}weights and batches."
+    shown = "The row in bold is the method that the rest of this page shows"
+    if not summary["told_apart"]:
+        shown = "No row is in bold: which method the rest of this page shows is said above"
+    more = " ".join(f"{text[0].upper()}{text[1:]}." for text in notes(summary))
     return note(
         f"Selected on {rows['val']:,} labelled validation images, tested once on "
-        f"{rows['test']:,}. {spread} {limits(summary).capitalize()}. The row in bold is the "
-        "method that the rest of this page shows; the test split had no say in which."
+        f"{rows['test']:,}. {spread} {more} {shown}; the test split had no say in which."
     )
 
 

@@ -866,6 +866,8 @@ def test_hidden_training_rows_where_every_image_has_a_label(
         "key",
         "label",
         "confidence",
+        "second",
+        "second_confidence",
         "agreement",
         "margin",
         "status",

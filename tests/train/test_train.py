@@ -20,9 +20,10 @@ import pytest
 import torch
 from conftest import Made, write_view
 from safetensors.numpy import load_file
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from training import _is_rank, config, flags, outcome, start, train_on_ranks, wait_for
 
-from base import locks
+from base import durable, locks
 from base.errors import (
     DataQualityError,
     IntegrityError,
@@ -37,11 +38,13 @@ from cache_specs.lookup import find_dataset
 from cache_specs.sources import source_path
 from cache_specs.succession import write_items
 from coview.chain import next_step
+from coview.chain import train as train_and_report
 from extract.data.datasets import build_items, open_dataset
 from train import phases
 from train.algorithm import probe
 from train.algorithm.batches import LABELLED, UNLABELLED, rows, uniforms
 from train.algorithm.evaluate import ece, joint, metrics
+from train.algorithm.paired import difference
 from train.algorithm.peers import LocalPeers
 from train.command import run
 from train.config import TrainConfig
@@ -52,11 +55,22 @@ from train.jobs import experiments, make_jobs, train_method
 from train.loop import pseudo_labels, tally
 from train.methods import METHODS
 from train.phases import Job, after_warmup, phases_of
+from train.rehearse import rehearse
+from train.run import checkpoint
 from train.run.checkpoint import Standing
 from train.run.log import Listeners
 from train.run.reading import read, warn_of_missing_classes, warn_of_training_copies
 from train.run.session import Session
-from train.run.summary import against, summary_table
+from train.run.summary import against, meaning, summary_table, told_apart
+
+YOUNG = ("unlearnt", "select", "told_apart", "sha256")  # what summaries of before do not have
+
+
+def outcome_of(training, settings: TrainConfig) -> dict[str, object]:
+    """What a run leaves, once it is through."""
+    training(settings)
+    return outcome(Path(settings.runs) / settings.run)
+
 
 # ---------------------------------------------------------------- which rows
 
@@ -98,15 +112,6 @@ def test_labels_from_a_file(made: Made, tmp_path: Path) -> None:
 def test_nonsense_labels_are_refused(made: Made, labels: str) -> None:
     with pytest.raises(UsageError, match="LABELS="):
         make_split(made.items, np.ones(len(made.items), bool), labels, 0)
-
-
-def test_more_labels_than_there_are(made: Made) -> None:
-    with pytest.raises(
-        UsageError,
-        match=r"class '.' has only \d+ labelled training images; type at most LABELS=\d+",
-    ) as caught:
-        make_split(made.items, np.ones(len(made.items), bool), "500", 0)
-    make_split(made.items, np.ones(len(made.items), bool), caught.value.instead["LABELS"], 0)
 
 
 def test_missing_splits_are_filled_in_and_given_ones_stand(made: Made) -> None:
@@ -183,20 +188,182 @@ def test_draws_differ_between_steps_streams_and_seeds() -> None:
 # ---------------------------------------------------------------- scores
 
 
-def test_the_paired_difference_and_its_p_value_are_scipys() -> None:
-    from scipy.stats import ttest_rel
-
+def test_methods_are_told_apart_only_beyond_chance() -> None:
+    """As many pairs as there are make some difference by chance."""
     chance = np.random.default_rng(0)
-    for shift in (0.0, 0.02):
-        a, b = chance.normal(0.8 + shift, 0.02, 10), chance.normal(0.8, 0.02, 10)
-        text = against(
-            *({"joint": {"test_top1": {"values": values.tolist()}}} for values in (a, b))
-        )
-        p = ttest_rel(a, b).pvalue
-        assert (
-            f"{100 * (a - b).mean():+.1f} ± {100 * (a - b).std(ddof=1) / 10**0.5:.1f}" in text
-            and (f"p = {p:.3f}" in text or p < 0.001)
-        )
+    hard_n, draws = chance.random(400), chance.random((7, 5, 400))
+
+    def right(*shares: float, images: int = 400) -> dict[str, np.ndarray]:
+        """Methods that are right of the easier images, and of others now and then."""
+        found = {}
+        for number, share in enumerate(shares):
+            score_En = 0.6 * hard_n + 0.4 * draws[number]
+            found[f"{number}"] = (score_En < share)[:, :images]
+        return found
+
+    assert not told_apart(right(0.5, 0.5, 0.52, 0.5)) and told_apart(right(0.5, 0.7, 0.5))
+    assert not told_apart(right(0.5, 0.8, 0.5, images=4)) and told_apart(right(0.5))
+    pair, many = right(0.5, 0.56), right(0.5, 0.56, 0.52, 0.52, 0.53, 0.52, 0.51)
+    assert told_apart(pair) == (difference(*pair.values()).p < 0.05)
+    least = min(difference(a, b).p for a, b in itertools.combinations(many.values(), 2))
+    assert told_apart(many) == (least < 0.05 / 21)
+    with_fusion = {"supervised": pair["0"], "mct": pair["1"]}
+    assert against(with_fusion) == {"mct": difference(pair["1"], pair["0"])}
+    assert against(pair) == {}
+
+
+def test_a_table_that_cannot_tell_says_so_first(made: Made, tmp_path: Path, capsys) -> None:
+    """In words, with the images that judge; and nothing else pretends otherwise."""
+    summary = run(config(made, tmp_path))
+    told = summary_table(summary).splitlines()
+    assert summary["told_apart"] in (True, False) and "against" in summary["methods"]["mct"]
+    few = {**summary, "told_apart": False, "rows": {**summary["rows"], "test": 9}}
+    lines = summary_table(few).splitlines()
+    assert re.fullmatch(
+        r"THIS TABLE CANNOT TELL THE METHODS APART: no difference is beyond chance\. 9 test images "
+        r"leave [\d.]+ % in doubt by 2\d\.\d points \(two standard errors\); more labelled images "
+        r"tell more",
+        lines[1],
+    )
+    assert not any(line.startswith("so many test images leave") for line in lines)
+    decided = summary_table({**summary, "told_apart": True}).splitlines()
+    assert any(line.startswith("so many test images leave") for line in decided)
+    assert "CANNOT" not in "".join(decided) and len(told) == len(summary_table(few).splitlines())
+    capsys.readouterr()
+    for apart, words in (
+        (False, "it, though nothing shows yet which method is best, type: make"),
+        (True, "label images with it, type: make"),
+    ):
+        path = tmp_path / "a" / "summary.json"
+        changed = {name: value for name, value in summary.items() if name != "sha256"}
+        path.write_bytes(durable.sealed({**changed, "told_apart": apart}))
+        train_and_report(config(made, tmp_path), {})
+        assert words in capsys.readouterr().err
+
+
+def test_one_seed_and_few_seeds_say_what_their_p_is_worth(made: Made, tmp_path: Path) -> None:
+    words = {"0": "one seed does not say: SEEDS=0..4", "0..1": "of fewer than 5 seeds p is too"}
+    for number, (seeds, text) in enumerate(words.items()):
+        short = config(made, tmp_path, run=f"r{number}", seeds=seeds, warmup=10, cotrain=10)
+        lines = summary_table(run(short)).splitlines()
+        joint = next(line for line in lines if line.startswith("meta co-training: joint"))
+        assert re.search(r"   [+-]\d+\.\d ± \d+\.\d \(p [=<] \d\.\d{3}\)$", joint)
+        assert lines[-1].startswith("against late fusion: mean difference") and text in lines[-1]
+    assert "fewer" not in meaning(5)
+
+
+def test_classes_without_labels_are_told_before_training(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Two of ten have none, one has two: what is possible, and what is taken."""
+    shutil.copytree(made.cache, tmp_path / "cache")
+    label, training = made.items.label.copy(), np.array(made.items.split) == "train"
+    label[training & (label >= 8)] = -1
+    label[np.flatnonzero(training & (label == 7))[2:]] = -1
+    write_items(tmp_path / "cache", dataclasses.replace(made.items, label=label))
+    settings = config(made, tmp_path, seeds="0", method="supervised,label-propagation")
+    settings = dataclasses.replace(settings, cache=str(tmp_path / "cache"))
+    best = 100 * (made.items.label[np.array(made.items.split) == "test"] < 8).mean()
+    words = (
+        "of 10 classes 2 have no labelled training image: '8', '9'. No model can learn them: on "
+        f"the test images no top-1 above {best:.1f} % and no balanced accuracy above 80.0 % is "
+    )
+    fewer = "LABELS=3: of 10 classes 1 has fewer labelled training images, of which all are "
+    rehearse(dataclasses.replace(settings, dry_run=True))
+    said = capsys.readouterr().err
+    assert words in said and f"{fewer}taken: '7' (2)" in said
+    summary = run(settings)
+    err, out = capsys.readouterr()[::-1]
+    assert err.index(words) < err.index("supervised ") and words in out and fewer in err
+    assert summary["labels_text"] == "3 labels a class, fewer of 1 class"
+    assert summary["unlearnt"]["classes"] == ["8", "9"] and summary["rows"]["labelled"] == 23
+    for found in summary["methods"].values():
+        assert 100 * found["joint"]["test_top1"]["mean"] <= best
+        assert found["joint"]["test_balanced"]["mean"] <= 0.8
+
+
+@pytest.mark.parametrize("by", ["top1", "balanced", "f1"])
+def test_steps_and_settings_are_chosen_by_what_is_asked_for(
+    made: Made, tmp_path: Path, by: str
+) -> None:
+    """The scores of what is kept are the best that any look saw; scikit-learn's of the written
+    predictions."""
+    shutil.copytree(made.cache, tmp_path / "cache")
+    keep = np.ones(len(made.items), bool)  # a few classes are rare: the measures differ
+    keep[np.flatnonzero(made.items.label > 4)[::2]] = False
+    label = np.where(keep, made.items.label, -1).astype(np.int32)
+    write_items(tmp_path / "cache", dataclasses.replace(made.items, label=label))
+    few = config(made, tmp_path, seeds="0", labels="2", select=by, eval_every=2)
+    few = dataclasses.replace(
+        few, cache=str(tmp_path / "cache"), method="supervised,mct-graph,label-propagation"
+    )
+    summary = run(few)
+    lines = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
+    for method in ("supervised", "mct-graph"):
+        looks = [json.loads(line)["val"] for line in lines if f'"{method}"' in line]
+        found = summary["methods"][method]["joint"][f"val_{by}"]["mean"]
+        assert found == pytest.approx(max(look["joint"][by] for look in looks), abs=0.02)
+        assert set(looks[0]["joint"]) == {"top1", "nll", by}
+    table = pq.read_table(tmp_path / "a" / "predictions.parquet").to_pandas()
+    for (method, split), part in table.groupby(["method", "split"]):
+        scores = summary["methods"][method]["joint"]
+        want = f1_score(part["label"], part["pred"], average="macro")
+        assert scores[f"{split}_f1"]["mean"] == pytest.approx(want)
+        want = balanced_accuracy_score(part["label"], part["pred"])
+        assert scores[f"{split}_balanced"]["mean"] == pytest.approx(want)
+    said = "steps and settings were chosen by" in summary_table(summary)
+    assert said == (by != "top1") and summary["select"] == by
+
+
+def test_a_run_of_before_is_shown_with_dashes_and_resumed(made: Made, tmp_path: Path) -> None:
+    """Its summary has neither the scores of classes nor differences over images; its settings know
+    no choice, its checkpoints another name."""
+    settings = config(made, tmp_path)
+    summary = run(settings)
+    old = {name: value for name, value in summary.items() if name not in YOUNG}
+    for found in (old := json.loads(json.dumps(old)))["methods"].values():
+        found.pop("against", None)
+        for scores in [*found["views"].values(), found["joint"]]:
+            for key in [key for key in scores if key.endswith(("_balanced", "_f1"))]:
+                del scores[key]
+    lines = summary_table(old).splitlines()
+    joint = next(line for line in lines if line.startswith("meta co-training: joint"))
+    assert joint.split()[-5:-3] == ["–", "–"] and joint.endswith("   –")
+    folder = tmp_path / "a"
+    config_file = json.loads((folder / "config.json").read_text())
+    del config_file["sha256"], config_file["settings"]["select"]
+    (folder / "config.json").write_bytes(durable.sealed(config_file))
+    assert run(settings) == summary
+    with pytest.raises(StaleError, match=r"settings\.select: top1 -> f1"):
+        run(dataclasses.replace(settings, select="f1"))
+
+
+def test_a_checkpoint_of_before_is_gone_on_from(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = outcome_of(run, config(made, tmp_path / "whole"))
+
+    def older(standing: Standing) -> dict[str, torch.Tensor]:
+        found = tensors(standing)
+        found["best_top1"] = found.pop("best_score")
+        return found
+
+    tensors, taken = checkpoint._tensors, []
+    plain = Listeners.step
+
+    def stopped(self: Listeners, step: int) -> None:
+        taken.append(step)
+        if len(taken) == 25:
+            raise KeyboardInterrupt
+        plain(self, step)
+
+    monkeypatch.setattr(checkpoint, "_tensors", older)
+    monkeypatch.setattr(Listeners, "step", stopped)
+    settings = config(made, tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        run(settings)
+    monkeypatch.undo()
+    assert outcome_of(run, settings) == whole
 
 
 def test_metrics_against_scikit_learn() -> None:
@@ -361,7 +528,7 @@ def test_a_finished_run_is_shown_not_repeated(
     again = capsys.readouterr().out
     assert (
         "is finished; another RUN=" in again
-        and len(shown) == 7
+        and len(shown) == 8
         and [line for line in again.splitlines() if "±" in line] == shown
     )
 
@@ -867,19 +1034,16 @@ def test_a_command_to_type_again_has_no_run_that_was_made_up(
         "--views",
         views,
         "--data",
-        "digits",
+        "digts",
         "--cache",
         made.cache,
         "--runs",
         tmp_path,
-        "--labels",
-        "500",
     )
     said = command(*words).stderr
-    most = re.search(r"type at most LABELS=(\d+)", said)[1]
     assert said.splitlines()[-1] == (
-        f"Type: make train VIEWS={views} DATA=digits CACHE={made.cache} "
-        f"LABELS={most} ARGS='--runs {tmp_path} --no-report'"
+        f"Type: make train VIEWS={views} CACHE={made.cache} "
+        f"DATA=digits ARGS='--runs {tmp_path} --no-report'"
     )
     assert " RUN=mine " in command(*words, "--run", "mine").stderr.splitlines()[-1]
 
@@ -1261,7 +1425,7 @@ def test_batches_are_those_of_the_step_in_whatever_order_they_are_asked_for(
         experiments(settings),
         LocalPeers(2),
         torch.device("cpu"),
-        torch.float32,
+        settings,
     )
     asked = [(0, False), (1, False), (2, True), (3, True), (9, True, True), (3, True), (4, False)]
     with closing(Feeder(settings, job.task, job.peers)) as feed:

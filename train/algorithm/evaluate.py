@@ -1,5 +1,5 @@
-"""How good predictions are: top-1 accuracy, negative log-likelihood, expected calibration error;
-per view and joint."""
+"""How good predictions are: top-1 accuracy, balanced accuracy, macro F1, negative log-likelihood,
+expected calibration error; per view and joint."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,6 +11,8 @@ from torch.nn.functional import log_softmax, one_hot, softmax
 from train.algorithm.probe import Params, forward
 
 BINS = 15  # of confidence
+# by which steps and hyper-parameters can be chosen, and how tables call them
+MEASURES = {"top1": "top-1", "balanced": "balanced accuracy", "f1": "macro F1"}
 # 0.03 to 32, each 12 % above the last
 TEMPERATURES = torch.logspace(-1.5, 1.5, 61, base=10, dtype=torch.float64)
 POOL = 4_096  # labelled rows at most, to which the weights of the pool are fitted
@@ -152,10 +154,51 @@ def ece(logits_EnC: Tensor, y_n: Tensor) -> Tensor:
     return gap.abs().sum(1) / len(y_n)
 
 
-def metrics(logits_EnC: Tensor, y_n: Tensor) -> dict[str, list[float]]:
-    """top1, nll and ece, one number per experiment."""
+def class_scores(pred_En: Tensor, y_n: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Balanced accuracy and macro F1, (E,) float64 each, of the classes alike, whatever their sizes
+    are: the mean recall of the classes that y_n has, and the mean F1 of those that y_n has or that
+    are predicted. Those are scikit-learn's conventions."""
+    y_En = y_n.expand(len(pred_En), -1)
+
+    def counts(class_En: Tensor, weight_En: Tensor) -> Tensor:
+        zeros = torch.zeros(len(class_En), classes, dtype=torch.float64, device=class_En.device)
+        return zeros.scatter_add_(1, class_En, weight_En)
+
+    right_En = (pred_En == y_En).double()
+    right_EC, there_EC = counts(y_En, right_En), counts(y_En, torch.ones_like(right_En))
+    either_EC = there_EC + counts(pred_En, torch.ones_like(right_En))
+    recall_EC = right_EC / there_EC.clamp_min(1)
+    f1_EC = 2 * right_EC / either_EC.clamp_min(1)
+    return recall_EC.sum(1) / (there_EC > 0).sum(1), f1_EC.sum(1) / (either_EC > 0).sum(1)
+
+
+def judged(logits_EnC: Tensor, y_n: Tensor, by: str) -> dict[str, Tensor]:
+    """top1 and nll, (E,) each, and `by`, one of MEASURES, by which is chosen."""
     top1, nll = top1_nll(logits_EnC, y_n)
-    return {"top1": top1.tolist(), "nll": nll.tolist(), "ece": ece(logits_EnC, y_n).tolist()}
+    found = {"top1": top1, "nll": nll}
+    if by != "top1":
+        of_classes = class_scores(logits_EnC.argmax(-1), y_n, logits_EnC.shape[-1])
+        found |= {by: dict(zip(("balanced", "f1"), of_classes, strict=True))[by]}
+    return found
+
+
+def share_right(pred_n: np.ndarray, y_n: np.ndarray, classes: int, by: str) -> float:
+    """`by`, one of MEASURES, of first choices."""
+    if by == "top1":
+        return float((pred_n == y_n).mean())
+    pred_1n = torch.from_numpy(pred_n.astype(np.int64)).unsqueeze(0)
+    of_classes = class_scores(pred_1n, torch.from_numpy(y_n.astype(np.int64)), classes)
+    return float(of_classes[0 if by == "balanced" else 1])
+
+
+def metrics(logits_EnC: Tensor, y_n: Tensor) -> dict[str, list[float]]:
+    """top1, balanced, f1, nll and ece, one number per experiment."""
+    top1, nll = top1_nll(logits_EnC, y_n)
+    balanced, f1 = class_scores(logits_EnC.argmax(-1), y_n, logits_EnC.shape[-1])
+    found = {"top1": top1, "balanced": balanced, "f1": f1, "nll": nll}
+    return {name: each.tolist() for name, each in found.items()} | {
+        "ece": ece(logits_EnC, y_n).tolist()
+    }
 
 
 def calibrate(logits_EnC: Tensor, y_n: Tensor) -> Tensor:

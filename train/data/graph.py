@@ -23,6 +23,7 @@ from scipy.sparse import csr_array, diags_array  # pyrefly: ignore[untyped-impor
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from train.algorithm.evaluate import share_right
 from train.algorithm.propagation import LEAST, log_said, said
 from train.data.reader import gather
 from train.data.splits import Split, spaced
@@ -210,8 +211,8 @@ class Graph:
 
     emb_V: (N, D_v) each; splits: of the E experiments, whose training rows together are the same;
     val and test rows may be asked for too. The number of neighbours and the share that comes from
-    them are those of the best accuracy on each experiment's validation rows: `chosen`. All
-    experiments have the base's nodes, and each its own labelled rows besides.
+    them are those of the best score on each experiment's validation rows: `chosen`, `by` one of
+    MEASURES. All experiments have the base's nodes, and each its own labelled rows besides.
     settled: neighbours and alpha of each experiment, where they were chosen before; then none is
     chosen, and nodes alone may be asked for.
     """
@@ -224,11 +225,12 @@ class Graph:
         classes: int,
         device: torch.device,
         settled: Sequence[tuple[int, float]] = (),
+        by: str = "top1",
     ) -> None:
         train = np.union1d(splits[0].labelled, splits[0].unlabelled)
         base = base_of(train)
         self.emb_V, self.label_N = emb_V, label_N
-        self.classes, self.device = classes, device
+        self.classes, self.device, self.by = classes, device, by
         self.scale_V = [statistics(emb_ND, train) for emb_ND in emb_V]
         self.grid = grid_of(len(base), classes)
         self.most = min(max(k for k, _ in self.grid), len(base))
@@ -303,13 +305,14 @@ class Graph:
         links: dict[int, Any],
         grid: Sequence[tuple[int, float]],
     ) -> Solved:
-        """The best of the grid on validation: by accuracy, then by likelihood, then the first."""
+        """The best of the grid on validation: by its score, then by likelihood, then the first."""
         known_n = np.isin(place.nodes, split.labelled)
         y_n = np.where(known_n, self.label_N[place.nodes], -1)
         best, score = None, (-1.0, 0.0)
         for k, alpha in grid:
             p_nC, kept = solve(links[k], y_n, self.classes, alpha), min(k, self.most)
-            found = _likelihood(p_nC, place.near_NK[split.val, :k], kept, self.label_N[split.val])
+            told_mC = _told(p_nC, place.near_NK[split.val, :k], kept)
+            found = _worth(told_mC, self.label_N[split.val], self.by)
             if best is None or found > score:
                 told_nC = torch.from_numpy(p_nC).to(self.device)
                 best, score = Solved(place, told_nC, kept, alpha), found
@@ -345,13 +348,15 @@ class Graph:
         return torch.from_numpy(places.astype(np.int64)).to(self.device, non_blocking=True)
 
 
-def _likelihood(
-    p_nC: np.ndarray, near_mk: np.ndarray, k: int, y_m: np.ndarray
-) -> tuple[float, float]:
-    """The accuracy and the mean log-likelihood of the mean of what the k nearest nodes know."""
-    told_mC = np.zeros((len(y_m), p_nC.shape[1]), np.float32)
+def _told(p_nC: np.ndarray, near_mk: np.ndarray, k: int) -> np.ndarray:
+    """(m, C): the mean of what the k nearest nodes know."""
+    told_mC = np.zeros((len(near_mk), p_nC.shape[1]), np.float32)
     for at_m in near_mk.T:
         told_mC += p_nC[at_m]
-    p_mC = np.maximum(told_mC / k, LEAST)
-    right = float((p_mC.argmax(1) == y_m).mean())
+    return np.maximum(told_mC / k, LEAST)
+
+
+def _worth(p_mC: np.ndarray, y_m: np.ndarray, by: str) -> tuple[float, float]:
+    """The score `by`, and the mean log-likelihood."""
+    right = share_right(p_mC.argmax(1), y_m, p_mC.shape[1], by)
     return right, float(np.log(p_mC[np.arange(len(y_m)), y_m]).mean())

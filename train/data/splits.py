@@ -2,7 +2,7 @@
 list, LABELS and the seed.
 
     LABELS=all       every labelled training row
-    LABELS=4         4 a class
+    LABELS=4         4 a class, and all of a class that has fewer
     LABELS=10%       that share of each class, at least 1
     LABELS=my.txt    the keys in a file, one a line, or only their last parts
 
@@ -131,10 +131,7 @@ def _choose(items: Items, known: np.ndarray, ok: np.ndarray, labels: str, seed: 
         chance = np.random.Generator(np.random.Philox(key=[seed, CHOICE + int(label)]))
         rows = chance.permutation(known[items.label[known] == label])
         rows = rows[ok[rows]]
-        take = _wanted(labels, len(rows))
-        if take > len(rows):
-            _refuse_count(items, pool, labels)
-        chosen.append(rows[:take])
+        chosen.append(rows[: _wanted(labels, len(rows))])
     return np.sort(np.concatenate(chosen))
 
 
@@ -165,17 +162,6 @@ def _as_share(labels: str) -> str:
     except ValueError:
         return UNKNOWN
     return f"{100 * share:.6g}%" if 0 < share < 1 else UNKNOWN
-
-
-def _refuse_count(items: Items, pool: np.ndarray, labels: str) -> None:
-    counts = np.bincount(items.label[pool])
-    counts[counts == 0] = len(pool) + 1
-    least = counts.min()
-    raise UsageError(
-        f"LABELS={labels}, but class {items.classes[counts.argmin()]!r} has only {least} labelled "
-        f"training images; type at most LABELS={least}",
-        instead={"LABELS": str(least)},
-    )
 
 
 def _from_file(items: Items, path: Path) -> np.ndarray:

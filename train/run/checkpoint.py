@@ -38,7 +38,7 @@ log = logging.getLogger(f"coview.{__name__}")
 STATE = ("method", "step", "ranks", "adam_steps", "metrics_bytes", "outputs", "files")
 GOES_BACK = "; type the same command again: it goes back to the checkpoint before"
 # tensors of a standing, of which the last two are there at some steps only, and those of each view
-WHOLE = ("best_top1", "best_nll", "best_step", "temperature", "pool", "fused_pool", "teach")
+WHOLE = ("best_score", "best_nll", "best_step", "temperature", "pool", "fused_pool", "teach")
 MAYBE = ("given", "marks")
 KINDS = ("params", "mean", "square", "average", "memory", "best", "fused")
 
@@ -49,8 +49,8 @@ class Standing:
     parameters: `best`, taken where the method's score for this view was best on validation, and
     `fused`, taken where the joint score was.
 
-    best_top1, best_nll: (V + 1, E) the validation scores at which the copies were taken, the
-    joint's in the last row; best_step likewise.
+    best_score, best_nll: (V + 1, E) the validation scores at which the copies were taken, what
+    --select names and the loss, the joint's in the last row; best_step likewise.
     temperature: (V, E), fitted to each student's teacher.
     pool: (V + G, E), the weights of the views and graphs in the joint, fused_pool those at the best
     joint score, teach: (V, V + G, E) those in each student's teacher.
@@ -63,7 +63,7 @@ class Standing:
     states: list[State]
     best: list[Params]
     fused: list[Params]
-    best_top1: Tensor
+    best_score: Tensor
     best_nll: Tensor
     best_step: Tensor
     metrics_bytes: int
@@ -226,6 +226,8 @@ def load_checkpoint(folder: Path, rank: int, ranks: int, device: torch.device) -
             "another name (RUN=)",
             instead={"RUN": UNKNOWN},
         )
+    if "best_top1" in loaded:  # as it was called when nothing else could be chosen by
+        loaded["best_score"] = loaded.pop("best_top1")
     # clone: what safetensors loads is not aligned as torch aligns its own memory, and alignment can
     # change the last bit of a sum
     return _standing(record, {key: value.clone().to(device) for key, value in loaded.items()})
@@ -247,7 +249,7 @@ def _standing(record: dict[str, Any], tensors: dict[str, Tensor]) -> Standing:
         states=states,
         best=best,
         fused=fused,
-        best_top1=tensors["best_top1"].cpu(),
+        best_score=tensors["best_score"].cpu(),
         best_nll=tensors["best_nll"].cpu(),
         best_step=tensors["best_step"].cpu(),
         metrics_bytes=record["metrics_bytes"],

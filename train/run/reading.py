@@ -17,6 +17,7 @@ from base.errors import DataQualityError, UsageError
 from cache_specs.alike import alike
 from train.config import TrainConfig
 from train.data.reader import Cache, open_cache
+from train.data.scarce import have, listed, rarer_text, unlearnt
 from train.data.splits import Split, make_split
 from train.methods import METHODS
 
@@ -110,13 +111,22 @@ def score_bytes(cache: Cache, splits: Sequence[Split]) -> int:
     return 8 * len(splits) * len(cache.items.classes) * rows * experts
 
 
-def warn(cache: Cache, split: Split) -> None:
+def warn(cache: Cache, split: Split, labels: str) -> None:
     """Of everything that makes the results of a run mean less than they seem to."""
     cache.warn_of_drift()
     warn_of_training_copies(cache, split)
+    warn_of_scarce_classes(cache, split, labels)
     warn_of_missing_classes(cache, split)
     for (one, other), why in alike(cache.names).items():
         log.warning(f"the views {one} and {other} are too alike to teach each other much: {why}")
+
+
+def warn_of_scarce_classes(cache: Cache, split: Split, labels: str) -> None:
+    """Say which classes no training image is labelled of, and which have fewer than LABELS."""
+    items = cache.items
+    none = unlearnt(items, split).text(len(items.classes))
+    for told in filter(None, [none, rarer_text(labels, items, split)]):
+        log.warning(told)
 
 
 def warn_of_missing_classes(cache: Cache, split: Split) -> None:
@@ -126,12 +136,10 @@ def warn_of_missing_classes(cache: Cache, split: Split) -> None:
     for name, rows in (("validation", split.val), ("test", split.test)):
         lacking = np.setdiff1d(np.arange(len(classes)), cache.items.label[rows]).tolist()
         if lacking:
-            have = "has" if len(lacking) == 1 else "have"
-            some = ", ".join(repr(classes[number]) for number in lacking[:10])
-            more = " …" if len(lacking) > 10 else ""
             log.warning(
-                f"of {len(classes):,} classes {len(lacking):,} {have} no {name} image: "
-                f"{some}{more}. The {name} scores say nothing of them"
+                f"of {len(classes):,} classes {len(lacking):,} {have(len(lacking))} no {name} "
+                f"image: {listed([classes[number] for number in lacking])}. The {name} scores say "
+                "nothing of them"
             )
 
 

@@ -43,6 +43,8 @@ def open_run(config: TrainConfig, fingerprints: dict[str, str], device: str, lea
             # the same images, whatever DATA calls them: photos/, or photos-1f2e3d4c once it has a
             # newer version
             wanted["settings"]["data"] = found["settings"].get("data")
+        usual = _settings(type(config)())  # of settings that are younger than the run
+        found["settings"] = {**usual, **found["settings"]}
         changed = differences(found, wanted)
         if changed:
             changed += _images_of_then(Path(config.cache), found, fingerprints)

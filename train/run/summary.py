@@ -1,8 +1,10 @@
 """What a run found: every method on the test split, read once -> summary.json, predictions.parquet,
 and the table."""
 
+import dataclasses
 import hashlib
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +14,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from scipy.special import stdtr  # pyrefly: ignore[untyped-import]  it has no stubs
 from torch import Tensor
 
 from base import durable
 from base.console import counted
 from base.errors import IntegrityError
 from cache_specs.items import Items
-from train.algorithm.evaluate import joint, metrics, pooled, predict
+from train.algorithm.evaluate import MEASURES, joint, metrics, pooled, predict
+from train.algorithm.paired import FEW, Difference, difference
 from train.config import TrainConfig
 from train.data.feed import Input
 from train.data.reader import Cache
+from train.data.scarce import Unlearnt, rarer, unlearnt
 from train.data.splits import Split
 from train.methods import METHODS, Method, in_order
 from train.run.probe_files import read_tensors
 
-SCORES = ("test_top1", "test_nll", "test_ece", "val_top1")
+SCORES = (
+    *("test_top1", "test_balanced", "test_f1", "test_nll", "test_ece"),
+    *("val_top1", "val_balanced", "val_f1"),
+)
+CHANCE = 0.05  # below it a difference counts, divided by the number of pairs that are looked at
 AGAIN = (
     "Delete summary.json and type the command of the run once more, the same make train: the "
     "probes are kept, and what was made of them is made again"
@@ -50,12 +57,7 @@ class Says:
 
 def describe(config: TrainConfig, cache: Cache, splits: Sequence[Split]) -> dict[str, Any]:
     """The head of summary.json: what was trained on."""
-    text = f"labels: {config.labels}"
-    if config.labels == "all":
-        text = "all labels"
-    elif config.labels.isdigit():
-        text = f"{config.labels} {'label' if config.labels == '1' else 'labels'} a class"
-    split = splits[0]
+    split, items = splits[0], cache.items
     contents = {
         "test": _contents(cache, split.test),
         "test_labels": _contents(cache, split.test, labels=True),
@@ -66,11 +68,13 @@ def describe(config: TrainConfig, cache: Cache, splits: Sequence[Split]) -> dict
         "contents": contents,
         "views": list(cache.names),
         "labels": config.labels,
-        "labels_text": text,
+        "labels_text": _labels_text(config.labels, items, split),
         "seeds": config.seed_list(),
-        "classes": len(cache.items.classes),
+        "classes": len(items.classes),
+        "unlearnt": dataclasses.asdict(unlearnt(items, split)),
         "fingerprints": cache.fingerprints,
         "joint": config.joint,
+        "select": config.select,
         "rows": {
             "labelled": len(split.labelled),
             "unlabelled": len(split.unlabelled),
@@ -78,6 +82,17 @@ def describe(config: TrainConfig, cache: Cache, splits: Sequence[Split]) -> dict
             "test": len(split.test),
         },
     }
+
+
+def _labels_text(labels: str, items: Items, split: Split) -> str:
+    if labels == "all":
+        return "all labels"
+    if not labels.isdigit():
+        return f"labels: {labels}"
+    text, fewer = f"{counted(int(labels), 'label')} a class", len(rarer(labels, items, split))
+    if fewer:
+        text += f", fewer of {fewer:,} {'class' if fewer == 1 else 'classes'}"
+    return text
 
 
 def _contents(cache: Cache, rows: np.ndarray, labels: bool = False) -> str:
@@ -162,7 +177,7 @@ def summarise(
     """Score every method on the rows of split.val and split.test; write predictions.parquet and
     then summary.json."""
     summary: dict[str, Any] = {**head, "methods": {}}
-    tables = []
+    tables, right = [], {}
     for name in methods:
         said = say(folder, METHODS[name], cache, split, head["joint"], device)
         views = cache.names if len(said.val) > 1 else []
@@ -176,6 +191,9 @@ def summarise(
             opinions = _opinions(cache.names, [z.cpu() for z in logits])
             facts = _facts(name, part, cache.items, rows, head["seeds"])
             tables.append({**facts, **opinions})
+            if part == "test":
+                hits = opinions["pred"] == facts["label"]
+                right[name] = hits.reshape(len(head["seeds"]), -1)
         both = scores.pop("joint")
         summary["methods"][name] = {
             "views": scores,
@@ -183,6 +201,9 @@ def summarise(
             "probes": said.sha256,
             "chosen": said.chosen,
         }
+    for name, gain in against(right).items():
+        summary["methods"][name]["against"] = dataclasses.asdict(gain)
+    summary["told_apart"] = told_apart(right)
     _write_parquet(folder / "predictions.parquet", tables)
     summary["files"] = _digests(folder)
     summary["seconds"] = round(seconds, 1)
@@ -203,54 +224,62 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def summary_table(summary: dict[str, Any]) -> str:
     """The result as text: one line a view and method, mean ± standard deviation over the seeds, in
-    percent; the joint lines against late fusion."""
-    seeds, methods = summary["seeds"], summary["methods"]
-    others = len(methods) > 1 and len(summary["views"]) > 1
-    paired = len(seeds) > 1 and "supervised" in methods and others
-    head = "   against late fusion" if paired else ""
+    percent; the joint lines against late fusion. Where it cannot tell the methods apart, it says so
+    first; a run of before has no such numbers, and a dash instead."""
+    seeds, methods, rows = summary["seeds"], summary["methods"], summary["rows"]
+    paired = "supervised" in methods and len(methods) > 1 and len(summary["views"]) > 1
+    body = []
+    for name in in_order(methods):
+        gain = ""
+        if paired and name != "supervised":
+            gain = _gain(methods[name].get("against"))
+        body += _lines(METHODS[name], methods[name], summary["views"], gain)
+    wide = max(len(title) for title, _ in body) + 2
     lines = [
         f"{summary['dataset']}, {summary['labels_text']}, {counted(len(seeds), 'seed')}; test "
-        "top-1 in %, mean ± std over seeds",
-        f"{'':50}{'test top-1':>13}{'NLL':>8}{'ECE':>8}{head}",
-    ]
-    for name in in_order(methods):
-        fusion = methods["supervised"] if paired and name != "supervised" else None
-        lines += _lines(METHODS[name], methods[name], summary["views"], fusion)
-    rows = summary["rows"]
-    lines.append(
+        "scores in %, mean ± std over seeds",
+        *filter(None, [undecided(summary)]),
+        f"{'':{wide}}{'top-1':>11}{'balanced':>10}{'F1':>7}{'NLL':>8}{'ECE':>8}"
+        f"{'   against late fusion' if paired else ''}",
+        *[f"{title:{wide}}{cells}" for title, cells in body],
         f"selected on {rows['val']} labelled validation images, tested once on {rows['test']}; "
-        f"{summary['seconds']:.0f} s"
-    )
-    lines.append(limits(summary))
-    if paired and len(seeds) < 5:
-        lines.append(
-            "against late fusion: mean difference and its standard error over the seeds; a p-value "
-            "wants 5 of them: SEEDS=0..4"
-        )
+        f"{summary['seconds']:.0f} s",
+        *notes(summary),
+    ]
+    if paired:
+        lines.append(f"against late fusion: {meaning(len(seeds))}")
     return "\n".join(lines)
 
 
 def _lines(
-    method: Method, result: dict[str, Any], views: list[str], fusion: dict[str, Any] | None
-) -> list[str]:
-    """Of one method, whose joint stands against late fusion, if there is one."""
+    method: Method, result: dict[str, Any], views: list[str], gain: str
+) -> list[tuple[str, str]]:
+    """Of one method, title and cells; gain: of the joint against late fusion."""
     lines = []
     for view in views:  # JSON keeps no order of its own
         if view in result["views"]:
-            lines.append(_line(f"{view}, {method.title}", result["views"][view]))
+            lines.append((f"{view}, {method.title}", _cells(result["views"][view])))
     if len(lines) != 1:  # one view has nothing to fuse with
-        gain = "" if fusion is None else against(result, fusion)
-        lines.append(_line(f"{method.title}: {method.joint}", result["joint"]) + gain)
+        cells = f"{_cells(result['joint'])}{gain}"
+        lines.append((f"{method.title}: {method.joint}", cells))
     return lines
 
 
-def _line(title: str, scores: dict[str, Any]) -> str:
+def _cells(scores: dict[str, Any]) -> str:
     top1 = scores["test_top1"]
     value = f"{100 * top1['mean']:.1f}"
     if top1["n"] > 1:
         value += f" ± {100 * top1['std']:.1f}"
+    of_classes = []
+    for key in ("test_balanced", "test_f1"):
+        of_classes.append(f"{100 * scores[key]['mean']:.1f}" if key in scores else "–")
+    balanced, f1 = of_classes
     nll, ece = scores["test_nll"]["mean"], scores["test_ece"]["mean"]
-    return f"{title:50}{value:>13}{nll:8.3f}{ece:8.3f}"
+    return f"{value:>11}{balanced:>10}{f1:>7}{nll:8.3f}{ece:8.3f}"
+
+
+def _gain(against: dict[str, Any] | None) -> str:
+    return f"   {Difference(**against)}" if against else "   –"
 
 
 def doubt(share: float, n: int) -> float:
@@ -263,27 +292,72 @@ def doubt(share: float, n: int) -> float:
 def limits(summary: dict[str, Any]) -> str:
     """What the number of test images leaves open, whatever the spread over the seeds is: they have
     them in common."""
+    common = ", and all seeds share them" if len(summary["seeds"]) > 1 else ""
+    return f"so many test images leave {_in_doubt(summary)}{common}"
+
+
+def _in_doubt(summary: dict[str, Any]) -> str:
     best = max(found["joint"]["test_top1"]["mean"] for found in summary["methods"].values())
     points = 100 * doubt(best, summary["rows"]["test"])
-    common = ", and all seeds share them" if len(summary["seeds"]) > 1 else ""
+    return f"{100 * best:.1f} % in doubt by {points:.1f} points (two standard errors)"
+
+
+def undecided(summary: dict[str, Any]) -> str:
+    """That no two of the methods differ by more than chance would make them; '' where some do."""
+    if summary.get("told_apart", True):
+        return ""
+    images = counted(summary["rows"]["test"], "test image")
     return (
-        f"so many test images leave {100 * best:.1f} % in doubt by {points:.1f} points (two "
-        f"standard errors){common}"
+        f"THIS TABLE CANNOT TELL THE METHODS APART: no difference is beyond chance. {images} leave "
+        f"{_in_doubt(summary)}; more labelled images tell more"
     )
 
 
-def against(result: dict[str, Any], fusion: dict[str, Any]) -> str:
-    """A method's joint against late fusion of the supervised probes, paired over the seeds: mean ±
-    standard error of the difference, in points, and, of 5 seeds or more, the p-value of a two-sided
-    paired t-test."""
-    a, b = (np.array(found["joint"]["test_top1"]["values"]) for found in (result, fusion))
-    gain = 100 * (a - b)
-    error = gain.std(ddof=1) / np.sqrt(len(gain))
-    text = f"{gain.mean():+10.1f} ± {error:.1f}"
-    if len(gain) < 5 or gain.std() == 0:
-        return text
-    p = 2 * float(stdtr(len(gain) - 1, -abs(gain.mean() / error)))
-    return f"{text} (p < 0.001)" if p < 0.001 else f"{text} (p = {p:.3f})"
+def selected_by(summary: dict[str, Any]) -> str:
+    """The validation score by which steps and settings were chosen, as `methods` have it; runs of
+    before knew one alone."""
+    return f"val_{summary.get('select', 'top1')}"
+
+
+def notes(summary: dict[str, Any]) -> list[str]:
+    """What limits the scores, besides."""
+    found = [] if undecided(summary) else [limits(summary)]
+    if "unlearnt" in summary:
+        found += filter(None, [Unlearnt(**summary["unlearnt"]).text(summary["classes"])])
+    if summary.get("select", "top1") != "top1":
+        chosen = MEASURES[summary["select"]]
+        found.append(f"steps and settings were chosen by {chosen} on the validation images")
+    return found
+
+
+def meaning(seeds: int) -> str:
+    """What ± and p of a difference mean."""
+    if seeds == 1:
+        return (
+            "mean difference ± its standard error, over the test images alone; what other labels, "
+            "weights and batches would give, one seed does not say: SEEDS=0..4"
+        )
+    few = "" if seeds >= FEW else "; of fewer than 5 seeds p is too careful: SEEDS=0..4"
+    return f"mean difference ± its standard error, over seeds and test images{few}"
+
+
+def against(right: dict[str, np.ndarray]) -> dict[str, Difference]:
+    """Of each other method the difference to late fusion of the supervised probes. right: {method:
+    (E, n) bool}, which test images the joint has right."""
+    if "supervised" not in right:
+        return {}
+    fusion = right["supervised"]
+    others = [name for name in right if name != "supervised"]
+    return {name: difference(right[name], fusion) for name in others}
+
+
+def told_apart(right: dict[str, np.ndarray]) -> bool:
+    """Is one of the methods better than another one by more than chance, as many pairs as there are
+    (Bonferroni)? True of one method alone."""
+    pairs = list(itertools.combinations(right.values(), 2))
+    if not pairs:
+        return True
+    return min(difference(one, other).p for one, other in pairs) < CHANCE / len(pairs)
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
@@ -328,8 +402,15 @@ def _opinions(views: Sequence[str], logits: Sequence[Tensor]) -> dict[str, Any]:
         "agreement": agreement.flatten().numpy(),
     }
     for view, p in zip(views, own, strict=True):
+        columns[f"pred_{view}"] = _first_choices(p)
         columns[f"prob_{view}"] = list(p.flatten(0, 1).half().numpy())
     return columns
+
+
+def _first_choices(prob_EnC: Tensor) -> np.ndarray:
+    """(E n,) int32; -1 where a view has no opinion of its own."""
+    nobody = prob_EnC[..., 0].isnan()
+    return torch.where(nobody, -1, prob_EnC.argmax(-1)).flatten().numpy().astype(np.int32)
 
 
 def _write_parquet(path: Path, tables: Sequence[dict[str, Any]]) -> None:

@@ -117,8 +117,9 @@ def tested(run: Path) -> dict[str, float]:
         return values
     for method, found in json.loads(path.read_text(encoding="utf-8"))["methods"].items():
         for name, scores in {**found["views"], "joint": found["joint"]}.items():
-            for key in ("test_top1", "test_nll", "test_ece"):
-                values[f"{method}/{name}/{key}"] = scores[key]["mean"]
+            for key, score in scores.items():
+                if key.startswith("test_"):
+                    values[f"{method}/{name}/{key}"] = score["mean"]
     return values
 
 

@@ -327,7 +327,7 @@ def test_each_students_anchor_is_made_with_the_weights_of_its_own_teacher(
         experiments(settings),
         LocalPeers(2),
         torch.device("cpu"),
-        torch.float64,
+        dataclasses.replace(settings, precision="float64"),
     )
     pool = torch.rand(2, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with closing(Feeder(settings, job.task, job.peers)) as feed:
