@@ -9,7 +9,7 @@ The first is that of a finished run and the cache that it was trained on; the se
 folder that `make export-model` wrote, without either; the third the probabilities of n images, of
 which each view has one embedding.
 
-The joint is the mean of the seeds' distributions at one temperature, fitted on the run's
+The joint is the geometric mean of the seeds' distributions at one temperature, fitted on the run's
 validation rows; how often it is right is counted on the test rows, by which nothing was chosen. All
 seeds of a run have these rows in common. A graph (train/data/graph.py) says of an image that is no
 node of it the mean of what its nearest nodes know, and of one that is, what that node knows.

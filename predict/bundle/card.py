@@ -43,7 +43,7 @@ Labels an image with one of {classes} classes, from the embeddings of frozen vis
 {METHODS[model.method].title}. Trained on {_text(about["dataset"])}, run {_text(about["run"])}:
 {_text(about["labels_text"])} ({rows["labelled"]:,} labelled images of each seed,
 {rows["unlabelled"]:,} unlabelled), {seeds} ({", ".join(map(str, model.seeds))}), whose
-distributions are averaged.
+distributions are averaged (geometrically).
 
 Classes: {_class_names(model.classes)}
 
@@ -56,9 +56,9 @@ Of one seed, before calibration: mean ± standard deviation over {seeds}; select
 |---|---|---|---|---|
 {_scores(model)}
 
-{_together(model)}Calibration: the distributions of the seeds are averaged, and the average is taken
-at temperature {model.temperature:.3f}, which has the lowest loss on {held_out["val"]:,} validation
-images. The views' own opinions are as their probes give them.
+{_together(model)}Calibration: the geometric mean of the seeds' distributions, at temperature
+{model.temperature:.3f}, which has the lowest loss on {held_out["val"]:,} validation images. The
+views' own opinions are as their probes give them.
 
 {onnx}
 

@@ -32,7 +32,7 @@ from train.algorithm.probe import Params
 from train.config import TrainConfig
 from train.methods import METHODS, with_model
 
-FORMAT, RECORD = 2, "model.json"  # of format 1 the temperature is each seed's, before the mean
+FORMAT, RECORD = 2, "model.json"  # in format 1 seeds were tempered, then averaged
 OTHERS = ("README.md", "joint.onnx", "joint.onnx.data")  # beside the tensors
 RULES = typing.get_args(typing.get_type_hints(TrainConfig)["joint"])
 # What reading a damaged folder may raise.
@@ -129,7 +129,7 @@ def _of_another_version(folder: Path, record: dict[str, Any]) -> StaleError:
     whose = f"RUN={quoted(run) if run else '…'} METHOD={method or '…'}"
     meant = ""
     if record["format"] == 1:
-        meant = " (in the other one the temperature is of each seed, before they are averaged)"
+        meant = " (in the other one each seed has the temperature, and then they are averaged)"
     return StaleError(
         f"{folder} has format {record['format']}, this version reads {FORMAT}{meant}; export it "
         f"again, where its run is: make export-model {whose} TO={quoted(f'{folder}-{FORMAT}')}"

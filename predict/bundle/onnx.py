@@ -98,7 +98,8 @@ def write_onnx(model: Model, path: Path) -> list[Path]:
             outputs.append(f"view.{name}")
             b.output(_floored(b, _mean(b, b.as_double(own))), f"view.{name}")
         joint = _fused(b, model, x_P)
-    cool = b.op("Div", _mean(b, b.as_double(joint)), b.double(model.temperature))
+    together = b.reduce("ReduceMean", b.op("LogSoftmax", b.as_double(joint), axis=-1), 0)
+    cool = b.op("Div", together, b.double(model.temperature))
     b.output(_floored(b, b.op("LogSoftmax", cool, axis=-1)), "joint")
     return _save(b, model, outputs, path)
 
