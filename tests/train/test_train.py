@@ -1274,7 +1274,7 @@ def test_batches_are_those_of_the_step_in_whatever_order_they_are_asked_for(
 
     monkeypatch.setattr(
         Feeder, "_draw", slow
-    )  # one draws at a time: they share the orders of passes
+    )  # one draws at a time, for the next step and no further
     with closing(Feeder(settings, job.task, job.peers)) as feed:
         for step in (0, 1, 7, 3):
             feed(step)
@@ -1283,7 +1283,7 @@ def test_batches_are_those_of_the_step_in_whatever_order_they_are_asked_for(
     with closing(Feeder(settings, job.task, job.peers)) as feed:
         feed(0)
         feed.ahead[1].result()
-        feed.task.splits.clear()
+        feed.labelled.clear()
         feed(1)
-        with pytest.raises(ValueError, match="is longer than argument 1"):
+        with pytest.raises(ValueError, match="need at least one array"):
             feed(2)
