@@ -23,7 +23,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from train.algorithm import cotrain, probe
-from train.algorithm.batches import LABELLED, UNLABELLED, rows, uniforms
+from train.algorithm.batches import LABELLED, UNLABELLED, Passes, uniforms
 from train.algorithm.cotrain import Batch, StepRule, mct_step, supervised_step
 from train.algorithm.optimise import Adam, fresh
 from train.algorithm.peers import LocalPeers
@@ -121,6 +121,8 @@ def run(
         for seed in SEEDS
     ]
     hidden = [np.setdiff1d(train, known) for known in labelled]
+    seen_L = [Passes(pool, seed, LABELLED) for pool, seed in zip(labelled, SEEDS, strict=True)]
+    seen_U = [Passes(pool, seed, UNLABELLED) for pool, seed in zip(hidden, SEEDS, strict=True)]
     states = [
         fresh(probe.init(SEEDS, v, x.shape[1], 10, SHAPE, torch.float32))
         for v, x in enumerate(views)
@@ -149,15 +151,8 @@ def run(
     try:
         for step in range(warmup + cotrain_steps):
             at_L, at_U = (
-                torch.from_numpy(
-                    np.stack(
-                        [
-                            rows(pool, seed, step, size, role)
-                            for pool, seed in zip(pools, SEEDS, strict=True)
-                        ]
-                    )
-                )
-                for pools, size, role in ((labelled, 40, LABELLED), (hidden, 128, UNLABELLED))
+                torch.from_numpy(np.stack([rows(step, size) for rows in of_seeds]))
+                for of_seeds, size in ((seen_L, 40), (seen_U, 128))
             )
             batches = [
                 Batch(

@@ -21,8 +21,8 @@ import numpy as np
 
 from base.errors import StorageError
 from cache_specs import integrity, store
-
-_STREAM = 5 << 40  # second word of the keys of draws; batches.py and splits.py have 1 to 4 << 40
+from train.algorithm.streams import Purpose
+from train.algorithm.streams import stream as random_stream
 
 Order = Literal["sequential", "shuffled"]
 
@@ -142,9 +142,7 @@ def _windows(
 
 def _draws(seed: int, epoch: int, purpose: int) -> np.random.Generator:
     """purpose: 0 for the order of the blocks, 1 + window for the rows within it."""
-    return np.random.Generator(
-        np.random.Philox(key=[seed, _STREAM + epoch], counter=[0, 0, 0, purpose])
-    )
+    return random_stream(seed, Purpose.BLOCKS, epoch, (0, 0, purpose))
 
 
 def _read_blocks(

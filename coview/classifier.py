@@ -334,8 +334,8 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         return value_errors(self.model_, self._rows(X, reset=False))
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """(n, C) probabilities of `classes_`: the joint's, the mean over the seeds, at the
-        temperature that fits the validation rows."""
+        """(n, C) probabilities of `classes_`: the joint's, the geometric mean over the seeds, which
+        has the temperature that fits the validation rows."""
         return self.opinions(X).joint_nC
 
     def predict(self, X: Any) -> np.ndarray:

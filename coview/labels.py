@@ -14,8 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from base.errors import DataQualityError
 from cache_specs.words import means_no_label
-
-CHOICE = 5 << 40  # second word of the keys of these draws; train/data/splits.py has 3 and 4 << 40
+from train.algorithm.streams import Purpose, stream
 
 
 def as_before_where_it_fails(fit: Callable[..., Any]) -> Callable[..., Any]:
@@ -184,14 +183,14 @@ def _differs_from_itself(value: Any) -> bool:
 
 def hold_out(label: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Row numbers for validation: this share of the labelled rows of each class, at least one of
-    three. Empty where every class has one or two."""
-    held = []
+    three. Empty where every class has one or two. Each row has its chance, whatever the classes are
+    called and however many others there are."""
+    chance_n, held = stream(seed, Purpose.HELD_OUT).random(len(label)), []
     for number in range(label.max() + 1):
         rows = np.flatnonzero(label == number)
         least = 1 if len(rows) > 2 and fraction > 0 else 0
         take = min(max(int(len(rows) * fraction), least), len(rows) - 1)
-        chance = np.random.Generator(np.random.Philox(key=[seed, CHOICE + number]))
-        held.append(chance.permutation(rows)[:take])
+        held.append(rows[np.argsort(chance_n[rows], kind="stable")[:take]])
     return np.sort(np.concatenate(held))
 
 

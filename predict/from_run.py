@@ -9,13 +9,16 @@ The first is that of a finished run and the cache that it was trained on; the se
 folder that `make export-model` wrote, without either; the third the probabilities of n images, of
 which each view has one embedding.
 
-The joint is the mean of the seeds' distributions, at one temperature for all, fitted on the run's
-validation rows. A graph (train/data/graph.py) says of an image that is no node of it the mean of
-what its nearest nodes know, and of one that is, what that node knows.
+The joint is the geometric mean of the seeds' distributions at one temperature, fitted on the run's
+validation rows; how often it is right is counted on the test rows, by which nothing was chosen. All
+seeds of a run have these rows in common. A graph (train/data/graph.py) says of an image that is no
+node of it the mean of what its nearest nodes know, and of one that is, what that node knows.
 """
 
+import functools
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +31,17 @@ from base.phrase import quoted
 from cache_specs import store
 from cache_specs.spec import differences
 from predict.bundle.folder import read_model
-from predict.model import Expert, Model, Opinions, ViewRecord, side_by_side
+from predict.model import FITTED, Expert, Model, Opinions, ViewRecord, side_by_side
 from train.algorithm.probe import Params
 from train.data.feed import Input
 from train.data.graph import Graph, nodes_of
 from train.data.reader import Cache, open_cache
-from train.data.splits import Split, make_split
+from train.data.splits import Split, make_split, spaced
 from train.jobs import groups_of
-from train.methods import METHODS, in_order, with_model
+from train.methods import METHODS, in_order, learns_unlabelled, with_model
 from train.run.probe_files import read_tensors
-from train.run.rundir import finished
-from train.run.summary import read_summary, selected_by
+from train.run.rundir import finished, keys_of, split_file
+from train.run.summary import checked, read_summary, selected_by
 
 log = logging.getLogger(f"coview.{__name__}")
 PRIVATE = ("views", "data", "labels")  # settings that may hold paths of this machine, or keys
@@ -60,7 +63,7 @@ def of_run(
     settings = config["settings"]
     method = choose_method(summary, method)
     opened = _open(run, cache, config, summary["dataset"])
-    splits = [_split(run, opened, settings["labels"], seed) for seed in summary["seeds"]]
+    splits = [_split(run, opened, settings["labels"], summary, seed) for seed in summary["seeds"]]
     where, scores = torch.device(device), summary["methods"][method]
     names = ["concat"] if method == "concat" else opened.names
     probes = [_tensors(run, method, name, scores, where) for name in names]
@@ -84,9 +87,7 @@ def of_run(
         1.0,
         _about(run, settings, summary, scores),
     )
-    val = splits[0].val
-    val_V = [emb_ND[val] for emb_ND in opened.emb]
-    return model.calibrated(val_V, opened.items.label[val]), opened, splits
+    return _held_out(model, opened, splits), opened, splits
 
 
 def _open(run: Path, cache: Path, config: dict[str, Any], dataset: str) -> Cache:
@@ -114,6 +115,35 @@ def _open(run: Path, cache: Path, config: dict[str, Any], dataset: str) -> Cache
             instead={"CACHE": UNKNOWN},
         )
     return opened
+
+
+def _held_out(model: Model, cache: Cache, splits: Sequence[Split]) -> Model:
+    """The model at the temperature of the validation rows, and how good it is on the test rows: at
+    most FITTED of each, whose images no seed has learnt from."""
+    labelled, seen = learnt_from(cache, splits)
+    known, rows = seen if learns_unlabelled(model.method) else labelled, {}
+    for part in ("val", "test"):
+        common = functools.reduce(np.intersect1d, [getattr(split, part) for split in splits])
+        new = [row for row in common.tolist() if cache.items.sha256[row] not in known]
+        rows[part] = spaced(np.array(new, np.int64), FITTED)
+    val, test = rows["val"], rows["test"]
+    if len(val):
+        model = model.calibrated([emb_ND[val] for emb_ND in cache.emb], cache.items.label[val])
+    top1 = None
+    if len(test):
+        choice_n = model([emb_ND[test] for emb_ND in cache.emb]).choice_n
+        top1 = float((choice_n == cache.items.label[test]).mean())
+    found = {"val": len(val), "test": len(test), "top1": top1}
+    return replace(model, about={**model.about, "held_out": found})
+
+
+def learnt_from(cache: Cache, splits: Sequence[Split]) -> tuple[set[str], set[str]]:
+    """The hashes of the images that any seed knew with their labels, and of all training images."""
+    found: list[set[str]] = []
+    for part in ("labelled", "unlabelled"):
+        rows = functools.reduce(np.union1d, [getattr(split, part) for split in splits])
+        found.append({cache.items.sha256[row] for row in rows.tolist()} - {""})
+    return found[0], found[0] | found[1]
 
 
 def _about(
@@ -246,25 +276,25 @@ def open_model(folder: Path, device: str = "cpu") -> Model:
     return read_model(Path(folder), torch.device(device))
 
 
-def _split(run: Path, cache: Cache, labels: str | list[str], seed: int) -> Split:
-    """As it was: by the rule, or, of LABELS=file, by the keys that the run wrote down. Raises
-    StaleError where the rule gives other rows now."""
-    written = run / "splits" / f"seed-{seed}.labelled.txt"
-    rule = labels if isinstance(labels, str) else str(written)
-    split = make_split(cache.items, cache.ok, rule, seed)
-    keys = "".join(f"{cache.items.keys[row]}\n" for row in split.labelled)
+def _split(
+    run: Path, cache: Cache, labels: str | list[str], summary: dict[str, Any], seed: int
+) -> Split:
+    """As it was: by the rule, where that gives the images that the run wrote down, or by these, of
+    LABELS=file and of a version that drew others. Raises IntegrityError (the file was changed) or
+    StaleError."""
+    written = checked(run, split_file(run, seed).relative_to(run).as_posix(), summary)
+    if isinstance(labels, str):
+        split = make_split(cache.items, cache.ok, labels, seed)
+        if keys_of(cache.items, split) == written.read_bytes():
+            return split
     try:
-        same = written.read_text(encoding="utf-8") == keys
-    except (OSError, ValueError):
-        same = False
-    if not same:
+        return make_split(cache.items, cache.ok, str(written), seed)
+    except UsageError as error:
         raise StaleError(
-            f"{written} does not name the labelled images that LABELS={labels} gives for seed "
-            f"{seed}: it was changed, or the run is of another version. Train again under another "
-            "RUN",
+            f"not all images of {written} can be used any more ({error}). Train again under "
+            "another RUN",
             instead={"RUN": UNKNOWN},
-        )
-    return split
+        ) from error
 
 
 def _tensors(

@@ -17,6 +17,7 @@ from cache_specs import integrity, store
 from extract import bad_images
 from extract.data.datasets import Dataset, build_items
 from extract.images import why_not
+from predict.from_run import learnt_from
 from predict.images import backbones, embed_images
 from predict.model import Model, Opinions
 from train.data.reader import Cache
@@ -121,7 +122,7 @@ def are_new(
 ) -> bool:
     """Whether the training has learnt from less than half of these images; if it is to be `told`,
     says how many of them it had."""
-    labelled, seen = _learnt_from(cache, splits)
+    labelled, seen = learnt_from(cache, splits)
     named = len([one for one in sha256 if one in labelled])
     known = len([one for one in sha256 if one in seen])
     if known and told:
@@ -131,14 +132,3 @@ def are_new(
             "of them with a label"
         )
     return not learns_unlabelled(model.method) or 2 * known < len(sha256)
-
-
-def _learnt_from(cache: Cache, splits: Sequence[Split]) -> tuple[set[str], set[str]]:
-    """The hashes of the images that any seed knew with their labels, and of all training images."""
-    labelled, seen = set(), set()
-    for split in splits:
-        for row in split.labelled.tolist():
-            labelled.add(cache.items.sha256[row])
-        for row in split.unlabelled.tolist():
-            seen.add(cache.items.sha256[row])
-    return labelled - {""}, (labelled | seen) - {""}

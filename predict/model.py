@@ -45,10 +45,10 @@ class ViewRecord:
 
 @dataclass(frozen=True, eq=False)
 class Opinions:
-    """Of n images. joint_nC: float32 probabilities, the mean over the seeds, calibrated; views_VnC:
-    each view's own, the mean over the seeds, as its probes give them (V = 0 where one probe reads
-    all views); agreement_n: the share of the views whose first choice is the joint's, NaN where
-    V = 0."""
+    """Of n images. joint_nC: float32 probabilities, the geometric mean over the seeds at the
+    temperature; views_VnC: each view's own, the mean over the seeds, as its probes give them (V = 0
+    where one probe reads all views); agreement_n: the share of the views whose first choice is the
+    joint's, NaN where V = 0."""
 
     joint_nC: np.ndarray
     views_VnC: np.ndarray
@@ -192,13 +192,15 @@ class Model:
         return torch.stack(own_V), pooled(torch.stack([*fused_V, *told_G]), self.weight_ME)
 
     def log_probabilities(self, views_VEnC: Tensor, joint_EnC: Tensor) -> tuple[Tensor, Tensor]:
-        """(V, n, C) and (n, C) float64, the means over the seeds, none below FLOOR."""
-        joint_nC = _mean(joint_EnC.double() / self.temperature)
+        """(V, n, C) and (n, C) float64: the means over the seeds, of the joint the geometric one at
+        the temperature; none below FLOOR."""
+        joint_nC = log_softmax(_together(joint_EnC) / self.temperature, -1)
         return _mean(views_VEnC).clamp_min(FLOOR), joint_nC.clamp_min(FLOOR)
 
     def calibrated(self, emb_V: Sequence[np.ndarray], y_n: np.ndarray) -> "Model":
         """This model at the temperature, of a grid of 61, at which these labelled rows have the
-        lowest loss.
+        lowest loss; there is at least one. It is that of the mean over the seeds: seeds that are
+        sure of different things are together too modest, which no temperature of each mends.
 
         The loss of a row is that of Platt (1999): the share 1 / (n + 2) of it counts as wrong, so
         that n rows without an error do not make the model infinitely sure of itself.
@@ -206,12 +208,13 @@ class Model:
         every = slice(None, None, -(-len(y_n) // FITTED))
         few_V = [emb_nD[every] for emb_nD in emb_V]
         parts = [self.scores(rows)[1].double().cpu() for rows in self._chunks(few_V)]
-        scores_EnC = torch.cat(parts, 1)
+        log_p_nC = _together(torch.cat(parts, 1))
         right_n1 = torch.from_numpy(y_n[every].astype(np.int64))[:, None]
         doubt = 1 / (len(right_n1) + 2)
         losses = []
         for temperature in TEMPERATURES.tolist():
-            told_n = _mean(scores_EnC / temperature).gather(-1, right_n1).squeeze(-1)
+            told_nC = log_softmax(log_p_nC / temperature, -1)
+            told_n = told_nC.gather(-1, right_n1).squeeze(-1)
             wrong_n = torch.log(-torch.expm1(told_n.clamp_max(-1e-12)))
             losses.append(-((1 - doubt) * told_n + doubt * wrong_n).mean())
         return replace(self, temperature=float(TEMPERATURES[torch.stack(losses).argmin()]))
@@ -256,6 +259,12 @@ def of_joint(probe: Params) -> Params:
 
 def _logits(params: Params, x_nD: Tensor) -> Tensor:
     return forward(params, x_nD.expand(len(params["b0"]), -1, -1))
+
+
+def _together(scores_EnC: Tensor) -> Tensor:
+    """The mean over the seeds of the logarithms of the distributions, float64: their geometric
+    mean, as `pooled` joins experts, up to what a softmax forgets."""
+    return log_softmax(scores_EnC.double(), -1).mean(-3)
 
 
 def _mean(scores_EnC: Tensor) -> Tensor:

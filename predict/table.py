@@ -152,30 +152,36 @@ def _parquet(table: Table) -> bytes:
 
 @dataclass(frozen=True)
 class Figures:
-    """Shares of the images that got a label: expected right, and how far that is in doubt; right
-    (where the labels are known); with views that disagree (where there are two)."""
+    """Shares of the images that got a label: expected right (None: nothing tells), and how far that
+    is in doubt; right (where the labels are known); with views that disagree (where there are two).
+    test_accuracy: of the run's test images, test_images of them, that no seed has learnt from."""
 
     mean_confidence: float
-    expected_accuracy: float
-    expected_accuracy_doubt: float
+    expected_accuracy: float | None
+    expected_accuracy_doubt: float | None
     found_accuracy: float | None
     views_disagree: float | None
+    test_accuracy: float | None
+    test_images: int
 
 
 def figures(model: Model, said: Opinions, truth_n: np.ndarray | None, new: bool) -> Figures:
     """new: the training has not learnt from these images. Of those that it has learnt from, also
     without their labels, the confidence is no measure: the probes were told one another's labels of
-    these very images. So what is right of the validation images is expected of them. truth_n: the
-    labels, where they are known."""
-    confidence = float(said.confidence_n.mean())
-    expected = confidence if new else model.about["scores"]["joint"]["val_top1"]["mean"]
+    these very images. So what this model, with all its seeds, makes of the test images is expected
+    of them. truth_n: the labels, where they are known."""
+    confidence, held_out = float(said.confidence_n.mean()), model.about["held_out"]
+    expected, n = held_out["top1"], held_out["test"]
+    if new:
+        expected, n = confidence if held_out["val"] else None, held_out["val"]
+    uncertain = None if expected is None else doubt(expected, n)
     right = None if truth_n is None else float((said.choice_n == truth_n).mean())
     disagree = None
     if len(said.views_VnC) > 1:
         choice_Vn = said.views_VnC.argmax(2)
         disagree = float((choice_Vn != choice_Vn[0]).any(0).mean())
-    uncertain = doubt(expected, model.about["rows"]["val"])
-    return Figures(confidence, expected, uncertain, right, disagree)
+    tested = held_out["top1"], held_out["test"]
+    return Figures(confidence, expected, uncertain, right, disagree, *tested)
 
 
 def each_image(table: Table) -> str:
@@ -200,21 +206,7 @@ def summary_text(model: Model, said: Opinions, shares: Figures, new: bool) -> st
     """A histogram of the confidences, what accuracy to expect, and how often the views disagree."""
     n = len(said.joint_nC)
     lines = _histogram(said.confidence_n) if n > FEW else []
-    val = f"{model.about['rows']['val']:,} validation images of {model.about['dataset']}"
-    expected, uncertain = 100 * shares.expected_accuracy, 100 * shares.expected_accuracy_doubt
-    head = f"expected accuracy {expected:.1f} %, give or take {uncertain:.0f} points"
-    if new:
-        lines.append(
-            f"{head}: the mean confidence, calibrated on the {val}, and two standard errors of so "
-            "many. It holds for images like those; of images of another kind the model is surer "
-            "than it should be"
-        )
-    else:
-        lines.append(
-            f"{head}: that of the {val}, and two standard errors of so many. The mean confidence, "
-            f"{100 * shares.mean_confidence:.1f} %, is no measure here: half of these images or "
-            "more were part of the training"
-        )
+    lines += _expected(model, shares, new)
     if shares.found_accuracy is not None:
         lines.append(
             f"found accuracy {100 * shares.found_accuracy:.1f} %: these images have labels, which "
@@ -224,6 +216,44 @@ def summary_text(model: Model, said: Opinions, shares: Figures, new: bool) -> st
         disagree = 100 * shares.views_disagree
         lines.append(f"the views disagree on {disagree:.1f} % of {counted(n, 'image')}")
     return "\n".join(lines)
+
+
+def _expected(model: Model, shares: Figures, new: bool) -> list[str]:
+    held_out, name = model.about["held_out"], model.about["dataset"]
+    head = "expected accuracy unknown"
+    if shares.expected_accuracy is not None and shares.expected_accuracy_doubt is not None:
+        expected, uncertain = 100 * shares.expected_accuracy, 100 * shares.expected_accuracy_doubt
+        head = f"expected accuracy {expected:.1f} %, give or take {uncertain:.0f} points"
+    copies = "image is, byte for byte, also one that the training learnt from"
+    sure = f"the mean confidence, {100 * shares.mean_confidence:.1f} %,"
+    lines = []
+    if new and held_out["val"]:
+        lines.append(
+            f"{head}: the mean confidence, calibrated on the {held_out['val']:,} validation images "
+            f"of {name}, and two standard errors of so many. It holds for images like those; of "
+            "images of another kind the model is surer than it should be"
+        )
+    elif new:
+        lines.append(f"{head}: {sure} is not calibrated, since every validation {copies}")
+    elif held_out["test"]:
+        lines.append(
+            f"{head}: {_tested(model)}, and two standard errors of so many. T{sure[1:]} is no "
+            "measure here: half of these images or more were part of the training"
+        )
+    else:
+        lines.append(f"{head}: every test {copies}")
+    if new and held_out["test"]:
+        lines.append(f"test accuracy {100 * held_out['top1']:.1f} %: {_tested(model)}")
+    return lines
+
+
+def _tested(model: Model) -> str:
+    held_out, seeds = model.about["held_out"], len(model.seeds)
+    who = f"the {seeds} seeds together label" if seeds > 1 else "it labels"
+    return (
+        f"what {who} right of the {held_out['test']:,} test images of {model.about['dataset']}, "
+        "which had no part in the training"
+    )
 
 
 def _histogram(confidence_n: np.ndarray) -> list[str]:

@@ -10,6 +10,7 @@ from base.errors import UsageError
 from cache_specs.spec import fingerprint, load_spec, with_pixels_of
 from predict.model import Model, ViewRecord
 from train.methods import METHODS
+from train.run.summary import doubt
 
 LOOK = """import json, numpy, onnxruntime
 session = onnxruntime.InferenceSession("joint.onnx")
@@ -30,7 +31,7 @@ SHOWN = 50  # classes at most
 
 def model_card(model: Model, onnx: str) -> str:
     """onnx: what is to be said of that file."""
-    about, rows = model.about, model.about["rows"]
+    about, rows, held_out = model.about, model.about["rows"], model.about["held_out"]
     classes, seeds = f"{len(model.classes):,}", counted(len(model.seeds), "seed")
     inputs = []
     for view in model.views:
@@ -42,7 +43,7 @@ Labels an image with one of {classes} classes, from the embeddings of frozen vis
 {METHODS[model.method].title}. Trained on {_text(about["dataset"])}, run {_text(about["run"])}:
 {_text(about["labels_text"])} ({rows["labelled"]:,} labelled images of each seed,
 {rows["unlabelled"]:,} unlabelled), {seeds} ({", ".join(map(str, model.seeds))}), whose
-distributions are averaged.
+distributions are averaged (geometrically).
 
 Classes: {_class_names(model.classes)}
 
@@ -55,8 +56,9 @@ Of one seed, before calibration: mean ± standard deviation over {seeds}; select
 |---|---|---|---|---|---|---|
 {_scores(model)}
 
-Calibration: the joint of all seeds at temperature {model.temperature:.3f}, which has the lowest
-loss on the validation images. The views' own opinions are as their probes give them.
+{_together(model)}Calibration: the geometric mean of the seeds' distributions, at temperature
+{model.temperature:.3f}, which has the lowest loss on {held_out["val"]:,} validation images. The
+views' own opinions are as their probes give them.
 
 {onnx}
 
@@ -90,6 +92,18 @@ def _class_names(classes: list[str]) -> str:
     names = ", ".join(_text(name) for name in classes[:SHOWN])
     more = f", … (all {len(classes):,} in model.json)" if len(classes) > SHOWN else ""
     return f"{names}{more}"
+
+
+def _together(model: Model) -> str:
+    """How good this model is, all its seeds together."""
+    held_out = model.about["held_out"]
+    if not held_out["test"]:
+        return ""
+    top1, n = held_out["top1"], held_out["test"]
+    return (
+        f"This model, with {counted(len(model.seeds), 'seed')}: {100 * top1:.1f} % of {n:,} test "
+        f"images right, give or take {100 * doubt(top1, n):.0f} points.\n\n"
+    )
 
 
 def _scores(model: Model) -> str:

@@ -32,7 +32,7 @@ from train.algorithm.probe import Params
 from train.config import TrainConfig
 from train.methods import METHODS, with_model
 
-FORMAT, RECORD = 1, "model.json"
+FORMAT, RECORD = 2, "model.json"  # in format 1 seeds were tempered, then averaged
 OTHERS = ("README.md", "joint.onnx", "joint.onnx.data")  # beside the tensors
 RULES = typing.get_args(typing.get_type_hints(TrainConfig)["joint"])
 # What reading a damaged folder may raise.
@@ -111,10 +111,7 @@ def read_model(folder: Path, device: torch.device) -> Model:
     try:
         record = durable.read_sealed(folder / RECORD)
         if record["format"] != FORMAT:
-            raise StaleError(
-                f"{folder} has format {record['format']}, this version reads {FORMAT}; export it "
-                "again: make export-model RUN=… TO=…"
-            )
+            raise _of_another_version(folder, record)
         model = _model_of(folder, record, device)
         _try(model)
         return model
@@ -124,6 +121,19 @@ def read_model(folder: Path, device: torch.device) -> Model:
             f"the model in {folder} is damaged: {error}. Copy it again, or export it again: make "
             "export-model RUN=… TO=…"
         ) from error
+
+
+def _of_another_version(folder: Path, record: dict[str, Any]) -> StaleError:
+    """With the command that makes it anew from the run that it names."""
+    run, method = (record.get("about") or {}).get("run"), record.get("method")
+    whose = f"RUN={quoted(run) if run else '…'} METHOD={method or '…'}"
+    meant = ""
+    if record["format"] == 1:
+        meant = " (in the other one each seed has the temperature, and then they are averaged)"
+    return StaleError(
+        f"{folder} has format {record['format']}, this version reads {FORMAT}{meant}; export it "
+        f"again, where its run is: make export-model {whose} TO={quoted(f'{folder}-{FORMAT}')}"
+    )
 
 
 def _refuse_folder(folder: Path) -> None:
@@ -194,6 +204,7 @@ def _refuse(record: dict[str, Any], views: list[ViewRecord]) -> None:
     _need(_is_temperature(record["temperature"]), "a temperature from 0.001 to 1,000")
     about = type(rows["val"]) is int and isinstance(record["about"]["dataset"], str)
     _need(about, "what is said of the data")
+    _need(_is_held_out(record["about"]["held_out"]), "how good it is on images held out")
     _need(record["method"] in with_model(), f"a method of {', '.join(with_model())}")
     _need(record["joint"] in RULES, f"a joint rule of {', '.join(RULES)}")
     graphs, weight = bool(record["graphs"]), record["weight"] is not None
@@ -229,6 +240,14 @@ def _are_classes(classes: Any) -> bool:
 
 def _is_width(width: Any) -> bool:
     return type(width) is int and 0 < width < 2**20
+
+
+def _is_held_out(found: Any) -> bool:
+    """As predict/from_run.py counts it."""
+    val, test, top1 = found["val"], found["test"], found["top1"]
+    if type(val) is not int or type(test) is not int or min(val, test) < 0:
+        return False
+    return top1 is None if test == 0 else type(top1) in (int, float) and 0 <= top1 <= 1
 
 
 def _is_temperature(temperature: Any) -> bool:

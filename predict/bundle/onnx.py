@@ -6,7 +6,7 @@ for programs without torch.
                 view, where it has an opinion of its own
 
 Everything is in it: standardisation, the probes of all seeds and members, graphs, pool or joint
-rule, temperature, the mean over the seeds. The nodes are written out one by one with onnx.helper,
+rule, the mean over the seeds, temperature. The nodes are written out one by one with onnx.helper,
 as train/algorithm/probe.py, train/algorithm/evaluate.py and predict/model.py compute; no exporter
 of torch traces anything (its exporter wants onnxscript, one more dependency). From the logits on it
 computes in float64, as they do.
@@ -96,10 +96,11 @@ def write_onnx(model: Model, path: Path) -> list[Path]:
     else:
         for name, own in zip(model.names, own_P, strict=True):
             outputs.append(f"view.{name}")
-            b.output(_mean(b, b.as_double(own)), f"view.{name}")
+            b.output(_floored(b, _mean(b, b.as_double(own))), f"view.{name}")
         joint = _fused(b, model, x_P)
-    cool = b.op("Div", b.as_double(joint), b.double(model.temperature))
-    b.output(_mean(b, cool), "joint")
+    together = b.reduce("ReduceMean", b.op("LogSoftmax", b.as_double(joint), axis=-1), 0)
+    cool = b.op("Div", together, b.double(model.temperature))
+    b.output(_floored(b, b.op("LogSoftmax", cool, axis=-1)), "joint")
     return _save(b, model, outputs, path)
 
 
@@ -256,5 +257,8 @@ def _mean(b: Builder, scores: str) -> str:
     (n, C), float64."""
     log_p = b.op("LogSoftmax", scores, axis=-1)
     count = b.as_double(b.op("Gather", b.op("Shape", scores), b.whole(0)))
-    mean = b.op("Sub", b.reduce("ReduceLogSumExp", log_p, 0), b.op("Log", count))
-    return b.op("Max", mean, b.double(FLOOR))
+    return b.op("Sub", b.reduce("ReduceLogSumExp", log_p, 0), b.op("Log", count))
+
+
+def _floored(b: Builder, log_p: str) -> str:
+    return b.op("Max", log_p, b.double(FLOOR))

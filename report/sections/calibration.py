@@ -45,7 +45,8 @@ def reliability(run: Run) -> Section:
         "Reliability",
         charts,
         f"{title(run.method)}, as trained, on {part.label_n.size:,} test images{mean}. make "
-        "predict and the galleries use one more temperature, fitted on validation.",
+        "predict and the galleries average the seeds, and then use one more temperature, fitted "
+        "on validation.",
     )
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -322,6 +323,30 @@ def test_validation_rows_are_a_share_of_each_class_and_a_matter_of_the_seed(made
     emb_V, _, partly = some(made)
     model = MetaCoTrainingClassifier(**SMALL).fit(emb_V, partly)
     assert np.array_equal(model.validation_rows_, hold_out(partly, 0.2, 1))
+
+
+def test_one_more_class_holds_out_the_same_rows_of_the_others() -> None:
+    """Whatever the number of a class is: those behind the new one move up."""
+    label = np.tile([0, 1, 2, -1], 20)
+    held = hold_out(label, 0.2, 3)
+    for new in range(4):
+        number = np.where(label >= new, label + 1, label)
+        more = hold_out(np.concatenate([number, np.full(10, new)]), 0.2, 3)
+        assert np.array_equal(more[more < len(label)], held) and (more >= len(label)).sum() == 2
+
+
+def test_four_threads_fit_what_one_fits(made: Made) -> None:
+    emb_V, y, _ = some(made)
+    few = np.where(np.arange(len(y)) < 60, y, -1)
+
+    def fitted(seed: int) -> np.ndarray:
+        probe = ProbeClassifier(**SMALL | {"random_state": seed})
+        return probe.fit(emb_V[0], few).predict_proba(emb_V[0])
+
+    alone = [fitted(seed) for seed in (0, 1)]
+    with ThreadPoolExecutor(4) as threads:
+        for seed, found in zip((0, 1) * 4, threads.map(fitted, (0, 1) * 4), strict=True):
+            assert np.array_equal(found, alone[seed])
 
 
 def test_too_few_labels_to_hold_some_out_are_said(made: Made) -> None:

@@ -18,6 +18,8 @@ import torch
 from conftest import Made
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from scipy.stats import gmean
+from sklearn.metrics import accuracy_score, log_loss
 from training import QUICK, config
 
 from base import durable
@@ -35,7 +37,7 @@ from predict.config import ExportModelConfig as ExportConfig
 from predict.config import PredictConfig
 from predict.from_run import Model, choose_method, of_run, open_model
 from predict.images import spec_of
-from predict.model import SAME, Expert, ViewRecord
+from predict.model import SAME, Expert, Opinions, ViewRecord
 from train.algorithm.evaluate import TEMPERATURES
 from train.command import run
 from train.config import TrainConfig
@@ -77,6 +79,17 @@ def emb_of(cache: Cache, rows: np.ndarray) -> list[np.ndarray]:
     return [emb_ND[rows] for emb_ND in cache.emb]
 
 
+def geometric_mean(scores_EnC: torch.Tensor) -> np.ndarray:
+    p_EnC = torch.softmax(scores_EnC.double(), -1).numpy()
+    mean_nC = gmean(np.maximum(p_EnC, 1e-300), axis=0)
+    return mean_nC / mean_nC.sum(1, keepdims=True)
+
+
+def tempered(p_nC: np.ndarray, temperature: float) -> np.ndarray:
+    found = p_nC ** (1 / temperature)
+    return found / found.sum(1, keepdims=True)
+
+
 # ---------------------------------------------------------------- the core
 
 
@@ -84,8 +97,8 @@ def emb_of(cache: Cache, rows: np.ndarray) -> list[np.ndarray]:
 def test_the_model_says_what_the_run_wrote_down(
     runs: Path, made: Made, name: str, method: str
 ) -> None:
-    """Each seed's predictions of the validation and test images, and their mean at the
-    temperature."""
+    """Each seed's predictions of the validation and test images, and their mean, at the
+    temperature of the mean."""
     model, cache, splits = opened(runs, made, name, method)
     table = {
         key: np.array(values, object if key.startswith("prob_") else None)
@@ -118,7 +131,7 @@ def test_the_model_says_what_the_run_wrote_down(
         ) == (0 if method == "concat" else len(model.names))
         np.testing.assert_allclose(
             said.joint_nC,
-            torch.softmax(joint_EnC.double() / model.temperature, -1).mean(0).numpy(),
+            tempered(geometric_mean(joint_EnC), model.temperature),
             atol=1e-6,
         )
         np.testing.assert_allclose(
@@ -231,25 +244,52 @@ def test_a_copy_of_a_node_is_the_node_and_nodes_of_one_seed_are_not_asked_by_ano
     np.testing.assert_allclose(found[1, 0], told[1, near].mean(0), atol=1e-6)
 
 
-def test_the_temperature_has_the_lowest_loss_on_validation_and_knows_doubt(
-    runs: Path, made: Made
+@pytest.mark.parametrize("method", ["supervised", "concat", "mct", "mct-graph"])
+def test_the_temperature_is_that_of_the_mean_over_the_seeds(
+    runs: Path, made: Made, method: str
 ) -> None:
+    """By scikit-learn's loss, with the share 1 / (n + 2) of doubt; no other of the grid is better,
+    and it changes no label."""
+    model, cache, splits = opened(runs, made, "a", method)
+    val, n = splits[0].val, len(splits[0].val)
+    joint_EnC = model.scores(emb_of(cache, val))[1]
+    mean_nC = geometric_mean(joint_EnC)
+    y, losses = cache.items.label[val], []
+    for temperature in TEMPERATURES.numpy():
+        p_nC = tempered(mean_nC, temperature)
+        wrong_n = np.log1p(-np.minimum(p_nC[np.arange(n), y], 1 - 1e-12))
+        right = log_loss(y, p_nC, labels=range(10))
+        losses.append((1 - 1 / (n + 2)) * right - wrong_n.mean() / (n + 2))
+    assert model.temperature == pytest.approx(float(TEMPERATURES[int(np.argmin(losses))]))
+    assert np.array_equal(model(emb_of(cache, val)).choice_n, mean_nC.argmax(1))
+
+
+def test_seeds_that_are_sure_of_different_things_are_not_too_modest_together() -> None:
+    """Of ten seeds seven are right, each time others: were each tempered, and then averaged, no
+    temperature could make more than 70 % of it, though the joint choice is right every time."""
+    chance, n = np.random.default_rng(0), 400
+    y = chance.integers(3, size=n)
+    said_En = np.where(chance.random((10, n)).argsort(0) < 7, y, (y + 1) % 3)
+    logits_EnC = torch.nn.functional.one_hot(torch.from_numpy(said_En), 3).double() * 9
+
+    class Fixed(Model):
+        def scores(self, emb_V):
+            rows = torch.from_numpy(emb_V[0][:, 0]).long()
+            return logits_EnC[None, :, rows], logits_EnC[:, rows]
+
+    view = ViewRecord("a", 1, {}, "", "", 1)
+    model = Fixed([view], ["a", "b", "c"], "mct", [0], "", [], [], None, 1.0, {})
+    rows = [np.arange(n, dtype=np.float32)[:, None]]
+    sure = model.calibrated(rows, y)(rows)
+    assert (sure.choice_n == y).all() and 0.98 < sure.confidence_n.mean() < 1
+    for temperature in TEMPERATURES.tolist():
+        each_EnC = torch.softmax(logits_EnC / temperature, -1)
+        assert each_EnC.mean(0).amax(-1).mean() < 0.71
+
+
+def test_one_seed_without_an_error_knows_doubt(runs: Path, made: Made) -> None:
     model, cache, splits = opened(runs, made, "a", "mct")
     val = splits[0].val
-    y, losses = cache.items.label[val], []
-    for temperature in TEMPERATURES.tolist():
-        p = (
-            dataclasses.replace(model, temperature=temperature)(emb_of(cache, val))
-            .joint_nC[np.arange(len(val)), y]
-            .astype(np.float64)
-        )
-        losses.append(
-            -(
-                np.log(p) * (1 - 1 / (len(y) + 2))
-                + np.log1p(-np.minimum(p, 1 - 1e-7)) / (len(y) + 2)
-            ).mean()
-        )
-    assert model.temperature == pytest.approx(float(TEMPERATURES[int(np.argmin(losses))]))
     model = dataclasses.replace(
         model,
         probes=[
@@ -361,9 +401,9 @@ def test_a_run_of_other_data_or_half_of_one_is_refused(
     keys = tmp_path / "a" / "splits" / "seed-1.labelled.txt"
     keys.write_text(keys.read_text().replace("\n", "\n\n", 1))
     with pytest.raises(
-        StaleError,
-        match=r"seed-1.labelled.txt does not name the labelled images that LABELS=3 gives for "
-        r"seed 1",
+        IntegrityError,
+        match=r"seed-1.labelled.txt is not the file that .*summary.json was made with: it was "
+        r"changed afterwards. Delete summary.json and type the command of the run once more",
     ):
         of_run(tmp_path / "a", "supervised", cache=made.cache)
     (tmp_path / "a" / "summary.json").unlink()
@@ -551,7 +591,19 @@ def test_a_damaged_model_folder_is_refused_by_the_name_of_the_file(
     open_model(copy)
     record = open_record(copy)
     for changes, error, message in (
-        ({"format": 2}, StaleError, "has format 2, this version reads 1"),
+        (
+            {"format": 1},
+            StaleError,
+            r"has format 1, this version reads 2 \(in the other one each seed has the "
+            r"temperature, and then they are averaged\); export it again, where its run is: make "
+            r"export-model RUN=a METHOD=mct-graph TO=\S*/model-2$",
+        ),
+        (
+            {"format": 3, "about": None},
+            StaleError,
+            "has format 3, this version reads 2; export it again, where its run is: make "
+            "export-model RUN=… METHOD=mct-graph TO=",
+        ),
         (
             {"files": {**record["files"], "../x": {}}},
             IntegrityError,
@@ -597,6 +649,11 @@ def view_called(record: dict, name: str) -> dict:
         for path, digest in record["files"].items()
     }
     return {"views": [{**record["views"][0], "name": name}, record["views"][1]], "files": files}
+
+
+def held_out(record: dict, **changes: object) -> dict:
+    about = record["about"]
+    return {"about": {**about, "held_out": {**about["held_out"], **changes}}}
 
 
 @pytest.mark.parametrize(
@@ -647,6 +704,12 @@ def view_called(record: dict, name: str) -> dict:
             "lacks views of graphs that are views of the model",
         ),
         (lambda record: {"about": {}}, "'rows'"),
+        (lambda record: held_out(record, top1=1.5), "lacks how good it is on images held out"),
+        (lambda record: held_out(record, top1=None), "lacks how good it is"),
+        (lambda record: held_out(record, test=0), "lacks how good it is"),
+        (lambda record: held_out(record, test=True), "lacks how good it is"),
+        (lambda record: held_out(record, val=-1), "lacks how good it is"),
+        (lambda record: held_out(record, val="many"), "lacks how good it is"),
     ],
 )
 def test_a_record_that_was_edited_and_sealed_anew_leads_nowhere(
@@ -888,17 +951,17 @@ def test_hidden_training_rows_where_every_image_has_a_label(
         np.testing.assert_allclose(table[name], expected, atol=1e-6)
     assert table["label_pixels"] == [cache.items.classes[c] for c in said.views_VnC[0].argmax(1)]
     hit = 100 * (said.choice_n == cache.items.label[rows]).mean()
-    right = json.loads((runs / "a" / "summary.json").read_text())["methods"]["mct-graph"]["joint"][
-        "val_top1"
-    ]["mean"]
-    p = (right * len(splits[0].val) + 2) / (len(splits[0].val) + 4)
-    doubt = np.sqrt(p * (1 - p) / (len(splits[0].val) + 4))
+    test = splits[0].test
+    right = accuracy_score(cache.items.label[test], model(emb_of(cache, test)).choice_n)
+    p = (right * len(test) + 2) / (len(test) + 4)
+    doubt = np.sqrt(p * (1 - p) / (len(test) + 4))
     apart = 100 * (said.views_VnC[0].argmax(1) != said.views_VnC[1].argmax(1)).mean()
     for text in (
         f"every image of digits has a label: these are the {len(rows):,} training images whose "
         f"labels the run had hidden (3 labels a class)",
-        f"expected accuracy {100 * right:.1f} %, give or take {200 * doubt:.0f} points: that of "
-        f"the {len(splits[0].val)} validation images of digits",
+        f"expected accuracy {100 * right:.1f} %, give or take {200 * doubt:.0f} points: what the 2 "
+        f"seeds together label right of the {len(test)} test images of digits, which had no part "
+        "in the training, and two standard errors of so many",
         f"The mean confidence, {100 * said.confidence_n.mean():.1f} %, is no measure here",
         f"found accuracy {hit:.1f} %",
         f"the views disagree on {apart:.1f} % of",
@@ -1184,30 +1247,109 @@ def test_cells_that_a_spreadsheet_would_compute_are_quoted(live: Path, tmp_path:
 def test_a_single_image_is_a_data_set_of_one(
     live: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    image = live / "photos" / CLASSES[1] / "0.png"
+    model, cache, splits = of_run(live / "runs" / "p", cache=live / "cache")
+    key = cache.items.keys[splits[0].labelled[0]]
+    image, about = live / "photos" / key, model.about
     table = pq.read_table(
         predict(of_live(live, images=str(image), to=str(tmp_path / "x.parquet")))
     ).to_pydict()
     out = capsys.readouterr().out
-    val = of_run(live / "runs" / "p", cache=live / "cache")[0].about["scores"]["joint"]["val_top1"][
-        "mean"
-    ]
     assert "1 of 1 image was part of the training, 1 of them with a label" in out
     assert (
-        f"expected accuracy {100 * val:.1f} %, give or take " in out and "is no measure here" in out
+        f"expected accuracy {100 * about['held_out']['top1']:.1f} %, give or take " in out
+        and "is no measure here" in out
     )
     assert (
-        f"\n0.png: {table['label'][0]} {table['confidence'][0]:.2f}, " in out
+        f"\n{image.name}: {table['label'][0]} {table['confidence'][0]:.2f}, " in out
         and "1 row in" in out
         and "confidence         images" not in out
     )
     whole = pq.read_table(predict(of_live(live, to=str(tmp_path / "y.parquet")))).to_pydict()
-    row = whole["key"].index(f"{CLASSES[1]}/0.png")
+    row = whole["key"].index(key)
     assert (
-        table["key"] == ["0.png"]
+        table["key"] == [image.name]
         and table["label"] == [whole["label"][row]]
         and table["confidence"][0] == pytest.approx(whole["confidence"][row], abs=2e-3)
     )
+
+
+@pytest.mark.parametrize(("part", "count"), [("test", 100), ("test", 0), ("val", 100), ("val", 0)])
+def test_images_that_a_seed_has_learnt_from_tell_nothing_of_how_good_it_is(
+    runs: Path, made: Made, part: str, count: int
+) -> None:
+    """Copies of labelled images among validation and test images, some or all of them."""
+    from predict.from_run import _held_out
+
+    model, cache, splits = opened(runs, made, "a", "supervised")
+    rows, sha256 = getattr(splits[0], part), list(cache.items.sha256)
+    for row in rows[: count or len(rows)]:
+        sha256[row] = sha256[splits[1].labelled[0]]  # of another seed
+    copied = dataclasses.replace(cache, items=dataclasses.replace(cache.items, sha256=sha256))
+    bare = dataclasses.replace(model, temperature=1.0)
+    left = rows[count:] if count else rows[:0]
+    found = _held_out(bare, copied, splits)
+    assert found.about["held_out"][part] == len(left)
+    if part == "val":
+        wanted = bare.calibrated(emb_of(cache, left), cache.items.label[left]) if count else bare
+        assert found.temperature == wanted.temperature
+        return
+    assert found.temperature == model.temperature
+    top1 = None
+    if count:
+        top1 = accuracy_score(cache.items.label[left], model(emb_of(cache, left)).choice_n)
+    assert found.about["held_out"]["top1"] == (top1 and pytest.approx(top1))
+
+
+def test_what_a_method_of_unlabelled_images_learnt_from_is_more(runs: Path, made: Made) -> None:
+    from predict.from_run import _held_out
+
+    for method, fewer in (("supervised", 0), ("mct", 7)):
+        model, cache, splits = opened(runs, made, "a", method)
+        sha256 = list(cache.items.sha256)
+        for test, train in zip(splits[0].test[:7], splits[0].unlabelled[-7:], strict=True):
+            sha256[test] = sha256[train]
+        items = dataclasses.replace(cache.items, sha256=sha256)
+        held_out = _held_out(model, dataclasses.replace(cache, items=items), splits)
+        assert held_out.about["held_out"]["test"] == len(splits[0].test) - fewer
+
+
+@pytest.mark.parametrize(
+    ("new", "val", "test", "wanted"),
+    [
+        (
+            True,
+            50,
+            40,
+            "expected accuracy 80.0 %, give or take 11 points: the mean confidence, c",
+        ),
+        (True, 50, 40, "\ntest accuracy 75.0 %: what the 2 seeds together label right of the 40 "),
+        (
+            True,
+            0,
+            40,
+            "expected accuracy unknown: the mean confidence, 80.0 %, is not calibrated, "
+            "since every validation image is, byte for byte, also one that the training learnt",
+        ),
+        (False, 50, 40, "expected accuracy 75.0 %, give or take 13 points: what the 2 seeds tog"),
+        (False, 50, 0, "expected accuracy unknown: every test image is, byte for byte, also one"),
+    ],
+)
+def test_what_accuracy_to_expect_is_said_with_its_doubt(
+    runs: Path, made: Made, new: bool, val: int, test: int, wanted: str
+) -> None:
+    from predict.table import figures, summary_text
+
+    model, *_ = opened(runs, made, "a", "mct")
+    held_out = {"val": val, "test": test, "top1": 0.75 if test else None}
+    model = dataclasses.replace(model, about={**model.about, "held_out": held_out})
+    sure_nC = np.full((20, 10), 0.2 / 9, np.float32)
+    sure_nC[:, 0] = 0.8
+    said = Opinions(sure_nC, np.stack([sure_nC, sure_nC]), np.ones(20, np.float32))
+    shares = figures(model, said, None, new)
+    assert wanted in summary_text(model, said, shares, new)
+    known = shares.expected_accuracy
+    assert (known is None) == (shares.expected_accuracy_doubt is None) == ("unknown" in wanted)
+    assert (shares.test_accuracy, shares.test_images) == (held_out["top1"], test)
 
 
 def test_how_many_images_the_training_had_and_how_many_with_a_label_is_said(

@@ -42,7 +42,7 @@ from coview.chain import train as train_and_report
 from extract.data.datasets import build_items, open_dataset
 from train import phases
 from train.algorithm import probe
-from train.algorithm.batches import LABELLED, UNLABELLED, rows, uniforms
+from train.algorithm.batches import UNLABELLED, Passes, uniforms
 from train.algorithm.evaluate import ece, joint, metrics
 from train.algorithm.paired import difference
 from train.algorithm.peers import LocalPeers
@@ -163,19 +163,6 @@ def test_bad_rows_leave_every_split(made: Made) -> None:
     ok = np.arange(len(made.items)) % 3 > 0
     split = make_split(made.items, ok, "3", 0)
     assert ok[np.concatenate([split.labelled, split.unlabelled, split.val, split.test])].all()
-
-
-@pytest.mark.parametrize("n", [1, 7, 16, 33])
-def test_rows_are_epochs_of_permutations(n: int) -> None:
-    pool = np.arange(n) * 10
-    stream = np.concatenate([rows(pool, 3, step, 16, UNLABELLED) for step in range(max(n, 6))])
-    for epoch in range(16):
-        assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(pool)
-    assert np.array_equal(rows(pool, 3, 5, 16, UNLABELLED), stream[80:96])
-    if n > 7:
-        assert not np.array_equal(
-            rows(pool, 3, 0, 16, LABELLED), stream[:16]
-        ) and not np.array_equal(rows(pool, 4, 0, 16, UNLABELLED), stream[:16])
 
 
 def test_draws_differ_between_steps_streams_and_seeds() -> None:
@@ -1308,7 +1295,7 @@ def test_the_precision_and_coverage_of_the_labels_handed_out_are_those_of_the_ro
                 truth = made.items.label[
                     np.concatenate(
                         [
-                            rows(split.unlabelled, e, step, given.batch_unlabelled, UNLABELLED)
+                            Passes(split.unlabelled, e, UNLABELLED)(step, given.batch_unlabelled)
                             for step in steps
                         ]
                     )
@@ -1451,7 +1438,7 @@ def test_batches_are_those_of_the_step_in_whatever_order_they_are_asked_for(
 
     monkeypatch.setattr(
         Feeder, "_draw", slow
-    )  # one draws at a time: they share the orders of passes
+    )  # one draws at a time, for the next step and no further
     with closing(Feeder(settings, job.task, job.peers)) as feed:
         for step in (0, 1, 7, 3):
             feed(step)
@@ -1460,7 +1447,7 @@ def test_batches_are_those_of_the_step_in_whatever_order_they_are_asked_for(
     with closing(Feeder(settings, job.task, job.peers)) as feed:
         feed(0)
         feed.ahead[1].result()
-        feed.task.splits.clear()
+        feed.labelled.clear()
         feed(1)
-        with pytest.raises(ValueError, match="is longer than argument 1"):
+        with pytest.raises(ValueError, match="need at least one array"):
             feed(2)

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.algorithm import batches, probe
+from train.algorithm import probe
+from train.algorithm.batches import LABELLED, UNLABELLED, Passes, uniforms
 from train.algorithm.optimise import per_experiment, total
 from train.algorithm.peers import Peers
 from train.algorithm.rivals import Offer
@@ -147,6 +148,12 @@ class Feeder:
         part_L = min(config.batch_labelled, labelled) // peers.replicas
         self.size_L = max(1, part_L) * peers.replicas
         self.size_U = max(1, config.batch_unlabelled // peers.replicas) * peers.replicas
+        each = list(zip(task.splits, task.seeds, strict=True))
+        # the members of a sweep have one for each seed
+        labelled = {(split, seed): Passes(split.labelled, seed, LABELLED) for split, seed in each}
+        hidden = {(split, seed): Passes(split.unlabelled, seed, UNLABELLED) for split, seed in each}
+        self.labelled = [labelled[one] for one in each]
+        self.unlabelled = [hidden[one] for one in each]
         self.thread = ThreadPoolExecutor(1, "feed", self._start)
         self.ahead: tuple[tuple[int, bool, bool], Future[Drawn]] | None = None
         self.waited = 0.0  # seconds, so far, that steps waited for rows
@@ -185,8 +192,7 @@ class Feeder:
             torch.cuda.set_device(self.device)
 
     def _next(self, step: int, unlabelled: bool, strong: bool) -> Drawn:
-        """What is asked for, and a start on what is probably asked for next. One thread draws at a
-        time: the orders of passes are kept in between."""
+        """What is asked for, and a start on what is probably asked for next."""
         begun, since = self.ahead, time.monotonic()
         self.ahead = None
         if begun is not None and begun[0] == (step, unlabelled, strong):
@@ -202,13 +208,11 @@ class Feeder:
 
     def _draw(self, step: int, unlabelled: bool, strong: bool) -> Drawn:
         task, peers = self.task, self.peers
-        labelled = [split.labelled for split in task.splits]
-        rows_EL = self._rows(step, batches.LABELLED, self.size_L, labelled)
+        rows_EL = self._rows(self.labelled, step, self.size_L)
         rows_EU, size_U = rows_EL[:, :0], 0
         if unlabelled:
             size_U = self.size_U
-            hidden = [split.unlabelled for split in task.splits]
-            rows_EU = self._rows(step, batches.UNLABELLED, size_U, hidden)
+            rows_EU = self._rows(self.unlabelled, step, size_U)
         y_EL = self._labels(rows_EL)
         made = []
         for view, source in zip(peers.mine, task.inputs, strict=True):
@@ -224,7 +228,7 @@ class Feeder:
             for view in range(peers.count):
                 stream = view * PURPOSES + DRAW
                 for e, seed in enumerate(task.seeds):
-                    draws_VEU[view, e] = batches.uniforms(seed, step, stream, size_U)
+                    draws_VEU[view, e] = uniforms(seed, step, stream, size_U)
         own = torch.from_numpy(np.ascontiguousarray(self._part(draws_VEU, 2)))
         own = own.to(self.device, non_blocking=True)
         return Drawn(made, own, rows_EU, self._labels(rows_EU))
@@ -240,12 +244,9 @@ class Feeder:
             anchor_V.append(total(words))
         return anchor_V
 
-    def _rows(self, step: int, role: int, size: int, pools: Sequence[np.ndarray]) -> np.ndarray:
+    def _rows(self, pools: Sequence[Passes], step: int, size: int) -> np.ndarray:
         """This replica's, (E, n): each experiment draws from its own pool."""
-        found = []
-        for pool, seed in zip(pools, self.task.seeds, strict=True):
-            found.append(batches.rows(pool, seed, step, size, role))
-        return self._part(np.stack(found))
+        return self._part(np.stack([rows(step, size) for rows in pools]))
 
     def _labels(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(self.task.label[rows]).long().to(self.device, non_blocking=True)

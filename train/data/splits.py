@@ -6,10 +6,12 @@ list, LABELS and the seed.
     LABELS=10%       that share of each class, at least 1
     LABELS=my.txt    the keys in a file, one a line, or only their last parts
 
-For one seed the choices are nested: the rows of LABELS=3 are among those of LABELS=4. A data set
-without a test (or validation) split gives a fifth of its labelled rows to each, the same for every
-seed, chosen by their contents; rows that a file names are not given away. ImageNet's published
-lists (1percent.txt and 10percent.txt of github.com/google-research/simclr, folder
+For one seed the choices are nested: the rows of LABELS=3 are among those of LABELS=4. Those of a
+class follow from its name and its images, whatever other classes there are.
+
+A data set without a test (or validation) split gives a fifth of its labelled rows to each, the same
+for every seed, chosen by their contents; rows that a file names are not given away. ImageNet's
+published lists (1percent.txt and 10percent.txt of github.com/google-research/simclr, folder
 imagenet_subsets/) hold bare file names, which is enough.
 """
 
@@ -22,8 +24,9 @@ import numpy as np
 
 from base.errors import UNKNOWN, DataQualityError, UsageError, did_you_mean
 from cache_specs.items import Items
+from train.algorithm.streams import Purpose, place_of, stream
 
-CHOICE = 3 << 40  # second word of the keys of draws; train/algorithm/batches.py has 1 and 2 << 40
+DRAWS = "of each class by its name"  # what a run notes down of how labelled images are drawn
 NUMBER = re.compile(r"all|\d+|[\d.]+%")
 
 
@@ -128,7 +131,7 @@ def _choose(items: Items, known: np.ndarray, ok: np.ndarray, labels: str, seed: 
         return pool
     chosen = []
     for label in np.unique(items.label[pool]):
-        chance = np.random.Generator(np.random.Philox(key=[seed, CHOICE + int(label)]))
+        chance = stream(seed, Purpose.LABELLED, place=place_of(items.classes[label]))
         rows = chance.permutation(known[items.label[known] == label])
         rows = rows[ok[rows]]
         chosen.append(rows[: _wanted(labels, len(rows))])

@@ -20,6 +20,7 @@ from train.data.reader import Cache, open_cache
 from train.data.scarce import have, listed, rarer_text, unlearnt
 from train.data.splits import Split, make_split
 from train.methods import METHODS
+from train.run.rundir import drew_otherwise, split_file
 
 log = logging.getLogger(f"coview.{__name__}")
 
@@ -41,12 +42,30 @@ def read(
             f"{cache.items.name!r} has {classes} class(es); training needs at least two. Put the "
             "images into class folders, or give a table with the columns path,label,split"
         )
-    splits = [make_split(cache.items, cache.ok, config.labels, seed) for seed in config.seed_list()]
+    splits, older = _splits(config, cache)
     methods, told = allowed(config, cache, splits)
+    told += older
     if aloud:
         for text in told:
             log.log(NOTE, text)
     return cache, splits, methods
+
+
+def _splits(config: TrainConfig, cache: Cache) -> tuple[list[Split], list[str]]:
+    """One for each seed: by the rule, or, of a run that an earlier version began, with the labelled
+    images that it wrote down; and what is to be said of that."""
+    folder, splits, told = Path(config.runs) / config.run, [], []
+    older = drew_otherwise(folder, cache.fingerprints)
+    for seed in config.seed_list():
+        written = split_file(folder, seed)
+        labels = str(written) if older and written.is_file() else config.labels
+        splits.append(make_split(cache.items, cache.ok, labels, seed))
+    if older and config.labels != "all":
+        told.append(
+            f"{folder} was begun by an earlier version, which drew other labelled images for the "
+            f"same seeds: it goes on with those that stand in {folder / 'splits'}"
+        )
+    return splits, told
 
 
 @dataclass(frozen=True)

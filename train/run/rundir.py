@@ -27,7 +27,7 @@ from base.errors import UNKNOWN, IntegrityError, StaleError, UsageError, did_you
 from cache_specs.items import Items
 from cache_specs.spec import differences
 from train.config import PLACES, TrainConfig, command_of, make_command
-from train.data.splits import NUMBER, Split, read_keys
+from train.data.splits import DRAWS, NUMBER, Split, read_keys
 from train.run.names import free_name
 
 
@@ -35,10 +35,16 @@ def open_run(config: TrainConfig, fingerprints: dict[str, str], device: str, lea
     """Create the run's folder, or go on in it. Raises StaleError, naming field: old -> new, if it
     was made with other settings or data."""
     folder = Path(config.runs) / config.run
-    wanted = {"settings": _settings(config), "fingerprints": fingerprints, "device_type": device}
+    wanted = {
+        "settings": _settings(config),
+        "fingerprints": fingerprints,
+        "device_type": device,
+        "draws": DRAWS,
+    }
     path = folder / "config.json"
     if path.is_file():
         found = read_config(folder)
+        wanted["draws"] = found["draws"]  # what an earlier version drew is kept to
         if found["fingerprints"] == fingerprints:
             # the same images, whatever DATA calls them: photos/, or photos-1f2e3d4c once it has a
             # newer version
@@ -73,10 +79,12 @@ def _images_of_then(cache: Path, found: dict, fingerprints: dict[str, str]) -> l
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """settings, fingerprints and device_type of a run that was begun. Raises IntegrityError."""
+    """settings, fingerprints, device_type, and how labelled images were drawn ("" before that was
+    noted), of a run that was begun. Raises IntegrityError."""
     try:
         found = durable.read_sealed(folder / "config.json")
-        return {name: found[name] for name in ("settings", "fingerprints", "device_type")}
+        whole = {name: found[name] for name in ("settings", "fingerprints", "device_type")}
+        return {**whole, "draws": found.get("draws", "")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
             f"{folder / 'config.json'} is damaged ({error}); use another RUN",
@@ -141,10 +149,27 @@ def _no_such_run(folder: Path, typed: str) -> UsageError:
 def write_splits(folder: Path, items: Items, splits: Sequence[Split], seeds: Sequence[int]) -> None:
     """The labelled keys of each experiment, one a line."""
     for seed, split in zip(seeds, splits, strict=True):
-        path = folder / "splits" / f"seed-{seed}.labelled.txt"
-        keys = "".join(f"{items.keys[row]}\n" for row in split.labelled).encode()
+        path, keys = split_file(folder, seed), keys_of(items, split)
         if not path.is_file() or path.read_bytes() != keys:
             durable.write(path, keys, "run.split")
+
+
+def split_file(folder: Path, seed: int) -> Path:
+    return folder / "splits" / f"seed-{seed}.labelled.txt"
+
+
+def keys_of(items: Items, split: Split) -> bytes:
+    """What a split's file holds."""
+    return "".join(f"{items.keys[row]}\n" for row in split.labelled).encode()
+
+
+def drew_otherwise(folder: Path, fingerprints: dict[str, str]) -> bool:
+    """Whether a run of these very data was begun by a version that draws labelled images in another
+    way: it goes on with those that it wrote down. Raises IntegrityError."""
+    if not (folder / "config.json").is_file():
+        return False
+    found = read_config(folder)
+    return found["draws"] != DRAWS and found["fingerprints"] == fingerprints
 
 
 def is_finished(folder: Path) -> bool:
