@@ -365,7 +365,7 @@ def run_cli(do: Callable[[], None]) -> int:
             print(f"all settings: coview {name} --help", file=sys.stderr)
             print(f"Type: {typed(instead=_unreadable())}", file=sys.stderr, flush=True)
         raise
-    except (CoviewError, OSError, KeyboardInterrupt) as error:
+    except (CoviewError, OSError, KeyboardInterrupt, MemoryError, RuntimeError) as error:
         known = expected(error)
         if known is None:
             raise
@@ -381,6 +381,9 @@ def expected(error: BaseException) -> CoviewError | None:
         return StoppedError(
             "interrupted; what is finished is kept, and the same command does the rest"
         )
+    if limits.is_out_of_memory(error):
+        advice = "Free memory (nvidia-smi, top show who has it), or take another DEVICE"
+        return limits.too_little(error, "this command", advice)
     if not isinstance(error, OSError):
         return None
     if error.errno == errno.ENAMETOOLONG:

@@ -39,6 +39,8 @@ def of_the_disk(error: BaseException | None) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Of a GPU or of the machine: torch has several ways to say so."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and bool(MEMORY_WORDS.search(str(error)))
@@ -48,7 +50,7 @@ def free_memory(device: str) -> str:
     """What to do about a device whose memory others fill, or that is too small."""
     if device == "cpu":
         return "Free memory (top -o %MEM shows who has it)"
-    return f"Free memory of {device} (nvidia-smi shows who has it), or take DEVICE=cpu"
+    return "Free memory of the GPU (nvidia-smi shows who has it), or take DEVICE=cpu"
 
 
 @contextlib.contextmanager
@@ -62,7 +64,11 @@ def within_memory(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UsageError(
-            f"the memory does not suffice for {where} ({said}). {advice}", instead=instead
-        ) from error
+        raise too_little(error, where, advice, instead) from error
+
+
+def too_little(
+    error: BaseException, where: str, advice: str, instead: Mapping[str, str | None] | None = None
+) -> UsageError:
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    return UsageError(f"the memory does not suffice for {where} ({said}). {advice}", instead)

@@ -161,7 +161,7 @@ def decoding(spec: ViewSpec, folder: Path, workers: int, device: str) -> float:
     from extract.data.datasets import build_items, open_dataset
     from extract.embed import batch_rows
     from extract.images import Batches
-    from extract.stream import load
+    from extract.stream import arriving, load
     from extract.workers import workers_of
 
     dataset = open_dataset(str(folder), Path())
@@ -175,7 +175,7 @@ def decoding(spec: ViewSpec, folder: Path, workers: int, device: str) -> float:
         batch,
     )
     begun = time.perf_counter()
-    for _ in load(batches, workers_of(workers, len(items), device), device):
+    for _ in arriving(load(batches, workers_of(workers, len(items), device), device)):
         pass
     return time.perf_counter() - begun
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from base.console import counted
 from base.errors import DataQualityError, UsageError
-from base.limits import free_memory, within_memory
 from base.phrase import quoted
 from base.progress import Progress
 from cache_specs import integrity, store
@@ -96,9 +95,7 @@ def new_images(
     found = backbones(model.views, weights)
     with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
         items = build_items(dataset, progress.advance)
-    advice = f"{free_memory(device)}; then type the same command"
-    with within_memory(f"the models on {device}", advice):
-        emb_V, status_n = embed_images(model.views, found, dataset, items, device, workers)
+    emb_V, status_n = embed_images(model.views, found, dataset, items, device, workers)
     good = status_n == 0
     if not good.all():
         bad, prep = int((~good).sum()), found[0][0].preprocess

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from base import limits, locks
-from base.commands import expected
+from base.commands import expected, run_cli
 from base.errors import StorageError, UsageError
 
 ENOUGH = [
@@ -30,6 +30,25 @@ def test_memory_that_does_not_suffice_is_an_error_that_says_what_to_type(error: 
         with limits.within_memory("batches", "Take less", {"--batch": "8"}):
             raise error
     assert e.value.instead == {"--batch": "8"} and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("error", ENOUGH, ids=lambda error: str(error)[:20])
+def test_no_command_answers_it_with_a_traceback(
+    error: Exception, capsys: pytest.CaptureFixture
+) -> None:
+    def do() -> None:
+        raise error
+
+    assert run_cli(do) == 2
+    assert "error: the memory does not suffice for this command (" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def do() -> None:
+        raise RuntimeError("a shape")
+
+    with pytest.raises(RuntimeError, match="a shape"):
+        run_cli(do)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a shape"), KeyError("memory")])
