@@ -128,8 +128,9 @@ def _rank(record: dict[str, Any]) -> tuple[float, float]:
 
 def ranking(config: SweepConfig, found: list[dict[str, Any]], most: int = 30) -> str:
     """The table, best first, and the command that trains and tests the best."""
+    seeds = counted(len(config.seed_list()), "seed")
     lines = [
-        f"{counted(len(found), 'combination')}, {counted(len(config.seed_list()), 'seed')} each; the joint's validation "
+        f"{counted(len(found), 'combination')}, {seeds} each; the joint's validation "
         "top-1 in %, mean ± std over seeds; the test split is unread"
     ]
     for record in found[:most]:
