@@ -130,10 +130,10 @@ def _rank(record: dict[str, Any], by: str) -> tuple[float, float]:
 
 def ranking(config: SweepConfig, found: list[dict[str, Any]], most: int = 30) -> str:
     """The table, best first, and the command that trains and tests the best."""
+    seeds = counted(len(config.seed_list()), "seed")
     lines = [
-        f"{counted(len(found), 'combination')}, {counted(len(config.seed_list()), 'seed')} each; "
-        f"the joint's validation {MEASURES[config.select]} in %, mean Â± std over seeds; the test "
-        "split is unread",
+        f"{counted(len(found), 'combination')}, {seeds} each; the joint's validation "
+        f"{MEASURES[config.select]} in %, mean ± std over seeds; the test split is unread",
     ]
     for record in found[:most]:
         score = 100 * np.array(record[f"val_{config.select}"])

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, Made, write_view, write_views
-from models import unpickle_here
 from PIL import Image
 from training import config as training
 
@@ -31,6 +30,9 @@ from train.command import run as train
 NAMES = "|".join(sorted((one.name for one in COMMANDS), key=len, reverse=True))
 VALUE = r"""(?:'[^']*'|"[^"]*"|\\.|[^\s'"\\])*"""
 ADVICE = re.compile(rf"\bmake (?:{NAMES})\b(?!-)(?: [A-Z]+={VALUE})*|\bcoview (?:{NAMES}) [^\n]+")
+
+
+HARMLESS = re.compile(r"(make|coview) (train|sweep|extract|weights|inspect|report|status|compare)")
 
 
 class Reached(BaseException):
@@ -78,22 +80,43 @@ def world(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "other.npz", embeddings=emb["mine"], keys=np.array(items.keys))
     np.savez(folder / "two.npz", one=2 * emb["mine"], two=emb["mine"], keys=np.array(items.keys))
     np.savez(folder / "few.npz", embeddings=emb["mine"][:5], keys=np.array(items.keys[:5]))
-    train(training(made, folder / "runs", run="a", method="supervised,label-propagation"))
+    train(
+        training(made, folder / "runs", run="a", seeds="0", method="supervised,label-propagation")
+    )
     shutil.copytree(folder / "runs" / "a", folder / "runs" / "half")
     (folder / "runs" / "half" / "summary.json").unlink()
     return folder
 
 
-@pytest.fixture
-def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it that is the working folder; what would take long is `Reached`."""
-    place = tmp_path / "here"
+def copied(world: Path, place: Path) -> Path:
+    """With the images of pets where the copy is."""
     shutil.copytree(world, place)
     for path in place.glob("cache/pets-*/dataset.json"):  # the images are where the copy is
         items = build_items(open_dataset(str(place / "pets"), place))
         shutil.rmtree(path.parent / "labels", ignore_errors=True)
         path.unlink()
         write_items(place / "cache", items, source_path(str(place / "pets")))
+    return place
+
+
+@pytest.fixture(scope="module")
+def common(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For situations that leave the world as it is."""
+    return copied(world, tmp_path_factory.mktemp("common") / "here")
+
+
+@pytest.fixture
+def here(
+    world: Path,
+    common: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Path:
+    """A copy of the world that is the working folder; what would take long is `Reached`."""
+    situation = request.node.callspec.params["situation"]
+    harmless = situation.before is nothing and HARMLESS.match(situation.line)
+    place = common if harmless else copied(world, tmp_path / "here")
     monkeypatch.chdir(place)
     monkeypatch.setenv("COVIEW_WEIGHTS", str(place / "weights"))
 
@@ -107,13 +130,13 @@ def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "predict.label.build_items",
         "report.write.write_report",
         "extract.models.convert._fetch",
+        "extract.models.convert._unpickle",
         "extract.models.weights._fetch",
         "train.run.start.launch",
         "upkeep.recompute.prepare_remaker",
     ):
         monkeypatch.setattr(name, reached)
     monkeypatch.setattr("extract.run.LazyModel.agreed", lambda self, known: known)
-    unpickle_here(monkeypatch)
     return place
 
 
@@ -393,7 +416,7 @@ SITUATIONS = (
         (),
         other_pixels,
     ),
-    S("cache_specs/items.py:read_items", PETS, (), cut("cache/pets-*/items.parquet")),
+    S("cache_specs/items.py:read_items", PETS, ("mine",), cut("cache/pets-*/items.parquet")),
     S("cache_specs/mend.py:mend_documents", REPAIR, ("digits",), bare, lose(PIXELS)),
     S("cache_specs/store.py:refuse_changed", f"{IMPORT} ARGS='--array one'", (), imported),
     S("upkeep/repair.py:_refuse_to_compute", "make repair VIEW=got", (), imported_and_cut),
@@ -401,10 +424,10 @@ SITUATIONS = (
     S("extract/models/leaks.py:refuse_labels", "make extract VIEW=leak.toml DATA=pets"),
     # runs and models
     S("train/run/rundir.py:_best_of", "make predict RUN=half", ("a",), no_sweep),
-    S("report/run.py:read_run", "make compare RUNS=a,b", ("a,half",), broken_runs),
+    S("train/run/summary.py:checked", "make compare RUNS=a,b", ("a,half",), broken_runs),
     S("predict/from_run.py:_split", "make predict RUN=a", ("half",), cut("runs/a/splits/*0*")),
     S("train/run/rundir.py:_no_such_run", "make predict RUN=aa"),
-    S("train/run/rundir.py:_no_such_run", "make predict RUN=xyzzy", ("pixels", "digits")),
+    S("train/run/rundir.py:_no_such_run", "make predict RUN=xyzzy", ("edges", "digits")),
     S("train/run/rundir.py:finished", "make predict RUN=half"),
     S("train/run/rundir.py:open_run", f"{TRAIN} RUN=a ARGS='--lr 1'"),
     S(
@@ -515,6 +538,7 @@ NO_SITUATION = {
         "extract/reuse.py:_copied",
         "predict/bundle/folder.py:read_model",
         "predict/from_run.py:_tensors",
+        "report/run.py:read_run",
         "train/data/reader.py:refuse_changed",
         "train/run/checkpoint.py:load_checkpoint",
     ),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from base import durable
 from base.console import counted
-from base.errors import IntegrityError
+from base.errors import UNKNOWN, IntegrityError
 from cache_specs.items import Items
 from train.algorithm.evaluate import MEASURES, joint, metrics, pooled, predict
 from train.algorithm.paired import FEW, Difference, difference
@@ -444,6 +444,7 @@ def checked(folder: Path, name: str, summary: dict[str, Any]) -> Path:
         then = AGAIN if made_of_probes else "Train again under another RUN"
         raise IntegrityError(
             f"{path} is not the file that {folder / 'summary.json'} was made with: it was changed "
-            f"afterwards. {then}"
+            f"afterwards. {then}",
+            instead=None if then == AGAIN else {"RUN": UNKNOWN, "RUNS": UNKNOWN},
         )
     return path
