@@ -351,3 +351,14 @@ def test_the_words_that_make_was_given_are_said_as_they_were_typed(value) -> Non
     """A dollar is doubled in them already, for make."""
     line = make_words.as_typed(["train", f"DATA={value}", "RUN="])
     assert shlex.split(line) == ["make", "train", f"DATA={value}", "RUN="]
+
+
+def test_in_a_folder_that_is_gone_every_command_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def gone() -> str:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("os.getcwd", gone)
+    assert main("coview.cli:COMMANDS", ["doctor"]) == 2
+    assert "the folder that you are in is not there any more" in capsys.readouterr().err

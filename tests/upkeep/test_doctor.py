@@ -231,3 +231,23 @@ def test_from_a_wheel_in_a_folder_of_names_that_are_others_too(tmp_path: Path) -
         assert findings[name]["state"] == FINE, findings
     assert findings["nosuch"]["text"] == "not installed, needed >=1" and "other" not in findings
     assert len(list(mine.iterdir())) == 6  # nothing is left there
+
+
+def test_files_that_are_not_installed_are_examined_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unknown(name: str) -> None:
+        raise doctor.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "requires", unknown)
+    assert doctor.floors() == []
+
+
+def test_a_small_shared_memory_is_worth_a_note(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage._replace(free=67_108_864))
+    found = {finding.name: finding for finding in doctor.check_memory()}
+    assert found["shared memory"].state == NOTED
+    assert "67 MB free in /dev/shm: images go to a GPU through" in found["shared memory"].text
