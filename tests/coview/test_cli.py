@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import runpy
 import select
 import shutil
 import signal
@@ -649,6 +650,16 @@ KINDS = [
     and issubclass(kind, errors.CoviewError)
     and kind is not errors.CoviewError
 ]
+
+
+@pytest.mark.parametrize("name", ["extract", "train", "predict", "report"])
+def test_a_room_that_is_run_is_its_command(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module(name, run_name="__main__")
+    assert not caught.value.code and f"usage: coview {name} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
