@@ -117,8 +117,8 @@ def _words(y: np.ndarray, as_class: Sequence[str]) -> np.ndarray:
         rows, taken = ("1 row", "is") if count == 1 else (f"{count:,} rows", "are")
         names = sorted(meant)
         warnings.warn(
-            f"{rows} of y with {', '.join(map(repr, names))} {taken} taken to have no label; if that "
-            f"is a class: as_class={names}",
+            f"{rows} of y with {', '.join(map(repr, names))} {taken} taken to have no label; "
+            f"if that is a class: as_class={names}",
             UserWarning,
             stacklevel=6,
         )
