@@ -113,11 +113,11 @@ def _words(y: np.ndarray, as_class: Sequence[str]) -> np.ndarray:
     meant = {text for text in set(texts) if text and _says_none(text, as_class)}
     if meant:
         count = sum(map(texts.count, meant))
-        rows = "1 row" if count == 1 else f"{count:,} rows"
+        rows, taken = ("1 row", "is") if count == 1 else (f"{count:,} rows", "are")
         names = sorted(meant)
         warnings.warn(
-            f"{rows} of y with {', '.join(map(repr, names))} are taken to have no label; if that "
-            f"is a class: as_class={names}",
+            f"{rows} of y with {', '.join(map(repr, names))} {taken} taken to have no label; "
+            f"if that is a class: as_class={names}",
             UserWarning,
             stacklevel=6,
         )

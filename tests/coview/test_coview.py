@@ -293,7 +293,7 @@ def test_words_that_mean_no_label_are_none_and_told_unless_they_are_named_as_cla
         assert len(caught) == 1
         label, classes = encode(y, as_class=[word])
         assert label.max() == 2 and word in classes.tolist()
-    with pytest.warns(UserWarning, match="'-1' are taken to have no label"):
+    with pytest.warns(UserWarning, match="'-1' is taken to have no label"):
         assert encode(["1", "-1", "0"])[0].tolist() == [1, -1, 0]
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="none of the 2 rows has a"):
         encode(["unknown", "none"])
