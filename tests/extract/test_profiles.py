@@ -25,7 +25,7 @@ def shown(data: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
-@pytest.mark.parametrize("name", [name for name in PRIMARIES if name != "sRGB"])
+@pytest.mark.parametrize("name", [name for name in PRIMARIES if "sRGB" not in name])
 def test_colours_become_those_of_srgb(name, kind):
     options = {"lossless": True} if kind == "WEBP" else {}
     data = saved(Image.fromarray(COLOURS), kind, icc_profile=profile(name), **options)
@@ -46,6 +46,13 @@ def test_a_jpeg_has_the_colours_of_its_profile():
 def test_the_profile_of_srgb_changes_no_bit(icc):
     assert profiles.to_srgb(icc, "RGB") is None
     assert (shown(saved(Image.fromarray(COLOURS), icc_profile=icc)) == COLOURS).all()
+
+
+def test_a_profile_that_is_nearly_that_of_srgb_counts():
+    icc = profile("almost sRGB")
+    assert profiles.to_srgb(icc, "RGB") is not None
+    found = shown(saved(Image.fromarray(COLOURS), icc_profile=icc))
+    assert np.abs(found - in_srgb(COLOURS, "almost sRGB")).max() <= 2
 
 
 def test_grey_levels_have_their_profile_and_a_grey_image_may_have_one_of_colours():
