@@ -86,7 +86,9 @@ def _text(runs: Sequence[Run], gains: Sequence[Gain]) -> str:
         *_scores(runs, "test_f1", "test macro F1"),
     ]
     for key in chosen_by(runs):
-        heading = f"validation {MEASURES[key.removeprefix('val_')]}, to choose between runs"
+        heading = "validation, by which to choose between runs"
+        if key != "val_top1":
+            heading += f": {MEASURES[key.removeprefix('val_')]}"
         lines += _scores(runs, key, heading, JOINT)
     lines.append(f"differences: {MEANING}")
     for gain in gains:

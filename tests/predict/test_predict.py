@@ -38,6 +38,7 @@ from predict.config import PredictConfig
 from predict.from_run import Model, choose_method, of_run, open_model
 from predict.images import spec_of
 from predict.model import SAME, Expert, Opinions, ViewRecord
+from predict.table import columns, write_table
 from train.algorithm.evaluate import TEMPERATURES
 from train.command import run
 from train.config import TrainConfig
@@ -91,6 +92,50 @@ def tempered(p_nC: np.ndarray, temperature: float) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- the core
+
+
+def small_model(classes: list[str]) -> Model:
+    """With nothing but names."""
+    about: dict = {}
+    view = ViewRecord("v", 4, {}, "", "", 64)
+    return Model([view], classes, "supervised", [0], "logit-sum", [], [], None, 1.0, about)
+
+
+def test_the_second_choice_and_all_probabilities_where_they_are_asked_for(tmp_path: Path) -> None:
+    """Of three images, one of which could not be read; a class whose name a spreadsheet would
+    compute, and two that are equally probable."""
+    model = small_model(["a", "=b", "c,d"])
+    p_nC = np.array([[0.5, 0.2, 0.3], [0.4, 0.4, 0.2]], np.float32)
+    said = Opinions(p_nC, p_nC[None], np.ones(2, np.float32))
+    keys, status = ["1.png", "2.png", "3.png"], np.array([0, 1, 0])
+    plain = columns(model, keys, status, said, all_classes=False)
+    assert plain["second"] == ["c,d", None, "=b"] and not any("probability" in n for n in plain)
+    assert plain["second_confidence"] == [pytest.approx(0.3), None, pytest.approx(0.4)]
+    margin = [first - second for first, second in np.sort(p_nC, 1)[:, :0:-1]]
+    assert [plain["margin"][0], plain["margin"][2]] == pytest.approx(margin)
+    whole = columns(model, keys, status, said, all_classes=True)
+    write_table(tmp_path / "x.parquet", whole)
+    table = pq.read_table(tmp_path / "x.parquet")
+    names = ["probability_a", "probability_=b", "probability_c,d"]
+    assert table.column_names[-3:] == names and table.column_names[:-3] == list(plain)
+    for name, p_n in zip(names, p_nC.T, strict=True):
+        assert table[name].to_pylist() == [p_n[0], None, p_n[1]] and table[name].type == "float"
+    write_table(tmp_path / "x.csv", whole)
+    rows = list(csv.reader((tmp_path / "x.csv").read_text().splitlines()))
+    assert rows[0][-3:] == names and rows[1][-3:] == ["0.500000", "0.200000", "0.300000"]
+    assert rows[2][-3:] == ["", "", ""] and rows[3][3] == "'=b"
+
+
+def test_a_table_does_not_grow_with_the_classes(tmp_path: Path) -> None:
+    chance, sizes = np.random.default_rng(0), []
+    for classes in (10, 4_000):
+        model = small_model([f"class {number}" for number in range(classes)])
+        p_nC = chance.dirichlet(np.ones(classes), 300).astype(np.float32)
+        said, keys = Opinions(p_nC, p_nC[None], np.ones(300, np.float32)), [*map(str, range(300))]
+        table = columns(model, keys, np.zeros(300, int), said, all_classes=False)
+        write_table(tmp_path / f"{classes}.parquet", table)
+        sizes.append((tmp_path / f"{classes}.parquet").stat().st_size)
+    assert sizes[1] < 2 * sizes[0]
 
 
 @pytest.mark.parametrize(("name", "method"), CASES)

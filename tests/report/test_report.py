@@ -401,7 +401,7 @@ def test_the_compared_runs_open_too(browser: Browser, digits: TrainConfig, tmp_p
     text = compare([Path(digits.runs) / "digits", Path(digits.runs) / "copy"], tmp_path / "c.html")
     assert (
         "copy − digits, meta co-training: joint   +0.0" in " ".join(text.split("  "))
-        or "+0.0 ± 0.0, 2 seeds" in text
+        or "+0.0 ± 0.0 (p = 1.000), 2 seeds" in text
     )
     browser.open(tmp_path / "c.html", 420, True)
     assert (

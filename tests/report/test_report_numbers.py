@@ -15,10 +15,12 @@ from conftest import pixels_and_edges, reseal, write_views
 from base import durable
 from base.errors import IntegrityError, StaleError
 from cache_specs.succession import write_items
-from report.run import Run, read_run
+from report.run import Run, read_predictions, read_run
 from report.sections.calibration import agreement, binned, classes, recall
 from train.command import run
 from train.config import TrainConfig
+from train.methods import METHODS
+from train.run.summary import told_apart
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +69,57 @@ def test_what_is_read_is_what_the_summary_scored(found: Run) -> None:
             assert part.right_En.mean(1) == pytest.approx(
                 result["joint"][f"{split}_top1"]["values"], abs=1e-6
             ), (method, split)
-    part = found.parts[found.method]["test"]
-    assert found.method == "mct-graph" and len(part.own_VEn) == 2
-    for view, own_En in zip(found.views, part.own_VEn, strict=True):
-        assert (own_En == part.label_n).mean(1) == pytest.approx(
-            found.summary["methods"]["mct-graph"]["views"][view]["test_top1"]["values"], abs=1e-6
+        part, views = found.parts[method]["test"], result["views"]
+        own = [view for view in found.summary["views"] if view in views]
+        for view, own_En in zip(own, part.own_VEn, strict=True):
+            assert (own_En == part.label_n).mean(1) == pytest.approx(
+                views[view]["test_top1"]["values"], abs=1e-6
+            )
+    assert found.method == "mct-graph" and len(found.parts["concat"]["val"].own_VEn) == 0
+    assert len(found.parts["supervised"]["val"].own_sure_VEn) == 0, "of the shown method alone"
+
+
+def test_a_run_of_before_has_choices_of_the_shown_method_alone(found: Run, tmp_path: Path) -> None:
+    """Its predictions have no column pred_VIEW, its lines no error: a dash."""
+    import pyarrow.parquet as pq
+
+    from report.pairs import differences
+
+    file, path = pq.ParquetFile(found.folder / "predictions.parquet"), tmp_path / "old.parquet"
+    names = [name for name in file.schema_arrow.names if not name.startswith("pred_")]
+    schema = file.read_row_group(0, columns=names).schema
+    with pq.ParquetWriter(path, schema) as writer:
+        for group in range(file.num_row_groups):
+            writer.write_table(file.read_row_group(group, columns=names))
+    parts = read_predictions(path, found.summary["views"], found.method, 2)
+    shown, now = parts[found.method]["test"], found.parts[found.method]["test"]
+    assert (shown.own_VEn == now.own_VEn).mean() > 0.999  # float16 makes ties
+    assert len(parts["supervised"]["test"].own_VEn) == 0
+    for gain in differences([dataclasses.replace(found, parts=parts), found]):
+        known = gain.what == "joint" or gain.method == METHODS[found.method].title
+        assert gain.text == f"+0.0 ± {'0.0 (p = 1.000)' if known else '–'}, 2 seeds"
+        assert gain.mean == 0 and (gain.p is None) == ("–" in gain.text)
+
+
+def test_no_row_is_in_bold_where_nothing_tells_the_methods_apart(found: Run) -> None:
+    """And the page says so before the table."""
+    from report.sections.scores import scores
+
+    parts = {}
+    for method, each in found.parts.items():
+        part = each["test"]
+        few = dataclasses.replace(
+            part, label_n=part.label_n[:9], pred_En=part.pred_En[:, :9], keys=part.keys[:9]
         )
-    assert (
-        len(found.parts["concat"]["val"].own_VEn)
-        == len(found.parts["supervised"]["val"].own_VEn)
-        == 0
-    ), "of the shown method alone"
+        parts[method] = {**each, "test": few}
+    text = str(scores(dataclasses.replace(found, parts=parts)).body)
+    words = "THIS TABLE CANNOT TELL THE METHODS APART"
+    assert text.index(words) < text.index("<table") and 'class="marked"' not in text
+    right = {method: each["test"].right_En for method, each in found.parts.items()}
+    plain = str(scores(found).body)
+    assert (words in plain) != told_apart(right) and ('class="marked"' in plain) == told_apart(
+        right
+    )
 
 
 def test_every_row_of_the_predictions_is_where_it_belongs(found: Run) -> None:
@@ -102,11 +144,11 @@ def test_every_row_of_the_predictions_is_where_it_belongs(found: Run) -> None:
                         part.sure_En[e, i],
                     )
                     for v, view in enumerate(found.views if len(part.own_VEn) else ()):
+                        assert row[f"pred_{view}"] == part.own_VEn[v, e, i]
                         prob_C = np.array(row[f"prob_{view}"], np.float16)
-                        assert (prob_C.argmax(), prob_C.max()) == (
-                            part.own_VEn[v, e, i],
-                            np.float16(part.own_sure_VEn[v, e, i]),
-                        )
+                        assert prob_C[part.own_VEn[v, e, i]] == prob_C.max()
+                        if len(part.own_sure_VEn):
+                            assert prob_C.max() == np.float16(part.own_sure_VEn[v, e, i])
 
 
 def test_reliability_is_scikit_learns_and_adds_up_to_the_ece(found: Run) -> None:
