@@ -80,8 +80,8 @@ def compare_rows(view: View, originals: Originals, count: int, seed: int, device
             "are now, in which only they are embedded"
         )
     return (
-        f"{counted(len(rows), 'row')} computed again: largest relative distance {found.farthest:.2g}, "
-        f"allowed {tolerance}"
+        f"{counted(len(rows), 'row')} computed again: largest relative distance "
+        f"{found.farthest:.2g}, allowed {tolerance}"
     )
 
 
