@@ -103,7 +103,7 @@ def split_subset(data: str) -> tuple[str, int]:
         return data, 0
     if not int(found[2]):
         raise UsageError(
-            f"DATA={data}: #top0 would leave no class; DATA={found[1]} is all of it",
+            f"DATA={data}: #top0 would leave no class; take at least #top1",
             instead={"DATA": f"{found[1]}#top1"},
         )
     return found[1], int(found[2])

@@ -436,7 +436,7 @@ def _no_view(view: str, among: Sequence[str], own: Sequence[str]) -> UsageError:
     known = sorted({*view_names(), *own})
     if view.endswith(".toml"):
         meant = Path(view).stem if Path(view).stem in known else ""
-        told = f". The cache has the view {meant!r}, with its spec" if meant else ""
+        told = f". The cache has the view {meant!r}: name that" if meant else "; name one that is"
         return UsageError(f"there is no view file {Path(view)}{told}", _named(view, meant, among))
     near = nearest(view, known)
     return UsageError(

@@ -76,7 +76,9 @@ def _verify_one(
 def _all_of(failures: Sequence[CoviewError], views: int) -> CoviewError:
     """One error; with the exit code of damage where any is damage."""
     lines = [*map(str, failures), f"{len(failures)} failed, of {counted(views, 'view')}"]
-    failed = CoviewError("\n".join(lines))
+    # what one asks for may be done in the command; of several each would be another
+    change = failures[0].instead if len(failures) == 1 else None
+    failed = CoviewError("\n".join(lines), change)
     failed.exit_code = max(error.exit_code for error in failures)
     if any(error.exit_code == IntegrityError.exit_code for error in failures):
         failed.exit_code = IntegrityError.exit_code

@@ -102,7 +102,8 @@ def _target(spec: ViewSpec, config: ConvertConfig) -> Path:
     target = spec.source.parent / where.path / tensors[0]
     if config.source is None and not target.is_file():
         raise UsageError(
-            f"FROM is missing: the checkpoint of which {target} is to be made", {"FROM": UNKNOWN}
+            f"FROM is missing: name the checkpoint of which {target} is to be made",
+            {"FROM": UNKNOWN},
         )
     return target
 

@@ -381,7 +381,7 @@ def test_a_local_checkpoint_of_a_spec_with_a_path_lands_where_extract_looks(fold
 
 def test_weights_that_are_there_are_never_replaced_by_others(folder):
     spec = own(folder)
-    with pytest.raises(UsageError, match="FROM is missing: the checkpoint of which") as raised:
+    with pytest.raises(UsageError, match="FROM is missing: name the checkpoint of which") as raised:
         made(spec)
     assert raised.value.instead == {"FROM": "…"}
     target = made(spec, saved(folder, TENSORS))
