@@ -243,7 +243,8 @@ def split(command: Command, argv: Sequence[str]) -> Typed:
 
 
 def _remember(typed: Typed) -> None:
-    if not CURRENT.child:
+    """From Python, without a command line, there is nothing that processes should inherit."""
+    if CURRENT.place and not CURRENT.child:
         CURRENT.typed = typed
         CURRENT.remember()
 

@@ -62,7 +62,7 @@ def _numbered(device: str, kind: str, number: int, there: int, gpus: int) -> lis
     if number >= there:
         named = ", ".join(f"{kind}:{i}" for i in range(there))
         raise UsageError(
-            f"DEVICE={device}, but this machine has {there}: {named} (they count from 0)",
+            f"DEVICE={device}, but this machine has {there}: {named} (they count from 0); use one",
             instead={"DEVICE": f"{kind}:{there - 1}"},
         )
     if gpus > 1:

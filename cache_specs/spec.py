@@ -490,7 +490,7 @@ def _read(field: dataclasses.Field, value: Any, where: str) -> Any:
     try:
         return field.metadata.get("read", lambda given: given)(value)
     except ValueError as error:
-        raise UsageError(f"{where} = {value!r}: {error}") from error
+        raise UsageError(f"{where} = {value!r} must be another value: {error}") from error
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

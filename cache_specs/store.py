@@ -86,12 +86,12 @@ def create_view(
     with locks.lock(dataset, wait=True):  # two starts at once must not mix their shard sizes
         there = is_created(folder)
         for other in named_folders(dataset):
-            if there or other == folder or view_name(other) != name:
+            if other == folder or view_name(other) != name:
                 continue
-            if is_created(other):
-                refuse_changed(open_view(other), declared, weights_sha256)
-            elif is_leftover(other):
+            if is_leftover(other):
                 shutil.rmtree(other)  # a killed run began to make it, and no more
+            elif is_created(other) and not there:
+                refuse_changed(open_view(other), declared, weights_sha256)
         if not there:
             attributes = {
                 "format": FORMAT,

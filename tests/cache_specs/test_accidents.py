@@ -42,7 +42,8 @@ def world(made: Path, tmp_path: Path) -> Path:
 
 
 def the_view(world: Path) -> View:
-    return store.open_view(next((world / "cache").glob("photos-*/tiny-clip-*")))
+    sealed = next((world / "cache").glob("photos-*/tiny-clip-*/complete.json"))
+    return store.open_view(sealed.parent)
 
 
 def contents(world: Path) -> dict[str, bytes]:

@@ -797,7 +797,7 @@ RIGHT = re.compile(
     r"did you mean|ends? in|this is|reads|without)\b"
 )
 SAID_BY = re.compile(
-    r"did_you_mean|command\(|ADVICE|AGAIN|_again|hint|example|EXAMPLE|_to_download|_what_to_do|"
+    r"did_you_mean|command\(|ADVICE|advice|AGAIN|_again|hint|example|EXAMPLE|_to_download|_what_to_do|"
     r"instead|\bthen\b|listing|complaint|NO_PICKLES|make import|nearest|\{error\}\{"
 )
 

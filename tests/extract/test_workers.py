@@ -94,6 +94,8 @@ def test_one_that_is_killed_is_an_error_that_names_the_signal(tmp_path: Path) ->
 
 
 PIXELS, STATUS = torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4), torch.zeros(1).byte()
+PROFILES = torch.zeros(1, dtype=torch.bool)
+BATCH = (PIXELS, STATUS, PROFILES)
 
 
 @pytest.mark.parametrize(
@@ -105,9 +107,11 @@ def test_a_batch_goes_through_the_pipe_where_shared_memory_might_run_full(
     """Four times what two processes write at once, 48 bytes each, must be free."""
     monkeypatch.setattr(stream, "get_worker_info", lambda: SimpleNamespace(num_workers=2))
     monkeypatch.setattr(stream, "_room", lambda: room)
-    pixels, status = stream.hand_on((PIXELS.clone(), STATUS))
-    assert isinstance(pixels, torch.Tensor) == shared and isinstance(status, np.ndarray)
-    assert np.array_equal(np.asarray(pixels), PIXELS.numpy()) and status.tolist() == [0]
+    pixels, *rest = stream.hand_on((PIXELS.clone(), STATUS, PROFILES))
+    assert isinstance(pixels, torch.Tensor) == shared
+    assert all(isinstance(one, np.ndarray) for one in rest)
+    assert np.array_equal(np.asarray(pixels), PIXELS.numpy())
+    assert [one.tolist() for one in rest] == [[0], [False]]
     if shared:
         assert pixels.is_shared()
 
@@ -120,7 +124,7 @@ def test_shared_memory_that_fails_all_the_same_is_not_needed(
 
     monkeypatch.setattr(stream, "get_worker_info", lambda: SimpleNamespace(num_workers=1))
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    assert stream.hand_on((PIXELS, STATUS))[0].tolist() == PIXELS.tolist()
+    assert stream.hand_on(BATCH)[0].tolist() == PIXELS.tolist()
     monkeypatch.setattr(stream, "SHARED", str(tmp_path / "gone"))
     assert stream._room() == 0
 
@@ -148,9 +152,9 @@ LATE = RuntimeError("DataLoader timed out after 10.0 seconds")
 
 def test_what_comes_late_comes_and_pipes_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "coview")
-    arrays = (PIXELS.numpy(), STATUS.numpy())
+    arrays = tuple(one.numpy() for one in BATCH)
     found = list(stream.arriving(Loader(LATE, arrays, LATE, LATE, arrays)))
-    assert [pixels.tolist() for pixels, _ in found] == 2 * [PIXELS.tolist()]
+    assert [pixels.tolist() for pixels, _, _ in found] == 2 * [PIXELS.tolist()]
     assert all(isinstance(one, torch.Tensor) for batch in found for one in batch)
     (said,) = caplog.messages
     assert "through pipes, since /dev/shm has" in said and "too little for 8 decode workers" in said

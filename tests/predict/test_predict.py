@@ -1042,11 +1042,11 @@ def test_hidden_training_rows_where_every_image_has_a_label(
     assert (
         (tmp_path / "x.csv")
         .read_bytes()
-        .startswith(b"key,label,confidence,agreement,margin,status\r\n")
+        .startswith(b"key,label,confidence,second,second_confidence,agreement,margin,status\r\n")
     )
     assert (
-        b",1.000000,," not in (tmp_path / "x.csv").read_bytes()
-        and (tmp_path / "x.csv").read_text().splitlines()[1].split(",")[3] == ""
+        b",1.000000," not in (tmp_path / "x.csv").read_bytes()
+        and (tmp_path / "x.csv").read_text().splitlines()[1].split(",")[5] == ""
     )
     with pytest.raises(
         UsageError, match=r"x.csv is there already; to replace it: ARGS='--force'"

@@ -678,7 +678,8 @@ def test_a_page_that_fails_changes_nothing(
         train(digits, {})  # again, when all is there
         command = next_step(digits, json.loads((folder / "summary.json").read_text()))
         assert capsys.readouterr().err.endswith(
-            f"report {path_of(digits)}\nto label images with it, type: {command}\n"
+            f"report {path_of(digits)}\nto label images with it, though nothing shows yet which "
+            f"method is best, type: {command}\n"
         )
     finally:
         path_of(digits).write_bytes(kept)

@@ -239,7 +239,7 @@ def test_recomputed_rows_agree_and_a_wrong_row_with_a_right_digest_is_found(view
 def test_without_the_images_the_stored_bytes_are_still_verified(view, original, tmp_path, capsys):
     items = read_items(view.folder.parent)
     write_items(Path(cache_of(view)), items, str(tmp_path / "gone"))
-    with pytest.raises(CoviewError, match="1 failed, of 1 views"):
+    with pytest.raises(CoviewError, match="1 failed, of 1 view"):
         verify(VerifyConfig(cache=cache_of(view), recompute=2))
     out = capsys.readouterr().out
     assert ": ok: 45 rows x 128" in out and "1 bad rows, but NOT computed again" in out
@@ -542,7 +542,7 @@ def test_a_view_that_lost_its_records_is_not_ok_and_gc_keeps_it(view, photos, ca
     with pytest.raises(
         CoviewError,
         match=r"other-0123456789ab holds shards, but its zarr.json, commits and seal are "
-        r"gone.*\n1 failed, of 1 views",
+        r"gone.*\n1 failed, of 1 view",
     ) as caught:
         verify(VerifyConfig(cache=cache_of(view)))
     assert caught.value.exit_code == 5 and other.is_dir()

@@ -140,7 +140,7 @@ def expected(folder: Path) -> list[tuple[str, int, float]]:
         (f"{method}/{view}/{key}", 0, scores[key]["mean"])
         for method, result in methods.items()
         for view, scores in [*result["views"].items(), ("joint", result["joint"])]
-        for key in ("test_top1", "test_nll", "test_ece")
+        for key in ("test_top1", "test_balanced", "test_f1", "test_nll", "test_ece")
     ]
     return sorted(
         (tag, step, struct.unpack("f", struct.pack("f", value))[0]) for tag, step, value in found
