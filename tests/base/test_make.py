@@ -234,7 +234,7 @@ def test_a_printed_command_means_what_was_typed_and_runs_nothing_else(
         (("weights", "VIEW=swav", "DATA=x"), "make weights takes no DATA"),
         (("views", "VIEW=clip"), "make views takes no VIEW"),
         (("predict", "RUN=x", "DATA=photos/"), "make predict takes no DATA"),
-        (("predict", "IMAGES=photos/"), "RUN is missing, and no run in runs/ is finished"),
+        (("predict", "IMAGES=photos/"), "RUN is missing"),
         (("export-model", "RUN=x"), "TO is missing. Type: make export-model RUN=x TO=model"),
         (("export-model", "RUN=x", "MODEL=y"), "make export-model takes no MODEL"),
         (
