@@ -135,13 +135,15 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
 
 
 MEASURED = """
-import json, resource, sys
+import json, re, sys
+from pathlib import Path
 from base import console
 from extract.config import ExtractConfig
 from extract.run import run
 with console.rendering():
     run(ExtractConfig(**json.loads(sys.argv[1])))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# not ru_maxrss, which a process begins with what its parent had when it forked
+print(re.search("VmHWM:[^0-9]*([0-9]+)", Path("/proc/self/status").read_text())[1])
 """
 
 
