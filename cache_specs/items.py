@@ -11,6 +11,7 @@ Labels live here only: they may change (label -1 is "unknown") without making an
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ FORMAT = 1
 class Items:
     """N items. keys: N str, byte order; label: (N,) int32, -1 unknown; split: N of SPLITS; size:
     (N,) int64 bytes, 0 if unreadable; sha256: N hex strings, empty if unreadable; classes: C label
-    names, class c = classes[c]."""
+    names, class c = classes[c]; as_class: words that are classes all the same (see words.py)."""
 
     name: str
     adapter: str
@@ -43,6 +44,7 @@ class Items:
     size: np.ndarray
     sha256: list[str]
     classes: list[str]
+    as_class: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -134,6 +136,7 @@ def _items_of(record: dict[str, Any], data: bytes) -> Items:
         size=table["bytes"].to_numpy(),
         sha256=table["sha256"].to_pylist(),
         classes=record["classes"],
+        as_class=record.get("as_class", []),
     )
 
 

@@ -19,7 +19,7 @@ from base.errors import UNKNOWN, StaleError, UsageError, did_you_mean, nearest
 from base.phrase import quoted
 from cache_specs import store
 from cache_specs.items import read_items
-from cache_specs.sources import dataset_name, is_gone, read_source, source_path
+from cache_specs.sources import dataset_name, is_gone, read_source, recorded_words, source_path
 from cache_specs.spec import (
     PIXELS,
     ViewSpec,
@@ -34,12 +34,14 @@ from cache_specs.store import open_view
 from cache_specs.versions import (
     IMPORTED,
     current,
+    dataset_folders,
     every_dataset,
     is_older,
     name_of,
     version_of,
 )
 from cache_specs.view import View, view_name
+from cache_specs.words import read_as_class
 
 log = logging.getLogger(f"coview.{__name__}")
 
@@ -235,6 +237,26 @@ def find_dataset(cache: Path, data: str, views: Sequence[str] = ()) -> Path:
         )
     _refuse_other_source(chosen, data)
     return chosen
+
+
+def words_for(cache: Path, name: str, source: str, typed: str | None) -> list[str]:
+    """The words that are classes of a data set: those that --as-class is given or, where it is not
+    typed, was given when the labels of the same data were written, which is said. Raises
+    UsageError."""
+    if typed is not None:
+        return read_as_class(typed)
+    of_source = [folder for folder in every_dataset(cache) if read_source(folder) == source]
+    before = current(dataset_folders(cache, name) or of_source)
+    if before is None:
+        return []
+    known, words = read_source(before), recorded_words(before)
+    if not words or (known != source and not is_gone(known)):
+        return []
+    log.info(
+        f"{name}: --as-class {','.join(words)}, as its labels were written before; to have no "
+        "such class any more: ARGS=--as-class="
+    )
+    return words
 
 
 def _meant(cache: Path, data: str, name: str) -> list[Path]:

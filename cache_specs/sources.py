@@ -147,3 +147,12 @@ def read_source(folder: Path) -> str:
         return durable.read_sealed(folder / "dataset.json")["source"]
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+
+
+def recorded_words(folder: Path) -> list[str]:
+    """What --as-class was given for the labels of a dataset; [] where nothing was, or its record
+    cannot be read."""
+    try:
+        return list(durable.read_sealed(folder / "dataset.json")["as_class"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

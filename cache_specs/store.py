@@ -33,7 +33,7 @@ import numpy as np
 from base import durable, locks
 from base.errors import UNKNOWN, IntegrityError, StaleError, UsageError, did_you_mean
 from base.phrase import line_of
-from cache_specs.sources import dataset_name, read_source
+from cache_specs.sources import dataset_name, read_source, recorded_words
 from cache_specs.spec import (
     PIXELS,
     changed_fields,
@@ -299,6 +299,8 @@ def _extract_words(folder: Path, view: str, made: dict[str, Any]) -> dict[str, s
     flags = []
     if data and dataset_name(data) != name:
         flags += ["--name", name]
+    if words := recorded_words(folder.parent):
+        flags += ["--as-class", ",".join(words)]
     if bad := more_bad_rows(folder):
         flags += ["--max-bad", str(bad)]
     return {"VIEW": view if named else str(toml), "DATA": data or UNKNOWN, **_args(flags)}

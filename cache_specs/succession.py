@@ -73,6 +73,11 @@ def write_items(
     return folder
 
 
+def folder_of(cache: Path, items: Items, source: str) -> Path:
+    """The folder that `write_items` is about to write into."""
+    return cache / _moved(cache, items, source).folder_name
+
+
 def next_version(
     cache: Path, items: Items, source: str, changed: bool = False
 ) -> tuple[int, Path, list[str]]:
@@ -98,6 +103,8 @@ def _record(items: Items, source: str, version: int, table: bytes) -> bytes:
         "items_sha256": hashlib.sha256(table).hexdigest(),
         "source": source,
     }
+    if items.as_class:
+        record["as_class"] = list(items.as_class)
     if version:
         record["version"] = version
     return durable.sealed(record)

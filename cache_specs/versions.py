@@ -57,7 +57,7 @@ def _said_to_be(folder: Path) -> int:
     larger than any where it is not."""
     try:
         record = json.loads((folder / "dataset.json").read_bytes())
-        if KEYS <= record.keys() <= KEYS | {"version"}:
+        if KEYS <= record.keys() <= KEYS | {"version", "as_class"}:
             return int(record.get("version", 0))
     except (OSError, ValueError, TypeError, AttributeError):
         pass

@@ -28,9 +28,9 @@ class ImportConfig:
     otherwise they are an error"""
     name: str | None = None
     """the data set's name in the cache, where one is made; default: the file's"""
-    as_class: str = ""
+    as_class: str | None = None
     """words that are classes of yours, though they usually mean that there is no label:
-    unknown,none"""
+    unknown,none; default: those of the last time"""
     root: str = "data"
     """where torchvision data sets lie"""
     shard_rows: int = 0

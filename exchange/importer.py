@@ -19,10 +19,10 @@ import numpy as np
 from base.errors import IntegrityError, UsageError
 from cache_specs import integrity, mend, store
 from cache_specs.items import Items
-from cache_specs.sources import source_path
+from cache_specs.lookup import words_for
+from cache_specs.sources import dataset_name, source_path
 from cache_specs.succession import write_items
 from cache_specs.view import View, default_rows
-from cache_specs.words import read_as_class
 from exchange.arrays import Array
 from exchange.config import ImportConfig
 from exchange.match import Target, match, own_items, refuse_other_file
@@ -44,8 +44,8 @@ def import_view(config: ImportConfig) -> View:
     """Import one view; return it, finished. Raises CoviewError. Nothing is written before the whole
     file has been read once."""
     _refuse_unusable(config)
-    as_class = read_as_class(config.as_class)
     cache, path, folder = Path(config.cache), Path(config.source).expanduser(), None
+    as_class = _words(config, cache, path)
     with open_source(path, config.fill_missing) as source:
         array = choose_embeddings(source, config.array)
         n = array.shape[0]
@@ -75,6 +75,12 @@ def import_view(config: ImportConfig) -> View:
     log.info(f"{view.name}: {how}: {view.n:,} rows x {view.width} in {view.folder}")
     _say_bad_rows(view, items, status)
     return view
+
+
+def _words(config: ImportConfig, cache: Path, path: Path) -> list[str]:
+    """The words that are classes of the data set that is made, if one is."""
+    name = config.name or dataset_name(config.data or path.resolve().stem)
+    return words_for(cache, name, source_path(config.data or str(path)), config.as_class)
 
 
 def _refuse_unusable(config: ImportConfig) -> None:

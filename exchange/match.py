@@ -230,6 +230,7 @@ def own_items(
         np.array([len(key.encode()) for key in ordered], np.int64),
         [hashlib.sha256(f"{called}\0{key}".encode()).hexdigest() for key in ordered],
         classes,
+        as_class,
     )
     return items, place
 

@@ -41,9 +41,9 @@ class ExtractConfig:
     the data set all the same"""
     name: str | None = None
     """the data set's name in the cache; default: the folder's or file's"""
-    as_class: str = ""
+    as_class: str | None = None
     """words that are classes of yours, though they usually mean that there is no label:
-    unknown,none"""
+    unknown,none; default: those of the last time"""
     root: str = "data"
     """where torchvision data sets lie"""
     dry_run: bool = False

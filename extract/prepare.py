@@ -10,15 +10,15 @@ from base.errors import CoviewError, UsageError
 from base.progress import Progress
 from cache_specs import store
 from cache_specs.items import Items
-from cache_specs.sources import is_gone, read_source, source_path
+from cache_specs.lookup import words_for
+from cache_specs.sources import dataset_name, is_gone, read_source, source_path
 from cache_specs.spec import ViewSpec
 from cache_specs.versions import dataset_folders, tops
 from cache_specs.view import default_rows
-from cache_specs.words import read_as_class
 from extract import bad_images
 from extract.config import ExtractConfig
 from extract.data import datasets, overview
-from extract.data.suspects import warn_of_classes, warn_of_copies
+from extract.data.suspects import warn_of_classes, warn_of_copies, warn_of_words
 from extract.depth import warn_of_depth
 from extract.images import why_not
 from extract.models.leaks import refuse_labels
@@ -72,7 +72,8 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
         refuse_labels(spec, config.weights, files)
     _refuse_cached_name(cache, config.data)
     data = os.path.expanduser(config.data)
-    as_class = read_as_class(config.as_class)
+    source = source_path(config.data)
+    as_class = words_for(cache, config.name or dataset_name(data), source, config.as_class)
     dataset = datasets.open_dataset(data, Path(config.root), config.name, as_class)
     overview.say(dataset.overview())
     seen = tops(cache)
@@ -81,10 +82,10 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
     bad_images.refuse_unreadable(items, dataset.read, config.max_bad)
     warn_of_copies(items)
     warn_of_classes(items)
+    warn_of_words(items)
     warn_of_depth(items, dataset.read, spec)
     rows = min(config.shard_rows, len(items)) or default_rows(len(items))
     flags = Flags(where, config.batch, config.compile, config.workers, rows, config.max_bad)
-    source = source_path(config.data)
     return Ready(
         spec, files, weights_sha256, dataset, items, seen, cache, source, config.changed, flags
     )

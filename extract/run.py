@@ -17,7 +17,7 @@ from base.console import counted, rate_text
 from base.errors import StoppedError
 from base.limits import free_memory, within_memory
 from cache_specs import integrity, store
-from cache_specs.succession import write_items
+from cache_specs.succession import folder_of, write_items
 from cache_specs.view import View, status_counts, write_documents
 from extract import ahead, bad_images, canary, reuse
 from extract.config import ExtractConfig
@@ -141,6 +141,7 @@ def look(ready: Ready, model: LazyModel) -> tuple[Path, Known | None]:
     """The data set's folder, with its item list, and what other views hold of a new one; None for
     one that was begun. All that may be refused is refused before a view's folder is made."""
     items, spec = ready.items, ready.spec
+    ahead.begun(folder_of(ready.cache, items, ready.source), ready)  # refused with the old labels
     folder = write_items(ready.cache, items, ready.source, ready.changed, ready.seen)
     if folder.name != items.folder_name:
         log.info(

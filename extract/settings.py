@@ -21,7 +21,7 @@ def check(config: ExtractConfig) -> ViewSpec:
         if found < lowest:
             raise UsageError(f"{flag} must be at least {lowest}, found {found}")
     allowed(config.max_bad, sys.maxsize)
-    read_as_class(config.as_class)
+    read_as_class(config.as_class or "")
     if config.name is not None:
         _refuse_name(config.name)
     return spec_named(Path(config.cache), config.view, config.data, config.name or "")

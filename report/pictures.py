@@ -73,7 +73,7 @@ class Pictures:
             self.why = "The embeddings were imported from a file, so there are no images to show."
             return
         try:
-            self.read, keys = _open(source, root)
+            self.read, keys = _open(source, root, items.as_class)
         except (CoviewError, OSError, ValueError) as error:
             told = str(error).splitlines()[0][:300]
             self.why = (
@@ -105,7 +105,7 @@ class Pictures:
         return None
 
 
-def _open(source: str, root: Path) -> tuple[Reader, Sequence[str]]:
+def _open(source: str, root: Path, as_class: Sequence[str]) -> tuple[Reader, Sequence[str]]:
     """How the images of a data set are read, and their keys. What is left out of it was said when
     it was embedded, and is not said again."""
     if source.startswith("hf:"):
@@ -118,7 +118,7 @@ def _open(source: str, root: Path) -> tuple[Reader, Sequence[str]]:
     log.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            dataset = open_dataset(source, root)
+            dataset = open_dataset(source, root, as_class=as_class)
     finally:
         log.setLevel(level)
     return dataset.read, dataset.keys

@@ -10,7 +10,7 @@ from base.errors import IntegrityError, UsageError
 from base.phrase import quoted
 from cache_specs import store
 from cache_specs.items import read_items
-from cache_specs.sources import is_gone, read_source
+from cache_specs.sources import is_gone, read_source, recorded_words
 from cache_specs.spec import SPECS, ViewSpec, load_spec, recorded_spec, with_pixels_of
 from cache_specs.versions import current, dataset_folders
 from cache_specs.view import View
@@ -53,7 +53,8 @@ def find_originals(view: View, asked: str, weights: str | None, root: Path) -> O
             f"type first: make extract VIEW={quoted(toml)} DATA=…, where they are now; it "
             "notes the place and embeds nothing"
         )
-    dataset = open_dataset(source, root, folder.name.rpartition("-")[0])
+    name, words = folder.name.rpartition("-")[0], recorded_words(folder)
+    dataset = open_dataset(source, root, name, words)
     return Originals(spec, files, _as_listed(dataset, folder))
 
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from base.errors import UsageError
+from base.phrase import quoted
 from cache_specs.words import means_no_label
 from extract.data.naming import text
 from extract.data.readers import ReadFiles
@@ -19,7 +21,7 @@ def tables_beside(
     base: Path, paths: Sequence[Path], splits: list[str]
 ) -> tuple[list[str], list[str]]:
     """Labels and splits of images whose folders give no label, by the metadata.csv in their folders
-    or above; other tables are only told."""
+    or above; other tables are only told. Raises UsageError for one that contradicts a folder."""
     folders = {Path(), *(parent for path in paths for parent in path.parents)}
     tables = [name for folder in sorted(folders) for name in _tables_in(base, folder)]
     labels, splits = [""] * len(paths), list(splits)
@@ -48,8 +50,19 @@ def _tables_in(base: Path, folder: Path) -> list[Path]:
     return [folder / name for name in names if is_table(name) and not name.startswith(".")]
 
 
+def _refuse_two_splits(table: Path, path: str, folder: str, split: str) -> None:
+    shown = text(str(table))
+    raise UsageError(
+        f"{shown} says that {text(path)} is of the split {split}, but its folder says {folder}. "
+        f"To go by the folders, delete the column of splits; to go by the table alone, name it: "
+        f"DATA={quoted(shown)}",
+        instead={"DATA": shown},
+    )
+
+
 def _take(table: Path, place: dict[str, int], labels: list[str], splits: list[str]) -> int:
-    """Fill in what a table says of the images; how many labels that were."""
+    """Fill in what a table says of the images; how many labels that were. Raises UsageError where
+    it says another split than the folder."""
     listing, count = of_table(str(table), Path()), 0
     assert isinstance(listing.read, ReadFiles), listing.read
     said = zip(listing.read.paths, listing.labels, listing.splits, strict=True)
@@ -57,6 +70,8 @@ def _take(table: Path, place: dict[str, int], labels: list[str], splits: list[st
         row = place.get(os.path.abspath(path))
         if row is None:
             continue
+        if split and splits[row] and split != splits[row]:
+            _refuse_two_splits(table, path, splits[row], split)
         splits[row] = splits[row] or split
         if splits[row] != "unlabelled" and label:
             labels[row] = label

@@ -57,7 +57,8 @@ log = logging.getLogger(f"coview.{__name__}")
 @dataclass(frozen=True)
 class Dataset:
     """N images: keys (unique), label names ('' = unknown), splits ('' = not given), and `read(i) ->
-    bytes`. hidden: labels that were taken for none, and how many images had them."""
+    bytes`. hidden: labels that were taken for none, and how many images had them; as_class: words
+    that were not."""
 
     name: str
     adapter: str
@@ -66,6 +67,7 @@ class Dataset:
     splits: Sequence[str]
     read: Reader
     hidden: Counter[str] = field(default_factory=Counter)
+    as_class: Sequence[str] = ()
 
     def overview(self) -> Overview:
         return overview(self.name, self.labels, self.splits, self.hidden)
@@ -104,6 +106,7 @@ def open_dataset(
         [splits[i] for i in order],
         Reordered(read, np.array(order)),
         hidden,
+        as_class,
     )
 
 
@@ -212,6 +215,7 @@ def build_items(dataset: Dataset, tick: Callable[[int], None] = lambda n: None) 
         np.array([size for size, _ in found], np.int64),
         [sha for _, sha in found],
         classes,
+        dataset.as_class,
     )
 
 

@@ -113,22 +113,39 @@ def _means_nothing(name: str) -> bool:
 
 
 def _without_inner_wrappers(data: str, inside: Parts, split_of: Mapping[str, str]) -> Parts:
-    """train/train/cat, test_images/images/cat: without the folder between split and classes."""
-    below = defaultdict(set)
+    """train/train/cat, test_images/images/cat: without the folders between split and classes. What
+    is one of several classes of any split wraps nothing in another."""
+    own: dict[str, Parts] = defaultdict(list)
     for parts in inside:
-        below[parts[0]].add(parts[1] if len(parts) > 2 else "")
-    wrapped = set()
-    for top, inner in below.items():
-        name = min(inner)
-        alike = name.lower() == top.lower() or split_named(name) == split_of[top]
-        if len(inner) == 1 and name and (alike or _means_nothing(name)):
-            wrapped.add(top)
-    if not wrapped:
-        return inside
-    listed = [f"{top}/{min(below[top])}" for top in sorted(wrapped)]
-    log.info(f"{data}: the classes are taken from the folders in {text(', '.join(listed))}")
-    shorter = [(parts[0], *parts[2:]) if parts[0] in wrapped else parts for parts in inside]
-    return _without_inner_wrappers(data, shorter, split_of)
+        own[parts[0]].append(parts[1:])
+    classes = set[str]()
+    for top, below in own.items():
+        there = _folders_of(below, len(_wrappers(top, split_of[top], below, set())))
+        classes |= there if len(there) > 1 else set()
+    wrappers = {top: _wrappers(top, split_of[top], own[top], classes) for top in own}
+    listed = ["/".join((top, *names)) for top, names in sorted(wrappers.items()) if names]
+    if listed:
+        log.info(f"{data}: the classes are taken from the folders in {text(', '.join(listed))}")
+    return [(parts[0], *parts[1 + len(wrappers[parts[0]]) :]) for parts in inside]
+
+
+def _wrappers(top: str, split: str, below: Parts, classes: set[str]) -> list[str]:
+    """The folders in that of a split, one in the other, that hold all of its images and stand for
+    nothing."""
+    found = list[str]()
+    while True:
+        names = _folders_of(below, len(found))
+        name = min(names)
+        alike = name.lower() == top.lower() or split_named(name) == split
+        nothing = _means_nothing(name) and name not in classes
+        if len(names) > 1 or not name or not (alike or nothing):
+            return found
+        found.append(name)
+
+
+def _folders_of(inside: Parts, depth: int) -> set[str]:
+    """The names of the folders so deep in these paths; '' where an image lies there."""
+    return {parts[depth] if len(parts) > depth + 1 else "" for parts in inside}
 
 
 def _split_folders(data: str, inside: Parts) -> dict[str, str]:

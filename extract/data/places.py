@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlparse
 
-from extract.data.naming import EXTENSIONS, find_images
+from extract.data.formats import EXTENSIONS, UNREAD
+from extract.data.naming import find_images
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Places:
                 return found
         if len(parts) != 1:
             return ""
-        alike = self._below().get(_folded(parts[0])) or self._below().get(_stem(parts[0])) or []
+        alike = self._below().get(_folded(parts[0]), [])
         return alike[0] if len(alike) == 1 else ""
 
     def near(self, written: str) -> str:
@@ -86,7 +87,7 @@ class Places:
         if part in folder.names:
             return part
         alike = folder.folded.get(_folded(part), [])
-        if last and not alike:
+        if last and not alike and _may_lack_ending(part):
             alike = folder.stems.get(_folded(part), [])
         return alike[0] if len(alike) == 1 else ""
 
@@ -110,8 +111,15 @@ class Places:
             self.below = defaultdict(list)
             for path in find_images(Path(self.base)).images:
                 for name in {_folded(path.name), _stem(path.name)}:
-                    self.below[name].append(path.as_posix())
+                    if name == _folded(path.name) or _may_lack_ending(name):
+                        self.below[name].append(path.as_posix())
         return self.below
+
+
+def is_guess(written: str, found: str) -> bool:
+    """Whether more was completed than how a system writes the same path: a folder, the ending."""
+    parts = PurePosixPath(found).parts
+    return list(map(_folded, _parts(written))) != list(map(_folded, parts))
 
 
 def is_address(written: str) -> bool:
@@ -133,6 +141,11 @@ def _parts(written: str) -> list[str]:
 
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold().strip()
+
+
+def _may_lack_ending(name: str) -> bool:
+    """Whether no ending of an image is written: the 2 in 1.2 is none."""
+    return not name.lower().endswith((*EXTENSIONS, *UNREAD))
 
 
 def _stem(name: str) -> str:

@@ -6,6 +6,7 @@ import unicodedata
 from collections import defaultdict
 
 from cache_specs.items import Items
+from cache_specs.words import means_no_label, split_named
 
 log = logging.getLogger(f"coview.{__name__}")
 
@@ -28,6 +29,20 @@ def warn_of_classes(items: Items) -> None:
             "blanks or the coding of letters alone; if they are one, mend the labels and type the "
             "same command again"
         )
+
+
+def warn_of_words(items: Items) -> None:
+    """Say which words of --as-class no image has as its label, and why not those of a split."""
+    for word in items.as_class:
+        if any(means_no_label(name) and not means_no_label(name, [word]) for name in items.classes):
+            continue
+        why = "no image has this label"
+        if split_named(word) == "unlabelled" and "unlabelled" in items.split:
+            why = (
+                "the folder of that name is a split, whose images have no label, and no class. To "
+                "make it one, give the folder another name, such as unknown"
+            )
+        log.warning(f"{items.name!r}: --as-class {word} does nothing: {why}")
 
 
 def warn_of_copies(items: Items) -> None:

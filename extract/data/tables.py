@@ -17,7 +17,7 @@ from cache_specs.items import SPLITS
 from extract.data import columns
 from extract.data.formats import EXTENSIONS
 from extract.data.naming import label_of, split_of, text
-from extract.data.places import Places, is_address
+from extract.data.places import Places, is_address, is_guess
 from extract.data.readers import Listing, ReadFiles
 from extract.data.sheets import Sheet, read_sheet
 
@@ -77,11 +77,13 @@ def _files(data: str, sheet: Sheet, places: Places) -> list[str]:
             other.append(place)
         files.append(found or plain)
     written = [str(cell) for cell in cells]
+    guessed = [place for place in other if is_guess(written[place], files[place])]
     if other:
-        first = other[0]
-        log.info(
+        first, say = (guessed or other)[0], log.warning if guessed else log.info
+        completed = f", {len(guessed):,} of them by another folder or ending" if guessed else ""
+        say(
             f"{data}: {len(other):,} of {len(files):,} paths are not there as they are "
-            f"written, and mean the one file that they can mean: {written[first]!r} is "
+            f"written, and mean the one file that they can mean{completed}: {written[first]!r} is "
             f"{text(files[first])!r}"
         )
     if lost:

@@ -294,6 +294,13 @@ def masks(place: Path) -> None:
         Image.new("RGB", (9, 9)).save(place / "seg" / name / "1.png")
 
 
+def two_splits(place: Path) -> None:
+    masks(place)
+    (place / "seg" / "images").rename(place / "seg" / "train")
+    (place / "seg" / "masks").rename(place / "seg" / "test")
+    (place / "seg" / "metadata.csv").write_text("path,label,split\ntrain/1.png,cat,test\n")
+
+
 def apart(place: Path) -> None:
     """In a world of its own."""
 
@@ -396,6 +403,12 @@ SITUATIONS = (
     # data sets
     S("cache_specs/words.py:read_as_class", "make extract VIEW=mine DATA=pets ARGS='--as-class a'"),
     S("extract/data/layout.py:_refuse_masks", "make extract VIEW=tiny-clip DATA=seg", (), masks),
+    S(
+        "extract/data/beside.py:_refuse_two_splits",
+        "make extract VIEW=tiny-clip DATA=seg",
+        (),
+        two_splits,
+    ),
     S("cache_specs/lookup.py:_no_dataset", "make train VIEWS=pixels DATA=digts"),
     S("cache_specs/lookup.py:_no_dataset", "make train VIEWS=tiny-clip DATA=photos", (), apart),
     S("cache_specs/lookup.py:find_dataset", TRAIN, (), second_digits),

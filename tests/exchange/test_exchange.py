@@ -650,6 +650,8 @@ def test_words_for_no_label_and_numbers_of_other_programs_mean_the_same_in_an_im
         assert found.classes == classes
         assert (found.label < 0).sum() == 12 - 3 * len(classes)
         assert f"y{number}: 12 images, {len(classes)} classes" in capsys.readouterr().out
+        again = dataclasses.replace(settings, view="w", as_class=None)  # as the last time
+        assert items.read_items(import_view(again).folder.parent).classes == classes
     with pytest.raises(UsageError, match="--as-class cat: this word is a class anyway"):
         import_view(dataclasses.replace(settings, as_class="cat"))
 

@@ -19,8 +19,9 @@ import torch
 from conftest import BAD, BATCH, EXTRACT, ROOT, ROWS, N, config
 from PIL import Image
 
-from base.errors import DataQualityError, StorageError, UsageError
-from cache_specs import integrity
+from base.errors import DataQualityError, StaleError, StorageError, UsageError
+from cache_specs import integrity, store
+from cache_specs.items import read_items
 from cache_specs.spec import SPECS, load_spec
 from cache_specs.store import STATUS, View
 from cache_specs.view import shard_bytes
@@ -31,6 +32,9 @@ from extract.models.weights import find_weights
 from extract.plan import plan
 from extract.run import run
 from extract.workers import workers_of
+from upkeep.config import RepairConfig, VerifyConfig
+from upkeep.repair import mend_view
+from upkeep.verify import verify
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +253,83 @@ def test_what_was_understood_is_said_before_anything_is_embedded(tmp_path, capsy
     assert "labels or splits of 1 of 3 images have changed" in capsys.readouterr().out
     with pytest.raises(UsageError, match="--as-class cat: this word is a class anyway"):
         run(dataclasses.replace(settings, as_class="cat"))
+
+
+def test_words_that_are_classes_are_remembered(tmp_path, capsys):
+    """By the next extract, by what mends the list, and in the commands that are advised."""
+    for name in ("cat/0", "cat/1", "dog/0", "unknown/0", "unknown/1", "unknown/2", "n_a/0"):
+        path = tmp_path / "photos" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (len(name) * 20, ord(name[0]), ord(name[-1]))).save(path)
+    settings = config(f"{tmp_path / 'photos'}#top2", tmp_path / "cache")
+    cache = str(tmp_path / "cache")
+    view = run(dataclasses.replace(settings, as_class="unknown, None"))
+    known = read_items(view.folder.parent)
+    assert known.classes == ["cat", "unknown"] and known.as_class == ["unknown", "None"]
+    assert "ARGS='--as-class unknown,None'" in store.command(view.folder, "extract")
+    assert "ARGS='--as-class unknown,None'" in store.anew(view.folder)
+    capsys.readouterr()
+    verify(VerifyConfig(cache=cache, data=view.folder.parent.name, recompute=9))
+    assert "6 rows computed again: largest relative distance 0" in capsys.readouterr().out
+    (view.folder.parent / "items.parquet").write_bytes(b"")
+    view.embeddings_file(0).write_bytes(b"")
+    mend_view(RepairConfig(view="tiny-clip", cache=cache, data=view.folder.parent.name, workers=0))
+    assert read_items(view.folder.parent).classes == ["cat", "unknown"]
+    capsys.readouterr()
+    assert run(settings).folder == view.folder
+    told = capsys.readouterr()
+    line = "photos-top2: --as-class unknown,None, as its labels were written before; to have no"
+    assert f"{line} such class any more: ARGS=--as-class=" in told.out
+    assert "--as-class None does nothing: no image has this label" in told.err
+
+
+def test_the_words_that_are_typed_replace_those_of_before(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat/0", "unknown/0", "none/0"):
+        path = tmp_path / "photos" / f"{name}.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8), (0, 0, len(name) * 9)).save(path)
+    settings = config("photos", "cache", as_class="unknown")
+    for words, classes in (
+        ("unknown", ["cat", "unknown"]),
+        (None, ["cat", "unknown"]),
+        ("none", ["cat", "none"]),
+        (None, ["cat", "none"]),
+        ("", ["cat"]),
+        (None, ["cat"]),
+        ("none", ["cat", "none"]),
+    ):
+        view = run(dataclasses.replace(settings, as_class=words))
+        assert read_items(view.folder.parent).classes == classes
+        told, kept = capsys.readouterr().out, len(classes) > 1
+        assert ("as its labels were written before" in told) == (kept and words is None)
+        assert words is not None or "have changed" not in told
+        assert (b"as_class" in (view.folder.parent / "dataset.json").read_bytes()) == kept
+    shutil.move("photos", "moved")  # under another name it is another data set
+    Path("here").mkdir()
+    shutil.move("moved", "here/photos")
+    again = run(config("here/photos", "cache"))
+    assert again.folder == view.folder and read_items(view.folder.parent).classes == classes
+    shutil.copytree("here/photos", "photos")  # another one of this name: nothing of it is known
+    capsys.readouterr()
+    with pytest.raises(StaleError, match="labels or splits of"):
+        run(config("photos", "cache"))
+    assert "written before" not in capsys.readouterr().out
+
+
+def test_a_word_that_names_a_split_is_no_class_and_told(tmp_path, capsys):
+    for name in ("cat/0", "dog/0", "unlabelled/0"):
+        path = tmp_path / "photos" / f"{name}.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8), (0, 0, len(name) * 9)).save(path)
+    view = run(config(tmp_path / "photos", tmp_path / "cache", as_class="unlabelled"))
+    assert read_items(view.folder.parent).classes == ["cat", "dog"]
+    err = capsys.readouterr().err
+    assert "--as-class unlabelled does nothing: the folder of that name is a split" in err
+    shutil.move(tmp_path / "photos" / "unlabelled", tmp_path / "photos" / "unknown")
+    settings = config(tmp_path / "photos", tmp_path / "cache", as_class="unknown")
+    assert read_items(run(settings).folder.parent).classes == ["cat", "dog", "unknown"]
+    assert "does nothing" not in capsys.readouterr().err
 
 
 def test_a_file_that_changes_after_hashing_is_missing_not_embedded_under_an_old_name(

@@ -86,6 +86,28 @@ def test_extract_names_the_field_and_a_command_that_gets_further(world):
     assert view.is_complete and pixels_of(view.attributes["spec"]) == PIXELS
 
 
+def test_what_is_refused_leaves_the_labels_as_they_were(world, tmp_path, monkeypatch):
+    shutil.copytree(world, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    table = Path("list.csv")
+    rows = [f"photos/{number}.png,{number}\n" for number in range(3)]
+    table.write_text("path,label\n" + "".join(rows))
+    Path("v.toml").write_text(THEN)
+    settings = dataclasses.replace(at(Path()), data="list.csv")
+    written = run(settings).folder.parent / "dataset.json"
+    before = (written.read_bytes(), written.with_name("items.parquet").read_bytes())
+    table.write_text("path,label\n" + "".join(rows[:2]) + "photos/2.png,1\n")
+    for spec in (NOW, THEN.replace("antialias = true", "antialias = false")):
+        Path("v.toml").write_text(spec)
+        with pytest.raises(StaleError, match="was made with another"):
+            run(settings)
+        assert before == (written.read_bytes(), written.with_name("items.parquet").read_bytes())
+        assert not (written.parent / "labels").exists()
+    Path("v.toml").write_text(THEN)
+    run(settings)
+    assert before[0] != written.read_bytes()
+
+
 def test_a_copy_of_the_spec_with_the_pixels_of_then_goes_on(world, tmp_path, caplog):
     (tmp_path / "v.toml").write_text(THEN)
     with caplog.at_level(logging.INFO):

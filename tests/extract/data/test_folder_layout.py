@@ -55,6 +55,25 @@ def test_wrapped_and_suffixed_splits_are_splits_in_folders_and_tars(
         assert [key for key, *_ in listed(data)] == sorted(names)  # keys stay whole paths
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("train/photo", "test/photo", "val/photo", "val/drawing"), {"photo", "drawing"}),
+        (("train/raw", "test/images/raw", "test/images/final"), {"raw", "final"}),
+        (("train/photo", "train/train/x", "test/photo"), {"photo", "train"}),
+        (("train/images/cat", "test/images/cat", "test/images/dog"), {"cat", "dog"}),
+        (("train/images/photo", "test/images/photo", "test/images/dog"), {"photo", "dog"}),
+        (("train/photo", "test/photo"), {""}),
+        (("train/train/raw/cat", "test/raw/test/dog"), {"cat", "dog"}),
+    ],
+)
+def test_what_is_one_of_several_classes_of_a_split_wraps_nothing_in_another(
+    tmp_path: Path, names: tuple[str, ...], expected: set[str]
+) -> None:
+    for data in both_forms(tmp_path, [f"{name}/1.png" for name in names]):
+        assert {label for label, _ in said(data)} == expected
+
+
 @pytest.mark.parametrize("top", ["photos", "zip/zip", "images", "a/b/c"])
 def test_a_wrapper_is_no_class_and_told(
     tmp_path: Path, top: str, capsys: pytest.CaptureFixture
@@ -162,6 +181,22 @@ def test_metadata_beside_the_images_gives_the_labels(
     split = "train" if place else ""
     assert said(data) == [("", split), ("cat", split), ("dog", split)]
     assert "gives 2 of 3 of them their label" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", ["train", "unlabelled"])
+def test_a_split_of_metadata_that_contradicts_the_folder_is_refused(
+    tmp_path: Path, folder: str
+) -> None:
+    data = fill(tmp_path, f"{folder}/0.png", f"{folder}/1.png", "test/2.png")
+    rows = f"{folder}/0.png,cat,{folder}\n{folder}/1.png,dog,test\n"
+    beside = tmp_path / "metadata.csv"
+    beside.write_text(f"file_name,label,split\n{rows}test/2.png,dog,\n")
+    message = rf"{folder}/1.png is of the split test, but its folder says {folder}"
+    with pytest.raises(UsageError, match=message) as caught:
+        open_dataset(data, Path())
+    assert ("dog", "test") in said(caught.value.instead["DATA"] or "")
+    beside.write_text(f"file_name,label,split\n{folder}/0.png,cat,{folder}\ntest/2.png,dog,\n")
+    assert ("dog", "test") in said(data)
 
 
 def test_class_folders_go_before_metadata_and_other_tables_are_told_alone(

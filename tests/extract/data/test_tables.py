@@ -161,26 +161,57 @@ def test_labels_of_other_programs(base: Path, cells: list[str], labels: list[str
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "guessed"),
     [
-        lambda path: path.replace("/", "\\"),
-        lambda path: f"C:\\Users\\Bob\\{path}".replace("/", "\\"),
-        lambda path: path.upper(),
-        lambda path: f" {path} ",
-        lambda path: path.removesuffix(".png"),
-        lambda path: f"/home/bob/photos/{path}",
-        lambda path: f"photos/{path}",
-        lambda path: path.rpartition("/")[2],
-        lambda path: path.rpartition("/")[2].removesuffix(".png"),
-        lambda path: f"file:///home/bob/{path}",
+        (lambda path: path.replace("/", "\\"), False),
+        (lambda path: path.upper(), False),
+        (lambda path: f" {path} ", False),
+        (lambda path: f"C:\\Users\\Bob\\{path}".replace("/", "\\"), True),
+        (lambda path: path.removesuffix(".png"), True),
+        (lambda path: f"/home/bob/photos/{path}", True),
+        (lambda path: f"photos/{path}", True),
+        (lambda path: path.rpartition("/")[2], True),
+        (lambda path: path.rpartition("/")[2].removesuffix(".png"), True),
+        (lambda path: f"file:///home/bob/{path}", True),
     ],
 )
 def test_paths_of_other_systems_mean_the_one_file_that_they_can(
-    base: Path, change, capsys: pytest.CaptureFixture
+    base: Path, change, guessed: bool, capsys: pytest.CaptureFixture
 ) -> None:
-    columns = {"path": [change(path) for path in FILES], "label": ["cat", "cat", "dog"]}
-    assert listed(table(base, "csv", columns)) == ROWS
-    assert "3 of 3 paths are not there as they are written" in capsys.readouterr().out
+    """A folder or an ending that had to be guessed is a warning."""
+    written = [change(path) for path in FILES]
+    assert listed(table(base, "csv", {"path": written, "label": ["cat", "cat", "dog"]})) == ROWS
+    told = capsys.readouterr()
+    line = "3 of 3 paths are not there as they are written, and mean the one file that they can"
+    more = " mean, 3 of them by another folder or ending" if guessed else " mean"
+    assert f"{line}{more}: {written[0]!r} is {FILES[0]!r}" in (told.err if guessed else told.out)
+    assert line not in (told.out if guessed else told.err)
+
+
+def test_the_first_of_those_that_are_guessed_is_shown(
+    base: Path, capsys: pytest.CaptureFixture
+) -> None:
+    listed(table(base, "csv", {"path": [FILES[0].upper(), FILES[1], "002"]}))
+    err = capsys.readouterr().err
+    assert "2 of 3 paths" in err and "can mean, 1 of them by another folder or ending: '002'" in err
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["0002.png", "img/0002.png", "cat.7", "0002.jp2", "0002.heic", "img/0002.tiff", "cat.jpg.7"],
+)
+def test_an_ending_that_is_written_is_not_replaced(
+    tmp_path: Path, written: str, capsys: pytest.CaptureFixture
+) -> None:
+    fill(tmp_path, "img/0002.jpg", "img/cat.jpg", "img/0002.tiff.png", "img/0003.png.jpg")
+    ((key, *_),) = listed(table(tmp_path, "csv", {"path": [written]}))
+    assert key == written and "1 of 1 paths name no file" in capsys.readouterr().err
+
+
+def test_an_ending_is_added_to_what_has_none_also_after_a_dot(tmp_path: Path) -> None:
+    fill(tmp_path, "img/cat.7.jpg", "img/v1.2.png")
+    found = listed(table(tmp_path, "csv", {"path": ["cat.7", "img/v1.2"]}))
+    assert [key for key, *_ in found] == ["img/cat.7.jpg", "img/v1.2.png"]
 
 
 def test_accents_in_two_codings_are_one_name(tmp_path: Path) -> None:
