@@ -70,5 +70,6 @@ def within_memory(
 def too_little(
     error: BaseException, where: str, advice: str, instead: Mapping[str, str | None] | None = None
 ) -> UsageError:
-    said = " ".join(str(error).split())[:200] or type(error).__name__
+    told = str(error).partition("Original Traceback")[0]  # of a DataLoader's process
+    said = " ".join(told.split())[:200] or type(error).__name__
     return UsageError(f"the memory does not suffice for {where} ({said}). {advice}", instead)

@@ -115,6 +115,7 @@ def named_view(dataset: Path, name: str, hint: str, among: Sequence[str] = ()) -
         wanted = same[0].name if len(same) == 1 else spec.name
         view = store.find_view(dataset, wanted, hint, among)
         _refuse_drift(view, spec, name, among)
+        _say_earlier_pixels(view)
         return view
     folders = store.view_folders(dataset)
     if not store.called(folders, name) and name not in view_names():
@@ -122,6 +123,7 @@ def named_view(dataset: Path, name: str, hint: str, among: Sequence[str] = ()) -
     view = store.find_view(dataset, name, hint, among)
     if view.folder.name != name:
         _hold_against_now(view, name, among)
+        _say_earlier_pixels(view)
     return view
 
 
@@ -134,10 +136,11 @@ def _hold_against_now(view: View, name: str, among: Sequence[str]) -> None:
     if store.is_of_project(made, view.name):
         _refuse_drift(view, load_spec(name), name, among)
         return
-    try:
-        now = _as_made(view, load_spec(made["spec_file"]))
-    except (UsageError, KeyError):
-        return  # gone, or in the middle of being changed: the cache has what is needed
+    _say_whose(view, name)
+    now = _spec_by_now(view)
+    if now is None:
+        return
+    now = with_pixels_of(now, view.attributes["spec"])
     changed = differences(view.attributes["spec"], now.declared())
     if changed:
         lines = "\n  ".join(changed)
@@ -147,23 +150,44 @@ def _hold_against_now(view: View, name: str, among: Sequence[str]) -> None:
         )
 
 
-def _as_made(view: View, spec: ViewSpec) -> ViewSpec:
-    """The spec with the pixels that the view was made with, which is said where they are earlier
-    ones and all that differs."""
-    made = view.attributes["spec"]
-    then = with_pixels_of(spec, made)
-    if then is not spec:
+def _spec_by_now(view: View) -> ViewSpec | None:
+    """None where the file of a view is gone, or in the middle of being changed: the cache has what
+    is needed."""
+    try:
+        return load_spec(view.attributes["provenance"]["spec_file"])
+    except (UsageError, KeyError):
+        return None
+
+
+def _say_whose(view: View, name: str) -> None:
+    """A view of one's own that is called as one of the project."""
+    if name in view_names():
+        source = view.attributes["provenance"].get("spec_file", "another spec")
         log.warning(
-            f"{view.name} was made with an earlier version of the pixels (preprocess.pixels: "
-            f"{pixels_of(made)} -> {PIXELS}) and is used as it is. To embed its images anew, "
-            f"beside it, type: {store.anew(view.folder)}"
+            f"{name} is here the view that was made of {source}, which the data set has in the "
+            "cache, and not the project's view of that name"
         )
-    return then
+
+
+def _say_earlier_pixels(view: View) -> None:
+    made = pixels_of(view.attributes["spec"])
+    if not 0 < made < PIXELS:
+        return
+    by_now, first, then = _spec_by_now(view), "", ""
+    if by_now and by_now.preprocess.pixels == made:
+        first = f"take pixels = {made} out of {by_now.source} and "
+    if by_now or view.name in view_names():  # else there is no spec to do it with
+        then = f". To embed its images anew, beside it, {first}type: {store.anew(view.folder)}"
+    log.warning(
+        f"{view.name} was made with an earlier version of the pixels (preprocess.pixels: "
+        f"{made} -> {PIXELS}) and is used as it is{then}"
+    )
 
 
 def _refuse_drift(view: View, spec: ViewSpec, name: str, among: Sequence[str]) -> None:
     try:
-        store.refuse_changed(view, _as_made(view, spec).declared(), None)
+        then = with_pixels_of(spec, view.attributes["spec"])
+        store.refuse_changed(view, then.declared(), None)
     except StaleError as error:
         own = view.folder.name
         beside = ",".join(own if one == name else one for one in among)
@@ -193,7 +217,13 @@ def spec_named(cache: Path, view: str, data: str, name: str = "") -> ViewSpec:
         return load_spec(view)
     if len(found) > 1:
         raise store.several(found, view)
-    return _spec_of(open_view(found[0]), keep=exact)
+    made = open_view(found[0])
+    spec = _spec_of(made, keep=exact)
+    if not exact:
+        _say_whose(made, view)
+    if not exact and spec.preprocess.pixels < PIXELS:
+        _say_earlier_pixels(made)
+    return spec
 
 
 def _spec_of(view: View, keep: bool) -> ViewSpec:

@@ -52,7 +52,7 @@ def _levels(items: Items, read: Reader, rules: Rules, white: int) -> list[int]:
             break
         try:
             level = deepest(read(row), rules)
-        except (OSError, NotReadError):
+        except (OSError, NotReadError, MemoryError):
             continue
         if level >= 0:
             found.append(level)

@@ -152,7 +152,7 @@ class Profiles:
             return
         try:
             why = pixels.picture(read(self.row)).ignored
-        except (OSError, NotReadError):  # gone meanwhile
+        except (OSError, NotReadError, MemoryError):  # gone meanwhile
             why = pixels.UNUSABLE
         log.warning(
             f"{name}: the colours of {counted(self.count, 'image')} are taken for sRGB's, first "
@@ -164,7 +164,7 @@ def how_alike(one: bytes, other: bytes, prep: Preprocess) -> str:
     """What two files whose embeddings are equal have in common."""
     try:
         a, b = picture(one, prep).image, picture(other, prep).image
-    except NotReadError:
+    except (NotReadError, MemoryError):
         return "They could not be read again"
     if a.size == b.size and a.tobytes() == b.tobytes():
         return "These two hold the same picture, saved twice"
@@ -182,6 +182,6 @@ def why_not(read: Callable[[int], bytes], prep: Preprocess, row: int) -> str:
         picture(read(row), prep)
     except (NotReadError, FileTooLargeError) as error:
         return str(error)
-    except OSError:
+    except (OSError, MemoryError):
         pass
     return ""

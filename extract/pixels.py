@@ -16,6 +16,7 @@ import importlib
 import io
 import struct
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,7 @@ MAX_PIXELS = 2**27  # of the file: 134 megapixels, 400 MB as RGB
 STRIP = 256  # rows at a time: a large scan fills memory as it is
 UNUSABLE = "colour profile that cannot be used"
 DEPTHS = (8, 10, 12, 14, 16)
+GREY_ALPHA = "LA;16B"  # as Pillow calls it in a PNG
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -71,14 +73,15 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A file's pixels as they are, decoded, and the file; icc: its colour profile; turn: its EXIF
-    orientation; inverted: of grey levels 0 is white; tiles: how Pillow decoded it. key: the grey
-    level or colour that is transparent; plain: its alpha is none; window: all outside of it is
-    transparent."""
+    """A file's pixels as they are, decoded, and the file; icc: its colour profile; lost: it has one
+    that could not be read; turn: its EXIF orientation; inverted: of grey levels 0 is white; tiles:
+    how Pillow decoded it. key: the grey level or colour that is transparent; plain: its alpha is
+    none; window: all outside of it is transparent."""
 
     image: Any
     data: bytes = field(repr=False)
     icc: bytes = b""
+    lost: bool = False
     turn: int = 1
     inverted: bool = False
     tiles: tuple[Any, ...] = ()
@@ -88,7 +91,7 @@ class Loaded:
 
 
 def picture(data: bytes, rules: Rules = Rules(), draft: int = 0) -> Picture:
-    """The picture in a file. Raises NotReadError.
+    """The picture in a file. Raises NotReadError; MemoryError where there is none for its pixels.
 
     draft: the sides that are wanted, where a coarser decoding will do (of JPEG).
     """
@@ -97,7 +100,7 @@ def picture(data: bytes, rules: Rules = Rules(), draft: int = 0) -> Picture:
         loaded = load(data, rules.max_pixels, draft)
         try:
             return _picture(loaded, rules)
-        except NotReadError:
+        except (NotReadError, MemoryError):
             raise
         except Exception as error:  # Pillow raises nearly anything on a hostile file
             raise _not_read(data, error) from error
@@ -108,12 +111,11 @@ def first(data: bytes, rules: Rules = Rules()) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = _opened(data, formats.FIRST)
-            _refuse_large(image, rules.max_pixels)
+            image = _sized(data, formats.FIRST, rules.max_pixels)
             ImageOps.exif_transpose(image, in_place=True)
             image.load()
             return Picture(rgb(image))
-    except NotReadError:
+    except (NotReadError, MemoryError):
         raise
     except Exception as error:
         raise _not_read(data, error) from error
@@ -145,11 +147,11 @@ def thumbnail(data: bytes, side: int) -> tuple[bytes, int, int] | None:
 def load(data: bytes, max_pixels: int = MAX_PIXELS, draft: int = 0) -> Loaded:
     """The pixels of a file, decoded. Raises NotReadError."""
     turned = salvage.black_is_zero(data)
-    whole = turned or data
+    whole, lost = salvage.within_reach(turned or data)
     beside = None
     try:
         image, tiles = _decoded(whole, max_pixels, draft)
-    except NotReadError:
+    except (NotReadError, MemoryError):
         raise
     except Exception as error:  # Pillow raises nearly anything on a hostile file
         beside = salvage.bare(whole)
@@ -157,18 +159,29 @@ def load(data: bytes, max_pixels: int = MAX_PIXELS, draft: int = 0) -> Loaded:
             raise _not_read(data, error) from error
         try:
             image, tiles = _decoded(beside.data, max_pixels, draft)
+        except MemoryError:
+            raise
         except Exception as again:
             raise _not_read(data, again) from again
-    if beside is None:
-        beside = salvage.Bare(whole, b"", image.info.get("icc_profile") or b"")
-    key, plain, window = _key(image, beside.data), _is_plain(image), _window(image, tiles)
-    turn, inverted = _turn(image, beside.exif), turned is not None
-    return Loaded(image, beside.data, beside.icc, turn, inverted, tiles, key, plain, window)
+    beside = beside or salvage.Bare(whole)
+    told = image.info.get("icc_profile", b"")  # None of one that Pillow could not read
+    icc = beside.icc or told or b""
+    return Loaded(
+        image,
+        beside.data,
+        icc,
+        not icc and (lost or beside.lost or told is None),
+        _turn(image, beside.exif),
+        turned is not None,
+        tiles,
+        _key(image, beside.data),
+        _is_plain(image),
+        _window(image, tiles),
+    )
 
 
 def _decoded(data: bytes, max_pixels: int, draft: int) -> tuple[Any, tuple[Any, ...]]:
-    image = _opened(data, formats.FORMATS)
-    _refuse_large(image, max_pixels)
+    image = _sized(data, formats.FORMATS, max_pixels)
     if draft:
         image.draft("RGB", (draft, draft))
     _mend_planes(image)
@@ -187,6 +200,17 @@ def _mend_planes(image: Any) -> None:
             tile = tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:]))
         tiles.append(tile)
     image.tile = tiles
+
+
+def _sized(data: bytes, known: tuple[str, ...], max_pixels: int) -> Any:
+    """A file that is opened, and not too large: if there is no memory for its pixels, that is no
+    fault of the file's, while one that asks for more before its size is known is damaged."""
+    try:
+        image = _opened(data, known)
+    except MemoryError as error:
+        raise ValueError("it asks for more memory than there is") from error
+    _refuse_large(image, max_pixels)
+    return image
 
 
 def _opened(data: bytes, known: tuple[str, ...]) -> Any:
@@ -240,14 +264,15 @@ def _turn(image: Any, exif: bytes) -> int:
 
 
 def _key(image: Any, data: bytes) -> Any:
-    """The level or the colour that is transparent, as it is in the pixels that Pillow decodes; None
-    where there is none, or each colour of a palette has its own alpha."""
+    """The level or the colour that is transparent, as it is in the pixels that Pillow decodes (a
+    colour of 16 bits as it is in the file); None where there is none, or each colour of a palette
+    has its own alpha."""
     key = image.info.get("transparency")
     if key is None or isinstance(key, bytes) or image.mode not in ("1", "L", "RGB", "I;16"):
         return None
     depth = data[24] if image.format == "PNG" else 8
     if image.mode == "RGB":
-        return tuple(int(level) >> (depth - 8) for level in key)
+        return tuple(map(int, key))
     return int(key) if depth >= 8 else int(key) * 255 // (2**depth - 1)
 
 
@@ -272,9 +297,9 @@ def _window(image: Any, tiles: tuple[Any, ...]) -> tuple[int, int, int, int] | N
 
 
 def _picture(loaded: Loaded, rules: Rules) -> Picture:
-    image, ignored = loaded.image, ""
-    transform = None
-    source = _source_mode(image.mode)
+    image, transform = loaded.image, None
+    ignored = f"{UNUSABLE} (it is damaged)" if loaded.lost else ""
+    source = "L" if _is_grey_alpha(loaded) else _source_mode(image.mode)
     if loaded.icc or source == "LAB":
         try:
             source, transform = _transform(loaded.icc, source)
@@ -283,10 +308,13 @@ def _picture(loaded: Loaded, rules: Rules) -> Picture:
             if source == "LAB":
                 raise NotReadError("undecodable", ignored) from error
     levels = _levels(loaded, rules)
+    low = None
+    if _is_deep(loaded) and (levels or loaded.key is not None):
+        low = _low_bytes(loaded)
     if image.mode == "RGB" and not (transform or levels or loaded.window) and loaded.key is None:
         found = image
     else:
-        found = _on_ground(loaded, rules, levels, (source, transform))
+        found = _on_ground(loaded, rules, (levels, low), (source, transform))
     if loaded.turn in TURNS:
         found = found.transpose(TURNS[loaded.turn])
     return Picture(found, ignored)
@@ -312,20 +340,24 @@ def _transform(icc: bytes, source: str) -> tuple[str, profiles.Transform | None]
 def _on_ground(
     loaded: Loaded,
     rules: Rules,
-    levels: "Levels | None",
+    depth: tuple["Levels | None", Image.Image | None],
     colours: tuple[str, profiles.Transform | None],
 ) -> Image.Image:
-    """The image in sRGB on the background, strip by strip."""
+    """The image in sRGB on the background, strip by strip. depth: how levels of more than 8 bits
+    become 8, and the second byte of each, where Pillow keeps the first alone."""
     width, height = loaded.image.size
-    source, transform = colours
+    (levels, whole_low), (source, transform) = depth, colours
     ground = Image.new("RGB", (width, height), rules.background)
     for top in range(0, height, STRIP):
         box = 0, top, width, min(top + STRIP, height)
         strip = loaded.image.crop(box)
-        pixels = levels(strip, box) if levels else _without_alpha(strip)
+        low = whole_low.crop(box) if whole_low else None
+        pixels = levels.colours(strip, low) if levels else _without_alpha(strip)
         pixels = pixels if pixels.mode == source else pixels.convert(source)
         pixels = transform.apply(pixels) if transform else pixels.convert("RGB")
-        alpha = None if loaded.plain else _alpha(strip, loaded.key)
+        alpha = None if loaded.plain else _alpha(strip, low, loaded.key)
+        if levels and low and alpha and loaded.key is None:
+            alpha = levels.alpha(alpha, low)
         ground.paste(pixels, box, alpha)
     if loaded.window:
         whole, ground = ground, Image.new("RGB", (width, height), rules.background)
@@ -344,10 +376,13 @@ def _without_alpha(image: Image.Image) -> Image.Image:
     return image.convert("RGB") if image.mode == "RGBA" else image
 
 
-def _alpha(image: Image.Image, key: Any) -> Image.Image | None:
+def _alpha(image: Image.Image, low: Image.Image | None, key: Any) -> Image.Image | None:
     """How much of each pixel is seen, as a mask; None where all is."""
     if key is not None:
-        same = np.asarray(image) == np.asarray(key)
+        levels = np.asarray(image)
+        if low:
+            levels = levels * np.uint16(256) + np.asarray(low)
+        same = levels == np.asarray(key)
         hidden = same.all(-1) if same.ndim == 3 else same
         return Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8))
     if not image.has_transparency_data:
@@ -362,21 +397,30 @@ def _alpha(image: Image.Image, key: Any) -> Image.Image | None:
 
 @dataclass(frozen=True)
 class Levels:
-    """Levels of more than 8 bits of a strip -> 8 bits: `white` is 255. low: the second byte of each
-    level, where Pillow keeps the first alone."""
+    """Levels of more than 8 bits of a strip -> 8 bits: `white` is 255. deep_alpha: the alpha has 16
+    bits, however few the colours have."""
 
     white: int
-    inverted: bool
-    low: Image.Image | None = None
+    inverted: bool = False
+    deep_alpha: bool = False
 
-    def __call__(self, strip: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-        if self.low is not None:
-            levels = np.asarray(strip.convert("RGB"), np.float32) * 256
-            levels += np.asarray(self.low.crop(box).convert("RGB"), np.float32)
-        else:
+    def colours(self, strip: Image.Image, low: Image.Image | None) -> Image.Image:
+        if low is None:
             levels = np.asarray(strip, np.float32)
-        levels = (levels * (255 / self.white)).round().clip(0, 255).astype(np.uint8)
-        return Image.fromarray(255 - levels if self.inverted else levels)
+        else:
+            levels = np.asarray(strip.convert("RGB"), np.float32) * 256
+            levels += np.asarray(low.convert("RGB"), np.float32)
+        found = self._in_8_bits(levels)
+        return Image.fromarray(255 - found if self.inverted else found)
+
+    def alpha(self, alpha: Image.Image, low: Image.Image) -> Image.Image:
+        if self.deep_alpha:
+            return alpha
+        levels = np.asarray(alpha, np.float32) * 256
+        return Image.fromarray(self._in_8_bits(levels + np.asarray(low.getchannel("A"))))
+
+    def _in_8_bits(self, levels: np.ndarray) -> np.ndarray:
+        return (levels * (255 / self.white)).round().clip(0, 255).astype(np.uint8)
 
 
 def _levels(loaded: Loaded, rules: Rules) -> Levels | None:
@@ -386,15 +430,17 @@ def _levels(loaded: Loaded, rules: Rules) -> Levels | None:
     if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
         raise NotReadError("undecodable", why_not(loaded.data) or NOTHING_SAYS.format("32-bit"))
     deep = image.mode.startswith("I")
-    coarse = image.mode in ("RGB", "RGBA") and _is_deep(loaded)
+    coarse = _is_deep(loaded)
     if not deep and (not coarse or rules.bits == 16):
         return None
     bits = _bits_of(loaded)
     if bits == 0:
         bits = rules.bits or used_bits(largest(loaded))
+    white = 2**bits - 1
     if deep:
-        return Levels(2**bits - 1, loaded.inverted)
-    return Levels(2**bits - 1, False, _low_bytes(loaded))
+        return Levels(white, loaded.inverted)
+    has_alpha = image.mode == "RGBA"
+    return Levels(white, deep_alpha=has_alpha and 256 * image.getextrema()[3][1] > white)
 
 
 def _bits_of(loaded: Loaded) -> int:
@@ -413,8 +459,20 @@ def _rawmode(tile: Any) -> str:
 
 
 def _is_deep(loaded: Loaded) -> bool:
-    """Has each channel of the file 16 bits, of which Pillow keeps 8?"""
-    return bool(loaded.tiles) and ";16" in _rawmode(loaded.tiles[0])
+    """Has each channel of an RGB image 16 bits, of which Pillow keeps 8?"""
+    return loaded.image.mode in ("RGB", "RGBA") and _are_deep(loaded.tiles)
+
+
+def _are_deep(tiles: Sequence[Any]) -> bool:
+    """Not those of which the second byte says nothing by itself: colours that Pillow divides by
+    their alpha."""
+    mode = _rawmode(tiles[0]) if tiles else ""
+    return ";16" in mode and not mode.startswith("RGBa")
+
+
+def _is_grey_alpha(loaded: Loaded) -> bool:
+    """Grey with alpha of 16 bits, which Pillow gives as colours."""
+    return bool(loaded.tiles) and _rawmode(loaded.tiles[0]) == GREY_ALPHA
 
 
 def _low_bytes(loaded: Loaded) -> Image.Image:
@@ -428,6 +486,10 @@ def _low_bytes(loaded: Loaded) -> Image.Image:
             "compressed planes of 16 bits: write the channels side by side (planar configuration "
             "1), or not compressed",
         )
+    if _is_grey_alpha(loaded):  # the four bytes of a pixel, as they lie in the file
+        image.tile = [image.tile[0]._replace(args="RGBA")]
+        _, grey, _, alpha = image.split()
+        return Image.merge("RGBA", (grey, grey, grey, alpha))
     tiles = []
     for tile in image.tile:
         mode = _rawmode(tile)
@@ -445,14 +507,13 @@ def deepest(data: bytes, rules: Rules) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = _opened(data, formats.FORMATS)
-            _refuse_large(image, rules.max_pixels)
+            image = _sized(data, formats.FORMATS, rules.max_pixels)
         except NotReadError:
             raise
         except Exception as error:  # Pillow raises nearly anything on a hostile file
             raise _not_read(data, error) from error
         tiles = getattr(image, "tile", ())
-        if not image.mode.startswith("I") and not (tiles and ";16" in _rawmode(tiles[0])):
+        if not image.mode.startswith("I") and not _are_deep(tiles):
             return -1
         return largest(load(data, rules.max_pixels))
 
@@ -465,7 +526,7 @@ def largest(loaded: Loaded) -> int:
         return -1
     if image.mode.startswith("I"):
         return int(np.asarray(image).max())
-    if image.mode in ("RGB", "RGBA") and _is_deep(loaded):
+    if _is_deep(loaded):
         most = max(high for _, high in image.convert("RGB").getextrema())
         return 256 * most + 255
     return -1

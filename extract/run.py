@@ -35,17 +35,21 @@ log = logging.getLogger(f"coview.{__name__}")
 
 @dataclass(frozen=True)
 class Extracted:
-    """A finished view, its rows' status, how many were embedded now, and in how many seconds."""
+    """A finished view, its rows' status, how many were embedded now, and in how many seconds.
+    compared: were equal embeddings looked for? Of what was in the cache already they are not."""
 
     view: View
     status_N: np.ndarray
     embedded: int
     seconds: float
+    compared: bool = False
     equal: Equal | None = None
 
     def told(self) -> dict[str, Any]:
         """What --json says of it."""
-        bad = status_counts(self.status_N[self.status_N > 0])
+        bad, equal = status_counts(self.status_N[self.status_N > 0]), None
+        if self.compared:
+            equal = self.equal.images if self.equal else 0
         return {
             "view": self.view.name,
             "folder": str(self.view.folder),
@@ -55,7 +59,7 @@ class Extracted:
             "hits": self.view.n - self.embedded,
             "seconds": round(self.seconds, 3),
             "bad": bad,
-            "equal_images": self.equal.images if self.equal else 0,
+            "equal_images": equal,
         }
 
 
@@ -129,7 +133,7 @@ def extraction(ready: Ready) -> Extracted:
         integrity.seal(view)
     status = integrity.check(view)
     equal = equal_rows(blocks_of(view), status == 0, ready.items.sha256)
-    done = Extracted(view, status, todo, time.monotonic() - begun, equal)
+    done = Extracted(view, status, todo, time.monotonic() - begun, True, equal)
     say_finished(done, copied)
     bad_images.report(status, ready.items, view, ready.why)
     if equal:

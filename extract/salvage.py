@@ -16,16 +16,23 @@ MOST = 2**24  # bytes of a colour profile
 PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 WEBP_DROPPED = (b"EXIF", b"XMP ", b"ICCP")
 WEBP_FLAGS = 0x12  # of VP8X: alpha and animation; the others speak of what is left out
-TIFF_DROPPED = (700, 33723, 34377, 34665, 34675, 34853, 40965, 50341)
+TIFF_ICC = 34675
+TIFF_TEXT = (269, 270, 271, 272, 285, 305, 306, 315, 316, 33432)
+TIFF_DROPPED = (*TIFF_TEXT, 282, 283, 700, 33723, 34377, 34665, 34853, 40965, 50341)
+TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+TIFF_SIZES |= {16: 8, 17: 8, 18: 8}  # bytes of a value, by its type
 NO_TAG = 65535
+TIFF = rb"II[*+]\0|MM\0[*+]"
 
 
 class Bare(NamedTuple):
-    """A file's pixels, and its EXIF and colour profile as far as they were found (else empty)."""
+    """A file's pixels, and its EXIF and colour profile as far as they were found (else empty);
+    lost: it has a profile that was not."""
 
     data: bytes
     exif: bytes = b""
     icc: bytes = b""
+    lost: bool = False
 
 
 def bare(data: bytes) -> Bare | None:
@@ -41,7 +48,7 @@ def bare(data: bytes) -> Bare | None:
 
 
 def _png(data: bytes) -> Bare:
-    kept, exif, icc, at = [data[:8]], b"", b"", 8
+    kept, exif, icc, lost, at = [data[:8]], b"", b"", False, 8
     while at + 12 <= len(data):
         (length,), kind = struct.unpack_from(">I", data, at), data[at + 4 : at + 8]
         piece = data[at : at + 12 + length]
@@ -51,10 +58,11 @@ def _png(data: bytes) -> Bare:
             exif = piece[8:-4]
         elif kind == b"iCCP":
             icc = _inflated(piece[8:-4])
+            lost = not icc
         at += 12 + length
         if kind == b"IEND":
             break
-    return Bare(b"".join(kept), exif, icc)
+    return Bare(b"".join(kept), exif, icc, lost)
 
 
 def _inflated(chunk: bytes) -> bytes:
@@ -98,7 +106,7 @@ def _jpeg(data: bytes) -> Bare:
     numbers = [number for number, _, _ in parts]
     whole = numbers == list(range(1, len(parts) + 1)) and {n for _, n, _ in parts} <= {len(parts)}
     icc = b"".join(body for _, _, body in parts) if whole else b""
-    return Bare(b"".join(kept), exif, icc)
+    return Bare(b"".join(kept), exif, icc, bool(parts) and not icc)
 
 
 def _is_adobe(body: bytes) -> bool:
@@ -124,11 +132,45 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _tiff(data: bytes) -> Bare:
+    """The profile stays in it."""
+    return Bare(_without(data, [at for at, tag in tiff_tags(data) if tag in TIFF_DROPPED]))
+
+
+def within_reach(data: bytes) -> tuple[bytes, bool]:
+    """A TIFF without what stands beside its pixels and lies outside of the file: there Pillow
+    ceases to read the directory, without a word, and the tags behind it are lost. And whether the
+    colour profile is among that. Any other file as it is."""
+    if not re.match(TIFF, data):
+        return data, False
+    missing = {}
+    try:
+        for at, tag in tiff_tags(data):
+            if tag in (*TIFF_DROPPED, TIFF_ICC) and _is_outside(data, at):
+                missing[at] = tag
+    except struct.error:
+        return data, False
+    return _without(data, list(missing)), TIFF_ICC in missing.values()
+
+
+def _is_outside(data: bytes, at: int) -> bool:
+    """Do the values of a directory's entry lie outside of the file? Raises struct.error."""
+    big = _is_big(data)
+    kind, count, place = struct.unpack_from(_order(data) + ("HQQ" if big else "HII"), data, at + 2)
+    size = count * TIFF_SIZES.get(kind, 0)
+    return size > (8 if big else 4) and place + size > len(data)
+
+
+def _without(data: bytes, entries: list[int]) -> bytes:
+    """A TIFF whose entries at these places hold one byte that nobody asks for."""
     patched = bytearray(data)
-    for at, tag in tiff_tags(data):
-        if tag in TIFF_DROPPED:
-            struct.pack_into(f"{_order(data)}H", patched, at, NO_TAG)
-    return Bare(bytes(patched))
+    for at in entries:
+        form = _order(data) + ("HHQQ" if _is_big(data) else "HHII")
+        struct.pack_into(form, patched, at, NO_TAG, 1, 1, 0)
+    return bytes(patched) if entries else data
+
+
+def _is_big(data: bytes) -> bool:
+    return data[2:4] in (b"+\0", b"\0+")
 
 
 def _order(data: bytes) -> str:
@@ -138,7 +180,7 @@ def _order(data: bytes) -> str:
 def tiff_tags(data: bytes) -> Iterator[tuple[int, int]]:
     """(place in the file, number) of each entry of a TIFF's first directory. Raises
     struct.error."""
-    order, big = _order(data), data[2:4] in (b"+\0", b"\0+")
+    order, big = _order(data), _is_big(data)
     (first,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)
     (count,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, first)
     begin, size = (first + 8, 20) if big else (first + 2, 12)
@@ -150,10 +192,10 @@ def tiff_tags(data: bytes) -> Iterator[tuple[int, int]]:
 def black_is_zero(data: bytes) -> bytes | None:
     """A TIFF of grey levels whose white is zero, as one whose black is: Pillow does not turn those
     of more than 8 bits, or does not read them. None where it is none."""
-    if not re.match(rb"II[*+]\0|MM\0[*+]", data):
+    if not re.match(TIFF, data):
         return None
-    order, big = _order(data), data[2:4] in (b"+\0", b"\0+")
-    value = 12 if big else 8
+    order = _order(data)
+    value = 12 if _is_big(data) else 8
     deep, white = False, 0
     try:
         for at, tag in tiff_tags(data):
@@ -169,7 +211,7 @@ def black_is_zero(data: bytes) -> bytes | None:
 
 
 def _avif(data: bytes) -> Bare:
-    """The EXIF item as one of a kind that nobody knows."""
+    """The EXIF item as one of a kind that nobody knows. The profile stays in it."""
     return Bare(re.sub(rb"(infe\x02.{7})Exif", rb"\1none", data, count=1, flags=re.DOTALL))
 
 
@@ -177,6 +219,6 @@ STRIPS: dict[bytes, Callable[[bytes], Bare]] = {
     rb"\x89PNG\r\n\x1a\n": _png,
     rb"\xff\xd8\xff": _jpeg,
     rb"RIFF.{4}WEBP": _webp,
-    rb"II[*+]\0|MM\0[*+]": _tiff,
+    TIFF: _tiff,
     rb".{4}ftypavi[fs]": _avif,
 }

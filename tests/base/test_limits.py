@@ -18,6 +18,7 @@ ENOUGH = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     torch.cuda.OutOfMemoryError("CUDA out of memory."),
     MemoryError(),
+    MemoryError("Caught MemoryError in process 0.\nOriginal Traceback (most recent):\n …"),
     RuntimeError("CUDA error: out of memory"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
@@ -30,6 +31,7 @@ def test_memory_that_does_not_suffice_is_an_error_that_says_what_to_type(error: 
         with limits.within_memory("batches", "Take less", {"--batch": "8"}):
             raise error
     assert e.value.instead == {"--batch": "8"} and "\n" not in str(e.value)
+    assert "Traceback" not in str(e.value)
 
 
 @pytest.mark.parametrize("error", ENOUGH, ids=lambda error: str(error)[:20])

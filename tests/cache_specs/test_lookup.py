@@ -138,8 +138,11 @@ def test_one_spec_with_two_weights_is_ambiguous_too(dataset: Path, toml: Path) -
         named_view(dataset, str(toml), "…")
 
 
-def test_a_view_of_the_project_must_be_what_the_project_says(dataset: Path, toml: Path) -> None:
-    """One's own of the same name is one's own."""
+def test_a_view_of_the_project_must_be_what_the_project_says(
+    dataset: Path, toml: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One's own of the same name is one's own, which is told, unless its folder is named."""
+    whose = "clip is here the view that was made of "
     view = store.open_view(store.view_folders(dataset, "mine")[0])
     folder = dataset / view.folder.name.replace("mine", "clip")
     shutil.move(view.folder, folder)
@@ -151,8 +154,15 @@ def test_a_view_of_the_project_must_be_what_the_project_says(dataset: Path, toml
                 named_view(dataset, "clip", "…")
             assert spec_named(dataset.parent, "clip", "photos") == load_spec("clip")
         else:
+            assert named_view(dataset, folder.name, "…").folder == folder
+            assert spec_named(dataset.parent, folder.name, "photos").name == "clip"
+            assert not caplog.text
             assert named_view(dataset, "clip", "…").folder == folder
+            assert caplog.text.count(f"{whose}{own['spec_file']}, which the data set has") == 1
             assert spec_named(dataset.parent, "clip", "photos").architecture == "Dinov2Model"
+            assert caplog.text.count(whose) == 2
+            caplog.clear()
+    assert not caplog.text
     assert store.is_of_project({"spec_file": "/old/place/cache_specs/clip.toml"}, "clip")
     assert not store.is_of_project({"spec_file": "/old/place/clip.toml"}, "clip")
 

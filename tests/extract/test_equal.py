@@ -70,6 +70,8 @@ def test_extract_and_inspect_tell_of_them(tmp_path, caplog, capsys):
     noise.save(photos / "b" / "again.bmp")
     done = extraction(prepare(config(photos, tmp_path / "cache")))
     assert done.equal == Equal(2, 1, 11, 12) and done.told()["equal_images"] == 2
+    again = extraction(prepare(config(photos, tmp_path / "cache")))
+    assert again.told()["hits"] == 13 and again.told()["equal_images"] is None
     assert (
         "2 images are different files, but have only 1 different embedding, first 'b/5.png' and "
         "'b/again.bmp'. These two hold the same picture, saved twice. Nothing that is trained"

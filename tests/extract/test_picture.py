@@ -3,11 +3,12 @@ direction, formats; each held against what was put into the file by hand."""
 
 import io
 import warnings
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile, PngImagePlugin
-from rawfiles import chunk, png, tiff
+from rawfiles import chunk, png, profile, tiff
 
 from coview import MetaCoTrainingClassifier
 from extract import pixels
@@ -90,12 +91,60 @@ def test_one_colour_may_be_transparent(depth):
     assert far(shown(data), np.where(same[..., None], 255, RGB)) == 0
 
 
+def test_a_transparent_colour_of_16_bits_is_that_one_alone():
+    """Not all whose first bytes are the same."""
+    key = np.array([0x8000, 0, 0], np.uint16)
+    levels = np.array([[key, key + 0xFF, key + [0xFF, 0xFF, 0xFF], [0x80FF, 1, 0]]], np.uint16)
+    data = png(levels, 16, chunk(b"tRNS", key.astype(">u2").tobytes()))
+    wanted = levels.astype(int) >> 8
+    wanted[0, 0] = 255
+    assert far(shown(data), wanted) == 0
+    fewer = np.rint(levels * (255 / 4095)).clip(0, 255)
+    fewer[0, 0] = 255
+    assert far(shown(data, Rules(bits=12)), fewer) == 0
+
+
 def test_16_bits_with_alpha():
     deep, alpha = np.dstack([DEEP, DEEP[::-1], DEEP[:, ::-1]]), DEEP[::-1, ::-1]
     data = png(np.dstack([deep, alpha]), 16)
     assert far(shown(data), on(WHITE, deep >> 8, alpha >> 8)) <= 1
     data = png(np.dstack([DEEP, alpha]), 16)
     assert far(shown(data), on(WHITE, np.dstack([DEEP >> 8] * 3), alpha >> 8)) <= 1
+
+
+@pytest.mark.parametrize("colour", [True, False])
+@pytest.mark.parametrize("bits", [10, 12])
+def test_few_bits_with_alpha_whose_bits_are_as_few_or_16(bits, colour):
+    few, white = DEEP >> (16 - bits), 2**bits - 1
+    levels = np.dstack([few, few[::-1], few[:, ::-1]] if colour else [few])
+    wanted = np.broadcast_to(np.rint(levels * (255 / white)), (10, 14, 3))
+    for alpha, most in ((few[::-1, ::-1], white), (DEEP[::-1, ::-1], 65535)):
+        whole, seen = np.dstack([levels, alpha]), on(WHITE, wanted, alpha * (255 / most))
+        files = [png(whole, 16)]
+        if colour:
+            files += [tiff(whole, order, 2, t338=2) for order in "<>"]
+        for data in files:
+            assert far(shown(data, Rules(bits=bits)), seen) <= 1
+            assert used_bits(pixels.deepest(data, Rules())) == bits
+            small = Image.open(io.BytesIO(thumbnail(data, 96)[0])).convert("RGB")
+            assert far(np.asarray(small).astype(int), seen) <= 1
+
+
+def test_grey_with_alpha_of_16_bits_has_the_profile_of_its_greys():
+    icc = chunk(b"iCCP", b"x\0\0" + zlib.compress(profile("linear", b"GRAY")))
+    opaque = np.full_like(DEEP, 65535)
+    found = picture(png(np.dstack([DEEP, opaque]), 16, icc))
+    alone = picture(png((DEEP >> 8).astype(np.uint8), 8, icc))
+    assert not found.ignored and far(np.asarray(found.image), np.asarray(alone.image)) == 0
+    assert far(np.asarray(alone.image).astype(int), np.dstack([DEEP >> 8] * 3)) > 50
+
+
+def test_16_bits_of_which_the_second_byte_is_not_looked_at_suggest_no_fewer():
+    """Ink, and colours that Pillow divides by their alpha."""
+    few = np.dstack([DEEP >> 4] * 4)
+    for data in (tiff(few, "<", 5), tiff(few, "<", 2, t338=1)):
+        assert pixels.deepest(data, Rules()) == -1
+        assert far(shown(data, Rules(bits=12)), shown(data)) == 0
 
 
 def test_colours_that_are_multiplied_by_alpha_already():
@@ -232,6 +281,28 @@ def test_an_image_above_the_limit_says_the_limit():
     ) as e:
         picture(data, Rules(max_pixels=1199))
     assert e.value.status == "too large"
+
+
+@pytest.mark.parametrize("read", [picture, pixels.first])
+def test_too_little_memory_for_the_pixels_is_no_fault_of_the_file(read, monkeypatch):
+    """But what asks for more than there is before it has said its size is damaged."""
+
+    def none_left(*_: object) -> None:
+        raise MemoryError
+
+    data = png(RGB)
+    with monkeypatch.context() as patch:
+        patch.setattr(PngImagePlugin.PngImageFile, "load", none_left)
+        with pytest.raises(MemoryError):
+            read(data)
+        assert thumbnail(data, 96) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(PngImagePlugin.PngImageFile, "_open", none_left)
+        with pytest.raises(NotReadError, match="it asks for more memory than there is") as caught:
+            read(data)
+        assert caught.value.status == "undecodable"
+        with pytest.raises(NotReadError, match="it asks for more memory"):
+            pixels.deepest(data, Rules())
 
 
 # --- formats, pages, and Pillow itself

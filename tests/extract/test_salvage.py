@@ -133,6 +133,82 @@ def test_what_stands_beside_the_pixels_of_a_tiff(tag):
         assert same(tiff(SMALL, ">", 2, **{f"t{tag}": place}), SMALL)
 
 
+def moved(data: bytes, *tags: int) -> bytes:
+    """A TIFF whose values of these tags lie outside of it."""
+    big, harmed = data[2] == 43, bytearray(data)
+    (first,) = struct.unpack_from("<Q" if big else "<I", data, 8 if big else 4)
+    at, size = (first + 8, 20) if big else (first + 2, 12)
+    left = set(tags)
+    while left:
+        (tag,) = struct.unpack_from("<H", data, at)
+        if tag in left:
+            struct.pack_into("<Q" if big else "<I", harmed, at + size - size // 5 * 2, 2**31 - 99)
+            left.remove(tag)
+        at += size
+    return bytes(harmed)
+
+
+IN_TIFF = {
+    270: "text " * 9,
+    305: "text " * 9,
+    700: b"<x/>" * 9,
+    33723: b"i" * 9,
+    34377: b"8BIM" * 9,
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"big_tiff": True}])
+@pytest.mark.parametrize("tags", [*((tag,) for tag in IN_TIFF), tuple(IN_TIFF)])
+def test_damage_beside_the_pixels_of_a_tiff_costs_no_profile(tags, options):
+    """Pillow stops at what lies outside of the file, and says nothing of what it left out."""
+    data = saved("TIFF", icc_profile=profile("ProPhoto"), tiffinfo=IN_TIFF, **options)
+    wanted = in_srgb(np.asarray(IMAGE), "ProPhoto")
+    for file in (data, moved(data, *tags)):
+        found = picture(file)
+        assert not found.ignored and np.abs(np.asarray(found.image) - wanted).max() <= 2
+
+
+def test_damage_beside_the_pixels_of_a_tiff_costs_no_alpha():
+    image = Image.fromarray(np.dstack([SMALL, SMALL[..., 0]]))
+    sink = io.BytesIO()
+    image.save(sink, "TIFF", tiffinfo={305: "text " * 9})
+    assert same(moved(sink.getvalue(), 305), np.asarray(picture(sink.getvalue()).image))
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"big_tiff": True}])
+def test_a_profile_that_lies_outside_of_a_tiff_is_told(options):
+    data = saved("TIFF", icc_profile=profile("ProPhoto"), tiffinfo=IN_TIFF, **options)
+    for tags in ((34675,), (700, 34675)):
+        found = picture(moved(data, *tags))
+        assert found.ignored == "colour profile that cannot be used (it is damaged)"
+        assert np.array_equal(np.asarray(found.image), np.asarray(IMAGE))
+
+
+def test_a_profile_that_is_damaged_in_a_png_or_jpeg_is_told():
+    icc = bytearray(zlib.compress(profile("ProPhoto")))
+    icc[len(icc) // 2] ^= 255
+    half = chunk(b"iCCP", b"x\0\0" + bytes(icc))
+    first = segment(0xE2, b"ICC_PROFILE\0\x01\x02" + profile("ProPhoto"))
+    text, short = BESIDE_PNG["text crc"], BESIDE_JPEG["JFIF"]
+    for data in (HEAD + half + REST, HEAD + text + half + REST):
+        assert picture(data).ignored == "colour profile that cannot be used (it is damaged)"
+    for data in (JPEG[:2] + first + JPEG[2:], JPEG[:2] + short + first + BODY):
+        assert picture(data).ignored == "colour profile that cannot be used (it is damaged)"
+    for data in (PNG, HEAD + text + REST, JPEG, JPEG[:2] + short + BODY):
+        assert picture(data).ignored == ""
+
+
+def test_damage_beside_the_pixels_of_an_avif_costs_no_profile():
+    data = saved("AVIF", quality=100, exif=TURNED.tobytes(), icc_profile=profile("ProPhoto"))
+    start = max(data.rfind(b"II*\0"), data.rfind(b"MM\0*"))
+    harmed = data[:start] + b"xxxxxxxx" + data[start + 8 :]
+    wanted, found = picture(data), picture(harmed)
+    plain = picture(saved("AVIF", quality=100)).image
+    assert not found.ignored and np.array_equal(np.asarray(found.image), np.asarray(wanted.image))
+    unlike = np.asarray(plain.transpose(Image.Transpose.ROTATE_270), np.int16)
+    assert np.abs(np.asarray(found.image) - unlike).max() > 20
+
+
 def test_what_stands_beside_the_pixels_of_an_avif():
     data = saved("AVIF", quality=100, exif=TURNED.tobytes())
     place = data.rindex(b"maker") - 60

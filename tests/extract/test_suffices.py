@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
 )
+from PIL import ImageFile
 from safetensors.torch import load_file, save_file
 
 from base.errors import StaleError, StorageError, UsageError
@@ -66,6 +67,20 @@ def test_a_batch_that_is_too_large_says_which_to_type_and_that_works(
     )
     for file in sorted((two / "embeddings").glob("c/*/0")):
         assert file.read_bytes() == (one / file.relative_to(two)).read_bytes()
+
+
+def test_a_good_image_is_not_lost_where_memory_is_short(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends, and goes on once there is enough."""
+    settings = config(photos, tmp_path / "a", max_bad="50%")
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFile.ImageFile, "load", lambda self: bytearray(2**62))
+        with pytest.raises(UsageError, match="the memory does not suffice for"):
+            run(settings)
+    found, wanted = run(settings), run(config(photos, tmp_path / "b", max_bad="50%"))
+    one, two = found.status_file(0).read_bytes(), wanted.status_file(0).read_bytes()
+    assert one == two
 
 
 def test_a_view_that_has_shards_keeps_its_batch(

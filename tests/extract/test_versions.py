@@ -6,6 +6,7 @@ import logging
 import re
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,40 @@ def test_training_uses_it_and_says_so(world, caplog):
         in caplog.text
     )
     assert "To embed its images anew, beside it, type: make extract VIEW=" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["tiny-clip", "mine"])
+def test_earlier_pixels_of_ones_own_view_are_told_by_extract_and_train(tmp_path, caplog, name):
+    """Its file has pixels = 1, or lacks it by now, or is gone."""
+    toml, cache, photos = tmp_path / "own" / f"{name}.toml", tmp_path / "c", tmp_path / "photos"
+    toml.parent.mkdir()
+    photos.mkdir()
+    for number in range(3):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(photos / f"{number}.png")
+    toml.write_text(THEN)
+    run(config(photos, cache, view=str(toml)))
+    told = f"{name} was made with an earlier version of the pixels (preprocess.pixels: 1 -> 2)"
+    whose = f"{name} is here the view that was made of {toml}, which the data set has in the cache"
+
+    def said(do: Callable[[], object]) -> str:
+        caplog.clear()
+        do()
+        assert caplog.text.count(told) == 1
+        assert caplog.text.count(whose) == (name == "tiny-clip")
+        return caplog.text
+
+    def train() -> object:
+        return open_cache(cache, str(photos), [name])
+
+    for do in (train, lambda: run(config(photos, cache, view=name))):
+        text = said(do)
+        assert f"take pixels = 1 out of {toml} and type: make extract VIEW={toml} DATA=" in text
+    toml.write_text(NOW)
+    assert f"beside it, type: make extract VIEW={toml} DATA=" in said(train)
+    toml.unlink()
+    gone = said(train)
+    assert ("VIEW=tiny-clip DATA=" in gone) == (name == "tiny-clip") == ("type:" in gone)
+    said(lambda: run(config(photos, cache, view=name)))
 
 
 def test_what_else_has_changed_is_refused_as_before(world, tmp_path):
