@@ -4,6 +4,7 @@ classes that are nearly the same."""
 import logging
 import unicodedata
 from collections import defaultdict
+from collections.abc import Mapping
 
 from cache_specs.items import Items
 
@@ -32,26 +33,36 @@ def warn_of_classes(items: Items) -> None:
 
 def warn_of_copies(items: Items) -> None:
     """Say how many images are byte for byte in two splits, or in two classes."""
-    first: dict[str, int] = {}
-    splits, classes = [], []
+    alike: dict[str, list[int]] = defaultdict(list)
     for row, sha in enumerate(items.sha256):
-        one = first.setdefault(sha, row)
-        if not sha or one == row:
-            continue
-        if "" not in (items.split[row], items.split[one]) and items.split[row] != items.split[one]:
-            splits.append((one, row))
-        if min(items.label[row], items.label[one]) >= 0 and items.label[row] != items.label[one]:
-            classes.append((one, row))
+        if sha:
+            alike[sha].append(row)
+    splits, classes = [], []
+    for rows in alike.values():
+        if len(rows) > 1:
+            splits.append(_apart({row: items.split[row] for row in rows if items.split[row]}))
+            labels = {row: int(items.label[row]) for row in rows if items.label[row] >= 0}
+            classes.append(_apart(labels))
     then = "scores of the one are too good, being trained on the other; keep one of them"
     _say_copies(items, splits, "split", then)
     _say_copies(items, classes, "class", "at least one label is wrong; keep one of them")
 
 
-def _say_copies(items: Items, pairs: list[tuple[int, int]], what: str, then: str) -> None:
-    if not pairs:
+def _apart(place_of: Mapping[int, str | int]) -> list[int]:
+    """Rows with copies elsewhere, two of different places first; none where all have one place."""
+    rows = list(place_of)
+    others = [row for row in rows if place_of[row] != place_of[rows[0]]]
+    if not others:
+        return []
+    return [rows[0], others[0], *[row for row in rows[1:] if row != others[0]]]
+
+
+def _say_copies(items: Items, groups: list[list[int]], what: str, then: str) -> None:
+    groups = [group for group in groups if group]
+    if not groups:
         return
-    one, other = (items.keys[row] for row in pairs[0])
+    one, other = (items.keys[row] for row in groups[0][:2])
     log.warning(
-        f"{len(pairs):,} of {len(items):,} images of {items.name!r} are byte for byte an image of "
-        f"another {what} (first: {one!r} and {other!r}): {then}"
+        f"{sum(map(len, groups)):,} of {len(items):,} images of {items.name!r} are byte for byte "
+        f"an image of another {what} (first: {one!r} and {other!r}): {then}"
     )

@@ -411,11 +411,11 @@ def test_images_that_are_the_same_in_two_splits_or_classes_are_told(tmp_path, ca
     out = capsys.readouterr().err
     assert "differ in case" not in out
     assert (
-        "warning: 2 of 5 images of 'data' are byte for byte an image of another "
+        "warning: 4 of 5 images of 'data' are byte for byte an image of another "
         "split (first: 'test/b/1.png' and 'train/a/1.png')"
     ) in out
     assert (
-        "warning: 1 of 5 images of 'data' are byte for byte an image of another "
+        "warning: 2 of 5 images of 'data' are byte for byte an image of another "
         "class (first: 'test/b/1.png' and 'train/a/1.png')"
     ) in out
 
