@@ -26,6 +26,7 @@ log = logging.getLogger(f"coview.{__name__}")
 
 # beyond them the heavy methods would take hours or all memory
 MOST_BYTES, MOST_LABELLED = 4e9, 50_000
+MOST_MEANT = 100  # a greater SEEDS is nobody's number of seeds
 
 
 def read(
@@ -45,6 +46,9 @@ def read(
     splits, older = _splits(config, cache)
     methods, told = allowed(config, cache, splits)
     told += older
+    if config.seeds.isdecimal() and 1 < int(config.seeds) <= MOST_MEANT:
+        n = int(config.seeds)
+        told.append(f"SEEDS={n} is the one seed {n}; {n} are SEEDS=0..{n - 1}")
     if aloud:
         for text in told:
             log.log(NOTE, text)
