@@ -92,6 +92,7 @@ def say(found: Overview) -> None:
             f"make it a class: ARGS={_as_class(word)}"
         )
     _warn_of_several(found)
+    _warn_of_strangers(found)
     if len(found.classes) == 1:
         log.warning(
             f"{found.name}: all labels are {found.classes[0]!r}, and there is no other class to "
@@ -123,6 +124,26 @@ def _warn_of_several(found: Overview) -> None:
             f"{several[0]!r}, which is a class of its own here. An image has one class: choose "
             "one, or leave the label empty"
         )
+
+
+def _warn_of_strangers(found: Overview) -> None:
+    """Where validation or test images have none of the classes that the training images have."""
+    in_split = {split: set[str]() for split in (*SPLITS, "")}
+    for label, split in found.counts:
+        in_split[split] |= {label} - {""}
+    learnt = in_split["train"] | in_split[""]
+    for split in ("val", "test"):
+        if learnt and in_split[split] and learnt.isdisjoint(in_split[split]):
+            log.warning(
+                f"{found.name}: no class of the {split} split ({_listed(in_split[split])}) is one "
+                f"of the training split ({_listed(learnt)}), so no label of it can be learnt; call "
+                "what is one class by one name"
+            )
+
+
+def _listed(names: set[str]) -> str:
+    more = " …" if len(names) > 3 else ""
+    return f"{', '.join(map(_short, sorted(names)[:3]))}{more}"
 
 
 def _short(label: str) -> str:

@@ -2,6 +2,7 @@
 classes that are nearly the same."""
 
 import logging
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping
@@ -9,26 +10,29 @@ from collections.abc import Mapping
 from cache_specs.items import Items
 
 log = logging.getLogger(f"coview.{__name__}")
+LEADING = re.compile(r"(?<![\d.,])0+(?=\d)")  # zeros, and none of 0.05 and 1.05
+SHOWN = 5  # names
 
 
 def warn_of_classes(items: Items) -> None:
-    """Say which classes are called nearly the same: Circle and circle are two."""
+    """Say which classes are called nearly the same: Circle and circle, 1 and 01 are two."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in items.classes:
         plain = "".join(unicodedata.normalize("NFKC", name).split()).casefold()
-        alike[plain].append(name)
-    for names in alike.values():
-        if len(names) == 1:
-            continue
+        alike[LEADING.sub("", plain)].append(name)
+    several = [names for names in alike.values() if len(names) > 1]
+    for names in several[:SHOWN]:
         told = []
         for name in names:
             count = int((items.label == items.classes.index(name)).sum())
             told.append(f"{name!r} ({count:,} images)")
         log.warning(
             f"{' and '.join(told)} are classes of their own, though their names differ in case, "
-            "blanks or the coding of letters alone; if they are one, mend the labels and type the "
-            "same command again"
+            "blanks, leading zeros or the coding of letters alone; if they are one, mend the "
+            "labels and type the same command again"
         )
+    if len(several) > SHOWN:
+        log.warning(f"… and so are the classes of {len(several) - SHOWN:,} more such names")
 
 
 def warn_of_copies(items: Items) -> None:
