@@ -50,7 +50,7 @@ def _tables_in(base: Path, folder: Path) -> list[Path]:
 
 def _take(table: Path, place: dict[str, int], labels: list[str], splits: list[str]) -> int:
     """Fill in what a table says of the images; how many labels that were."""
-    listing, count = of_table(str(table), Path()), 0
+    listing, count = of_table(str(table), Path(), alone=False), 0
     assert isinstance(listing.read, ReadFiles), listing.read
     said = zip(listing.read.paths, listing.labels, listing.splits, strict=True)
     for path, label, split in said:

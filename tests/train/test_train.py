@@ -51,7 +51,7 @@ from train.command import run
 from train.config import TrainConfig
 from train.data.feed import Feeder
 from train.data.reader import Cache
-from train.data.splits import assign, make_split
+from train.data.splits import Split, assign, make_split
 from train.jobs import experiments, make_jobs, train_method
 from train.loop import pseudo_labels, tally
 from train.methods import METHODS
@@ -60,7 +60,12 @@ from train.rehearse import rehearse
 from train.run import checkpoint
 from train.run.checkpoint import Standing
 from train.run.log import Listeners
-from train.run.reading import read, warn_of_missing_classes, warn_of_training_copies
+from train.run.reading import (
+    read,
+    warn_of_large_splits,
+    warn_of_missing_classes,
+    warn_of_training_copies,
+)
 from train.run.session import Session
 from train.run.summary import against, meaning, summary_table, told_apart, undecided
 
@@ -656,6 +661,37 @@ def test_mct_needs_unlabelled_images(made: Made, tmp_path: Path) -> None:
         UsageError, match=r"LABELS=all leaves no unlabelled image for mct\. Give fewer"
     ):
         run(config(made, tmp_path, labels="all"))
+
+
+@pytest.mark.parametrize(
+    ("copies", "given", "words"),
+    [
+        (1, [""] * 20, ""),
+        (9, [""] * 20, "split that was drawn has 9 of 20 labelled images, more than a fifth"),
+        (9, ["train"] * 18 + ["test", "val"], ""),
+        (1, ["test"] * 20, ""),
+    ],
+)
+def test_a_drawn_split_that_copies_made_far_too_large_is_said(
+    copies: int, given: list[str], words: str, capsys: pytest.CaptureFixture
+) -> None:
+    sha = [str(i) for i in range(20)]
+    for c in (0, 10):  # of ten images of each class so many are one
+        sha[c : c + copies] = [f"{c} alike"] * copies
+    label = np.repeat([0, 1], 10)
+    size = np.ones(20, np.int64)
+    items = Items("x", "table", [str(i) for i in range(20)], label, given, size, sha, ["a", "b"])
+    role = assign(items)
+    parts = {name: np.flatnonzero(role == name) for name in ("train", "val", "test")}
+    split = Split(parts["train"], np.empty(0, np.int64), parts["val"], parts["test"])
+    ok = np.ones(20, bool)
+    warn_of_large_splits(Cache(items, [], [], ok, {}, {}, "x"), split)
+    said = capsys.readouterr().err
+    sizes = {name: len(rows) for name, rows in parts.items()}
+    assert bool(said) == bool(words), (sizes, said)
+    if words:
+        largest = max(sizes["val"], sizes["test"])
+        assert largest > 8 and words.replace("9 of", f"{largest} of") in said
 
 
 def test_a_class_that_is_not_tested_is_said(made: Made, capsys: pytest.CaptureFixture) -> None:
