@@ -169,11 +169,14 @@ def figures(model: Model, said: Opinions, truth_n: np.ndarray | None, new: bool)
     """new: the training has not learnt from these images. Of those that it has learnt from, also
     without their labels, the confidence is no measure: the probes were told one another's labels of
     these very images. So what this model, with all its seeds, makes of the test images is expected
-    of them. truth_n: the labels, where they are known."""
+    of them; of new ones too, where the confidence is far above it. truth_n: the labels, where they
+    are known."""
     confidence, held_out = float(said.confidence_n.mean()), model.about["held_out"]
     expected, n = held_out["top1"], held_out["test"]
     if new:
         expected, n = confidence if held_out["val"] else None, held_out["val"]
+        if _apart(held_out, confidence) > 0:
+            expected, n = held_out["top1"], held_out["test"]
     uncertain = None if expected is None else doubt(expected, n)
     right = None if truth_n is None else float((said.choice_n == truth_n).mean())
     disagree = None
@@ -182,6 +185,16 @@ def figures(model: Model, said: Opinions, truth_n: np.ndarray | None, new: bool)
         disagree = float((choice_Vn != choice_Vn[0]).any(0).mean())
     tested = held_out["top1"], held_out["test"]
     return Figures(confidence, expected, uncertain, right, disagree, *tested)
+
+
+def _apart(held_out: dict[str, Any], confidence: float) -> int:
+    """1 where the mean confidence is above the test accuracy by more than both leave in doubt, -1
+    where it is as far below; 0 otherwise, and where one of them is unknown."""
+    if not held_out["val"] or not held_out["test"]:
+        return 0
+    top1 = held_out["top1"]
+    both = np.hypot(doubt(confidence, held_out["val"]), doubt(top1, held_out["test"]))
+    return int(np.sign(confidence - top1)) * int(abs(confidence - top1) > both)
 
 
 def each_image(table: Table) -> str:
@@ -226,24 +239,31 @@ def _expected(model: Model, shares: Figures, new: bool) -> list[str]:
         head = f"expected accuracy {expected:.1f} %, give or take {uncertain:.0f} points"
     copies = "image is, byte for byte, also one that the training learnt from"
     sure = f"the mean confidence, {100 * shares.mean_confidence:.1f} %,"
-    lines = []
-    if new and held_out["val"]:
-        lines.append(
+    if not new and not held_out["test"]:
+        return [f"{head}: every test {copies}"]
+    if not new:
+        return [
+            f"{head}: {_tested(model)}, and two standard errors of so many. T{sure[1:]} is no "
+            "measure here: half of these images or more were part of the training"
+        ]
+    apart = _apart(held_out, shares.mean_confidence)
+    if apart > 0:
+        return [
+            f"{head}: {_tested(model)}, and two standard errors of so many. T{sure[1:]} is not to "
+            f"be trusted here: calibrated on {counted(held_out['val'], 'validation image')}, it is "
+            "further above the test accuracy than both leave in doubt"
+        ]
+    lines = [f"{head}: {sure} is not calibrated, since every validation {copies}"]
+    if held_out["val"]:
+        lines = [
             f"{head}: the mean confidence, calibrated on the {held_out['val']:,} validation images "
             f"of {name}, and two standard errors of so many. It holds for images like those; of "
             "images of another kind the model is surer than it should be"
-        )
-    elif new:
-        lines.append(f"{head}: {sure} is not calibrated, since every validation {copies}")
-    elif held_out["test"]:
-        lines.append(
-            f"{head}: {_tested(model)}, and two standard errors of so many. T{sure[1:]} is no "
-            "measure here: half of these images or more were part of the training"
-        )
-    else:
-        lines.append(f"{head}: every test {copies}")
-    if new and held_out["test"]:
-        lines.append(f"test accuracy {100 * held_out['top1']:.1f} %: {_tested(model)}")
+        ]
+    if held_out["test"]:
+        unlike = "; it is less sure of these images, which may be of another kind" * (apart < 0)
+        top1 = f"{100 * held_out['top1']:.1f} %"
+        lines.append(f"test accuracy {top1}: {_tested(model)}{unlike}")
     return lines
 
 

@@ -63,7 +63,7 @@ def _refuse_two_splits(table: Path, path: str, folder: str, split: str) -> None:
 def _take(table: Path, place: dict[str, int], labels: list[str], splits: list[str]) -> int:
     """Fill in what a table says of the images; how many labels that were. Raises UsageError where
     it says another split than the folder."""
-    listing, count = of_table(str(table), Path()), 0
+    listing, count = of_table(str(table), Path(), alone=False), 0
     assert isinstance(listing.read, ReadFiles), listing.read
     said = zip(listing.read.paths, listing.labels, listing.splits, strict=True)
     for path, label, split in said:

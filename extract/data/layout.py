@@ -60,6 +60,8 @@ def of_folders(data: str, paths: Sequence[ImagePath]) -> Labelled:
         labels.append("" if split == "unlabelled" else label)
         splits.append(split)
     _refuse_masks(data, paths, labels)
+    if layout in (Layout.CLASSES, Layout.SPLITS):
+        _warn_of_repeated(data, [parts[layout is Layout.SPLITS :] for parts in inside])
     return labels, splits
 
 
@@ -230,6 +232,25 @@ def _inner_layout(data: str, inside: Parts) -> Layout:
         return Layout.CLASSES
     log.info(f"{data}: the folders in those of the classes are splits: {_listed(splits)}")
     return Layout.INNER
+
+
+def _warn_of_repeated(data: str, inside: Parts) -> None:
+    """Say that each folder that is taken for a class holds nearly the same folders, which may be
+    the classes: fold0/cat, fold0/dog, fold1/cat, fold1/dog. inside: from the class on."""
+    below: dict[str, set[str]] = defaultdict(set)
+    for parts in inside:
+        if len(parts) > 1:
+            below[parts[0]].add(parts[1] if len(parts) > 2 else "")
+    if len(below) < 2:
+        return
+    common = set.intersection(*below.values())
+    every = set.union(*below.values())
+    if "" not in every and len(common) > max(1, len(every) / 2):
+        log.warning(
+            f"{data}: the folders {_listed(set(below))} are taken for the classes, but each of "
+            f"them holds folders of the same names: {_listed(common)}. If these are the classes, "
+            "put them at the top, or write a table: path,label"
+        )
 
 
 def _refuse_masks(data: str, paths: Sequence[ImagePath], labels: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from cache_specs.items import SPLITS, class_index
 
 log = logging.getLogger(f"coview.{__name__}")
 SHOWN = 12  # classes
+MANY = 10  # classes, of fewer than two images each
 WIDEST = 32  # letters of a class's name
 NONE = "(no label)"
 
@@ -92,6 +93,8 @@ def say(found: Overview) -> None:
             f"make it a class: ARGS={_as_class(word)}"
         )
     _warn_of_several(found)
+    _warn_of_strangers(found)
+    _warn_of_single(found)
     if len(found.classes) == 1:
         log.warning(
             f"{found.name}: all labels are {found.classes[0]!r}, and there is no other class to "
@@ -123,6 +126,38 @@ def _warn_of_several(found: Overview) -> None:
             f"{several[0]!r}, which is a class of its own here. An image has one class: choose "
             "one, or leave the label empty"
         )
+
+
+def _warn_of_strangers(found: Overview) -> None:
+    """Where validation or test images have none of the classes that the training images have."""
+    in_split = {split: set[str]() for split in (*SPLITS, "")}
+    for label, split in found.counts:
+        in_split[split] |= {label} - {""}
+    learnt = in_split["train"] | in_split[""]
+    for split in ("val", "test"):
+        if learnt and in_split[split] and learnt.isdisjoint(in_split[split]):
+            log.warning(
+                f"{found.name}: no class of the {split} split ({_listed(in_split[split])}) is one "
+                f"of the training split ({_listed(learnt)}), so no label of it can be learnt; call "
+                "what is one class by one name"
+            )
+
+
+def _warn_of_single(found: Overview) -> None:
+    """Of labels that say something of each image: a measurement, its name."""
+    images, classes = sum(map(found.of, found.classes)), len(found.classes)
+    if classes >= MANY and 2 * classes > images:
+        log.warning(
+            f"{found.name}: {classes:,} classes of {images:,} labelled images, such as "
+            f"{_listed(set(found.classes))}: these look like measurements, or names of images. A "
+            "class is what several images have in common: take the column, or the folders, that "
+            "say it as the label"
+        )
+
+
+def _listed(names: set[str]) -> str:
+    more = " …" if len(names) > 3 else ""
+    return f"{', '.join(map(_short, sorted(names)[:3]))}{more}"
 
 
 def _short(label: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlparse
 
 from extract.data.formats import EXTENSIONS, UNREAD
-from extract.data.naming import find_images
+from extract.data.naming import find_images, passed_over
 
 
 @dataclass
@@ -42,6 +42,14 @@ class Places:
         folder, name = posixpath.split(path)
         names = self._folder(folder).names  # none of a folder that may be entered and not listed
         return name in names or (not names and os.path.lexists(posixpath.join(self.base, path)))
+
+    def images_in(self, folder: str) -> list[str]:
+        """The paths of the images that lie in a folder itself, going by their endings."""
+        found = []
+        for name in self._folder(folder).names:
+            if name.lower().endswith(EXTENSIONS) and not passed_over(name):
+                found.append(posixpath.join(folder, name))
+        return found
 
     def find(self, written: str) -> str:
         """The one file that a path which is not there can mean, relative to the base where it was;

@@ -267,7 +267,14 @@ def _text(path: Path) -> str:
             raise ValueError(f"it has more than {LARGEST:,} bytes when it is unpacked")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16")
-    return data.decode("utf-8-sig")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(
+            f"{path} cannot be read: it is neither in UTF-8 nor in UTF-16 (row {row}, byte "
+            f"0x{data[error.start]:02x}); save it as CSV UTF-8, or as Parquet"
+        ) from error
 
 
 def _separator(path: Path, text: str) -> str:

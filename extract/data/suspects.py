@@ -2,33 +2,38 @@
 classes that are nearly the same."""
 
 import logging
+import re
 import unicodedata
 from collections import defaultdict
+from collections.abc import Mapping
 
 from cache_specs.items import Items
 from cache_specs.words import means_no_label, split_named
 
 log = logging.getLogger(f"coview.{__name__}")
+LEADING = re.compile(r"(?<![\d.,])0+(?=\d)")  # zeros, and none of 0.05 and 1.05
+SHOWN = 5  # names
 
 
 def warn_of_classes(items: Items) -> None:
-    """Say which classes are called nearly the same: Circle and circle are two."""
+    """Say which classes are called nearly the same: Circle and circle, 1 and 01 are two."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in items.classes:
         plain = "".join(unicodedata.normalize("NFKC", name).split()).casefold()
-        alike[plain].append(name)
-    for names in alike.values():
-        if len(names) == 1:
-            continue
+        alike[LEADING.sub("", plain)].append(name)
+    several = [names for names in alike.values() if len(names) > 1]
+    for names in several[:SHOWN]:
         told = []
         for name in names:
             count = int((items.label == items.classes.index(name)).sum())
             told.append(f"{name!r} ({count:,} images)")
         log.warning(
             f"{' and '.join(told)} are classes of their own, though their names differ in case, "
-            "blanks or the coding of letters alone; if they are one, mend the labels and type the "
-            "same command again"
+            "blanks, leading zeros or the coding of letters alone; if they are one, mend the "
+            "labels and type the same command again"
         )
+    if len(several) > SHOWN:
+        log.warning(f"… and so are the classes of {len(several) - SHOWN:,} more such names")
 
 
 def warn_of_words(items: Items) -> None:
@@ -47,26 +52,36 @@ def warn_of_words(items: Items) -> None:
 
 def warn_of_copies(items: Items) -> None:
     """Say how many images are byte for byte in two splits, or in two classes."""
-    first: dict[str, int] = {}
-    splits, classes = [], []
+    alike: dict[str, list[int]] = defaultdict(list)
     for row, sha in enumerate(items.sha256):
-        one = first.setdefault(sha, row)
-        if not sha or one == row:
-            continue
-        if "" not in (items.split[row], items.split[one]) and items.split[row] != items.split[one]:
-            splits.append((one, row))
-        if min(items.label[row], items.label[one]) >= 0 and items.label[row] != items.label[one]:
-            classes.append((one, row))
+        if sha:
+            alike[sha].append(row)
+    splits, classes = [], []
+    for rows in alike.values():
+        if len(rows) > 1:
+            splits.append(_apart({row: items.split[row] for row in rows if items.split[row]}))
+            labels = {row: int(items.label[row]) for row in rows if items.label[row] >= 0}
+            classes.append(_apart(labels))
     then = "scores of the one are too good, being trained on the other; keep one of them"
     _say_copies(items, splits, "split", then)
     _say_copies(items, classes, "class", "at least one label is wrong; keep one of them")
 
 
-def _say_copies(items: Items, pairs: list[tuple[int, int]], what: str, then: str) -> None:
-    if not pairs:
+def _apart(place_of: Mapping[int, str | int]) -> list[int]:
+    """Rows with copies elsewhere, two of different places first; none where all have one place."""
+    rows = list(place_of)
+    others = [row for row in rows if place_of[row] != place_of[rows[0]]]
+    if not others:
+        return []
+    return [rows[0], others[0], *[row for row in rows[1:] if row != others[0]]]
+
+
+def _say_copies(items: Items, groups: list[list[int]], what: str, then: str) -> None:
+    groups = [group for group in groups if group]
+    if not groups:
         return
-    one, other = (items.keys[row] for row in pairs[0])
+    one, other = (items.keys[row] for row in groups[0][:2])
     log.warning(
-        f"{len(pairs):,} of {len(items):,} images of {items.name!r} are byte for byte an image of "
-        f"another {what} (first: {one!r} and {other!r}): {then}"
+        f"{sum(map(len, groups)):,} of {len(items):,} images of {items.name!r} are byte for byte "
+        f"an image of another {what} (first: {one!r} and {other!r}): {then}"
     )

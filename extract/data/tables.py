@@ -9,13 +9,15 @@ import logging
 import os
 import posixpath
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from base.console import counted
 from base.errors import UsageError, did_you_mean
 from cache_specs.items import SPLITS
 from extract.data import columns
 from extract.data.formats import EXTENSIONS
+from extract.data.layout import masks_among
 from extract.data.naming import label_of, split_of, text
 from extract.data.places import Places, is_address, is_guess
 from extract.data.readers import Listing, ReadFiles
@@ -24,7 +26,8 @@ from extract.data.sheets import Sheet, read_sheet
 log = logging.getLogger(f"coview.{__name__}")
 
 
-def of_table(data: str, root: Path) -> Listing:
+def of_table(data: str, root: Path, alone: bool = True) -> Listing:
+    """alone: images that it does not list are not used, which is said. Raises UsageError."""
     path = Path(data)
     if not path.is_file():
         raise UsageError(f"DATA={data}: there is no such file; name one that is there")
@@ -43,6 +46,8 @@ def of_table(data: str, root: Path) -> Listing:
     labels = _labels(path, sheet, splits)
     files = _files(data, sheet, places)
     keys = _keys(data, files, str(path.parent))
+    if alone:
+        _say_others(data, files, places)
     return Listing(keys, labels, splits, ReadFiles([str(path.parent / file) for file in files]))
 
 
@@ -95,6 +100,26 @@ def _files(data: str, sheet: Sheet, places: Places) -> list[str]:
             f"first row {sheet.lines[first]}: {written[first]!r}{hint}"
         )
     return files
+
+
+def _say_others(data: str, files: Sequence[str], places: Places) -> None:
+    """How many images lie beside those that the table lists, in the same folders."""
+    here, found = os.path.abspath(places.base), set[str]()
+    for folder in {posixpath.dirname(file) for file in files}:
+        found |= {posixpath.join(here, name) for name in places.images_in(folder)}
+    others = sorted(found - {posixpath.join(here, file) for file in files})
+    masks = set[int]()
+    if others:
+        paths = [PurePosixPath(path) for path in (*others, *(found - {*others}))]
+        masks = masks_among(paths)
+    others = [path for place, path in enumerate(others) if place not in masks]
+    if others:
+        are = "is" if len(others) == 1 else "are"
+        log.info(
+            f"{data}: {counted(len(others), 'image')} beside the {len(files):,} that it lists "
+            f"{are} not used, first {text(os.path.relpath(others[0], here))}; to use them "
+            "unlabelled, list them too, with an empty label"
+        )
 
 
 def _keys(data: str, files: Sequence[str], base: str) -> list[str]:

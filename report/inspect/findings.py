@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from base.console import NOTE
+from base.console import NOTE, counted
 from cache_specs.items import Items
 from extract.equal import equal_rows
 from report.inspect import measures
@@ -163,10 +163,11 @@ def _counts(seen: Overlap) -> dict[str, Any]:
 
 def _copies(items: Items, used: np.ndarray, role: np.ndarray) -> dict[str, Any]:
     """Images byte for byte alike: how many held-out ones are also elsewhere, and groups of them
-    whose labels differ."""
+    whose labels differ. A group may differ by a label that is not looked at: it is not counted, and
+    where no group that is counted differs, `labels_differ` is None."""
     groups = measures.copies(items.sha256, used)
     crossing: Counter[str] = Counter()
-    leaks, torn = [], []
+    leaks, torn, unseen = [], [], 0
     for group in groups:
         crossed = _crossed(role[group].tolist())
         crossing.update(crossed)
@@ -175,11 +176,14 @@ def _copies(items: Items, used: np.ndarray, role: np.ndarray) -> dict[str, Any]:
         known = np.isin(role[group].astype(str), KNOWN)
         if len(np.unique(items.label[group][known])) > 1:
             torn.append(group)
+        elif (items.label[group][~known] >= 0).any():
+            unseen += 1
     return {
         "groups": len(groups),
         "images": sum(map(len, groups)),
         "crossing": dict(crossing),
-        "labels_differ": len(torn),
+        "labels_differ": None if unseen and not torn else len(torn),
+        "labels_not_counted": unseen,
         "shown": [_named(group[:4], items, role) for group in (leaks + torn)[:SHOWN]],
     }
 
@@ -216,6 +220,17 @@ def _near(near: Near, items: Items, role: np.ndarray, held: int) -> dict[str, An
 
 def _named(rows: Sequence[int], items: Items, role: np.ndarray) -> list[dict[str, Any]]:
     return [{"row": row, "key": items.keys[row], "role": role[row]} for row in rows]
+
+
+def differ_text(copies: dict[str, Any]) -> str:
+    """How many groups of copies have different labels, in words."""
+    differ, unseen = copies["labels_differ"], copies["labels_not_counted"]
+    if not unseen:
+        return f"{differ:,}"
+    why = "the labels of test and unlabelled images are not looked at"
+    if differ is None:
+        return f"not counted ({why})"
+    return f"{differ:,}; {counted(unseen, 'more group')} not counted ({why})"
 
 
 def crossing_text(crossing: dict[str, int]) -> str:

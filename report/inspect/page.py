@@ -22,7 +22,7 @@ from report.html.page import (
     table,
     tag,
 )
-from report.inspect.findings import crossing_text
+from report.inspect.findings import crossing_text, differ_text
 from report.pictures import Pictures, card_of
 from train.data.reader import Cache
 from train.data.scarce import Unlearnt
@@ -119,7 +119,7 @@ def _leaks(found: dict[str, Any], pictures: Pictures) -> Html:
     told = [
         ("exact copies across the border", crossing_text(copies["crossing"])),
         ("groups of exact copies", f"{copies['groups']:,}"),
-        ("of these with different labels", f"{copies['labels_differ']:,}"),
+        ("of these with different labels", differ_text(copies)),
         ("near-duplicates across the border", crossing_text(near["crossing"])),
     ]
     about = (

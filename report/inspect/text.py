@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from report.inspect.findings import crossing_text
+from report.inspect.findings import crossing_text, differ_text
 from train.data.scarce import Unlearnt
 
 HEAD = (
@@ -54,8 +54,8 @@ def _leaks(copies: dict[str, Any], near: dict[str, Any]) -> list[str]:
         f"exact copies: {copies['images']:,} images in {copies['groups']:,} groups; across the "
         f"border: {crossing_text(copies['crossing'])}"
     )
-    if copies["labels_differ"]:
-        exact += f"; {copies['labels_differ']:,} groups with different labels"
+    if copies["groups"]:
+        exact += f"; groups with different labels: {differ_text(copies)}"
     least = ", ".join(f"{cosine:.4f}" for cosine in near["least"])
     close = (
         f"near-duplicates in all views (cosine at least {least}, {near['asked']:,} of "

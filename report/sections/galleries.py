@@ -24,9 +24,14 @@ MOST_CELLS = 4e8  # probabilities of one split in memory
 SHOWN = 24  # pictures of a gallery
 ERRORS = 240  # of the gallery that the confusion matrix filters, whose first SHOWN are seen
 NEXT = (
-    "No hidden label has a say. To label them, move the files into their classes' folders, or "
-    "write their labels into the table that DATA is; then type the same make extract once more for "
-    "each view, which embeds no image again, and train under another RUN."
+    "To label them, move the files into their classes' folders, or write their labels into the "
+    "table that DATA is; then type the same make extract once more for each view, which embeds no "
+    "image again, and train under another RUN."
+)
+HIDDEN = (
+    "They have labels already, which LABELS hid from the training: train under another RUN with a "
+    "greater LABELS, which gives it more, or with LABELS=FILE, a file of the keys below and of "
+    "those in the run's splits/, which gives it these."
 )
 
 
@@ -178,14 +183,16 @@ def next_section(seen: Look) -> Section | None:
     keys = command("\n".join(items.keys[row] for row in asked.rows[chosen]))
     several = len(asked.says.views_VnC) > 1
     kind = "disagreement of the views × uncertainty of the joint" if several else "uncertainty"
-    what = "images without a label" if len(bare) else "unlabelled images"
+    what, then = "images whose label was hidden", HIDDEN
+    if len(bare):
+        what, then = "images without a label", NEXT
     copied = tag("details", tag("summary", "their keys, to copy"), keys, class_="values")
     return Section(
         "next",
         "Label these next",
         join([gallery(cards), copied]),
         f"Chosen by {kind} among {len(pool):,} {what}{_sampled(asked)}, then spread out so that no "
-        f"two ask the same. {NEXT}",
+        f"two ask the same. No hidden label has a say. {then}",
     )
 
 

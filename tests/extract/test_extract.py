@@ -492,11 +492,11 @@ def test_images_that_are_the_same_in_two_splits_or_classes_are_told(tmp_path, ca
     out = capsys.readouterr().err
     assert "differ in case" not in out
     assert (
-        "warning: 2 of 5 images of 'data' are byte for byte an image of another "
+        "warning: 4 of 5 images of 'data' are byte for byte an image of another "
         "split (first: 'test/b/1.png' and 'train/a/1.png')"
     ) in out
     assert (
-        "warning: 1 of 5 images of 'data' are byte for byte an image of another "
+        "warning: 2 of 5 images of 'data' are byte for byte an image of another "
         "class (first: 'test/b/1.png' and 'train/a/1.png')"
     ) in out
 
@@ -510,6 +510,11 @@ def test_classes_that_are_called_nearly_the_same_are_told(tmp_path, capsys):
         ("square", (6,)),
         ("caf\u00e9", (7,)),
         ("cafe\u0301", (8,)),
+        ("7", (9,)),
+        ("007", (10,)),
+        ("0.05", (11,)),
+        ("0.5", (12,)),
+        ("70", (13,)),
     ):
         (tmp_path / "data" / name).mkdir(parents=True)
         for level in levels:
@@ -520,7 +525,20 @@ def test_classes_that_are_called_nearly_the_same_are_told(tmp_path, capsys):
         "warning: 'Circle' (2 images) and 'circle' (1 images) are classes of their own" in out
         and "'big  dog' (1 images) and 'bigdog'" in out
     )
-    assert out.count("classes of their own") == 3
+    assert "'007' (1 images) and '7' (1 images) are classes of their own" in out
+    assert out.count("classes of their own") == 4 and "more such names" not in out
+
+
+def test_of_many_classes_that_are_called_nearly_the_same_the_first_are_told(caplog):
+    from cache_specs.items import Items
+    from extract.data.suspects import warn_of_classes
+
+    names = sorted([*(f"{n}" for n in range(1, 9)), *(f"{n:02}" for n in range(1, 9))])
+    bare = np.zeros(0, np.int64)
+    warn_of_classes(Items("x", "folder", [], bare, [], bare, [], names))
+    told = [line.getMessage() for line in caplog.records]
+    assert len(told) == 6 and told[0].startswith("'01' (0 images) and '1' (0 images) are")
+    assert told[5] == "… and so are the classes of 3 more such names"
 
 
 # --- weights

@@ -1397,6 +1397,45 @@ def test_what_accuracy_to_expect_is_said_with_its_doubt(
     assert (shares.test_accuracy, shares.test_images) == (held_out["top1"], test)
 
 
+@pytest.mark.parametrize(
+    ("confidence", "val", "test", "top1", "first", "words"),
+    [
+        (0.817, 12, 18, 7 / 18, 7 / 18, " 81.7 %, is not to be trusted here: calibrated on 12 val"),
+        (0.9, 500, 500, 0.8, 0.8, "further above the test accuracy than both leave in doubt"),
+        (0.817, 12, 18, 11 / 18, 0.817, "\ntest accuracy 61.1 %: what"),
+        (0.3, 500, 500, 0.8, 0.3, "\ntest accuracy 80.0 %: what"),
+        (0.3, 500, 500, 0.8, 0.3, "; it is less sure of these images, which may be of another"),
+        (0.9, 0, 500, 0.2, None, "\ntest accuracy 20.0 %: what"),
+    ],
+)
+def test_a_confidence_that_the_test_images_contradict_does_not_lead(
+    runs: Path,
+    made: Made,
+    confidence: float,
+    val: int,
+    test: int,
+    top1: float,
+    first: float | None,
+    words: str,
+) -> None:
+    from predict.table import figures, summary_text
+
+    model, *_ = opened(runs, made, "a", "mct")
+    held_out = {"val": val, "test": test, "top1": top1}
+    model = dataclasses.replace(model, about={**model.about, "held_out": held_out})
+    p_nC = np.full((20, 10), (1 - confidence) / 9, np.float64)
+    p_nC[:, 0] = confidence
+    said = Opinions(p_nC, np.stack([p_nC, p_nC]), np.ones(20, np.float32))
+    shares = figures(model, said, None, new=True)
+    assert shares.expected_accuracy == (first and pytest.approx(first))
+    assert shares.mean_confidence == pytest.approx(confidence)
+    text = summary_text(model, said, shares, new=True).splitlines()
+    text = text[next(at for at, line in enumerate(text) if line.startswith("expected")) :]
+    head = f"accuracy {100 * first:.1f} %, give or take " if first else "accuracy unknown: "
+    assert text[0].startswith(f"expected {head}")
+    assert words in "\n".join(text)
+
+
 def test_how_many_images_the_training_had_and_how_many_with_a_label_is_said(
     live: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -21,7 +21,7 @@ from extract.run import run as extract
 from report.config import InspectConfig
 from report.inspect import measures
 from report.inspect.command import command as inspect
-from report.inspect.findings import look, verdict
+from report.inspect.findings import _copies, differ_text, look, verdict
 from report.inspect.measures import Overlap
 from report.inspect.run import run
 
@@ -259,7 +259,8 @@ def test_planted_faults_are_found_and_nothing_else(
     assert (
         found["copies"]["groups"] == 1
         and sum(found["copies"]["crossing"].values()) == 1
-        and found["copies"]["labels_differ"] == 0
+        and found["copies"]["labels_differ"] is None
+        and found["copies"]["labels_not_counted"] == 1
     )
     assert found["near"]["asked"] == 710 and found["near"]["pairs"] == 4, found["near"]
     assert (
@@ -279,6 +280,7 @@ def test_planted_faults_are_found_and_nothing_else(
     said = capsys.readouterr().out
     assert (
         "exact copies: 2 images in 1 groups; across the border: 1 test in " in said
+        and "; groups with different labels: not counted (the labels of test" in said
         and str(tmp_path / "new" / "page.html") in said
     )
     assert (
@@ -295,6 +297,7 @@ def test_planted_faults_are_found_and_nothing_else(
     for words in (
         "Worth co-training?",
         "near-duplicates across the border",
+        "not counted (the labels of test and unlabelled images are not looked at)",
         "constant dimensions",
         "linear CKA, debiased",
     ):
@@ -316,6 +319,44 @@ def test_the_labels_of_the_test_images_change_nothing(
     assert json.dumps(look(other, split)) == json.dumps(before)
     label[split.val] = (label[split.val] + 1) % 10
     assert json.dumps(look(other, split)) != json.dumps(before)
+
+
+@pytest.mark.parametrize(
+    ("groups", "differ", "unseen", "words"),
+    [
+        ([], 0, 0, "0"),
+        (["labelled 1, val 1"], 0, 0, "0"),
+        (["labelled 1, val 2", "labelled 1, unlabelled -1"], 1, 0, "1"),
+        (["labelled 1, test 1"], None, 1, "not counted (the labels of test and "),
+        (["labelled 1, unlabelled 2", "labelled 1, val 1"], None, 1, "not counted (the labels"),
+        (["labelled 1, val 2", "val 1, test 1"], 1, 1, "1; 1 more group not counted (the "),
+        (["labelled 1, val 2, test 1"], 1, 0, "1"),
+    ],
+)
+def test_copies_whose_labels_are_not_looked_at_are_not_counted(
+    groups: list[str], differ: int | None, unseen: int, words: str
+) -> None:
+    sha, roles, labels = [], [], []
+    for number, group in enumerate(groups):
+        for one in group.split(", "):
+            role, label = one.split()
+            sha.append(str(number))
+            roles.append(role)
+            labels.append(int(label))
+    n = len(sha)
+    items = Items(
+        "x",
+        "table",
+        [str(i) for i in range(n)],
+        np.array(labels, np.int64),
+        [""] * n,
+        np.ones(n, np.int64),
+        sha,
+        ["a", "b", "c"],
+    )
+    found = _copies(items, np.arange(n), np.array(roles, object))
+    assert (found["labels_differ"], found["labels_not_counted"]) == (differ, unseen)
+    assert differ_text(found).startswith(words)
 
 
 def test_fewer_rows_are_asked_where_it_would_take_long(planted: Path, made: Made) -> None:

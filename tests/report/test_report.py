@@ -566,6 +566,8 @@ def test_the_page_holds_what_the_run_found(digits: TrainConfig) -> None:
         "Feedback h",
     ):
         assert f">{heading}</h" in text
+    assert "images whose label was hidden" in text and "They have labels already, which" in text
+    assert "move the files into their classes" not in text
     assert (
         "make train VIEWS=" in text
         and "LABELS=2" in text

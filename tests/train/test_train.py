@@ -24,6 +24,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from training import _is_rank, config, flags, outcome, start, train_on_ranks, wait_for
 
 from base import durable, locks
+from base.console import NOTE
 from base.errors import (
     DataQualityError,
     IntegrityError,
@@ -50,7 +51,7 @@ from train.command import run
 from train.config import TrainConfig
 from train.data.feed import Feeder
 from train.data.reader import Cache
-from train.data.splits import assign, make_split
+from train.data.splits import Split, assign, make_split
 from train.jobs import experiments, make_jobs, train_method
 from train.loop import pseudo_labels, tally
 from train.methods import METHODS
@@ -59,9 +60,14 @@ from train.rehearse import rehearse
 from train.run import checkpoint
 from train.run.checkpoint import Standing
 from train.run.log import Listeners
-from train.run.reading import read, warn_of_missing_classes, warn_of_training_copies
+from train.run.reading import (
+    read,
+    warn_of_large_splits,
+    warn_of_missing_classes,
+    warn_of_training_copies,
+)
 from train.run.session import Session
-from train.run.summary import against, meaning, summary_table, told_apart
+from train.run.summary import against, meaning, summary_table, told_apart, undecided
 
 YOUNG = ("unlearnt", "select", "told_apart", "sha256")  # what summaries of before do not have
 
@@ -199,6 +205,26 @@ def test_methods_are_told_apart_only_beyond_chance() -> None:
     assert against(pair) == {}
 
 
+@pytest.mark.parametrize(
+    ("seeds", "text"),
+    [
+        ("5", "SEEDS=5 is the one seed 5; 5 are SEEDS=0..4"),
+        ("100", "SEEDS=100 is the one seed 100; 100 are SEEDS=0..99"),
+        *[(seeds, "") for seeds in ("0", "1", "101", "0..4", "2,3", "5..5")],
+    ],
+)
+def test_one_number_that_may_mean_as_many_seeds_is_said(
+    made: Made, tmp_path: Path, caplog: pytest.LogCaptureFixture, seeds: str, text: str
+) -> None:
+    read(config(made, tmp_path, seeds=seeds), aloud=True)
+    told = [line for line in caplog.records if line.getMessage().startswith("SEEDS=")]
+    assert [line.getMessage() for line in told] == ([text] if text else [])
+    assert all(line.levelno == NOTE for line in told)
+    caplog.clear()
+    read(config(made, tmp_path, seeds=seeds))
+    assert "SEEDS=" not in caplog.text
+
+
 def test_a_table_that_cannot_tell_says_so_first(made: Made, tmp_path: Path, capsys) -> None:
     """In words, with the images that judge; and nothing else pretends otherwise."""
     summary = run(config(made, tmp_path))
@@ -213,6 +239,12 @@ def test_a_table_that_cannot_tell_says_so_first(made: Made, tmp_path: Path, caps
         lines[1],
     )
     assert not any(line.startswith("so many test images leave") for line in lines)
+    more = dict(zip("abcd", itertools.repeat(summary["methods"]["mct"])))
+    for count, words in ((2, "chance. 9"), (3, "chance, counting all 3 pairs (Bonferroni). 9")):
+        methods = dict(itertools.islice(more.items(), count))
+        assert f"no difference is beyond {words} test images" in undecided(
+            {**few, "methods": methods}
+        )
     decided = summary_table({**summary, "told_apart": True}).splitlines()
     assert any(line.startswith("so many test images leave") for line in decided)
     assert "CANNOT" not in "".join(decided) and len(told) == len(summary_table(few).splitlines())
@@ -629,6 +661,37 @@ def test_mct_needs_unlabelled_images(made: Made, tmp_path: Path) -> None:
         UsageError, match=r"LABELS=all leaves no unlabelled image for mct\. Give fewer"
     ):
         run(config(made, tmp_path, labels="all"))
+
+
+@pytest.mark.parametrize(
+    ("copies", "given", "words"),
+    [
+        (1, [""] * 20, ""),
+        (9, [""] * 20, "split that was drawn has 9 of 20 labelled images, more than a fifth"),
+        (9, ["train"] * 18 + ["test", "val"], ""),
+        (1, ["test"] * 20, ""),
+    ],
+)
+def test_a_drawn_split_that_copies_made_far_too_large_is_said(
+    copies: int, given: list[str], words: str, capsys: pytest.CaptureFixture
+) -> None:
+    sha = [str(i) for i in range(20)]
+    for c in (0, 10):  # of ten images of each class so many are one
+        sha[c : c + copies] = [f"{c} alike"] * copies
+    label = np.repeat([0, 1], 10)
+    size = np.ones(20, np.int64)
+    items = Items("x", "table", [str(i) for i in range(20)], label, given, size, sha, ["a", "b"])
+    role = assign(items)
+    parts = {name: np.flatnonzero(role == name) for name in ("train", "val", "test")}
+    split = Split(parts["train"], np.empty(0, np.int64), parts["val"], parts["test"])
+    ok = np.ones(20, bool)
+    warn_of_large_splits(Cache(items, [], [], ok, {}, {}, "x"), split)
+    said = capsys.readouterr().err
+    sizes = {name: len(rows) for name, rows in parts.items()}
+    assert bool(said) == bool(words), (sizes, said)
+    if words:
+        largest = max(sizes["val"], sizes["test"])
+        assert largest > 8 and words.replace("9 of", f"{largest} of") in said
 
 
 def test_a_class_that_is_not_tested_is_said(made: Made, capsys: pytest.CaptureFixture) -> None:

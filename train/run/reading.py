@@ -26,6 +26,8 @@ log = logging.getLogger(f"coview.{__name__}")
 
 # beyond them the heavy methods would take hours or all memory
 MOST_BYTES, MOST_LABELLED = 4e9, 50_000
+MOST_DRAWN = 0.4  # of the labelled images in a split that should have a fifth
+MOST_MEANT = 100  # a greater SEEDS is nobody's number of seeds
 
 
 def read(
@@ -45,6 +47,9 @@ def read(
     splits, older = _splits(config, cache)
     methods, told = allowed(config, cache, splits)
     told += older
+    if config.seeds.isdecimal() and 1 < int(config.seeds) <= MOST_MEANT:
+        n = int(config.seeds)
+        told.append(f"SEEDS={n} is the one seed {n}; {n} are SEEDS=0..{n - 1}")
     if aloud:
         for text in told:
             log.log(NOTE, text)
@@ -134,6 +139,7 @@ def warn(cache: Cache, split: Split, labels: str) -> None:
     """Of everything that makes the results of a run mean less than they seem to."""
     cache.warn_of_drift()
     warn_of_training_copies(cache, split)
+    warn_of_large_splits(cache, split)
     warn_of_scarce_classes(cache, split, labels)
     warn_of_missing_classes(cache, split)
     for (one, other), why in alike(cache.names).items():
@@ -159,6 +165,20 @@ def warn_of_missing_classes(cache: Cache, split: Split) -> None:
                 f"of {len(classes):,} classes {len(lacking):,} {have(len(lacking))} no {name} "
                 f"image: {listed([classes[number] for number in lacking])}. The {name} scores say "
                 "nothing of them"
+            )
+
+
+def warn_of_large_splits(cache: Cache, split: Split) -> None:
+    """Say where copies, which stay on one side, made a drawn split more than twice its fifth."""
+    items = cache.items
+    for name, word, rows in (("val", "validation", split.val), ("test", "test", split.test)):
+        pairs = zip(items.split, items.label, strict=True)
+        whole = sum(said in ("", "train") and label >= 0 for said, label in pairs)
+        if name not in items.split and len(rows) > MOST_DRAWN * whole > 0:
+            log.warning(
+                f"the {word} split that was drawn has {len(rows):,} of {whole:,} labelled images, "
+                "more than a fifth: copies of one image stay on one side. Take the copies out, or "
+                "name the splits yourself (folders train/, val/, test/, or a column split)"
             )
 
 

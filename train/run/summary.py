@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import io
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -307,9 +308,11 @@ def undecided(summary: dict[str, Any]) -> str:
     if summary.get("told_apart", True):
         return ""
     images = counted(summary["rows"]["test"], "test image")
+    pairs = math.comb(len(summary["methods"]), 2)
+    among = f", counting all {pairs:,} pairs (Bonferroni)" if pairs > 1 else ""
     return (
-        f"THIS TABLE CANNOT TELL THE METHODS APART: no difference is beyond chance. {images} leave "
-        f"{_in_doubt(summary)}; more labelled images tell more"
+        f"THIS TABLE CANNOT TELL THE METHODS APART: no difference is beyond chance{among}. "
+        f"{images} leave {_in_doubt(summary)}; more labelled images tell more"
     )
 
 

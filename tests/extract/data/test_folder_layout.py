@@ -92,6 +92,55 @@ def test_one_class_folder_stays_a_class_and_is_pointed_out(
     assert "all labels are 'cat'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("train/1/a.png", "train/2/b.png", "test/01/c.png"), "class of the test split (01) is "),
+        (
+            ("train/Cat/a.png", "train/Dog/b.png", "val/cat/c.png", "test/Cat/d.png"),
+            "the val split",
+        ),
+        (("train/cat/a.png", "train/dog/b.png", "test/cat/c.png", "test/cow/d.png"), ""),
+        (("train/cat/a.png", "train/dog/b.png", "test/c.png"), ""),
+        (("train/a.png", "test/cat/b.png", "test/dog/c.png"), ""),
+    ],
+)
+def test_a_split_that_has_no_class_of_the_training_is_pointed_out(
+    tmp_path: Path, names: tuple[str, ...], words: str, capsys: pytest.CaptureFixture
+) -> None:
+    say(open_dataset(fill(tmp_path, *names), Path()).overview())
+    told = capsys.readouterr().err
+    assert ("so no label of it can be learnt" in told) == bool(words) and words in told
+
+
+@pytest.mark.parametrize(
+    ("tops", "inner", "more", "words"),
+    [
+        (("fold0", "fold1", "fold2"), ("cat", "dog"), (), "the folders fold0, fold1, fold2 are "),
+        (("raw", "augmented"), ("cat", "dog", "cow"), (), "of the same names: cat, cow, dog."),
+        (("a", "b"), ("cat", "dog"), ("b/cow/9.png",), "of the same names: cat, dog."),
+        (("train/f0", "train/f1", "test/f0", "test/f1"), ("cat", "dog"), (), "folders f0, f1 "),
+        (("cat", "dog"), ("2023",), (), ""),  # no two
+        (("cat", "dog"), ("left", "right"), ("dog/9.png",), ""),  # holds images of its own
+        (("fold0",), ("cat", "dog"), (), ""),  # passed over
+        (("cat", "dog"), ("a", "b"), ("cat/c/9.png", "dog/d/9.png"), ""),  # as many others
+    ],
+)
+def test_folders_that_all_hold_the_same_folders_are_pointed_out(
+    tmp_path: Path,
+    tops: tuple[str, ...],
+    inner: tuple[str, ...],
+    more: tuple[str, ...],
+    words: str,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    names = [f"{top}/{name}/1.png" for top in tops for name in inner]
+    for data in both_forms(tmp_path, [*names, *more]):
+        open_dataset(data, Path())
+        told = capsys.readouterr().err
+        assert ("write a table: path,label" in told) == bool(words) and words in told
+
+
 def test_classes_with_the_words_of_splits_in_their_names_stay_classes(tmp_path: Path) -> None:
     names = ("test_tube/1.png", "train_station/2.png", "bridge/3.png")
     assert [label for label, _ in said(fill(tmp_path, *names))] == [

@@ -137,6 +137,59 @@ def test_a_spreadsheet_of_other_kind_is_answered_with_what_to_do(base: Path) -> 
         open_dataset(str(base / "list.xlsx"), Path())
 
 
+@pytest.mark.parametrize(
+    ("coding", "name", "words"),
+    [
+        (
+            "cp1252",
+            "list.csv",
+            r"list.csv cannot be read: it is neither in UTF-8 nor in UTF-16 \(",
+        ),
+        ("cp1252", "list.csv.gz", r"byte 0xe4\); save it as CSV UTF-8, or as Parquet"),
+        ("mac_roman", "list.csv", r"byte 0x8a\); save it as CSV UTF-8"),
+    ],
+)
+def test_a_table_in_another_encoding_is_answered_with_what_to_do(
+    base: Path, coding: str, name: str, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        listed(written(base, PLAIN.replace("0.png,cat", "0.png,k\u00e4tzchen"), name, coding))
+
+
+def test_images_beside_those_that_a_table_lists_are_counted(
+    base: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data = written(base, PLAIN)
+    listed(data)
+    assert "not used" not in capsys.readouterr().out
+    fill(base, "img/dog/002_mask.png", "img/dog/._003.png", "img/cow/004.png")
+    listed(data)  # a mask, what is passed over, a folder that it does not name
+    assert "not used" not in capsys.readouterr().out
+    fill(base, "img/dog/005.png")
+    assert len(listed(data)) == 3
+    wanted = "1 image beside the 3 that it lists is not used, first img/dog/005.png; to use them"
+    assert wanted in capsys.readouterr().out
+    fill(base, "img/cat/009.JPG")
+    whole = f"path,label\n{base / FILES[0]},cat\nimg/cat/001.png,cat\nimg/dog/002.png,dog\n"
+    for rows in (PLAIN, whole):
+        listed(written(base, rows))
+        assert "2 images beside the 3 that it lists are not used, first img/cat/009.JPG" in (
+            capsys.readouterr().out
+        )
+    listed(written(base, f"{PLAIN}img/dog/005.png,\nimg/cat/009.JPG,\n"))
+    assert "not used" not in capsys.readouterr().out
+
+
+def test_of_a_table_beside_images_the_others_are_used(
+    base: Path, capsys: pytest.CaptureFixture
+) -> None:
+    fill(base / "new", "1.png", "2.png")
+    written(base / "new", "file_name,label\n1.png,cat\n", "metadata.csv")
+    assert len(listed(str(base / "new"))) == 2
+    out = capsys.readouterr().out
+    assert "gives 1 of 2 of them their label" in out and "not used" not in out
+
+
 # --- labels
 
 
@@ -277,6 +330,26 @@ def test_a_folder_is_listed_once_and_only_where_a_path_asks(base: Path, monkeypa
 
 
 # --- nothing changes where all was well
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([f"{i / 7:.4f}" for i in range(30)], True),
+        ([str(i % 16) for i in range(30)], True),
+        ([str(i % 15) for i in range(30)], False),
+        ([str(i) for i in range(9)], False),  # of so few nothing is known
+        ([*map(str, range(10)), *[""] * 90], True),
+    ],
+)
+def test_labels_that_tell_nearly_every_image_apart_are_pointed_out(
+    tmp_path: Path, labels: list[str], told: bool, capsys: pytest.CaptureFixture
+) -> None:
+    names = [f"{i:02}.png" for i in range(len(labels))]
+    fill(tmp_path, *names)
+    rows = "".join(f"{name},{label}\n" for name, label in zip(names, labels, strict=True))
+    say(open_dataset(written(tmp_path, f"path,label\n{rows}"), Path()).overview())
+    assert ("look like measurements, or names of images" in capsys.readouterr().err) == told
 
 
 def test_words_of_spreadsheets_are_told_with_a_command_that_can_be_typed(
