@@ -197,10 +197,11 @@ def _refuse_drift(view: View, spec: ViewSpec, name: str, among: Sequence[str]) -
         ) from None
 
 
-def spec_named(cache: Path, view: str, data: str, name: str = "") -> ViewSpec:
+def spec_named(cache: Path, view: str, data: str, name: str = "", say: bool = True) -> ViewSpec:
     """The spec that VIEW names for an extraction of DATA: of a TOML file, of the project, or that
     of a view which the data set (called `name`) has in the cache already, whatever has become of
-    its TOML file. Raises UsageError."""
+    its TOML file. say: warn where that is not the project's view of the name, or of earlier pixels.
+    Raises UsageError."""
     if view.endswith(".toml") or not cache.is_dir():
         return load_spec(view)
     own = name or dataset_name(data)
@@ -219,10 +220,10 @@ def spec_named(cache: Path, view: str, data: str, name: str = "") -> ViewSpec:
         raise store.several(found, view)
     made = open_view(found[0])
     spec = _spec_of(made, keep=exact)
-    if not exact:
+    if say and not exact:
         _say_whose(made, view)
-    if not exact and spec.preprocess.pixels < PIXELS:
-        _say_earlier_pixels(made)
+        if spec.preprocess.pixels < PIXELS:
+            _say_earlier_pixels(made)
     return spec
 
 

@@ -13,8 +13,9 @@ from extract.bad_images import allowed
 from extract.config import ExtractConfig
 
 
-def check(config: ExtractConfig) -> ViewSpec:
-    """The view's spec. Raises UsageError for a setting that is missing or makes no sense."""
+def check(config: ExtractConfig, say: bool = True) -> ViewSpec:
+    """The view's spec. say: see `spec_named`. Raises UsageError for a setting that is missing or
+    makes no sense."""
     _refuse_missing(config.view, config.data)
     least = (("--batch", config.batch, 1), ("--gpus", config.gpus, 1))
     for flag, found, lowest in (*least, ("--shard-rows", config.shard_rows, 0)):
@@ -24,7 +25,7 @@ def check(config: ExtractConfig) -> ViewSpec:
     read_as_class(config.as_class or "")
     if config.name is not None:
         _refuse_name(config.name)
-    return spec_named(Path(config.cache), config.view, config.data, config.name or "")
+    return spec_named(Path(config.cache), config.view, config.data, config.name or "", say)
 
 
 def _refuse_missing(view: str, data: str) -> None:

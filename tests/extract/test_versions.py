@@ -23,6 +23,7 @@ from cache_specs.spec import (
     pixels_of,
     with_pixels_of,
 )
+from extract.command import command
 from extract.images import decode
 from extract.models.weights import find_weights
 from extract.run import run
@@ -150,7 +151,7 @@ def test_earlier_pixels_of_ones_own_view_are_told_by_extract_and_train(tmp_path,
     def train() -> object:
         return open_cache(cache, str(photos), [name])
 
-    for do in (train, lambda: run(config(photos, cache, view=name))):
+    for do in (train, lambda: command(config(photos, cache, view=name), {})):
         text = said(do)
         assert f"take pixels = 1 out of {toml} and type: make extract VIEW={toml} DATA=" in text
     toml.write_text(NOW)
