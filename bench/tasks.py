@@ -1,7 +1,7 @@
 """Small made tasks for comparing methods, two views each:
 python bench/tasks.py OUT/ [--only chars,weak,noise]
 
-    chars    60 letters (Latin and Greek) as tiny-clip and tiny-dinov2 see them; the test images
+    chars    60 letters (Latin and Greek) as tiny-clip (a) and tiny-dinov2 (b) see them; the test images
              come from type faces that no training image has
     weak     the digits; view a is tiny-clip, view b the mean brightness of 3 x 3 fields under
              noise, about half as accurate
@@ -78,7 +78,7 @@ def chars() -> tuple[list[str], np.ndarray, list[str], dict[str, np.ndarray]]:
     keys = [
         f"{part}/{label:02d}/{i:05d}" for i, (part, label) in enumerate(zip(split, y, strict=True))
     ]
-    return keys, y, split, {model: embed(images, model) for model in MODELS}
+    return keys, y, split, {"a": embed(images, MODELS[0]), "b": embed(images, MODELS[1])}
 
 
 def weak() -> tuple[list[str], np.ndarray, list[str], dict[str, np.ndarray]]:
