@@ -1,8 +1,8 @@
 """Small made tasks for comparing methods, two views each:
 python bench/tasks.py OUT/ [--only chars,weak,noise]
 
-    chars    60 letters (Latin and Greek) as tiny-clip (a) and tiny-dinov2 (b) see them; the test images
-             come from type faces that no training image has
+    chars    60 letters (Latin and Greek) as tiny-clip (a) and tiny-dinov2 (b) see them; the test
+             images come from type faces that no training image has
     weak     the digits; view a is tiny-clip, view b the mean brightness of 3 x 3 fields under
              noise, about half as accurate
     noise    the digits; view a is tiny-clip, view b is Gaussian noise that knows nothing of the
