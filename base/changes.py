@@ -8,6 +8,7 @@ from base.phrase import flag_of
 
 # what DATA, IMAGES and FROM name may be right, and its contents wrong: not where a message says
 ABSENT = "there is no such|has no|is missing|unknown format|is a file of none|type (?:one|at)"
+ALIKE = {"DATA": "IMAGES", "IMAGES": "DATA"}  # one thing, by the name that each command has for it
 PLACES = ("DATA", "IMAGES", "FROM")
 
 

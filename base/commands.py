@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from base import console, interrupt, limits, make_words, option_groups
-from base.changes import blamed, flag_by_flag, leave_out, set_flag
+from base.changes import ALIKE, blamed, flag_by_flag, leave_out, set_flag
 from base.errors import (
     UNKNOWN,
     CoviewError,
@@ -426,7 +426,9 @@ def _unreadable() -> dict[str, str | None]:
             continue
         found[name] = None
         if name[2:] not in known:
-            for near in difflib.get_close_matches(name[2:], known, n=1, cutoff=0.7):
+            alike = ALIKE.get(name[2:].upper(), "").lower()
+            close = difflib.get_close_matches(name[2:], known, n=1, cutoff=0.7)
+            for near in [alike] if alike in known else close:
                 flag = f"--{near}"
                 found[words.get(flag, flag)] = value if equals else " ".join(values)
     for name, value in now.words.items():

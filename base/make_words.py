@@ -8,8 +8,9 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 
+from base.changes import ALIKE
 from base.errors import UsageError, did_you_mean, nearest
-from base.phrase import NAMED
+from base.phrase import NAMED, quoted
 
 OWN = ("VENV=", "PYTHON3=")  # names that are for the Makefile itself
 
@@ -32,7 +33,7 @@ def check(
     words = on_the_line(goals)
     for goal in goals:
         if goal not in commands:
-            _refuse_goal(goal, command, words, commands)
+            _refuse_goal(goal, command, words, commands, _home(given, names.get(command, ())))
     heads = _heads(words)
     for name in heads:
         if heads.count(name) > 1:
@@ -50,7 +51,17 @@ def _heads(words: Sequence[str]) -> list[str]:
     return [found[0] for found in map(NAMED.match, words) if found]
 
 
-def _refuse_goal(goal: str, command: str, words: list[str], commands: list[str]) -> None:
+def _home(given: Sequence[str], names: Sequence[str]) -> tuple[str, bool]:
+    """The name that a loose word probably belongs to, and whether the line gives it a value."""
+    for name in ("DATA", "IMAGES"):
+        if name in given and name in names:
+            return name, True
+    return names[0] if names else "NAME", False
+
+
+def _refuse_goal(
+    goal: str, command: str, words: list[str], commands: list[str], home: tuple[str, bool]
+) -> None:
     joined = join_lists(words, commands)
     if joined != words:
         raise UsageError(
@@ -62,26 +73,44 @@ def _refuse_goal(goal: str, command: str, words: list[str], commands: list[str])
         again = as_typed([near if word == goal else word for word in words])
         then = f"; did you mean {near!r}. Type: {again}" if near else ". All commands: make help"
         raise UsageError(f"make has no command {goal!r}{then}")
+    told = f"make {command} was given a word that is no command: {goal!r}"
+    name, begun = home
+    if not begun:
+        raise UsageError(f"{told}. A value needs its name: make {command} {name}={quoted(goal)}")
+    if name == "IMAGES":
+        raise UsageError(
+            f"{told}. IMAGES is one image, folder or list: for several images name their folder"
+        )
     raise UsageError(
-        f"make {command} was given a word that is no command: {goal!r}. If it belongs to DATA (the "
-        f"shell expands {{0..9}} and *), quote it: make {command} DATA='x-{{000..012}}.tar'"
+        f"{told}. If it belongs to DATA (the shell expands {{0..9}} and *), quote it: make "
+        f"{command} DATA='x-{{000..012}}.tar'"
     )
 
 
 def _refuse_name(
     unknown: list[str], command: str, names: Sequence[str], words: list[str], example: str
 ) -> None:
-    meant = {name: nearest(name, names) for name in unknown}
-    again = []
+    meant = {name: _meant(name, names) for name in unknown}
+    heads, again = _heads(words), []
     for word in words:
         name, equals, value = word.partition("=")
-        again.append(meant.get(name, name) + equals + value)
-    heads = _heads(again)
-    mended = bool(words) and all(meant.values()) and len(set(heads)) == len(heads)
+        other = meant.get(name, name)
+        if name in unknown and (not other or other in heads):
+            continue  # nothing here is it, or the line has that already
+        again.append(other + equals + value)
+        heads.append(other)
+    near = meant[unknown[0]]
+    told = f"; did you mean {near!r}" if near else did_you_mean(unknown[0], names)
     raise UsageError(
-        f"make {command} takes no {unknown[0]}{did_you_mean(unknown[0], names)}. "
-        f"Type: {as_typed(again) if mended else example}   (names: {', '.join(names)})"
+        f"make {command} takes no {unknown[0]}{told}. "
+        f"Type: {as_typed(again) if again else example}   (names: {', '.join(names)})"
     )
+
+
+def _meant(name: str, names: Sequence[str]) -> str:
+    """The name of the command that was probably meant; '' where none is near."""
+    alike = ALIKE.get(name, "")
+    return alike if alike in names else nearest(name, names)
 
 
 def on_the_line(goals: Sequence[str]) -> list[str]:

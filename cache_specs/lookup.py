@@ -12,7 +12,7 @@ spec_named(cache, "mine", "photos/")    the spec to extract with, likewise
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from base.errors import UNKNOWN, StaleError, UsageError, did_you_mean, nearest
@@ -212,6 +212,7 @@ def spec_named(cache: Path, view: str, data: str, name: str = "", say: bool = Tr
         everything += folders
         found = store.called(folders, view) or found
     if not found:
+        _refuse_unknown(cache, view)
         return load_spec(view, own=sorted(set(map(view_name, everything))))
     exact = found[0].name == view
     if not exact and any(store.is_of_project(store.provenance(one), view) for one in found):
@@ -225,6 +226,21 @@ def spec_named(cache: Path, view: str, data: str, name: str = "", say: bool = Tr
         if spec.preprocess.pixels < PIXELS:
             _say_earlier_pixels(made)
     return spec
+
+
+def _refuse_unknown(cache: Path, view: str) -> None:
+    """Raise UsageError for a view of one's own that another data set of the cache has: with the
+    path of its TOML file."""
+    if view in view_names():
+        return
+    for dataset in every_dataset(cache):
+        for folder in store.called(store.view_folders(dataset), view):
+            file = store.provenance(folder).get("spec_file", "")
+            if file and Path(file).is_file():
+                raise UsageError(
+                    f"no view {view!r} here; {dataset.name} has one, made of {file}",
+                    {"VIEW": file},
+                )
 
 
 def _spec_of(view: View, keep: bool) -> ViewSpec:
@@ -291,19 +307,19 @@ def words_for(cache: Path, name: str, source: str, typed: str | None) -> list[st
 
 
 def _meant(cache: Path, data: str, name: str) -> list[Path]:
-    """The item lists that DATA may mean, by the first of these ways that finds any."""
-    source = "" if is_gone(data) else source_path(data)
-    ways: tuple[Callable[[Path], bool], ...] = (
-        lambda folder: folder.name == data,
-        lambda folder: name_of(folder) == name,
-        lambda folder: folder.name == name,
-        lambda folder: bool(source) and read_source(folder) == source,  # the place was renamed
-    )
+    """The item lists that DATA may mean: the folder of that very name; else those of its base name,
+    unless they are of other places and some are of this one, whatever they are called."""
     everything = every_dataset(cache)
-    for way in ways:
-        if found := list(filter(way, everything)):
-            return found
-    return []
+    exact = [folder for folder in everything if folder.name == data]
+    if exact:
+        return exact
+    source = "" if is_gone(data) else source_path(data)
+    here = [folder for folder in everything if source and read_source(folder) == source]
+    for call in (name_of, lambda folder: folder.name):
+        found = [folder for folder in everything if call(folder) == name]
+        if found:
+            return here if here and not {*found} & {*here} else found
+    return here
 
 
 def _no_dataset(cache: Path, data: str, name: str, views: Sequence[str]) -> UsageError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from base.console import NOTE
+from base.errors import UNKNOWN
 from base.phrase import line_of
 from train.command import command as train_alone
 from train.config import TrainConfig
@@ -44,7 +45,7 @@ def next_step(config: TrainConfig, summary: dict[str, Any]) -> str:
         return ""
     words = {"RUN": config.run}
     if not summary["rows"]["unlabelled"]:
-        words["IMAGES"] = "photos/"
+        words["IMAGES"] = UNKNOWN
     if config.cache != TrainConfig.cache:
         words["CACHE"] = config.cache
     if config.runs != TrainConfig.runs:

@@ -2,10 +2,12 @@
 but a whole data set shows it."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 
 from base.console import counted
+from base.phrase import quoted
 from cache_specs.items import Items
 from cache_specs.spec import ViewSpec
 from extract.data.readers import Reader
@@ -31,7 +33,7 @@ def warn_of_depth(items: Items, read: Reader, spec: ViewSpec) -> None:
             f"{items.name}: of {looked} with 16 bits a channel that were looked at, none has a "
             f"level above {2**bits - 1:,}, which suggests {bits} bits; with {prep.bits} they are "
             f"nearly black. If so, copy {spec.source}, add bits = {bits} to its [preprocess], and "
-            f"name the copy: VIEW=path/to/{spec.name}-{bits}bit.toml"
+            f"name the copy: VIEW=path/to/{spec.name}-{bits}bit.toml{_weights(spec)}"
         )
     elif most > white:
         above = sum(level > white for level in levels)
@@ -39,6 +41,14 @@ def warn_of_depth(items: Items, read: Reader, spec: ViewSpec) -> None:
             f"{items.name}: {above:,} of {looked} with 16 bits a channel that were looked at have "
             f"levels above {white:,}, up to {most:,}, which bits = {prep.bits} makes all white"
         )
+
+
+def _weights(spec: ViewSpec) -> str:
+    """What a copy needs besides, where it says of its weights only where they lie beside it."""
+    path = spec.weights.path
+    if path is None or Path(path).is_absolute():
+        return ""
+    return f" WEIGHTS={quoted(str((spec.source.parent / path).resolve()))}"
 
 
 def _levels(items: Items, read: Reader, rules: Rules, white: int) -> list[int]:

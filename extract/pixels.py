@@ -583,7 +583,7 @@ def why_not(data: bytes) -> str:
     if not data:
         return "the file is empty"
     if name in formats.PLUGINS and not formats.is_read(name):
-        return f"{name} images need a plug-in: {formats.PLUGINS[name][1]}"
+        return f"{name} images need a plug-in: {formats.installing(name)}"
     if name == "AVIF" and not formats.is_read(name):
         return "this Pillow was built without AVIF"
     return _why_not_tiff(data) if name == "TIFF" else ""

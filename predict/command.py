@@ -124,7 +124,7 @@ def _refuse_words(config: PredictConfig) -> None:
     if config.model and not config.images:
         raise UsageError(
             "IMAGES is missing: a model folder has no images of its own. Type: make predict "
-            f"MODEL={quoted(config.model)} IMAGES=photos/"
+            f"MODEL={quoted(config.model)} IMAGES=…"
         )
     if config.model and config.method:
         raise UsageError(

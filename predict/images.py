@@ -41,13 +41,16 @@ def backbones(views: list[ViewRecord], weights: str | None) -> list[Backbone]:
                 f"{view.name}: new images are decoded as those of the training were "
                 f"(preprocess.pixels = {spec.preprocess.pixels}; now {PIXELS})"
             )
-        files, sha256 = find_weights(spec, where, commit=view.weights_commit)
+        try:
+            files, sha256 = find_weights(spec, where, commit=view.weights_commit)
+        except UsageError as error:
+            raise _of_several(error, views, view.name, weights) from error
         if sha256 != view.weights_sha256:
             raise StaleError(
                 f"the weights of {view.name!r} are not those that the model was trained on: sha256 "
                 f"{view.weights_sha256[:12]} -> {sha256[:12]} "
-                f"({', '.join(map(str, files.values()))}). Put those of then into a folder and add "
-                "WEIGHTS=FOLDER, or extract and train again",
+                f"({', '.join(map(str, files.values()))}). Put those of then into "
+                f"FOLDER/{view.name}/ and add WEIGHTS=FOLDER, or extract and train again",
                 instead={"WEIGHTS": UNKNOWN},
             )
         found.append((spec, files))
@@ -77,8 +80,8 @@ def _source(view: ViewRecord) -> Path:
 
 
 def _where(views: list[ViewRecord], weights: str | None) -> list[str | None]:
-    """WEIGHTS= for each view: what lies below it under the view's name, or, of a single view, the
-    thing itself."""
+    """WEIGHTS= for each view: what lies below it under the view's name, or the thing itself, of a
+    single view and of each that was trained on just these weights."""
     if weights is None:
         return [None] * len(views)
     folder = Path(weights).expanduser()
@@ -89,12 +92,34 @@ def _where(views: list[ViewRecord], weights: str | None) -> list[str | None]:
     if found == [None]:
         return [weights]
     if not any(found):
+        found = [weights if _are_of(view, weights) else None for view in views]
+    if not any(found):
         folders = ", ".join(f"{folder / view.name}/" for view in views)
         raise UsageError(
             f"WEIGHTS={weights}: of several views this is a folder with a folder, or one "
             f".safetensors file, for each whose weights lie there: {folders}; none is there"
         )
     return found
+
+
+def _are_of(view: ViewRecord, weights: str) -> bool:
+    try:
+        return find_weights(spec_of(view), weights)[1] == view.weights_sha256
+    except UsageError:
+        return False
+
+
+def _of_several(
+    error: UsageError, views: list[ViewRecord], name: str, weights: str | None
+) -> UsageError:
+    """The error, and what WEIGHTS is where the model has several views: no view's own folder."""
+    if len(views) == 1 or "WEIGHTS" not in f"{error} {error.instead}":
+        return error
+    given = f"; {weights} holds neither" if weights else ""
+    return UsageError(
+        f"{error}. Of several views WEIGHTS=FOLDER holds {name}/ or {name}.safetensors{given}",
+        error.instead,
+    )
 
 
 def embed_images(

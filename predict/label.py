@@ -53,7 +53,7 @@ def rows_of_cache(model: Model, cache: Cache, splits: Sequence[Split], run: str)
             raise UsageError(
                 f"every image of {items.name} has a label, and the run saw those of all training "
                 "images: nothing is left to be labelled. Name new images: make predict "
-                f"RUN={quoted(run)} IMAGES=photos/"
+                f"RUN={quoted(run)} IMAGES=…"
             )
         log.info(
             f"every image of {items.name} has a label: these are the {len(rows):,} training images "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from base import durable
-from base.errors import UsageError
+from base.errors import CoviewError, UsageError
 from base.phrase import line_of
 from report.config import CompareConfig
 from report.html.page import page, page_file
@@ -22,30 +22,53 @@ from report.sections.runs import MEANING, curves, scores, settings
 from report.sections.scores import JOINT, title
 from train.algorithm.evaluate import MEASURES
 from train.run.rundir import run_folder
+from train.run.summary import read_summary
 
 
 def command(config: CompareConfig, found: dict[str, Any]) -> None:
     """make compare."""
-    names = [name.strip() for name in config.names.split(",") if name.strip()]
+    names = _names(config)
     if len(names) < 2 or len(set(names)) < len(names):
         raise _too_few(config, names)
-    to = page_file(config.to, line_of("compare", {"RUNS": config.names, "TO": "compare.html"}))
+    to = page_file(config.to, line_of("compare", {"RUNS": ",".join(names), "TO": "compare.html"}))
     folders = [_folder(config.runs, name, names) for name in names]
     print(compare(folders, to, found))
 
 
+def _names(config: CompareConfig) -> list[str]:
+    """Of RUNS, between commas or, since only a folder's path may hold one, blanks."""
+    found = []
+    for part in config.names.split(","):
+        found += [part.strip()] if "/" in part else part.split()
+    return [name for name in found if name]
+
+
 def _too_few(config: CompareConfig, names: Sequence[str]) -> UsageError:
-    """With the command that compares the latest other run too, where there is one."""
+    """With the command that compares the latest other run of the same data set too, where there
+    is one."""
+    folders = [_folder(config.runs, name, names) for name in names]
     there = Path(config.runs).glob("*/summary.json")
     latest = sorted(there, key=lambda path: path.stat().st_mtime, reverse=True)
-    others = [path.parent.name for path in latest if path.parent.name not in names]
-    both = [*dict.fromkeys(names), *others][:2]
-    there_are = len(both) == 2
-    another = "" if there_are else "; train another, under another RUN"
+    others = [path.parent for path in latest]
+    both = list(dict.fromkeys(names)) or [folder.name for folder in others[:1]]
+    given = [*folders, *others][:1]
+    if len(both) == 1:
+        alike = [one.name for one in others if _data(one) == _data(given[0])]
+        both += [name for name in alike if name != given[0].name][:1]
+    there_are = len(both) >= 2
+    another = "" if there_are else "; train another on the same data set, under another RUN"
     return UsageError(
         f"RUNS={config.names}: at least two different runs are compared{another}",
         instead={"RUNS": ",".join(both)} if there_are else None,
     )
+
+
+def _data(folder: Path) -> str:
+    """The data set of a finished run; '' where that cannot be read."""
+    try:
+        return str(read_summary(folder)["dataset"])
+    except (CoviewError, KeyError):
+        return ""
 
 
 def _folder(runs: str, name: str, names: Sequence[str]) -> Path:

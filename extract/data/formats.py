@@ -6,14 +6,15 @@ Stdlib alone: no image is opened here.
 
 import importlib.util
 import re
+import sys
 from collections.abc import Iterable
 
 # By Pillow's names. The first version of the pixels keeps to its own.
 FIRST = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 FORMATS = (*FIRST, "AVIF", "DIB", "ICO", "JPEG2000", "TGA")
-PLUGINS = {  # Pillow's name: the module that reads it, and what installs that
-    "HEIF": ("pillow_heif", "pip install pillow-heif"),
-    "JXL": ("pillow_jxl", "pip install pillow-jxl-plugin"),
+PLUGINS = {  # Pillow's name: the module that reads it, and the package that has it
+    "HEIF": ("pillow_heif", "pillow-heif"),
+    "JXL": ("pillow_jxl", "pillow-jxl-plugin"),
 }
 NEEDED = {"AVIF": "PIL._avif"} | {name: module for name, (module, _) in PLUGINS.items()}
 ENDINGS = {
@@ -82,13 +83,18 @@ EXTENSIONS = tuple(sorted(_endings(True)))
 UNREAD = tuple(sorted([*_endings(False), *OTHERS]))
 
 
+def installing(name: str) -> str:
+    """The command by which this very Python gets the plug-in of a format."""
+    return f"{sys.executable} -m pip install {PLUGINS[name][1]}"
+
+
 def remedy(endings: Iterable[str]) -> str:
     """What to type, or to do, so that files with these endings of UNREAD are read."""
     wanted, rest = [], []
     for ending in endings:
         names = [name for name, own in ENDINGS.items() if ending in own]
         if names and names[0] in PLUGINS:
-            wanted.append(PLUGINS[names[0]][1])
+            wanted.append(installing(names[0]))
         else:
             rest.append(ending)
     ways = [f"type {command}" for command in dict.fromkeys(wanted)]

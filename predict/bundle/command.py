@@ -92,4 +92,4 @@ def _use(model: "Model", to: str) -> str:
                 f"the view {view.name!r} was imported, so that no images can be embedded for it "
                 "here: use joint.onnx, or in Python predict.from_run.open_model"
             )
-    return f"label images with it: make predict MODEL={quoted(to)} IMAGES=photos/"
+    return f"label images with it: make predict MODEL={quoted(to)} IMAGES=…"

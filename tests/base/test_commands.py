@@ -353,6 +353,41 @@ def test_the_words_that_make_was_given_are_said_as_they_were_typed(value) -> Non
     assert shlex.split(line) == ["make", "train", f"DATA={value}", "RUN="]
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "make predict RUN=u3 DATA=d/new",
+            "takes no DATA; did you mean 'IMAGES'. Type: make predict RUN=u3 IMAGES=d/new   (",
+        ),
+        ("make predict RUN=u3 DATA=a IMAGES=b", "Type: make predict RUN=u3 IMAGES=b   ("),
+        ("make extract IMAGES=d VIEW=clip", "Type: make extract DATA=d VIEW=clip   ("),
+        ("make report RUN=u1 TO=x.html", "Type: make report RUN=u1   (names: RUN, "),
+        ("make report run=u1 TO=x.html", "Type: make report RUN=u1   (names: RUN, "),
+        (
+            "make predict RUN=u3 IMAGES=a.jpg b.jpg",
+            "IMAGES is one image, folder or list: for several images name their folder",
+        ),
+        ("make predict u3", "'u3'. A value needs its name: make predict RUN=u3"),
+        ("make status cache", "'cache'. A value needs its name: make status CACHE=cache"),
+        ("make extract clip", "A value needs its name: make extract VIEW=clip"),
+        ("make extract VIEW=clip DATA=a-0.tar a-1.tar", "make extract DATA='x-{000..012}.tar'"),
+    ],
+)
+def test_what_was_given_to_make_is_kept_in_what_is_typed_next(
+    monkeypatch: pytest.MonkeyPatch, line: str, message: str
+) -> None:
+    words = line.split()[1:]
+    monkeypatch.setattr(make_words, "on_the_line", lambda goals: words)
+    named = [word.partition("=")[0] for word in words if "=" in word]
+    goals = [word for word in words if "=" not in word]
+    names = {one.name: (*one.words, "ARGS") for one in COMMANDS}
+    examples = {one.name: one.example for one in COMMANDS}
+    with pytest.raises(errors.UsageError) as caught:
+        make_words.check(words[0], named, goals, names, examples)
+    assert message in str(caught.value)
+
+
 def test_in_a_folder_that_is_gone_every_command_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -142,10 +142,7 @@ def test_a_printed_command_means_what_was_typed_and_runs_nothing_else(
         ),
         (
             ("train", "VIEW=a", "VIEWS=b"),
-            (
-                "make train takes no VIEW; did you mean 'VIEWS'. Type: "
-                "make train VIEWS=clip,dinov2 DATA=photos/   (names: "
-            ),
+            ("make train takes no VIEW; did you mean 'VIEWS'. Type: make train VIEWS=b   (names: "),
         ),
         (
             ("train", "VIEWS=clip,", "dinov2", "DATA=digits"),

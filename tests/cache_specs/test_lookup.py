@@ -14,7 +14,7 @@ from base.durable import canonical_json
 from base.errors import StaleError, UsageError
 from cache_specs import store
 from cache_specs.items import Items
-from cache_specs.lookup import find_views, named_view, one_view, spec_named
+from cache_specs.lookup import find_dataset, find_views, named_view, one_view, spec_named
 from cache_specs.spec import SPECS, load_spec, recorded_spec
 from cache_specs.succession import write_items
 from cache_specs.view import write_documents
@@ -177,3 +177,38 @@ def test_a_recorded_spec_is_the_spec(name: str) -> None:
     assert again.declared() == spec.declared()
     assert again.fingerprint("0" * 64) == spec.fingerprint("0" * 64)
     assert list(again.tensors.rename.items()) == list(spec.tensors.rename.items())
+
+
+def listed(cache: Path, name: str, source: Path) -> Path:
+    """An item list called so, of this place."""
+    sha = [f"{ord(name[-1]):02x}" * 32]
+    one = np.ones(1, np.int64)
+    items = Items(name, "table", ["0.png"], one - 1, ["train"], one, sha, ["a"])
+    return write_items(cache, items, str(source))
+
+
+def test_a_data_set_under_a_name_of_its_own_is_found_by_its_place(tmp_path: Path) -> None:
+    """Also where another one is called as its file is; and a name of the cache stays a name."""
+    cache, files = tmp_path / "cache", []
+    for study in ("study1", "study2", "study3"):
+        files.append(tmp_path / study / "labels.csv")
+        files[-1].parent.mkdir()
+        files[-1].write_text("path,label\n")
+    first, second = listed(cache, "labels", files[0]), listed(cache, "study2", files[1])
+    assert find_dataset(cache, str(files[0])) == first == find_dataset(cache, "labels")
+    assert find_dataset(cache, str(files[1])) == second == find_dataset(cache, "study2")
+    with pytest.raises(StaleError, match="give it a name"):
+        find_dataset(cache, str(files[2]))
+
+
+def test_a_view_of_ones_own_is_named_by_the_file_that_another_data_set_knows(
+    dataset: Path, toml: Path
+) -> None:
+    cache = dataset.parent
+    assert spec_named(cache, "mine", "photos").source == toml
+    with pytest.raises(UsageError, match=rf"no view 'mine' here; {dataset.name} has one") as caught:
+        spec_named(cache, "mine", "others")
+    assert caught.value.instead == {"VIEW": str(toml)}
+    toml.unlink()
+    with pytest.raises(UsageError, match="no view 'mine'; did you mean"):
+        spec_named(cache, "mine", "others")

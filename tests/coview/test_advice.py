@@ -187,9 +187,11 @@ def as_make_hands_on(words: list[str], here: pytest.MonkeyPatch) -> list[str]:
     """What the Makefile makes of `make COMMAND NAME=value …`: names and values in the environment,
     the flags of ARGS behind the command."""
     name, flags = words[0], []
-    names = [word.partition("=")[0] for word in words[1:]]
-    here.setenv("COVIEW_MAKE", " ".join(names))
-    for word in words[1:]:
+    named = [word for word in words if "=" in word]
+    here.setenv("COVIEW_MAKE", " ".join(word.partition("=")[0] for word in named))
+    here.setenv("GOALS", " ".join(word for word in words if "=" not in word))
+    here.setattr("base.make_words.on_the_line", lambda goals: words)
+    for word in named:
         key, _, value = word.replace("$$", "$").partition("=")
         if key == "ARGS":
             flags = shlex.split(value)
@@ -247,6 +249,15 @@ def twin(place: Path) -> None:
     emb = np.random.default_rng(1).normal(size=(8, 4))
     write_view(folder.parent, toml, emb, items.fingerprint)
     shutil.move(place / "aside", folder)
+
+
+def recorded(place: Path) -> None:
+    """The view of one's own knows its file."""
+    shutil.rmtree(view_of(place, "mine"))
+    items = build_items(open_dataset(str(place / "pets"), place))
+    emb = np.random.default_rng(0).normal(size=(8, 4))
+    toml, pets = place / "mine.toml", next(place.glob("cache/pets-*"))
+    write_view(pets, toml, emb, items.fingerprint, spec_file=str(toml))
 
 
 def second_digits(place: Path) -> None:
@@ -332,6 +343,12 @@ SITUATIONS = (
     # words that stand on the line
     S("base/commands.py:_chosen", "coview predcit --run a"),
     S("base/make_words.py:_refuse_name", "make train VIWES=pixels DATA=digits"),
+    S("base/make_words.py:_refuse_name", "make predict RUN=a DATA=photos"),
+    S("base/make_words.py:_refuse_name", "make report RUN=a TO=x.html"),
+    S("base/make_words.py:_refuse_name", "make train VIEW=pixels VIEWS=pixels,edges DATA=digits"),
+    S("base/make_words.py:_refuse_goal", "make status cache"),
+    S("base/make_words.py:_refuse_goal", "make report a"),
+    S("the parser", "coview predict --run a --data photos"),
     S("the parser", "make predict RUN=a ARGS=--nonsense"),
     S("the parser", "make predict RUN=a ARGS=--worker=0"),
     S("the parser", f"{TRAIN} ARGS='--hidden many --json'"),
@@ -376,6 +393,7 @@ SITUATIONS = (
     S("train/data/reader.py:_named", "make train VIEWS=pixls,edges DATA=digits"),
     S("train/data/reader.py:_named", "make train VIEWS=gone/edges.toml,pixels DATA=digits"),
     S("cache_specs/store.py:find_view", "make train VIEWS=tiny-clip DATA=pets"),
+    S("cache_specs/lookup.py:_refuse_unknown", "make extract VIEW=mine DATA=photos", (), recorded),
     S("cache_specs/store.py:several", "make train VIEWS=pixels,mine DATA=pets", (), twin),
     S("cache_specs/store.py:several", "make extract VIEW=mine DATA=pets", (), twin),
     S("cache_specs/lookup.py:_refuse_drift", "make train VIEWS=other/mine.toml DATA=pets"),
@@ -462,6 +480,7 @@ SITUATIONS = (
     ),
     S("report/command.py:command", "make report"),
     S("report/compare.py:_too_few", "make compare RUNS=a", ("a,half",)),
+    S("report/compare.py:_too_few", "make compare RUNS=a,a", ("a,half",)),
     S("report/html/page.py:page_file", "make compare RUNS=a,half TO=x.txt"),
     S("report/inspect/run.py:run", "make inspect DATA=pets"),
     S("predict/command.py:_no_run", "make predict IMAGES=photos"),
@@ -472,7 +491,7 @@ SITUATIONS = (
         lose("runs/*"),
     ),
     S("predict/command.py:_refuse_words", "make predict RUN=a MODEL=b"),
-    S("predict/command.py:_refuse_words", "make predict MODEL=b"),
+    S("predict/command.py:_refuse_words", "make predict MODEL=b", ("photos",)),
     S("predict/command.py:_refuse_words", "make predict MODEL=b IMAGES=photos METHOD=mct"),
     S("predict/command.py:_where_to", "make predict RUN=a TO=x.txt"),
     S(
@@ -582,6 +601,7 @@ NO_SITUATION = {
     ),
     "images must be embedded first, and its own test does": (
         "extract/bad_images.py:refuse",
+        "predict/images.py:_of_several",
         "predict/images.py:backbones",
         "predict/images.py:spec_of",
         "predict/label.py:rows_of_cache",

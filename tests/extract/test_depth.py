@@ -45,7 +45,7 @@ def test_few_bits_are_told_with_the_way_out(tmp_path, caplog, bits, kind):
         f"{2**bits - 1:,}, which suggests {bits} bits"
     ) in text
     assert f"add bits = {bits} to its [preprocess]" in text
-    assert f"VIEW=path/to/tiny-clip-{bits}bit.toml" in text
+    assert f"VIEW=path/to/tiny-clip-{bits}bit.toml WEIGHTS={SPECS / 'weights/tiny-clip'}" in text
 
 
 def declared(place: Path, bits: int) -> str:

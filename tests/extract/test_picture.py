@@ -2,6 +2,7 @@
 direction, formats; each held against what was put into the file by hand."""
 
 import io
+import sys
 import warnings
 import zlib
 
@@ -319,8 +320,14 @@ def test_more_formats_are_read(kind):
 @pytest.mark.parametrize(
     ("head", "why"),
     [
-        (b"\0\0\0\x18ftypheic" + bytes(30), "HEIF images need a plug-in: pip install pillow-heif"),
-        (b"\xff\x0a" + bytes(30), "JXL images need a plug-in: pip install pillow-jxl-plugin"),
+        (
+            b"\0\0\0\x18ftypheic" + bytes(30),
+            f"HEIF images need a plug-in: {sys.executable} -m pip install pillow-heif",
+        ),
+        (
+            b"\xff\x0a" + bytes(30),
+            f"JXL images need a plug-in: {sys.executable} -m pip install pillow-jxl-plugin",
+        ),
     ],
 )
 def test_a_format_of_a_plug_in_names_it(head, why, monkeypatch):

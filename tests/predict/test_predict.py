@@ -36,7 +36,7 @@ from predict.command import predict
 from predict.config import ExportModelConfig as ExportConfig
 from predict.config import PredictConfig
 from predict.from_run import Model, choose_method, of_run, open_model
-from predict.images import spec_of
+from predict.images import backbones, spec_of
 from predict.model import SAME, Expert, Opinions, ViewRecord
 from predict.table import columns, write_table
 from train.algorithm.evaluate import TEMPERATURES
@@ -1086,7 +1086,7 @@ def test_nothing_is_left_where_every_label_was_seen(made: Made, tmp_path: Path) 
     run(config(made, tmp_path, method="supervised", labels="all", seeds="0"))
     with pytest.raises(
         UsageError,
-        match=r"nothing is left to be labelled. Name new images: make predict RUN=a IMAGES=photos/",
+        match=r"nothing is left to be labelled. Name new images: make predict RUN=a IMAGES=…",
     ):
         predict(cached(made, tmp_path))
 
@@ -1099,7 +1099,7 @@ def test_nothing_is_left_where_every_label_was_seen(made: Made, tmp_path: Path) 
         (
             {"run": "", "model": "my m"},
             "IMAGES is missing: a model folder has no images of its own. Type: make predict "
-            "MODEL='my m' IMAGES=photos/",
+            "MODEL='my m' IMAGES=…",
         ),
         (
             {"run": "", "model": "m", "images": "x", "method": "mct"},
@@ -1619,7 +1619,7 @@ def test_other_weights_are_refused_and_given_ones_are_found(live: Path, tmp_path
         match=r"WEIGHTS=.*: of several views this is a folder with a folder, or one .safetensors "
         r"file, for each",
     ):
-        predict(of_live(live, weights=str(own / "tiny-clip")))
+        predict(of_live(live, weights=str(tmp_path)))
     file = tmp_path / "w" / "tiny-dinov2" / "model.safetensors"
     tensors = load_file(file)
     name = sorted(tensors)[0]
@@ -1638,6 +1638,31 @@ def test_other_weights_are_refused_and_given_ones_are_found(live: Path, tmp_path
                 to=str(tmp_path / "y.csv"),
             )
         )
+
+
+def test_of_several_views_weights_are_found_by_what_they_are_or_said_to_lie_below(
+    live: Path, tmp_path: Path
+) -> None:
+    """A view's own folder is that view's; and a message says what WEIGHTS is of several."""
+    model, _, _ = of_run(live / "runs" / "p", cache=live / "cache")
+    clip, dinov2, weights = *model.views, spec.SPECS / "weights"
+    files = [found for _, found in backbones([clip, dinov2], str(weights / "tiny-dinov2"))]
+    assert {path.parent for path in files[1].values()} == {weights / "tiny-dinov2"}
+    own = dataclasses.replace(clip, name="own", spec_file=str(tmp_path / "own.toml"))
+    found = backbones([own, dinov2], str(weights / "tiny-clip"))
+    assert {path.parent for path in found[0][1].values()} == {weights / "tiny-clip"}
+    with pytest.raises(
+        UsageError, match=r"needs the file .*WEIGHTS=FOLDER holds own/ or own\.safet"
+    ):
+        backbones([own, dinov2], None)
+    shutil.copytree(weights / "tiny-dinov2", tmp_path / "w" / "tiny-dinov2")
+    with pytest.raises(UsageError, match=r"holds own/ or own\.safetensors; .*/w holds neither"):
+        backbones([own, dinov2], str(tmp_path / "w"))
+    shutil.copytree(weights / "tiny-clip", tmp_path / "w" / "own")
+    assert len(backbones([own, dinov2], str(tmp_path / "w"))) == 2
+    with pytest.raises(UsageError) as alone:
+        backbones([own], None)
+    assert "FOLDER" not in str(alone.value)
 
 
 def test_images_that_are_none_and_views_that_were_imported(live: Path, tmp_path: Path) -> None:

@@ -1104,8 +1104,12 @@ def test_data_without_labels_are_a_matter_of_the_data(made: Made, tmp_path: Path
     """The same code whichever check finds it."""
     shutil.copytree(made.cache, tmp_path / "cache")
     for label, classes, message in (
-        (np.full(len(made.items), -1), [], "has 0 class"),
-        (np.zeros(len(made.items)), ["one"], "has 1 class"),
+        (np.full(len(made.items), -1), [], "has no classes"),
+        (
+            np.zeros(len(made.items)),
+            ["one"],
+            "has 1 class, 'one'; .*add images of what is no 'one'",
+        ),
         (np.full(len(made.items), -1), ["a", "b"], "no usable labelled training image"),
     ):
         write_items(
@@ -1128,7 +1132,7 @@ def test_a_finished_run_says_what_to_type_next(made: Made, tmp_path: Path) -> No
             dataclasses.replace(settings, cache="my c"),
             {"methods": {"mct": {}}, "rows": {"unlabelled": 0}},
         )
-        == f"make predict RUN=a IMAGES=photos/ CACHE='my c' ARGS='--runs {tmp_path}'"
+        == f"make predict RUN=a IMAGES=… CACHE='my c' ARGS='--runs {tmp_path}'"
     )
 
 

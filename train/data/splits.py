@@ -22,11 +22,14 @@ from pathlib import Path
 
 import numpy as np
 
+from base.console import counted
 from base.errors import UNKNOWN, DataQualityError, UsageError, did_you_mean
 from cache_specs.items import Items
 from train.algorithm.streams import Purpose, place_of, stream
 
 DRAWS = "of each class by its name"  # what a run notes down of how labelled images are drawn
+SMALLEST = 4  # images of a class that leave some for training, validation and test
+ONE_EACH = "every class has one image"
 NUMBER = re.compile(r"all|\d+|[\d.]+%")
 
 
@@ -59,12 +62,35 @@ def make_split(items: Items, ok: np.ndarray, labels: str, seed: int) -> Split:
     training = np.flatnonzero(((role == "train") | (role == "unlabelled")) & ok)
     for name, rows in (("labelled training", labelled), ("validation", val), ("test", test)):
         if len(rows) == 0:
-            raise DataQualityError(
-                f"{items.name!r} has no usable {name} image: {int(known.sum())} of {len(items)} "
-                f"have a label, {int(ok.sum())} are usable in every view. Put images into class "
-                "folders, or give a table with the columns path,label,split"
-            )
+            raise _none(items, ok, name)
     return Split(labelled, np.setdiff1d(training, labelled), val, test)
+
+
+def _none(items: Items, ok: np.ndarray, name: str) -> DataQualityError:
+    """Why there is no usable image of this part, and what to do."""
+    known = items.label >= 0
+    told = (
+        f"{items.name!r} has no usable {name} image: {int(known.sum())} of {len(items)} have a "
+        f"label, {int(ok.sum())} are usable in every view"
+    )
+    most = int(np.bincount(items.label[known], minlength=1).max())
+    if most == 0:
+        then = "Put images into class folders, or give a table with the columns path,label,split"
+    elif most < SMALLEST:
+        classes = len(np.unique(items.label[known]))
+        have = f"every class has {counted(most, 'image')} or fewer" if most > 1 else ONE_EACH
+        if classes == 1:
+            have = f"there is 1 class, of {counted(most, 'image')}"
+        then = (
+            f"The cause: {have}. From {SMALLEST} images a class on, some are kept for validation "
+            "and for test: add images and type make extract once more"
+        )
+    else:
+        then = (
+            "No image of that part has a label and can be read: mend or label some, or leave its "
+            "folder or split out, and it is taken from the training images"
+        )
+    return DataQualityError(f"{told}. {then}")
 
 
 def assign(items: Items, named: np.ndarray | None = None) -> np.ndarray:

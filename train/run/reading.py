@@ -15,6 +15,7 @@ import numpy as np
 from base.console import NOTE
 from base.errors import DataQualityError, UsageError
 from cache_specs.alike import alike
+from cache_specs.items import Items
 from train.config import TrainConfig
 from train.data.reader import Cache, open_cache
 from train.data.scarce import have, listed, rarer_text, unlearnt
@@ -40,10 +41,7 @@ def read(
     cache = open_cache(Path(config.cache), data, config.view_list(), remember)
     classes = len(cache.items.classes)
     if classes < 2:
-        raise DataQualityError(
-            f"{cache.items.name!r} has {classes} class(es); training needs at least two. Put the "
-            "images into class folders, or give a table with the columns path,label,split"
-        )
+        raise _too_few_classes(cache.items)
     splits, older = _splits(config, cache)
     methods, told = allowed(config, cache, splits)
     told += older
@@ -54,6 +52,20 @@ def read(
         for text in told:
             log.log(NOTE, text)
     return cache, splits, methods
+
+
+def _too_few_classes(items: Items) -> DataQualityError:
+    if items.classes:
+        told = (
+            f"{items.name!r} has 1 class, {items.classes[0]!r}; training needs at least two: add "
+            f"images of what is no {items.classes[0]!r} as another class"
+        )
+    else:
+        told = (
+            f"{items.name!r} has no classes; training needs at least two. Put the images into "
+            "class folders, or give a table with the columns path,label,split"
+        )
+    return DataQualityError(f"{told}, and extract once more")
 
 
 def _splits(config: TrainConfig, cache: Cache) -> tuple[list[Split], list[str]]:

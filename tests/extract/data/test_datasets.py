@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -586,13 +587,16 @@ def test_files_of_other_kinds_are_counted(tmp_path, capsys):
     assert "3 files are left out" in out and "2 with .heic, 1 with no ending" in out
     assert (
         "warning: " in err
-        and ("images with .heic cannot be read; to use them too, type pip install pillow-heif")
+        and (
+            "images with .heic cannot be read; to use them too, type "
+            f"{sys.executable} -m pip install pillow-heif"
+        )
         in err
     )
     with pytest.raises(
         UsageError,
-        match=r"no image in this folder .*; type pip install pillow-heif, and make JPEG or PNG "
-        r"files of those with \.psd$",
+        match=r"no image in this folder .*; type .* -m pip install pillow-heif, and make JPEG "
+        r"or PNG files of those with \.psd$",
     ):
         open_dataset(fill(tmp_path / "phone", "c0/1.heic", "c0/2.psd"), Path())
     capsys.readouterr()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import Made
 
+from base.errors import DataQualityError
 from cache_specs.items import Items
 from train.algorithm.streams import Purpose, place_of, stream
 from train.data.splits import make_split
@@ -72,3 +73,37 @@ def test_the_draw_of_a_class_is_one_permutation_by_its_name(made: Made) -> None:
     order = stream(4, Purpose.LABELLED, place=place_of("6")).permutation(rows)
     wanted = [made.items.keys[row] for row in sorted(order[:3])]
     assert chosen(made.items, "3", 4)["6"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("each", "classes", "message"),
+    [
+        (1, 3, "The cause: every class has one image. From 4 images a class on"),
+        (3, 3, "The cause: every class has 3 images or fewer"),
+        (1, 1, "The cause: there is 1 class, of 1 image"),
+        (2, 1, "The cause: there is 1 class, of 2 images"),
+        (0, 3, "Put images into class folders, or give a table"),
+    ],
+)
+def test_too_few_images_of_each_class_are_named_as_the_cause(
+    made: Made, each: int, classes: int, message: str
+) -> None:
+    """And so many as are asked for are enough."""
+
+    def few(each: int) -> Items:
+        label = np.full(len(made.items), -1, np.int32)
+        for number in range(classes):
+            label[np.flatnonzero(made.items.label == number)[:each]] = number
+        return dataclasses.replace(made.items, label=label, split=[""] * len(label))
+
+    ok = np.ones(len(made.items), bool)
+    with pytest.raises(DataQualityError, match=message):
+        make_split(few(each), ok, "all", 0)
+    enough = make_split(few(4), ok, "all", 0)
+    assert len(enough.labelled) and len(enough.val) and len(enough.test)
+
+
+def test_a_part_without_a_usable_image_is_no_matter_of_class_folders(made: Made) -> None:
+    role = np.array(made.items.split)
+    with pytest.raises(DataQualityError, match=r"no usable test .*No image of that part has"):
+        make_split(made.items, role != "test", "all", 0)
