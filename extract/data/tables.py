@@ -104,15 +104,8 @@ def _files(data: str, sheet: Sheet, places: Places) -> list[str]:
 
 def _say_others(data: str, files: Sequence[str], places: Places) -> None:
     """How many images lie beside those that the table lists, in the same folders."""
-    here, found = os.path.abspath(places.base), set[str]()
-    for folder in {posixpath.dirname(file) for file in files}:
-        found |= {posixpath.join(here, name) for name in places.images_in(folder)}
-    others = sorted(found - {posixpath.join(here, file) for file in files})
-    masks = set[int]()
-    if others:
-        paths = [PurePosixPath(path) for path in (*others, *(found - {*others}))]
-        masks = masks_among(paths)
-    others = [path for place, path in enumerate(others) if place not in masks]
+    here = os.path.abspath(places.base)
+    others = _others(here, files, places)
     if others:
         are = "is" if len(others) == 1 else "are"
         log.info(
@@ -120,6 +113,18 @@ def _say_others(data: str, files: Sequence[str], places: Places) -> None:
             f"{are} not used, first {text(os.path.relpath(others[0], here))}; to use them "
             "unlabelled, list them too, with an empty label"
         )
+
+
+def _others(here: str, files: Sequence[str], places: Places) -> list[str]:
+    """Whole paths of images that are not listed, without masks. here: the table's folder."""
+    found = set[str]()
+    for folder in {posixpath.dirname(file) for file in files}:
+        found |= {posixpath.join(here, name) for name in places.images_in(folder)}
+    others = sorted(found - {posixpath.join(here, file) for file in files})
+    if not others:
+        return []
+    masks = masks_among([PurePosixPath(path) for path in (*others, *(found - {*others}))])
+    return [path for place, path in enumerate(others) if place not in masks]
 
 
 def _keys(data: str, files: Sequence[str], base: str) -> list[str]:
