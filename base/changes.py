@@ -27,7 +27,15 @@ def blamed(message: str, names: Sequence[str]) -> dict[str, str | None]:
     return {word: UNKNOWN}
 
 
-def set_flag(flags: list[str], name: str, value: str) -> None:
+def change_flag(flags: list[str], name: str, value: str | None) -> None:
+    """value: '' of a flag without one; None: it is left out."""
+    if value is None:
+        _leave_out(flags, name)
+    else:
+        _set_flag(flags, name, value)
+
+
+def _set_flag(flags: list[str], name: str, value: str) -> None:
     """In its place, where it is there already."""
     new = [name, value] if value else [name]
     for at, flag in enumerate(flags):
@@ -40,7 +48,7 @@ def set_flag(flags: list[str], name: str, value: str) -> None:
     flags += new
 
 
-def leave_out(flags: list[str], name: str) -> None:
+def _leave_out(flags: list[str], name: str) -> None:
     """The flag, with its value."""
     for at, flag in enumerate(flags):
         if flag == name:

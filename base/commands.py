@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from base import console, interrupt, limits, make_words, option_groups
-from base.changes import ALIKE, blamed, flag_by_flag, leave_out, set_flag
+from base.changes import ALIKE, blamed, change_flag, flag_by_flag
 from base.errors import (
     UNKNOWN,
     CoviewError,
@@ -307,10 +307,8 @@ def typed(without: str = "", instead: Mapping[str, str | None] | None = None) ->
     words, flags = dict(now.words), [flag for flag in now.flags if flag != without]
     takes = CURRENT.words
     for name, value in (instead or {}).items():
-        if name.startswith("--") and value is None:
-            leave_out(flags, name)
-        elif name.startswith("--"):
-            set_flag(flags, name, value or "")
+        if name.startswith("--"):
+            change_flag(flags, name, value)
         elif value is None:
             words.pop(name, None)
         elif name in takes:
@@ -425,16 +423,22 @@ def _unreadable() -> dict[str, str | None]:
         if _is_readable(command, [flag, *values]):
             continue
         found[name] = None
-        if name[2:] not in known:
-            alike = ALIKE.get(name[2:].upper(), "").lower()
-            close = difflib.get_close_matches(name[2:], known, n=1, cutoff=0.7)
-            for near in [alike] if alike in known else close:
-                flag = f"--{near}"
-                found[words.get(flag, flag)] = value if equals else " ".join(values)
+        if near := _nearly(name[2:], known):
+            flag = f"--{near}"
+            found[words.get(flag, flag)] = value if equals else " ".join(values)
     for name, value in now.words.items():
         if not _is_readable(command, [f"{flag_of(name)}={value}"]):
             found[name] = UNKNOWN
     return found
+
+
+def _nearly(name: str, known: Sequence[str]) -> str:
+    """The flag that one which there is not may mean; '' where there is none, or it is known."""
+    if name in known:
+        return ""
+    alike = ALIKE.get(name.upper(), "").lower()
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    return alike if alike in known else next(iter(close), "")
 
 
 def _is_readable(command: Command, flags: Sequence[str]) -> bool:

@@ -204,13 +204,7 @@ def spec_named(cache: Path, view: str, data: str, name: str = "", say: bool = Tr
     Raises UsageError."""
     if view.endswith(".toml") or not cache.is_dir():
         return load_spec(view)
-    own = name or dataset_name(data)
-    versions = [one for one in every_dataset(cache) if data == one.name or own == name_of(one)]
-    everything, found = [], []
-    for dataset in sorted(versions, key=version_of):  # the last one that has it counts
-        folders = store.view_folders(dataset)
-        everything += folders
-        found = store.called(folders, view) or found
+    everything, found = _views_of(cache, view, data, name or dataset_name(data))
     if not found:
         _refuse_unknown(cache, view)
         return load_spec(view, own=sorted(set(map(view_name, everything))))
@@ -226,6 +220,19 @@ def spec_named(cache: Path, view: str, data: str, name: str = "", say: bool = Tr
         if spec.preprocess.pixels < PIXELS:
             _say_earlier_pixels(made)
     return spec
+
+
+def _views_of(cache: Path, view: str, data: str, own: str) -> tuple[list[Path], list[Path]]:
+    """All views of a data set, which is called `own`, in all its versions; and those that `view`
+    names, of the last version that has one."""
+    versions = [one for one in every_dataset(cache) if data == one.name or own == name_of(one)]
+    everything: list[Path] = []
+    found: list[Path] = []
+    for dataset in sorted(versions, key=version_of):
+        folders = store.view_folders(dataset)
+        everything += folders
+        found = store.called(folders, view) or found
+    return everything, found
 
 
 def _refuse_unknown(cache: Path, view: str) -> None:

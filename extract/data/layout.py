@@ -155,29 +155,41 @@ def _split_folders(data: str, inside: Parts) -> dict[str, str]:
     (seg_train, birds-test) are where they differ in the split alone. Raises UsageError."""
     tops = sorted({parts[0] for parts in inside if len(parts) > 1})
     found = {top: split_named(top) for top in tops if split_named(top)}
+    splits = _families(data, [top for top in tops if top not in found])
+    known = [*splits, ()] if len(set(found.values())) > 1 else [*splits]
+    for family in splits.values():
+        found |= family
+    for top in tops:
+        words = _telling(top)
+        others = tuple(word for word in words if word not in PREDICTED)
+        if top not in found and len(others) < len(words) and others in known:
+            found[top] = "unlabelled"
+    if found:
+        _refuse_either(data, tops)
+    return found
+
+
+def _telling(top: str) -> tuple[str, ...]:
+    """The words of a folder's name that are neither a split's nor mean nothing."""
+    return tuple(word for word in split_and_rest(top)[1] if word not in FILLERS)
+
+
+def _families(data: str, tops: Sequence[str]) -> dict[tuple[str, ...], dict[str, str]]:
+    """{words in common: {folder: its split}} of folders whose names differ in the split. Raises
+    UsageError where there are several such families."""
     families: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
     for top in tops:
-        split, rest = split_and_rest(top)
-        if split and top not in found:
-            families[tuple(word for word in rest if word not in FILLERS)][top] = split
-    splits = {rest: tops for rest, tops in families.items() if len(set(tops.values())) > 1}
-    if len(splits) > 1:
-        some = [top for family in splits.values() for top in family]
+        split = split_and_rest(top)[0]
+        if split:
+            families[_telling(top)][top] = split
+    found = {rest: family for rest, family in families.items() if len(set(family.values())) > 1}
+    if len(found) > 1:
+        some = [top for family in found.values() for top in family]
         raise UsageError(
             f"DATA={data}: the folders {_listed(some)} say both a split and a class. Put the "
             f"images into one folder for each split, with those of the classes in it: "
             "train/cat/, test/cat/"
         )
-    plain = [()] if len(set(found.values())) > 1 else []
-    for family in splits.values():
-        found |= family
-    for top in tops:
-        words = [word for word in split_and_rest(top)[1] if word not in FILLERS]
-        others = tuple(word for word in words if word not in PREDICTED)
-        if top not in found and len(others) < len(words) and others in [*splits, *plain]:
-            found[top] = "unlabelled"
-    if found:
-        _refuse_either(data, tops)
     return found
 
 

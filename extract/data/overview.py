@@ -49,9 +49,17 @@ class Overview:
         rows = [(_short(label), label) for label in shown]
         if self.of(""):
             rows.append((NONE, ""))
-        left = max(len(title) for title, _ in rows)
         many = "1 class" if len(self.classes) == 1 else f"{len(self.classes):,} classes"
-        lines = [f"{self.name}: {counted(self.counts.total(), 'image')}, {many}"]
+        lines = [f"{self.name}: {counted(self.counts.total(), 'image')}, {many}", *self._rows(rows)]
+        if not few:
+            rest = [self.of(label) for label in self.classes[len(shown) :]]
+            each = f"{min(rest):,} to {max(rest):,} images each"
+            lines.insert(-1 if self.of("") else len(lines), f"  … {len(rest):,} more, {each}")
+        return lines
+
+    def _rows(self, rows: list[tuple[str, str]]) -> list[str]:
+        """rows: what each is called, and its label."""
+        lines, left = [], max(len(title) for title, _ in rows)
         if self.splits != [""]:
             heads = [f"  {split or 'no split':>10}" for split in self.splits]
             lines.append(f"  {'':{left}}{''.join(heads)}")
@@ -59,10 +67,6 @@ class Overview:
             numbers = [self.counts[label, split] for split in self.splits]
             cells = [f"  {number:>10,}" if number else " " * 12 for number in numbers]
             lines.append(f"  {title:{left}}{''.join(cells)}".rstrip())
-        if not few:
-            rest = [self.of(label) for label in self.classes[len(shown) :]]
-            each = f"{min(rest):,} to {max(rest):,} images each"
-            lines.insert(-1 if self.of("") else len(lines), f"  … {len(rest):,} more, {each}")
         return lines
 
     def record(self) -> dict[str, Any]:

@@ -243,19 +243,27 @@ def _read_text(
         return _without_header(path, header, [(line, header), *body])
     names = [name.strip() for name in header]
     used = _used(names, [row for _, row in body])
-    twice = sorted({names[i] for i in used if names[i] and names.count(names[i]) > 1})
-    if twice:
-        raise ValueError(f"the column {twice[0]!r} stands there twice")
+    _refuse_twice(names, used)
     rows, lines = [], []
     for line, row in body:
-        if any(cell.strip() for cell in row[len(names) :]):
-            raise ValueError(
-                f"row {line} has more cells than the {len(names)} columns {names}; a cell with a "
-                f'{separator!r} in it is quoted: "cat{separator} big"'
-            )
+        _refuse_more_cells(line, row, names, separator)
         rows.append({names[i]: row[i] if i < len(row) else None for i in used})
         lines.append(line)
     return [names[i] for i in used], rows, lines
+
+
+def _refuse_twice(names: list[str], used: Sequence[int]) -> None:
+    twice = sorted({names[i] for i in used if names[i] and names.count(names[i]) > 1})
+    if twice:
+        raise ValueError(f"the column {twice[0]!r} stands there twice")
+
+
+def _refuse_more_cells(line: int, row: Sequence[str], names: list[str], separator: str) -> None:
+    if any(cell.strip() for cell in row[len(names) :]):
+        raise ValueError(
+            f"row {line} has more cells than the {len(names)} columns {names}; a cell with a "
+            f'{separator!r} in it is quoted: "cat{separator} big"'
+        )
 
 
 def _text(path: Path) -> str:

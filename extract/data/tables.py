@@ -81,7 +81,20 @@ def _files(data: str, sheet: Sheet, places: Places) -> list[str]:
         elif found != plain:
             other.append(place)
         files.append(found or plain)
-    written = [str(cell) for cell in cells]
+    _say_meant(data, sheet, places, files, (other, lost))
+    return files
+
+
+def _say_meant(
+    data: str,
+    sheet: Sheet,
+    places: Places,
+    files: Sequence[str],
+    places_of: tuple[Sequence[int], Sequence[int]],
+) -> None:
+    """places_of: the rows whose file is another than is written, and those without one."""
+    other, lost = places_of
+    written = [str(cell) for cell in sheet.cells("path")]
     guessed = [place for place in other if is_guess(written[place], files[place])]
     if other:
         first, say = (guessed or other)[0], log.warning if guessed else log.info
@@ -99,7 +112,6 @@ def _files(data: str, sheet: Sheet, places: Places) -> list[str]:
             f"{data}: {len(lost):,} of {len(files):,} paths name no file, or several; "
             f"first row {sheet.lines[first]}: {written[first]!r}{hint}"
         )
-    return files
 
 
 def _say_others(data: str, files: Sequence[str], places: Places) -> None:

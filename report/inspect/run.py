@@ -23,12 +23,7 @@ log = logging.getLogger(f"coview.{__name__}")
 def run(config: InspectConfig) -> dict[str, Any]:
     """Write the page; the findings, with its path. Raises CoviewError."""
     views = [name.strip() for name in config.views.split(",") if name.strip()]
-    if not views or not config.data:
-        raise UsageError(
-            f"{'DATA' if views else 'VIEWS'} is missing. Type: make inspect "
-            f"VIEWS={quoted(','.join(views) or 'clip,dinov2')} "
-            f"DATA={quoted(config.data or 'photos/')}"
-        )
+    _refuse_missing(views, config.data)
     example = line_of("inspect", {"VIEWS": config.views, "DATA": config.data, "TO": "inspect.html"})
     to = page_file(config.to, example) if config.to else None
     data = os.path.expanduser(config.data)
@@ -44,6 +39,14 @@ def run(config: InspectConfig) -> dict[str, Any]:
     durable.make_folder(to.parent.absolute())
     durable.write(to, text.encode(), "inspect")
     return {**found, "page": str(to)}
+
+
+def _refuse_missing(views: list[str], data: str) -> None:
+    if not views or not data:
+        raise UsageError(
+            f"{'DATA' if views else 'VIEWS'} is missing. Type: make inspect "
+            f"VIEWS={quoted(','.join(views) or 'clip,dinov2')} DATA={quoted(data or 'photos/')}"
+        )
 
 
 def _training(config: InspectConfig, views: list[str]) -> str:

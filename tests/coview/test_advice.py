@@ -482,7 +482,7 @@ SITUATIONS = (
     S("report/compare.py:_too_few", "make compare RUNS=a", ("a,half",)),
     S("report/compare.py:_too_few", "make compare RUNS=a,a", ("a,half",)),
     S("report/html/page.py:page_file", "make compare RUNS=a,half TO=x.txt"),
-    S("report/inspect/run.py:run", "make inspect DATA=pets"),
+    S("report/inspect/run.py:_refuse_missing", "make inspect DATA=pets"),
     S("predict/command.py:_no_run", "make predict IMAGES=photos"),
     S(
         "predict/command.py:_no_run",
