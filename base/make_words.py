@@ -79,7 +79,7 @@ def _refuse_goal(
         raise UsageError(f"{told}. A value needs its name: make {command} {name}={quoted(goal)}")
     if name == "IMAGES":
         raise UsageError(
-            f"{told}. IMAGES is one image, folder or list: for several images name their folder"
+            f"{told}. IMAGES is one image, folder or list: for several images, name their folder"
         )
     raise UsageError(
         f"{told}. If it belongs to DATA (the shell expands {{0..9}} and *), quote it: make "

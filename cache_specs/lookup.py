@@ -245,7 +245,7 @@ def _refuse_unknown(cache: Path, view: str) -> None:
             file = store.provenance(folder).get("spec_file", "")
             if file and Path(file).is_file():
                 raise UsageError(
-                    f"no view {view!r} here; {dataset.name} has one, made of {file}",
+                    f"no view {view!r} here; {dataset.name} has one, made of {file}: name that",
                     {"VIEW": file},
                 )
 

@@ -366,7 +366,7 @@ def test_the_words_that_make_was_given_are_said_as_they_were_typed(value) -> Non
         ("make report run=u1 TO=x.html", "Type: make report RUN=u1   (names: RUN, "),
         (
             "make predict RUN=u3 IMAGES=a.jpg b.jpg",
-            "IMAGES is one image, folder or list: for several images name their folder",
+            "IMAGES is one image, folder or list: for several images, name their folder",
         ),
         ("make predict u3", "'u3'. A value needs its name: make predict RUN=u3"),
         ("make status cache", "'cache'. A value needs its name: make status CACHE=cache"),
