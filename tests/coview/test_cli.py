@@ -785,11 +785,14 @@ def test_the_makefile_and_the_table_of_commands_say_the_same() -> None:
 
 
 VERBS = (
-    "add|allow|choose|copy|cut|delete|divide|download|extract|fetch|fill|get|give|go|goes|import|keep|leave|let|look|make|match|mend|merge|move|multiply|"
-    "name|open|press|put|read|remove|rename|repeat|replace|run|runs|save|saved|set|split|stop|take|train|try|turn|type|unpack|use|wait|write|begins|kept"
+    "add|allow|choose|copy|cut|delete|divide|download|extract|fetch|fill|get|give|go|goes|"
+    "import|keep|leave|let|look|make|match|mend|merge|move|multiply|name|open|press|put|read|"
+    "remove|rename|repeat|replace|run|runs|save|saved|set|split|stop|take|train|try|turn|type|"
+    "unpack|use|wait|write|begins|kept"
 )
 DO = re.compile(
-    rf"(?:^|[.;:,(?}}]\s*|\n\s*|\b(?:or|and|to|then|either|first|once|it,|is|are|command|shards)\s+)(?:{VERBS})\b",
+    r"(?:^|[.;:,(?}]\s*|\n\s*|\b(?:or|and|to|then|either|first|once|it,|is|are|command|shards)\s+)"
+    rf"(?:{VERBS})\b",
     re.I,
 )
 RIGHT = re.compile(
@@ -797,8 +800,8 @@ RIGHT = re.compile(
     r"did you mean|ends? in|this is|reads|without)\b"
 )
 SAID_BY = re.compile(
-    r"did_you_mean|command\(|ADVICE|advice|AGAIN|_again|hint|example|EXAMPLE|_to_download|_what_to_do|"
-    r"instead|\bthen\b|listing|complaint|NO_PICKLES|make import|nearest|\{error\}\{"
+    r"did_you_mean|command\(|ADVICE|advice|AGAIN|_again|hint|example|EXAMPLE|_to_download|"
+    r"_what_to_do|instead|\bthen\b|listing|complaint|NO_PICKLES|make import|nearest|\{error\}\{"
 )
 
 
