@@ -19,17 +19,24 @@ import platform
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from scipy.stats import ttest_rel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from report.run import read_predictions
+from train.algorithm.paired import Difference, difference
 from train.methods import in_order
+from train.run.summary import read_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("digits", "chars", "weak", "noise")
+RIVALS = {
+    "supervised": "late fusion",
+    "label-propagation": "label prop.",
+    "supervised-graph": "super.-graph",
+}  # of mct-graph
 METHODS = "supervised,label-propagation,mct-h0,mct,supervised-graph,mct-graph"
 
 
@@ -60,11 +67,20 @@ def prepare(work: Path, tasks: list[str]) -> None:
             )
 
 
-def top1(summary: dict[str, Any], method: str, view: str = "joint") -> np.ndarray:
-    found = summary["methods"][method]
-    return 100 * np.array(
-        (found["joint"] if view == "joint" else found["views"][view])["test_top1"]["values"]
-    )
+def right(folder: Path, method: str, view: str = "joint") -> np.ndarray:
+    """(E, n) bool: which test images the method has right, for each draw."""
+    summary = read_summary(folder)
+    file = folder / "predictions.parquet"
+    part = read_predictions(file, summary["views"], method, len(summary["seeds"]))[method]["test"]
+    if view == "joint":
+        return part.right_En
+    own = [name for name in summary["views"] if name in summary["methods"][method]["views"]]
+    return part.own_VEn[own.index(view)] == part.label_n
+
+
+def top1(folder: Path, method: str, view: str = "joint") -> np.ndarray:
+    """Test top-1 in %, a draw."""
+    return 100 * right(folder, method, view).mean(1)
 
 
 def parts(work: Path, task: str, labels: str, seeds: str) -> dict[str, np.ndarray]:
@@ -144,19 +160,14 @@ def parts(work: Path, task: str, labels: str, seeds: str) -> dict[str, np.ndarra
             1,
             *change,
         )
-        found[name] = top1(
-            json.loads((work / "runs" / run / "summary.json").read_text()), "mct-graph"
-        )
+        found[name] = top1(work / "runs" / run, "mct-graph")
     return found
 
 
-def versus(a: np.ndarray, b: np.ndarray) -> str:
-    """Paired over the draws: mean ± standard error of the difference, and its p-value."""
-    gain = a - b
-    p = ttest_rel(a, b).pvalue if gain.std() > 0 else 1.0
-    error = gain.std(ddof=1) / len(gain) ** 0.5
-    chance = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    return f"{gain.mean():+5.1f} ± {error:.1f} ({chance})"
+def versus(draws: np.ndarray, others: np.ndarray) -> str:
+    """Over the draws alone, these very test images: mean ± standard error of the difference."""
+    gain = draws - others
+    return f"{gain.mean():+5.1f} ± {gain.std(ddof=1) / len(gain) ** 0.5:.1f}"
 
 
 def main() -> None:
@@ -197,7 +208,7 @@ def main() -> None:
             ["--warmup", 10, "--cotrain", 10, "--eval-every", 10],
         )
     prepare(args.work, tasks)
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, Path] = {}
     for n in labels:
         for task in tasks:
             call(
@@ -222,16 +233,14 @@ def main() -> None:
                 1,
                 *more,
             )
-            results[f"{task} {n}"] = json.loads(
-                (args.work / "runs" / f"f-{task}-{n}" / "summary.json").read_text()
-            )
+            results[f"{task} {n}"] = args.work / "runs" / f"f-{task}-{n}"
             print(f"{task}, {n} labels a class: done", file=sys.stderr, flush=True)
     print(table(results))
     ablations: dict[str, dict[str, np.ndarray]] = {}
-    for key, summary in results.items() if args.ablations else ():
+    for key, folder in results.items() if args.ablations else ():
         ablations[key] = parts(args.work, *key.split(), args.seeds)
         gains = [
-            f"{name} {versus(top1(summary, 'mct-graph'), other)}"
+            f"{name} {versus(top1(folder, 'mct-graph'), other)}"
             for name, other in ablations[key].items()
         ]
         print(f"{key}: mct-graph over {'; '.join(gains)}", flush=True)
@@ -239,17 +248,8 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, CPU",
         "seeds": args.seeds,
-        "test_top1": {
-            key: {
-                method: {
-                    view: top1(summary, method, view).round(3).tolist()
-                    for view in ("a", "b", "joint")
-                    if view == "joint" or view in summary["methods"][method]["views"]
-                }
-                for method in summary["methods"]
-            }
-            for key, summary in results.items()
-        },
+        "test_top1": {key: scores(folder) for key, folder in results.items()},
+        "mct-graph against": {key: against(folder) for key, folder in results.items()},
         "mct-graph's parts": {
             key: {name: values.round(3).tolist() for name, values in found.items()}
             for key, found in ablations.items()
@@ -259,42 +259,45 @@ def main() -> None:
     args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
+def scores(folder: Path) -> dict[str, dict[str, list[float]]]:
+    """{method: {joint or view: test top-1 in % of each draw}}."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for method, told in read_summary(folder)["methods"].items():
+        views = [view for view in ("a", "b") if view in told["views"]]
+        found[method] = {
+            view: top1(folder, method, view).round(3).tolist() for view in [*views, "joint"]
+        }
+    return found
+
+
+def best_view(folder: Path) -> tuple[str, str]:
+    """The best single view of any baseline in hindsight: its method, and the view."""
+    singles = [(method, view) for method in ("supervised", "label-propagation") for view in "ab"]
+    return max(singles, key=lambda pair: top1(folder, *pair).mean())
+
+
+def against(folder: Path) -> dict[str, dict[str, float]]:
+    """What mct-graph gains over what it must not lose to, in points, with its standard error and p
+    over draws and test images."""
+    rivals = {name: right(folder, method) for method, name in RIVALS.items()}
+    rivals["best view"] = right(folder, *best_view(folder))
+    ours = right(folder, "mct-graph")
+    return {name: asdict(difference(ours, rival)) for name, rival in rivals.items()}
+
+
+def table(results: dict[str, Path]) -> str:
     """One line a task and number of labels: each method's joint, the best single view of any
     baseline, and mct-graph against what it must not lose to."""
-    names = {
-        "supervised": "late fusion",
-        "label-propagation": "label prop.",
-        "supervised-graph": "super.-graph",
-    }
-    methods = in_order(next(iter(results.values()))["methods"])
-    columns = [names.get(method, method) for method in methods] + ["best view"]
-    lines = [
-        f"{'task, labels':14}"
-        + "".join(f"{name:>16}" for name in columns)
-        + "   mct-graph against late fusion   against label propagation    "
-        "against the best view        against supervised-graph"
-    ]
-    for key, summary in results.items():
-        joints = {method: top1(summary, method) for method in methods}
-        views = {
-            (method, view): top1(summary, method, view)
-            for method in ("supervised", "label-propagation")
-            for view in ("a", "b")
-        }
-        best = max(views, key=lambda pair: views[pair].mean())
-        cells = "".join(
-            f"{values.mean():9.1f} ± {values.std(ddof=1):4.1f}"
-            for values in [*joints.values(), views[best]]
-        )
-        ours = joints["mct-graph"]
-        others = (
-            joints["supervised"],
-            joints["label-propagation"],
-            views[best],
-            joints["supervised-graph"],
-        )
-        lines.append(f"{key:14}{cells}   " + "   ".join(versus(ours, other) for other in others))
+    methods = in_order(read_summary(next(iter(results.values())))["methods"])
+    columns = [RIVALS.get(method, method) for method in methods] + ["best view"]
+    head = f"{'task, labels':14}" + "".join(f"{name:>16}" for name in columns)
+    gains = [f"over {name}" for name in [*RIVALS.values(), "best view"]]
+    lines = [head + "".join(f"{name:>24}" for name in gains)]
+    for key, folder in results.items():
+        draws = [top1(folder, method) for method in methods] + [top1(folder, *best_view(folder))]
+        cells = [f"{one.mean():9.1f} ± {one.std(ddof=1):4.1f}" for one in draws]
+        found = [str(Difference(**gain)) for gain in against(folder).values()]
+        lines.append(f"{key:14}" + "".join(cells) + "".join(f"{gain:>24}" for gain in found))
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """Small made tasks for comparing methods, two views each:
-python bench/tasks.py OUT/ [--only chars,weak,noise]
+python bench/tasks.py OUT/ [--only digits,chars,weak,noise]
 
+    digits   scikit-learn's digits as tiny-clip (a) and tiny-dinov2 (b) see them
     chars    60 letters (Latin and Greek) as tiny-clip (a) and tiny-dinov2 (b) see them; the test
              images come from type faces that no training image has
     weak     the digits; view a is tiny-clip, view b the mean brightness of 3 x 3 fields under
@@ -52,7 +53,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help="folder for the files")
-    parser.add_argument("--only", default="chars,weak,noise", help="these tasks, comma-separated")
+    parser.add_argument(
+        "--only", default="digits,chars,weak,noise", help="these tasks, comma-separated"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for task in args.only.split(","):
@@ -72,7 +75,16 @@ def main() -> None:
             )
 
 
-def chars() -> tuple[list[str], np.ndarray, list[str], dict[str, np.ndarray]]:
+Task = tuple[list[str], np.ndarray, list[str], dict[str, np.ndarray]]
+
+
+def whole() -> Task:
+    """The task digits: keys, labels, splits, {view: embeddings}."""
+    keys, y, split, images = digits()
+    return keys, y, split, {"a": embed(images, MODELS[0]), "b": embed(images, MODELS[1])}
+
+
+def chars() -> Task:
     """The task chars: keys, labels, splits, {view: embeddings}."""
     images, y, split = render_chars()
     keys = [
@@ -81,7 +93,7 @@ def chars() -> tuple[list[str], np.ndarray, list[str], dict[str, np.ndarray]]:
     return keys, y, split, {"a": embed(images, MODELS[0]), "b": embed(images, MODELS[1])}
 
 
-def weak() -> tuple[list[str], np.ndarray, list[str], dict[str, np.ndarray]]:
+def weak() -> Task:
     """The task weak."""
     keys, y, split, images = digits()
     padded = np.pad(
@@ -100,14 +112,14 @@ def weak() -> tuple[list[str], np.ndarray, list[str], dict[str, np.ndarray]]:
     )
 
 
-def noise() -> tuple[list[str], np.ndarray, list[str], dict[str, np.ndarray]]:
+def noise() -> Task:
     """The task noise."""
     keys, y, split, images = digits()
     clip = embed(images, "tiny-clip")
     return keys, y, split, {"a": clip, "b": np.random.default_rng([2, 0]).normal(size=clip.shape)}
 
 
-TASKS = {"chars": chars, "weak": weak, "noise": noise}
+TASKS = {"digits": whole, "chars": chars, "weak": weak, "noise": noise}
 
 
 def digits() -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
