@@ -37,23 +37,33 @@ class Progress:
     """`with Progress("clip", total) as p: p.advance(n)`; shows done, total, rate and time left.
     `done` may start above 0.
 
-    With `live`, a file that tells other processes the same, and the seconds of `clock`.
+    With `live`, a file that tells other processes the same, and the seconds of `clock`. A part of
+    a `whole` is not shown itself, and advances that.
     """
 
     def __init__(
-        self, title: str, total: int, done: int = 0, unit: str = "images", live: Path | None = None
+        self,
+        title: str,
+        total: int,
+        done: int = 0,
+        unit: str = "images",
+        live: Path | None = None,
+        whole: Self | None = None,
     ) -> None:
         self.title, self.total, self.done, self.unit = title, total, done, unit
-        self.live, self.clock, self.last_file = live, Clock(), 0.0
+        self.live, self.whole, self.last_file = live, whole, 0.0
+        self.clock = Clock() if whole is None else whole.clock
         self.first = done
         self.start = self.last_line = time.monotonic()
-        self.heard = is_heard()
+        self.heard = is_heard() and whole is None
         self.bar = None
         if self.heard and sys.stderr.isatty():
             self.bar = _bar(title, total, done, unit)
 
     def advance(self, n: int) -> None:
         self.done += n
+        if self.whole is not None:
+            self.whole.advance(n)
         now = time.monotonic()
         if self.bar is not None:
             bar, rate = self.bar, rate_text(self.rate(now))

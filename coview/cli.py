@@ -17,7 +17,7 @@ COMMANDS = (
         "extract",
         "extract.config:ExtractConfig",
         "extract.command:command",
-        ("VIEW", "DATA", "WEIGHTS", *MACHINE),
+        ("VIEW", "VIEWS", "DATA", "WEIGHTS", *MACHINE),
         "make extract VIEW=clip DATA=photos/",
     ),
     Command(

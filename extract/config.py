@@ -11,17 +11,21 @@ class ExtractConfig:
 
     view: str = ""
     """name of a view (cache_specs/views/*.toml), or the path of a TOML file of your own"""
+    views: str = ""
+    """several of them, comma-separated: each image is read and decoded once for all"""
     data: str = ""
     """a folder of images or tars, a .csv, .parquet, .h5 or .tar file, torchvision:NAME,
     hf:OWNER/NAME, or digits"""
     weights: str | None = None
-    """local weights instead of the hub's: a folder, or one .safetensors file"""
+    """local weights instead of the hub's: a folder, or one .safetensors file; of several views a
+    folder with VIEW/ or VIEW.safetensors for each whose weights lie there"""
     cache: str = "cache"
     """where the embeddings go"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
     gpus: int = 1
-    """this many processes, each on its own GPU (on the CPU without one), share the shards"""
+    """this many processes, each on its own GPU (on the CPU without one), share the shards of a
+    view; of several views each has a GPU of these, in turn"""
     batch: int = 64
     """images per forward pass; recorded, and kept when an unfinished view is resumed"""
     workers: int = -1

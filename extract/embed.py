@@ -6,8 +6,10 @@ but its shard. A killed run loses at most the shard it was computing; the next r
 first uncommitted one and ends with the same bytes.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from extract.models.backbones import Backbone
 from extract.reuse import Known
 from extract.stream import Batch
 
+END: Any = object()
 Embedded = tuple[np.ndarray, np.ndarray]  # of a batch: (B, D) float16, and (B,) uint8 status
 
 
@@ -52,8 +55,9 @@ def embed(
     progress: Progress,
     look: Callable[[], None],
     stopping: Callable[[], bool],
-) -> None:
-    """Write these shards, in order. `computed`: all their batches, one after the other.
+) -> Iterator[None]:
+    """Write these shards, in order; yields after each batch, so that several views can take turns.
+    `computed`: all their batches, one after the other.
 
     `look()` is called after each commit of a shard with bad rows; it may raise. After any, once
     `stopping()` is true, the others stay pending.
@@ -67,6 +71,7 @@ def embed(
             emb_RD[place] = emb_BD[: len(rows)]
             status_R[place] = status_B[: len(rows)]
             progress.advance(len(rows))
+            yield
         with progress.clock("write"):
             work.write(emb_RD, status_R)
         if status_R.any():
@@ -78,19 +83,16 @@ def embed(
 
 @torch.inference_mode()
 def embedded(
-    arrived: Iterable[Batch], backbone: Backbone, device: str, clock: Clock
+    arrived: Iterable[Batch | None], backbone: Backbone, device: str, clock: Clock
 ) -> Iterator[Embedded]:
     """The embeddings and the status of each batch; the next batch is under way while one is handed
-    out.
+    out. None among those that arrive: the next one comes later, do not wait for it.
 
     The clock sees what this process waits for: on a GPU the copy and the model run behind its back,
     and count where they are waited for.
     """
     ahead: tuple | None = None
-    batches = iter(arrived)
-    while True:
-        with clock("decode"):
-            batch = next(batches, None)
+    for batch in _timed(itertools.chain(arrived, [None]), clock):
         launched = None
         if batch is not None:
             with clock("host to device"):
@@ -101,9 +103,17 @@ def embedded(
             with clock("model"):
                 finished = finish(backbone, *ahead)
             yield finished
-        if launched is None:
-            return
         ahead = launched
+
+
+def _timed(arrived: Iterable[Batch | None], clock: Clock) -> Iterator[Batch | None]:
+    batches = iter(arrived)
+    while True:
+        with clock("decode"):
+            found = next(batches, END)
+        if found is END:
+            return
+        yield found
 
 
 def finish(

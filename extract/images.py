@@ -38,10 +38,11 @@ def decode(data: bytes, prep: Preprocess) -> tuple[torch.Tensor | None, int]:
 def picture(data: bytes, prep: Preprocess) -> Picture:
     """The picture in a file, by the version of the pixels that the spec names, if it can be scaled.
     Raises NotReadError."""
-    rules = Rules(prep.background, prep.bits, prep.max_pixels)
-    found = pixels.VERSIONS[prep.pixels](data, rules)
-    _refuse_unscalable(*found.image.size, prep)
-    return found
+    return _scalable(_attempt(data, prep.pixels, rules_of(prep)), prep)
+
+
+def rules_of(prep: Preprocess) -> Rules:
+    return Rules(prep.background, prep.bits, prep.max_pixels)
 
 
 def _refuse_unscalable(width: int, height: int, prep: Preprocess) -> None:
@@ -103,30 +104,79 @@ class Batches(TorchDataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        pixels_BCHW = torch.zeros(self.batch, 3, self.prep.crop, self.prep.crop, dtype=torch.uint8)
-        status_B = torch.zeros(self.batch, dtype=torch.uint8)
-        ignored_B = torch.zeros(self.batch, dtype=torch.bool)
+        found = empty(self.batch, self.prep)
         for place, row in enumerate(self.rows[index]):
-            found, status_B[place] = self._one(row)
-            if found is not None:
-                pixels_BCHW[place] = pipeline(self.prep)(found.image)
-                ignored_B[place] = bool(found.ignored)
-        return pixels_BCHW, status_B, ignored_B
+            put(found, place, self.prep, *self._one(row))
+        return found
 
     def _one(self, row: int) -> tuple[Picture | None, int]:
         """The picture of a row, or None, and its status."""
+        data, status = contents(self.read, row, self.sha256[row])
+        return pictures_of(data, [self.prep])[0] if status == OK else (None, status)
+
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def empty(batch: int, prep: Preprocess) -> Batch:
+    """A batch of black images, all OK."""
+    return (
+        torch.zeros(batch, 3, prep.crop, prep.crop, dtype=torch.uint8),
+        torch.zeros(batch, dtype=torch.uint8),
+        torch.zeros(batch, dtype=torch.bool),
+    )
+
+
+def put(batch: Batch, place: int, prep: Preprocess, found: Picture | None, status: int) -> None:
+    """A picture, or why there is none, where it belongs in a batch."""
+    pixels_BCHW, status_B, ignored_B = batch
+    status_B[place] = status
+    if found is not None:
+        pixels_BCHW[place] = pipeline(prep)(found.image)
+        ignored_B[place] = bool(found.ignored)
+
+
+def contents(read: Callable[[int], bytes], row: int, sha256: str) -> tuple[bytes, int]:
+    """The bytes of a row's file and OK, or b"" and the status, where it is not what was listed."""
+    try:
+        data = read(row)
+    except FileTooLargeError:
+        return b"", TOO_LARGE
+    except OSError:
+        return b"", MISSING
+    if hashlib.sha256(data).hexdigest() != sha256:
+        return b"", MISSING
+    return data, OK
+
+
+def pictures_of(data: bytes, preps: Sequence[Preprocess]) -> list[tuple[Picture | None, int]]:
+    """For each of them the picture in a file and OK, or None and the status; decoded once for all
+    that read it in the same way."""
+    read: dict[tuple[int, Rules], Picture | NotReadError] = {}
+    found: list[tuple[Picture | None, int]] = []
+    for prep in preps:
+        how = (prep.pixels, rules_of(prep))
+        if how not in read:
+            read[how] = _attempt(data, *how)
         try:
-            data = self.read(row)
-        except FileTooLargeError:
-            return None, TOO_LARGE
-        except OSError:
-            return None, MISSING
-        if hashlib.sha256(data).hexdigest() != self.sha256[row]:
-            return None, MISSING
-        try:
-            return picture(data, self.prep), OK
+            found.append((_scalable(read[how], prep), OK))
         except NotReadError as error:
-            return None, STATUS.index(error.status)
+            found.append((None, STATUS.index(error.status)))
+    return found
+
+
+def _attempt(data: bytes, version: int, rules: Rules) -> Picture | NotReadError:
+    try:
+        return pixels.VERSIONS[version](data, rules)
+    except NotReadError as error:
+        return error
+
+
+def _scalable(found: Picture | NotReadError, prep: Preprocess) -> Picture:
+    if isinstance(found, NotReadError):
+        raise found
+    _refuse_unscalable(*found.image.size, prep)
+    return found
 
 
 @dataclass
@@ -137,13 +187,15 @@ class Profiles:
     count: int = 0
     row: int = -1
 
-    def watch(self, loader: Iterable, rows: Sequence[Sequence[int]]) -> Iterator:
-        """The batches of `loader`, which are of these rows."""
-        for batch, part in zip(loader, rows, strict=True):
-            places = torch.nonzero(batch[2]).flatten().tolist()
-            if places and not self.count:
-                self.row = part[places[0]]
-            self.count += len(places)
+    def watch(self, arrived: Iterable, rows: Iterable[Sequence[int]]) -> Iterator:
+        """The batches that arrive, which are of these rows; None is handed on."""
+        parts = iter(rows)
+        for batch in arrived:
+            if batch is not None:
+                part, places = next(parts), torch.nonzero(batch[2]).flatten().tolist()
+                if places and not self.count:
+                    self.row = part[places[0]]
+                self.count += len(places)
             yield batch
 
     def say(self, name: str, keys: Sequence[str], read: Callable[[int], bytes]) -> None:

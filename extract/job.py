@@ -4,13 +4,14 @@ Shard i belongs to process i % devices, so no two ever write the same file. A `J
 process is told; each loads its own model.
 """
 
+import contextlib
 import ctypes
 import functools
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,11 @@ from cache_specs.items import Items
 from cache_specs.spec import ViewSpec
 from extract import bad_images, canary
 from extract.data.readers import Reader
-from extract.embed import embed, embedded, shard_work
+from extract.embed import ShardWork, embed, embedded, shard_work
 from extract.images import Batches, Profiles, why_not
 from extract.models import backbones
 from extract.reuse import Known
-from extract.stream import arriving, load
+from extract.stream import Batch, arriving, load
 from extract.workers import begin_workers, workers_of
 
 PR_SET_PDEATHSIG = 1
@@ -61,22 +62,27 @@ def embed_all(job: Job, backbone: backbones.Backbone | None) -> bool:
     needed."""
     if not job.known.lacks(job.view, job.view.pending()):  # copying needs no devices
         job = replace(job, devices=job.devices[:1])
-    alone = len(job.devices) == 1
-    asked: Any = threading.Event()
-    if not alone:
-        asked = torch.multiprocessing.get_context("spawn").Event()
-    under_way = "this shard is finished" if alone else "each process finishes its shard"
-    kept = f"stopped at once; finished shards are kept in {job.view.folder}"
+    if len(job.devices) == 1:
+        with until_asked("this shard is finished", job.view.folder) as stopping:
+            _embed_part(job, 0, stopping, backbone)
+            return stopping()
+    asked = torch.multiprocessing.get_context("spawn").Event()
+    with until_asked("each process finishes its shard", job.view.folder, asked) as stopping:
+        _embed_in_processes(job, asked)
+        return stopping()
+
+
+@contextlib.contextmanager
+def until_asked(under_way: str, kept: Path, asked: Any = None) -> Generator[Callable[[], bool]]:
+    """Yields stopping(): has Ctrl-C been pressed? Again, it stops at once. kept: where the finished
+    shards are."""
+    asked = asked or threading.Event()
     with heeded(
         asked.set,
         f"stopping: {under_way} first (Ctrl-C again drops it)",
-        f"{kept}\nTo go on, type: {typed()}",
+        f"stopped at once; finished shards are kept in {kept}\nTo go on, type: {typed()}",
     ):
-        if alone:
-            _embed_part(job, 0, asked.is_set, backbone)
-        else:
-            _embed_in_processes(job, asked)
-    return asked.is_set()
+        yield asked.is_set
 
 
 def _embed_in_processes(job: Job, asked: Any) -> None:
@@ -120,39 +126,99 @@ def _embed_part(
     job: Job, part: int, stopping: Callable[[], bool], backbone: backbones.Backbone | None
 ) -> None:
     """Embed the shards that belong to process `part`, on its device, until `stopping()`."""
-    view, batch = job.view, job.view.attributes["provenance"]["batch"]
     device, count = job.devices[part], len(job.devices)
     if count > 1 and device == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
-    works, batches = [], []
-    for shard in view.pending():
-        if shard % count == part:
-            works.append(shard_work(view, shard, job.known, batch))
-            batches += works[-1].batches
-    todo = sum(map(len, batches))
-    why = functools.partial(why_not, job.read, job.spec.preprocess)
-    workers = workers_of(job.workers, todo, device, count)
+    share = share_of(job, part)
+    workers = workers_of(job.workers, share.todo, device, count)
     if workers:
         begin_workers()  # while the model is loaded
-    model = _loaded(job, device, backbone) if todo else None
-    profiles = Profiles()
-    with Progress(*_shown(job, part, todo), live=view.folder / f"progress-{part}.json") as progress:
-        computed = iter(())
+    model = share.model(backbone)
+    images = Batches(job.read, job.items.sha256, job.spec.preprocess, share.batches, share.batch)
+    with share.progress() as progress:
+        arrived = arriving(load(images, workers, device)) if share.todo else iter(())
+        for _ in share.walk(arrived, model, progress, stopping):
+            pass
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process embeds of a view, on its device: the shards of `works`, whose `batches` are
+    computed."""
+
+    job: Job
+    part: int
+    works: list[ShardWork]
+
+    @property
+    def device(self) -> str:
+        return self.job.devices[self.part]
+
+    @property
+    def batch(self) -> int:
+        return self.job.view.attributes["provenance"]["batch"]
+
+    @functools.cached_property
+    def batches(self) -> list[list[int]]:
+        found = []
+        for work in self.works:
+            found += work.batches
+        return found
+
+    @property
+    def todo(self) -> int:
+        """Rows."""
+        return sum(map(len, self.batches))
+
+    def model(self, loaded: backbones.Backbone | None) -> backbones.Backbone | None:
+        """The model, compiled where the view was begun so: one that goes on gets the same bytes."""
+        if not self.todo:
+            return None
+        if loaded is None:
+            loaded = backbones.load_backbone(self.job.spec, self.job.files, self.device)
+        made = self.job.view.attributes["provenance"]
+        if made.get("compile"):
+            canary.compile_model(loaded, made["batch"], self.job.spec, self.device)
+        return loaded
+
+    def progress(self, whole: Progress | None = None) -> Progress:
+        live = self.job.view.folder / f"progress-{self.part}.json"
+        return Progress(*_shown(self.job, self.part, self.todo), live=live, whole=whole)
+
+    def walk(
+        self,
+        arrived: Iterable[Batch | None],
+        model: backbones.Backbone | None,
+        progress: Progress,
+        stopping: Callable[[], bool],
+    ) -> Iterator[None]:
+        """Write the shards, a step a batch. arrived: the decoded batches. After any shard, once
+        `stopping()` is true, the others stay pending."""
+        job, profiles, computed = self.job, Profiles(), iter(())
+        why = functools.partial(why_not, job.read, job.spec.preprocess)
         if model is not None:
-            images = Batches(job.read, job.items.sha256, job.spec.preprocess, batches, batch)
-            arrived = profiles.watch(arriving(load(images, workers, device)), batches)
-            computed = embedded(arrived, model, device, progress.clock)
-        with within_memory(
-            f"batches of {batch} of {job.spec.name} on {device}", *_less(job, device)
-        ):
-            embed(
-                works,
+            images = profiles.watch(arrived, self.batches)
+            computed = embedded(images, model, self.device, progress.clock)
+        what = f"batches of {self.batch} of {job.spec.name} on {self.device}"
+        with within_memory(what, *_less(job, self.device)):
+            yield from embed(
+                self.works,
                 computed,
                 progress,
-                look=lambda: bad_images.enforce(view, job.items, job.max_bad, why),
+                look=lambda: bad_images.enforce(job.view, job.items, job.max_bad, why),
                 stopping=stopping,
             )
-    profiles.say(view.name, job.items.keys, job.read)
+        profiles.say(job.view.name, job.items.keys, job.read)
+
+
+def share_of(job: Job, part: int = 0) -> Share:
+    """What belongs to process `part`."""
+    works = []
+    for shard in job.view.pending():
+        if shard % len(job.devices) == part:
+            batch = job.view.attributes["provenance"]["batch"]
+            works.append(shard_work(job.view, shard, job.known, batch))
+    return Share(job, part, works)
 
 
 def _less(job: Job, device: str) -> tuple[str, dict[str, str | None]]:
@@ -165,16 +231,6 @@ def _less(job: Job, device: str) -> tuple[str, dict[str, str | None]]:
         f"{job.view.folder} was begun with this batch and keeps it. {free_memory(device)}; then "
         "type the same command"
     ), {}
-
-
-def _loaded(job: Job, device: str, backbone: backbones.Backbone | None) -> backbones.Backbone:
-    """The model, compiled where the view was begun so: one that goes on gets the same bytes."""
-    if backbone is None:
-        backbone = backbones.load_backbone(job.spec, job.files, device)
-    made = job.view.attributes["provenance"]
-    if made.get("compile"):
-        canary.compile_model(backbone, made["batch"], job.spec, device)
-    return backbone
 
 
 def _shown(job: Job, part: int, todo: int) -> tuple[str, int, int]:

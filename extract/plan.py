@@ -32,9 +32,16 @@ SECONDS = 5.0  # for which batches are timed
 
 
 def plan(config: ExtractConfig, told: dict[str, Any]) -> None:
-    """Print the plan of an extraction, and put it into `told` for --json. Raises CoviewError where
-    the run itself would refuse to begin."""
-    ready = prepare(config, fetch=False)
+    """Print the plan of an extraction, of each view, and put it into `told` for --json. Raises
+    CoviewError where the run itself would refuse to begin."""
+    readies = prepare(config, fetch=False)
+    plans = [_plan(ready) for ready in readies]
+    told |= plans[0] if len(plans) == 1 else {"dry_run": True, "views": plans}
+    log.info(f"Nothing is written. To begin, type: {typed(without='--dry-run')}")
+
+
+def _plan(ready: Ready) -> dict[str, Any]:
+    """What is ahead of a view."""
     spec, items, here = ready.spec, ready.items, bool(ready.files)
     dataset = ready.cache / items.folder_name
     for line in next_version(ready.cache, items, ready.source, ready.changed)[2]:
@@ -53,7 +60,7 @@ def plan(config: ExtractConfig, told: dict[str, Any]) -> None:
     if known.donors and write.pending:
         copied = f" (the same images in other data sets: {known})"
     rate, seconds, how = _rate(ready, todo)
-    told |= {
+    told = {
         "dry_run": True,
         "view": spec.name,
         "dataset": items.name,
@@ -81,7 +88,7 @@ def plan(config: ExtractConfig, told: dict[str, Any]) -> None:
         about = f"{'about' if here else 'at least'} {clock_text(math.ceil(seconds))}"
     log.info(f"time: {about} on {', '.join(ready.flags.devices)}, {how}")
     ahead.refuse_small_disk(write, shown, ready.cache)
-    log.info(f"Nothing is written. To begin, type: {typed(without='--dry-run')}")
+    return told
 
 
 def _missing(known: reuse.Known, write: ahead.Ahead, n: int) -> int:

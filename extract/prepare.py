@@ -22,7 +22,7 @@ from extract.data.suspects import warn_of_classes, warn_of_copies, warn_of_words
 from extract.depth import warn_of_depth
 from extract.images import why_not
 from extract.models.leaks import refuse_labels
-from extract.models.weights import find_weights
+from extract.models.weights import find_weights, weights_of_each
 from extract.settings import check
 
 
@@ -60,16 +60,15 @@ class Ready:
         return why_not(self.dataset.read, self.spec.preprocess, row)
 
 
-def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
-    """Check the settings, find (or `fetch`) the weights, hash the images. Raises CoviewError."""
-    spec, cache = check(config), Path(config.cache)
+def prepare(config: ExtractConfig, fetch: bool = True) -> list[Ready]:
+    """Check the settings, find (or `fetch`) the weights, hash the images: of each view. Raises
+    CoviewError."""
+    specs, cache = check(config), Path(config.cache)
     where = devices(config.device, config.gpus)
-    if not config.allow_leak:
-        refuse_labels(spec, config.weights)
-    commit = kept_commit(cache, spec, config.data)
-    files, weights_sha256 = find_weights(spec, config.weights, fetch, commit)
-    if not config.allow_leak:
-        refuse_labels(spec, config.weights, files)
+    weights = weights_of_each(specs, config.weights)
+    found = []
+    for spec, place in zip(specs, weights, strict=True):
+        found.append(_weights(spec, place, config, fetch))
     _refuse_cached_name(cache, config.data)
     data = os.path.expanduser(config.data)
     source = source_path(config.data)
@@ -83,12 +82,25 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
     warn_of_copies(items)
     warn_of_classes(items)
     warn_of_words(items)
-    warn_of_depth(items, dataset.read, spec)
+    for spec in specs:
+        warn_of_depth(items, dataset.read, spec)
     rows = min(config.shard_rows, len(items)) or default_rows(len(items))
     flags = Flags(where, config.batch, config.compile, config.workers, rows, config.max_bad)
-    return Ready(
-        spec, files, weights_sha256, dataset, items, seen, cache, source, config.changed, flags
-    )
+    same = (dataset, items, seen, cache, source, config.changed, flags)
+    return [Ready(spec, *files, *same) for spec, files in zip(specs, found, strict=True)]
+
+
+def _weights(
+    spec: ViewSpec, place: str | None, config: ExtractConfig, fetch: bool
+) -> tuple[dict[str, Path], str]:
+    """The view's weight files and their sha256."""
+    if not config.allow_leak:
+        refuse_labels(spec, place)
+    commit = kept_commit(Path(config.cache), spec, config.data)
+    files, sha256 = find_weights(spec, place, fetch, commit)
+    if not config.allow_leak:
+        refuse_labels(spec, place, files)
+    return files, sha256
 
 
 def kept_commit(cache: Path, spec: ViewSpec, data: str) -> str:

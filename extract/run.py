@@ -1,9 +1,11 @@
-"""One extraction from its settings to a sealed view: look, begin, confirm, embed, seal."""
+"""One extraction from its settings to sealed views: look, begin, confirm, embed, seal."""
 
+import contextlib
 import functools
 import logging
 import platform
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +25,12 @@ from extract import ahead, bad_images, canary, reuse
 from extract.config import ExtractConfig
 from extract.equal import Equal, blocks_of, equal_rows
 from extract.images import how_alike
-from extract.job import Job, embed_all
+from extract.job import Job
 from extract.models import backbones
 from extract.models.weights import commit_of
 from extract.prepare import Ready, prepare
 from extract.reuse import Known
+from extract.together import embed_together
 from extract.workers import begin_workers, workers_of
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -102,39 +105,79 @@ class LazyModel:
 
 
 def run(config: ExtractConfig, told: dict[str, Any] | None = None) -> View:
-    """Extract one view; return it, finished; what --json says of it is put into `told`. Raises
-    CoviewError."""
-    ready = prepare(config)
-    with locks.shared_lock(durable.make_folder(ready.cache), locks.USERS):
-        done = extraction(ready)
+    """Extract one view or several; return it (the last), finished; what --json says of it is put
+    into `told`. Raises CoviewError."""
+    readies = prepare(config)
+    with locks.shared_lock(durable.make_folder(readies[0].cache), locks.USERS):
+        finished = extraction(readies)
     if told is not None:
-        told |= done.told() | {"data": ready.dataset.overview().record()}
-    return done.view
+        views = [done.told() for done in finished]
+        told |= views[0] if len(views) == 1 else {"views": views}
+        told |= {"data": readies[0].dataset.overview().record()}
+    return finished[-1].view
 
 
-def extraction(ready: Ready) -> Extracted:
-    """Look, begin, confirm, embed, seal."""
-    model = LazyModel(ready)
-    folder, known = look(ready, model)
-    view = begin(ready, folder, known)
-    if view.is_complete:
-        return hit(ready, view, model)
-    with store.writer_lock(view.folder):
-        integrity.check_commits(view)
-        view = rebatched(ready, view)
-        begun = time.monotonic()
-        view, known = go_on(ready, view, known, model)
-        todo, copied = reckon(view, known)
-        confirm(ready, view, known, model, todo)
-        backbone = model.backbone if todo else None
-        embed_all(job_of(ready, view, known), backbone)
-        bad_images.enforce(view, ready.items, ready.flags.max_bad, ready.why)
-        refuse_pending(view)
-        integrity.seal(view)
-    status = integrity.check(view)
+@dataclass(frozen=True)
+class Begun:
+    """A view that is under way; todo: rows that are embedded now; since: by the clock that only
+    goes on."""
+
+    ready: Ready
+    model: LazyModel
+    view: View
+    known: Known
+    todo: int
+    copied: int
+    since: float
+
+
+def extraction(readies: Sequence[Ready]) -> list[Extracted]:
+    """Of views of one data set: look at each, begin each, embed all at once, seal each."""
+    models = [LazyModel(ready) for ready in readies]
+    looked = [look(ready, model) for ready, model in zip(readies, models, strict=True)]
+    views = [begin(ready, *one) for ready, one in zip(readies, looked, strict=True)]
+    with contextlib.ExitStack() as held:
+        under_way = []
+        for ready, model, view, (_, known) in zip(readies, models, views, looked, strict=True):
+            if not view.is_complete:
+                held.enter_context(store.writer_lock(view.folder))
+                under_way.append(go_on(ready, model, view, known))
+        embed_together(
+            [job_of(one) for one in under_way],
+            [one.model.backbone if one.todo else None for one in under_way],
+        )
+        for one in under_way:
+            seal(one)
+    finished = {one.view.folder: finish(one) for one in under_way}
+    for ready, model, view in zip(readies, models, views, strict=True):
+        if view.folder not in finished:
+            finished[view.folder] = hit(ready, view, model)
+    return [finished[view.folder] for view in views]
+
+
+def go_on(ready: Ready, model: LazyModel, view: View, known: Known | None) -> Begun:
+    """Confirm that what is computed now belongs into the view. The caller holds its lock."""
+    integrity.check_commits(view)
+    view, since = rebatched(ready, view), time.monotonic()
+    view, known = copied_into(ready, view, known, model)
+    todo, copied = reckon(view, known)
+    confirm(ready, view, known, model, todo)
+    return Begun(ready, model, view, known, todo, copied, since)
+
+
+def seal(one: Begun) -> None:
+    """Raises where shards are left, or too many images are unreadable."""
+    bad_images.enforce(one.view, one.ready.items, one.ready.flags.max_bad, one.ready.why)
+    refuse_pending(one.view)
+    integrity.seal(one.view)
+
+
+def finish(one: Begun) -> Extracted:
+    """Check what was written, and say how it went."""
+    ready, view, status = one.ready, one.view, integrity.check(one.view)
     equal = equal_rows(blocks_of(view), status == 0, ready.items.sha256)
-    done = Extracted(view, status, todo, time.monotonic() - begun, True, equal)
-    say_finished(done, copied)
+    done = Extracted(view, status, one.todo, time.monotonic() - one.since, True, equal)
+    say_finished(done, one.copied)
     bad_images.report(status, ready.items, view, ready.why)
     if equal:
         warn_of_equal(ready, equal)
@@ -224,7 +267,9 @@ def hit(ready: Ready, view: View, model: LazyModel) -> Extracted:
     return Extracted(view, status, 0, 0.0)
 
 
-def go_on(ready: Ready, view: View, known: Known | None, model: LazyModel) -> tuple[View, Known]:
+def copied_into(
+    ready: Ready, view: View, known: Known | None, model: LazyModel
+) -> tuple[View, Known]:
     """The view and what is copied into it. Where it goes on, or another run began it, that is what
     it was begun with."""
     reused = view.attributes["provenance"].get("reused", [])
@@ -265,16 +310,16 @@ def confirm(ready: Ready, view: View, known: Known, model: LazyModel, todo: int)
     canary.keep_or_compare(view, model.make, ready.items)
 
 
-def job_of(ready: Ready, view: View, known: Known) -> Job:
+def job_of(one: Begun) -> Job:
     """What the processes that embed are told."""
-    flags = ready.flags
+    ready, flags = one.ready, one.ready.flags
     return Job(
-        view,
+        one.view,
         ready.spec,
         ready.files,
         ready.dataset.read,
         ready.items,
-        known,
+        one.known,
         flags.devices,
         flags.workers,
         flags.max_bad,

@@ -4,7 +4,7 @@ import re
 import sys
 from pathlib import Path
 
-from base.errors import UsageError
+from base.errors import UNKNOWN, UsageError
 from base.phrase import quoted
 from cache_specs.lookup import spec_named
 from cache_specs.spec import ViewSpec, view_names
@@ -13,10 +13,10 @@ from extract.bad_images import allowed
 from extract.config import ExtractConfig
 
 
-def check(config: ExtractConfig, say: bool = True) -> ViewSpec:
-    """The view's spec. say: see `spec_named`. Raises UsageError for a setting that is missing or
-    makes no sense."""
-    _refuse_missing(config.view, config.data)
+def check(config: ExtractConfig, say: bool = True) -> list[ViewSpec]:
+    """The specs of the views. say: see `spec_named`. Raises UsageError for a setting that is
+    missing or makes no sense."""
+    names = names_of(config)
     least = (("--batch", config.batch, 1), ("--gpus", config.gpus, 1))
     for flag, found, lowest in (*least, ("--shard-rows", config.shard_rows, 0)):
         if found < lowest:
@@ -25,22 +25,33 @@ def check(config: ExtractConfig, say: bool = True) -> ViewSpec:
     read_as_class(config.as_class or "")
     if config.name is not None:
         _refuse_name(config.name)
-    return spec_named(Path(config.cache), config.view, config.data, config.name or "", say)
+    specs, name = [], config.name or ""
+    for view in names:
+        spec = spec_named(Path(config.cache), view, config.data, name, say)
+        if spec.name in {one.name for one in specs}:
+            raise UsageError(f"the view {spec.name!r} was named twice", {"VIEWS": UNKNOWN})
+        specs.append(spec)
+    return specs
 
 
-def _refuse_missing(view: str, data: str) -> None:
-    """Raise UsageError without VIEW or DATA, or with several views."""
-    if not view or not data:
-        what = "DATA" if view else "VIEW"
-        example = f"VIEW={view or 'clip'} DATA={quoted(data or 'photos/')}"
+def names_of(config: ExtractConfig) -> list[str]:
+    """The views that VIEW or VIEWS names, one or several each. Raises UsageError without any, or
+    without DATA."""
+    view, data = config.view or config.views, config.data
+    names = [*filter(None, map(str.strip, view.split(",")))]
+    if not names or not data:
+        what = "DATA" if names else "VIEW"
+        named = f"VIEWS={quoted(view)}" if len(names) > 1 else f"VIEW={quoted(view or 'clip')}"
         raise UsageError(
-            f"{what} is missing. Type: make extract {example}   (views: {', '.join(view_names())})"
+            f"{what} is missing. Type: make extract {named} DATA={quoted(data or 'photos/')}   "
+            f"(views: {', '.join(view_names())})"
         )
-    if "," in view:
-        lines = [f"VIEW={view}: make extract takes one view at a time. Type one after the other:"]
-        for one in filter(None, map(str.strip, view.split(","))):
-            lines.append(f"  make extract VIEW={quoted(one)} DATA={quoted(data)}")
-        raise UsageError("\n".join(lines))
+    if config.view and config.views:
+        raise UsageError(
+            f"VIEW={view} and VIEWS={config.views}: name all of them in VIEWS",
+            {"VIEW": None, "VIEWS": f"{view},{config.views}"},
+        )
+    return names
 
 
 def _refuse_name(name: str) -> None:

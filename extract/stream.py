@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from base.console import clock_text, counted
 from base.errors import RankDiedError
-from extract.images import Batches
 from extract.workers import begin_work, begin_workers
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -37,8 +36,9 @@ STUCK_S = 1800.0  # without a sign of life, until the run ends
 BUSY = 10  # ticks of the CPU (of 10 ms); less is spent by a process that only waits
 
 
-def load(batches: Batches, workers: int, device: str) -> DataLoader:
-    """The batches, decoded ahead by `workers` processes (0: by this one)."""
+def load(batches: Dataset, workers: int, device: str) -> DataLoader:
+    """The batches, decoded ahead by `workers` processes (0: by this one). An element may be a list
+    of batches, which stay together."""
     if workers:
         begin_workers()
     return DataLoader(
@@ -53,12 +53,14 @@ def load(batches: Batches, workers: int, device: str) -> DataLoader:
     )
 
 
-def hand_on(batch: Any) -> Batch:
+def hand_on(batch: Any) -> Any:
     """In the process that decoded it: the batch in shared memory, or as arrays, which go through
     the pipe. To write more to a full /dev/shm than it holds would kill the process."""
     senders = get_worker_info()
     if senders is None:
         return batch
+    if isinstance(batch, list):
+        return [hand_on(one) for one in batch]
     pixels_BCHW, status_B, ignored_B = batch
     if _room() >= ROOM * senders.num_workers * pixels_BCHW.nbytes:
         try:
@@ -77,7 +79,7 @@ def _room() -> int:
     return now.f_bavail * now.f_frsize
 
 
-def arriving(loader: DataLoader) -> Iterator[Batch]:
+def arriving(loader: DataLoader) -> Iterator[Any]:
     """The batches of a loader, in order. Raises RankDiedError where a process that decodes is dead
     or stuck."""
     batches, piped = iter(loader), False
@@ -92,11 +94,12 @@ def arriving(loader: DataLoader) -> Iterator[Batch]:
             silence.look()
             continue
         silence = Silence()
-        if isinstance(batch[0], np.ndarray) and not piped:
+        together = batch if isinstance(batch, list) else [batch]
+        if isinstance(together[0][0], np.ndarray) and not piped:
             piped = True
             _say_piped(loader.num_workers)
-        pixels, status, ignored = map(torch.as_tensor, batch)
-        yield pixels, status, ignored
+        found = [tuple(map(torch.as_tensor, one)) for one in together]
+        yield found if isinstance(batch, list) else found[0]
 
 
 def _raise_unless_late(error: Exception, workers: list[Any]) -> None:

@@ -21,7 +21,7 @@ from extract.data.datasets import Dataset
 from extract.embed import batch_rows, embedded
 from extract.images import Batches, Profiles
 from extract.models.backbones import load_backbone
-from extract.models.weights import find_weights
+from extract.models.weights import find_weights, none_below, weights_below
 from extract.stream import arriving, load
 from extract.workers import workers_of
 from predict.model import ViewRecord
@@ -84,21 +84,14 @@ def _where(views: list[ViewRecord], weights: str | None) -> list[str | None]:
     single view and of each that was trained on just these weights."""
     if weights is None:
         return [None] * len(views)
-    folder = Path(weights).expanduser()
-    found: list[str | None] = []
-    for view in views:
-        places = (folder / view.name, folder / f"{view.name}.safetensors")
-        found.append(next((str(path) for path in places if path.exists()), None))
+    names = [view.name for view in views]
+    found = weights_below(weights, names)
     if found == [None]:
         return [weights]
     if not any(found):
         found = [weights if _are_of(view, weights) else None for view in views]
     if not any(found):
-        folders = ", ".join(f"{folder / view.name}/" for view in views)
-        raise UsageError(
-            f"WEIGHTS={weights}: of several views this is a folder with a folder, or one "
-            f".safetensors file, for each whose weights lie there: {folders}; none is there"
-        )
+        raise none_below(weights, names)
     return found
 
 

@@ -5,6 +5,7 @@ import hashlib
 import logging
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download
@@ -56,6 +57,37 @@ def find_weights(
     if lost:
         raise _lost(spec, lost[0], override)
     return files, _digest(files)
+
+
+def weights_of_each(specs: Sequence[ViewSpec], override: str | None) -> list[str | None]:
+    """WEIGHTS= for each of several views: what lies below it under the view's name; of one view,
+    the thing itself. Raises UsageError where nothing lies there."""
+    if override is None or len(specs) == 1:
+        return [override] * len(specs)
+    names = [spec.name for spec in specs]
+    found = weights_below(override, names)
+    if not any(found):
+        raise none_below(override, names)
+    return found
+
+
+def weights_below(folder: str, names: Sequence[str]) -> list[str | None]:
+    """What lies in a folder under the name of each view, a folder or a .safetensors file."""
+    found: list[str | None] = []
+    for name in names:
+        own = Path(folder).expanduser() / name
+        places = (own, own.with_name(f"{name}.safetensors"))
+        found.append(next((str(path) for path in places if path.exists()), None))
+    return found
+
+
+def none_below(folder: str, names: Sequence[str]) -> UsageError:
+    places = ", ".join(f"{Path(folder).expanduser() / name}/" for name in names)
+    return UsageError(
+        f"WEIGHTS={folder}: of several views this is a folder with a folder, or one .safetensors "
+        f"file, for each whose weights lie there: {places}; none is there",
+        {"WEIGHTS": UNKNOWN},
+    )
 
 
 def _lost(spec: ViewSpec, path: Path, override: str | None) -> UsageError:

@@ -66,9 +66,9 @@ def test_extract_and_inspect_tell_of_them(tmp_path, caplog, capsys):
             noise = Image.fromarray(chance.integers(0, 256, (28, 28, 3), np.uint8))
             noise.save(photos / label / f"{number}.png")
     noise.save(photos / "b" / "again.bmp")
-    done = extraction(prepare(config(photos, tmp_path / "cache")))
+    done = extraction(prepare(config(photos, tmp_path / "cache")))[0]
     assert done.equal == Equal(2, 1, 11, 12) and done.told()["equal_images"] == 2
-    again = extraction(prepare(config(photos, tmp_path / "cache")))
+    again = extraction(prepare(config(photos, tmp_path / "cache")))[0]
     assert again.told()["hits"] == 13 and again.told()["equal_images"] is None
     assert (
         "2 images are different files, but have only 1 different embedding, first 'b/5.png' and "

@@ -790,9 +790,9 @@ def test_shards_that_are_named_are_computed_and_not_copied(world, capsys, monkey
 def test_of_two_extractions_at_once_the_one_that_looked_first_is_not_the_last_word(world):
     extract(world)
     label(world, "01.png")
-    ready = prepare(settings(world))
+    readies = prepare(settings(world))
     label(world, "10.png")
     new, _ = extract(world)
     with pytest.raises(StaleError, match="became the current version"):
-        extraction(ready)
+        extraction(readies)
     assert find_dataset(world / "cache", str(world / "photos")) == new.folder.parent
