@@ -39,8 +39,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## the whole pipeline on bundled images: extract two views, train, print a table
-	@COVIEW_MAKE='VIEW DATA' VIEW=tiny-clip DATA=digits $(PYTHON) -m coview.cli extract
-	@COVIEW_MAKE='VIEW DATA' VIEW=tiny-dinov2 DATA=digits $(PYTHON) -m coview.cli extract
+	@COVIEW_MAKE='VIEWS DATA' VIEWS=tiny-clip,tiny-dinov2 DATA=digits $(PYTHON) -m coview.cli extract
 	@COVIEW_MAKE='VIEWS DATA LABELS SEEDS RUN METHOD' VIEWS=tiny-clip,tiny-dinov2 DATA=digits LABELS=3 SEEDS=0..4 RUN=demo \
 		METHOD=supervised,label-propagation,mct,supervised-graph,mct-graph $(PYTHON) -m coview.cli train
 
@@ -50,7 +49,7 @@ views: $(STAMP)  ## list the views: width, size, arithmetic, licence, cached, to
 weights: $(STAMP)  ## the authors' checkpoint of a view to safetensors, once:  make weights VIEW=swav  [FROM=checkpoint.pth]
 	@$(COVIEW) $@ $(EXTRA)
 
-extract: $(STAMP)  ## embed images:  make extract VIEW=clip DATA=photos/  [WEIGHTS= DEVICE= GPUS= CACHE= ARGS=]
+extract: $(STAMP)  ## embed images:  make extract VIEW=clip DATA=photos/  [VIEWS=clip,dinov2 WEIGHTS= DEVICE= GPUS= CACHE= ARGS=]
 	@$(COVIEW) $@ $(EXTRA)
 
 train: $(STAMP)  ## train probes:  make train VIEWS=clip,dinov2 DATA=photos/  [LABELS= METHOD= SEEDS= DEVICE= GPUS= CACHE= RUN= ARGS=]

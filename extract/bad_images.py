@@ -72,8 +72,8 @@ def refuse(status: np.ndarray, items: Items, max_bad: str, why: Why = unknown) -
             f"{mend}"
         )
     raise DataQualityError(
-        f"{bad} images so far could not be embedded {told}; of {len(items):,} images --max-bad "
-        f"{max_bad} allows {most}:\n{listed(status, items, why)}\n"
+        f"{counted(bad, 'image')} so far could not be embedded {told}; of {len(items):,} images "
+        f"--max-bad {max_bad} allows {most}:\n{listed(status, items, why)}\n"
         f"{mend}, or allow them: ARGS='--max-bad {bad}'. "
         "What is committed is kept, and the same command goes on from there",
         instead={"--max-bad": str(bad)},

@@ -118,6 +118,16 @@ def run(config: ExtractConfig, told: dict[str, Any] | None = None) -> View:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """A view of this run: finished before, or to be gone on with. known: see `look`."""
+
+    ready: Ready
+    model: LazyModel
+    view: View
+    known: Known | None
+
+
+@dataclass(frozen=True)
 class Begun:
     """A view that is under way; todo: rows that are embedded now; since: by the clock that only
     goes on."""
@@ -133,36 +143,39 @@ class Begun:
 
 def extraction(readies: Sequence[Ready]) -> list[Extracted]:
     """Of views of one data set: look at each, begin each, embed all at once, seal each."""
-    models = [LazyModel(ready) for ready in readies]
-    looked = [look(ready, model) for ready, model in zip(readies, models, strict=True)]
-    views = [begin(ready, *one) for ready, one in zip(readies, looked, strict=True)]
+    views, under_way = opened(readies), []
     with contextlib.ExitStack() as held:
-        under_way = []
-        for ready, model, view, (_, known) in zip(readies, models, views, looked, strict=True):
-            if not view.is_complete:
-                held.enter_context(store.writer_lock(view.folder))
-                under_way.append(go_on(ready, model, view, known))
-        embed_together(
-            [job_of(one) for one in under_way],
-            [one.model.backbone if one.todo else None for one in under_way],
-        )
+        for one in views:
+            if not one.view.is_complete:
+                held.enter_context(store.writer_lock(one.view.folder))
+                under_way.append(go_on(one))
+        models = [one.model.backbone if one.todo else None for one in under_way]
+        embed_together([job_of(one) for one in under_way], models)
         for one in under_way:
             seal(one)
     finished = {one.view.folder: finish(one) for one in under_way}
-    for ready, model, view in zip(readies, models, views, strict=True):
-        if view.folder not in finished:
-            finished[view.folder] = hit(ready, view, model)
-    return [finished[view.folder] for view in views]
+    return [finished.get(one.view.folder) or hit(one) for one in views]
 
 
-def go_on(ready: Ready, model: LazyModel, view: View, known: Known | None) -> Begun:
+def opened(readies: Sequence[Ready]) -> list[Opened]:
+    """All views are looked at before the first is begun."""
+    models = [LazyModel(ready) for ready in readies]
+    looked = [look(model) for model in models]
+    found = []
+    for model, (folder, known) in zip(models, looked, strict=True):
+        view = begin(model.ready, folder, known)
+        found.append(Opened(model.ready, model, view, known))
+    return found
+
+
+def go_on(one: Opened) -> Begun:
     """Confirm that what is computed now belongs into the view. The caller holds its lock."""
-    integrity.check_commits(view)
-    view, since = rebatched(ready, view), time.monotonic()
-    view, known = copied_into(ready, view, known, model)
+    integrity.check_commits(one.view)
+    view, since = rebatched(one.ready, one.view), time.monotonic()
+    view, known = copied_into(one.ready, view, one.known, one.model)
     todo, copied = reckon(view, known)
-    confirm(ready, view, known, model, todo)
-    return Begun(ready, model, view, known, todo, copied, since)
+    confirm(one.ready, view, known, one.model, todo)
+    return Begun(one.ready, one.model, view, known, todo, copied, since)
 
 
 def seal(one: Begun) -> None:
@@ -184,9 +197,10 @@ def finish(one: Begun) -> Extracted:
     return done
 
 
-def look(ready: Ready, model: LazyModel) -> tuple[Path, Known | None]:
+def look(model: LazyModel) -> tuple[Path, Known | None]:
     """The data set's folder, with its item list, and what other views hold of a new one; None for
     one that was begun. All that may be refused is refused before a view's folder is made."""
+    ready = model.ready
     items, spec = ready.items, ready.spec
     ahead.begun(folder_of(ready.cache, items, ready.source), ready)  # refused with the old labels
     folder = write_items(ready.cache, items, ready.source, ready.changed, ready.seen)
@@ -253,8 +267,9 @@ def rebatched(ready: Ready, view: View) -> View:
     return store.open_view(view.folder)
 
 
-def hit(ready: Ready, view: View, model: LazyModel) -> Extracted:
+def hit(one: Opened) -> Extracted:
     """A view that is finished: undamaged, and what is computed now."""
+    ready, view, model = one.ready, one.view, one.model
     status = integrity.check(view)
     has_canary = (view.folder / "canary.json").exists()
     with nullcontext() if has_canary else store.writer_lock(view.folder):

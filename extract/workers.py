@@ -20,7 +20,7 @@ FEW = 20_000  # images that one process decodes as fast as a model on the CPU wa
 def begin_workers() -> None:
     """Begin the process that decode workers are forked from, which imports what they need, once. It
     takes seconds, so call it early; again, it does nothing."""
-    multiprocessing.set_forkserver_preload(["coview", "extract.stream"])
+    multiprocessing.set_forkserver_preload(["coview", "extract.units"])
     with safe_path():
         forkserver.ensure_running()
 

@@ -123,10 +123,10 @@ def test_a_printed_command_means_what_was_typed_and_runs_nothing_else(
             ),
         ),
         (
-            ("extract", "VIEWS=clip", "DATA=digits"),
+            ("verify", "VIEWS=clip", "DATA=digits"),
             (
-                "make extract takes no VIEWS; did you mean 'VIEW'. Type: "
-                "make extract VIEW=clip DATA=digits   (names: VIEW, "
+                "make verify takes no VIEWS; did you mean 'VIEW'. Type: "
+                "make verify VIEW=clip DATA=digits   (names: VIEW, "
             ),
         ),
         (

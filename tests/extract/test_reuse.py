@@ -430,11 +430,8 @@ def test_a_donor_of_several_processes_is_the_same(photos, tmp_path):
         ({"name": "photos-1d655206"}, "looks like the folder of a version of 'photos'"),
         ({"data": "zzzzzzzz"}, "there is no such folder. DATA may be"),
         (
-            {"view": "clip, dinov2"},
-            (
-                "one view at a time. Type one after the other:\n"
-                "  make extract VIEW=clip DATA=photos\n  make extract VIEW=dinov2 DATA=photos"
-            ),
+            {"view": "tiny-clip, tiny-clip"},
+            "the view 'tiny-clip' was named twice",
         ),
     ],
 )
