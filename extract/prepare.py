@@ -22,7 +22,7 @@ from extract.data.suspects import warn_of_classes, warn_of_copies, warn_of_words
 from extract.depth import warn_of_depth
 from extract.images import why_not
 from extract.models.leaks import refuse_labels
-from extract.models.weights import find_weights, weights_of_each
+from extract.models.weights import find_weights, of_several, weights_of_each
 from extract.settings import check
 
 
@@ -68,7 +68,10 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> list[Ready]:
     weights = weights_of_each(specs, config.weights)
     found = []
     for spec, place in zip(specs, weights, strict=True):
-        found.append(_weights(spec, place, config, fetch))
+        try:
+            found.append(_weights(spec, place, config, fetch))
+        except UsageError as error:
+            raise of_several(error, len(specs), spec.name, config.weights) from error
     _refuse_cached_name(cache, config.data)
     data = os.path.expanduser(config.data)
     source = source_path(config.data)

@@ -1,10 +1,12 @@
 """Do the settings of an extraction make sense? Asked before anything is imported or looked at."""
 
+import contextlib
 import re
 import sys
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
-from base.errors import UNKNOWN, UsageError
+from base.errors import UNKNOWN, CoviewError, UsageError
 from base.phrase import quoted
 from cache_specs.lookup import spec_named
 from cache_specs.spec import ViewSpec, view_names
@@ -27,11 +29,25 @@ def check(config: ExtractConfig, say: bool = True) -> list[ViewSpec]:
         _refuse_name(config.name)
     specs, name = [], config.name or ""
     for view in names:
-        spec = spec_named(Path(config.cache), view, config.data, name, say)
+        with one_of(names, view):
+            spec = spec_named(Path(config.cache), view, config.data, name, say)
         if spec.name in {one.name for one in specs}:
             raise UsageError(f"the view {spec.name!r} was named twice", {"VIEWS": UNKNOWN})
         specs.append(spec)
     return specs
+
+
+@contextlib.contextmanager
+def one_of(names: Sequence[str], view: str) -> Generator[None]:
+    """An error that would have another VIEW means this one of several."""
+    try:
+        yield
+    except CoviewError as error:
+        meant = error.instead.get("VIEW")
+        if meant and len(names) > 1:
+            all_of_them = [meant if name == view else name for name in names]
+            error.instead |= {"VIEW": None, "VIEWS": ",".join(all_of_them)}
+        raise
 
 
 def names_of(config: ExtractConfig) -> list[str]:

@@ -21,7 +21,7 @@ from extract.data.datasets import Dataset
 from extract.embed import batch_rows, embedded
 from extract.images import Batches, Profiles
 from extract.models.backbones import load_backbone
-from extract.models.weights import find_weights, none_below, weights_below
+from extract.models.weights import find_weights, none_below, of_several, weights_below
 from extract.stream import arriving, load
 from extract.workers import workers_of
 from predict.model import ViewRecord
@@ -44,7 +44,7 @@ def backbones(views: list[ViewRecord], weights: str | None) -> list[Backbone]:
         try:
             files, sha256 = find_weights(spec, where, commit=view.weights_commit)
         except UsageError as error:
-            raise _of_several(error, views, view.name, weights) from error
+            raise of_several(error, len(views), view.name, weights) from error
         if sha256 != view.weights_sha256:
             raise StaleError(
                 f"the weights of {view.name!r} are not those that the model was trained on: sha256 "
@@ -100,19 +100,6 @@ def _are_of(view: ViewRecord, weights: str) -> bool:
         return find_weights(spec_of(view), weights)[1] == view.weights_sha256
     except UsageError:
         return False
-
-
-def _of_several(
-    error: UsageError, views: list[ViewRecord], name: str, weights: str | None
-) -> UsageError:
-    """The error, and what WEIGHTS is where the model has several views: no view's own folder."""
-    if len(views) == 1 or "WEIGHTS" not in f"{error} {error.instead}":
-        return error
-    given = f"; {weights} holds neither" if weights else ""
-    return UsageError(
-        f"{error}. Of several views WEIGHTS=FOLDER holds {name}/ or {name}.safetensors{given}",
-        error.instead,
-    )
 
 
 def embed_images(

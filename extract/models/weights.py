@@ -90,6 +90,17 @@ def none_below(folder: str, names: Sequence[str]) -> UsageError:
     )
 
 
+def of_several(error: UsageError, views: int, name: str, weights: str | None) -> UsageError:
+    """The error, and what WEIGHTS is where there are several views: no view's own folder."""
+    if views == 1 or "WEIGHTS" not in f"{error} {error.instead}":
+        return error
+    given = f"; {weights} holds neither" if weights else ""
+    return UsageError(
+        f"{error}. Of several views WEIGHTS=FOLDER holds {name}/ or {name}.safetensors{given}",
+        error.instead,
+    )
+
+
 def _lost(spec: ViewSpec, path: Path, override: str | None) -> UsageError:
     told = f"the view {spec.name!r} needs the file {path}, which is not there"
     if override is not None:

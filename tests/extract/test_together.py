@@ -216,6 +216,16 @@ def test_no_view_looks_far_ahead():
             {"VIEW": None, "VIEWS": "tiny-clip,tiny-dinov2"},
         ),
         ({"views": "tiny-clip, tiny-clip"}, "the view 'tiny-clip' was named twice", None),
+        (
+            {"views": "tiny-clp,tiny-dinov2"},
+            "no view 'tiny-clp'; did you mean 'tiny-clip'",
+            {"VIEW": None, "VIEWS": BOTH},
+        ),
+        (
+            {"views": "clip,tiny-clip"},
+            "Of several views WEIGHTS=FOLDER holds clip/ or clip.safetensors",
+            {},
+        ),
         ({"views": " , "}, "VIEW is missing. Type: make extract VIEW=", None),
         ({"views": BOTH, "data": ""}, f"DATA is missing. Type: make extract VIEWS={BOTH} D", None),
         ({"views": BOTH, "weights": "w"}, "a folder with a folder, or one .safetensors", None),
