@@ -1,7 +1,7 @@
 # Coview: embed images once with frozen foundation models, then co-train probes on the cache.
 
 .DEFAULT_GOAL := help
-COMMANDS := help setup demo views weights extract train predict export-model sweep verify repair import export status gc test test-all check-gpu bench-cache bench-extract bench-train bench-methods lock clean report compare inspect doctor
+COMMANDS := help setup demo views weights extract train predict export-model sweep verify repair import export status gc test test-all check-gpu bench-cache bench-models bench-extract bench-train bench-methods lock clean report compare inspect doctor
 .PHONY: $(COMMANDS)
 SHELL := /bin/bash
 VENV := .venv
@@ -106,7 +106,10 @@ check-gpu: $(STAMP)  ## the checks that need a CUDA GPU, in one call
 bench-cache: $(STAMP)  ## reading speed of the cache against other readers and the machine's limits, in minutes
 	@$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --editable '.[bench]' && $(PYTHON) bench/bench_cache.py $(EXTRA)
 
-bench-extract: $(STAMP)  ## backbones at real size, random weights: images/s and memory  [ARGS='--views clip,mae']
+bench-models: $(STAMP)  ## backbones at real size, random weights: images/s and memory  [ARGS='--views clip,mae']
+	@$(PYTHON) bench/bench_models.py $(EXTRA)
+
+bench-extract: $(STAMP)  ## make extract beside its limits and other loops, in minutes  [ARGS='--views tiny-clip,mine.toml']
 	@$(PYTHON) bench/bench_extract.py $(EXTRA)
 
 bench-train: $(STAMP)  ## speed of a training step against its matrix products, the original and live backbones, in minutes

@@ -1,26 +1,27 @@
-"""The backbones alone, at their real size with random weights, and `make extract` of JPEG files
-beside its two limits: make bench-extract
+"""`make extract`, from the first image to the sealed view, beside its two limits and two rivals, in
+one interleaved run: make bench-extract   or
 
-    python bench/bench_extract.py [--views clip,mae] [--device cpu]
-    python bench/bench_extract.py --views dinov2-l14 --images 16384 --workers 8,16
+    python bench/bench_extract.py [--views tiny-clip,vit.toml] [--images 512] [--size 500x375]
 
-No checkpoint is needed: how fast a model is does not depend on its weights. Pixels are on the
-device; a figure is the median over the rounds of images a second, with [lowest to highest]; memory
-is the device's peak, without the library's own. On a GPU batches of 256 (of 32 at 960 pixels), the
-spec's compute dtype; on the CPU one image, which takes minutes for all views. Prints a table and
-writes bench/results/extract.json.
+    coview        the command, in the seconds that it reports; its process's start is not in them
+    model         the model alone, on pixels that are there (the command's batch)
+    decoding      the command's decoding alone: read, hash, decode, scale
+    plain loop    what a user would write: torchvision's ImageFolder and transforms, a DataLoader
+                  with a worker a core and batches of 64, the same model in float32
+    thingsvision  a published extractor, in an environment of its own (--peer PYTHON; of timm's
+                  models, with random weights)
 
-With --images, of views that timm builds: that many photographs of 500 x 375 pixels (crops of
-scikit-learn's two, JPEG at quality 90) are embedded by the command, from the first image to the
-sealed view, in turns with its parts: decoding alone (the same workers, no model) and the model
-alone (the table above).
+Each turn is a process of its own, so that nobody gains from another's memory. Of a view whose
+weights are not in --weights FOLDER (FOLDER/VIEW.safetensors) they are random: how fast a model is
+does not depend on them. Photographs are crops of scikit-learn's two, JPEG at quality 90. Prints a
+table of images/s, median [lowest to highest], and writes bench/results/extract.json.
 """
 
 import argparse
-import concurrent.futures
 import datetime
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -28,136 +29,106 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from bench_cache import machine, spread
-
-from cache_specs.spec import ViewSpec, load_spec, view_names
-from extract.models.backbones import Backbone
-from extract.models.timm_backend import build_timm, timm_features
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+LIMITS, RIVALS = ("model", "decoding"), ("plain loop", "thingsvision")
+PLAIN_BATCH = 64
 
 
-def random_backbone(spec: ViewSpec) -> Backbone:
-    """The view's model as extraction has it, but for its weights: any that keep the numbers of a
-    pass finite."""
-    if spec.backend == "timm":
-        model = build_timm(spec)
-        return Backbone(model, timm_features(model, spec), spec)
-    if spec.backend == "open_clip":
-        import open_clip
-
-        model = open_clip.create_model(
-            spec.architecture, load_weights=False, pretrained_image=False, pretrained_text=False
-        ).visual
-        model.proj = None
-        return Backbone(model, model, spec)
-    import transformers
-
-    model = getattr(transformers, spec.architecture)._from_config(config_of(spec))
-    features = {
-        "pooled": lambda out: out.pooler_output,
-        "cls": lambda out: out.last_hidden_state[:, 0],
-    }[spec.output]
-    return Backbone(
-        model, lambda images: features(model(pixel_values=images, **spec.arguments)), spec
-    )
-
-
-def config_of(spec: ViewSpec) -> Any:
-    """What the hub's config.json says of the bundled transformers views."""
-    import transformers
-
-    return {
-        "Dinov2WithRegistersModel": lambda: transformers.Dinov2WithRegistersConfig(
-            hidden_size=1024,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            image_size=518,
-            patch_size=14,
-        ),
-        "Blip2VisionModel": lambda: transformers.Blip2VisionConfig(initializer_range=0.02),
-        "AlignVisionModel": transformers.AlignVisionConfig,
-        "Owlv2VisionModel": lambda: transformers.Owlv2VisionConfig(
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            image_size=960,
-            patch_size=16,
-        ),
-    }[spec.architecture]()
-
-
-def measure(spec: ViewSpec, device: torch.device, rounds: int) -> dict[str, Any]:
-    torch.manual_seed(0)
-    with device:  # random weights are drawn there
-        backbone = random_backbone(spec).to(device)
-    side = spec.preprocess.crop
-    cuda = device.type == "cuda"
-    batch = (256 if side < 500 else 32) if cuda else 1
-    pixels = torch.randint(
-        256, (batch, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    ).to(device)
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-    seconds = []
-    with torch.inference_mode():
-        for number in range(rounds + 1):  # the first warms up
-            if cuda:
-                torch.cuda.synchronize(device)
-            begun = time.perf_counter()
-            emb_BD = backbone(pixels)
-            if cuda:
-                torch.cuda.synchronize(device)
-            if number:
-                seconds.append(time.perf_counter() - begun)
-    return {
-        "parameters": sum(p.numel() for p in backbone.parameters()),
-        "width": emb_BD.shape[1],
-        "finite": bool(torch.isfinite(emb_BD).all()),
-        "batch": batch,
-        "images_per_s": spread([batch / s for s in seconds]),
-        "dtype": spec.compute_dtype,
-        "GB": torch.cuda.max_memory_allocated(device) / 1e9 if cuda else None,
-        "TFLOPS": 2 * spec.about.gmacs * batch / min(seconds) / 1e3 if spec.about else None,
-    }
-
-
-# --- the whole command
-
-
-def photographs(folder: Path, count: int) -> Path:
-    """`count` different JPEG files of 500 x 375 pixels."""
-    parts = [range(start, min(start + 256, count)) for start in range(0, count, 256)]
-    folder.mkdir()
-    with concurrent.futures.ProcessPoolExecutor() as pool:
-        list(pool.map(write_photographs, [folder] * len(parts), parts))
-    return folder
-
-
-def write_photographs(folder: Path, numbers: range) -> None:
+def photographs(folder: Path, count: int, width: int, height: int) -> Path:
+    """`count` different JPEG files of two classes, in folder/a and folder/b."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
     photos = [Image.fromarray(image) for image in load_sample_images().images]
-    for number in numbers:
+    for number in range(count):
         draws = np.random.default_rng(number)
         photo = photos[number % 2]
-        left, top = draws.integers(photo.width - 500), draws.integers(photo.height - 375)
-        photo.crop((left, top, left + 500, top + 375)).rotate(draws.uniform(-5, 5)).save(
-            folder / f"{number:07}.jpg", quality=90
+        zoom = max(1.0, 1.1 * width / photo.width, 1.1 * height / photo.height)
+        photo = photo.resize((int(photo.width * zoom), int(photo.height * zoom)))
+        left = int(draws.integers(photo.width - width))
+        top = int(draws.integers(photo.height - height))
+        path = folder / "ab"[number % 2] / f"{number:07}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        turned = photo.rotate(draws.uniform(-5, 5))
+        turned.crop((left, top, left + width, top + height)).save(path, quality=90)
+    return folder
+
+
+def weights_for(view: str, given: Path | None, folder: Path) -> str | None:
+    """WEIGHTS= of a view: what lies in `given`, random ones in `folder`, or None for its own."""
+    from cache_specs.spec import load_spec
+
+    spec = load_spec(view)
+    if given and (given / f"{spec.name}.safetensors").exists():
+        return str(given / f"{spec.name}.safetensors")
+    if spec.weights.path is not None:
+        return None
+    place = folder / spec.name
+    if not place.exists():
+        place.mkdir()
+        save_random(spec, place)
+    return str(place)
+
+
+def save_random(spec: Any, folder: Path) -> None:
+    """Weights of a view as its library would save them."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    if spec.backend == "transformers":
+        import transformers
+        from bench_models import config_of
+
+        getattr(transformers, spec.architecture)._from_config(config_of(spec)).save_pretrained(
+            folder
         )
+        return
+    if spec.backend == "open_clip":
+        import open_clip
+
+        model = open_clip.create_model(
+            spec.architecture, load_weights=False, pretrained_image=False, pretrained_text=False
+        )
+    else:
+        from extract.models.timm_backend import build_timm
+
+        model = build_timm(spec)
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(state, folder / spec.weights.files[0])
 
 
-def batch_of(device: str) -> int:
-    return 256 if device == "cuda" else 4
+# --- one turn, in a process of its own
 
 
-def decoding(spec: ViewSpec, folder: Path, workers: int, device: str) -> float:
-    """Seconds in which the workers hand out all batches, and no model takes any."""
+def model_alone(view: str, weights: str | None, images: int, device: str) -> float:
+    """Seconds of the model alone."""
+    import torch
+
+    from cache_specs.spec import load_spec
+    from extract.config import ExtractConfig
+    from extract.models.backbones import load_backbone
+    from extract.models.weights import find_weights
+
+    spec = load_spec(view)
+    backbone = load_backbone(spec, find_weights(spec, weights)[0], device)
+    batch, side = ExtractConfig().batch, spec.preprocess.crop
+    pixels = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8).to(device)
+    with torch.inference_mode():
+        backbone(pixels).half().cpu()
+        begun = time.perf_counter()
+        for _ in range(0, images, batch):
+            backbone(pixels).half().cpu()
+        seconds = time.perf_counter() - begun
+    return seconds * images / (batch * len(range(0, images, batch)))
+
+
+def decoding_alone(view: str, folder: Path, device: str) -> float:
+    """Seconds in which the command's decoding hands out all batches."""
+    from cache_specs.spec import load_spec
+    from extract.config import ExtractConfig
     from extract.data.datasets import build_items, open_dataset
     from extract.embed import batch_rows
     from extract.images import Batches
@@ -165,146 +136,172 @@ def decoding(spec: ViewSpec, folder: Path, workers: int, device: str) -> float:
     from extract.workers import workers_of
 
     dataset = open_dataset(str(folder), Path())
-    items = build_items(dataset)
-    batch = batch_of(device)
-    batches = Batches(
-        dataset.read,
-        items.sha256,
-        spec.preprocess,
-        [list(rows) for rows in batch_rows(0, len(items), batch)],
-        batch,
-    )
+    items, batch = build_items(dataset), ExtractConfig().batch
+    rows = [list(part) for part in batch_rows(0, len(items), batch)]
+    images = Batches(dataset.read, items.sha256, load_spec(view).preprocess, rows, batch)
+    workers = workers_of(-1, len(items), device)
     begun = time.perf_counter()
-    for _ in arriving(load(batches, workers_of(workers, len(items), device), device)):
+    for _ in arriving(load(images, workers, device)):
         pass
     return time.perf_counter() - begun
 
 
-def whole(
-    spec: ViewSpec, images: int, workers: list[int], rounds: int, device: str
-) -> dict[str, Any]:
-    """images/s of the command and of its decoding, by the number of workers."""
-    from safetensors.torch import save_file
+def plain_loop(view: str, weights: str | None, folder: Path, device: str) -> float:
+    """Seconds of the loop that a user would write."""
+    import numpy as np
+    import torch
+    from torch.utils.data import DataLoader
+    from torchvision import datasets, transforms
 
-    found: dict[str, dict[str, list[float]]] = {
-        str(count): {"command": [], "decoding": []} for count in workers
-    }
-    with tempfile.TemporaryDirectory(prefix="bench-extract-") as name:
-        folder, weights = (
-            photographs(Path(name) / "photos", images),
-            Path(name) / "model.safetensors",
+    from cache_specs.spec import load_spec
+    from extract.models.backbones import load_backbone
+    from extract.models.weights import find_weights
+
+    spec = load_spec(view)
+    backbone = load_backbone(spec, find_weights(spec, weights)[0], device)
+    prep, size = spec.preprocess, spec.preprocess.resize
+    steps = transforms.Compose(
+        [
+            transforms.Resize(
+                size if prep.resize_rule == "shortest" else (size, size),
+                transforms.InterpolationMode(prep.interpolation),
+            ),
+            transforms.CenterCrop(prep.crop),
+            transforms.ToTensor(),
+            transforms.Normalize(prep.mean, prep.std),
+        ]
+    )
+    images = datasets.ImageFolder(str(folder), steps)
+    backbone.model.to(memory_format=torch.contiguous_format)
+    found, features = [], backbone.features
+    begun = time.perf_counter()
+    with torch.inference_mode():
+        for pixels, _ in DataLoader(images, PLAIN_BATCH, num_workers=os.cpu_count() or 1):
+            found.append(features(pixels.to(device)).float().cpu().numpy())
+    np.save(folder.parent / "plain.npy", np.concatenate(found))
+    return time.perf_counter() - begun
+
+
+def command(view: str, weights: str | None, folder: Path, device: str) -> dict[str, float]:
+    """What `make extract` reports."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as cache:
+        words = ["--view", view, "--data", str(folder), "--cache", cache, "--device", device]
+        words += ["--weights", weights] if weights else []
+        done = subprocess.run(
+            [sys.executable, "-m", "coview.cli", "extract", *words, "--json"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
         )
-        torch.manual_seed(0)
-        save_file(build_timm(spec).state_dict(), weights)
-        for number in range(rounds):
-            for count in workers:
-                found[str(count)]["decoding"].append(images / decoding(spec, folder, count, device))
-                command = [
-                    "-m",
-                    "coview.cli",
-                    "extract",
-                    "--view",
-                    spec.name,
-                    "--data",
-                    folder,
-                    "--weights",
-                    weights,
-                    "--cache",
-                    Path(name) / f"cache-{number}-{count}",
-                    "--workers",
-                    count,
-                    "--device",
-                    device,
-                    "--batch",
-                    batch_of(device),
-                    "--json",
-                ]
-                said = subprocess.run(
-                    [sys.executable, *map(str, command)],
-                    cwd=Path(__file__).parent.parent,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    check=True,
-                )
-                found[str(count)]["command"].append(images / json.loads(said.stdout)["seconds"])
-    return {
-        count: {part: spread(rates) for part, rates in parts.items()}
-        for count, parts in found.items()
-    }
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    return {"seconds": json.loads(done.stdout)["seconds"], "GB": peak}
 
 
-def main() -> int:
+def turn(args: argparse.Namespace) -> dict[str, float]:
+    """One turn of `args.only`."""
+    view, folder = args.views, Path(args.data)
+    if args.only == "coview":
+        return command(view, args.own_weights, folder, args.device)
+    if args.only == "model":
+        seconds = model_alone(view, args.own_weights, args.images, args.device)
+    elif args.only == "decoding":
+        seconds = decoding_alone(view, folder, args.device)
+    else:
+        seconds = plain_loop(view, args.own_weights, folder, args.device)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {"seconds": seconds, "GB": used.ru_maxrss / 1e6}
+
+
+# --- all turns
+
+
+def rates(args: argparse.Namespace, view: str, folder: Path) -> dict[str, Any]:
+    """images/s of each, interleaved."""
+    from bench_cache import spread
+
+    given = Path(args.weights) if args.weights else None
+    weights = weights_for(view, given, folder.parent)
+    found: dict[str, list[dict[str, float]]] = {}
+    for _ in range(args.rounds):
+        for name in ("coview", *LIMITS, RIVALS[0]):
+            words = ["--only", name, "--views", view, "--data", folder, "--images", args.images]
+            words += ["--device", args.device]
+            words += ["--own-weights", weights] if weights else []
+            found.setdefault(name, []).append(said([sys.executable, __file__, *words]))
+        if args.peer and architecture(view):
+            words = [ROOT / "bench" / "thingsvision_loop.py", architecture(view), folder]
+            found.setdefault("thingsvision", []).append(said([args.peer, *words]))
+    told: dict[str, Any] = {}
+    for name, turns in found.items():
+        told[name] = spread([args.images / one["seconds"] for one in turns])
+        told[name]["GB"] = max(one["GB"] for one in turns)
+    return told
+
+
+def architecture(view: str) -> str:
+    """The name of a model that timm has, '' of any other."""
+    from cache_specs.spec import load_spec
+
+    spec = load_spec(view)
+    return spec.architecture if spec.backend == "timm" and spec.weights.path is None else ""
+
+
+def said(words: list[Any]) -> dict[str, float]:
+    """What a process printed last, in JSON."""
+    done = subprocess.run([*map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, words))} ended with {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--views", default="all", help="names, comma-separated")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu")
-    )
-    parser.add_argument("--rounds", type=int, default=0, help="default: 9 on a GPU, 1 on the CPU")
-    parser.add_argument(
-        "--images", type=int, default=0, help="also the whole command, on that many photographs"
-    )
-    parser.add_argument(
-        "--workers", default="-1", help="of the whole command, comma-separated; -1: as it chooses"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results" / "extract.json"
-    )
+    parser.add_argument("--views", default="tiny-clip,tiny-dinov2")
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--size", default="500x375")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--weights", help="folder with VIEW.safetensors")
+    parser.add_argument("--peer", help="the Python of an environment with thingsvision")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "extract.json")
+    for name in ("--only", "--data", "--own-weights"):  # of one turn
+        parser.add_argument(name, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    device, found, wrong = torch.device(args.device), {}, []
-    print(
-        f"{'view':18}{'params':>10}{'width':>7}{'dtype':>10}{'batch':>7}{'images/s':>28}{'TFLOP/s':>9}{'GB':>7}",
-        flush=True,
-    )
-    for name in view_names() if args.views == "all" else args.views.split(","):
-        spec = load_spec(name)
-        if spec.weights.path is not None:
-            continue  # the bundled ones are too small to say anything
-        line = found[name] = measure(
-            spec, device, args.rounds or (9 if device.type == "cuda" else 1)
+    if args.only:
+        print(json.dumps(turn(args)))
+        return
+    from bench_cache import machine
+
+    width, height = map(int, args.size.split("x"))
+    record: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "images": args.images,
+        "size": args.size,
+        "views": {},
+    }
+    with tempfile.TemporaryDirectory(prefix="extract-") as name:
+        folder = photographs(Path(name) / "photos", args.images, width, height)
+        for view in args.views.split(","):
+            record["views"][Path(view).stem] = told = rates(args, view, folder)
+            print(f"{view}, {args.images:,} JPEG files of {args.size}:\n{table(told)}", flush=True)
+            args.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def table(told: dict[str, Any]) -> str:
+    """A line each, with what coview is of it."""
+    lines, ours = [], told["coview"]["median"]
+    for name, rate in told.items():
+        part = f"{rate['median']:9.1f} [{rate['low']:.1f} to {rate['high']:.1f}] images/s"
+        lines.append(
+            f"  {name:13}{part}, {rate['GB']:.2f} GB; coview / it {ours / rate['median']:.2f}"
         )
-        rate = line["images_per_s"]
-        wrong += [name] if line["width"] != spec.width or not line["finite"] else []
-        memory = f"{line['GB']:7.2f}" if line["GB"] is not None else f"{'':7}"
-        print(
-            f"{name:18}{line['parameters'] / 1e6:8.1f} M{line['width']:7}"
-            f"{line['dtype']:>10}{line['batch']:7}"
-            f"{rate['median']:10.2f} [{rate['low']:.2f} to {rate['high']:.2f}]"
-            f"{line['TFLOPS']:9.2f}{memory}" + ("   WRONG" if name in wrong else ""),
-            flush=True,
-        )
-        gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
-        record = {
-            "date": datetime.date.today().isoformat(),
-            "machine": machine(),
-            "gpu": gpu,
-            "views": found,
-        }
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
-    for name in found if args.images else ():
-        parts = whole(
-            load_spec(name),
-            args.images,
-            [int(count) for count in args.workers.split(",")],
-            args.rounds or 3,
-            args.device,
-        )
-        found[name]["whole"] = {"images": args.images, "workers": parts}
-        for count, rates in parts.items():
-            limit = min(rates["decoding"]["median"], found[name]["images_per_s"]["median"])
-            print(
-                f"{name}, {args.images:,} JPEG files, {count} workers: "
-                + ", ".join(
-                    f"{part} {rate['median']:.1f} [{rate['low']:.1f} to {rate['high']:.1f}]"
-                    for part, rate in rates.items()
-                )
-                + f" images/s, {100 * rates['command']['median'] / limit:.0f} % of the slower of "
-                "decoding and model"
-            )
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
-    return 1 if wrong else 0
+    limit = min(told[name]["median"] for name in LIMITS)
+    return "\n".join([*lines, f"  coview / the smaller limit: {ours / limit:.2f}"])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

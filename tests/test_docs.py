@@ -221,7 +221,7 @@ def test_the_readme_and_the_pages_say_the_same():
             assert cells == [row[0], row[1], row[4], row[5], row[6]], line
             found += 1
     assert found == 4
-    measured = json.loads((ROOT / "bench" / "results" / "extract-gpu.json").read_text())["views"]
+    measured = json.loads((ROOT / "bench" / "results" / "models-gpu.json").read_text())["views"]
     for line in (
         line
         for line in (ROOT / "docs" / "scaling.md").read_text().splitlines()
@@ -237,5 +237,5 @@ def test_the_readme_and_the_pages_say_the_same():
             *shown[3:],
         ], line
     assert not measured
-    views = json.loads((ROOT / "bench" / "results" / "extract.json").read_text())["views"]
+    views = json.loads((ROOT / "bench" / "results" / "models.json").read_text())["views"]
     assert len(views) == int(re.search(r"EVA, … (\d+) of them", readme)[1])
