@@ -483,9 +483,9 @@ SITUATIONS = (
     S("report/compare.py:_too_few", "make compare RUNS=a,a", ("a,half",)),
     S("report/html/page.py:page_file", "make compare RUNS=a,half TO=x.txt"),
     S("report/inspect/run.py:_refuse_missing", "make inspect DATA=pets"),
-    S("predict/command.py:_no_run", "make predict IMAGES=photos"),
+    S("train/run/rundir.py:no_run", "make predict IMAGES=photos"),
     S(
-        "predict/command.py:_no_run",
+        "train/run/rundir.py:no_run",
         "make predict IMAGES=photos",
         ("pixels,edges", "digits"),
         lose("runs/*"),

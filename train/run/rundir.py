@@ -100,6 +100,19 @@ def run_folder(runs: str, run: str) -> Path:
     return folder
 
 
+def no_run(runs: str) -> UsageError:
+    """Without RUN: that of the newest run that is finished, which is probably meant."""
+    done = sorted(Path(runs).glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
+    if not done:
+        return UsageError(
+            f"RUN is missing, and no run in {Path(runs)}/ is finished. Make one: make train "
+            "VIEWS=… DATA=…"
+        )
+    names = [path.parent.name for path in reversed(done)]
+    listed = f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+    return UsageError(f"RUN is missing; there is: {listed}", instead={"RUN": names[0]})
+
+
 def _best_of(path: Path) -> dict[str, Any]:
     """What a sweep ranks first: method and settings. Raises IntegrityError."""
     try:
