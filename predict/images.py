@@ -85,10 +85,7 @@ def _where(views: list[ViewRecord], weights: str | None) -> list[str | None]:
     if weights is None:
         return [None] * len(views)
     folder = Path(weights).expanduser()
-    found: list[str | None] = []
-    for view in views:
-        places = (folder / view.name, folder / f"{view.name}.safetensors")
-        found.append(next((str(path) for path in places if path.exists()), None))
+    found = [_below(folder, view.name) for view in views]
     if found == [None]:
         return [weights]
     if not any(found):
@@ -100,6 +97,14 @@ def _where(views: list[ViewRecord], weights: str | None) -> list[str | None]:
             f".safetensors file, for each whose weights lie there: {folders}; none is there"
         )
     return found
+
+
+def _below(folder: Path, name: str) -> str | None:
+    """The folder or file that is called after a view."""
+    for path in (folder / name, folder / f"{name}.safetensors"):
+        if path.exists():
+            return str(path)
+    return None
 
 
 def _are_of(view: ViewRecord, weights: str) -> bool:
