@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from base.commands import typed
 from base.devices import devices
 from base.errors import UsageError
 from base.phrase import quoted
@@ -60,6 +61,8 @@ def command(config: LabelNextConfig, found: dict[str, Any]) -> None:
         file, told = write_all(Path(config.to).expanduser(), rows, cache, config, settings)
         found["file"] = str(file)
         log.info(told)
+    elif chosen.bare and typed():
+        log.info(f"\nTo write a table to fill in: {typed(instead={'TO': 'next.csv'})}")
 
 
 def _refuse_words(config: LabelNextConfig) -> None:

@@ -265,6 +265,16 @@ def test_what_is_typed_wrong_is_answered_with_what_to_type(
     assert (tmp_path / "mine.csv").read_text() == "path,label\n"
 
 
+def test_the_table_is_offered_in_the_form_that_was_typed(
+    home: Path, capsys: pytest.CaptureFixture
+) -> None:
+    place = ["--runs", str(home / "runs"), "--cache", str(home / "cache")]
+    assert main("coview.cli:COMMANDS", ["label-next", "--run", "first", "--n", "2", *place]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("To write a table to fill in: coview label-next --run first --n 2 ")
+    assert " --to next.csv " in last
+
+
 def test_a_run_that_cannot_be_asked_says_what_to_do(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
