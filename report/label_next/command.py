@@ -47,13 +47,14 @@ def command(config: LabelNextConfig, found: dict[str, Any]) -> None:
     log.info(f"run {run}: {method} on {', '.join(cache.names)}\n{chosen.why}")
     if not config.to:
         log.info(chosen.then)
-    log.info(f"\n{text_of(chosen, asked, cache, config.n)}")
+    images = listed(chosen, asked, cache)
+    log.info(f"\n{text_of(images, config.n)}")
     found |= {
         "run": str(run),
         "method": method,
         "pool": chosen.pool,
         "hidden": not chosen.bare,
-        "images": listed(chosen, asked, cache),
+        "images": images,
         "file": None,
     }
     if config.to:

@@ -67,9 +67,8 @@ def listed(chosen: Next, asked: Asked, cache: Cache) -> list[dict[str, Any]]:
     return found
 
 
-def text_of(chosen: Next, asked: Asked, cache: Cache, wanted: int) -> str:
-    """A line an image, best first; and that there are fewer than were wanted."""
-    records = listed(chosen, asked, cache)
+def text_of(records: Sequence[dict[str, Any]], wanted: int) -> str:
+    """A line an image, of those that are `listed`; and that there are fewer than were wanted."""
     views = list(records[0]["views"]) if len(records[0]["views"]) > 1 else []
     rows = [["image", "first choice", "second", *views]]
     for one in records:
