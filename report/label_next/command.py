@@ -69,13 +69,16 @@ def command(config: LabelNextConfig, found: dict[str, Any]) -> None:
 def _refuse_words(config: LabelNextConfig) -> None:
     """Raise UsageError for what can be seen without reading anything."""
     if config.n < 1:
-        raise UsageError(f"N={config.n}: it is a number of images, at least 1", {"N": "24"})
+        raise UsageError(
+            f"N={config.n}: so many images are listed; it must be at least 1", {"N": "24"}
+        )
     if not config.to:
         return
     to = Path(config.to).expanduser()
     if to.suffix.lower() != ".csv":
         raise UsageError(
-            f"TO={config.to}: the table is a .csv file", {"TO": str(to.with_suffix(".csv"))}
+            f"TO={config.to}: unknown format {to.suffix!r}; the table ends in .csv",
+            {"TO": str(to.with_suffix(".csv"))},
         )
     if not to.parent.is_dir():
         raise UsageError(f"TO={config.to}: {to.parent} is no folder; name one that is there")

@@ -251,9 +251,9 @@ def test_what_is_typed_wrong_is_answered_with_what_to_type(
     for words, message, last in (
         ((), "--run is missing; there is: first", "label-next --run first"),
         (("--run", "firts"), "there is no run .*did you mean 'first'", "--run first"),
-        ((*run, "--n", 0), "--n 0: it is a number of images, at least 1", "--n 24"),
-        ((*run, "--n", -1), "--n=-1: it is a number of images", "--n 24"),
-        ((*run, "--to", tmp_path / "x.txt"), "the table is a .csv file", "/x.csv"),
+        ((*run, "--n", 0), "--n 0: so many images are listed; it must be at least 1", "--n 24"),
+        ((*run, "--n", -1), "--n=-1: so many images", "--n 24"),
+        ((*run, "--to", tmp_path / "x.txt"), "unknown format '.txt'", "/x.csv"),
         ((*run, "--to", tmp_path / "no" / "x.csv"), "/no is no folder", "--to …"),
         ((*run, "--to", tmp_path / "mine.csv"), "may hold labels", "/mine-2.csv"),
         ((*run, "--cache", tmp_path), "which is not in .*--cache …, or make it again", "photos"),
