@@ -1,14 +1,14 @@
 # Coview: embed images once with frozen foundation models, then co-train probes on the cache.
 
 .DEFAULT_GOAL := help
-COMMANDS := help setup demo views weights extract train predict export-model sweep verify repair import export status gc test test-all check-gpu bench-cache bench-models bench-extract bench-train bench-methods lock clean report compare inspect doctor
+COMMANDS := help setup demo views weights extract train predict export-model sweep verify repair import export status gc test test-all check-gpu bench-cache bench-models bench-extract bench-train bench-methods lock clean report compare label-next inspect doctor
 .PHONY: $(COMMANDS)
 SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 
-NAMES := VIEW VIEWS DATA WEIGHTS LABELS METHOD SEEDS GRID DEVICE GPUS CACHE RUN MODEL IMAGES FROM TO ARGS RUNS
+NAMES := VIEW VIEWS DATA WEIGHTS LABELS METHOD SEEDS GRID DEVICE GPUS CACHE RUN MODEL IMAGES FROM TO ARGS RUNS N
 # Only what stands on the command line counts: a DATA or RUN that happens to be in the shell's environment does not.
 given = $(filter command,$(origin $1))
 GIVEN := $(filter-out VENV PYTHON3,$(foreach name,$(.VARIABLES),$(if $(call given,$(name)),$(name))))
@@ -68,6 +68,9 @@ report: $(STAMP)  ## the page of a run, one file that opens offline:  make repor
 	@$(COVIEW) $@ $(EXTRA)
 
 compare: $(STAMP)  ## runs side by side, paired over their seeds:  make compare RUNS=a,b,c  [TO=runs/compare.html]
+	@$(COVIEW) $@ $(EXTRA)
+
+label-next: $(STAMP)  ## the images whose labels would teach most:  make label-next RUN=name  [N=24 TO=next.csv CACHE= DEVICE= ARGS=]
 	@$(COVIEW) $@ $(EXTRA)
 
 status: $(STAMP)  ## what the cache holds, and how far running extractions are  [CACHE=]

@@ -320,9 +320,13 @@ def takes(flag: str) -> bool:
     """Has the command that was typed such a flag?"""
     for command in CURRENT.table:
         if command.name == CURRENT.typed.command:
-            names = [field.name for field in dataclasses.fields(load(command.config))]
-            return flag.removeprefix("--").replace("-", "_") in names
+            return flag.removeprefix("--") in _settings(command)
     return False
+
+
+def _settings(command: Command) -> list[str]:
+    """The names of all flags of a command, without their dashes in front: dry-run."""
+    return [field.name.replace("_", "-") for field in dataclasses.fields(load(command.config))]
 
 
 def rendered(text: str) -> str:
@@ -416,7 +420,7 @@ def _unreadable() -> dict[str, str | None]:
     one of the command's becomes that."""
     now, found = CURRENT.typed, dict[str, str | None]()
     command = next(one for one in CURRENT.table if one.name == now.command)
-    known = [one.name.replace("_", "-") for one in dataclasses.fields(load(command.config))]
+    known = _settings(command)
     words = {flag_of(name): name for name in command.words}
     for flag, *values in flag_by_flag(now.flags):
         name, equals, value = flag.partition("=")

@@ -88,16 +88,20 @@ def one_view(cache: Path, view: str, data: str, target: str, rest: str = "") -> 
     """The one view folder that is meant. Raises UsageError listing the ways to name one, as
     commands `make target … rest`."""
     found = find_views(cache, view, data)
-    if len(found) > 1 and not data:
+    if not data:
         found = [folder for folder in found if not is_older(folder.parent)] or found
     if len(found) > 1 and view.endswith(".toml") and Path(view).is_file():
         found = store.of_spec(found, load_spec(view).declared()) or found
     if len(found) > 1:
-        choices = "\n".join(f"  {store.command(folder, target)}{rest}" for folder in found)
-        raise UsageError(
-            f"{len(found)} views are meant, make {target} takes one. Type one of:\n{choices}"
-        )
+        raise _several(found, target, rest)
     return found[0]
+
+
+def _several(found: Sequence[Path], target: str, rest: str) -> UsageError:
+    choices = "\n".join(f"  {store.command(folder, target)}{rest}" for folder in found)
+    return UsageError(
+        f"{len(found)} views are meant, make {target} takes one. Type one of:\n{choices}"
+    )
 
 
 def named_view(dataset: Path, name: str, hint: str, among: Sequence[str] = ()) -> View:
@@ -209,17 +213,25 @@ def spec_named(cache: Path, view: str, data: str, name: str = "", say: bool = Tr
         _refuse_unknown(cache, view)
         return load_spec(view, own=sorted(set(map(view_name, everything))))
     exact = found[0].name == view
-    if not exact and any(store.is_of_project(store.provenance(one), view) for one in found):
+    if not exact and _has_of_project(found, view):
         return load_spec(view)
     if len(found) > 1:
         raise store.several(found, view)
     made = open_view(found[0])
     spec = _spec_of(made, keep=exact)
     if say and not exact:
-        _say_whose(made, view)
-        if spec.preprocess.pixels < PIXELS:
-            _say_earlier_pixels(made)
+        _say_which(made, spec, view)
     return spec
+
+
+def _has_of_project(folders: Sequence[Path], view: str) -> bool:
+    return any(store.is_of_project(store.provenance(folder), view) for folder in folders)
+
+
+def _say_which(made: View, spec: ViewSpec, name: str) -> None:
+    _say_whose(made, name)
+    if spec.preprocess.pixels < PIXELS:
+        _say_earlier_pixels(made)
 
 
 def _views_of(cache: Path, view: str, data: str, own: str) -> tuple[list[Path], list[Path]]:
@@ -320,13 +332,23 @@ def _meant(cache: Path, data: str, name: str) -> list[Path]:
     exact = [folder for folder in everything if folder.name == data]
     if exact:
         return exact
-    source = "" if is_gone(data) else source_path(data)
-    here = [folder for folder in everything if source and read_source(folder) == source]
-    for call in (name_of, lambda folder: folder.name):
-        found = [folder for folder in everything if call(folder) == name]
-        if found:
-            return here if here and not {*found} & {*here} else found
-    return here
+    here, found = _from(everything, data), _called(everything, name)
+    elsewhere = {*found}.isdisjoint(here)
+    return here if not found or (here and elsewhere) else found
+
+
+def _from(datasets: Sequence[Path], data: str) -> list[Path]:
+    """Those whose images are what DATA names."""
+    if is_gone(data):
+        return []
+    source = source_path(data)
+    return [folder for folder in datasets if read_source(folder) == source]
+
+
+def _called(datasets: Sequence[Path], name: str) -> list[Path]:
+    """All versions of a data set, or the folder of this name."""
+    versions = [folder for folder in datasets if name_of(folder) == name]
+    return versions or [folder for folder in datasets if folder.name == name]
 
 
 def _no_dataset(cache: Path, data: str, name: str, views: Sequence[str]) -> UsageError:

@@ -70,6 +70,13 @@ COMMANDS = (
         "make compare RUNS=demo,demo-2",
     ),
     Command(
+        "label-next",
+        "report.config:LabelNextConfig",
+        "report.label_next.command:command",
+        ("RUN", "N", "TO", "CACHE", "DEVICE"),
+        "make label-next RUN=demo",
+    ),
+    Command(
         "views",
         "upkeep.config:ViewsConfig",
         "upkeep.list_views:command",

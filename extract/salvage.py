@@ -101,12 +101,26 @@ def _jpeg(data: bytes) -> Bare:
             exif = exif or body[6:]
         elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0") and len(body) > 14:
             parts.append((body[12], body[13], body[14:]))
-        elif not (0xE0 <= marker <= 0xEF or marker == 0xFE) or _is_adobe(body):
+        elif _is_kept(marker, body):
             kept.append(piece)
-    numbers = [number for number, _, _ in parts]
-    whole = numbers == list(range(1, len(parts) + 1)) and {n for _, n, _ in parts} <= {len(parts)}
-    icc = b"".join(body for _, _, body in parts) if whole else b""
+    icc = _profile(parts)
     return Bare(b"".join(kept), exif, icc, bool(parts) and not icc)
+
+
+def _is_kept(marker: int, body: bytes) -> bool:
+    """A segment that is no comment and of no application, but for the one of Adobe."""
+    is_beside = 0xE0 <= marker <= 0xEF or marker == 0xFE
+    return not is_beside or _is_adobe(body)
+
+
+def _profile(parts: list[tuple[int, int, bytes]]) -> bytes:
+    """parts: (number, of so many, bytes) of each piece; b"" where some are missing or out of
+    order."""
+    numbers = [number for number, _, _ in parts]
+    counts = {count for _, count, _ in parts}
+    if numbers != list(range(1, len(parts) + 1)) or not counts <= {len(parts)}:
+        return b""
+    return b"".join(body for _, _, body in parts)
 
 
 def _is_adobe(body: bytes) -> bool:

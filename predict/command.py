@@ -19,7 +19,7 @@ from cache_specs.sources import dataset_name
 from cache_specs.view import status_counts
 from predict.config import PredictConfig
 from predict.find import find_images
-from train.run.rundir import run_folder
+from train.run.rundir import no_run, run_folder
 
 if TYPE_CHECKING:
     from predict.model import Model
@@ -120,7 +120,7 @@ def _refuse_words(config: PredictConfig) -> None:
     if config.run and config.model:
         raise UsageError("RUN and MODEL are both given, one is wanted", instead={"MODEL": None})
     if not config.run and not config.model:
-        raise _no_run(Path(config.runs))
+        raise no_run(config.runs)
     if config.model and not config.images:
         raise UsageError(
             "IMAGES is missing: a model folder has no images of its own. Type: make predict "
@@ -132,19 +132,6 @@ def _refuse_words(config: PredictConfig) -> None:
             "another: make export-model RUN=… METHOD=… TO=…",
             instead={"METHOD": None},
         )
-
-
-def _no_run(runs: Path) -> UsageError:
-    """Without RUN: that of the newest run that is finished, which is probably meant."""
-    done = sorted(runs.glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
-    if not done:
-        return UsageError(
-            f"RUN is missing, and no run in {runs}/ is finished. Make one: make train VIEWS=… "
-            "DATA=…"
-        )
-    names = [path.parent.name for path in reversed(done)]
-    listed = f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
-    return UsageError(f"RUN is missing; there is: {listed}", instead={"RUN": names[0]})
 
 
 def _tell_older(cache: "Cache", run: str, named: bool) -> None:

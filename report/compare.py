@@ -21,7 +21,7 @@ from report.run import Run, read_run
 from report.sections.runs import MEANING, curves, scores, settings
 from report.sections.scores import JOINT, title
 from train.algorithm.evaluate import MEASURES
-from train.run.rundir import run_folder
+from train.run.rundir import newest_runs, run_folder
 from train.run.summary import read_summary
 
 
@@ -47,20 +47,26 @@ def _too_few(config: CompareConfig, names: Sequence[str]) -> UsageError:
     """With the command that compares the latest other run of the same data set too, where there
     is one."""
     folders = [_folder(config.runs, name, names) for name in names]
-    there = Path(config.runs).glob("*/summary.json")
-    latest = sorted(there, key=lambda path: path.stat().st_mtime, reverse=True)
-    others = [path.parent for path in latest]
+    others = newest_runs(config.runs)
     both = list(dict.fromkeys(names)) or [folder.name for folder in others[:1]]
     given = [*folders, *others][:1]
     if len(both) == 1:
-        alike = [one.name for one in others if _data(one) == _data(given[0])]
-        both += [name for name in alike if name != given[0].name][:1]
+        both += _others_like(given[0], others)[:1]
     there_are = len(both) >= 2
     another = "" if there_are else "; train another on the same data set, under another RUN"
     return UsageError(
         f"RUNS={config.names}: at least two different runs are compared{another}",
         instead={"RUNS": ",".join(both)} if there_are else None,
     )
+
+
+def _others_like(folder: Path, others: Sequence[Path]) -> list[str]:
+    """The names of the others of the same data set."""
+    data, found = _data(folder), []
+    for other in others:
+        if other.name != folder.name and _data(other) == data:
+            found.append(other.name)
+    return found
 
 
 def _data(folder: Path) -> str:

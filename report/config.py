@@ -1,4 +1,4 @@
-"""The settings of report, compare and inspect."""
+"""The settings of report, compare, inspect and label-next."""
 
 from dataclasses import dataclass
 
@@ -53,5 +53,28 @@ class InspectConfig:
     """the page's file, if it shall go elsewhere"""
     root: str = "data"
     """where torchvision data sets lie"""
+    json: bool = False
+    """one JSON document on stdout, for machines; what is meant for people goes to stderr"""
+
+
+@dataclass(frozen=True)
+class LabelNextConfig:
+    """List the images whose labels would teach a finished run most."""
+
+    run: str = ""
+    """the run's name below --runs"""
+    n: int = 24
+    """how many images; of 24, those that the run's report shows"""
+    to: str = ""
+    """a table (.csv) of all images to write, with these first and without a label: fill it in, and
+    it is the DATA of extract and train"""
+    runs: str = "runs"
+    """where runs are"""
+    cache: str = "cache"
+    """where the embeddings are that it was trained on"""
+    root: str = "data"
+    """where torchvision data sets lie"""
+    device: str = "cpu"
+    """where the model is asked about images: auto, cpu, cuda or cuda:N"""
     json: bool = False
     """one JSON document on stdout, for machines; what is meant for people goes to stderr"""

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import SupportsInt
+from typing import TYPE_CHECKING, SupportsInt
 
 from base.errors import CoviewError
 from cache_specs.items import IMPORTED, Items, read_items
@@ -25,6 +25,9 @@ from cache_specs.sources import read_source
 from cache_specs.versions import current, dataset_folders
 from extract.pixels import thumbnail
 from report.html.page import Card
+
+if TYPE_CHECKING:
+    from extract.data.datasets import Dataset
 
 SIDE = 96  # pixels
 Reader = Callable[[int], bytes]
@@ -73,7 +76,7 @@ class Pictures:
             self.why = "The embeddings were imported from a file, so there are no images to show."
             return
         try:
-            self.read, keys = _open(source, root, items.as_class)
+            dataset = open_quietly(source, root, items.as_class)
         except (CoviewError, OSError, ValueError) as error:
             told = str(error).splitlines()[0][:300]
             self.why = (
@@ -81,7 +84,8 @@ class Pictures:
                 "page anew."
             )
             return
-        self.place = {key: place for place, key in enumerate(keys)}
+        self.read = dataset.read
+        self.place = {key: place for place, key in enumerate(dataset.keys)}
         self.moved = _moved(folder)
 
     def __call__(self, rows: Iterable[SupportsInt]) -> dict[int, Picture]:
@@ -105,9 +109,9 @@ class Pictures:
         return None
 
 
-def _open(source: str, root: Path, as_class: Sequence[str]) -> tuple[Reader, Sequence[str]]:
-    """How the images of a data set are read, and their keys. What is left out of it was said when
-    it was embedded, and is not said again."""
+def open_quietly(source: str, root: Path, as_class: Sequence[str]) -> "Dataset":
+    """The images of a data set as they are now. What is to be said of them was said when they were
+    embedded, and is not said again. Raises as open_dataset does."""
     if source.startswith("hf:"):
         os.environ["HF_HUB_OFFLINE"] = "1"  # a page is made of what is here
     # Only now: huggingface_hub looks at that word when it is imported.
@@ -118,10 +122,9 @@ def _open(source: str, root: Path, as_class: Sequence[str]) -> tuple[Reader, Seq
     log.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            dataset = open_dataset(source, root, as_class=as_class)
+            return open_dataset(source, root, as_class=as_class)
     finally:
         log.setLevel(level)
-    return dataset.read, dataset.keys
 
 
 def _moved(folder: Path) -> dict[str, str]:

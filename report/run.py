@@ -115,12 +115,17 @@ def read_predictions(
             name, split = rows["method"][0].as_py(), rows["split"][0].as_py()
             own = _own(file, group, views) if name == method else ([], [])
             if chosen:
-                picks = [rows[column].to_numpy() for column in chosen]
-                own = [pick for pick in picks if (pick >= 0).all()], own[1]
+                own = _picks(rows, chosen), own[1]
             parts.setdefault(name, {})[split] = _part(rows, own, seeds)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise IntegrityError(f"{path} cannot be read ({error}). {AGAIN}") from error
     return parts
+
+
+def _picks(rows: pa.Table, columns: Sequence[str]) -> list[np.ndarray]:
+    """First choices of the views that have an opinion of their own."""
+    picks = [rows[column].to_numpy() for column in columns]
+    return [pick for pick in picks if (pick >= 0).all()]
 
 
 def _part(rows: pa.Table, own: tuple[list[np.ndarray], list[np.ndarray]], seeds: int) -> Part:

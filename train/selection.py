@@ -115,8 +115,13 @@ def select(
         _keep(standing.fused, standing, here, better)
     better = better.to(standing.pool.device)
     standing.fused_pool = torch.where(better, standing.pool, standing.fused_pool)
+    return _means([*task.names, "joint"], [*scores, whole])
+
+
+def _means(names: Sequence[str], scores: Sequence[Score]) -> dict[str, dict[str, float]]:
+    """Over the experiments."""
     means = {}
-    for name, score in zip([*task.names, "joint"], [*scores, whole], strict=True):
+    for name, score in zip(names, scores, strict=True):
         means[name] = {key: float(value.mean()) for key, value in score.items()}
     return means
 

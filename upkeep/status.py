@@ -195,12 +195,16 @@ def _view_text(view: dict[str, Any]) -> str:
         done = f"{view['shards_done']} of {view['shards']} shards"
         return f"{head}: unfinished, {done}; {how}{view['next']}"
     verified = f"verified {view['verified']}" if view["verified"] else "not verified since"
+    return f"{head}: finished {view['finished']}, {verified}, {_bad_text(view)}"
+
+
+def _bad_text(view: dict[str, Any]) -> str:
     bad = f"{sum(view['bad'].values())} bad rows"
     if view["bad"]:
         bad += f" ({', '.join(f'{count} {name}' for name, count in view['bad'].items())})"
     if 0 < view["pixels"] < PIXELS:
         bad += f", made with preprocess.pixels {view['pixels']} (now {PIXELS})"
-    return f"{head}: finished {view['finished']}, {verified}, {bad}"
+    return bad
 
 
 def _progress_text(found: dict[str, Any]) -> str:

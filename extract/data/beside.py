@@ -22,8 +22,7 @@ def tables_beside(
 ) -> tuple[list[str], list[str]]:
     """Labels and splits of images whose folders give no label, by the metadata.csv in their folders
     or above; other tables are only told. Raises UsageError for one that contradicts a folder."""
-    folders = {Path(), *(parent for path in paths for parent in path.parents)}
-    tables = [name for folder in sorted(folders) for name in _tables_in(base, folder)]
+    tables = _tables_among(base, paths)
     labels, splits = [""] * len(paths), list(splits)
     place = {os.path.abspath(base / path): row for row, path in enumerate(paths)}
     for table in tables:
@@ -40,6 +39,12 @@ def tables_beside(
             f"the labels, name it: DATA={text(str(base / others[0]))}"
         )
     return labels, splits
+
+
+def _tables_among(base: Path, paths: Sequence[Path]) -> list[Path]:
+    """Those in the images' folders, and above them."""
+    folders = {Path(), *(parent for path in paths for parent in path.parents)}
+    return [name for folder in sorted(folders) for name in _tables_in(base, folder)]
 
 
 def _tables_in(base: Path, folder: Path) -> list[Path]:

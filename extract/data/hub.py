@@ -169,8 +169,12 @@ def _fetch(data: str, name: str, config: str) -> tuple[Path, Files]:
             chosen = _choose(data, _parquet_in(folder), config)
         if chosen:
             return folder, chosen
+    raise _not_here(data, name, failures)
+
+
+def _not_here(data: str, name: str, failures: Sequence[str]) -> UsageError:
     why = "; ".join(failures[:2]) or "it has none"
-    raise UsageError(
+    return UsageError(
         f"DATA={data}: no Parquet file of the data set {name} of the Hugging Face hub is on this "
         f"machine, or could be fetched ({why}).\n"
         "  with a network: run the same command again; a private or gated one needs "

@@ -153,19 +153,27 @@ def _folders_of(inside: Parts, depth: int) -> set[str]:
 def _split_folders(data: str, inside: Parts) -> dict[str, str]:
     """{folder at the top: its split} of those that are called after one. Names with more in them
     (seg_train, birds-test) are where they differ in the split alone. Raises UsageError."""
-    tops = sorted({parts[0] for parts in inside if len(parts) > 1})
+    tops = sorted(_folders_of(inside, 0) - {""})
     found = {top: split_named(top) for top in tops if split_named(top)}
     splits = _families(data, [top for top in tops if top not in found])
     known = [*splits, ()] if len(set(found.values())) > 1 else [*splits]
     for family in splits.values():
         found |= family
+    others = [top for top in tops if top not in found]
+    found |= dict.fromkeys(_predicted(others, known), "unlabelled")
+    if found:
+        _refuse_either(data, tops)
+    return found
+
+
+def _predicted(tops: Sequence[str], known: Sequence[tuple[str, ...]]) -> list[str]:
+    """Folders of images that somebody wanted labels of, beside splits with these words."""
+    found = []
     for top in tops:
         words = _telling(top)
         others = tuple(word for word in words if word not in PREDICTED)
-        if top not in found and len(others) < len(words) and others in known:
-            found[top] = "unlabelled"
-    if found:
-        _refuse_either(data, tops)
+        if len(others) < len(words) and others in known:
+            found.append(top)
     return found
 
 
@@ -205,8 +213,7 @@ def _refuse_either(data: str, tops: Sequence[str]) -> None:
 def _layout(data: str, inside: Parts, split_of: Mapping[str, str]) -> Layout:
     """What the folders at the top are; said where it is not plain. Raises UsageError where they
     are splits, and images lie in none of them."""
-    within = [parts for parts in inside if len(parts) > 1 and parts[0] in split_of]
-    outside = [parts for parts in inside if len(parts) == 1 or parts[0] not in split_of]
+    within, outside = _by_split(inside, split_of)
     if not outside:
         return Layout.SPLITS
     if not within:
@@ -217,8 +224,32 @@ def _layout(data: str, inside: Parts, split_of: Mapping[str, str]) -> Layout:
     if classes and kinds == {"unlabelled"}:
         log.info(f"{data}: the {len(within):,} images in {listed} are used without a label")
         return Layout.UNLABELLED
-    stray = text("/".join(outside[0]))
-    if len(kinds) > 1:
+    _refuse_beside(data, within, outside[0], listed, len(kinds))
+    log.warning(
+        f"{data}: the folders {listed} are taken for classes, since other images or folders lie "
+        "beside them. If they are splits, put all images into train/, val/, test/ or unlabelled/"
+    )
+    return Layout.CLASSES
+
+
+def _by_split(inside: Parts, split_of: Mapping[str, str]) -> tuple[Parts, Parts]:
+    """The images in folders of splits, and the others."""
+    within, outside = [], []
+    for parts in inside:
+        if len(parts) > 1 and parts[0] in split_of:
+            within.append(parts)
+        else:
+            outside.append(parts)
+    return within, outside
+
+
+def _refuse_beside(
+    data: str, within: Parts, beside: tuple[str, ...], listed: str, splits: int
+) -> None:
+    """Raise UsageError for an image beside folders that are certainly splits. listed: these, in
+    words; splits: how many."""
+    stray = text("/".join(beside))
+    if splits > 1:
         raise UsageError(
             f"DATA={data}: {listed} are splits, but {stray} lies in none of them. Put it into one, "
             "or move it away"
@@ -230,11 +261,6 @@ def _layout(data: str, inside: Parts, split_of: Mapping[str, str]) -> Layout:
             f"but {stray} lies beside it. Call its folder train, val, test or unlabelled, or move "
             "it away"
         )
-    log.warning(
-        f"{data}: the folders {listed} are taken for classes, since other images or folders lie "
-        "beside them. If they are splits, put all images into train/, val/, test/ or unlabelled/"
-    )
-    return Layout.CLASSES
 
 
 def _inner_layout(data: str, inside: Parts) -> Layout:
@@ -272,18 +298,27 @@ def _refuse_masks(data: str, paths: Sequence[ImagePath], labels: Sequence[str]) 
     images = {name for name in classes if _means_nothing(name)}
     if not masks or not images or masks | images != classes:
         return
-    name, places = min(images), set()
-    for path, label in zip(paths, labels, strict=True):
-        if label == name:
-            places.add(path.parts[: path.parts.index(name) + 1])
+    places = _places_of(min(images), paths, labels)
     where = str(Path(data, *min(places)))
-    alone = len(places) == 1 and Path(where).is_dir()
-    then = f"Name the images alone: DATA={quoted(where)}" if alone else "Move the masks elsewhere"
+    then, instead = "Move the masks elsewhere", None
+    if len(places) == 1 and Path(where).is_dir():
+        then, instead = f"Name the images alone: DATA={quoted(where)}", {"DATA": where}
     raise UsageError(
         f"DATA={data}: {_listed(masks)} holds the masks of {_listed(images)}, and is no class. "
         f"{then}",
-        instead={"DATA": where} if alone else None,
+        instead=instead,
     )
+
+
+def _places_of(
+    name: str, paths: Sequence[ImagePath], labels: Sequence[str]
+) -> set[tuple[str, ...]]:
+    """The folders of this name in which the images of the class lie."""
+    places = set()
+    for path, label in zip(paths, labels, strict=True):
+        if label == name:
+            places.add(path.parts[: path.parts.index(name) + 1])
+    return places
 
 
 def masks_among(paths: Sequence[ImagePath]) -> set[int]:

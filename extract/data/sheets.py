@@ -93,13 +93,8 @@ def _columns(
     found = {}
     for what, known in NAMES.items():
         meant = _called(path, names, what, known)
-        exact = bool(meant) and _folded(meant[0]) in (what, f"{what}s")
-        if what == "path" and not exact:
-            meant = [name for name in meant if _holds_images(rows, name, is_image)]
-        elif what == "split" and not exact:
-            meant = [name for name in meant if _are_splits(path, name, rows)]
-        elif what == "label" and not exact:
-            meant = _one_of(path, meant, rows)
+        if meant and _folded(meant[0]) not in (what, f"{what}s"):
+            meant = _by_contents(path, what, meant, rows, is_image)
         if meant:
             found[what] = meant[0]
     _refuse_misspelt(path, names, found)
@@ -124,6 +119,22 @@ def _called(path: Path, names: Sequence[str], what: str, known: Sequence[str]) -
             )
         found += alike
     return found
+
+
+def _by_contents(
+    path: Path,
+    what: str,
+    meant: list[str],
+    rows: Sequence[Row],
+    is_image: Callable[[Any], bool],
+) -> list[str]:
+    """Of columns whose names are not plain those that hold what their names say. Raises
+    UsageError."""
+    if what == "path":
+        return [name for name in meant if _holds_images(rows, name, is_image)]
+    if what == "split":
+        return [name for name in meant if _are_splits(path, name, rows)]
+    return _one_of(path, meant, rows)
 
 
 def _holds_images(rows: Sequence[Row], name: str, is_image: Callable[[Any], bool]) -> bool:
@@ -230,16 +241,13 @@ def _read_text(
     path: Path, is_image: Callable[[Any], bool]
 ) -> tuple[list[str], list[Row], list[int]]:
     """The columns' names, the rows, and their numbers."""
-    text, given = _text(path), ""
-    first = text.partition("\n")[0].strip().strip('"').lower()
-    if first.startswith("sep=") and len(first) == 5:
-        given, text = first[4], text.partition("\n")[2]
+    given, text = _declared(_text(path))
     separator = given or _separator(path, text)
     skipped = 1 if given else 0
     cells = _cells(text, separator, skipped)
     line, header = next(cells, (0, []))
     body = list(cells)
-    if header and not _has_known_names(header) and is_image(header[0].strip()):
+    if _is_headerless(header, is_image):
         return _without_header(path, header, [(line, header), *body])
     names = [name.strip() for name in header]
     used = _used(names, [row for _, row in body])
@@ -247,9 +255,24 @@ def _read_text(
     rows, lines = [], []
     for line, row in body:
         _refuse_more_cells(line, row, names, separator)
-        rows.append({names[i]: row[i] if i < len(row) else None for i in used})
+        whole = [*row, *[None] * (len(names) - len(row))]
+        rows.append({names[i]: whole[i] for i in used})
         lines.append(line)
     return [names[i] for i in used], rows, lines
+
+
+def _is_headerless(first: Sequence[str], is_image: Callable[[Any], bool]) -> bool:
+    """first: the cells of the first row."""
+    return bool(first) and not _has_known_names(first) and is_image(first[0].strip())
+
+
+def _declared(text: str) -> tuple[str, str]:
+    """The separator that Excel's first line `sep=;` declares, '' without one, and what follows."""
+    first, _, rest = text.partition("\n")
+    first = first.strip().strip('"').lower()
+    if first.startswith("sep=") and len(first) == 5:
+        return first[4], rest
+    return "", text
 
 
 def _refuse_twice(names: list[str], used: Sequence[int]) -> None:

@@ -347,15 +347,22 @@ def _walk(file: BinaryIO, others: Counter[str]) -> Generator[Member, None, int]:
 
 
 def _unfit(member: tarfile.TarInfo) -> str:
+    """Why a member is not read; '' where nothing is against it."""
     if member.isdir():
         return ""
+    return _unfit_kind(member) or _unfit_name(member.name)
+
+
+def _unfit_kind(member: tarfile.TarInfo) -> str:
     if member.issym() or member.islnk():
         return "links"
     if member.issparse():
         return "sparse files"
-    if not member.isreg():
-        return "devices and other special files"
-    parts = PurePosixPath(member.name).parts
+    return "" if member.isreg() else "devices and other special files"
+
+
+def _unfit_name(name: str) -> str:
+    parts = PurePosixPath(name).parts
     if not parts or parts[0] == "/" or ".." in parts:
         return "with names that leave the tar"
     others = [name for name in map(passed_over, parts) if name]  # hidden, or another system's

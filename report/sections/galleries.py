@@ -10,7 +10,8 @@ import numpy as np
 
 from base.errors import CoviewError
 from cache_specs.items import read_items
-from predict.from_run import Model, Opinions, of_run
+from predict.from_run import of_run
+from report.asked import Asked, ask, first_two, to_label, unseen
 from report.html.page import Card, Html, Section, command, gallery, join, note, tag
 from report.pictures import Picture, Pictures, card_of
 from report.run import Run
@@ -19,29 +20,8 @@ from report.sections.maps import POINTS, maps
 from train.data.reader import Cache
 from train.data.splits import spaced
 
-MOST = 10_000  # images of each split that the model is asked about; of more, evenly spaced ones
-MOST_CELLS = 4e8  # probabilities of one split in memory
 SHOWN = 24  # pictures of a gallery
 ERRORS = 240  # of the gallery that the confusion matrix filters, whose first SHOWN are seen
-NEXT = (
-    "To label them, move the files into their classes' folders, or write their labels into the "
-    "table that DATA is; then type the same make extract once more for each view, which embeds no "
-    "image again, and train under another RUN."
-)
-HIDDEN = (
-    "They have labels already, which LABELS hid from the training: train under another RUN with a "
-    "greater LABELS, which gives it more, or with LABELS=FILE, a file of the keys below and of "
-    "those in the run's splits/, which gives it these."
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """Rows of the data set and what the model says of them; `of`: of how many they are a sample."""
-
-    rows: np.ndarray
-    says: Opinions
-    of: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,23 +58,14 @@ def look(run: Run, cache: Path, root: Path, device: str) -> Look:
     """Open what the run was trained on and ask the shown method's model. Raises CoviewError where
     either is gone or changed."""
     model, opened, splits = of_run(run.folder, run.method, device, cache)
-    never = splits[0].unlabelled
-    for split in splits[1:]:
-        never = np.intersect1d(never, split.unlabelled)
     return Look(
         opened,
         list(opened.names),
-        _ask(model, opened, splits[0].val),
-        _ask(model, opened, never),
+        ask(model, opened, splits[0].val),
+        ask(model, opened, unseen(splits)),
         splits[0].labelled,
         Pictures(cache / opened.items.folder_name, opened.items, root),
     )
-
-
-def _ask(model: Model, opened: Cache, rows: np.ndarray) -> Asked:
-    width = len(opened.items.classes) * (len(opened.names) + 1)
-    few = spaced(rows, int(min(MOST, max(1, MOST_CELLS // width))))
-    return Asked(few, model([emb_ND[few] for emb_ND in opened.emb]), len(rows))
 
 
 def class_names(run: Run, cache: Path) -> list[str]:
@@ -123,7 +94,7 @@ def error_gallery(seen: Look, seeds: int) -> Html:
     wrong = int((pred_n != label_n).sum())
     together = " by the seeds together" if seeds > 1 else ""
     told = (
-        f"{wrong:,} of {len(asked.rows):,} validation images{_sampled(asked)} are called "
+        f"{wrong:,} of {len(asked.rows):,} validation images{asked.sampled} are called "
         f"wrongly{together}; {len(cards):,} of them are here, at most 6 of a kind."
     )
     more = tag("button", "more", type="button", id="errors-more", hidden=len(cards) <= SHOWN)
@@ -155,45 +126,30 @@ def disagreement_gallery(seen: Look) -> Html:
         line = bold("joint", names[joint_C.argmax()], joint_C.max())
         cards.append(seen.card(asked, at, [line], found))
     about = note(
-        f"Of {len(asked.rows):,} unlabelled images{_sampled(asked)}, those of which two views are "
+        f"Of {len(asked.rows):,} unlabelled images{asked.sampled}, those of which two views are "
         "surest, of different classes; at most 4 of a pair of classes."
     )
     return join([tag("h3", "Where the views disagree"), about, gallery(cards)])
 
 
 def next_section(seen: Look) -> Section | None:
-    """Label these next. Chosen among the images that have no label at all, if there are any,
-    otherwise among those whose label is hidden: unseen either way."""
+    """Label these next: what `coview label-next` lists. Unseen by the training either way."""
     asked, items = seen.rest, seen.cache.items
-    bare = np.flatnonzero(items.label[asked.rows] < 0)
-    pool = bare if len(bare) else np.arange(len(asked.rows))
-    if not len(pool):
+    chosen = to_label(asked, seen.cache, SHOWN)
+    if not len(chosen.at):
         return None
-    joint_nC, views_VnC = asked.says.joint_nC[pool], asked.says.views_VnC[:, pool]
-    emb_nD = np.concatenate([_unit(emb_ND[asked.rows[pool]]) for emb_ND in seen.cache.emb], 1)
-    chosen = pool[choose.label_next(joint_nC, views_VnC, emb_nD, SHOWN)]
-    found = seen.pictures(asked.rows[chosen])
+    found = seen.pictures(asked.rows[chosen.at])
     cards = []
-    for at in chosen:
+    for at in chosen.at:
         joint_C = asked.says.joint_nC[at]
-        first, second = np.argsort(-joint_C, kind="stable")[:2]
+        first, second = first_two(joint_C)
         line = f"{items.classes[first]} {joint_C[first]:.2f} or "
         line += f"{items.classes[second]} {joint_C[second]:.2f}?"
         cards.append(seen.card(asked, at, [line], found))
-    keys = command("\n".join(items.keys[row] for row in asked.rows[chosen]))
-    several = len(asked.says.views_VnC) > 1
-    kind = "disagreement of the views × uncertainty of the joint" if several else "uncertainty"
-    what, then = "images whose label was hidden", HIDDEN
-    if len(bare):
-        what, then = "images without a label", NEXT
+    keys = command("\n".join(items.keys[row] for row in asked.rows[chosen.at]))
     copied = tag("details", tag("summary", "their keys, to copy"), keys, class_="values")
-    return Section(
-        "next",
-        "Label these next",
-        join([gallery(cards), copied]),
-        f"Chosen by {kind} among {len(pool):,} {what}{_sampled(asked)}, then spread out so that no "
-        f"two ask the same. No hidden label has a say. {then}",
-    )
+    body = join([gallery(cards), copied])
+    return Section("next", "Label these next", body, f"{chosen.why} {chosen.then}")
 
 
 def suspects_section(seen: Look) -> Section:
@@ -250,12 +206,3 @@ def map_section(seen: Look) -> Section:
 def bold(word: str, name: str, share: float | None = None) -> Html:
     """label CAT 0.93"""
     return tag("span", f"{word} ", tag("b", name), "" if share is None else f" {share:.2f}")
-
-
-def _unit(x_nD: np.ndarray) -> np.ndarray:
-    x = x_nD.astype(np.float32)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-
-
-def _sampled(asked: Asked) -> str:
-    return f" (evenly spaced ones of {asked.of:,})" if len(asked.rows) < asked.of else ""

@@ -22,6 +22,7 @@ from report.html.page import (
 )
 from report.run import Run
 from train.algorithm.evaluate import MEASURES
+from train.algorithm.paired import Difference
 from train.config import make_command
 from train.methods import METHODS, in_order
 from train.run.summary import against, meaning, notes, selected_by, told_apart, undecided
@@ -143,14 +144,19 @@ def scores(run: Run) -> Section:
             marked.append(len(rows))
         row = _score_row(method, what, score, selected_by(summary))
         if gains:
-            # nothing of a view's line, or of late fusion itself
-            found = gains.get(method) if what == JOINT else None
-            row.append(Cell(str(found), found.points) if found else Cell("", None))
+            row.append(_gain(gains.get(method), what))
         rows.append(row)
     whole = table(columns, rows, name="scores-table", marked=marked)
     doubtful = undecided(summary)
     first = [note(f"{doubtful}.", warning=True)] if doubtful else []
     return Section("scores", "Scores", join([*first, whole, _caveat(summary)]))
+
+
+def _gain(found: Difference | None, what: str) -> Cell:
+    """Nothing of a view's line, or of late fusion itself."""
+    if found is None or what != JOINT:
+        return Cell("", None)
+    return Cell(str(found), found.points)
 
 
 def _score_row(method: str, what: str, score: dict[str, Any], val: str) -> list[object]:

@@ -100,6 +100,25 @@ def run_folder(runs: str, run: str) -> Path:
     return folder
 
 
+def newest_runs(runs: str) -> list[Path]:
+    """The folders of the finished runs, the newest first."""
+    done = Path(runs).glob("*/summary.json")
+    latest = sorted(done, key=lambda path: path.stat().st_mtime, reverse=True)
+    return [path.parent for path in latest]
+
+
+def no_run(runs: str) -> UsageError:
+    """Without RUN: that of the newest run that is finished, which is probably meant."""
+    names = [folder.name for folder in newest_runs(runs)]
+    if not names:
+        return UsageError(
+            f"RUN is missing, and no run in {Path(runs)}/ is finished. Make one: make train "
+            "VIEWS=… DATA=…"
+        )
+    listed = f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+    return UsageError(f"RUN is missing; there is: {listed}", instead={"RUN": names[0]})
+
+
 def _best_of(path: Path) -> dict[str, Any]:
     """What a sweep ranks first: method and settings. Raises IntegrityError."""
     try:

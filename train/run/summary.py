@@ -186,9 +186,7 @@ def summarise(
         for part, rows, logits in (("val", split.val, said.val), ("test", split.test, said.test)):
             y = torch.from_numpy(cache.items.label[rows]).long().to(device)
             for view, z in zip(scores, logits, strict=True):
-                for key, values in metrics(z, y).items():
-                    if f"{part}_{key}" in SCORES:
-                        scores[view][f"{part}_{key}"] = _spread(values)
+                scores[view] |= _scores(part, z, y)
             opinions = _opinions(cache.names, [z.cpu() for z in logits])
             facts = _facts(name, part, cache.items, rows, head["seeds"])
             tables.append({**facts, **opinions})
@@ -210,6 +208,15 @@ def summarise(
     summary["seconds"] = round(seconds, 1)
     durable.write(folder / "summary.json", durable.sealed(summary), "summary")
     return read_summary(folder)
+
+
+def _scores(part: str, logits_EnC: Tensor, y_n: Tensor) -> dict[str, Any]:
+    """What the summary says of a view, or the joint, on a split."""
+    found = {}
+    for key, values in metrics(logits_EnC, y_n).items():
+        if f"{part}_{key}" in SCORES:
+            found[f"{part}_{key}"] = _spread(values)
+    return found
 
 
 def _digests(folder: Path) -> dict[str, str]:
