@@ -7,8 +7,9 @@ uint8 until they are on the device.
 import functools
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
@@ -24,6 +25,7 @@ from extract.pixels import NotReadError, Picture, Rules
 
 log = logging.getLogger(f"coview.{__name__}")
 MAX_RESIZED = 2**25  # of the scaled image: a 1 x 20,000 strip would become 224 x 4,480,000
+PROFILE, FIRST = 1, 2  # remarks, added up
 OK, UNDECODABLE, TRUNCATED, MISSING, NON_FINITE, TOO_LARGE = range(len(STATUS))
 
 
@@ -86,7 +88,7 @@ def pad(image: Image.Image) -> Image.Image:
 @dataclass(frozen=True)
 class Batches(TorchDataset):
     """Map-style data set of whole batches: element i decodes the rows `rows[i]` into ((B, 3, S, S)
-    uint8, (B,) uint8 status, (B,) bool: was a colour profile left aside?).
+    uint8, (B,) uint8 status, (B,) uint8: what is to be said of the image, see `Remarks`).
 
     A batch shorter than B is padded with black images, so that every batch has one shape. The
     content hash of each file is compared with the item list: a file that changed since it was
@@ -105,13 +107,13 @@ class Batches(TorchDataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         pixels_BCHW = torch.zeros(self.batch, 3, self.prep.crop, self.prep.crop, dtype=torch.uint8)
         status_B = torch.zeros(self.batch, dtype=torch.uint8)
-        ignored_B = torch.zeros(self.batch, dtype=torch.bool)
+        remarks_B = torch.zeros(self.batch, dtype=torch.uint8)
         for place, row in enumerate(self.rows[index]):
             found, status_B[place] = self._one(row)
             if found is not None:
                 pixels_BCHW[place] = pipeline(self.prep)(found.image)
-                ignored_B[place] = bool(found.ignored)
-        return pixels_BCHW, status_B, ignored_B
+                remarks_B[place] = PROFILE * bool(found.ignored) + FIRST * found.several
+        return pixels_BCHW, status_B, remarks_B
 
     def _one(self, row: int) -> tuple[Picture | None, int]:
         """The picture of a row, or None, and its status."""
@@ -130,34 +132,42 @@ class Batches(TorchDataset):
 
 
 @dataclass
-class Profiles:
-    """Counts the images whose colour profile was left aside, while their batches pass by; row: the
-    first of them."""
+class Remarks:
+    """Counts what is to be said of images, while their batches pass by: those whose colour profile
+    was left aside (PROFILE), and files of which only the first page or frame is read (FIRST).
+    first: the first row of each."""
 
-    count: int = 0
-    row: int = -1
+    counts: Counter[int] = field(default_factory=Counter)
+    first: dict[int, int] = field(default_factory=dict)
 
     def watch(self, loader: Iterable, rows: Sequence[Sequence[int]]) -> Iterator:
         """The batches of `loader`, which are of these rows."""
         for batch, part in zip(loader, rows, strict=True):
-            places = torch.nonzero(batch[2]).flatten().tolist()
-            if places and not self.count:
-                self.row = part[places[0]]
-            self.count += len(places)
+            for remark in (PROFILE, FIRST):
+                places = torch.nonzero(batch[2] & remark).flatten().tolist()
+                if places:
+                    self.first.setdefault(remark, part[places[0]])
+                    self.counts[remark] += len(places)
             yield batch
 
     def say(self, name: str, keys: Sequence[str], read: Callable[[int], bytes]) -> None:
         """name: the view."""
-        if not self.count:
-            return
-        try:
-            why = pixels.picture(read(self.row)).ignored
-        except (OSError, NotReadError, MemoryError):  # gone meanwhile
-            why = pixels.UNUSABLE
-        log.warning(
-            f"{name}: the colours of {counted(self.count, 'image')} are taken for sRGB's, first "
-            f"{keys[self.row]!r}: {why}"
-        )
+        if count := self.counts[PROFILE]:
+            row = self.first[PROFILE]
+            try:
+                why = pixels.picture(read(row)).ignored
+            except (OSError, NotReadError, MemoryError):  # gone meanwhile
+                why = pixels.UNUSABLE
+            log.warning(
+                f"{name}: the colours of {counted(count, 'image')} are taken for sRGB's, first "
+                f"{keys[row]!r}: {why}"
+            )
+        if count := self.counts[FIRST]:
+            log.warning(
+                f"{name}: of {counted(count, 'file')} with several pages or frames only the first "
+                f"of these is read (first file: {keys[self.first[FIRST]]!r}). To use the others, "
+                "write each to a file of its own"
+            )
 
 
 def how_alike(one: bytes, other: bytes, prep: Preprocess) -> str:

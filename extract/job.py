@@ -30,7 +30,7 @@ from cache_specs.spec import ViewSpec
 from extract import bad_images, canary
 from extract.data.readers import Reader
 from extract.embed import embed, embedded, shard_work
-from extract.images import Batches, Profiles, why_not
+from extract.images import Batches, Remarks, why_not
 from extract.models import backbones
 from extract.reuse import Known
 from extract.stream import arriving, load
@@ -135,12 +135,12 @@ def _embed_part(
     if workers:
         begin_workers()  # while the model is loaded
     model = _loaded(job, device, backbone) if todo else None
-    profiles = Profiles()
+    remarks = Remarks()
     with Progress(*_shown(job, part, todo), live=view.folder / f"progress-{part}.json") as progress:
         computed = iter(())
         if model is not None:
             images = Batches(job.read, job.items.sha256, job.spec.preprocess, batches, batch)
-            arrived = profiles.watch(arriving(load(images, workers, device)), batches)
+            arrived = remarks.watch(arriving(load(images, workers, device)), batches)
             computed = embedded(arrived, model, device, progress.clock)
         with within_memory(
             f"batches of {batch} of {job.spec.name} on {device}", *_less(job, device)
@@ -152,7 +152,7 @@ def _embed_part(
                 look=lambda: bad_images.enforce(view, job.items, job.max_bad, why),
                 stopping=stopping,
             )
-    profiles.say(view.name, job.items.keys, job.read)
+    remarks.say(view.name, job.items.keys, job.read)
 
 
 def _less(job: Job, device: str) -> tuple[str, dict[str, str | None]]:

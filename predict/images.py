@@ -19,7 +19,7 @@ from cache_specs.items import Items
 from cache_specs.spec import PIXELS, SPECS, ViewSpec, recorded_spec
 from extract.data.datasets import Dataset
 from extract.embed import batch_rows, embedded
-from extract.images import Batches, Profiles
+from extract.images import Batches, Remarks
 from extract.models.backbones import load_backbone
 from extract.models.weights import find_weights
 from extract.stream import arriving, load
@@ -137,10 +137,10 @@ def embed_images(
         plan, emb_nD = batch_rows(0, n, view.batch), np.empty((n, view.width), np.float16)
         backbone = load_backbone(spec, files, device)
         images = Batches(dataset.read, items.sha256, spec.preprocess, plan, view.batch)
-        profiles = Profiles()
+        remarks = Remarks()
         loader = load(images, workers_of(workers, n, device), device)
         with Progress(view.name, n) as progress:
-            arrived = profiles.watch(arriving(loader), plan)
+            arrived = remarks.watch(arriving(loader), plan)
             said = embedded(arrived, backbone, device, progress.clock)
             for rows, (emb_BD, status_B) in zip(plan, said, strict=True):
                 place, count = slice(rows.start, rows.stop), len(rows)
@@ -148,6 +148,6 @@ def embed_images(
                 before = status_n[place]
                 status_n[place] = np.where(before > 0, before, status_B[:count])
                 progress.advance(count)
-        profiles.say(view.name, items.keys, dataset.read)
+        remarks.say(view.name, items.keys, dataset.read)
         emb_V.append(emb_nD)
     return emb_V, status_n

@@ -252,6 +252,19 @@ def test_profiles_that_are_left_aside_are_counted(tmp_path, caplog):
     ) in caplog.text
 
 
+def test_files_with_further_pages_are_counted(tmp_path, caplog):
+    pages = [Image.new("RGB", (28, 28), (number, 90, 0)) for number in range(3)]
+    pages[0].save(tmp_path / "0.tif")
+    for name in ("1.tif", "2.gif"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    with caplog.at_level(logging.WARNING):
+        run(config(tmp_path, tmp_path / "cache", batch=2))
+    assert (
+        "tiny-clip: of 2 files with several pages or frames only the first of these is read (first "
+        "file: '1.tif'). To use the others, write each to a file of its own"
+    ) in caplog.text
+
+
 def test_a_list_of_images_that_could_not_be_read_says_why(tmp_path):
     for number in range(3):
         Image.new("RGB", (28, 28), (number, 0, 0)).save(tmp_path / f"{number}.png")
