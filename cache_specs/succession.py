@@ -78,6 +78,14 @@ def folder_of(cache: Path, items: Items, source: str) -> Path:
     return cache / _moved(cache, items, source).folder_name
 
 
+def would_relabel(folder: Path, items: Items) -> bool:
+    """Whether `items` give images of the data set in `folder` other labels or splits."""
+    try:
+        return said(read_items(folder)) != said(items)
+    except IntegrityError:  # lost or not there yet
+        return False
+
+
 def next_version(
     cache: Path, items: Items, source: str, changed: bool = False
 ) -> tuple[int, Path, list[str]]:

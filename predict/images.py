@@ -8,6 +8,7 @@ refused by name.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,14 +61,24 @@ def backbones(views: list[ViewRecord], weights: str | None) -> list[Backbone]:
 def spec_of(view: ViewRecord) -> ViewSpec:
     """The spec as it was recorded. weights.path is relative to the view's own TOML file; where that
     is not there, to the bundled one of its name."""
-    if view.spec["backend"] == store.IMPORTED:
-        raise UsageError(
-            f"the view {view.name!r} was imported, not computed from images: nothing here can "
-            "embed new ones. Add them to the file that it came from, import that and train on it; "
-            "without IMAGES its own rows are labelled",
-            instead={"IMAGES": None},
-        )
+    refuse_imported([view])
     return recorded_spec(view.name, view.spec, _source(view))
+
+
+def refuse_imported(views: Sequence[ViewRecord], of_run: bool = True) -> None:
+    """Raise UsageError for a view that no new image can be embedded for. of_run: else the model is
+    a folder of its own."""
+    then = "without IMAGES its own rows are labelled"
+    if not of_run:
+        then = "its own rows are labelled by the run that the model is of: make predict RUN=…"
+    for view in views:
+        if view.spec["backend"] == store.IMPORTED:
+            raise UsageError(
+                f"the view {view.name!r} was imported, not computed from images: nothing here can "
+                "embed new ones. Add them to the file that it came from, import that and train on "
+                f"it; {then}",
+                instead={"IMAGES": None} if of_run else None,
+            )
 
 
 def _source(view: ViewRecord) -> Path:

@@ -26,7 +26,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +224,13 @@ def build_items(dataset: Dataset, tick: Callable[[int], None] = lambda n: None) 
         classes,
         dataset.as_class,
     )
+
+
+def relabelled(items: Items, dataset: Dataset) -> Items:
+    """Items of the same images with the labels and splits of `dataset`."""
+    label, classes = class_index(list(dataset.labels))
+    splits, words = list(dataset.splits), dataset.as_class
+    return replace(items, label=label, classes=classes, split=splits, as_class=words)
 
 
 def _digits(data: str, root: Path) -> Listing:

@@ -14,7 +14,7 @@ import pytest
 from conftest import config
 from PIL import Image
 
-from base.errors import DataQualityError, StaleError, UsageError
+from base.errors import DataQualityError, StaleError, StorageError, UsageError
 from cache_specs.spec import (
     PIXELS,
     SPECS,
@@ -23,8 +23,10 @@ from cache_specs.spec import (
     pixels_of,
     with_pixels_of,
 )
+from extract import images
 from extract.command import command
 from extract.images import decode
+from extract.models import backbones
 from extract.models.weights import find_weights
 from extract.run import run
 from predict.bundle.card import licence_of
@@ -88,6 +90,10 @@ def test_extract_names_the_field_and_a_command_that_gets_further(world):
     assert view.is_complete and pixels_of(view.attributes["spec"]) == PIXELS
 
 
+def no_memory(*given: object) -> None:
+    raise MemoryError("none")
+
+
 def test_what_is_refused_leaves_the_labels_as_they_were(world, tmp_path, monkeypatch):
     shutil.copytree(world, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
@@ -106,6 +112,23 @@ def test_what_is_refused_leaves_the_labels_as_they_were(world, tmp_path, monkeyp
         assert before == (written.read_bytes(), written.with_name("items.parquet").read_bytes())
         assert not (written.parent / "labels").exists()
     Path("v.toml").write_text(THEN)
+    with monkeypatch.context() as patched:  # the canary
+        real = images.pipeline
+        patched.setattr(images, "pipeline", lambda prep: lambda image: 255 - real(prep)(image))
+        with pytest.raises(StaleError, match="the pixels of 3 of 3 fixed images"):
+            run(settings)
+    Path("w.toml").write_text(THEN)  # another view, for which the disk is too small
+    with monkeypatch.context() as patched:
+        full = shutil.disk_usage(tmp_path)._replace(free=0)
+        patched.setattr(shutil, "disk_usage", lambda path: full)
+        with pytest.raises(StorageError, match=r"MB free\. Nothing is lost"):
+            run(dataclasses.replace(settings, view="w.toml"))
+    with monkeypatch.context() as patched:  # its model
+        patched.setattr(backbones, "load_backbone", no_memory)
+        with pytest.raises(UsageError, match="the memory does not suffice"):
+            run(dataclasses.replace(settings, view="w.toml"))
+    assert before == (written.read_bytes(), written.with_name("items.parquet").read_bytes())
+    assert not (written.parent / "labels").exists()
     run(settings)
     assert before[0] != written.read_bytes()
 
