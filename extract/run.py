@@ -146,7 +146,7 @@ def look(ready: Ready, model: LazyModel) -> tuple[Path, Known | None]:
     one that was begun. All that may be refused is refused before anything is written: labels that
     have changed, too."""
     items, spec = ready.items, ready.spec
-    folder = folder_of(ready.cache, items, ready.source)
+    folder = folder_of(ready.cache, items, ready.source, ready.changed)
     view, known = ahead.begun(folder, ready), None
     place = store.view_folder(folder, spec.name, spec.declared(), ready.weights_sha256)
     todo = ahead.look_ahead(folder, ready, view)
