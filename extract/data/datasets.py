@@ -129,16 +129,22 @@ def _adapter(data: str) -> str:
         what = "is a file of none of these kinds"
         if data.lower().endswith((".xls", ".xlsx", ".ods")):
             what = "is a spreadsheet; save its sheet as CSV"
-        folder, ending = os.path.splitext(data)
-        if ending.lower() in UNPACK:
-            unpacking = f"{UNPACK[ending.lower()].format(for_shell(folder))} {for_shell(data)}"
-            what = f"is an archive; unpack it first: {unpacking}"
-            instead = {"DATA": f"{folder}/"}
+        if archive := _unpacking(data):
+            what, instead = archive
     raise UsageError(
         f"DATA={data}: {what}. DATA may be a folder of images or of .tar shards, a .csv, "
         ".parquet, .h5 or .tar file, torchvision:NAME, hf:OWNER/NAME, or digits",
         instead=instead,
     )
+
+
+def _unpacking(data: str) -> tuple[str, dict[str, str]] | None:
+    """What is said of an archive, and DATA once it is unpacked; None for any other file."""
+    folder, ending = os.path.splitext(data)
+    if ending.lower() not in UNPACK:
+        return None
+    command = f"{UNPACK[ending.lower()].format(for_shell(folder))} {for_shell(data)}"
+    return f"is an archive; unpack it first: {command}", {"DATA": f"{folder}/"}
 
 
 def _kind(data: str) -> str:
