@@ -18,7 +18,7 @@ from pathlib import Path
 from base.errors import UNKNOWN, StaleError, UsageError, did_you_mean, nearest
 from base.phrase import quoted
 from cache_specs import store
-from cache_specs.items import read_items
+from cache_specs.items import Items, read_items
 from cache_specs.sources import dataset_name, is_gone, read_source, recorded_words, source_path
 from cache_specs.spec import (
     PIXELS,
@@ -323,6 +323,23 @@ def words_for(cache: Path, name: str, source: str, typed: str | None) -> list[st
         "such class any more: ARGS=--as-class="
     )
     return words
+
+
+def words_of_renamed(cache: Path, items: Items) -> list[str]:
+    """The words that were classes of these very images when their folder had another name, which
+    is said; [] where they are known by their own."""
+    if dataset_folders(cache, items.name):
+        return []
+    for folder in every_dataset(cache):
+        words, source = recorded_words(folder), read_source(folder)
+        if words and source and is_gone(source) and folder.name.endswith(items.fingerprint[:8]):
+            log.info(
+                f"{items.name}: --as-class {','.join(words)}, as the labels of these images were "
+                f"written when they were in {source}; to have no such class any more: "
+                "ARGS=--as-class="
+            )
+            return words
+    return []
 
 
 def _meant(cache: Path, data: str, name: str) -> list[Path]:

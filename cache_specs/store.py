@@ -235,9 +235,9 @@ def several(folders: Sequence[Path], name: str, among: Sequence[str] = ()) -> Us
     )
 
 
-def command(folder: Path, target: str = "repair") -> str:
+def command(folder: Path, target: str = "repair", flags: Sequence[str] = ()) -> str:
     """The command `make target` for the view in `folder`, to be copied out of a message. `extract`
-    becomes `import` for an imported view."""
+    becomes `import` for an imported view. flags: of extract, besides."""
     dataset, cache = folder.parent, folder.parent.parent
     # of two versions of one view only the folder's own name tells which
     twin = len(view_folders(dataset, view_name(folder))) > 1
@@ -247,7 +247,7 @@ def command(folder: Path, target: str = "repair") -> str:
         if "imported" in made:
             target, words = "import", {**words, **_import_words(made)}
         else:
-            words = _extract_words(folder, words["VIEW"], made)
+            words = _extract_words(folder, words["VIEW"], made, flags)
     if str(cache) != "cache":
         words["CACHE"] = str(cache)
     return line_of(target, words)
@@ -289,8 +289,10 @@ def _import_words(made: dict[str, Any]) -> dict[str, str]:
     return {"FROM": made.get("source", "…"), **_args(flags)}
 
 
-def _extract_words(folder: Path, view: str, made: dict[str, Any]) -> dict[str, str]:
-    """What `make extract` was given."""
+def _extract_words(
+    folder: Path, view: str, made: dict[str, Any], more: Sequence[str] = ()
+) -> dict[str, str]:
+    """What `make extract` was given, and `more` flags."""
     toml = Path(made.get("spec_file", ""))
     own = view_name(folder)
     # where the file is gone, or is that of another one, the cache knows the view and its spec
@@ -303,7 +305,7 @@ def _extract_words(folder: Path, view: str, made: dict[str, Any]) -> dict[str, s
         flags += ["--as-class", ",".join(words)]
     if bad := more_bad_rows(folder):
         flags += ["--max-bad", str(bad)]
-    return {"VIEW": view if named else str(toml), "DATA": data or UNKNOWN, **_args(flags)}
+    return {"VIEW": view if named else str(toml), "DATA": data or UNKNOWN, **_args([*flags, *more])}
 
 
 def is_of_project(made: Mapping[str, Any], name: str) -> bool:

@@ -73,9 +73,21 @@ def write_items(
     return folder
 
 
-def folder_of(cache: Path, items: Items, source: str) -> Path:
-    """The folder that `write_items` is about to write into."""
-    return cache / _moved(cache, items, source).folder_name
+def folder_of(cache: Path, items: Items, source: str, changed: bool = True) -> Path:
+    """The folder that `write_items` is about to write into. Raises StaleError where it would refuse
+    what has not `changed` on purpose."""
+    items = _moved(cache, items, source)
+    if not changed:
+        next_version(cache, items, source)
+    return cache / items.folder_name
+
+
+def would_relabel(folder: Path, items: Items) -> bool:
+    """Whether `items` give images of the data set in `folder` other labels or splits."""
+    try:
+        return said(read_items(folder)) != said(items)
+    except IntegrityError:  # lost or not there yet
+        return False
 
 
 def next_version(

@@ -7,8 +7,9 @@ uint8 until they are on the device.
 import functools
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
@@ -24,6 +25,7 @@ from extract.pixels import NotReadError, Picture, Rules
 
 log = logging.getLogger(f"coview.{__name__}")
 MAX_RESIZED = 2**25  # of the scaled image: a 1 x 20,000 strip would become 224 x 4,480,000
+PROFILE, FIRST = 1, 2  # remarks, added up
 OK, UNDECODABLE, TRUNCATED, MISSING, NON_FINITE, TOO_LARGE = range(len(STATUS))
 
 
@@ -87,7 +89,7 @@ def pad(image: Image.Image) -> Image.Image:
 @dataclass(frozen=True)
 class Batches(TorchDataset):
     """Map-style data set of whole batches: element i decodes the rows `rows[i]` into ((B, 3, S, S)
-    uint8, (B,) uint8 status, (B,) bool: was a colour profile left aside?).
+    uint8, (B,) uint8 status, (B,) uint8: what is to be said of the image, see `Remarks`).
 
     A batch shorter than B is padded with black images, so that every batch has one shape. The
     content hash of each file is compared with the item list: a file that changed since it was
@@ -123,17 +125,17 @@ def empty(batch: int, prep: Preprocess) -> Batch:
     return (
         torch.zeros(batch, 3, prep.crop, prep.crop, dtype=torch.uint8),
         torch.zeros(batch, dtype=torch.uint8),
-        torch.zeros(batch, dtype=torch.bool),
+        torch.zeros(batch, dtype=torch.uint8),
     )
 
 
 def put(batch: Batch, place: int, prep: Preprocess, found: Picture | None, status: int) -> None:
     """A picture, or why there is none, where it belongs in a batch."""
-    pixels_BCHW, status_B, ignored_B = batch
+    pixels_BCHW, status_B, remarks_B = batch
     status_B[place] = status
     if found is not None:
         pixels_BCHW[place] = pipeline(prep)(found.image)
-        ignored_B[place] = bool(found.ignored)
+        remarks_B[place] = PROFILE * bool(found.ignored) + FIRST * found.several
 
 
 def contents(read: Callable[[int], bytes], row: int, sha256: str) -> tuple[bytes, int]:
@@ -180,36 +182,47 @@ def _scalable(found: Picture | NotReadError, prep: Preprocess) -> Picture:
 
 
 @dataclass
-class Profiles:
-    """Counts the images whose colour profile was left aside, while their batches pass by; row: the
-    first of them."""
+class Remarks:
+    """Counts what is to be said of images, while their batches pass by: those whose colour profile
+    was left aside (PROFILE), and files of which only the first page or frame is read (FIRST).
+    first: the first row of each."""
 
-    count: int = 0
-    row: int = -1
+    counts: Counter[int] = field(default_factory=Counter)
+    first: dict[int, int] = field(default_factory=dict)
 
     def watch(self, arrived: Iterable, rows: Iterable[Sequence[int]]) -> Iterator:
         """The batches that arrive, which are of these rows; None is handed on."""
         parts = iter(rows)
         for batch in arrived:
             if batch is not None:
-                part, places = next(parts), torch.nonzero(batch[2]).flatten().tolist()
-                if places and not self.count:
-                    self.row = part[places[0]]
-                self.count += len(places)
+                self._count(batch[2], next(parts))
             yield batch
+
+    def _count(self, remarks_B: torch.Tensor, rows: Sequence[int]) -> None:
+        for remark in (PROFILE, FIRST):
+            places = torch.nonzero(remarks_B & remark).flatten().tolist()
+            if places:
+                self.first.setdefault(remark, rows[places[0]])
+                self.counts[remark] += len(places)
 
     def say(self, name: str, keys: Sequence[str], read: Callable[[int], bytes]) -> None:
         """name: the view."""
-        if not self.count:
-            return
-        try:
-            why = pixels.picture(read(self.row)).ignored
-        except (OSError, NotReadError, MemoryError):  # gone meanwhile
-            why = pixels.UNUSABLE
-        log.warning(
-            f"{name}: the colours of {counted(self.count, 'image')} are taken for sRGB's, first "
-            f"{keys[self.row]!r}: {why}"
-        )
+        if count := self.counts[PROFILE]:
+            row = self.first[PROFILE]
+            try:
+                why = pixels.picture(read(row)).ignored
+            except (OSError, NotReadError, MemoryError):  # gone meanwhile
+                why = pixels.UNUSABLE
+            log.warning(
+                f"{name}: the colours of {counted(count, 'image')} are taken for sRGB's, first "
+                f"{keys[row]!r}: {why}"
+            )
+        if count := self.counts[FIRST]:
+            log.warning(
+                f"{name}: of {counted(count, 'file')} with several pages or frames only the first "
+                f"of these is read (first file: {keys[self.first[FIRST]]!r}). To use the others, "
+                "write each to a file of its own"
+            )
 
 
 def how_alike(one: bytes, other: bytes, prep: Preprocess) -> str:

@@ -31,7 +31,7 @@ from cache_specs.spec import ViewSpec
 from extract import bad_images, canary
 from extract.data.readers import Reader
 from extract.embed import ShardWork, embed, embedded, shard_work
-from extract.images import Batches, Profiles, why_not
+from extract.images import Batches, Remarks, why_not
 from extract.models import backbones
 from extract.reuse import Known
 from extract.stream import Batch, arriving, load
@@ -194,10 +194,10 @@ class Share:
     ) -> Iterator[None]:
         """Write the shards, a step a batch. arrived: the decoded batches. After any shard, once
         `stopping()` is true, the others stay pending."""
-        job, profiles, computed = self.job, Profiles(), iter(())
+        job, remarks, computed = self.job, Remarks(), iter(())
         why = functools.partial(why_not, job.read, job.spec.preprocess)
         if model is not None:
-            images = profiles.watch(arrived, self.batches)
+            images = remarks.watch(arrived, self.batches)
             computed = embedded(images, model, self.device, progress.clock)
         what = f"batches of {self.batch} of {job.spec.name} on {self.device}"
         with within_memory(what, *_less(job, self.device)):
@@ -208,7 +208,7 @@ class Share:
                 look=lambda: bad_images.enforce(job.view, job.items, job.max_bad, why),
                 stopping=stopping,
             )
-        profiles.say(job.view.name, job.items.keys, job.read)
+        remarks.say(job.view.name, job.items.keys, job.read)
 
 
 def share_of(job: Job, part: int = 0) -> Share:

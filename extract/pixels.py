@@ -17,7 +17,7 @@ import io
 import struct
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,8 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 ORIENTATION = 0x0112
+BIG_TIFF = b"+\0", b"\0+"
+PAGES = 64  # of a TIFF that are looked at
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,12 @@ class NotReadError(Exception):
 
 @dataclass(frozen=True)
 class Picture:
-    """8-bit RGB. ignored: why its colour profile was left aside; '' where it was not."""
+    """8-bit RGB. ignored: why its colour profile was left aside; '' where it was not. several: the
+    file has further pages or frames, which are not read."""
 
     image: Image.Image
     ignored: str = ""
+    several: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +103,7 @@ def picture(data: bytes, rules: Rules = Rules(), draft: int = 0) -> Picture:
         warnings.simplefilter("ignore")
         loaded = load(data, rules.max_pixels, draft)
         try:
-            return _picture(loaded, rules)
+            return replace(_picture(loaded, rules), several=has_several(loaded.image, data))
         except (NotReadError, MemoryError):
             raise
         except Exception as error:  # Pillow raises nearly anything on a hostile file
@@ -114,7 +118,7 @@ def first(data: bytes, rules: Rules = Rules()) -> Picture:
             image = _sized(data, formats.FIRST, rules.max_pixels)
             ImageOps.exif_transpose(image, in_place=True)
             image.load()
-            return Picture(rgb(image))
+            return Picture(rgb(image), several=has_several(image, data))
     except (NotReadError, MemoryError):
         raise
     except Exception as error:
@@ -283,6 +287,36 @@ def _is_plain(image: Any) -> bool:
         return not {1, 2} & set(image.tag_v2.get(338, ()))
     if image.format in ("BMP", "DIB", "TGA") and image.mode == "RGBA":
         return image.getchannel("A").getextrema() == (0, 0)
+    return False
+
+
+def has_several(image: Any, data: bytes) -> bool:
+    """Has the file, of which this is the first picture, further pages or frames? What stands beside
+    a photo in its JPEG (a preview, a depth map) is none, nor is a smaller copy or a mask of the
+    page in a TIFF."""
+    try:
+        if image.format == "TIFF":
+            return _has_pages(data, image.tag_v2.next)
+        if image.format == "GIF":  # to look at the second frame forgets the first
+            image = _opened(data, formats.FORMATS)
+        return image.format not in ("JPEG", "MPO") and getattr(image, "is_animated", False)
+    except Exception:  # of a file that is damaged behind its first page
+        return False
+
+
+def _has_pages(data: bytes, place: int) -> bool:
+    """Whether one of the directories of a TIFF, from that at `place` on, is a page of its own."""
+    file, seen = io.BytesIO(data), set[int]()
+    while place and place not in seen and len(seen) < PAGES:
+        seen.add(place)
+        tags = ImageFileDirectory_v2(data[: 16 if data[2:4] in BIG_TIFF else 8])
+        file.seek(place)
+        tags.load(file)
+        if 256 not in tags:  # no width: it is damaged
+            return False
+        if not tags.get(254, 0) & 5:  # 1: of lower resolution; 4: a mask
+            return True
+        place = tags.next
     return False
 
 
@@ -591,7 +625,7 @@ def why_not(data: bytes) -> str:
 
 def _why_not_tiff(data: bytes) -> str:
     try:
-        file, header = io.BytesIO(data), data[: 16 if data[2:4] in (b"+\0", b"\0+") else 8]
+        file, header = io.BytesIO(data), data[: 16 if data[2:4] in BIG_TIFF else 8]
         tags = ImageFileDirectory_v2(header)
         file.seek(tags.next)
         tags.load(file)

@@ -10,7 +10,7 @@ from base.errors import CoviewError, UsageError
 from base.progress import Progress
 from cache_specs import store
 from cache_specs.items import Items
-from cache_specs.lookup import words_for
+from cache_specs.lookup import words_for, words_of_renamed
 from cache_specs.sources import dataset_name, is_gone, read_source, source_path
 from cache_specs.spec import ViewSpec
 from cache_specs.versions import dataset_folders, tops
@@ -81,6 +81,10 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> list[Ready]:
     seen = tops(cache)
     with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
         items = datasets.build_items(dataset, progress.advance)
+    if config.as_class is None and not as_class and (words := words_of_renamed(cache, items)):
+        dataset = datasets.open_dataset(data, Path(config.root), config.name, words)
+        overview.say(dataset.overview())
+        items = datasets.relabelled(items, dataset)
     bad_images.refuse_unreadable(items, dataset.read, config.max_bad)
     warn_of_copies(items)
     warn_of_classes(items)

@@ -19,7 +19,7 @@ from base.console import counted, rate_text
 from base.errors import StoppedError
 from base.limits import free_memory, within_memory
 from cache_specs import integrity, store
-from cache_specs.succession import folder_of, write_items
+from cache_specs.succession import folder_of, would_relabel, write_items
 from cache_specs.view import View, status_counts, write_documents
 from extract import ahead, bad_images, canary, reuse
 from extract.config import ExtractConfig
@@ -199,21 +199,13 @@ def finish(one: Begun) -> Extracted:
 
 def look(model: LazyModel) -> tuple[Path, Known | None]:
     """The data set's folder, with its item list, and what other views hold of a new one; None for
-    one that was begun. All that may be refused is refused before a view's folder is made."""
+    one that was begun. All that may be refused is refused before anything is written: labels that
+    have changed, too."""
     ready = model.ready
     items, spec = ready.items, ready.spec
-    ahead.begun(folder_of(ready.cache, items, ready.source), ready)  # refused with the old labels
-    folder = write_items(ready.cache, items, ready.source, ready.changed, ready.seen)
-    if folder.name != items.folder_name:
-        log.info(
-            f"{items.name}: these are the images of {folder.name}, whose name they keep in the "
-            "cache"
-        )
+    folder = folder_of(ready.cache, items, ready.source, ready.changed)
     view, known = ahead.begun(folder, ready), None
     place = store.view_folder(folder, spec.name, spec.declared(), ready.weights_sha256)
-    if view is None:
-        reuse.say_not_copied(place, spec)
-        known = model.agreed(reuse.find(place, spec.declared(), items))
     todo = ahead.look_ahead(folder, ready, view)
     if todo.pending:
         log.info(
@@ -223,6 +215,17 @@ def look(model: LazyModel) -> tuple[Path, Known | None]:
             f"{todo.free / 1e6:,.1f} MB free, in {place}"
         )
     ahead.refuse_small_disk(todo, place, ready.cache)
+    if view is None:
+        reuse.say_not_copied(place, spec)
+        known = model.agreed(reuse.find(place, spec.declared(), items))
+    elif would_relabel(folder, items) and len(todo.pending) < todo.shards:
+        canary.keep_or_compare(view, model.make, items, write=False)
+    folder = write_items(ready.cache, items, ready.source, ready.changed, ready.seen)
+    if folder.name != items.folder_name:
+        log.info(
+            f"{items.name}: these are the images of {folder.name}, whose name they keep in the "
+            "cache"
+        )
     return folder, known
 
 

@@ -25,7 +25,7 @@ from base.errors import RankDiedError
 from extract.workers import begin_work, begin_workers
 
 log = logging.getLogger(f"coview.{__name__}")
-# As Batches has them: (B, 3, S, S) uint8, (B,) uint8 and (B,) bool; tensors or arrays
+# As Batches has them: (B, 3, S, S) uint8, (B,) uint8 and (B,) uint8; tensors or arrays
 Batch = tuple[Any, Any, Any]
 
 SHARED = "/dev/shm"
@@ -61,13 +61,13 @@ def hand_on(batch: Any) -> Any:
         return batch
     if isinstance(batch, list):
         return [hand_on(one) for one in batch]
-    pixels_BCHW, status_B, ignored_B = batch
+    pixels_BCHW, status_B, remarks_B = batch
     if _room() >= ROOM * senders.num_workers * pixels_BCHW.nbytes:
         try:
-            return pixels_BCHW.share_memory_(), status_B.numpy(), ignored_B.numpy()
+            return pixels_BCHW.share_memory_(), status_B.numpy(), remarks_B.numpy()
         except RuntimeError:  # others were faster, or there are too many open files
             pass
-    return pixels_BCHW.numpy(), status_B.numpy(), ignored_B.numpy()
+    return pixels_BCHW.numpy(), status_B.numpy(), remarks_B.numpy()
 
 
 def _room() -> int:

@@ -44,6 +44,7 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
 
     from predict import table
     from predict.from_run import of_run, open_model
+    from predict.images import refuse_imported
     from predict.label import are_new, new_images, rows_of_cache
 
     device = devices(config.device, 1)[0]
@@ -56,6 +57,7 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
         log.info(f"run {run}: {_called(model)}")
         _tell_older(cache, config.run, bool(config.images))
     if dataset is not None:
+        refuse_imported(model.views, of_run=not config.model)
         given = config.weights, device, config.workers, config.images
         labelled = new_images(model, dataset, *given)
     else:

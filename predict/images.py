@@ -8,6 +8,7 @@ refused by name.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from cache_specs.items import Items
 from cache_specs.spec import PIXELS, SPECS, ViewSpec, recorded_spec
 from extract.data.datasets import Dataset
 from extract.embed import batch_rows, embedded
-from extract.images import Batches, Profiles
+from extract.images import Batches, Remarks
 from extract.models.backbones import load_backbone
 from extract.models.weights import find_weights, none_below, of_several, weights_below
 from extract.stream import arriving, load
@@ -60,14 +61,24 @@ def backbones(views: list[ViewRecord], weights: str | None) -> list[Backbone]:
 def spec_of(view: ViewRecord) -> ViewSpec:
     """The spec as it was recorded. weights.path is relative to the view's own TOML file; where that
     is not there, to the bundled one of its name."""
-    if view.spec["backend"] == store.IMPORTED:
-        raise UsageError(
-            f"the view {view.name!r} was imported, not computed from images: nothing here can "
-            "embed new ones. Add them to the file that it came from, import that and train on it; "
-            "without IMAGES its own rows are labelled",
-            instead={"IMAGES": None},
-        )
+    refuse_imported([view])
     return recorded_spec(view.name, view.spec, _source(view))
+
+
+def refuse_imported(views: Sequence[ViewRecord], of_run: bool = True) -> None:
+    """Raise UsageError for a view that no new image can be embedded for. of_run: else the model is
+    a folder of its own."""
+    then = "without IMAGES its own rows are labelled"
+    if not of_run:
+        then = "its own rows are labelled by the run that the model is of: make predict RUN=…"
+    for view in views:
+        if view.spec["backend"] == store.IMPORTED:
+            raise UsageError(
+                f"the view {view.name!r} was imported, not computed from images: nothing here can "
+                "embed new ones. Add them to the file that it came from, import that and train on "
+                f"it; {then}",
+                instead={"IMAGES": None} if of_run else None,
+            )
 
 
 def _source(view: ViewRecord) -> Path:
@@ -117,10 +128,10 @@ def embed_images(
         plan, emb_nD = batch_rows(0, n, view.batch), np.empty((n, view.width), np.float16)
         backbone = load_backbone(spec, files, device)
         images = Batches(dataset.read, items.sha256, spec.preprocess, plan, view.batch)
-        profiles = Profiles()
+        remarks = Remarks()
         loader = load(images, workers_of(workers, n, device), device)
         with Progress(view.name, n) as progress:
-            arrived = profiles.watch(arriving(loader), plan)
+            arrived = remarks.watch(arriving(loader), plan)
             said = embedded(arrived, backbone, device, progress.clock)
             for rows, (emb_BD, status_B) in zip(plan, said, strict=True):
                 place, count = slice(rows.start, rows.stop), len(rows)
@@ -128,6 +139,6 @@ def embed_images(
                 before = status_n[place]
                 status_n[place] = np.where(before > 0, before, status_B[:count])
                 progress.advance(count)
-        profiles.say(view.name, items.keys, dataset.read)
+        remarks.say(view.name, items.keys, dataset.read)
         emb_V.append(emb_nD)
     return emb_V, status_n

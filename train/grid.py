@@ -1,12 +1,14 @@
 """The grid of `make sweep`: which settings vary, and how."""
 
 import dataclasses
+import difflib
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from base.console import counted
-from base.errors import UsageError, did_you_mean, nearest
+from base.errors import UsageError, did_you_mean
 from base.phrase import quoted
 from train.config import TrainConfig, TrainingSettings, choices_of, limited, names_of
 from train.methods import METHODS
@@ -14,6 +16,18 @@ from train.methods import METHODS
 INSIDE = ("lr", "weight_decay", "temperature", "pseudo")  # may differ in one batched training
 GRID = "lr=1e-4,3e-4 temperature=0.25,0.5,1"  # an example
 EXAMPLE = f"GRID={quoted(GRID)}"
+ALSO = {  # what other programs call a setting
+    "learningrate": "lr",
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    "l2": "weight_decay",
+    "width": "hidden",
+    "hidden_size": "hidden",
+    "depth": "layers",
+    "num_layers": "layers",
+    "temp": "temperature",
+    "tau": "temperature",
+}
 BOOLS = {"true": True, "false": False}
 
 
@@ -76,8 +90,8 @@ class SweepConfig(TrainConfig, GridSettings):
         """The values of one axis, of the kind that the setting is."""
         axes = [axis for axis in names_of(TrainingSettings) if axis not in ("threads", "select")]
         if name not in axes:
-            told = did_you_mean(name, axes)
-            near = nearest(name, axes)
+            near = _meant(name, axes)
+            told = f"; did you mean {near!r}" if near else f"; there is: {', '.join(axes)}"
             grid = self.grid.replace(part, f"{near}={values}") if near else GRID
             raise _wrong(f"no setting of a grid is called {name!r}{told}", grid)
         usual = getattr(self, name)
@@ -94,6 +108,14 @@ class SweepConfig(TrainConfig, GridSettings):
                 told = did_you_mean(value, choices)
                 raise _wrong(f"{name} takes {', '.join(choices)}, found {value!r}{told}")
         return found
+
+
+def _meant(name: str, axes: Sequence[str]) -> str:
+    """The setting that a name may mean which there is not, a slip or another program's word; ''
+    where none is near."""
+    known = {axis: axis for axis in axes} | ALSO
+    found = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.7)
+    return known[found[0]] if found else ""
 
 
 def _wrong(what: str, grid: str = GRID) -> UsageError:

@@ -77,8 +77,8 @@ def compare_rows(view: View, originals: Originals, count: int, seed: int, device
         raise StaleError(
             f"{view.folder}: {len(found.changed)} of {len(rows)} images are gone or have changed "
             f"since they were embedded, first {found.changed[0]!r}; the stored rows are undamaged. "
-            "Put the images back; or make extract … ARGS=--changed makes a version of what they "
-            "are now, in which only they are embedded"
+            "Put the images back; or this makes a version of what they are now, in which only they "
+            f"are embedded: {store.command(view.folder, 'extract', ['--changed'])}"
         )
     return (
         f"{counted(len(rows), 'row')} computed again: largest relative distance "

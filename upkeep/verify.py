@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from base.commands import typed
 from base.console import counted
 from base.errors import CoviewError, IntegrityError
 from cache_specs import integrity, mend, store
@@ -36,21 +37,20 @@ def verify(config: VerifyConfig, records: list[dict[str, Any]] | None = None) ->
     """Print a line for every view; fill `records`. Raises CoviewError (IntegrityError where
     anything is damaged) after the last one."""
     records = [] if records is None else records
-    failures: list[CoviewError] = []
+    failures: list[tuple[Path, CoviewError]] = []
     folders = find_views(Path(config.cache), config.view, config.data)
     for folder in folders:
         failure = _verify_one(folder, config, records)
         if failure:
-            failures.append(failure)
+            failures.append((folder, failure))
     for dataset in sorted({folder.parent for folder in folders}):
         for folder in store.lost_folders(dataset):
             log.info(f"{folder}: NOT OK")
-            failures.append(
-                IntegrityError(
-                    f"{folder} holds shards, but its zarr.json, commits and seal are gone: put "
-                    "them back, or remove the folder"
-                )
+            lost = IntegrityError(
+                f"{folder} holds shards, but its zarr.json, commits and seal are gone: put them "
+                "back, or remove the folder"
             )
+            failures.append((folder, lost))
     if failures:
         raise _all_of(failures, len(folders))
 
@@ -73,14 +73,19 @@ def _verify_one(
     return None
 
 
-def _all_of(failures: Sequence[CoviewError], views: int) -> CoviewError:
-    """One error; with the exit code of damage where any is damage."""
-    lines = [*map(str, failures), f"{len(failures)} failed, of {counted(views, 'view')}"]
-    # what one asks for may be done in the command; of several each would be another
-    change = failures[0].instead if len(failures) == 1 else None
+def _all_of(failures: Sequence[tuple[Path, CoviewError]], views: int) -> CoviewError:
+    """One error; with the exit code of damage where any is damage. What one asks for is done in the
+    command; of several each has its own."""
+    lines, change = list[str](), failures[0][1].instead if len(failures) == 1 else None
+    for folder, error in failures:
+        lines.append(str(error))
+        if error.instead and len(failures) > 1:
+            lines.append(f"Type: {typed(instead={'VIEW': folder.name, **error.instead})}")
+    lines.append(f"{len(failures)} failed, of {counted(views, 'view')}")
     failed = CoviewError("\n".join(lines), change)
-    failed.exit_code = max(error.exit_code for error in failures)
-    if any(error.exit_code == IntegrityError.exit_code for error in failures):
+    codes = {error.exit_code for _, error in failures}
+    failed.exit_code = max(codes)
+    if IntegrityError.exit_code in codes:
         failed.exit_code = IntegrityError.exit_code
     return failed
 

@@ -26,13 +26,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from base.errors import UsageError
+from base.phrase import for_shell
 from cache_specs.items import Items, class_index
 from cache_specs.sources import BRACES, ENDINGS, dataset_name, is_gone, split_subset
 from cache_specs.words import without_words
@@ -52,6 +53,7 @@ from extract.data.overview import Overview, overview
 from extract.data.readers import Listing, ReadArrays, Reader, ReadFiles, Reordered
 
 log = logging.getLogger(f"coview.{__name__}")
+UNPACK = {".zip": "unzip -d {}", ".7z": "7z x -o{}", ".rar": "unrar x -op{}"}  # into a folder
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ def open_dataset(
     for a, b in itertools.pairwise(order):
         if keys[a] == keys[b]:
             raise UsageError(
-                f"DATA={data}: the key {keys[a]!r} stands there twice; each image may be listed "
-                "once"
+                f"DATA={data}: the key {keys[a]!r} stands there twice, in the rows {a} and {b} "
+                "(the first is 0); each image may be listed once"
             )
     if top:
         chosen = _most_common(data, labels, splits, top)
@@ -127,11 +129,22 @@ def _adapter(data: str) -> str:
         what = "is a file of none of these kinds"
         if data.lower().endswith((".xls", ".xlsx", ".ods")):
             what = "is a spreadsheet; save its sheet as CSV"
+        if archive := _unpacking(data):
+            what, instead = archive
     raise UsageError(
         f"DATA={data}: {what}. DATA may be a folder of images or of .tar shards, a .csv, "
         ".parquet, .h5 or .tar file, torchvision:NAME, hf:OWNER/NAME, or digits",
         instead=instead,
     )
+
+
+def _unpacking(data: str) -> tuple[str, dict[str, str]] | None:
+    """What is said of an archive, and DATA once it is unpacked; None for any other file."""
+    folder, ending = os.path.splitext(data)
+    if ending.lower() not in UNPACK:
+        return None
+    command = f"{UNPACK[ending.lower()].format(for_shell(folder))} {for_shell(data)}"
+    return f"is an archive; unpack it first: {command}", {"DATA": f"{folder}/"}
 
 
 def _kind(data: str) -> str:
@@ -217,6 +230,13 @@ def build_items(dataset: Dataset, tick: Callable[[int], None] = lambda n: None) 
         classes,
         dataset.as_class,
     )
+
+
+def relabelled(items: Items, dataset: Dataset) -> Items:
+    """Items of the same images with the labels and splits of `dataset`."""
+    label, classes = class_index(list(dataset.labels))
+    splits, words = list(dataset.splits), dataset.as_class
+    return replace(items, label=label, classes=classes, split=splits, as_class=words)
 
 
 def _digits(data: str, root: Path) -> Listing:

@@ -33,7 +33,8 @@ MASKS = {
     "groundtruth",
     "gt",
 }
-MASK = re.compile(r"(.+?)[ _.-]+(masks?|seg|segmentation)([ _-]?\d+)?", re.IGNORECASE)
+_OF_MASKS = "masks?|labels?|label[ _-]?ids?|seg|segmentations?|annotations?|ground[ _-]?truth|gt"
+MASK = re.compile(rf"(.+?)[ _.-]+({_OF_MASKS})([ _-]?\d+)?", re.IGNORECASE)
 LOSSLESS = (".bmp", ".gif", ".pgm", ".png", ".tif", ".tiff")
 Labelled = tuple[list[str], list[str]]
 
@@ -322,7 +323,8 @@ def _places_of(
 
 
 def masks_among(paths: Sequence[ImagePath]) -> set[int]:
-    """The places of those that are a mask of another: cat_mask.png beside cat.jpg."""
+    """The places of those that are a mask of another: cat_mask.png or cat_label.png beside
+    cat.jpg."""
     stems = {(path.parent, path.stem) for path in paths}
     found = set()
     for place, path in enumerate(paths):

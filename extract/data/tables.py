@@ -8,6 +8,7 @@ that all files have in common where one lies outside.
 import logging
 import os
 import posixpath
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +25,7 @@ from extract.data.readers import Listing, ReadFiles
 from extract.data.sheets import Sheet, read_sheet
 
 log = logging.getLogger(f"coview.{__name__}")
+SHOWN = 5  # rows
 
 
 def of_table(data: str, root: Path, alone: bool = True) -> Listing:
@@ -47,6 +49,7 @@ def of_table(data: str, root: Path, alone: bool = True) -> Listing:
     files = _files(data, sheet, places)
     keys = _keys(data, files, str(path.parent))
     if alone:
+        _refuse_twice(data, keys, sheet.lines)
         _say_others(data, files, places)
     return Listing(keys, labels, splits, ReadFiles([str(path.parent / file) for file in files]))
 
@@ -153,6 +156,22 @@ def _keys(data: str, files: Sequence[str], base: str) -> list[str]:
         f"folder, first {text(outside[0])!r}; keys are relative to {text(common)}"
     )
     return [text(os.path.relpath(file, common)) for file in whole]
+
+
+def _refuse_twice(data: str, keys: Sequence[str], lines: Sequence[int]) -> None:
+    """Raise UsageError where images are listed several times, with the rows of the first."""
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for key, line in zip(keys, lines, strict=True):
+        rows_of[key].append(line)
+    several = {key: rows for key, rows in rows_of.items() if len(rows) > 1}
+    if several:
+        key, rows = next(iter(several.items()))
+        listed = ", ".join(map(str, rows[:SHOWN])) + (" …" if len(rows) > SHOWN else "")
+        others = f" (and {len(several) - 1:,} more keys twice)" if len(several) > 1 else ""
+        raise UsageError(
+            f"DATA={data}: the key {key!r} stands there twice, in the rows {listed}{others}; each "
+            "image may be listed once"
+        )
 
 
 def _splits(path: Path, sheet: Sheet) -> list[str]:

@@ -1,6 +1,7 @@
 """Few bits in files of sixteen are told, with what to type; and nothing where all is well."""
 
 import logging
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from rawfiles import png, tiff
 from base.errors import UsageError
 from cache_specs.spec import SPECS, load_spec
 from extract import depth
+from extract.pixels import picture
 from extract.prepare import prepare
 from extract.run import run
 
@@ -119,3 +121,19 @@ def test_a_colour_is_written_in_two_ways_and_is_one_spec(tmp_path, written):
     spec = load_spec(str(tmp_path / "v.toml"))
     assert spec.preprocess.background == (10, 20, 255)
     assert spec.declared()["preprocess"]["background"] == [10, 20, 255]
+
+
+def test_planes_that_are_compressed_are_no_files_of_which_bits_are_declared(tmp_path, caplog):
+    planes = np.random.default_rng(0).integers(0, 2**12, (3, 9, 12)).astype(np.uint16)
+    parts = [zlib.compress(plane.tobytes()) for plane in planes]
+    sizes, whole = list(map(len, parts)), np.frombuffer(b"".join(parts), np.uint8)[None]
+    at, three = [8, 8 + sizes[0], 8 + sizes[0] + sizes[1]], {"t277": 3, "t284": 2, "t339": [1] * 3}
+    layout = {"t256": 12, "t257": 9, "t258": [16] * 3, "t259": 8, "t273": at, "t278": 9}
+    data = tiff(whole, "<", 2, **layout, **three, t279=sizes)
+    assert np.array_equal(np.asarray(picture(data).image), np.moveaxis(planes, 0, -1) >> 8)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a.tif").write_bytes(data)
+    text = told(str(tmp_path / "x"), caplog)
+    assert "which suggests 12 bits; with 16 they are nearly black. That cannot be declared" in text
+    assert "write the channels side by side (planar configuration 1), or not compressed" in text
+    assert "add bits" not in text

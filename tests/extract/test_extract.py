@@ -317,6 +317,31 @@ def test_the_words_that_are_typed_replace_those_of_before(tmp_path, capsys, monk
     assert "written before" not in capsys.readouterr().out
 
 
+def test_a_renamed_folder_keeps_the_words_that_were_typed(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat/0", "unknown/0"):
+        path = tmp_path / "photos" / f"{name}.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8), (0, 0, len(name) * 9)).save(path)
+    settings = config("photos", "cache", as_class="unknown")
+    view = run(settings)
+    shutil.move("photos", "pictures")
+    capsys.readouterr()
+    again = run(config("pictures", "cache"))
+    assert again.folder == view.folder
+    assert read_items(view.folder.parent).classes == ["cat", "unknown"]
+    told = capsys.readouterr().out
+    assert f"labels of these images were written when they were in {tmp_path}/photos" in told
+    run(config("pictures", "cache"))  # as of any that is known
+    assert "as its labels were written before" in capsys.readouterr().out
+    shutil.copytree("pictures", "others")  # the first is still there: they are others
+    plain = run(config("others", "cache")).folder.parent
+    assert plain.name.startswith("others-") and read_items(plain).classes == ["cat"]
+    shutil.move("pictures", "third")
+    given_up = run(config("third", "cache", as_class="")).folder.parent
+    assert read_items(given_up).classes == ["cat"]
+
+
 def test_a_word_that_names_a_split_is_no_class_and_told(tmp_path, capsys):
     for name in ("cat/0", "dog/0", "unlabelled/0"):
         path = tmp_path / "photos" / f"{name}.png"

@@ -360,3 +360,28 @@ def test_the_limit_of_pixels_is_ours_whatever_pillows_is(theirs, monkeypatch):
         assert picture(data).image.size == (56, 40)
         assert pixels.first(data).image.size == (56, 40)
     assert theirs == Image.MAX_IMAGE_PIXELS
+
+
+# --- several pages
+
+
+def test_further_pages_and_frames_are_noticed_and_smaller_copies_are_none():
+    one, other = Image.fromarray(RGB), Image.fromarray(RGB[::-1].copy())
+    for kind in ("TIFF", "GIF", "WEBP", "PNG", "AVIF"):
+        alone, both = saved(one, kind), saved(one, kind, save_all=True, append_images=[other])
+        assert not picture(alone).several and picture(both).several, kind
+    assert pixels.first(saved(one, "TIFF", save_all=True, append_images=[other])).several
+    for subfile, is_page in ((1, False), (4, False), (2, True), (0, True)):
+        data = with_second(tiff(GREY), tiff(GREY[::2], t254=subfile))
+        assert Image.open(io.BytesIO(data)).n_frames == 2
+        assert picture(data).several == is_page, subfile
+    assert not picture(saved(one, "MPO", save_all=True, append_images=[other])).several
+    assert not picture(with_second(tiff(GREY), b"II*\0\xff\xff\xff\0")).several  # damaged
+
+
+def with_second(data: bytes, other: bytes) -> bytes:
+    """A TIFF whose second directory is that of another, behind it; its pixels are not looked at."""
+    at = int.from_bytes(data[4:8], "little")
+    end = at + 2 + 12 * int.from_bytes(data[at : at + 2], "little")
+    place = int.from_bytes(other[4:8], "little") + len(data)
+    return data[:end] + place.to_bytes(4, "little") + data[end + 4 :] + other

@@ -14,7 +14,7 @@ import pytest
 from conftest import config
 from PIL import Image
 
-from base.errors import DataQualityError, StaleError, UsageError
+from base.errors import DataQualityError, StaleError, StorageError, UsageError
 from cache_specs.spec import (
     PIXELS,
     SPECS,
@@ -23,8 +23,10 @@ from cache_specs.spec import (
     pixels_of,
     with_pixels_of,
 )
+from extract import images
 from extract.command import command
 from extract.images import decode
+from extract.models import backbones
 from extract.models.weights import find_weights
 from extract.run import run
 from predict.bundle.card import licence_of
@@ -88,6 +90,10 @@ def test_extract_names_the_field_and_a_command_that_gets_further(world):
     assert view.is_complete and pixels_of(view.attributes["spec"]) == PIXELS
 
 
+def no_memory(*given: object) -> None:
+    raise MemoryError("none")
+
+
 def test_what_is_refused_leaves_the_labels_as_they_were(world, tmp_path, monkeypatch):
     shutil.copytree(world, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
@@ -106,6 +112,23 @@ def test_what_is_refused_leaves_the_labels_as_they_were(world, tmp_path, monkeyp
         assert before == (written.read_bytes(), written.with_name("items.parquet").read_bytes())
         assert not (written.parent / "labels").exists()
     Path("v.toml").write_text(THEN)
+    with monkeypatch.context() as patched:  # the canary
+        real = images.pipeline
+        patched.setattr(images, "pipeline", lambda prep: lambda image: 255 - real(prep)(image))
+        with pytest.raises(StaleError, match="the pixels of 3 of 3 fixed images"):
+            run(settings)
+    Path("w.toml").write_text(THEN)  # another view, for which the disk is too small
+    with monkeypatch.context() as patched:
+        full = shutil.disk_usage(tmp_path)._replace(free=0)
+        patched.setattr(shutil, "disk_usage", lambda path: full)
+        with pytest.raises(StorageError, match=r"MB free\. Nothing is lost"):
+            run(dataclasses.replace(settings, view="w.toml"))
+    with monkeypatch.context() as patched:  # its model
+        patched.setattr(backbones, "load_backbone", no_memory)
+        with pytest.raises(UsageError, match="the memory does not suffice"):
+            run(dataclasses.replace(settings, view="w.toml"))
+    assert before == (written.read_bytes(), written.with_name("items.parquet").read_bytes())
+    assert not (written.parent / "labels").exists()
     run(settings)
     assert before[0] != written.read_bytes()
 
@@ -249,6 +272,19 @@ def test_profiles_that_are_left_aside_are_counted(tmp_path, caplog):
     assert (
         "tiny-clip: the colours of 2 images are taken for sRGB's, first '0.png': colour profile "
         "that cannot be used (it cannot be read)"
+    ) in caplog.text
+
+
+def test_files_with_further_pages_are_counted(tmp_path, caplog):
+    pages = [Image.new("RGB", (28, 28), (number, 90, 0)) for number in range(3)]
+    pages[0].save(tmp_path / "0.tif")
+    for name in ("1.tif", "2.gif"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    with caplog.at_level(logging.WARNING):
+        run(config(tmp_path, tmp_path / "cache", batch=2))
+    assert (
+        "tiny-clip: of 2 files with several pages or frames only the first of these is read (first "
+        "file: '1.tif'). To use the others, write each to a file of its own"
     ) in caplog.text
 
 

@@ -172,6 +172,11 @@ def test_what_cannot_differ_in_one_training_is_trained_apart(made: Made, tmp_pat
     [
         ({"grid": ""}, "GRID is missing. Type: make sweep VIEWS="),
         ({"grid": "lrr=1"}, "no setting of a grid is called 'lrr'; did you mean 'lr'"),
+        ({"grid": "learningrate=1"}, "called 'learningrate'; did you mean 'lr'"),
+        ({"grid": "lerning_rate=1"}, "called 'lerning_rate'; did you mean 'lr'"),
+        ({"grid": "wd=1"}, "called 'wd'; did you mean 'weight_decay'"),
+        ({"grid": "dropuot=1"}, "called 'dropuot'; did you mean 'dropout'"),
+        ({"grid": "epochs=1"}, "called 'epochs'; there is: hidden, layers"),
         ({"grid": "lr=1 lr=2"}, "'lr' stands there twice"),
         ({"grid": "seeds=1"}, "no setting of a grid is called 'seeds'"),
         ({"grid": "lr=x"}, "GRID: 'lr=x': lr takes values such as 0.005"),

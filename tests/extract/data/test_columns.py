@@ -530,7 +530,7 @@ def test_encoded_images_in_hdf5_and_no_labels(tmp_path):
         ),
         (
             {"images": np.ones((2, 3, 3), np.uint8), "keys": ["a", "a"]},
-            r"the key 'a' stands there twice",
+            r"the key 'a' stands there twice, in the rows 0 and 1 \(the first is 0\);",
         ),
     ],
 )

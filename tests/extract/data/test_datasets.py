@@ -187,7 +187,14 @@ def test_minus_one_is_an_unknown_label(tmp_path, kind):
         ({"path": []}, r"the table has no row; write one row for each image"),
         ({"path": ["a.jpg", "s3://b/c.jpg"]}, r"row 3: 's3://b/c\.jpg' is an address, not a file"),
         ({"path": ["a.jpg"], "split": ["trian"]}, r"row 2: split 'trian'; did you mean 'train'"),
-        ({"path": ["a.jpg", "b.jpg", "a.jpg"]}, r"the key 'a\.jpg' stands there twice"),
+        (
+            {"path": ["a.jpg", "b.jpg", "a.jpg"]},
+            r"the key 'a\.jpg' stands there twice, in the rows 2, 4; each image may be listed once",
+        ),
+        (
+            {"path": ["b.jpg", "a.jpg", "c.jpg", "a.jpg", "./b.jpg"]},
+            r"the key 'b\.jpg' stands there twice, in the rows 2, 6 \(and 1 more keys twice\);",
+        ),
         ({"path": ["a.jpg", None], "label": ["x", "y"]}, r"row 3: the path is empty"),
     ],
 )
@@ -446,8 +453,8 @@ def test_a_batch_is_padded_with_black_and_knows_the_missing_and_the_changed(tmp_
         return data[row]
 
     batches = Batches(read, [shas[0], shas[1], "0" * 64], SQUASH, [range(0, 3)], 5)
-    pixels_BCHW, status_B, ignored_B = batches[0]
-    assert not ignored_B.any() and ignored_B.shape == (5,)
+    pixels_BCHW, status_B, remarks_B = batches[0]
+    assert not remarks_B.any() and remarks_B.shape == (5,)
     assert pixels_BCHW.shape == (5, 3, 24, 24) and pixels_BCHW.dtype == torch.uint8
     assert [STATUS[code] for code in status_B] == ["ok", "missing", "missing", "ok", "ok"]
     assert torch.equal(pixels_BCHW[0], decode(data[0], SQUASH)[0]) and not pixels_BCHW[1:].any()

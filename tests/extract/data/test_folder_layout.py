@@ -281,6 +281,16 @@ def test_what_systems_leave_is_passed_over_counted_and_told_alike(
             assert name in out, name
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["mask", "Masks", "label", "labels", "labelIds", "label_ids", "seg", "segmentation", "gt"]
+    + ["segmentations", "annotation", "groundtruth", "ground_truth", "label_2"],
+)
+def test_a_mask_is_one_by_its_name_beside_its_image_alone(said: str) -> None:
+    names = ["1.png", f"1_{said}.png", f"2-{said}.tif", f"3_{said}.jpg", "3.jpg", f"x/1_{said}.png"]
+    assert masks_among([Path(name) for name in names]) == {1}
+
+
 def test_masks_beside_their_images_are_left_out_and_told(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

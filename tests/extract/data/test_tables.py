@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import unicodedata
 from pathlib import Path
 
@@ -135,6 +136,20 @@ def test_a_spreadsheet_of_other_kind_is_answered_with_what_to_do(base: Path) -> 
     (base / "list.xlsx").write_bytes(b"PK")
     with pytest.raises(UsageError, match="is a spreadsheet; save its sheet as CSV"):
         open_dataset(str(base / "list.xlsx"), Path())
+
+
+@pytest.mark.parametrize(
+    ("name", "unpacking"),
+    [("my photos.zip", "unzip -d 'my photos' 'my photos.zip'"), ("x.7Z", "7z x -ox x.7Z")],
+)
+def test_an_archive_is_answered_with_how_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, unpacking: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(UsageError, match=f"unpack it first: {re.escape(unpacking)}. ") as caught:
+        open_dataset(name, Path())
+    assert caught.value.instead == {"DATA": f"{Path(name).stem}/"}
 
 
 @pytest.mark.parametrize(
