@@ -523,7 +523,7 @@ def other_weights(place: Path) -> None:
         shutil.copytree(place / "w", place / "ww" / name)
 
 
-def table(place: Path) -> None:
+def filled_in(place: Path) -> None:
     (place / "x.csv").touch()
 
 
@@ -789,7 +789,12 @@ SITUATIONS = (
         "make label-next RUN=a TO=x/y.csv",
         ("y.csv",),
     ),
-    S("report/label_next/command.py:_refuse_words#3", "make label-next RUN=a TO=x.csv", (), table),
+    S(
+        "report/label_next/command.py:_refuse_words#3",
+        "make label-next RUN=a TO=x.csv",
+        (),
+        filled_in,
+    ),
     S("report/label_next/table.py:write_all", "make label-next RUN=a TO=x.csv"),
     S("report/html/page.py:page_file", "make compare RUNS=a,half TO=x.txt"),
     S("report/inspect/run.py:_refuse_missing", "make inspect DATA=pets"),
