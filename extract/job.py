@@ -27,7 +27,7 @@ from base.progress import Progress
 from cache_specs import store
 from cache_specs.items import Items
 from cache_specs.spec import ViewSpec
-from extract import bad_images, canary
+from extract import bad_images, trial
 from extract.data.readers import Reader
 from extract.embed import embed, embedded, shard_work
 from extract.images import Batches, Profiles, why_not
@@ -173,7 +173,7 @@ def _loaded(job: Job, device: str, backbone: backbones.Backbone | None) -> backb
         backbone = backbones.load_backbone(job.spec, job.files, device)
     made = job.view.attributes["provenance"]
     if made.get("compile"):
-        canary.compile_model(backbone, made["batch"], job.spec, device)
+        trial.compile_model(backbone, made["batch"], job.spec, device)
     return backbone
 
 

@@ -7,28 +7,29 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from base import durable, locks
 from base.console import counted, rate_text
+from base.devices import described
 from base.errors import StoppedError
 from base.limits import free_memory, within_memory
 from cache_specs import integrity, store
 from cache_specs.succession import folder_of, write_items
 from cache_specs.view import View, status_counts, write_documents
-from extract import ahead, bad_images, canary, reuse
+from extract import agreed, ahead, bad_images, canary, reuse
 from extract.config import ExtractConfig
 from extract.equal import Equal, blocks_of, equal_rows
-from extract.images import how_alike
-from extract.job import Job, embed_all
-from extract.models import backbones
 from extract.models.weights import commit_of
 from extract.prepare import Ready, prepare
 from extract.reuse import Known
-from extract.workers import begin_workers, workers_of
+from extract.workers import begin_early, begin_workers, workers_of
+
+if TYPE_CHECKING:
+    from extract.job import Job
+    from extract.models.backbones import Backbone
 
 log = logging.getLogger(f"coview.{__name__}")
 
@@ -71,19 +72,25 @@ class LazyModel:
         self.ready, self.device = ready, ready.flags.devices[0]
 
     @functools.cached_property
-    def backbone(self) -> backbones.Backbone:
+    def backbone(self) -> "Backbone":
+        # torch and what models are built of take seconds
+        from extract.models import backbones  # noqa: PLC0415
+        from extract.trial import refuse_unusable  # noqa: PLC0415
+
         spec = self.ready.spec
         with self.within_memory():
             loaded = backbones.load_backbone(spec, self.ready.files, self.device)
-            canary.refuse_unusable(spec, loaded, self.device)
+            refuse_unusable(spec, loaded, self.device)
         return loaded
 
     def make(self, rows: list[int]) -> canary.Canary:
         """These rows as they are computed now."""
+        from extract.trial import take  # noqa: PLC0415  as above
+
         items, read = self.ready.items, self.ready.dataset.read
         prep = self.ready.spec.preprocess
         with self.within_memory():
-            return canary.take(items, read, prep, self.backbone, self.device, rows)
+            return take(items, read, prep, self.backbone, self.device, rows)
 
     def within_memory(self) -> AbstractContextManager[None]:
         """What no batch size changes."""
@@ -119,6 +126,8 @@ def extraction(ready: Ready) -> Extracted:
     view = begin(ready, folder, known)
     if view.is_complete:
         return hit(ready, view, model)
+    from extract.job import embed_all  # noqa: PLC0415  torch takes seconds, and a hit needs none
+
     with store.writer_lock(view.folder):
         integrity.check_commits(view)
         view = rebatched(ready, view)
@@ -147,12 +156,15 @@ def look(ready: Ready, model: LazyModel) -> tuple[Path, Known | None]:
     items, spec = ready.items, ready.spec
     ahead.begun(folder_of(ready.cache, items, ready.source), ready)  # refused with the old labels
     folder = write_items(ready.cache, items, ready.source, ready.changed, ready.seen)
+    ready.stamps.keep(folder, items, [*map(ready.dataset.read.place, range(len(items)))])
     if folder.name != items.folder_name:
         log.info(
             f"{items.name}: these are the images of {folder.name}, whose name they keep in the "
             "cache"
         )
     view, known = ahead.begun(folder, ready), None
+    if view is None or not view.is_complete:
+        begin_early(ready.flags.workers, model.device)  # it imports torch while this process does
     place = store.view_folder(folder, spec.name, spec.declared(), ready.weights_sha256)
     if view is None:
         reuse.say_not_copied(place, spec)
@@ -172,13 +184,11 @@ def look(ready: Ready, model: LazyModel) -> tuple[Path, Known | None]:
 def begin(ready: Ready, folder: Path, known: Known | None) -> View:
     """The view: begun now, with what made its numbers (recorded, not hashed, in case they must be
     made again); or found."""
-    spec, flags, device = ready.spec, ready.flags, ready.flags.devices[0]
-    if device.startswith("cuda"):
-        device = torch.cuda.get_device_name(device)
+    spec, flags = ready.spec, ready.flags
     provenance: dict[str, Any] = {
         "batch": flags.batch,
         "compile": flags.compile,
-        "device": device,
+        "device": described(flags.devices[0]),
         "python": platform.python_version(),
         "spec_file": str(spec.source),
         "versions": canary.versions_now(),
@@ -213,9 +223,11 @@ def rebatched(ready: Ready, view: View) -> View:
 def hit(ready: Ready, view: View, model: LazyModel) -> Extracted:
     """A view that is finished: undamaged, and what is computed now."""
     status = integrity.check(view)
-    has_canary = (view.folder / "canary.json").exists()
-    with nullcontext() if has_canary else store.writer_lock(view.folder):
-        canary.keep_or_compare(view, model.make, ready.items)
+    if not agreed.has_agreed(view, model.device):
+        has_canary = (view.folder / "canary.json").exists()
+        with nullcontext() if has_canary else store.writer_lock(view.folder):
+            canary.keep_or_compare(view, model.make, ready.items)
+        agreed.remember(view, model.device)
     log.info(
         f"{view.name}: already in the cache, nothing to do: {view.n:,} rows x {view.width} in "
         f"{view.folder}"
@@ -263,10 +275,13 @@ def confirm(ready: Ready, view: View, known: Known, model: LazyModel, todo: int)
         if canary.adopt(view, known.donors[0], known.place(0)):
             return
     canary.keep_or_compare(view, model.make, ready.items)
+    agreed.remember(view, model.device)
 
 
-def job_of(ready: Ready, view: View, known: Known) -> Job:
+def job_of(ready: Ready, view: View, known: Known) -> "Job":
     """What the processes that embed are told."""
+    from extract.job import Job  # noqa: PLC0415  as above
+
     flags = ready.flags
     return Job(
         view,
@@ -293,6 +308,8 @@ def refuse_pending(view: View, then: str = "") -> None:
 
 def warn_of_equal(ready: Ready, equal: Equal) -> None:
     """Say that different images have equal embeddings, and how far they are alike."""
+    from extract.images import how_alike  # noqa: PLC0415  as above
+
     prep, read, keys = ready.spec.preprocess, ready.dataset.read, ready.items.keys
     try:
         alike = how_alike(read(equal.one), read(equal.other), prep)
