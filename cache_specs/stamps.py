@@ -87,12 +87,16 @@ class Stamps:
             self.hashed.add(path)
         return found
 
+    def _is_sure(self, path: str) -> bool:
+        """Has nothing been written to the file since shortly before this run began?"""
+        stamp = self.seen[path]
+        return max(stamp[2:]) + RACY_NS <= self.begun and stamp_of(path) == stamp
+
     def keep(self, folder: Path, items: Items, places: Sequence[Place]) -> None:
         """Write what is known from now on beside the item list in `folder`, where it may be
         written. places: of each item."""
         for path in self.hashed:
-            stamp = self.seen[path]
-            if max(stamp[2:]) + RACY_NS > self.begun or stamp_of(path) != stamp:
+            if not self._is_sure(path):
                 self.seen[path] = NONE
         stamps_N5 = np.zeros((len(items), 5), "<i8")
         for row, (path, inside) in enumerate(places):
@@ -113,16 +117,19 @@ def remembered(cache: Path, name: str, source: str) -> Remembered | None:
     if not folders:
         folders = [folder for folder in every_dataset(cache) if read_source(folder) == source]
     folders = [folder for folder in folders if (folder / FILE).is_file()]
-    if not folders:
-        return None
-    folder = max(folders, key=version_of)
+    return _read(max(folders, key=version_of)) if folders else None
+
+
+def _read(folder: Path) -> Remembered | None:
+    """What stands beside an item list; None where one of the two is damaged."""
     try:
         items = read_items(folder)
     except CoviewError:  # whoever needs it says so
         return None
-    data, begin = _bytes_of(folder), bytes.fromhex(items.fingerprint)
-    whole = len(data) == 64 + 40 * len(items) and hashlib.sha256(data[32:]).digest() == data[:32]
-    if not whole or data[32:64] != begin:
+    data = _bytes_of(folder)
+    if len(data) != 64 + 40 * len(items) or hashlib.sha256(data[32:]).digest() != data[:32]:
+        return None
+    if data[32:64] != bytes.fromhex(items.fingerprint):
         return None
     return Remembered(items, np.frombuffer(data, "<i8", offset=64).reshape(-1, 5))
 

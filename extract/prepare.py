@@ -59,7 +59,7 @@ class Ready:
 
     def why(self, row: int) -> str:
         """Why the image of a row cannot be read; '' where that is not known."""
-        from extract.images import why_not  # noqa: PLC0415  torch takes seconds, and bad ones are few
+        from extract.images import why_not  # noqa: PLC0415  torch takes seconds
 
         return why_not(self.dataset.read, self.spec.preprocess, row)
 
