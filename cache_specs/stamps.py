@@ -66,8 +66,8 @@ class Remembered:
 
 
 class Stamps:
-    """The stamps of one run: those of files are taken before they are read, and looked at again
-    before they are kept."""
+    """The stamps of one run, taken before the files are read: what is written to one after that has
+    another."""
 
     def __init__(self, before: Remembered | None = None) -> None:
         self.before, self.begun = before, time.time_ns()
@@ -87,16 +87,11 @@ class Stamps:
             self.hashed.add(path)
         return found
 
-    def _is_sure(self, path: str) -> bool:
-        """Has nothing been written to the file since shortly before this run began?"""
-        stamp = self.seen[path]
-        return max(stamp[2:]) + RACY_NS <= self.begun and stamp_of(path) == stamp
-
     def keep(self, folder: Path, items: Items, places: Sequence[Place]) -> None:
         """Write what is known from now on beside the item list in `folder`, where it may be
         written. places: of each item."""
         for path in self.hashed:
-            if not self._is_sure(path):
+            if max(self.seen[path][2:]) + RACY_NS > self.begun:
                 self.seen[path] = NONE
         stamps_N5 = np.zeros((len(items), 5), "<i8")
         for row, (path, inside) in enumerate(places):

@@ -169,6 +169,20 @@ def test_what_changed_is_hashed_and_nothing_else(
     assert Looked(photos, tmp_path / "cache").hashed == []
 
 
+@pytest.mark.parametrize("field", range(5))
+def test_all_of_a_stamp_must_be_equal(photos: Path, tmp_path: Path, field: int) -> None:
+    """Place, inode, size, mtime, ctime: of what a file system may give back, each by itself."""
+    first = Looked(photos, tmp_path / "cache")
+    known = remembered(tmp_path / "cache", "photos", "")
+    assert known is not None
+    stamp = (0, *stamps.stamp_of(str(photos / "a" / "1.jpg")))
+    expected = (100, first.items.sha256[0])
+    assert known.get("a/1.jpg", stamp[0], stamp[1:]) == expected
+    assert known.get("a/2.jpg", stamp[0], stamp[1:]) is None
+    other = [value + (place == field) for place, value in enumerate(stamp)]
+    assert known.get("a/1.jpg", other[0], tuple(other[1:])) is None
+
+
 def test_a_symbolic_link_is_the_file_that_it_leads_to(photos: Path, tmp_path: Path) -> None:
     cache, link = tmp_path / "cache", photos / "a" / "link.jpg"
     one, two = tmp_path / "one", tmp_path / "two"
@@ -196,6 +210,23 @@ def test_what_cannot_be_read_is_looked_at_again_each_time(photos: Path, tmp_path
     (tmp_path / "nowhere").write_bytes(b"here")
     found = Looked(photos, cache)
     assert found.hashed == ["a/link.jpg", "a/pipe.jpg"] and found.items.sha256.count("") == 1
+
+
+def test_what_the_disk_did_not_give_once_is_asked_for_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ReadFiles.digest
+
+    def digest(self: ReadFiles, i: int) -> tuple[int, str]:
+        if self.paths[i].endswith("1.jpg"):
+            raise OSError("a failing disk")
+        return real(self, i)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ReadFiles, "digest", digest)
+        assert Looked(photos, tmp_path / "cache").items.sha256[0] == ""
+    found = Looked(photos, tmp_path / "cache")
+    assert found.hashed == ["a/1.jpg"] and found.items.sha256[0]
 
 
 def tar_of(path: Path, *contents: bytes) -> None:
@@ -315,7 +346,7 @@ def test_racy_a_clock_that_is_ahead_is_not_trusted(
     assert len(Looked(photos, tmp_path / "two").hashed) == 5
 
 
-def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(
+def test_a_file_that_changes_once_it_was_hashed_is_hashed_again(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = ReadFiles.digest
