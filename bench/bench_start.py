@@ -40,14 +40,6 @@ def commands(folder: Path, pictures: int) -> dict[str, list[str]]:
     photos = ["--data", f"{folder}/photos"]
     return {
         "extract, all cached": ["extract", "--view", "tiny-clip", *photos, *cache],
-        "extract, all cached, digits": [
-            "extract",
-            "--view",
-            "tiny-clip",
-            "--data",
-            "digits",
-            *cache,
-        ],
         "predict from the cache": ["predict", "--run", "a", "--force", *cache, *runs],
         "inspect": ["inspect", "--views", "tiny-clip,tiny-dinov2", *photos, *cache],
         "doctor": ["doctor", *cache],
@@ -58,7 +50,7 @@ def commands(folder: Path, pictures: int) -> dict[str, list[str]]:
 
 
 def prepare(folder: Path, photos: int, pictures: int) -> None:
-    """Photos, two views of them, one of digits, a run, an HDF5 file, and a converted checkpoint."""
+    """Photos, two views of them, a run, an HDF5 file, and a converted checkpoint."""
     chance = np.random.default_rng(0)
     for number in range(photos):
         split = "unlabelled" if number % 5 == 0 else f"{'ab'[number % 2]}"
@@ -73,7 +65,6 @@ def prepare(folder: Path, photos: int, pictures: int) -> None:
     views = ["--views", "tiny-clip,tiny-dinov2", "--runs", f"{folder}/runs", "--run", "a"]
     for view in ("tiny-clip", "tiny-dinov2"):
         cpu_of(["extract", "--view", view, *data, *cache], ROOT, folder)
-    cpu_of(["extract", "--view", "tiny-clip", "--data", "digits", *cache], ROOT, folder)
     train = ["train", *views, *data, *cache, "--labels", "4", "--warmup", "20", "--cotrain", "20"]
     cpu_of([*train, "--method", "supervised", "--no-report"], ROOT, folder)
     (folder / "weights" / "swav.safetensors").write_bytes(b"")

@@ -175,7 +175,10 @@ def test_all_of_a_stamp_must_be_equal(photos: Path, tmp_path: Path, field: int) 
     first = Looked(photos, tmp_path / "cache")
     known = remembered(tmp_path / "cache", "photos", "")
     assert known is not None
-    stamp = (0, *stamps.stamp_of(str(photos / "a" / "1.jpg")))
+    path = photos / "a" / "1.jpg"
+    there = path.stat()
+    stamp = (0, there.st_ino, there.st_size, there.st_mtime_ns, there.st_ctime_ns)
+    assert stamps.stamp_of(str(path)) == stamp[1:]
     expected = (100, first.items.sha256[0])
     assert known.get("a/1.jpg", stamp[0], stamp[1:]) == expected
     assert known.get("a/2.jpg", stamp[0], stamp[1:]) is None
@@ -294,6 +297,21 @@ def test_pixels_of_hdf5_are_read_in_blocks_and_hashed_as_one_by_one(
         data = b"P6\n7 5\n255\n" + pixels[order[row]].tobytes()
         assert items.sha256[row] == hashlib.sha256(data).hexdigest()
         assert items.size[row] == len(data) and dataset.read(row) == data
+
+
+def test_rows_that_lie_apart_or_in_other_files_are_other_blocks(tmp_path: Path) -> None:
+    """As what is left of a file of which some rows are known, or a part of the classes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 4, 4), np.uint8)
+    paths = [str(tmp_path / "0.h5"), str(tmp_path / "1.h5")]
+    for path, images in zip(paths, pixels, strict=True):
+        with h5py.File(path, "w") as file:
+            file["x"] = images
+    where = [(0, 0), (0, 1), (0, 3), (1, 4), (1, 5), (0, 6), (0, 5), (1, 7)]
+    read = ReadHdf5(paths, "x", np.array(where))
+    found = [*read.digests(range(8))]
+    assert found == [read.digest(i) for i in range(8)] and len(set(found)) == 8
+    assert [*read.digests([2, 7])] == [read.digest(2), read.digest(7)]
+    assert [*read.digests([])] == []
 
 
 def test_a_damaged_row_of_hdf5_costs_itself_alone(
