@@ -5,7 +5,10 @@ devices("cuda", 2)     ["cuda:0", "cuda:1"]
 devices("cuda:5")      ["cuda:5"], or a UsageError that says which there are
 """
 
+import ctypes
+import os
 import re
+import sys
 
 from base.errors import UsageError, nearest
 
@@ -73,13 +76,36 @@ def _numbered(device: str, kind: str, number: int, there: int, gpus: int) -> lis
     return [f"{kind}:{number}"]
 
 
+def described(device: str) -> str:
+    """The name of a CUDA GPU, which is what is recorded; of another device its kind."""
+    if not device.startswith("cuda"):
+        return device
+    import torch  # noqa: PLC0415  see `_count`
+
+    return torch.cuda.get_device_name(device)
+
+
 def _count(kind: str) -> int:
     """How many of a kind there are."""
+    if kind == "cuda" and not _may_have_cuda():
+        return 0
     import torch  # noqa: PLC0415  takes seconds, and most of this room has no use for it
 
     if kind == "mps":
         return int(torch.backends.mps.is_available())
     return torch.cuda.device_count() if kind == "cuda" else torch.xpu.device_count()
+
+
+def _may_have_cuda() -> bool:
+    """False where torch, which would take seconds to be asked, can see none: it has to load the
+    driver's library, or for AMD's GPUs to open the kernel's device."""
+    if "torch" in sys.modules or os.path.exists("/dev/kfd"):
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _called(kind: str) -> str:

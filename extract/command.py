@@ -18,11 +18,6 @@ def command(config: ExtractConfig, found: dict[str, Any]) -> None:
 
         plan(config, found)
         return
-    from extract.settings import check
-    from extract.workers import begin_early
-
-    check(config, say=False)  # `prepare` says it
-    begin_early(config.workers, config.device)  # it imports torch while this process does
     from extract.run import run
 
     run(config, found)

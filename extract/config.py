@@ -43,6 +43,9 @@ class ExtractConfig:
     changed: bool = False
     """images that were embedded are gone, or have other contents, on purpose: make a new version of
     the data set all the same"""
+    rehash: bool = False
+    """read and hash every image again, also where path, size, times and inode of its file are those
+    of the last time"""
     name: str | None = None
     """the data set's name in the cache; default: the folder's or file's"""
     as_class: str | None = None

@@ -28,7 +28,7 @@ from base.progress import Progress
 from cache_specs import store
 from cache_specs.items import Items
 from cache_specs.spec import ViewSpec
-from extract import bad_images, canary
+from extract import bad_images, trial
 from extract.data.readers import Reader
 from extract.embed import ShardWork, embed, embedded, shard_work
 from extract.images import Batches, Remarks, why_not
@@ -178,7 +178,7 @@ class Share:
             loaded = backbones.load_backbone(self.job.spec, self.job.files, self.device)
         made = self.job.view.attributes["provenance"]
         if made.get("compile"):
-            canary.compile_model(loaded, made["batch"], self.job.spec, self.device)
+            trial.compile_model(loaded, made["batch"], self.job.spec, self.device)
         return loaded
 
     def progress(self, whole: Progress | None = None) -> Progress:

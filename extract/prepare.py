@@ -13,6 +13,7 @@ from cache_specs.items import Items
 from cache_specs.lookup import words_for, words_of_renamed
 from cache_specs.sources import dataset_name, is_gone, read_source, source_path
 from cache_specs.spec import ViewSpec
+from cache_specs.stamps import Stamps, remembered
 from cache_specs.versions import dataset_folders, tops
 from cache_specs.view import default_rows
 from extract import bad_images
@@ -20,7 +21,6 @@ from extract.config import ExtractConfig
 from extract.data import datasets, overview
 from extract.data.suspects import warn_of_classes, warn_of_copies, warn_of_words
 from extract.depth import warn_of_depth
-from extract.images import why_not
 from extract.models.leaks import refuse_labels
 from extract.models.weights import find_weights, of_several, weights_of_each
 from extract.settings import check
@@ -42,7 +42,8 @@ class Flags:
 @dataclass(frozen=True)
 class Ready:
     """All that an extraction needs to know. weights_sha256 is empty, and there are no files, where
-    the weights are not here and were not fetched. seen: the data sets' versions before hashing."""
+    the weights are not here and were not fetched. seen: the data sets' versions before hashing.
+    stamps: of the images' files."""
 
     spec: ViewSpec
     files: dict[str, Path]
@@ -54,9 +55,12 @@ class Ready:
     source: str
     changed: bool
     flags: Flags
+    stamps: Stamps
 
     def why(self, row: int) -> str:
         """Why the image of a row cannot be read; '' where that is not known."""
+        from extract.images import why_not  # noqa: PLC0415  torch takes seconds
+
         return why_not(self.dataset.read, self.spec.preprocess, row)
 
 
@@ -79,8 +83,9 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> list[Ready]:
     dataset = datasets.open_dataset(data, Path(config.root), config.name, as_class)
     overview.say(dataset.overview())
     seen = tops(cache)
+    stamps = Stamps(None if config.rehash else remembered(cache, dataset.name, source))
     with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
-        items = datasets.build_items(dataset, progress.advance)
+        items = datasets.build_items(dataset, progress.advance, stamps)
     if config.as_class is None and not as_class and (words := words_of_renamed(cache, items)):
         dataset = datasets.open_dataset(data, Path(config.root), config.name, words)
         overview.say(dataset.overview())
@@ -93,7 +98,7 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> list[Ready]:
         warn_of_depth(items, dataset.read, spec)
     rows = min(config.shard_rows, len(items)) or default_rows(len(items))
     flags = Flags(where, config.batch, config.compile, config.workers, rows, config.max_bad)
-    same = (dataset, items, seen, cache, source, config.changed, flags)
+    same = (dataset, items, seen, cache, source, config.changed, flags, stamps)
     return [Ready(spec, *files, *same) for spec, files in zip(specs, found, strict=True)]
 
 

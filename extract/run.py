@@ -9,29 +9,29 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from base import durable, locks
 from base.console import counted, rate_text
+from base.devices import described
 from base.errors import StoppedError
 from base.limits import free_memory, within_memory
 from cache_specs import integrity, store
 from cache_specs.succession import folder_of, would_relabel, write_items
 from cache_specs.view import View, status_counts, write_documents
-from extract import ahead, bad_images, canary, reuse
+from extract import agreed, ahead, bad_images, canary, reuse
 from extract.config import ExtractConfig
 from extract.equal import Equal, blocks_of, equal_rows
-from extract.images import how_alike
-from extract.job import Job
-from extract.models import backbones
 from extract.models.weights import commit_of
 from extract.prepare import Ready, prepare
 from extract.reuse import Known
-from extract.together import embed_together
-from extract.workers import begin_workers, workers_of
+from extract.workers import begin_early, begin_workers, workers_of
+
+if TYPE_CHECKING:
+    from extract.job import Job
+    from extract.models.backbones import Backbone
 
 log = logging.getLogger(f"coview.{__name__}")
 
@@ -74,19 +74,25 @@ class LazyModel:
         self.ready, self.device = ready, ready.flags.devices[0]
 
     @functools.cached_property
-    def backbone(self) -> backbones.Backbone:
+    def backbone(self) -> "Backbone":
+        # torch and what models are built of take seconds
+        from extract.models import backbones  # noqa: PLC0415
+        from extract.trial import refuse_unusable  # noqa: PLC0415
+
         spec = self.ready.spec
         with self.within_memory():
             loaded = backbones.load_backbone(spec, self.ready.files, self.device)
-            canary.refuse_unusable(spec, loaded, self.device)
+            refuse_unusable(spec, loaded, self.device)
         return loaded
 
     def make(self, rows: list[int]) -> canary.Canary:
         """These rows as they are computed now."""
+        from extract.trial import take  # noqa: PLC0415  as above
+
         items, read = self.ready.items, self.ready.dataset.read
         prep = self.ready.spec.preprocess
         with self.within_memory():
-            return canary.take(items, read, prep, self.backbone, self.device, rows)
+            return take(items, read, prep, self.backbone, self.device, rows)
 
     def within_memory(self) -> AbstractContextManager[None]:
         """What no batch size changes."""
@@ -149,12 +155,20 @@ def extraction(readies: Sequence[Ready]) -> list[Extracted]:
             if not one.view.is_complete:
                 held.enter_context(store.writer_lock(one.view.folder))
                 under_way.append(go_on(one))
-        models = [one.model.backbone if one.todo else None for one in under_way]
-        embed_together([job_of(one) for one in under_way], models)
+        embed_all(under_way)
         for one in under_way:
             seal(one)
     finished = {one.view.folder: finish(one) for one in under_way}
     return [finished.get(one.view.folder) or hit(one) for one in views]
+
+
+def embed_all(under_way: Sequence[Begun]) -> None:
+    if not under_way:
+        return
+    from extract.together import embed_together  # noqa: PLC0415  torch, which a hit does without
+
+    models = [one.model.backbone if one.todo else None for one in under_way]
+    embed_together([job_of(one) for one in under_way], models)
 
 
 def opened(readies: Sequence[Ready]) -> list[Opened]:
@@ -205,6 +219,8 @@ def look(model: LazyModel) -> tuple[Path, Known | None]:
     items, spec = ready.items, ready.spec
     folder = folder_of(ready.cache, items, ready.source, ready.changed)
     view, known = ahead.begun(folder, ready), None
+    if view is None or not view.is_complete:
+        begin_early(ready.flags.workers, model.device)  # it imports torch while this process does
     place = store.view_folder(folder, spec.name, spec.declared(), ready.weights_sha256)
     todo = ahead.look_ahead(folder, ready, view)
     if todo.pending:
@@ -221,6 +237,7 @@ def look(model: LazyModel) -> tuple[Path, Known | None]:
     elif would_relabel(folder, items) and len(todo.pending) < todo.shards:
         canary.keep_or_compare(view, model.make, items, write=False)
     folder = write_items(ready.cache, items, ready.source, ready.changed, ready.seen)
+    ready.stamps.keep(folder, items, [*map(ready.dataset.read.place, range(len(items)))])
     if folder.name != items.folder_name:
         log.info(
             f"{items.name}: these are the images of {folder.name}, whose name they keep in the "
@@ -232,13 +249,11 @@ def look(model: LazyModel) -> tuple[Path, Known | None]:
 def begin(ready: Ready, folder: Path, known: Known | None) -> View:
     """The view: begun now, with what made its numbers (recorded, not hashed, in case they must be
     made again); or found."""
-    spec, flags, device = ready.spec, ready.flags, ready.flags.devices[0]
-    if device.startswith("cuda"):
-        device = torch.cuda.get_device_name(device)
+    spec, flags = ready.spec, ready.flags
     provenance: dict[str, Any] = {
         "batch": flags.batch,
         "compile": flags.compile,
-        "device": device,
+        "device": described(flags.devices[0]),
         "python": platform.python_version(),
         "spec_file": str(spec.source),
         "versions": canary.versions_now(),
@@ -274,9 +289,11 @@ def hit(one: Opened) -> Extracted:
     """A view that is finished: undamaged, and what is computed now."""
     ready, view, model = one.ready, one.view, one.model
     status = integrity.check(view)
-    has_canary = (view.folder / "canary.json").exists()
-    with nullcontext() if has_canary else store.writer_lock(view.folder):
-        canary.keep_or_compare(view, model.make, ready.items)
+    if not agreed.has_agreed(view, model.device):
+        has_canary = (view.folder / "canary.json").exists()
+        with nullcontext() if has_canary else store.writer_lock(view.folder):
+            canary.keep_or_compare(view, model.make, ready.items)
+        agreed.remember(view, model.device)
     log.info(
         f"{view.name}: already in the cache, nothing to do: {view.n:,} rows x {view.width} in "
         f"{view.folder}"
@@ -326,10 +343,13 @@ def confirm(ready: Ready, view: View, known: Known, model: LazyModel, todo: int)
         if canary.adopt(view, known.donors[0], known.place(0)):
             return
     canary.keep_or_compare(view, model.make, ready.items)
+    agreed.remember(view, model.device)
 
 
-def job_of(one: Begun) -> Job:
+def job_of(one: Begun) -> "Job":
     """What the processes that embed are told."""
+    from extract.job import Job  # noqa: PLC0415  as above
+
     ready, flags = one.ready, one.ready.flags
     return Job(
         one.view,
@@ -356,6 +376,8 @@ def refuse_pending(view: View, then: str = "") -> None:
 
 def warn_of_equal(ready: Ready, equal: Equal) -> None:
     """Say that different images have equal embeddings, and how far they are alike."""
+    from extract.images import how_alike  # noqa: PLC0415  as above
+
     prep, read, keys = ready.spec.preprocess, ready.dataset.read, ready.items.keys
     try:
         alike = how_alike(read(equal.one), read(equal.other), prep)

@@ -18,7 +18,6 @@ from base.phrase import quoted
 from cache_specs.sources import dataset_name
 from cache_specs.view import status_counts
 from predict.config import PredictConfig
-from predict.find import find_images
 from train.run.rundir import no_run, run_folder
 
 if TYPE_CHECKING:
@@ -40,12 +39,13 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
     run, to = _where_to(config)
     place, dataset = Path(config.cache), None
     if config.images:
+        from predict.find import find_images
+
         dataset = find_images(config.images, Path(config.root), place)
 
     from predict import table
     from predict.from_run import of_run, open_model
-    from predict.images import refuse_imported
-    from predict.label import are_new, new_images, rows_of_cache
+    from predict.label import are_new, rows_of_cache
 
     device = devices(config.device, 1)[0]
     cache, splits = None, []
@@ -57,6 +57,9 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
         log.info(f"run {run}: {_called(model)}")
         _tell_older(cache, config.run, bool(config.images))
     if dataset is not None:
+        from predict.images import refuse_imported
+        from predict.new import new_images
+
         refuse_imported(model.views, of_run=not config.model)
         given = config.weights, device, config.workers, config.images
         labelled = new_images(model, dataset, *given)

@@ -1,5 +1,5 @@
-"""What is labelled, and what the model says of it: the rows of a cache whose labels are not known,
-or new images, embedded here."""
+"""What is labelled, and what the model says of it: the rows of a cache whose labels are not known.
+New images: see new.py, which alone needs what decodes and embeds."""
 
 import functools
 import logging
@@ -11,13 +11,9 @@ import numpy as np
 from base.console import counted
 from base.errors import DataQualityError, UsageError
 from base.phrase import quoted
-from base.progress import Progress
 from cache_specs import integrity, store
 from extract import bad_images
-from extract.data.datasets import Dataset, build_items
-from extract.images import why_not
 from predict.from_run import learnt_from
-from predict.images import backbones, embed_images
 from predict.model import Model, Opinions
 from train.data.reader import Cache
 from train.data.splits import Split
@@ -86,32 +82,6 @@ def _status(cache: Cache) -> np.ndarray:
         found = integrity.check(store.open_view(folder))
         status = np.where(status > 0, status, found)
     return status
-
-
-def new_images(
-    model: Model, dataset: Dataset, weights: str | None, device: str, workers: int, images: str
-) -> Labelled:
-    """Those of `dataset`, embedded here. images: how the user named them, for messages."""
-    found = backbones(model.views, weights)
-    with Progress(f"hashing {dataset.name}", len(dataset.keys)) as progress:
-        items = build_items(dataset, progress.advance)
-    emb_V, status_n = embed_images(model.views, found, dataset, items, device, workers)
-    good = status_n == 0
-    if not good.all():
-        bad, prep = int((~good).sum()), found[0][0].preprocess
-        why = functools.partial(why_not, dataset.read, prep)
-        log.info(
-            f"{bad:,} of {counted(len(items), 'image')} could not be read "
-            f"({bad_images.counts(status_n)}); they get no label:\n"
-            f"{bad_images.listed(status_n, items, why)}"
-        )
-    if not good.any():
-        raise DataQualityError(
-            f"not one of the {len(items):,} images in {images} could be embedded; are they images? "
-            "Nothing is written"
-        )
-    said = model([emb_nD[good] for emb_nD in emb_V])
-    return Labelled(list(items.keys), status_n, said, None, list(items.sha256))
 
 
 def are_new(

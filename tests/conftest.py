@@ -34,6 +34,8 @@ if (
 ):  # a job in a shell's background ignores Ctrl-C, and so would all that the tests start
     signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parent.parent
+# of a cache: what only remembers, for this machine, that somebody was there
+NOTES = ("verified.json", "agreed.json", "stamps.bin", ".lock", ".lock-parts")
 pytest_plugins = ["browser"]
 VIEW_TOML = """
 backend = "transformers"
@@ -202,7 +204,7 @@ def digests(folder: Path) -> dict[Path, str]:
     return {
         path: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in ("verified.json", ".lock", ".lock-parts")
+        if path.is_file() and path.name not in NOTES
     }
 
 

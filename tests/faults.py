@@ -32,6 +32,8 @@ from cache_specs.succession import write_items
 SHARDS, ROWS, WIDTH, BAD = 3, 16, 8, 5  # row BAD has the status "non-finite"
 UNEQUAL = (
     "verified.json",
+    "agreed.json",
+    "stamps.bin",
     ".lock",
     ".lock-parts",
 )  # inodes, process ids: never the same in two runs

@@ -19,7 +19,7 @@ from cache_specs.items import Items, read_items
 from cache_specs.sources import read_source
 from cache_specs.succession import write_items
 from cache_specs.view import STATUS, View
-from extract import canary, reuse
+from extract import canary, reuse, trial
 from extract.config import ExtractConfig
 from extract.data.datasets import Dataset, build_items
 from extract.embed import finish
@@ -143,7 +143,7 @@ class Remaker:
     def canary_now(self) -> Callable[[list[int]], canary.Canary]:
         read, prep = self.originals.dataset.read, self.originals.spec.preprocess
         device = self.devices[0]
-        return functools.partial(canary.take, self.items, read, prep, self.backbone, device)
+        return functools.partial(trial.take, self.items, read, prep, self.backbone, device)
 
     def refuse_another_model(self, view: View) -> None:
         """Raise StaleError where what is computed now does not fit what is stored."""

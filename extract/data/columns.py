@@ -39,6 +39,10 @@ class ReadColumn(Reader):
     column: str
     where: np.ndarray
 
+    def place(self, i: int) -> tuple[str, int]:
+        part, group, row = self.where[i].tolist()
+        return self.paths[part], (group << 32) + row
+
     def __call__(self, i: int) -> bytes:
         part, group, row = self.where[i].tolist()
         place = f"{self.paths[part]}, row group {group}, row {row}"

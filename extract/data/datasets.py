@@ -16,7 +16,8 @@
                                  training split, in every split
 
 A new kind of data set is one more function in ADAPTERS. `read(i)` gives item i's encoded bytes or
-raises OSError, `read.digest(i)` their number and sha256; it is picklable.
+raises OSError, `read.digest(i)` their number and sha256, `read.place(i)` where they are; it is
+picklable.
 """
 
 import difflib
@@ -36,6 +37,7 @@ from base.errors import UsageError
 from base.phrase import for_shell
 from cache_specs.items import Items, class_index
 from cache_specs.sources import BRACES, ENDINGS, dataset_name, is_gone, split_subset
+from cache_specs.stamps import Stamps
 from cache_specs.words import without_words
 from extract.data import beside, hdf5, hub, sheets, tables, tars
 from extract.data.formats import EXTENSIONS, UNREAD, remedy
@@ -204,20 +206,29 @@ def _most_common(data: str, labels: Sequence[str], splits: Sequence[str], top: i
     return {"", *chosen}
 
 
-def build_items(dataset: Dataset, tick: Callable[[int], None] = lambda n: None) -> Items:
-    """Read every image once and hash it. An unreadable one gets size 0 and an empty hash. `tick(1)`
-    is called per image."""
+def build_items(
+    dataset: Dataset, tick: Callable[[int], None] = lambda n: None, stamps: Stamps | None = None
+) -> Items:
+    """Read every image once and hash it, but for those whose contents the `stamps` know. An
+    unreadable one gets size 0 and an empty hash. `tick(1)` is called per image."""
+    n, threads = len(dataset.keys), min(16, 4 * (os.cpu_count() or 1))
+    found: list[tuple[int, str]] = [(0, "")] * n
 
-    def digest(i: int) -> tuple[int, str]:
-        try:
-            return dataset.read.digest(i)
-        except OSError:
-            return 0, ""
-        finally:
+    def digest(block: list[int]) -> None:
+        unknown = []
+        for i in block:
+            known = stamps.known(dataset.keys[i], dataset.read.place(i)) if stamps else None
+            if known is None:
+                unknown.append(i)
+            else:
+                found[i] = known
+                tick(1)
+        for i, one in zip(unknown, dataset.read.digests(unknown), strict=True):
+            found[i] = one
             tick(1)
 
-    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
-        found = list(pool.map(digest, range(len(dataset.keys))))
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(digest, dataset.read.blocks(n, max(1, n // (4 * threads)))))
     label, classes = class_index(list(dataset.labels))
     return Items(
         dataset.name,

@@ -7,11 +7,13 @@
 Arrays whose data lie in other files (external, virtual) and links to other files are refused.
 """
 
+import hashlib
 import os
 import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 import numpy as np
@@ -28,9 +30,10 @@ NAMES = {
     "keys": ("keys", "key", "paths"),
 }
 GAIN = 1100  # pixels are never compressed to less than so small a part
+SLAB = 2**25  # bytes of pixels that are read at once to be hashed
 _LOCK = threading.Lock()
-# By path and process: a file that is open in a parent process is opened anew in its child.
-_OPEN = dict[tuple[str, int], Any]()
+# By path, array and process: a file that is open in a parent process is opened anew in its child.
+_OPEN = dict[tuple[str, str, int], Any]()
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,18 @@ class ReadHdf5(Reader):
     paths: list[str]
     array: str
     where: np.ndarray
+    BLOCK: ClassVar[int] = 1024
+
+    def place(self, i: int) -> tuple[str, int]:
+        part, row = self.where[i].tolist()
+        return self.paths[part], row
 
     def __call__(self, i: int) -> bytes:
         part, row = self.where[i].tolist()
         path = self.paths[part]
-        key = path, os.getpid()
         try:
             with _LOCK:
-                if key not in _OPEN:
-                    _OPEN[key] = h5py.File(path, "r")
-                value = _OPEN[key][self.array][row]
+                value = _opened(path, self.array)[row]
         # h5py raises OSError, KeyError, RuntimeError … on a damaged file
         except Exception as error:
             raise OSError(f"{path}, row {row}: {error}") from error
@@ -59,6 +64,51 @@ class ReadHdf5(Reader):
         if value.nbytes > MAX_BYTES:
             raise FileTooLargeError(f"{path}, row {row} has {value.nbytes} bytes")
         return value.tobytes()
+
+    def digests(self, rows: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """Pixels that lie one after the other are read at once: a read costs more than a small
+        picture."""
+        at = 0
+        while at < len(rows):
+            pixels = self._slab(rows[at:])
+            for one in pixels:
+                data = pnm(one)
+                yield len(data), hashlib.sha256(data).hexdigest()
+            if not len(pixels):  # encoded, or damaged: one by one
+                yield from super().digests(rows[at : at + 1])
+            at += max(1, len(pixels))
+
+    def _slab(self, rows: Sequence[int]) -> np.ndarray:
+        """(K, H, W[, 3]) of the first K of these rows; none where they are not pixels, or one of
+        them cannot be read."""
+        part, first = self.where[rows[0]].tolist()
+        path, none = self.paths[part], np.empty(0, np.uint8)
+        try:
+            with _LOCK:
+                array = _opened(path, self.array)
+                if array.ndim < 3:
+                    return none
+                most = max(1, SLAB // _product(array.shape[1:]))
+                count = self._together(rows[:most])
+                return array[first : first + count]
+        except Exception:  # of which row, and why, the reader of single ones says
+            return none
+
+    def _together(self, rows: Sequence[int]) -> int:
+        """How many of these, from the first, lie one after the other in one file."""
+        part_K, row_K = self.where[rows].T
+        expected_K = row_K[0] + np.arange(len(rows))
+        apart = np.flatnonzero((row_K != expected_K) | (part_K != part_K[0]))
+        return int(apart[0]) if len(apart) else len(rows)
+
+
+def _opened(path: str, array: str) -> Any:
+    """The array of a file, which stays open. The caller holds the lock."""
+    key = path, array, os.getpid()
+    if key not in _OPEN:
+        file = h5py.File(path, "r")
+        _OPEN[key] = file, file[array]
+    return _OPEN[key][1]
 
 
 def read_arrays(path: str, name: str = "") -> tuple[str, int, dict[str, list[Any]]]:

@@ -8,9 +8,10 @@ import io
 import os
 import stat
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -19,7 +20,12 @@ MAX_BYTES = 2**29  # of an encoded image: 134 megapixels uncompressed
 
 class Reader(ABC):
     """`read(i)`: the bytes of image i; `read.digest(i)`: their number and their sha256. Both raise
-    OSError when it cannot be read."""
+    OSError when it cannot be read.
+
+    `read.place(i)`: the file that they are in, and where in it, which together decide what they
+    are; '' where they are in none. BLOCK: images that one thread hashes one after the other."""
+
+    BLOCK: ClassVar[int] = 1
 
     @abstractmethod
     def __call__(self, i: int) -> bytes: ...
@@ -27,6 +33,26 @@ class Reader(ABC):
     def digest(self, i: int) -> tuple[int, str]:
         data = self(i)
         return len(data), hashlib.sha256(data).hexdigest()
+
+    def digests(self, rows: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """Of each of these: as `digest`, but (0, '') for one that cannot be read."""
+        for row in rows:
+            try:
+                yield self.digest(row)
+            except OSError:
+                yield 0, ""
+
+    def place(self, i: int) -> tuple[str, int]:
+        return "", 0
+
+    def blocks(self, n: int, size: int) -> list[list[int]]:
+        """The first n images in blocks of at most `size` and BLOCK, in the order in which they are
+        stored."""
+        return _cut(range(n), min(size, self.BLOCK))
+
+
+def _cut(rows: Sequence[int], size: int) -> list[list[int]]:
+    return [list(rows[first : first + size]) for first in range(0, len(rows), size)]
 
 
 class FileTooLargeError(OSError):
@@ -54,10 +80,23 @@ class Reordered(Reader):
     def digest(self, i: int) -> tuple[int, str]:
         return self.read.digest(int(self.order[i]))
 
+    def digests(self, rows: Sequence[int]) -> Iterator[tuple[int, str]]:
+        return self.read.digests(self.order[list(rows)].tolist())
+
+    def place(self, i: int) -> tuple[str, int]:
+        return self.read.place(int(self.order[i]))
+
+    def blocks(self, n: int, size: int) -> list[list[int]]:
+        return _cut(np.argsort(self.order[:n]).tolist(), min(size, self.read.BLOCK))
+
 
 @dataclass(frozen=True)
 class ReadFiles(Reader):
     paths: list[str]
+    BLOCK: ClassVar[int] = 64
+
+    def place(self, i: int) -> tuple[str, int]:
+        return self.paths[i], 0
 
     def __call__(self, i: int) -> bytes:
         with open_regular(self.paths[i]) as file:
@@ -77,6 +116,10 @@ class ReadPieces(Reader):
     file: np.ndarray
     offset: np.ndarray
     size: np.ndarray
+    BLOCK: ClassVar[int] = 64
+
+    def place(self, i: int) -> tuple[str, int]:
+        return self.paths[self.file[i]], int(self.offset[i])
 
     def __call__(self, i: int) -> bytes:
         path, size = self.paths[self.file[i]], int(self.size[i])

@@ -1,9 +1,12 @@
 """--device, as it is typed: one function answers for all commands and for Python."""
 
+import sys
+
 import numpy as np
 import pytest
 
-from base.devices import devices
+import base.devices
+from base.devices import described, devices
 from base.errors import UsageError
 from coview import ProbeClassifier
 from report.command import command as report
@@ -112,3 +115,32 @@ def test_every_command_and_the_classes_ask(
     rows = np.zeros((4, 2), np.float32)
     with pytest.raises(ValueError, match="device=cuda:5, but torch sees no CUDA GPU here; use dev"):
         ProbeClassifier(device="cuda:5", validation_fraction=0).fit(rows, [0, 1, 0, 1])
+
+
+def test_without_a_driver_torch_need_not_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its import takes seconds. What is imported already is asked in any case."""
+    assert base.devices._may_have_cuda()
+    loaded: list[str] = []
+    there: list[str] = []
+
+    def load(name: str) -> object:
+        loaded.append(name)
+        if name not in there:
+            raise OSError(f"{name}: cannot open shared object file")
+        return object()
+
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr("ctypes.CDLL", load)
+    monkeypatch.setattr("os.path.exists", lambda path: path in there)
+    assert not base.devices._may_have_cuda() and loaded == ["libcuda.so.1"]
+    assert devices("auto", 2) == ["cpu", "cpu"]
+    for one in ("libcuda.so.1", "/dev/kfd"):
+        there[:] = [one]
+        assert base.devices._may_have_cuda(), one
+    assert "torch" not in sys.modules
+
+
+def test_a_gpu_is_recorded_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"the GPU {device}")
+    assert described("cuda:1") == "the GPU cuda:1"
+    assert described("cpu") == "cpu" and described("mps") == "mps"

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROWS, config
+from conftest import NOTES, ROWS, config
 
 from base import locks
 from base.commands import run_cli
@@ -50,7 +50,7 @@ def contents(world: Path) -> dict[str, bytes]:
     return {
         str(path): path.read_bytes()
         for path in (world / "cache").rglob("*")
-        if path.is_file() and not path.name.startswith(".lock") and path.name != "verified.json"
+        if path.is_file() and path.name not in NOTES
     }
 
 

@@ -208,7 +208,7 @@ def here(
         "extract.run.begin",
         "train.jobs.train_method",
         "train.sweep.sweep",
-        "predict.label.build_items",
+        "predict.new.build_items",
         "report.write.write_report",
         "extract.models.convert._fetch",
         "extract.models.convert._unpickle",

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from conftest import config
+from conftest import NOTES, config
 
 from base import durable
 from base.errors import (
@@ -1019,7 +1019,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and not path.name.startswith(".") and path.name != "verified.json"
+        if path.is_file() and not path.name.startswith(".") and path.name not in NOTES
     }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import server
 import torch
-from conftest import BAD, BATCH, EXTRACT, ROOT, ROWS, N, config
+from conftest import BAD, BATCH, EXTRACT, NOTES, ROOT, ROWS, N, config
 from PIL import Image
 
 from base.errors import DataQualityError, StaleError, StorageError, UsageError
@@ -57,7 +57,7 @@ def files(view: View) -> dict[str, bytes]:
     return {
         str(path.relative_to(view.folder)): path.read_bytes()
         for path in sorted(view.folder.rglob("*"))
-        if path.is_file() and path.name not in ("verified.json", ".lock", ".lock-parts")
+        if path.is_file() and path.name not in NOTES
     }
 
 
@@ -364,8 +364,8 @@ def test_a_file_that_changes_after_hashing_is_missing_not_embedded_under_an_old_
 
     real = extract.data.datasets.build_items
 
-    def build_then_change(dataset, tick):
-        items = real(dataset, tick)
+    def build_then_change(dataset, tick, stamps):
+        items = real(dataset, tick, stamps)
         (tmp_path / "photos" / items.keys[3]).write_bytes((photos / items.keys[5]).read_bytes())
         (tmp_path / "photos" / items.keys[4]).unlink()
         return items

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import server
 import torch
-from conftest import EXTRACT, ROOT, VIEW_TOML
+from conftest import EXTRACT, NOTES, ROOT, VIEW_TOML
 from killing import Killed, killing
 from PIL import Image
 
@@ -114,7 +114,7 @@ def contents(view: View) -> dict[str, bytes]:
     return {
         str(path.relative_to(view.folder)): path.read_bytes()
         for path in view.folder.rglob("*")
-        if path.is_file() and not path.name.startswith((".lock", "verified"))
+        if path.is_file() and path.name not in NOTES
     }
 
 

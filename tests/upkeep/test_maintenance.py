@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import server
-from conftest import BAD, ROOT, ROWS, Made, N, config
+from conftest import BAD, NOTES, ROOT, ROWS, Made, N, config
 
 from base import locks
 from base.errors import CoviewError, IntegrityError, StorageError, UsageError
@@ -46,9 +46,7 @@ def contents(view: View) -> dict[str, bytes]:
     return {
         str(path.relative_to(view.folder.parent)): path.read_bytes()
         for path in view.folder.parent.rglob("*")
-        if path.is_file()
-        and path.name not in ("verified.json", ".lock", ".lock-parts")
-        and "strays" not in path.parts
+        if path.is_file() and path.name not in NOTES and "strays" not in path.parts
     }
 
 

@@ -10,7 +10,7 @@ from published import PIXELS
 
 from base.errors import UsageError
 from cache_specs.spec import load_spec, view_names
-from extract.canary import refuse_unusable
+from extract.trial import refuse_unusable
 
 URLS = {
     "swav": "deepcluster/swav_RN50w4_400ep_pretrain.pth.tar",
