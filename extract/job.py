@@ -11,13 +11,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from base import locks
+from base import locks, native
 from base.children import safe_path
 from base.commands import run_cli, takes, typed
 from base.errors import CoviewError, RankDiedError
@@ -27,16 +28,18 @@ from base.progress import Progress
 from cache_specs import store
 from cache_specs.items import Items
 from cache_specs.spec import ViewSpec
+from cache_specs.view import computed_in
 from extract import bad_images, canary
 from extract.data.readers import Reader
 from extract.embed import embed, embedded, shard_work
 from extract.images import Batches, Profiles, why_not
 from extract.models import backbones
 from extract.reuse import Known
-from extract.stream import arriving, load
-from extract.workers import begin_workers, workers_of
+from extract.stream import arriving, load, workers_for
+from extract.workers import begin_workers
 
 PR_SET_PDEATHSIG = 1
+OWN_THREADS = "OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def _embed_in_processes(job: Job, asked: Any) -> None:
 def _child(part: int, parent: int, job: Job, asked: Any) -> None:
     """_embed_part in a process of its own, with the exit codes of a command. It dies with its
     parent, which holds the view's lock."""
+    native.settle()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(1)
@@ -122,8 +126,8 @@ def _embed_part(
     """Embed the shards that belong to process `part`, on its device, until `stopping()`."""
     view, batch = job.view, job.view.attributes["provenance"]["batch"]
     device, count = job.devices[part], len(job.devices)
-    if count > 1 and device == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+    if device == "cpu":
+        torch.set_num_threads(_threads(view, count))
     works, batches = [], []
     for shard in view.pending():
         if shard % count == part:
@@ -131,7 +135,9 @@ def _embed_part(
             batches += works[-1].batches
     todo = sum(map(len, batches))
     why = functools.partial(why_not, job.read, job.spec.preprocess)
-    workers = workers_of(job.workers, todo, device, count)
+    images = Batches(job.read, job.items.sha256, job.spec.preprocess, batches, batch)
+    with _enough(job, device):
+        workers = workers_for(images, job.workers, device, count)
     if workers:
         begin_workers()  # while the model is loaded
     model = _loaded(job, device, backbone) if todo else None
@@ -139,12 +145,9 @@ def _embed_part(
     with Progress(*_shown(job, part, todo), live=view.folder / f"progress-{part}.json") as progress:
         computed = iter(())
         if model is not None:
-            images = Batches(job.read, job.items.sha256, job.spec.preprocess, batches, batch)
             arrived = profiles.watch(arriving(load(images, workers, device)), batches)
             computed = embedded(arrived, model, device, progress.clock)
-        with within_memory(
-            f"batches of {batch} of {job.spec.name} on {device}", *_less(job, device)
-        ):
+        with _enough(job, device):
             embed(
                 works,
                 computed,
@@ -153,6 +156,28 @@ def _embed_part(
                 stopping=stopping,
             )
     profiles.say(view.name, job.items.keys, job.read)
+
+
+def threads_now(processes: int = 1) -> int:
+    """Threads of torch for each of so many processes on this CPU: all cores, unless the user sets
+    OMP_NUM_THREADS."""
+    threads = torch.get_num_threads()
+    if OWN_THREADS not in os.environ:
+        threads = min(threads, native.cores())
+    return max(1, threads // processes)
+
+
+def _threads(view: store.View, processes: int) -> int:
+    """As many as the view was begun with: the rows of a convolutional net may depend on it."""
+    begun = view.attributes["provenance"].get("threads")
+    return threads_now(processes) if OWN_THREADS in os.environ else begun or threads_now(processes)
+
+
+def _enough(job: Job, device: str) -> AbstractContextManager[None]:
+    """Memory for its batches, or an error that says what to do."""
+    batch = job.view.attributes["provenance"]["batch"]
+    what = f"batches of {batch} of {job.spec.name} on {device}"
+    return within_memory(what, *_less(job, device))
 
 
 def _less(job: Job, device: str) -> tuple[str, dict[str, str | None]]:
@@ -168,9 +193,11 @@ def _less(job: Job, device: str) -> tuple[str, dict[str, str | None]]:
 
 
 def _loaded(job: Job, device: str, backbone: backbones.Backbone | None) -> backbones.Backbone:
-    """The model, compiled where the view was begun so: one that goes on gets the same bytes."""
+    """The model, in the precision and compiled as the view was begun: one that goes on gets the
+    same bytes."""
     if backbone is None:
         backbone = backbones.load_backbone(job.spec, job.files, device)
+    backbone.precision = computed_in(job.view)
     made = job.view.attributes["provenance"]
     if made.get("compile"):
         canary.compile_model(backbone, made["batch"], job.spec, device)

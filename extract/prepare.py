@@ -25,6 +25,8 @@ from extract.models.leaks import refuse_labels
 from extract.models.weights import find_weights
 from extract.settings import check
 
+TINY = 64  # pixels a side
+
 
 @dataclass(frozen=True)
 class Flags:
@@ -85,10 +87,17 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> Ready:
     warn_of_words(items)
     warn_of_depth(items, dataset.read, spec)
     rows = min(config.shard_rows, len(items)) or default_rows(len(items))
-    flags = Flags(where, config.batch, config.compile, config.workers, rows, config.max_bad)
+    batch = config.batch or default_batch(spec, where[0])
+    flags = Flags(where, batch, config.compile, config.workers, rows, config.max_bad)
     return Ready(
         spec, files, weights_sha256, dataset, items, seen, cache, source, config.changed, flags
     )
+
+
+def default_batch(spec: ViewSpec, device: str) -> int:
+    """Images of a batch, where none is asked for. On a CPU more than a few are no faster, and each
+    takes memory; tiny ones take little, and many share the cost of a call."""
+    return 16 if device == "cpu" and spec.preprocess.crop > TINY else 64
 
 
 def kept_commit(cache: Path, spec: ViewSpec, data: str) -> str:

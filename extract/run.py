@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from base import durable, locks
+from base import durable, locks, native
 from base.console import counted, rate_text
 from base.errors import StoppedError
 from base.limits import free_memory, within_memory
 from cache_specs import integrity, store
 from cache_specs.succession import folder_of, write_items
-from cache_specs.view import View, status_counts, write_documents
+from cache_specs.view import View, computed_in, status_counts, write_documents
 from extract import ahead, bad_images, canary, reuse
 from extract.config import ExtractConfig
 from extract.equal import Equal, blocks_of, equal_rows
 from extract.images import how_alike
-from extract.job import Job, embed_all
+from extract.job import Job, embed_all, threads_now
 from extract.models import backbones
 from extract.models.weights import commit_of
 from extract.prepare import Ready, prepare
@@ -176,8 +176,7 @@ def begin(ready: Ready, folder: Path, known: Known | None) -> View:
     if device.startswith("cuda"):
         device = torch.cuda.get_device_name(device)
     provenance: dict[str, Any] = {
-        "batch": flags.batch,
-        "compile": flags.compile,
+        **how(ready),
         "device": device,
         "python": platform.python_version(),
         "spec_file": str(spec.source),
@@ -187,6 +186,8 @@ def begin(ready: Ready, folder: Path, known: Known | None) -> View:
         provenance["weights_commit"] = commit
     if known and known.donors:
         provenance["reused"] = known.record()
+        if not known.missing(0, len(ready.items)):
+            provenance["precision"] = computed_in(known.donors[0])
     return store.create_view(
         folder,
         spec.name,
@@ -198,11 +199,24 @@ def begin(ready: Ready, folder: Path, known: Known | None) -> View:
     )
 
 
+def how(ready: Ready) -> dict[str, Any]:
+    """What changes the last digits of a row, or may: kept where the view goes on."""
+    flags = ready.flags
+    found: dict[str, Any] = {"batch": flags.batch, "compile": flags.compile}
+    found["precision"] = backbones.precision_of(ready.spec, flags.devices[0])
+    if flags.devices[0] == "cpu":
+        found["threads"] = threads_now(len(flags.devices))
+    return found
+
+
 def rebatched(ready: Ready, view: View) -> View:
-    """One of which no shard is done takes the batch that is asked for now: the one of then may have
-    been too large. The caller holds the writer's lock."""
+    """One of which no shard is done is begun as it would be now: the batch of then may have been
+    too large, the machine another. What is copied into it is not changed by that. The caller holds
+    the writer's lock."""
     made = view.attributes["provenance"]
-    now = {"batch": ready.flags.batch, "compile": ready.flags.compile}
+    now = how(ready)
+    if "reused" in made:
+        now["precision"] = computed_in(view)
     if len(view.pending()) < view.shards or now == {name: made.get(name) for name in now}:
         return view
     durable.remove(view.folder / "canary.json", "canary")  # it knows the view by its description
@@ -263,6 +277,23 @@ def confirm(ready: Ready, view: View, known: Known, model: LazyModel, todo: int)
         if canary.adopt(view, known.donors[0], known.place(0)):
             return
     canary.keep_or_compare(view, model.make, ready.items)
+    if todo:
+        say_precision(view, flags.devices[0])
+
+
+def say_precision(view: View, device: str) -> None:
+    """Say where it is not the spec's, or not what this processor is fast in."""
+    asked, used = view.attributes["spec"]["compute_dtype"], computed_in(view)
+    if used != asked:
+        why = "as it was begun"
+        if device == "cpu" and not native.has_bfloat16():
+            why = f"since this CPU has no instructions for {asked}: faster here, and more exact"
+        log.info(f"{view.name}: computed in {used}, {why}")
+    elif used == "bfloat16" and device == "cpu" and not native.has_bfloat16():
+        log.warning(
+            f"{view.name}: it was begun in bfloat16, on another machine, and goes on so. This CPU "
+            "has no instructions for it and is several times slower than in float32"
+        )
 
 
 def job_of(ready: Ready, view: View, known: Known) -> Job:

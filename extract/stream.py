@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from base.console import clock_text, counted
 from base.errors import RankDiedError
 from extract.images import Batches
-from extract.workers import begin_work, begin_workers
+from extract.workers import begin_work, begin_workers, workers_of
 
 log = logging.getLogger(f"coview.{__name__}")
 # As Batches has them: (B, 3, S, S) uint8, (B,) uint8 and (B,) bool; tensors or arrays
@@ -35,6 +35,17 @@ LOOK_S = 10.0  # between two looks at processes that send nothing
 SAID_S = 60.0  # of silence, until it is said first
 STUCK_S = 1800.0  # without a sign of life, until the run ends
 BUSY = 10  # ticks of the CPU (of 10 ms); less is spent by a process that only waits
+
+
+def workers_for(batches: Batches, workers: int, device: str, devices: int = 1) -> int:
+    """`workers_of` these batches. Where decoding may not pay a process of its own, the first batch
+    is decoded, by the clock, and the rest is reckoned by it."""
+    todo, seconds = sum(map(len, batches.rows)), 0.0
+    if workers < 0 and device == "cpu" and todo:
+        begun = time.monotonic()
+        _ = batches[0]
+        seconds = (time.monotonic() - begun) / len(batches.rows[0])
+    return workers_of(workers, todo, device, devices, seconds)
 
 
 def load(batches: Batches, workers: int, device: str) -> DataLoader:

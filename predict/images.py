@@ -22,8 +22,7 @@ from extract.embed import batch_rows, embedded
 from extract.images import Batches, Profiles
 from extract.models.backbones import load_backbone
 from extract.models.weights import find_weights
-from extract.stream import arriving, load
-from extract.workers import workers_of
+from extract.stream import arriving, load, workers_for
 from predict.model import ViewRecord
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -138,7 +137,7 @@ def embed_images(
         backbone = load_backbone(spec, files, device)
         images = Batches(dataset.read, items.sha256, spec.preprocess, plan, view.batch)
         profiles = Profiles()
-        loader = load(images, workers_of(workers, n, device), device)
+        loader = load(images, workers_for(images, workers, device), device)
         with Progress(view.name, n) as progress:
             arrived = profiles.watch(arriving(loader), plan)
             said = embedded(arrived, backbone, device, progress.clock)

@@ -730,7 +730,7 @@ def test_a_bad_image_alone_asks_for_no_second_computation():
         ({"data": ""}, r"DATA is missing\. Type: make extract VIEW=tiny-clip DATA=photos/"),
         ({"view": "tiny-clp"}, r"no view 'tiny-clp'; did you mean 'tiny-clip'"),
         ({"data": "/nowhere/photos"}, r"DATA=/nowhere/photos: there is no such folder"),
-        ({"batch": 0}, "--batch must be at least 1, found 0"),
+        ({"batch": -1}, "--batch must be at least 0, found -1"),
         ({"gpus": 0}, "--gpus must be at least 1, found 0"),
         ({"shard_rows": -1}, "--shard-rows must be at least 0, found -1"),
     ],
