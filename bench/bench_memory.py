@@ -3,12 +3,15 @@ memory.
 
     python bench/bench_memory.py --before ../coview-before --images photos/ --view lite0.toml
     python bench/bench_memory.py --before . --rounds 5 --only train,predict
+    python bench/bench_memory.py --only precision --view clip-b16
 
 `--before .` compares this checkout with itself under COVIEW_KEEP_MEMORY=0, so that only what malloc
 does differs. What is told of a command is the wall time, the CPU time in user space and in the
 kernel of all its processes, and the largest sum of the resident sets that these had at one moment
 (shared pages count in each), looked at every 0.1 s. The first round fills the page cache and is not
-counted. Writes bench/results/memory.json, a section a command.
+counted. `precision` is a model alone (random weights, batches of 2) in bfloat16 and in float32,
+in turns, on a processor that is kept from its instructions beyond AVX2. Writes
+bench/results/memory.json, a section a command.
 """
 
 import argparse
@@ -23,7 +26,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench_cache import machine, spread
+
+from base import native
+from cache_specs.spec import load_spec
 
 ROOT = Path(__file__).parent.parent
 OUT = Path(__file__).parent / "results" / "memory.json"
@@ -87,6 +94,30 @@ def ready(folder: Path, checkout: Path) -> None:
     run(checkout, ["train", *TRAIN, *short, "--run", "ready"], folder)
 
 
+def precision(args: argparse.Namespace) -> dict[str, Any]:
+    os.environ |= {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    native.settle()
+    import torch
+    from bench_extract import random_backbone
+
+    torch.manual_seed(0)
+    spec = load_spec(args.view)
+    backbone, side = random_backbone(spec), spec.preprocess.crop
+    pixels = torch.randint(256, (2, 3, side, side), dtype=torch.uint8)
+    rates: dict[str, list[float]] = {"bfloat16": [], "float32": []}
+    with torch.inference_mode():
+        for number in range(args.rounds + 1):
+            for name, found in rates.items():
+                backbone.precision = name
+                begun = time.process_time()
+                backbone(pixels)
+                if number:
+                    found.append((time.process_time() - begun) / len(pixels))
+    seconds = {name: spread(found) for name, found in rates.items()}
+    what = {"view": args.view, "threads": torch.get_num_threads()}
+    return {**head(), **what, "cpu_seconds_an_image": seconds}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -94,7 +125,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, default=ROOT, help="an earlier checkout, or this")
     parser.add_argument("--images", default="digits")
     parser.add_argument("--view", default="tiny-clip")
-    parser.add_argument("--only", default="extract,train,predict")
+    parser.add_argument("--only", default="extract,train,predict", help="or precision")
     parser.add_argument("--name", default="", help="of the section, beside the command's")
     parser.add_argument("--seeds", default="0..4")
     parser.add_argument("--method", default="mct-graph")
@@ -103,6 +134,9 @@ def main() -> None:
     args = parser.parse_args()
     args.before = args.before.resolve()
     results = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    if args.only == "precision":
+        results["precision"] = precision(args)
+        print(json.dumps(results["precision"], indent=1))
     with tempfile.TemporaryDirectory(prefix="bench-memory-") as place:
         folder = Path(place)
         todo = commands(args)
@@ -113,6 +147,10 @@ def main() -> None:
             results[section] = turns(args, words, folder)
             print(section, json.dumps(results[section]["median"], indent=1), flush=True)
     args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def head() -> dict[str, Any]:
+    return {"date": datetime.date.today().isoformat(), "machine": machine()}
 
 
 def turns(args: argparse.Namespace, words: list[str], folder: Path) -> dict[str, Any]:
@@ -135,8 +173,7 @@ def turns(args: argparse.Namespace, words: list[str], folder: Path) -> dict[str,
         middle[side] = {what: round(found["median"], 2) for what, found in measured[side].items()}
     same = args.before == ROOT
     return {
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
+        **head(),
         "command": words,
         "before": "COVIEW_KEEP_MEMORY=0" if same else "the version before",
         "median": middle,
