@@ -140,7 +140,7 @@ def inherit() -> None:
 def main(place: str, argv: Sequence[str]) -> int:
     """Run the command that argv names, of the table at `place`; its exit status."""
     inherit()
-    native.settle()
+    native.give_way()
     limits.allow_more_files()
     if CURRENT.child:
         return run_cli(lambda: _run(list(argv)))

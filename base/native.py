@@ -1,9 +1,10 @@
-"""What the C libraries below torch are told before it is imported, and what this processor has.
+"""What the C libraries below torch are told, and what this processor has.
 
-Freed memory is kept. glibc gives large blocks back to the kernel at once and takes them anew for
-the next tensor, page by page: half of the time of a convolutional net on a CPU. And idle threads of
-OpenMP give way instead of spinning: others use the machine too. No number depends on either.
-COVIEW_KEEP_MEMORY=0, or a variable of malloc's own, leaves malloc as it is.
+Freed memory is kept where models run or images are decoded. glibc gives large blocks back to the
+kernel at once and takes them anew for the next tensor, page by page: half of the time of a
+convolutional net on a CPU. And idle threads of OpenMP give way instead of spinning: others use the
+machine too. No number depends on either. COVIEW_KEEP_MEMORY=0, or a variable of malloc's own,
+leaves malloc as it is.
 """
 
 import ctypes
@@ -21,10 +22,14 @@ PROCESSOR, QUOTA = Path("/proc/cpuinfo"), Path("/sys/fs/cgroup/cpu.max")
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of Intel and AMD, of Intel, of ARM
 
 
-def settle() -> bool:
-    """Tell malloc and OpenMP of this process; again, it does nothing. Is memory kept? (On glibc
-    alone: others have no such switch.)"""
+def give_way() -> None:
+    """Idle threads of OpenMP do; it reads this once, when torch is imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def keep_memory() -> bool:
+    """Tell malloc of this process; again, it does nothing. Is memory kept? (On glibc alone: others
+    have no such switch.)"""
     libc = ctypes.CDLL(None)
     if why_not_kept() or not hasattr(libc, "gnu_get_libc_version"):
         return False

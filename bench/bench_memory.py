@@ -2,7 +2,7 @@
 memory.
 
     python bench/bench_memory.py --before ../coview-before --images photos/ --view lite0.toml
-    python bench/bench_memory.py --before . --rounds 5 --only train,predict
+    python bench/bench_memory.py --before . --only extract,predict
     python bench/bench_memory.py --only precision --view clip-b16
 
 `--before .` compares this checkout with itself under COVIEW_KEEP_MEMORY=0, so that only what malloc
@@ -96,7 +96,7 @@ def ready(folder: Path, checkout: Path) -> None:
 
 def precision(args: argparse.Namespace) -> dict[str, Any]:
     os.environ |= {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-    native.settle()
+    native.keep_memory()
     import torch
     from bench_extract import random_backbone
 
@@ -174,8 +174,8 @@ def turns(args: argparse.Namespace, words: list[str], folder: Path) -> dict[str,
     same = args.before == ROOT
     return {
         **head(),
-        "command": words,
-        "before": "COVIEW_KEEP_MEMORY=0" if same else "the version before",
+        "command": [Path(word).name if "/" in word else word for word in words],
+        "compared_with": "COVIEW_KEEP_MEMORY=0" if same else "the version before",
         "median": middle,
         **measured,
     }

@@ -110,7 +110,6 @@ def _embed_in_processes(job: Job, asked: Any) -> None:
 def _child(part: int, parent: int, job: Job, asked: Any) -> None:
     """_embed_part in a process of its own, with the exit codes of a command. It dies with its
     parent, which holds the view's lock."""
-    native.settle()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(1)

@@ -31,7 +31,7 @@ def begin_work(worker: int) -> None:
     one's parent decides. It dies with that parent, however that dies, and the process that all are
     forked from with the last of them. And where a batch cannot be sent it dies too: Python alone
     would drop the batch, for which the parent would wait for ever."""
-    native.settle()
+    native.keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)

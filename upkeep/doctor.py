@@ -223,9 +223,10 @@ def check_memory() -> list[Finding]:
 
 
 def check_malloc() -> Finding:
-    """Does this process keep the memory that it frees?"""
-    if native.settle():
-        return Finding("malloc", FINE, f"freed memory is kept ({native.KEEP}=0 gives it back)")
+    """Is the memory kept that a model frees?"""
+    if native.keep_memory():
+        text = f"models keep the memory that they free ({native.KEEP}=0 gives it back)"
+        return Finding("malloc", FINE, text)
     text = f"freed memory is given back ({native.why_not_kept() or 'no glibc'})"
     return Finding("malloc", NOTED, f"{text}: convolutional nets on a CPU are slower so")
 

@@ -76,6 +76,7 @@ def load_backbone(spec: ViewSpec, files: dict[str, Path], device: str) -> Backbo
     """Build the model, load `files` (see extract/models/weights.py) and freeze it on `device`, in
     the precision that this has. Raises UsageError naming what does not fit."""
     safetensors_of(spec, files)
+    native.keep_memory()
     # float32 means float32, also in the convolution of the patches
     torch.backends.cudnn.allow_tf32 = False
     try:

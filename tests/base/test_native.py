@@ -11,13 +11,16 @@ import pytest
 from conftest import ROOT
 
 from base import commands, native
+from cache_specs.spec import load_spec
 from extract import workers
+from extract.models.backbones import load_backbone
+from extract.models.weights import find_weights
 
 FREED = """
 import ctypes, pathlib
 from base import native
 
-kept, libc = native.settle(), ctypes.CDLL(None)
+kept, libc = native.keep_memory(), ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
 for size in (64 << 20, 192 << 20):
@@ -80,7 +83,7 @@ def test_what_a_c_library_refuses_is_not_claimed(
     for name in (native.KEEP, *native.OF_MALLOC):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(native.ctypes, "CDLL", lambda name: libc)
-    assert native.settle() is kept and libc.told == told
+    assert native.keep_memory() is kept and libc.told == told
 
 
 @pytest.mark.parametrize("own", [None, "ACTIVE"])
@@ -90,21 +93,32 @@ def test_idle_threads_give_way_unless_the_user_says_otherwise(
     monkeypatch.setenv("OMP_WAIT_POLICY", own or "")
     if own is None:
         monkeypatch.delenv("OMP_WAIT_POLICY")
-    native.settle()
-    assert os.environ["OMP_WAIT_POLICY"] == own or "PASSIVE"
+    native.give_way()
+    assert os.environ["OMP_WAIT_POLICY"] == (own or "PASSIVE")
 
 
-def test_every_command_and_every_process_that_decodes_is_told(
+def test_every_command_is_told_before_it_imports_torch(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     told = []
-    monkeypatch.setattr(native, "settle", lambda: told.append("told"))
+    monkeypatch.setattr(native, "give_way", lambda: told.append("told"))
     monkeypatch.chdir(tmp_path)
-    assert commands.main("coview.cli:COMMANDS", ["status"]) == 2  # there is no cache
+    assert commands.main("coview.cli:COMMANDS", ["status"]) == 2
     assert told == ["told"] and "there is no cache" in capsys.readouterr().err
+
+
+def test_every_process_that_decodes_or_embeds_keeps_its_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever embeds loads a model."""
+    told = []
+    monkeypatch.setattr(native, "keep_memory", lambda: told.append("told"))
     monkeypatch.setattr(workers.signal, "signal", lambda *given: None)
     monkeypatch.setattr(workers.queues, "Queue", SimpleNamespace())
     workers.begin_work(0)
+    assert told == ["told"]
+    spec = load_spec("tiny-clip")
+    load_backbone(spec, find_weights(spec, None)[0], "cpu")
     assert told == ["told", "told"]
 
 

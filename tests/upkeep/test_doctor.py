@@ -256,10 +256,10 @@ def test_a_small_shared_memory_is_worth_a_note(
 
 
 def test_what_malloc_does_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "settle", lambda: True)
+    monkeypatch.setattr(native, "keep_memory", lambda: True)
     kept = doctor.check_malloc()
-    assert kept.state == FINE and "kept (COVIEW_KEEP_MEMORY=0 gives it back)" in kept.text
-    monkeypatch.setattr(native, "settle", lambda: False)
+    assert kept.state == FINE and "free (COVIEW_KEEP_MEMORY=0 gives it back)" in kept.text
+    monkeypatch.setattr(native, "keep_memory", lambda: False)
     for name in (native.KEEP, *native.OF_MALLOC):
         monkeypatch.delenv(name, raising=False)
     assert "given back (no glibc)" in doctor.check_malloc().text
