@@ -357,7 +357,7 @@ SITUATIONS = (
     S("base/devices.py:_parsed", "make extract VIEW=tiny-clip DATA=pets DEVICE=cud"),
     S("base/devices.py:_parsed", "make predict RUN=a DEVICE=tpu9"),
     S("extract/settings.py:check", "make extract VIEW=tiny-clip DATA=pets GPUS=0"),
-    S("extract/settings.py:check", "make extract VIEW=tiny-clip DATA=pets ARGS='--batch 0'"),
+    S("extract/settings.py:check", "make extract VIEW=tiny-clip DATA=pets ARGS='--batch -1'"),
     S("extract/settings.py:_refuse_missing", "make extract DATA=pets"),
     S("extract/settings.py:_refuse_missing", "make extract VIEW=tiny-clip,mine DATA=pets"),
     S("extract/settings.py:_refuse_name", "make extract VIEW=mine DATA=pets ARGS='--name /a'"),
