@@ -26,7 +26,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from base import console, interrupt, limits, make_words, option_groups
+from base import console, interrupt, limits, make_words, native, option_groups
 from base.changes import ALIKE, blamed, change_flag, flag_by_flag
 from base.errors import (
     UNKNOWN,
@@ -140,6 +140,7 @@ def inherit() -> None:
 def main(place: str, argv: Sequence[str]) -> int:
     """Run the command that argv names, of the table at `place`; its exit status."""
     inherit()
+    native.give_way()
     limits.allow_more_files()
     if CURRENT.child:
         return run_cli(lambda: _run(list(argv)))

@@ -73,6 +73,13 @@ class View:
         return [shard for shard in range(self.shards) if not self.commit_file(shard).is_file()]
 
 
+def computed_in(view: View) -> str:
+    """'float32' or 'bfloat16': the precision that the view was begun in, which is its spec's unless
+    it says otherwise; '' of an imported one."""
+    said = view.attributes["spec"].get("compute_dtype", "")
+    return view.attributes["provenance"].get("precision", said)
+
+
 def default_rows(n: int) -> int:
     """Rows a shard: 4,096, so that every shard is a whole number of pages and a loss costs little;
     fewer only for tiny sets, more where thousands of shards would have to be mapped (Linux allows

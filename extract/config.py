@@ -26,8 +26,9 @@ class ExtractConfig:
     gpus: int = 1
     """this many processes, each on its own GPU (on the CPU without one), share the shards of a
     view; of several views each has a GPU of these, in turn"""
-    batch: int = 64
-    """images per forward pass; recorded, and kept when an unfinished view is resumed"""
+    batch: int = 0
+    """images per forward pass; 0 chooses: 64, on the CPU 16 that are larger than 64 x 64 pixels;
+    recorded, and kept when an unfinished view is resumed"""
     workers: int = -1
     """decode processes for each GPU; -1 chooses, 0 decodes in the main process"""
     shard_rows: int = 0

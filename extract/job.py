@@ -12,13 +12,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from base import locks
+from base import locks, native
 from base.children import safe_path
 from base.commands import run_cli, takes, typed
 from base.errors import CoviewError, RankDiedError
@@ -28,16 +29,18 @@ from base.progress import Progress
 from cache_specs import store
 from cache_specs.items import Items
 from cache_specs.spec import ViewSpec
+from cache_specs.view import computed_in
 from extract import bad_images, trial
 from extract.data.readers import Reader
 from extract.embed import ShardWork, embed, embedded, shard_work
 from extract.images import Batches, Remarks, why_not
 from extract.models import backbones
 from extract.reuse import Known
-from extract.stream import Batch, arriving, load
-from extract.workers import begin_workers, workers_of
+from extract.stream import Batch, arriving, load, workers_for
+from extract.workers import begin_workers
 
 PR_SET_PDEATHSIG = 1
+OWN_THREADS = "OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True)
@@ -127,14 +130,14 @@ def _embed_part(
 ) -> None:
     """Embed the shards that belong to process `part`, on its device, until `stopping()`."""
     device, count = job.devices[part], len(job.devices)
-    if count > 1 and device == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
     share = share_of(job, part)
-    workers = workers_of(job.workers, share.todo, device, count)
+    share.take_threads()
+    images = Batches(job.read, job.items.sha256, job.spec.preprocess, share.batches, share.batch)
+    with enough(share):
+        workers = workers_for(images, job.workers, device, count)
     if workers:
         begin_workers()  # while the model is loaded
     model = share.model(backbone)
-    images = Batches(job.read, job.items.sha256, job.spec.preprocess, share.batches, share.batch)
     with share.progress() as progress:
         arrived = arriving(load(images, workers, device)) if share.todo else iter(())
         for _ in share.walk(arrived, model, progress, stopping):
@@ -171,15 +174,22 @@ class Share:
         return sum(map(len, self.batches))
 
     def model(self, loaded: backbones.Backbone | None) -> backbones.Backbone | None:
-        """The model, compiled where the view was begun so: one that goes on gets the same bytes."""
+        """The model, in the precision and compiled as the view was begun: one that goes on gets the
+        same bytes."""
         if not self.todo:
             return None
         if loaded is None:
             loaded = backbones.load_backbone(self.job.spec, self.job.files, self.device)
+        loaded.precision = computed_in(self.job.view)
         made = self.job.view.attributes["provenance"]
         if made.get("compile"):
             trial.compile_model(loaded, made["batch"], self.job.spec, self.device)
         return loaded
+
+    def take_threads(self) -> None:
+        """As many as the view was begun with: the rows of a convolutional net may depend on it."""
+        if self.device == "cpu":
+            torch.set_num_threads(_threads(self.job.view, len(self.job.devices)))
 
     def progress(self, whole: Progress | None = None) -> Progress:
         live = self.job.view.folder / f"progress-{self.part}.json"
@@ -199,8 +209,7 @@ class Share:
         if model is not None:
             images = remarks.watch(arrived, self.batches)
             computed = embedded(images, model, self.device, progress.clock)
-        what = f"batches of {self.batch} of {job.spec.name} on {self.device}"
-        with within_memory(what, *_less(job, self.device)):
+        with enough(self):
             yield from embed(
                 self.works,
                 computed,
@@ -219,6 +228,26 @@ def share_of(job: Job, part: int = 0) -> Share:
             batch = job.view.attributes["provenance"]["batch"]
             works.append(shard_work(job.view, shard, job.known, batch))
     return Share(job, part, works)
+
+
+def threads_now(processes: int = 1) -> int:
+    """Threads of torch for each of so many processes on this CPU: all cores, unless the user sets
+    OMP_NUM_THREADS."""
+    threads = torch.get_num_threads()
+    if OWN_THREADS not in os.environ:
+        threads = min(threads, native.cores())
+    return max(1, threads // processes)
+
+
+def _threads(view: store.View, processes: int) -> int:
+    begun = view.attributes["provenance"].get("threads")
+    return threads_now(processes) if OWN_THREADS in os.environ else begun or threads_now(processes)
+
+
+def enough(share: Share) -> AbstractContextManager[None]:
+    """Memory for its batches, or an error that says what to do."""
+    what = f"batches of {share.batch} of {share.job.spec.name} on {share.device}"
+    return within_memory(what, *_less(share.job, share.device))
 
 
 def _less(job: Job, device: str) -> tuple[str, dict[str, str | None]]:

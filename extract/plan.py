@@ -8,12 +8,12 @@ best that of this machine's matrix products. Nothing is fetched.
 
 import logging
 import math
-import os
 import time
 from typing import Any
 
 import torch
 
+from base import native
 from base.commands import typed
 from base.console import clock_text
 from cache_specs import store
@@ -113,8 +113,8 @@ def _measured(ready: Ready, todo: int) -> tuple[float, str]:
     CPU share it."""
     devices, workers = ready.flags.devices, ready.flags.workers
     decode, model, done = _timed(ready)
-    workers = workers_of(workers, todo, devices[0], len(devices))
-    cores, split = os.cpu_count() or 1, len(devices)
+    workers = workers_of(workers, todo, devices[0], len(devices), decode / done)
+    cores, split = native.cores(), len(devices)
     if devices[0] == "cpu":
         cores, split = max(1, cores // len(devices)), 1
     one = max(decode / min(workers, cores), model) if workers else decode + model

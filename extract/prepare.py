@@ -25,6 +25,8 @@ from extract.models.leaks import refuse_labels
 from extract.models.weights import find_weights, of_several, weights_of_each
 from extract.settings import check
 
+TINY = 64  # pixels a side
+
 
 @dataclass(frozen=True)
 class Flags:
@@ -97,9 +99,12 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> list[Ready]:
     for spec in specs:
         warn_of_depth(items, dataset.read, spec)
     rows = min(config.shard_rows, len(items)) or default_rows(len(items))
-    flags = Flags(where, config.batch, config.compile, config.workers, rows, config.max_bad)
-    same = (dataset, items, seen, cache, source, config.changed, flags, stamps)
-    return [Ready(spec, *files, *same) for spec, files in zip(specs, found, strict=True)]
+    same, readies = (dataset, items, seen, cache, source, config.changed), []
+    for spec, files in zip(specs, found, strict=True):
+        batch = config.batch or default_batch(spec, where[0])
+        flags = Flags(where, batch, config.compile, config.workers, rows, config.max_bad)
+        readies.append(Ready(spec, *files, *same, flags, stamps))
+    return readies
 
 
 def _weights(
@@ -113,6 +118,12 @@ def _weights(
     if not config.allow_leak:
         refuse_labels(spec, place, files)
     return files, sha256
+
+
+def default_batch(spec: ViewSpec, device: str) -> int:
+    """Images of a batch, where none is asked for. On a CPU more than a few are no faster, and each
+    takes memory; tiny ones take little, and many share the cost of a call."""
+    return 16 if device == "cpu" and spec.preprocess.crop > TINY else 64
 
 
 def kept_commit(cache: Path, spec: ViewSpec, data: str) -> str:

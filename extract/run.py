@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from base import durable, locks
+from base import durable, locks, native
 from base.console import counted, rate_text
 from base.devices import described
 from base.errors import StoppedError
 from base.limits import free_memory, within_memory
 from cache_specs import integrity, store
 from cache_specs.succession import folder_of, would_relabel, write_items
-from cache_specs.view import View, status_counts, write_documents
+from cache_specs.view import View, computed_in, status_counts, write_documents
 from extract import agreed, ahead, bad_images, canary, reuse
 from extract.config import ExtractConfig
 from extract.equal import Equal, blocks_of, equal_rows
@@ -177,7 +177,9 @@ def opened(readies: Sequence[Ready]) -> list[Opened]:
     looked = [look(model) for model in models]
     found = []
     for model, (folder, known) in zip(models, looked, strict=True):
-        view = begin(model.ready, folder, known)
+        view = ahead.begun(folder, model.ready) if known is None else None
+        if view is None:
+            view = begin(model.ready, folder, known)
         found.append(Opened(model.ready, model, view, known))
     return found
 
@@ -247,12 +249,11 @@ def look(model: LazyModel) -> tuple[Path, Known | None]:
 
 
 def begin(ready: Ready, folder: Path, known: Known | None) -> View:
-    """The view: begun now, with what made its numbers (recorded, not hashed, in case they must be
-    made again); or found."""
+    """The view, begun now, with what made its numbers (recorded, not hashed, in case they must be
+    made again); or what another run has begun meanwhile."""
     spec, flags = ready.spec, ready.flags
     provenance: dict[str, Any] = {
-        "batch": flags.batch,
-        "compile": flags.compile,
+        **how(ready),
         "device": described(flags.devices[0]),
         "python": platform.python_version(),
         "spec_file": str(spec.source),
@@ -262,6 +263,8 @@ def begin(ready: Ready, folder: Path, known: Known | None) -> View:
         provenance["weights_commit"] = commit
     if known and known.donors:
         provenance["reused"] = known.record()
+        if not known.missing(0, len(ready.items)):
+            provenance["precision"] = computed_in(known.donors[0])
     return store.create_view(
         folder,
         spec.name,
@@ -273,11 +276,27 @@ def begin(ready: Ready, folder: Path, known: Known | None) -> View:
     )
 
 
+def how(ready: Ready) -> dict[str, Any]:
+    """What changes the last digits of a row, or may: kept where the view goes on."""
+    from extract.job import threads_now  # noqa: PLC0415  as above
+    from extract.models import backbones  # noqa: PLC0415
+
+    flags = ready.flags
+    found: dict[str, Any] = {"batch": flags.batch, "compile": flags.compile}
+    found["precision"] = backbones.precision_of(ready.spec, flags.devices[0])
+    if flags.devices[0] == "cpu":
+        found["threads"] = threads_now(len(flags.devices))
+    return found
+
+
 def rebatched(ready: Ready, view: View) -> View:
-    """One of which no shard is done takes the batch that is asked for now: the one of then may have
-    been too large. The caller holds the writer's lock."""
+    """One of which no shard is done is begun as it would be now: the batch of then may have been
+    too large, the machine another. What is copied into it is not changed by that. The caller holds
+    the writer's lock."""
     made = view.attributes["provenance"]
-    now = {"batch": ready.flags.batch, "compile": ready.flags.compile}
+    now = how(ready)
+    if "reused" in made:
+        now["precision"] = computed_in(view)
     if len(view.pending()) < view.shards or now == {name: made.get(name) for name in now}:
         return view
     durable.remove(view.folder / "canary.json", "canary")  # it knows the view by its description
@@ -344,6 +363,23 @@ def confirm(ready: Ready, view: View, known: Known, model: LazyModel, todo: int)
             return
     canary.keep_or_compare(view, model.make, ready.items)
     agreed.remember(view, model.device)
+    if todo:
+        say_precision(view, flags.devices[0])
+
+
+def say_precision(view: View, device: str) -> None:
+    """Say where it is not the spec's, or not what this processor is fast in."""
+    asked, used = view.attributes["spec"]["compute_dtype"], computed_in(view)
+    if used != asked:
+        why = "as it was begun"
+        if device == "cpu" and not native.has_bfloat16():
+            why = f"since this CPU has no instructions for {asked}: faster here, and more exact"
+        log.info(f"{view.name}: computed in {used}, {why}")
+    elif used == "bfloat16" and device == "cpu" and not native.has_bfloat16():
+        log.warning(
+            f"{view.name}: it was begun in bfloat16, on another machine, and goes on so. This CPU "
+            "has no instructions for it and is several times slower than in float32"
+        )
 
 
 def job_of(one: Begun) -> "Job":

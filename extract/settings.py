@@ -19,7 +19,7 @@ def check(config: ExtractConfig, say: bool = True) -> list[ViewSpec]:
     """The specs of the views. say: see `spec_named`. Raises UsageError for a setting that is
     missing or makes no sense."""
     names = names_of(config)
-    least = (("--batch", config.batch, 1), ("--gpus", config.gpus, 1))
+    least = (("--batch", config.batch, 0), ("--gpus", config.gpus, 1))
     for flag, found, lowest in (*least, ("--shard-rows", config.shard_rows, 0)):
         if found < lowest:
             raise UsageError(f"{flag} must be at least {lowest}, found {found}")

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from base.console import clock_text, counted
 from base.errors import RankDiedError
-from extract.workers import begin_work, begin_workers
+from extract.workers import begin_work, begin_workers, workers_of
 
 log = logging.getLogger(f"coview.{__name__}")
 # As Batches has them: (B, 3, S, S) uint8, (B,) uint8 and (B,) uint8; tensors or arrays
@@ -34,6 +34,17 @@ LOOK_S = 10.0  # between two looks at processes that send nothing
 SAID_S = 60.0  # of silence, until it is said first
 STUCK_S = 1800.0  # without a sign of life, until the run ends
 BUSY = 10  # ticks of the CPU (of 10 ms); less is spent by a process that only waits
+
+
+def workers_for(batches: Any, workers: int, device: str, devices: int = 1) -> int:
+    """`workers_of` these batches (or units of them). Where decoding may not pay a process of its
+    own, the first one is decoded, by the clock, and the rest is reckoned by it."""
+    todo, seconds = sum(map(len, batches.rows)), 0.0
+    if workers < 0 and device == "cpu" and todo:
+        begun = time.monotonic()
+        _ = batches[0]
+        seconds = (time.monotonic() - begun) / len(batches.rows[0])
+    return workers_of(workers, todo, device, devices, seconds)
 
 
 def load(batches: Dataset, workers: int, device: str) -> DataLoader:

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from base.progress import Progress
-from extract.job import Job, Share, embed_all, share_of, until_asked
+from extract.job import Job, Share, embed_all, enough, share_of, until_asked
 from extract.models.backbones import Backbone
-from extract.stream import arriving, load
+from extract.stream import arriving, load, workers_for
 from extract.units import Unit, Units, scaled_by, split
-from extract.workers import begin_workers, workers_of
+from extract.workers import begin_workers
 
 
 def embed_together(jobs: Sequence[Job], models: Sequence[Backbone | None]) -> None:
@@ -45,12 +45,13 @@ def _take_turns(
     workers: int,
     stopping: Callable[[], bool],
 ) -> None:
-    units, device = units_of(shares), shares[0].device
-    workers = workers_of(workers, sum(len(unit.rows) for unit in units), device)
+    job, device, units = shares[0].job, shares[0].device, units_of(shares)
+    images = Units(job.read, job.items.sha256, units)
+    with enough(shares[0]):
+        workers = workers_for(images, workers, device)
     if workers:
         begin_workers()
-    job = shares[0].job
-    arrived = arriving(load(Units(job.read, job.items.sha256, units), workers, device))
+    arrived = arriving(load(images, workers, device))
     title = ", ".join(share.job.spec.name for share in shares)
     todo = sum(share.todo for share in shares)
     with Progress(title, todo, unit="embeddings") as whole, contextlib.ExitStack() as shown:
@@ -60,17 +61,21 @@ def _take_turns(
         ):
             progress = shown.enter_context(share.progress(whole))
             walks.append(share.walk(batches, share.model(loaded), progress, stopping))
-        in_turns(units, walks)
+        in_turns(units, shares, walks)
         assert stopping() or next(arrived, None) is None  # and the workers end
 
 
-def in_turns(units: Sequence[Unit], walks: Sequence[Iterator[None]]) -> None:
+def in_turns(
+    units: Sequence[Unit], shares: Sequence[Share], walks: Sequence[Iterator[None]]
+) -> None:
     """Each view does a step where a unit is its own; in the end what is only copied, and its last
     shard."""
     for unit in units:
         for view in unit.views:
+            shares[view].take_threads()
             next(walks[view], None)
-    for walk in walks:
+    for share, walk in zip(shares, walks, strict=True):
+        share.take_threads()
         for _ in walk:
             pass
 

@@ -40,6 +40,10 @@ class Units(Dataset):
     sha256: Sequence[str]
     units: Sequence[Unit]
 
+    @property
+    def rows(self) -> list[Sequence[int]]:
+        return [unit.rows for unit in self.units]
+
     def __len__(self) -> int:
         return len(self.units)
 

@@ -11,10 +11,11 @@ import threading
 from multiprocessing import forkserver, queues
 from pathlib import Path
 
+from base import native
 from base.children import safe_path
 
 MOST_WORKERS = 32  # of one device, where no number is asked for
-FEW = 20_000  # images that one process decodes as fast as a model on the CPU wants them
+WORTH_S = 30.0  # of decoding by one process, from which on it pays to begin others on a CPU
 
 
 def begin_workers() -> None:
@@ -30,6 +31,7 @@ def begin_work(worker: int) -> None:
     one's parent decides. It dies with that parent, however that dies, and the process that all are
     forked from with the last of them. And where a batch cannot be sent it dies too: Python alone
     would drop the batch, for which the parent would wait for ever."""
+    native.keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)
@@ -56,14 +58,13 @@ def begin_early(workers: int, device: str) -> None:
         begin_workers()
 
 
-def workers_of(workers: int, todo: int, device: str, devices: int = 1) -> int:
+def workers_of(workers: int, todo: int, device: str, devices: int = 1, seconds: float = 0.0) -> int:
     """Decode processes for `todo` images on one of so many devices; as many as asked for, where
-    that is not -1."""
+    that is not -1. seconds: in which one process decodes an image, where that is known."""
     if not todo:
         return 0
     if workers >= 0:
         return workers
-    if device == "cpu" and todo <= FEW:
+    if device == "cpu" and todo * seconds < WORTH_S:
         return 0
-    share = len(os.sched_getaffinity(0)) // devices
-    return min(MOST_WORKERS, max(1, share))
+    return min(MOST_WORKERS, max(1, native.cores() // devices))

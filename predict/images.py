@@ -23,8 +23,7 @@ from extract.embed import batch_rows, embedded
 from extract.images import Batches, Remarks
 from extract.models.backbones import load_backbone
 from extract.models.weights import find_weights, none_below, of_several, weights_below
-from extract.stream import arriving, load
-from extract.workers import workers_of
+from extract.stream import arriving, load, workers_for
 from predict.model import ViewRecord
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -129,7 +128,7 @@ def embed_images(
         backbone = load_backbone(spec, files, device)
         images = Batches(dataset.read, items.sha256, spec.preprocess, plan, view.batch)
         remarks = Remarks()
-        loader = load(images, workers_of(workers, n, device), device)
+        loader = load(images, workers_for(images, workers, device), device)
         with Progress(view.name, n) as progress:
             arrived = remarks.watch(arriving(loader), plan)
             said = embedded(arrived, backbone, device, progress.clock)

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from packaging.requirements import Requirement
 
+from base import native
 from base.errors import CoviewError
 from extract.models.convert import weights_folder
 from upkeep.config import DoctorConfig
@@ -212,12 +213,22 @@ def check_memory() -> list[Finding]:
     text = f"{free / 1e9:,.1f} of {total / 1e9:,.1f} GB available"
     end = "end what takes it: top -o %MEM; then make doctor"
     found = [Finding("memory", FINE, text) if free > 2e9 else Finding("memory", WRONG, text, end)]
+    found.append(check_malloc())
     shared = Path(SHARED)
     size = shutil.disk_usage(shared).free if shared.is_dir() else None
     if size is not None and size < 5e8:
         text = f"{size / 1e6:,.0f} MB free in {SHARED}: images go to a GPU through pipes instead"
         found.append(Finding("shared memory", NOTED, f"{text}; docker run --shm-size 8g is faster"))
     return found
+
+
+def check_malloc() -> Finding:
+    """Is the memory kept that a model frees?"""
+    if native.keep_memory():
+        text = f"models keep the memory that they free ({native.KEEP}=0 gives it back)"
+        return Finding("malloc", FINE, text)
+    text = f"freed memory is given back ({native.why_not_kept() or 'no glibc'})"
+    return Finding("malloc", NOTED, f"{text}: convolutional nets on a CPU are slower so")
 
 
 def check_limits() -> list[Finding]:

@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from base import native
+
 PATIENCE_S = 60.0  # the longest that a process may take
 FINE, NOTED, WRONG = "ok", "note", "WRONG"
 
@@ -156,7 +158,11 @@ def _gpus(about: dict[str, Any]) -> Finding:
         return Finding("devices", FINE, f"{'; '.join(gpus)}; driver {driver or '?'}, {torch}")
     if not driver:
         threads = f"torch takes {about['threads']} threads"
-        return Finding("devices", NOTED, f"no GPU; CPU with {os.cpu_count()} cores, {threads}")
+        fast = "float32 and bfloat16"
+        if not native.has_bfloat16():
+            fast = "float32, in which views of bfloat16 are computed: no instructions for that"
+        cpu = f"CPU with {native.cores()} cores, fast in {fast}"
+        return Finding("devices", NOTED, f"no GPU; {cpu}; {threads}")
     built = f"for CUDA {about['built_for']}" if about["built_for"] else "for CPUs only"
     return Finding(
         "devices",

@@ -18,7 +18,7 @@ from cache_specs import store
 from cache_specs.items import Items, read_items
 from cache_specs.sources import read_source
 from cache_specs.succession import write_items
-from cache_specs.view import STATUS, View
+from cache_specs.view import STATUS, View, computed_in
 from extract import canary, reuse, trial
 from extract.config import ExtractConfig
 from extract.data.datasets import Dataset, build_items
@@ -55,6 +55,7 @@ def compare_rows(view: View, originals: Originals, count: int, seed: int, device
             f"or this makes a version of what they are now: {store.command(view.folder, 'extract')}"
         )
     backbone = backbones.load_backbone(spec, originals.files, device)
+    backbone.precision = computed_in(view)
     tolerance, found = canary.STORED[spec.compute_dtype], Compared()
     rows, batch = _some_rows(view, count, seed), view.attributes["provenance"]["batch"]
     for first in range(0, len(rows), batch):

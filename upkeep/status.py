@@ -21,7 +21,7 @@ from cache_specs.items import read_items
 from cache_specs.sources import read_source
 from cache_specs.spec import PIXELS, pixels_of
 from cache_specs.versions import is_older, version_of
-from cache_specs.view import STATUS, View
+from cache_specs.view import STATUS, View, computed_in
 from upkeep.config import StatusConfig
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -82,6 +82,8 @@ def _view_record(folder: Path, older: bool) -> dict[str, Any]:
             "bytes": view.shards * (view.embeddings_bytes + view.status_bytes),
             "shards": view.shards,
             "shards_done": view.shards - len(view.pending()),
+            "precision": computed_in(view),
+            "compute_dtype": view.attributes["spec"].get("compute_dtype", ""),
         }
         return record | _state(view, older)
     except CoviewError as error:
@@ -185,6 +187,8 @@ def _view_text(view: dict[str, Any]) -> str:
     if view["state"] == "damaged":
         return f"NOT OK: {view['error']}"
     head = f"{view['rows']:,} x {view['width']}, {view['bytes'] / 1e6:,.1f} MB"
+    if view["precision"] != view["compute_dtype"]:
+        head += f", computed in {view['precision']}, not {view['compute_dtype']}"
     if view["state"] == "running":
         progress = _progress_text(view["progress"]) if view["progress"] else ""
         return f"{head}: being written by process {view['process']}{progress}"

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from base import native
 from base.errors import UsageError, did_you_mean
 from cache_specs.spec import ViewSpec
 from extract.models.checkpoint import mapped, require_fit, safetensors_of
@@ -37,7 +38,7 @@ class Backbone(nn.Module):
         prep = spec.preprocess
         self.register_buffer("mean", torch.tensor(prep.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(prep.std).view(3, 1, 1), persistent=False)
-        self.compute_dtype = getattr(torch, spec.compute_dtype)
+        self.precision: str = spec.compute_dtype  # or another: see `precision_of`
         self.width, self.origin = spec.width, spec.source
         # A ViT has the one convolution of its patches.
         convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
@@ -50,17 +51,17 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def compile_features(self) -> None:
-        """From now on what the spec's compute dtype computes goes through torch.compile; `exact`
+        """From now on what is computed in `precision` goes through torch.compile; `exact`
         does not."""
         self.compiled = torch.compile(self.features, dynamic=False)
 
     def forward(self, pixels_BCHW: torch.Tensor, exact: bool = False) -> torch.Tensor:
-        """(B, 3, S, S) uint8 -> (B, D) float32. `exact` computes in float32 instead of the spec's
-        compute dtype."""
+        """(B, 3, S, S) uint8 -> (B, D) float32. `exact` computes in float32, whatever
+        `precision` is."""
         images = (pixels_BCHW.float() / 255 - self.mean) / self.std
         images = images.contiguous(memory_format=self.layout)
         features = self.features if exact or self.compiled is None else self.compiled
-        low = self.compute_dtype != torch.float32 and not exact
+        low = self.precision != "float32" and not exact
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=low):
             emb_BD = features(images).float()
         if emb_BD.shape[1:] != (self.width,):
@@ -72,9 +73,10 @@ class Backbone(nn.Module):
 
 
 def load_backbone(spec: ViewSpec, files: dict[str, Path], device: str) -> Backbone:
-    """Build the model, load `files` (see extract/models/weights.py) and freeze it on `device`.
-    Raises UsageError naming what does not fit."""
+    """Build the model, load `files` (see extract/models/weights.py) and freeze it on `device`, in
+    the precision that this has. Raises UsageError naming what does not fit."""
     safetensors_of(spec, files)
+    native.keep_memory()
     # float32 means float32, also in the convolution of the patches
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -84,7 +86,17 @@ def load_backbone(spec: ViewSpec, files: dict[str, Path], device: str) -> Backbo
         raise UsageError(
             f"the weights of {spec.name!r} cannot be read ({listed}): {error}. Fetch them again"
         ) from error
-    return Backbone(model, features, spec).to(device)
+    backbone = Backbone(model, features, spec).to(device)
+    backbone.precision = precision_of(spec, device)
+    return backbone
+
+
+def precision_of(spec: ViewSpec, device: str) -> str:
+    """What a view that is begun on this device is computed in. A spec's bfloat16 asks for at least
+    that: a CPU without such instructions is faster in float32, which is more exact."""
+    if device == "cpu" and not native.has_bfloat16():
+        return "float32"
+    return spec.compute_dtype
 
 
 def _open_clip(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Features]:

@@ -645,7 +645,7 @@ SITUATIONS = (
     S("base/devices.py:_parsed", "make extract VIEW=tiny-clip DATA=pets DEVICE=cud"),
     S("base/devices.py:_parsed", "make predict RUN=a DEVICE=tpu9"),
     S("extract/settings.py:check", "make extract VIEW=tiny-clip DATA=pets GPUS=0"),
-    S("extract/settings.py:check", "make extract VIEW=tiny-clip DATA=pets ARGS='--batch 0'"),
+    S("extract/settings.py:check", "make extract VIEW=tiny-clip DATA=pets ARGS='--batch -1'"),
     S("extract/settings.py:names_of#1", "make extract DATA=pets"),
     S("extract/settings.py:names_of#2", "make extract VIEW=tiny-clip VIEWS=mine DATA=pets"),
     S("extract/settings.py:check", "make extract VIEWS=mine,mine DATA=pets", ("mine",)),

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, importing
 from packaging.requirements import Requirement
 
+from base import native
 from base.errors import CoviewError
 from upkeep import doctor, machine
 from upkeep.machine import FINE, NOTED, WRONG, Finding
@@ -35,6 +36,7 @@ def test_a_fit_machine_in_json(tmp_path: Path, command: Callable) -> None:
         "disk",
         "space",
         "memory",
+        "malloc",
         "limits",
         "hub",
         "weights",
@@ -251,3 +253,31 @@ def test_a_small_shared_memory_is_worth_a_note(
     found = {finding.name: finding for finding in doctor.check_memory()}
     assert found["shared memory"].state == NOTED
     assert "67 MB free in /dev/shm: images go to a GPU through" in found["shared memory"].text
+
+
+def test_what_malloc_does_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "keep_memory", lambda: True)
+    kept = doctor.check_malloc()
+    assert kept.state == FINE and "free (COVIEW_KEEP_MEMORY=0 gives it back)" in kept.text
+    monkeypatch.setattr(native, "keep_memory", lambda: False)
+    for name in (native.KEEP, *native.OF_MALLOC):
+        monkeypatch.delenv(name, raising=False)
+    assert "given back (no glibc)" in doctor.check_malloc().text
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    given = doctor.check_malloc()
+    assert given.state == NOTED and "given back (MALLOC_TRIM_THRESHOLD_): conv" in given.text
+    monkeypatch.setenv(native.KEEP, "0")
+    assert "given back (COVIEW_KEEP_MEMORY=0)" in doctor.check_malloc().text
+
+
+@pytest.mark.parametrize(
+    ("able", "said"),
+    [(True, "CPU with 7 cores, fast in float32 and bfloat16;"), (False, "no instructions for")],
+)
+def test_what_a_processor_is_fast_in_is_told(
+    able: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_driver", lambda: "")
+    monkeypatch.setattr(native, "has_bfloat16", lambda: able)
+    monkeypatch.setattr(native, "cores", lambda: 7)
+    assert said in machine.check_devices(json.dumps(ABOUT), "")[0].text

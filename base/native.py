@@ -1,0 +1,67 @@
+"""What the C libraries below torch are told, and what this processor has.
+
+Freed memory is kept where models run or images are decoded. glibc gives large blocks back to the
+kernel at once and takes them anew for the next tensor, page by page: half of the time of a
+convolutional net on a CPU. And idle threads of OpenMP give way instead of spinning: others use the
+machine too. No number depends on either. COVIEW_KEEP_MEMORY=0, or a variable of malloc's own,
+leaves malloc as it is.
+"""
+
+import ctypes
+import math
+import os
+from pathlib import Path
+
+KEEP = "COVIEW_KEEP_MEMORY"
+OF_MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+# malloc.h: https://man7.org/linux/man-pages/man3/mallopt.3.html
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, NEVER = -1, -3, -1
+# bytes: blocks below the first are kept; an older glibc takes no more than the second
+BELOW = (1 << 30, 1 << 25)
+PROCESSOR, QUOTA = Path("/proc/cpuinfo"), Path("/sys/fs/cgroup/cpu.max")
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of Intel and AMD, of Intel, of ARM
+
+
+def give_way() -> None:
+    """Idle threads of OpenMP do; it reads this once, when torch is imported."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def keep_memory() -> bool:
+    """Tell malloc of this process; again, it does nothing. Is memory kept? (On glibc alone: others
+    have no such switch.)"""
+    libc = ctypes.CDLL(None)
+    if why_not_kept() or not hasattr(libc, "gnu_get_libc_version"):
+        return False
+    if not any(libc.mallopt(M_MMAP_THRESHOLD, size) for size in BELOW):
+        return False
+    return bool(libc.mallopt(M_TRIM_THRESHOLD, NEVER))
+
+
+def why_not_kept() -> str:
+    """The variable that leaves malloc as it is, '' where none does."""
+    if os.environ.get(KEEP) == "0":
+        return f"{KEEP}=0"
+    return next((name for name in OF_MALLOC if name in os.environ), "")
+
+
+def has_bfloat16() -> bool:
+    """Has this processor instructions for bfloat16? Without them it is slower than float32."""
+    try:
+        lines = PROCESSOR.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    names = ("flags", "Features")  # of x86, of ARM
+    said = next((line for line in lines if line.startswith(names)), "")
+    return not BFLOAT16.isdisjoint(said.split())
+
+
+def cores() -> int:
+    """How many of its cores this process may use at once: those it is bound to, and no more than
+    its container's share (docker run --cpus 4)."""
+    bound = len(os.sched_getaffinity(0))
+    try:
+        quota, period = map(int, QUOTA.read_text(encoding="utf-8").split())
+    except (OSError, ValueError):  # "max", or none
+        return bound
+    return max(1, min(bound, math.ceil(quota / period)))
