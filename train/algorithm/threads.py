@@ -31,7 +31,7 @@ def threads_of(asked: int, states: Sequence[State], rows_L: int, rows_U: int) ->
 
 
 @contextmanager
-def threads(count: int) -> Generator[None]:
+def threads(count: int) -> Generator[None, None, None]:
     """Inside, torch computes with so many; 0: as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
