@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from train.algorithm.cotrain import Batch, StepRule, hand_out, mct_step, supervised_step, teacher
-from train.algorithm.optimise import Adam, State, average, ce, fresh, grad, norm, optimise
+from train.algorithm.optimise import Adam, State, average, ce, fresh, grad, inner, norm, optimise
 from train.algorithm.peers import LocalPeers
 from train.algorithm.probe import ALIGN, ROW, Params, Shape, forward, init, layout
 from train.algorithm.rivals import Offer, mpl_step
@@ -358,16 +358,22 @@ def test_what_lies_between_parameters_stays_zero() -> None:
         assert state.flat_EP[:, -1].tolist() == [0.0] * E
 
 
-def test_the_norm_is_that_of_each_row_whatever_the_threads() -> None:
-    g_EP = torch.randn(1, 40 * ROW, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(norm(g_EP), g_EP.double().square().sum(1).sqrt().float())
+def test_the_sums_over_a_row_are_the_same_whatever_the_threads_and_other_rows() -> None:
+    g_EP = torch.randn(2, 300 * ROW, generator=torch.Generator().manual_seed(0))
+    want_E = g_EP.double().square().sum(1)
+    torch.testing.assert_close(norm(g_EP), want_E.sqrt().float())
+    torch.testing.assert_close(inner(g_EP, g_EP), want_E.float())
     before = torch.get_num_threads()
     found = []
-    for threads in (1, 2, 4):
-        torch.set_num_threads(threads)
-        found.append(norm(g_EP))
-    torch.set_num_threads(before)
-    assert found[0] == found[1] == found[2]
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            for rows in (slice(2), slice(1, 2)):
+                of_both = norm(g_EP[rows])[-1], inner(g_EP[rows], g_EP[rows])[-1]
+                found.append([float(value) for value in of_both])
+    finally:
+        torch.set_num_threads(before)
+    assert found == found[:1] * 8
 
 
 def test_the_moving_average_equals_torchs() -> None:
