@@ -18,9 +18,10 @@ widths are 1,024 and 768.
                     third of a step
     live            frozen backbones in the loop, on decoded images in memory, in place of the cache
 
-One OpenMP thread a process. The clock of what one process does is its CPU time (with --threads 2
-the wall's), of ranks and of whole runs the wall's; on a GPU it is CUDA's events, the whole schedule
-of the paper runs, and ranks need as many GPUs. With --quick the figures mean nothing.
+One OpenMP thread a process, but where threads are compared. The clock of what one process does is
+its CPU time (with --threads 2 the wall's), of ranks, threads and of whole runs the wall's; on a GPU
+it is CUDA's events, the whole schedule of the paper runs, and ranks need as many GPUs. With --quick
+the figures mean nothing.
 """
 
 import argparse
@@ -61,6 +62,7 @@ from train.algorithm.cotrain import mct_step, supervised_step
 from train.algorithm.optimise import Adam, State, fresh
 from train.algorithm.peers import GroupPeers, LocalPeers, Peers
 from train.algorithm.rivals import Rival
+from train.algorithm.threads import threads, threads_of
 from train.config import TrainConfig
 from train.data.feed import (
     INIT,
@@ -655,6 +657,41 @@ def groups(size: dict[str, Any], device: torch.device) -> Iterator[dict[str, Tur
         yield made
 
 
+# --- one thread, or more
+
+
+def of_threads(size: dict[str, Any], device: torch.device) -> tuple[dict[str, Turn], dict]:
+    """The turns of a co-training step with 1, 2, 4 … of the cores, by the wall's clock, and what
+    `make train` takes."""
+    cores, steps = os.cpu_count() or 1, size["steps"]
+    counts = sorted({cores, *[2**n for n in range(10) if 2**n < cores]})
+    cases = {
+        "64 + 128 rows, 1 seed": (SMALL, 1, steps),
+        "64 + 128 rows, 5 seeds": (SMALL, 5, max(1, steps // 4)),
+        "512 + 512 rows, 1 seed": (size["middle"], 1, 1),
+    }
+    turns: dict[str, Turn] = {}
+    chosen = {}
+    for name, (case, experiments, some) in cases.items():
+        config = TrainConfig(**case.get("config", {}))
+        task = made_task(case, size["stored"], experiments, [0, 1], device)
+        which = probes(config, task, LocalPeers(2))
+        with threads(cores), mock.patch.dict(os.environ):
+            os.environ.pop("OMP_NUM_THREADS", None)
+            chosen[name] = threads_of(0, which.states, which.feed.size_L, which.feed.size_U)
+        for count in counts:
+            turns[f"{name}, threads: {count}"] = functools.partial(
+                threads_turn, which, count, some, device
+            )
+    return turns, chosen
+
+
+def threads_turn(which: Probes, count: int, steps: int, device: torch.device) -> float:
+    batches = which.batches(False, steps)
+    with threads(count):
+        return clocked(device, lambda: which.run(False, batches), waits=True) / steps
+
+
 # --- a whole schedule, and the shares of a whole run
 
 
@@ -801,6 +838,9 @@ def measure(size: dict[str, Any], device: torch.device) -> Found:
         turns["live"] = functools.partial(fed_turn, probes(config, live, peers), 1, device)
         found.ms["small"] = take_turns(turns, size["rounds"])
         found.ms["ranks"] = take_turns(ranks, size["ranks_rounds"])
+    if device.type == "cpu":
+        turns, found.other["threads"] = of_threads(size, device)
+        found.ms["threads"] = take_turns(turns, size["ranks_rounds"])
     found.other["embedding_s"] = embedding_s
     paper = {**PAPER, **size["paper"]}
     config = TrainConfig(**paper["config"])
@@ -852,6 +892,20 @@ def percent(values: dict[str, float]) -> str:
     return (
         f"{100 * values['median']:5.1f} % [{100 * values['low']:.1f} to {100 * values['high']:.1f}]"
     )
+
+
+def show_threads(found: Found) -> dict[str, Any]:
+    """Print and return the table; of a GPU there is none."""
+    made: dict[str, Any] = {}
+    if "threads" not in found.ms:
+        return made
+    print(f"\nthreads of this machine's {os.cpu_count()} cores, co-training, by the wall's clock")
+    for name, values in found.ms["threads"].items():
+        case, _, count = name.rpartition(", threads: ")
+        taken = found.other["threads"][case] == int(count)
+        made[name] = {"ms": spread(values), "taken": taken}
+        print(f"{name:42}{cell(spread(values)):34}{'taken' if taken else ''}")
+    return made
 
 
 def show(
@@ -989,6 +1043,7 @@ def show(
             f"{cell(spread([ms / count for ms in values])):34}{cell(gain):28}"
         )
 
+    made |= show_threads(found)
     print(
         f"\nranks, co-training, {'gloo' if device.type == 'cpu' else 'NCCL'}, one view a rank "
         f"where there are two; n = {size['ranks_rounds']} rounds"

@@ -17,12 +17,8 @@ E, U, L, C, D, H = 2, 7, 6, 4, 5, 8
 RATE = 0.05
 
 
-def descend(view: State, gradient: Params) -> State:
-    return dataclasses.replace(
-        view,
-        params={name: (view.params[name] - RATE * g).detach() for name, g in gradient.items()},
-        steps=view.steps + 1,
-    )
+def descend(view: State, g_EP: Tensor) -> State:
+    return dataclasses.replace(view, flat_EP=view.flat_EP - RATE * g_EP, steps=view.steps + 1)
 
 
 PLAIN = StepRule(Adam(update=descend))

@@ -99,7 +99,7 @@ class StepSettings:
     precision: Literal["auto", "float32", "float64"] = "auto"
     """auto: bfloat16 autocast on CUDA, float32 on the CPU"""
     threads: int = 0
-    """CPU threads a process; 0 leaves it to torch"""
+    """CPU threads a process; 0: those of OMP_NUM_THREADS, or as many as a step can use"""
 
 
 @dataclass(frozen=True)

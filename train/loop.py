@@ -19,6 +19,7 @@ from base.errors import PreemptedError
 from train.algorithm.cotrain import Told
 from train.algorithm.optimise import Adam, average
 from train.algorithm.rivals import Rival
+from train.algorithm.threads import threads
 from train.config import TrainingSettings
 from train.data.feed import Feeder, Task
 from train.methods import METHODS
@@ -48,7 +49,7 @@ def fit(
     fusion = fusion_of(job, settings)
     rule = _rule(job, settings)
     watch = Watch(job)
-    with closing(Feeder(settings, task, peers)) as feed:
+    with threads(standing.threads), closing(Feeder(settings, task, peers)) as feed:
         for phase in phases:
             over = phase.origin + settings.warmup + settings.cotrain
             while standing.step < phase.end:
@@ -210,7 +211,7 @@ def pseudo_labels(sums: Tensor | None, job: Job) -> dict[str, Any]:
     if sums is None:
         return {}
     peers, found = job.peers, {}
-    mine = [peers.average({"sums": of_view})["sums"] for of_view in sums]
+    mine = [peers.average(of_view) for of_view in sums]
     for name, of_view in zip(job.task.names, peers.exchange(mine), strict=True):
         right, known, given, count = of_view
         some = known > 0

@@ -18,6 +18,7 @@ from train.algorithm.evaluate import choices, fit_pool
 from train.algorithm.optimise import State, fresh
 from train.algorithm.peers import Peers
 from train.algorithm.rivals import Offer, Rival, fixmatch_step, mpl_step, pseudo_step
+from train.algorithm.threads import threads_of
 from train.config import ScheduleSettings, TrainingSettings
 from train.data.feed import INIT, PURPOSES, Task, shape_of
 from train.methods import Method
@@ -138,12 +139,14 @@ def begin(job: Job, settings: TrainingSettings, metrics_bytes: int) -> Standing:
         known = torch.stack([graph(val) for graph in task.graphs])
         alike = torch.full_like(pool[peers.count :], 1 / graphs)
         pool[peers.count :] = fit_pool(known, y_val, alike)
+    rows_L = min(settings.batch_labelled, *[len(split.labelled) for split in task.splits])
     return Standing(
         method=job.name,
         step=0,
+        threads=threads_of(settings.threads, states, rows_L, settings.batch_unlabelled),
         states=states,
-        best=[dict(state.params) for state in states],
-        fused=[dict(state.params) for state in states],
+        best=[state.shown for state in states],
+        fused=[state.shown for state in states],
         best_score=torch.full(shape, -1.0, dtype=torch.float64),
         best_nll=torch.full(shape, torch.inf, dtype=torch.float64),
         best_step=torch.zeros(shape, dtype=torch.int64),
@@ -179,7 +182,7 @@ def _most_confident(
     most_E1 = torch.tensor([[max(1, len(split.unlabelled) * turn // ROUNDS)] for split in splits])
     labels, confidences = [], []
     for state, source in zip(standing.states, job.task.inputs, strict=True):
-        y, confidence = choices(state.average or state.params, source, rows)
+        y, confidence = choices(state.shown, source, rows)
         labels.append(y.int())
         confidences.append(confidence)
     y_V, sure_V = peers.exchange(labels), peers.exchange(confidences)

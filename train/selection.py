@@ -16,7 +16,6 @@ from torch import Tensor
 from base.errors import DataQualityError
 from train.algorithm.cotrain import teacher
 from train.algorithm.evaluate import calibrate, fit_pool, joint, judged, pooled, predict
-from train.algorithm.optimise import State
 from train.algorithm.probe import Params
 from train.config import TrainingSettings
 from train.methods import METHODS
@@ -98,7 +97,7 @@ def select(
     task, peers = job.task, job.peers
     mine = []
     for state, source in zip(standing.states, task.inputs, strict=True):
-        mine.append(predict(shown(state), source, task.splits[0].val))
+        mine.append(predict(state.shown, source, task.splits[0].val))
     logits_V = peers.exchange(mine)
     scores = [judged(logits, y_val, fusion.by) for logits in logits_V]
     for name, score in zip(task.names, scores, strict=True):
@@ -149,16 +148,11 @@ def without(v: int, experts_MEnC: Tensor, y_n: Tensor, start_ME: Tensor) -> Tens
 
 def _keep(copies: list[Params], standing: Standing, here: int, better_E: Tensor) -> None:
     """Of the experiments that are better, copies of a view's parameters."""
-    new, kept = shown(standing.states[here]), {}
+    new, kept = standing.states[here].shown, {}
     for name, old in copies[here].items():
         where = better_E.to(old.device).view(-1, *[1] * (old.dim() - 1))
-        kept[name] = torch.where(where, new[name].detach(), old)
+        kept[name] = torch.where(where, new[name], old)
     copies[here] = kept
-
-
-def shown(state: State) -> Params:
-    """The parameters that are looked at: their moving average, where there is one."""
-    return state.average or state.params
 
 
 def not_finite(what: str, view: str, step: int, job: Job) -> DataQualityError:

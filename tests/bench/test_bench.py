@@ -97,6 +97,8 @@ def test_the_benchmark_of_training_runs(tmp_path):
         for line in found["ms"]["small"].values()
     )
     assert all(goal["goal"] in done.stdout for goal in found["goals"]) and len(found["goals"]) == 8
+    taken = [line for line in found["lines"].values() if line.get("taken")]
+    assert len(taken) == 3
     assert {"cached", "live", "E = 2", "warm-up, limit", "co-training, feed"} <= set(
         found["ms"]["small"]
     )

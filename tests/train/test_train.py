@@ -11,7 +11,7 @@ import threading
 import time
 import types
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ from cache_specs.succession import write_items
 from coview.chain import next_step
 from coview.chain import train as train_and_report
 from extract.data.datasets import build_items, open_dataset
-from train import phases
+from train import loop, phases
 from train.algorithm import probe
 from train.algorithm.batches import UNLABELLED, Passes, uniforms
 from train.algorithm.evaluate import ece, joint, metrics
@@ -367,6 +367,7 @@ def test_a_checkpoint_of_before_is_gone_on_from(
     def older(standing: Standing) -> dict[str, torch.Tensor]:
         found = tensors(standing)
         found["best_top1"] = found.pop("best_score")
+        del found["threads"]
         return found
 
     tensors, taken = checkpoint._tensors, []
@@ -385,6 +386,32 @@ def test_a_checkpoint_of_before_is_gone_on_from(
         run(settings)
     monkeypatch.undo()
     assert outcome_of(run, settings) == whole
+
+
+def test_a_run_goes_on_with_the_threads_that_it_began_with(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the rule says by then, on another machine, say."""
+    taken: list[int] = []
+
+    def seen(count: int) -> AbstractContextManager[None]:
+        taken.append(count)
+        return nullcontext()
+
+    def stopped(self: Listeners, step: int) -> None:
+        if step == 25:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "threads", seen)
+    settings = config(made, tmp_path / "cut", threads=0)
+    with monkeypatch.context() as begun:
+        begun.setattr(Listeners, "step", stopped)
+        begun.setattr(phases, "threads_of", lambda *_: 2)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings)
+    monkeypatch.setattr(phases, "threads_of", lambda *_: 1)
+    run(settings)
+    assert taken == [2, 2, 1]  # the first method, the same one again, the second
 
 
 def test_metrics_against_scikit_learn() -> None:

@@ -20,13 +20,13 @@ from train.algorithm.optimise import (
     ce,
     detached,
     grad,
-    live,
+    inner,
     optimise,
     per_experiment,
     total,
 )
 from train.algorithm.peers import Peers
-from train.algorithm.probe import Params, forward
+from train.algorithm.probe import forward
 
 # What a step says of itself: losses of this process's views, feedback of all views, (E,) each;
 # labels given, (E, U).
@@ -71,7 +71,6 @@ def supervised_step(
     views: Sequence[State], batches: Sequence[Batch], peers: Peers, method: StepRule
 ) -> tuple[list[State], Told]:
     """Each view by itself: t <- step(t, grad CE(f(L), y))."""
-    views = [live(view) for view in views]
     loss_L = losses_L(views, batches, method)
     l = gradients(loss_L, views, peers)
     done = [optimise(view, l_v, method.adam) for view, l_v in zip(views, l, strict=True)]
@@ -91,7 +90,6 @@ def mct_step(
     the views of other processes, and averages over the processes that share a view, each with other
     rows.
     """
-    views = [live(view) for view in views]
     anchor = batches[0].anchor_VEUC
 
     # 1 label: every view predicts U; the teacher of v is the softmax of the mean of the other
@@ -106,7 +104,7 @@ def mct_step(
     g = gradients(loss_U, views, peers, keep_graph=True)
     learnt = views
     if method.learn:
-        learnt = [live(optimise(t, g_v, method.adam)) for t, g_v in zip(views, g, strict=True)]
+        learnt = [optimise(t, g_v, method.adam) for t, g_v in zip(views, g, strict=True)]
 
     # 3 look: what that did on labelled rows is the feedback h, one number a view and experiment
     loss_L = losses_L(learnt, batches, method)
@@ -121,9 +119,9 @@ def mct_step(
     done = []
     for w, z_w, old, new, l_w in zip(peers.mine, z, views, learnt, l, strict=True):
         seen = [*z_V[:w], z_w, *z_V[w + 1 :]]  # w's own logits carry its gradient
-        s_w = peers.average(grad(taught(w, seen, y_V, h_V, anchor, method), old.params))
-        both = {name: torch.add(s_w[name], l_w[name], alpha=method.supervised) for name in s_w}
-        done.append(optimise(new, both, method.adam))
+        s_w = peers.average(grad(taught(w, seen, y_V, h_V, anchor, method), old))
+        both = torch.add(s_w, l_w, alpha=method.supervised)
+        done.append(optimise(new, both, method.adam, own=method.learn))
     return done, {
         "unlabelled": detached(loss_U),
         "labelled": detached(loss_L),
@@ -158,11 +156,11 @@ def losses_L(views: Sequence[State], batches: Sequence[Batch], method: StepRule)
 
 def gradients(
     losses: Sequence[Tensor], views: Sequence[State], peers: Peers, keep_graph: bool = False
-) -> list[Params]:
+) -> list[Tensor]:
     """Of each view's loss for its own parameters, over all processes that share the view."""
     found = []
     for loss_E, view in zip(losses, views, strict=True):
-        found.append(peers.average(grad(loss_E, view.params, keep_graph)))
+        found.append(peers.average(grad(loss_E, view, keep_graph)))
     return found
 
 
@@ -226,15 +224,15 @@ def temperature_of(method: StepRule, v: int) -> float | Tensor:
 
 
 def feedback(
-    old: State, new: State, g: Params, l: Params, b: Batch, peers: Peers, method: StepRule
+    old: State, new: State, g: Tensor, l: Tensor, b: Batch, peers: Peers, method: StepRule
 ) -> Tensor:
     """h (E,): `exact` <l, g>, the first-order fall of the labelled loss along g; `difference` the
     actual fall, in eval mode."""
     if method.feedback == "exact":
-        return total([(l[name] * g[name]).sum(-1).flatten(1).sum(1) for name in g])
+        return inner(l, g)
     if method.feedback == "difference":
         with torch.no_grad():
             before = ce(forward(old.params, b.emb_ELD), b.y_EL)
             after = ce(forward(new.params, b.emb_ELD), b.y_EL)
-        return peers.average({"h": before - after})["h"]
+        return peers.average(before - after)
     return torch.zeros(len(b.y_EL), dtype=b.emb_ELD.dtype, device=b.emb_ELD.device)

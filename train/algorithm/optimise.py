@@ -2,7 +2,8 @@
 experiment, a pure function.
 
 State, gradient, Adam and the moving average of the weights, as train/algorithm/cotrain.py and
-train/algorithm/rivals.py use them.
+train/algorithm/rivals.py use them. All parameters of a view lie in one tensor, (E, P): what is done
+to each of them alike is done in one pass.
 """
 
 import functools
@@ -12,23 +13,48 @@ from typing import overload
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn.functional import log_softmax
 
-from train.algorithm.probe import Params
+from train.algorithm.probe import ROW, Layout, Params, layout
+
+# torch.optim.Adam(fused=True) without its bookkeeping: one pass, over memory that is written over
+fused_adam = functools.partial(
+    torch._fused_adam_,
+    beta1=0.9,
+    beta2=0.999,
+    eps=1e-8,
+    weight_decay=0.0,
+    amsgrad=False,
+    maximize=False,
+)
 
 
 @dataclass(frozen=True)
 class State:
-    """One view: parameters and Adam's moments (dicts of (E, ...) tensors), the number of Adam steps
-    taken, the moving average of the parameters (empty without one), and what else a method
-    remembers from step to step ((E, ...) tensors)."""
+    """One view: parameters and Adam's moments, (E, P) each, the number of Adam steps taken, the
+    moving average of the parameters (None without one), and what else a method remembers from step
+    to step ((E, ...) tensors). layout: which parameter lies where."""
 
-    params: Params
-    mean: Params
-    square: Params
-    steps: int
-    average: Params = field(default_factory=dict)
+    layout: Layout
+    flat_EP: Tensor
+    mean_EP: Tensor
+    square_EP: Tensor
+    steps: int = 0
+    average_EP: Tensor | None = None
     memory: Params = field(default_factory=dict)
+
+    @functools.cached_property
+    def params(self) -> Params:
+        """The parameters by name, as `forward` takes them; autograd follows them."""
+        named = self.layout.named(self.flat_EP)
+        return {name: p.requires_grad_() for name, p in named.items()}
+
+    @property
+    def shown(self) -> Params:
+        """Those that are looked at: their moving average, where there is one."""
+        flat_EP = self.flat_EP if self.average_EP is None else self.average_EP
+        return self.layout.named(flat_EP)
 
 
 @dataclass(frozen=True)
@@ -43,32 +69,47 @@ class Adam:
     lr: float | Tensor = 1e-3
     clip: float = 1.0
     decay: float | Tensor = 0.0
-    update: Callable[[State, Params], State] | None = None
+    update: Callable[[State, Tensor], State] | None = None
 
 
-def optimise(view: State, gradient: Params, adam: Adam) -> State:
-    """The state after one step on the gradient."""
+def optimise(view: State, g_EP: Tensor, adam: Adam, own: bool = False) -> State:
+    """The state after one step on the gradient. own: nobody else has the state, which is written
+    over; memory is what this function waits for."""
     if adam.update is not None:
-        return adam.update(view, gradient)
-    # two sums: a sum over a whole tensor is dealt out to threads, and then E = 1 would not add up
-    # in the order of E = 2
-    norm_E = total([g.square().sum(-1).flatten(1).sum(1) for g in gradient.values()]).sqrt()
-    scale_E = (adam.clip / (norm_E + 1e-6)).clamp_max(1.0)
-    steps = view.steps + 1
-    new, mean, square = {}, {}, {}
-    for name, g in gradient.items():
-        old = view.params[name].detach()
-        rate, decay = per_experiment(adam.lr, g), per_experiment(adam.decay, g)
-        # from here on g is ours, and written over: memory is what this loop waits for
-        g = g * per_experiment(scale_E, g)
-        mean[name] = torch.lerp(view.mean[name], g, 0.1)
-        square[name] = torch.lerp(view.square[name], g.mul_(g), 0.001)
-        denominator = torch.div(square[name], 1 - 0.999**steps, out=g).sqrt_().add_(1e-8)
-        if isinstance(adam.decay, Tensor) or adam.decay:
-            old = old * (1 - rate * decay)
-        change = (rate / (1 - 0.9**steps) * mean[name]).div_(denominator)
-        new[name] = torch.sub(old, change, out=change).requires_grad_()
-    return replace(view, params=new, mean=mean, square=square, steps=steps)
+        return adam.update(view, g_EP)
+    scale_E = (adam.clip / (norm(g_EP) + 1e-6)).clamp_max(1.0)
+    clipped_EP = g_EP * per_experiment(scale_E, g_EP)
+    parts = view.flat_EP, view.mean_EP, view.square_EP
+    if not own:
+        parts = view.flat_EP.clone(), view.mean_EP.clone(), view.square_EP.clone()
+    flat_EP, mean_EP, square_EP = parts
+    if isinstance(adam.decay, Tensor) or adam.decay:
+        flat_EP *= 1 - per_experiment(adam.lr, g_EP) * per_experiment(adam.decay, g_EP)
+    rates = _rates(adam.lr).expand(len(g_EP))
+    for lr, t, m, s, g in zip(rates, *parts, clipped_EP, strict=True):
+        steps = torch.full((), view.steps + 1.0, device=t.device)
+        fused_adam([t], [g], [m], [s], [], [steps], lr=lr)
+    return replace(
+        view, flat_EP=flat_EP, mean_EP=mean_EP, square_EP=square_EP, steps=view.steps + 1
+    )
+
+
+def _rates(lr: float | Tensor) -> Tensor:
+    """As the fused step takes them: of a GPU's memory it reads float32 alone."""
+    if isinstance(lr, Tensor):
+        return lr.float() if lr.is_cuda else lr
+    return torch.tensor(lr, dtype=torch.float64)
+
+
+def norm(g_EP: Tensor) -> Tensor:
+    """(E,), of each row. In two sums: one over a whole row would be dealt out to threads, and then
+    E = 1 would not add up in the order of E = 2."""
+    return vector_norm(vector_norm(g_EP.unflatten(1, (-1, ROW)), dim=-1), dim=-1)
+
+
+def inner(one_EP: Tensor, other_EP: Tensor) -> Tensor:
+    """(E,), the inner product of each row, likewise."""
+    return (one_EP * other_EP).unflatten(1, (-1, ROW)).sum(-1).sum(-1)
 
 
 @overload
@@ -98,11 +139,8 @@ def average(view: State, decay: float) -> State:
     if decay == 0:
         return view
     weight = 1 - min(decay, (1 + view.steps) / (10 + view.steps))
-    averages = {}
-    for name, p in view.params.items():
-        now = p.detach()
-        averages[name] = torch.lerp(view.average.get(name, now), now, weight)
-    return replace(view, average=averages)
+    before_EP = view.flat_EP if view.average_EP is None else view.average_EP
+    return replace(view, average_EP=torch.lerp(before_EP, view.flat_EP, weight))
 
 
 def ce(logits_EBC: Tensor, y_EB: Tensor, weight_EB: Tensor | None = None) -> Tensor:
@@ -112,21 +150,16 @@ def ce(logits_EBC: Tensor, y_EB: Tensor, weight_EB: Tensor | None = None) -> Ten
     return (loss_EB if weight_EB is None else weight_EB * loss_EB).mean(1)
 
 
-def grad(loss_E: Tensor, params: Params, keep_graph: bool = False) -> Params:
-    """The gradient of each experiment's loss for its own parameters. The experiments do not mix:
-    their sum's gradient is theirs."""
+def grad(loss_E: Tensor, view: State, keep_graph: bool = False) -> Tensor:
+    """(E, P), the gradient of each experiment's loss for its own parameters. The experiments do not
+    mix: their sum's gradient is theirs."""
+    params = view.params
     found = torch.autograd.grad(loss_E.sum(), list(params.values()), retain_graph=keep_graph)
-    return dict(zip(params, found, strict=True))
-
-
-def live(view: State) -> State:
-    """The same state with parameters that autograd follows."""
-    followed = {name: p.detach().requires_grad_() for name, p in view.params.items()}
-    return replace(view, params=followed)
+    return view.layout.flat(dict(zip(params, found, strict=True)))
 
 
 def fresh(params: Params) -> State:
     """A state before its first step."""
-    mean = {name: torch.zeros_like(p) for name, p in params.items()}
-    square = {name: torch.zeros_like(p) for name, p in params.items()}
-    return State(params, mean, square, 0)
+    where = layout(params)
+    flat_EP = where.flat(params)
+    return State(where, flat_EP, torch.zeros_like(flat_EP), torch.zeros_like(flat_EP))

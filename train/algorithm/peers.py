@@ -35,7 +35,7 @@ class Peers(Protocol):
         """This process's tensors, one a view and of one shape -> those of all V views, in order,
         the same on every rank."""
 
-    def average(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    def average(self, value: Tensor) -> Tensor:
         """The mean over the replicas of a view, whose parts of a batch are equally large."""
 
     def any(self, flag: bool) -> bool:
@@ -55,8 +55,8 @@ class LocalPeers:
     def exchange(self, mine: Sequence[Tensor]) -> list[Tensor]:
         return list(mine)
 
-    def average(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        return values
+    def average(self, value: Tensor) -> Tensor:
+        return value
 
     def any(self, flag: bool) -> bool:
         return flag
@@ -105,17 +105,12 @@ class GroupPeers:
         dist.all_gather(received, sent, self.views)
         return [received[v % self.across][v // self.across] for v in range(self.count)]
 
-    def average(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    def average(self, value: Tensor) -> Tensor:
         if self.replicas == 1:
-            return values
-        # one message, not one a tensor
-        flat = torch.cat([value.flatten() for value in values.values()])
-        dist.all_reduce(flat, group=self.twins)
-        parts = (flat / self.replicas).split([value.numel() for value in values.values()])
-        means = {}
-        for (name, value), part in zip(values.items(), parts, strict=True):
-            means[name] = part.view_as(value)
-        return means
+            return value
+        summed = value.contiguous().clone()
+        dist.all_reduce(summed, group=self.twins)
+        return summed / self.replicas
 
     def any(self, flag: bool) -> bool:
         value = torch.tensor(int(flag), device=self.device)

@@ -13,7 +13,7 @@ functions: nothing here holds state.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,9 @@ from torch.utils.checkpoint import checkpoint
 from train.algorithm.batches import uniforms
 
 Params = dict[str, Tensor]
+# of a flat tensor: a parameter begins at a multiple of ALIGN values, as torch aligns its memory,
+# since alignment can change the last bit of a product; a row has a multiple of ROW values
+ALIGN, ROW = 16, 1024
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,47 @@ def _one(generator: torch.Generator, width: int, classes: int, shape: Shape) -> 
     return params
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the parameters of a probe lie in one flat tensor (E, P): in the order of their names,
+    with zeros between and behind them.
+
+    shapes: of each parameter, without the axis of the experiments. sizes: values of each, and of
+    the zeros behind it, in turns.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    sizes: list[int]
+
+    def flat(self, params: Params) -> Tensor:
+        """Parameters (E, ...) -> a new (E, P)."""
+        parts = []
+        for name, pad in zip(self.shapes, self.sizes[1::2], strict=True):
+            parts.append(params[name].flatten(1))
+            if pad:
+                parts.append(parts[-1].new_zeros(len(parts[-1]), pad))
+        return torch.cat(parts, 1)
+
+    def named(self, flat_EP: Tensor) -> Params:
+        """(E, P) -> the parameters (E, ...), which lie in it."""
+        params = {}
+        parts = flat_EP.split(self.sizes, 1)[::2]
+        for (name, shape), part in zip(self.shapes.items(), parts, strict=True):
+            params[name] = part.view(-1, *shape)
+        return params
+
+
+def layout(params: Mapping[str, Tensor]) -> Layout:
+    """That of these parameters (E, ...)."""
+    shapes = {name: tuple(params[name].shape[1:]) for name in sorted(params)}
+    sizes = []
+    for shape in shapes.values():
+        size = math.prod(shape)
+        sizes += [size, -size % ALIGN]
+    sizes[-1] += -sum(sizes) % ROW
+    return Layout(shapes, sizes)
+
+
 def forward(params: Params, x_EBD: Tensor, keep: Sequence[Tensor] = (), chunk: int = 0) -> Tensor:
     """(E, B, D) inputs -> (E, B, C) logits. keep: one (E, B, H) dropout factor per hidden layer
     ((E, M, B, H) in an ensemble), none in eval mode.
@@ -107,8 +151,8 @@ def _layers(params: Params, h: Tensor, keep: Sequence[Tensor]) -> Tensor:
     layers = sum(name.startswith("gain") for name in params)
     for i in range(layers):
         h = torch.baddbmm(params[f"b{i}"], h, params[f"w{i}"])
-        h = layer_norm(h, h.shape[-1:]) * params[f"gain{i}"] + params[f"shift{i}"]
-        h = torch.relu(h)
+        h = layer_norm(h, h.shape[-1:])
+        h = torch.relu(torch.addcmul(params[f"shift{i}"], h, params[f"gain{i}"]))
         if keep:
             h = h * keep[i]
     return torch.baddbmm(params[f"b{layers}"], h, params[f"w{layers}"])

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import softmax
 
 from train.algorithm.cotrain import Batch, StepRule, Told, feedback, hand_out, temperature_of
-from train.algorithm.optimise import State, ce, detached, grad, live, optimise, total
+from train.algorithm.optimise import State, ce, detached, grad, optimise, total
 from train.algorithm.peers import Peers
 from train.algorithm.probe import Params, forward
 
@@ -101,9 +101,8 @@ def weigh(
     if method.rule == "fixed":
         return {}, y_EU, (confidence_EU >= method.threshold).double()
     classes = p_EUC.shape[-1]
-    now = peers.average(
-        {"mu": confidence_EU.mean(1), "square": confidence_EU.square().mean(1), "p": p_EUC.mean(1)}
-    )
+    batch = {"mu": confidence_EU.mean(1), "square": confidence_EU.square().mean(1)}
+    now = {name: peers.average(value) for name, value in (batch | {"p": p_EUC.mean(1)}).items()}
     start = {
         "mu": torch.full_like(now["mu"], 1 / classes),
         "square": torch.full_like(now["mu"], 1 / classes**2 + 1),
@@ -131,10 +130,10 @@ def _step(
     done: list[State] = []
     losses_L: list[Tensor] = []
     losses_U: list[Tensor] = []
-    for view, b, loss in zip(map(live, views), batches, losses, strict=True):
+    for view, b, loss in zip(views, batches, losses, strict=True):
         loss_L = ce(forward(view.params, b.emb_ELD, b.keep_L, method.chunk), b.y_EL)
         loss_U = loss(forward(view.params, b.emb_EUD, b.keep_U, method.chunk))
-        done.append(optimise(view, peers.average(grad(loss_L + loss_U, view.params)), method.adam))
+        done.append(optimise(view, peers.average(grad(loss_L + loss_U, view)), method.adam))
         losses_L.append(loss_L.detach())
         losses_U.append(loss_U.detach())
     return done, {"labelled": losses_L, "unlabelled": losses_U}
@@ -153,19 +152,19 @@ def mpl_step(
     The student's fine-tuning on the labelled rows, which the paper does at the end, is folded into
     each step, as in co-training.
     """
-    student, teacher = [live(view) for view in views]
+    student, teacher = views
     b, b_t = batches
     z_t = forward(teacher.params, b_t.emb_EUD, b_t.keep_U, method.chunk)
     y_EU = hand_out(z_t.detach(), draws_VEU[0], temperature_of(method, 0))
     loss_U = ce(forward(student.params, b.emb_EUD, b.keep_U, method.chunk), y_EU)
-    g = grad(loss_U, student.params)
-    learnt = live(optimise(student, g, method.adam))
+    g = grad(loss_U, student)
+    learnt = optimise(student, g, method.adam)
     loss_L = ce(forward(learnt.params, b.emb_ELD, b.keep_L, method.chunk), b.y_EL)
-    l = grad(loss_L, learnt.params)
+    l = grad(loss_L, learnt)
     h = feedback(student, learnt, g, l, b, peers, method)
     loss_T = ce(forward(teacher.params, b_t.emb_ELD, b_t.keep_L, method.chunk), b_t.y_EL)
-    t = grad(h * ce(z_t, y_EU) + loss_T, teacher.params)
-    return [optimise(learnt, l, method.adam), optimise(teacher, t, method.adam)], {
+    t = grad(h * ce(z_t, y_EU) + loss_T, teacher)
+    return [optimise(learnt, l, method.adam, own=True), optimise(teacher, t, method.adam)], {
         "unlabelled": detached([loss_U, loss_U]),
         "feedback": [h, h],
         "given": [y_EU] * 2,

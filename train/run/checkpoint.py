@@ -17,7 +17,7 @@ step is all that is needed of them. No pickle anywhere.
 import hashlib
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from base import durable
 from base.errors import UNKNOWN, IntegrityError, StaleError
-from train.algorithm.optimise import State
+from train.algorithm.optimise import State, fresh
 from train.algorithm.peers import Peers
 from train.algorithm.probe import Params
 
@@ -56,6 +56,7 @@ class Standing:
     joint score, teach: (V, V + G, E) those in each student's teacher.
     given: labels from a table, (W, E, N) or (V, 1, E, N).
     marks: what was counted of the labels handed out since the last look.
+    threads: of the CPU, that its steps take (see train/algorithm/threads.py).
     """
 
     method: str
@@ -73,6 +74,7 @@ class Standing:
     teach: Tensor
     given: Tensor | None = None
     marks: Tensor | None = None
+    threads: int = 0
 
 
 def save_checkpoint(folder: Path, standing: Standing, peers: Peers) -> None:
@@ -101,10 +103,13 @@ def save_checkpoint(folder: Path, standing: Standing, peers: Peers) -> None:
 
 def _tensors(standing: Standing) -> dict[str, Tensor]:
     """What one rank's file holds."""
-    found = {}
+    found = {"threads": torch.tensor(standing.threads)}
     each = zip(standing.states, standing.best, standing.fused, strict=True)
     for view, (state, best, fused) in enumerate(each):
-        kinds = (state.params, state.mean, state.square, state.average, state.memory, best, fused)
+        named = state.layout.named
+        average = {} if state.average_EP is None else named(state.average_EP)
+        moments = named(state.mean_EP), named(state.square_EP)
+        kinds = (state.params, *moments, average, state.memory, best, fused)
         for kind, params in zip(KINDS, kinds, strict=True):
             for key, value in params.items():
                 found[f"{kind}.{view}.{key}"] = value.contiguous().cpu()
@@ -238,9 +243,18 @@ def _standing(record: dict[str, Any], tensors: dict[str, Tensor]) -> Standing:
     states, best, fused = [], [], []
     for view in range(views):
         of = {kind: _picked(tensors, f"{kind}.{view}.") for kind in KINDS}
-        moments = of["mean"], of["square"]
-        kept = of["average"], of["memory"]
-        states.append(State(of["params"], *moments, record["adam_steps"], *kept))
+        state = fresh(of["params"])
+        flat = state.layout.flat
+        states.append(
+            replace(
+                state,
+                mean_EP=flat(of["mean"]),
+                square_EP=flat(of["square"]),
+                steps=record["adam_steps"],
+                average_EP=flat(of["average"]) if of["average"] else None,
+                memory=of["memory"],
+            )
+        )
         best.append(of["best"])
         fused.append(of["fused"])
     return Standing(
@@ -259,12 +273,13 @@ def _standing(record: dict[str, Any], tensors: dict[str, Tensor]) -> Standing:
         teach=tensors["teach"],
         given=tensors.get("given"),
         marks=tensors.get("marks"),
+        # of a version that had no rule: all that torch has, as then
+        threads=int(tensors.get("threads", 0)),
     )
 
 
 def _picked(tensors: dict[str, Tensor], head: str) -> Params:
-    """Those whose names begin so, in the order of names, as probe.init gives them: the sum over
-    parameters in the gradient's norm depends on it in the last bit."""
+    """Those whose names begin so, in the order of names, as probe.init gives them."""
     return {key[len(head) :]: tensors[key] for key in sorted(tensors) if key.startswith(head)}
 
 

@@ -11,11 +11,13 @@ import pytest
 import torch
 from steps import PLAIN, RATE, C, E, L, U, flat, numeric_gradient, setup, unflat
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from train.algorithm.cotrain import Batch, StepRule, hand_out, mct_step, supervised_step, teacher
-from train.algorithm.optimise import Adam, State, ce, live, optimise
+from train.algorithm.optimise import Adam, State, average, ce, fresh, grad, inner, norm, optimise
 from train.algorithm.peers import LocalPeers
-from train.algorithm.probe import Params, forward
+from train.algorithm.probe import ALIGN, ROW, Params, Shape, forward, init, layout
+from train.algorithm.rivals import Offer, mpl_step
 
 
 def expected(
@@ -94,9 +96,7 @@ def test_exact_feedback_is_the_first_order_of_the_difference() -> None:
     small = 1e-6
     gentle = StepRule(
         Adam(
-            update=lambda view, g: State(
-                {n: (view.params[n] - small * g[n]).detach() for n in g}, {}, {}, 0
-            )
+            update=lambda view, g_EP: dataclasses.replace(view, flat_EP=view.flat_EP - small * g_EP)
         )
     )
     _, exact = mct_step(states, batches, draws, LocalPeers(2), gentle)
@@ -135,8 +135,8 @@ def test_without_feedback_and_pseudo_step_it_is_supervised_training_to_the_last_
         assert all((h == 0).all() for h in told["feedback"])
     for a, b in zip(one, two, strict=True):
         assert (
-            torch.equal(flat(a.params), flat(b.params))
-            and torch.equal(flat(a.mean), flat(b.mean))
+            torch.equal(a.flat_EP, b.flat_EP)
+            and torch.equal(a.mean_EP, b.mean_EP)
             and a.steps == b.steps
         )
 
@@ -162,12 +162,20 @@ def test_supervised_gradient_reaches_the_optimiser() -> None:
 
 def test_inputs_are_not_changed() -> None:
     states, batches, draws = setup(2)
-    before = [flat(state.params).clone() for state in states]
-    mct_step(states, batches, draws, LocalPeers(2), StepRule())
+    offers = [Offer(b.emb_EUD, b.emb_ELD, b.y_EL) for b in batches]
+
+    def parts() -> list[Tensor]:
+        return [p.clone() for s in states for p in (s.flat_EP, s.mean_EP, s.square_EP)]
+
+    # after a step, whose moments are not zero
+    states, _ = supervised_step(states, batches, LocalPeers(2), StepRule())
+    before = parts()
+    for learn in (True, False):
+        mct_step(states, batches, draws, LocalPeers(2), StepRule(learn=learn))
+    mpl_step(states, offers, draws, LocalPeers(2), StepRule())
     supervised_step(states, batches, LocalPeers(2), StepRule())
-    assert all(
-        torch.equal(flat(state.params), old) for state, old in zip(states, before, strict=True)
-    )
+    for old, now in zip(before, parts(), strict=True):
+        assert torch.equal(old, now)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -184,13 +192,7 @@ def test_an_experiment_among_others_is_what_it_is_alone_to_the_last_bit(
     )
 
     def take(steps: int, pick: slice) -> list[State]:
-        now = [
-            State(
-                *({n: p[pick] for n, p in part.items()} for part in (s.params, s.mean, s.square)),
-                s.steps,
-            )
-            for s in states
-        ]
+        now = [State(s.layout, s.flat_EP[pick], s.mean_EP[pick], s.square_EP[pick]) for s in states]
         mine = [
             Batch(
                 b.emb_EUD[pick],
@@ -211,9 +213,8 @@ def test_an_experiment_among_others_is_what_it_is_alone_to_the_last_bit(
         return now
 
     for both, one in zip(take(5, slice(None)), take(5, slice(1, 2)), strict=True):
-        assert torch.equal(flat(both.params)[1:], flat(one.params)) and torch.equal(
-            flat(both.square)[1:], flat(one.square)
-        )
+        assert torch.equal(both.flat_EP[1:], one.flat_EP)
+        assert torch.equal(both.square_EP[1:], one.square_EP)
 
 
 @pytest.mark.parametrize("feedback", ["exact", "difference"])
@@ -233,14 +234,12 @@ def test_a_batch_in_chunks_gives_the_step_of_the_whole_batch(feedback: str, memb
 class Replicas(LocalPeers):
     """Two replicas of all views, taking turns: `average` waits for the other's value."""
 
-    def __init__(
-        self, count: int, replica: int, meet: Callable[[int, dict[str, Tensor]], dict[str, Tensor]]
-    ) -> None:
+    def __init__(self, count: int, replica: int, meet: Callable[[int, Tensor], Tensor]) -> None:
         super().__init__(count)
         self.replica, self.replicas, self.meet = replica, 2, meet
 
-    def average(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self.meet(self.replica, values)
+    def average(self, value: Tensor) -> Tensor:
+        return self.meet(self.replica, value)
 
 
 @pytest.mark.parametrize("views", [2, 3])
@@ -252,12 +251,12 @@ def test_replicas_with_halves_of_a_batch_take_the_step_of_the_whole(
     whole, told = mct_step(
         states, batches, draws, LocalPeers(views), StepRule(Adam(1e-2), feedback)
     )
-    barrier, values = threading.Barrier(2, timeout=30), [{}, {}]
+    barrier, values = threading.Barrier(2, timeout=30), [torch.empty(0)] * 2
 
-    def meet(replica: int, mine: dict[str, Tensor]) -> dict[str, Tensor]:
+    def meet(replica: int, mine: Tensor) -> Tensor:
         values[replica] = mine
         barrier.wait()
-        mean = {name: (values[0][name] + values[1][name]) / 2 for name in mine}
+        mean = (values[0] + values[1]) / 2
         barrier.wait()
         return mean
 
@@ -315,7 +314,7 @@ def test_adam_equals_torch(decay: float) -> None:
     states, batches, _ = setup(1)
     view = states[0]
     for e in range(E):
-        parameters = {n: p[e : e + 1].clone().requires_grad_() for n, p in view.params.items()}
+        parameters = {n: p[e : e + 1].clone().requires_grad_() for n, p in view.shown.items()}
         oracle = torch.optim.AdamW(parameters.values(), lr=1e-2, weight_decay=decay)
         mine = view
         for step in range(6):
@@ -326,19 +325,73 @@ def test_adam_equals_torch(decay: float) -> None:
             ).sum().backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), 0.3)
             oracle.step()
-            mine = live(mine)
             loss = ce(forward(mine.params, b.emb_ELD * (step + 1)), b.y_EL)
-            g = dict(
-                zip(
-                    mine.params,
-                    torch.autograd.grad(loss.sum(), list(mine.params.values())),
-                    strict=True,
-                )
-            )
-            mine = optimise(mine, g, Adam(1e-2, 0.3, decay))
+            adam = Adam(1e-2, 0.3, decay)
+            mine = optimise(mine, grad(loss, mine), adam, own=step % 2 == 1)
         torch.testing.assert_close(
             flat(mine.params)[e : e + 1], flat(parameters), rtol=1e-9, atol=1e-12
         )
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_parameters_lie_in_one_tensor_and_come_back(members: int) -> None:
+    """Odd sizes: 5 classes, 7 hidden values. Each is there, alone, at an aligned place."""
+    params = init((0, 1), 0, 9, 5, Shape(7, 2, members), torch.float32)
+    where = layout(params)
+    flat_EP = where.flat(params)
+    named = where.named(flat_EP)
+    assert list(named) == list(params)
+    for name, p in params.items():
+        assert torch.equal(named[name], p)
+        assert named[name].storage_offset() % ALIGN == 0
+    assert flat_EP.shape == (2, -(-sum(where.sizes) // ROW) * ROW)
+    assert int((flat_EP != 0).sum()) == sum(int((p != 0).sum()) for p in params.values())
+
+
+def test_what_lies_between_parameters_stays_zero() -> None:
+    states, batches, draws = setup(2)
+    for _ in range(3):
+        states, _ = mct_step(states, batches, draws, LocalPeers(2), StepRule(Adam(decay=0.1)))
+    for state in states:
+        for part in (state.flat_EP, state.mean_EP, state.square_EP):
+            assert torch.equal(state.layout.flat(state.layout.named(part)), part)
+        assert state.flat_EP[:, -1].tolist() == [0.0] * E
+
+
+def test_the_sums_over_a_row_are_the_same_whatever_the_threads_and_other_rows() -> None:
+    g_EP = torch.randn(2, 300 * ROW, generator=torch.Generator().manual_seed(0))
+    want_E = g_EP.double().square().sum(1)
+    torch.testing.assert_close(norm(g_EP), want_E.sqrt().float())
+    torch.testing.assert_close(inner(g_EP, g_EP), want_E.float())
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            for rows in (slice(2), slice(1, 2)):
+                of_both = norm(g_EP[rows])[-1], inner(g_EP[rows], g_EP[rows])[-1]
+                found.append([float(value) for value in of_both])
+    finally:
+        torch.set_num_threads(before)
+    assert found == found[:1] * 8
+
+
+def test_the_moving_average_equals_torchs() -> None:
+    """torch.optim.swa_utils as the oracle, with the decay that grows with the steps."""
+    state = fresh({"w0": torch.zeros(1, 3, dtype=torch.float64)})
+    module = torch.nn.Linear(3, 1, bias=False).double()
+    wanted = None
+    for step in range(5):
+        value = torch.full((1, 3), float(step + 1), dtype=torch.float64)
+        state = dataclasses.replace(state, flat_EP=state.layout.flat({"w0": value}), steps=step)
+        decay = min(0.2, (1 + step) / (10 + step))
+        module.weight.data = value
+        if wanted is None:
+            wanted = AveragedModel(module, multi_avg_fn=lambda *_: None)
+        wanted.multi_avg_fn = get_ema_multi_avg_fn(decay)
+        wanted.update_parameters(module)
+        state = average(state, 0.2)
+        torch.testing.assert_close(state.shown["w0"], wanted.module.weight.data)
 
 
 def test_sampled_labels_follow_the_teacher() -> None:

@@ -77,7 +77,7 @@ def test_fixmatch_step_is_the_papers(rule: str, known: bool) -> None:
     square_E = torch.full((E,), 1 / C**2 + 1, dtype=torch.float64)
     p_EC = torch.full((E, C), 1 / C, dtype=torch.float64)
     if known:
-        sure_EU = softmax(forward(states[0].params, b.emb_EUD), -1).amax(-1)
+        sure_EU = softmax(forward(states[0].shown, b.emb_EUD), -1).amax(-1)
         mu_E, square_E = sure_EU.mean(1), sure_EU.square().mean(1)
         p_EC = torch.tensor([[0.4, 0.3, 0.2, 0.1]] * E, dtype=torch.float64)
         states[0] = dataclasses.replace(
@@ -86,7 +86,7 @@ def test_fixmatch_step_is_the_papers(rule: str, known: bool) -> None:
         method = dataclasses.replace(method, threshold=float(mu_E.mean()))
     seen = []
     for _ in range(3):
-        params = states[0].params
+        params = states[0].shown
         sure_EUC = softmax(forward(params, b.emb_EUD), -1)
         top_EU, y_EU = sure_EUC.max(-1)
         mu_E = MOMENTUM * mu_E + (1 - MOMENTUM) * top_EU.mean(1)
@@ -125,7 +125,7 @@ def test_mpl_step_is_the_papers(feedback: str) -> None:
     the labelled rows, h being what the labels did to the student's labelled loss."""
     states, batches, draws = setup(1)
     other, _, _ = setup(1, seed=3)
-    student, teacher, b = states[0].params, other[0].params, batches[0]
+    student, teacher, b = states[0].shown, other[0].shown, batches[0]
     method = dataclasses.replace(PLAIN, feedback=feedback)
     done, told = mpl_step([states[0], other[0]], [b, b], draws, LocalPeers(2), method)
     y_EU = hand_out(forward(teacher, b.emb_EUD, b.keep_U), draws[0], 1.0)
