@@ -1,19 +1,15 @@
 """Encoded bytes -> the pixels a model was trained to see, or a status that says why not.
 
-The pipeline is torchvision's v2 transforms, built from the five values of the spec; pixels stay
-uint8 until they are on the device.
+Pixels stay uint8 until they are on the device.
 """
 
-import functools
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
-from torchvision.transforms import v2
 
 from base.console import counted
 from cache_specs.spec import Preprocess
@@ -21,6 +17,7 @@ from cache_specs.view import STATUS
 from extract import pixels
 from extract.data.readers import FileTooLargeError
 from extract.pixels import NotReadError, Picture, Rules
+from extract.scaling import pipeline
 
 log = logging.getLogger(f"coview.{__name__}")
 MAX_RESIZED = 2**25  # of the scaled image: a 1 x 20,000 strip would become 224 x 4,480,000
@@ -39,7 +36,10 @@ def picture(data: bytes, prep: Preprocess) -> Picture:
     """The picture in a file, by the version of the pixels that the spec names, if it can be scaled.
     Raises NotReadError."""
     rules = Rules(prep.background, prep.bits, prep.max_pixels)
-    found = pixels.VERSIONS[prep.pixels](data, rules)
+    if prep.pixels == 1:
+        found = pixels.first(data, rules)
+    else:
+        found = pixels.picture(data, rules, draft=2 * prep.resize * (prep.decoder == "scaled"))
     _refuse_unscalable(*found.image.size, prep)
     return found
 
@@ -58,29 +58,6 @@ def _refuse_unscalable(width: int, height: int, prep: Preprocess) -> None:
             f"{width:,} x {height:,} pixels, so narrow that it would have "
             f"{max(size, resized):,.0f} when it is scaled ({prep.resize_rule})",
         )
-
-
-@functools.cache
-def pipeline(prep: Preprocess) -> Callable[[Image.Image], torch.Tensor]:
-    """PIL image -> (3, crop, crop) uint8. Without antialias the scaling is done on the tensor:
-    Pillow's always antialiases."""
-    size = prep.resize if prep.resize_rule == "shortest" else [prep.resize, prep.resize]
-    how = v2.InterpolationMode(prep.interpolation)
-    resize = v2.Resize(size, interpolation=how, antialias=prep.antialias)
-    steps: list[Callable] = [v2.PILToTensor(), resize]
-    if prep.antialias:
-        steps.reverse()
-    if prep.resize_rule == "pad":
-        steps.insert(0, v2.Lambda(pad))
-    return v2.Compose([*steps, v2.CenterCrop(prep.crop)])
-
-
-def pad(image: Image.Image) -> Image.Image:
-    """Square, with grey below or on the right (OWLv2's, whose grey is 127.5)."""
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), (128, 128, 128))
-    square.paste(image)
-    return square
 
 
 @dataclass(frozen=True)
