@@ -27,7 +27,7 @@ def pipeline(prep: Preprocess) -> Pipeline:
     """RGB picture -> (3, crop, crop) uint8."""
     if prep.pixels < BY_TORCH:
         return _by_pillow(prep)
-    return functools.partial(_by_torch, prep=prep)
+    return lambda image: scaled(levels(image), prep)
 
 
 def scaled_size(height: int, width: int, prep: Preprocess) -> tuple[int, int]:
@@ -39,8 +39,8 @@ def scaled_size(height: int, width: int, prep: Preprocess) -> tuple[int, int]:
     return (prep.resize, other) if height == short else (other, prep.resize)
 
 
-def _by_torch(image: Image.Image, prep: Preprocess) -> torch.Tensor:
-    picture_1CHW = levels(image)
+def scaled(picture_1CHW: torch.Tensor, prep: Preprocess) -> torch.Tensor:
+    """(1, 3, H, W) uint8 -> (3, crop, crop)."""
     if prep.resize_rule == "pad":
         picture_1CHW = _squared(picture_1CHW)
     height, width = picture_1CHW.shape[2:]
