@@ -70,7 +70,7 @@ def expected(image: Image.Image, prep: Preprocess, size: tuple[int, int]) -> tor
 
 
 @pytest.mark.parametrize("mode", SUPPORT)
-@pytest.mark.parametrize("size", [(8, 8), (31, 90), (90, 31), (24, 24), (200, 150)], ids=str)
+@pytest.mark.parametrize("size", [(8, 8), (31, 90), (90, 31), (24, 24), (62, 58)], ids=str)
 def test_the_pixels_are_those_of_the_formula(mode, size):
     squash = dataclasses.replace(PREP, interpolation=mode)
     image = noise(*size)
