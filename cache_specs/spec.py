@@ -25,9 +25,11 @@ from base.durable import canonical_json
 from base.errors import UNKNOWN, UsageError, did_you_mean, nearest
 
 SPECS = Path(__file__).parent / "views"
-# How a file becomes 8-bit RGB (extract/pixels.py). 1 is kept for what was made with it.
-PIXELS = 2
-LATEST_ALONE = ("background", "bits", "max_pixels")  # keys of [preprocess] that pixels = 1 lacks
+# How a file becomes 8-bit RGB (extract/pixels.py), and is scaled (extract/scaling.py). Earlier ones
+# are kept for what was made with them.
+PIXELS = 3
+SINCE = {"background": 2, "bits": 2, "max_pixels": 2, "decoder": 3}  # keys that earlier ones lack
+WHOLE = "whole"  # how files are decoded where a spec does not say it
 
 
 # --- what each of a field's values must be (metadata "each"): '' or what is wrong with it
@@ -162,8 +164,9 @@ class Preprocess:
 
     background: what lies under transparent pixels, '#rrggbb' or three levels. bits: of the 16 of a
     file so many are used (white is 2^bits - 1). max_pixels: of a file; one with more is `too
-    large`. pixels: the version of all that turns a file into RGB; a new one makes each cache stale
-    once.
+    large`. pixels: the version of all that turns a file into RGB, and scales it; a new one makes
+    each cache stale once. decoder `scaled` decodes a large JPEG at a half, a quarter or an eighth
+    of its size, as long as both sides have at least twice `resize`: faster, and a little different.
     """
 
     resize: int
@@ -179,6 +182,7 @@ class Preprocess:
     bits: int = dataclasses.field(default=16, metadata={"each": (_bits,)})
     max_pixels: int = dataclasses.field(default=2**27, metadata={"each": (_some,)})
     pixels: int = dataclasses.field(default=PIXELS, metadata={"each": (_made_here,)})
+    decoder: Literal["whole", "scaled"] = WHOLE
 
 
 @dataclass(frozen=True)
@@ -221,8 +225,10 @@ class ViewSpec:
         for key in ("url", "key"):
             if values["weights"][key] is None:
                 del values["weights"][key]
+        if self.preprocess.decoder == WHOLE:
+            del values["preprocess"]["decoder"]
         if self.preprocess.pixels == 1:  # as it was hashed before there were versions
-            for key in ("pixels", *LATEST_ALONE):
+            for key in ("pixels", "background", "bits", "max_pixels"):
                 del values["preprocess"][key]
         return _lists(values)
 
@@ -295,12 +301,12 @@ def _mean_and_std(spec: ViewSpec) -> str:
     )
 
 
-def _of_the_latest(spec: ViewSpec) -> str:
-    if spec.preprocess.pixels > 1:
-        return ""
+def _of_later_pixels(spec: ViewSpec) -> str:
+    found = spec.preprocess.pixels
     for field in dataclasses.fields(Preprocess):
-        if field.name in LATEST_ALONE and getattr(spec.preprocess, field.name) != field.default:
-            return f"preprocess.{field.name} needs pixels = {PIXELS}, found pixels = 1"
+        later = SINCE.get(field.name, 0) > found
+        if later and getattr(spec.preprocess, field.name) != field.default:
+            return f"preprocess.{field.name} needs pixels = {PIXELS}, found pixels = {found}"
     return ""
 
 
@@ -312,7 +318,7 @@ TOGETHER = (
     _sizes,
     _padded,
     _mean_and_std,
-    _of_the_latest,
+    _of_later_pixels,
 )
 
 
@@ -354,12 +360,12 @@ def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`differences` of two specs' declared values. Where their versions of the pixels differ that
     is said, and not which keys the earlier one lacks."""
     versions = pixels_of(old), pixels_of(new)
-    if 0 in versions or versions[0] == versions[1]:
+    if 0 in versions:
         return differences(old, new)
-    left_out = LATEST_ALONE if 1 in versions else ()
+    left_out = [key for key, since in SINCE.items() if since > min(versions)]
 
     def comparable(declared: dict[str, Any], version: int) -> dict[str, Any]:
-        kept = {**declared["preprocess"], "pixels": version}
+        kept = {"decoder": WHOLE, **declared["preprocess"], "pixels": version}
         for key in left_out:
             kept.pop(key, None)
         return {**declared, "preprocess": kept}
@@ -374,7 +380,7 @@ def with_pixels_of(spec: ViewSpec, declared: dict[str, Any]) -> ViewSpec:
     if not 0 < made < spec.preprocess.pixels:
         return spec
     older = dataclasses.replace(spec, preprocess=dataclasses.replace(spec.preprocess, pixels=made))
-    return older if not _of_the_latest(older) and older.declared() == declared else spec
+    return older if not _of_later_pixels(older) and older.declared() == declared else spec
 
 
 # --- reading

@@ -1,10 +1,8 @@
 """Encoded bytes -> the pixels a model was trained to see, or a status that says why not.
 
-The pipeline is torchvision's v2 transforms, built from the five values of the spec; pixels stay
-uint8 until they are on the device.
+Pixels stay uint8 until they are on the device.
 """
 
-import functools
 import hashlib
 import logging
 from collections import Counter
@@ -12,9 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
-from torchvision.transforms import v2
 
 from base.console import counted
 from cache_specs.spec import Preprocess
@@ -22,6 +18,7 @@ from cache_specs.view import STATUS
 from extract import pixels
 from extract.data.readers import FileTooLargeError
 from extract.pixels import NotReadError, Picture, Rules
+from extract.scaling import pipeline
 
 log = logging.getLogger(f"coview.{__name__}")
 MAX_RESIZED = 2**25  # of the scaled image: a 1 x 20,000 strip would become 224 x 4,480,000
@@ -40,11 +37,14 @@ def decode(data: bytes, prep: Preprocess) -> tuple[torch.Tensor | None, int]:
 def picture(data: bytes, prep: Preprocess) -> Picture:
     """The picture in a file, by the version of the pixels that the spec names, if it can be scaled.
     Raises NotReadError."""
-    return _scalable(_attempt(data, prep.pixels, rules_of(prep)), prep)
+    return _scalable(_attempt(data, *read_by(prep)), prep)
 
 
-def rules_of(prep: Preprocess) -> Rules:
-    return Rules(prep.background, prep.bits, prep.max_pixels)
+def read_by(prep: Preprocess) -> tuple[bool, Rules, int]:
+    """What the picture depends on before it is scaled: is it read as in version 1; the rules; the
+    side down to which a JPEG file may be decoded smaller, 0: not at all."""
+    rules = Rules(prep.background, prep.bits, prep.max_pixels)
+    return prep.pixels == 1, rules, 2 * prep.resize * (prep.decoder == "scaled")
 
 
 def _refuse_unscalable(width: int, height: int, prep: Preprocess) -> None:
@@ -61,29 +61,6 @@ def _refuse_unscalable(width: int, height: int, prep: Preprocess) -> None:
             f"{width:,} x {height:,} pixels, so narrow that it would have "
             f"{max(size, resized):,.0f} when it is scaled ({prep.resize_rule})",
         )
-
-
-@functools.cache
-def pipeline(prep: Preprocess) -> Callable[[Image.Image], torch.Tensor]:
-    """PIL image -> (3, crop, crop) uint8. Without antialias the scaling is done on the tensor:
-    Pillow's always antialiases."""
-    size = prep.resize if prep.resize_rule == "shortest" else [prep.resize, prep.resize]
-    how = v2.InterpolationMode(prep.interpolation)
-    resize = v2.Resize(size, interpolation=how, antialias=prep.antialias)
-    steps: list[Callable] = [v2.PILToTensor(), resize]
-    if prep.antialias:
-        steps.reverse()
-    if prep.resize_rule == "pad":
-        steps.insert(0, v2.Lambda(pad))
-    return v2.Compose([*steps, v2.CenterCrop(prep.crop)])
-
-
-def pad(image: Image.Image) -> Image.Image:
-    """Square, with grey below or on the right (OWLv2's, whose grey is 127.5)."""
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), (128, 128, 128))
-    square.paste(image)
-    return square
 
 
 @dataclass(frozen=True)
@@ -154,10 +131,10 @@ def contents(read: Callable[[int], bytes], row: int, sha256: str) -> tuple[bytes
 def pictures_of(data: bytes, preps: Sequence[Preprocess]) -> list[tuple[Picture | None, int]]:
     """For each of them the picture in a file and OK, or None and the status; decoded once for all
     that read it in the same way."""
-    read: dict[tuple[int, Rules], Picture | NotReadError] = {}
+    read: dict[tuple[bool, Rules, int], Picture | NotReadError] = {}
     found: list[tuple[Picture | None, int]] = []
     for prep in preps:
-        how = (prep.pixels, rules_of(prep))
+        how = read_by(prep)
         if how not in read:
             read[how] = _attempt(data, *how)
         try:
@@ -167,9 +144,9 @@ def pictures_of(data: bytes, preps: Sequence[Preprocess]) -> list[tuple[Picture 
     return found
 
 
-def _attempt(data: bytes, version: int, rules: Rules) -> Picture | NotReadError:
+def _attempt(data: bytes, first: bool, rules: Rules, draft: int) -> Picture | NotReadError:
     try:
-        return pixels.VERSIONS[version](data, rules)
+        return pixels.first(data, rules) if first else pixels.picture(data, rules, draft=draft)
     except NotReadError as error:
         return error
 

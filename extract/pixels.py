@@ -1,8 +1,8 @@
 """Files of images -> 8-bit RGB, without torch: the picture as a viewer shows it. And thumbnails.
 
-    picture(data, Rules())     version 2: transparent pixels lie on a ground, colours are sRGB's,
-                               grey levels have the bits that are declared, damaged metadata cost no
-                               image
+    picture(data, Rules())     version 2 and later: transparent pixels lie on a ground, colours are
+                               sRGB's, grey levels have the bits that are declared, damaged metadata
+                               cost no image
     first(data, Rules())       version 1, for what was made with it: whatever lies under the alpha,
                                colours without their profile, 16 bits; damaged metadata lose the
                                image
@@ -123,9 +123,6 @@ def first(data: bytes, rules: Rules = Rules()) -> Picture:
         raise
     except Exception as error:
         raise _not_read(data, error) from error
-
-
-VERSIONS = {1: first, 2: picture}
 
 
 def thumbnail(data: bytes, side: int) -> tuple[bytes, int, int] | None:

@@ -65,7 +65,7 @@ DOORS = {
     "transformers": {"extract.models.backbones"},
     "timm": {"extract.models.timm_backend"},
     "datasets": set(),
-    "torchvision": {"extract.images", "extract.data.torchvision_sets"},
+    "torchvision": {"extract.scaling", "extract.data.torchvision_sets"},
     "huggingface_hub": {"extract.models.weights", "extract.data.hub"},
     "sklearn": {
         "extract.data.datasets",
@@ -74,7 +74,7 @@ DOORS = {
         "coview.classifier",
         "coview.labels",
     },
-    "PIL": {"extract.images", "extract.pixels", "extract.profiles"},
+    "PIL": {"extract.pixels", "extract.profiles", "extract.scaling"},
     "h5py": {"extract.data.hdf5", "exchange.arrays"},
     "umap": {"report.sections.maps"},
     "cleanlab": {"report.sections.choose"},

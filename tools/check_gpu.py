@@ -6,7 +6,8 @@ Extracts the bundled views on the GPU and on the CPU and compares them row by ro
 and compares the accuracies; repeats the GPU run, once with embeddings that are not kept on the GPU,
 and asks for the same bytes; runs two views through torchrun with as many GPUs as there are (one
 rank, NCCL, on a machine with one); labels images on both, from the cache and live; writes a report;
-extracts with --compile; asks doctor (NCCL, driver). Goes on after a failure. Prints a table, writes
+extracts with --compile; decodes JPEG files on the GPU (nvJPEG), which is measured alone and used
+nowhere; asks doctor (NCCL, driver). Goes on after a failure. Prints a table, writes
 it as JSON, and exits with 1 if a line is not as it should be.
 """
 
@@ -133,6 +134,30 @@ def compiled(lines: Lines, work: Path, device: str) -> None:
         round(far, 6),
         far < 0.01,
     )
+
+
+def decode(lines: Lines, work: Path, device: str) -> None:
+    """Photographs by torchvision's decoder, which is nvJPEG on a GPU, against Pillow's pixels."""
+    sys.path.append(str(ROOT / "bench"))
+    from bench_decode import photograph
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    from extract.pixels import picture
+
+    for width, height, count in ((500, 375, 256), (4032, 3024, 16)):
+        data = photograph(width, height)
+        files = [torch.frombuffer(bytearray(data), dtype=torch.uint8)] * count
+        seconds = []
+        for _ in range(4):  # the first warms up
+            begun = time.monotonic()
+            found = decode_jpeg(files, ImageReadMode.RGB, device=device)[-1].cpu()
+            seconds.append(time.monotonic() - begun)
+        theirs = np.asarray(picture(data).image).transpose(2, 0, 1)
+        far = np.abs(found.numpy().astype(np.int16) - theirs)
+        what = f"{count} JPEG files of {width} x {height} decoded on {device}"
+        lines(f"{what}, images/s", round(count / min(seconds[1:])), True)
+        lines(f"{what}, share of levels as Pillow's", round(float((far == 0).mean()), 4), True)
+        lines(f"{what}, greatest difference in levels", int(far.max()), True)
 
 
 def train(lines: Lines, work: Path, device: str, how: tuple[str, ...]) -> None:
@@ -319,6 +344,7 @@ def main() -> int:
             predict,
             report,
             compiled,
+            decode,
             doctor,
         ):
             with lines.part(getattr(part, "func", part).__name__):

@@ -171,3 +171,22 @@ def test_the_benchmark_of_the_command_runs(tmp_path, monkeypatch, capsys):
     assert bench_extract.weights_for("tiny-clip", None, tmp_path) is None
     (tmp_path / "mae.safetensors").touch()
     assert bench_extract.weights_for("mae", tmp_path, tmp_path).endswith("mae.safetensors")
+
+
+def test_the_benchmark_of_decoding_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    spec = importlib.util.spec_from_file_location("bench_decode", ROOT / "bench/bench_decode.py")
+    bench, out = importlib.util.module_from_spec(spec), tmp_path / "decode.json"
+    spec.loader.exec_module(bench)
+    words = ["bench_decode", "--rounds", "1", "--sizes", "1", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(bench.torch, "set_num_threads", lambda threads: None)
+    assert bench.main() == 0
+    found = json.loads(out.read_text())["speed"]["500 x 375"]
+    assert list(found) == ["now", "scaled", "before", "torchvision", "decode_jpeg"]
+    assert found["decode_jpeg"]["levels"]["same"] == 1
+    assert found["now"]["levels"] == {"same": 1, "mean": 0, "greatest": 0}
+    # Pillow's filter is what version 2 had
+    assert found["before"]["levels"] == found["torchvision"]["levels"]
+    assert found["before"]["levels"]["same"] > 0.99 and found["before"]["levels"]["greatest"] <= 2
+    assert capsys.readouterr().out.count("% of the levels as now") == 5

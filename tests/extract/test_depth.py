@@ -92,16 +92,18 @@ def test_only_so_many_files_are_decoded(tmp_path, caplog, monkeypatch):
         ("bits = 7", "preprocess.bits must be 8 to 16, found 7"),
         ("bits = 17", "preprocess.bits must be 8 to 16, found 17"),
         ("max_pixels = 0", "preprocess.max_pixels must be 1 to"),
-        ("pixels = 3", "preprocess.pixels must be 1 to 2 here, found 3: later ones need a later"),
-        ("pixels = 0", "preprocess.pixels must be 1 to 2 here, found 0"),
+        ("pixels = 4", "preprocess.pixels must be 1 to 3 here, found 4: later ones need a later"),
+        ("pixels = 0", "preprocess.pixels must be 1 to 3 here, found 0"),
         ("background = 'white'", "write a colour as '#rrggbb' or three levels from 0 to 255"),
         (
             "background = [1, 2, 256]",
             "preprocess.background is three levels from 0 to 255, found 256",
         ),
         ("background = [1, 2]", "background = [1, 2] is not of the type"),
-        ("pixels = 1\nbits = 12", "preprocess.bits needs pixels = 2, found pixels = 1"),
-        ("pixels = 1\nbackground = '#000000'", "preprocess.background needs pixels = 2"),
+        ("pixels = 1\nbits = 12", "preprocess.bits needs pixels = 3, found pixels = 1"),
+        ("pixels = 1\nbackground = '#000000'", "preprocess.background needs pixels = 3"),
+        ("pixels = 2\ndecoder = 'scaled'", "preprocess.decoder needs pixels = 3, found pixels = 2"),
+        ("decoder = 'scale'", "decoder = 'scale'; did you mean 'scaled'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path, line, message):

@@ -117,7 +117,12 @@ FIELDS = {
         "[preprocess]\nmax_pixels = 1000",
         "preprocess.max_pixels: 134217728 -> 1000",
     ),
-    "pixels": ("[preprocess]", "[preprocess]\npixels = 1", "preprocess.pixels: 2 -> 1"),
+    "pixels": ("[preprocess]", "[preprocess]\npixels = 1", "preprocess.pixels: 3 -> 1"),
+    "decoder": (
+        "[preprocess]",
+        "[preprocess]\ndecoder = 'scaled'",
+        "preprocess.decoder: whole -> scaled",
+    ),
     "weights.path": (
         f'path = "{SPECS}/weights/tiny-dinov2"',
         f'path = "{SPECS}/../views/weights/tiny-dinov2"',
@@ -149,7 +154,8 @@ def test_every_declared_field_is_tried() -> None:
         "backend",
         "storage_dtype",
     }  # weights below; the others have one value that can be loaded here
-    assert names - elsewhere == set(FIELDS) - {"weights.path"}
+    # not declared where it has its default
+    assert names - elsewhere == set(FIELDS) - {"weights.path", "decoder"}
 
 
 def test_other_weights_and_another_revision_are_refused(copy: Path, tmp_path: Path) -> None:

@@ -71,14 +71,13 @@ def test_each_view_is_the_same_as_by_itself(photos, tmp_path, alone, workers, gp
 
 
 def test_every_image_is_read_and_decoded_once(photos, tmp_path, read, monkeypatch):
-    versions = images.pixels.VERSIONS
-    decoded: list[int] = []
+    decode, decoded = images.pixels.picture, []
 
-    def counted(decode):
-        return lambda data, rules: decoded.append(len(data)) or decode(data, rules)
+    def counted(data, *given, **more):
+        decoded.append(len(data))
+        return decode(data, *given, **more)
 
-    for version, decode in [*versions.items()]:
-        monkeypatch.setitem(versions, version, counted(decode))
+    monkeypatch.setattr(images.pixels, "picture", counted)
     run(config(photos, tmp_path / "one"))
     besides = len(decoded) - N  # the canary, and why the bad one is bad
     decoded.clear()

@@ -79,7 +79,8 @@ def test_extract_names_the_field_and_a_command_that_gets_further(world):
     with pytest.raises(StaleError) as caught:
         run(at(world))
     text = str(caught.value)
-    assert "was made with another version of the pixels:\n  preprocess.pixels: 1 -> 2\n" in text
+    field = f"preprocess.pixels: 1 -> {PIXELS}"
+    assert f"was made with another version of the pixels:\n  {field}\n" in text
     assert "stays good for training and prediction" in text
     assert "name a copy of v.toml, called so too, that has pixels = 1" in text
     words = dict(
@@ -145,7 +146,7 @@ def test_training_uses_it_and_says_so(world, caplog):
         cache = open_cache(world / "cache", str(world / "photos"), [str(world / "v.toml")])
     assert cache.ok.all()
     assert (
-        "v was made with an earlier version of the pixels (preprocess.pixels: 1 -> 2)"
+        f"v was made with an earlier version of the pixels (preprocess.pixels: 1 -> {PIXELS})"
         in caplog.text
     )
     assert "To embed its images anew, beside it, type: make extract VIEW=" in caplog.text
@@ -161,7 +162,8 @@ def test_earlier_pixels_of_ones_own_view_are_told_by_extract_and_train(tmp_path,
         Image.new("RGB", (20, 20), (number, 0, 0)).save(photos / f"{number}.png")
     toml.write_text(THEN)
     run(config(photos, cache, view=str(toml)))
-    told = f"{name} was made with an earlier version of the pixels (preprocess.pixels: 1 -> 2)"
+    field = f"preprocess.pixels: 1 -> {PIXELS}"
+    told = f"{name} was made with an earlier version of the pixels ({field})"
     whose = f"{name} is here the view that was made of {toml}, which the data set has in the cache"
 
     def said(do: Callable[[], object]) -> str:
@@ -194,12 +196,12 @@ def test_what_else_has_changed_is_refused_as_before(world, tmp_path):
         with pytest.raises(StaleError) as caught:
             tried(str(tmp_path / "v.toml"))
         assert "preprocess.antialias: True -> False" in str(caught.value)
-        assert "preprocess.pixels: 1 -> 2" in str(caught.value)
+        assert f"preprocess.pixels: 1 -> {PIXELS}" in str(caught.value)
         assert "background" not in str(caught.value)
 
 
 def test_status_and_repair_know_it(world):
-    assert "made with preprocess.pixels 1 (now 2)" in status_text(world / "cache")
+    assert f"made with preprocess.pixels 1 (now {PIXELS})" in status_text(world / "cache")
     view = run(at(world, view=_then(world)))
     found = find_originals(view, str(world / "v.toml"), None, Path())
     assert found.spec.preprocess.pixels == 1
@@ -219,7 +221,7 @@ def test_a_newer_version_of_the_images_copies_nothing_and_says_why(world, tmp_pa
     Image.new("RGB", (20, 20), "red").save(place / "photos" / "9.png")
     with caplog.at_level(logging.INFO):
         run(at(place))
-    assert re.search(r"nothing is copied from .*/v-.*preprocess\.pixels: 1 -> 2\)", caplog.text)
+    assert re.search(r"nothing is copied from .*/v-.*preprocess\.pixels: 1 -> 3\)", caplog.text)
     assert "rows are copied" not in caplog.text
 
 
@@ -234,7 +236,7 @@ def test_prediction_decodes_new_images_as_those_of_the_training_were(world):
     black, shown = decode(data, then)[0], decode(data, now)[0]
     assert black is not None and shown is not None
     assert int(black.max()) == 0 and int(shown.max()) > 200
-    with pytest.raises(UsageError, match=r"preprocess\.pixels must be 1 to 2 here, found 9"):
+    with pytest.raises(UsageError, match=r"preprocess\.pixels must be 1 to 3 here, found 9"):
         later = {**spec, "preprocess": {**spec["preprocess"], "pixels": 9}}
         spec_of(dataclasses.replace(record, spec=later))
 
@@ -257,7 +259,9 @@ def test_only_earlier_pixels_are_taken_for_the_same_view():
     assert changed_fields(spec.declared(), dark.declared()) == [
         "preprocess.background: [255, 255, 255] -> [0, 0, 0]"
     ]
-    assert changed_fields(older(spec).declared(), dark.declared()) == ["preprocess.pixels: 1 -> 2"]
+    assert changed_fields(older(spec).declared(), dark.declared()) == [
+        f"preprocess.pixels: 1 -> {PIXELS}"
+    ]
 
 
 # --- what is told while images are embedded

@@ -1,6 +1,7 @@
 """Data sets and images: which files count, what their folders mean, the pixels a model sees, and a
 status for every kind of bad file."""
 
+import dataclasses
 import io
 import os
 import pickle
@@ -287,7 +288,16 @@ def test_squash_scales_both_sides(size):
     expected = v2.functional.pil_to_tensor(
         v2.functional.resize(picture(*size), [24, 24], InterpolationMode.BICUBIC)
     )
-    assert status == OK and found.dtype == torch.uint8 and torch.equal(found, expected)
+    assert status == OK and found.dtype == torch.uint8
+    assert_as_pillow(found, expected, 0.97 if size[0] >= size[1] else 0.85)
+    then = dataclasses.replace(SQUASH, pixels=2)
+    assert torch.equal(decode(encoded(picture(*size)), then)[0], expected)
+
+
+def assert_as_pillow(found: torch.Tensor, expected: torch.Tensor, same: float = 0.97) -> None:
+    """Fewer levels are the same where Pillow scales the height first."""
+    far = (found.int() - expected.int()).abs()
+    assert found.shape == expected.shape and far.max() <= 1 and (far == 0).float().mean() > same
 
 
 @pytest.mark.parametrize("size", [(40, 30), (30, 40), (24, 24), (8, 8), (500, 33)])
@@ -300,11 +310,10 @@ def test_shortest_scales_the_shorter_side_and_cuts_the_middle(size):
             v2.PILToTensor(),
         ]
     )
-    assert (
-        status == OK
-        and found.shape == (3, 24, 24)
-        and torch.equal(found, reference(picture(*size)))
-    )
+    assert status == OK and found.shape == (3, 24, 24)
+    assert_as_pillow(found, reference(picture(*size)))
+    then = dataclasses.replace(SHORTEST, pixels=2)
+    assert torch.equal(decode(encoded(picture(*size)), then)[0], reference(picture(*size)))
 
 
 def test_without_antialias_the_tensor_is_scaled():
