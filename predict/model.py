@@ -126,7 +126,7 @@ class Expert:
         return log_said(found)
 
     def _by_index(self, index: Index, x_nD: Tensor) -> Tensor:
-        likeness_nk, near_nk = index(x_nD, max(self.neighbours_E))
+        near_nk = index(x_nD, max(self.neighbours_E))[1]
         nearest_nD = self.nodes_MD[near_nk[:, 0]]
         others_R = torch.nonzero((x_nD - nearest_nD).square().sum(1) >= SAME**2).flatten()
         found = []

@@ -360,21 +360,20 @@ class Features:
         for first in range(0, len(rows), ASKED):
             here, at = slice(first, first + ASKED), 0
             for emb_ND, scale in zip(self.emb_V, self.scale_V, strict=True):
-                end = at + emb_ND.shape[1]
-                x_nD[here, at:end] = unit(standardise(emb_ND, rows[here], *scale))
+                end, part_bD = at + emb_ND.shape[1], standardise(emb_ND, rows[here], *scale)
+                if not np.isfinite(part_bD).all():
+                    raise self._not_finite(emb_ND)
+                x_nD[here, at:end] = unit(part_bD)
                 at = end
         x_nD *= np.float32(len(self.emb_V) ** -0.5)
-        if not np.isfinite(x_nD.sum()):
-            self._refuse(rows)
         return x_nD
 
-    def _refuse(self, rows: np.ndarray) -> None:
-        for view, emb_ND in enumerate(self.emb_V):
-            if not np.isfinite(gather(emb_ND, rows)).all():
-                raise DataQualityError(
-                    f"view {view + 1} of {len(self.emb_V)} has embeddings that are not finite, in "
-                    "rows that a graph needs; embed it anew, or leave it out of VIEWS="
-                )
+    def _not_finite(self, emb_ND: np.ndarray) -> DataQualityError:
+        view = [one is emb_ND for one in self.emb_V].index(True) + 1
+        return DataQualityError(
+            f"view {view} of {len(self.emb_V)} has embeddings that are not finite, in rows that a "
+            "graph needs; embed it anew, or leave it out of VIEWS="
+        )
 
 
 def _neighbours(
