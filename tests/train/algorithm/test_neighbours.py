@@ -1,5 +1,5 @@
-"""The index of nearest rows, against scikit-learn's comparison with all; what it says of itself; and
-that nothing depends on the number of cores."""
+"""The index of nearest rows, against scikit-learn's comparison with all; what it says of itself;
+and that nothing depends on the number of cores."""
 
 from collections.abc import Iterator
 
