@@ -107,7 +107,7 @@ def fill(
     ):
         path = folder / f"{name}.npz"
         np.savez(path, embeddings=emb_ND, keys=keys, y=label_N, split=part_N)
-        words = ["import", "--view", name, "--from", str(path), *more]
+        words = ["import", "--view", name, "--source", str(path), *more]
         coview(tree, [*words, "--cache", str(folder / "cache")], folder)
         path.unlink()
 
