@@ -16,7 +16,7 @@ nodes. Read `links_of` and `solve`, then `Graph`.
 import contextlib
 import functools
 import itertools
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -148,22 +148,27 @@ def _series(
     tell: Tell,
 ) -> list[np.ndarray]:
     """F for each alpha. parts: rows of S, which the cores share."""
-    root = [(1 - alpha**2) ** 0.5 for alpha in alphas]
-    ratio = [(1 - one) / alpha for one, alpha in zip(root, alphas, strict=True)]
-    first = [(1 - alpha) / one for one, alpha in zip(root, alphas, strict=True)]
-    F_A = [np.float32(factor) * Y_nC for factor in first]
+    weight_AT = _weights(alphas)
+    F_A = [weight * Y_nC for weight in weight_AT[:, 0]]
     last, now = np.zeros_like(Y_nC), Y_nC
     for term in range(1, TERMS + 1):
-        sums = []
-        for F_nC, factor, share in zip(F_A, first, [r**term for r in ratio], strict=True):
-            if share >= LEFT_OUT:
-                sums.append((F_nC, np.float32(2 * factor * share)))
-        if not sums:
+        weight_A = weight_AT[:, term]
+        if not weight_A.any():
             break
-        each(functools.partial(_advance, now, last, 1 if term == 1 else 2, sums), parts)
+        sums, times = list(zip(F_A, weight_A, strict=True)), 1 if term == 1 else 2
+        each(functools.partial(_advance, now, last, times, sums), parts)
         last, now = now, last
         tell(1)
     return F_A
+
+
+def _weights(alphas: Sequence[float]) -> np.ndarray:
+    """(A, TERMS + 1) float32: of each term of the series, 0 where it is left out."""
+    alpha_A1, term_T = np.array(alphas)[:, None], np.arange(TERMS + 1)
+    root_A1 = (1 - alpha_A1**2) ** 0.5
+    share_AT = ((1 - root_A1) / alpha_A1) ** term_T
+    weight_AT = (1 - alpha_A1) / root_A1 * share_AT * np.where(term_T == 0, 1, 2)
+    return np.where(share_AT >= LEFT_OUT, weight_AT, 0).astype(np.float32)
 
 
 def _advance(
@@ -181,7 +186,8 @@ def _advance(
     new -= last[rows]
     last[rows] = new
     for F_nC, weight in sums:
-        F_nC[rows] += weight * new
+        if weight:
+            F_nC[rows] += weight * new
 
 
 def _divide(part: tuple[np.ndarray, int]) -> None:
@@ -270,19 +276,13 @@ class Graph:
         if id(split) in self.solved:
             return self.solved[id(split)]
         best, score = None, (-1.0, 0.0)
-        ks = sorted({k for k, _ in grid})
-        with _progress("spreading labels", len(self.nodes), self._terms(len(ks)), "terms") as tell:
-            for k in ks:
-                alphas = [alpha for one, alpha in grid if one == k]
-                for told_nC, alpha in zip(
-                    self._spread(split, k, alphas, tell), alphas, strict=True
-                ):
-                    found = (0.0, 0.0)
-                    if len(grid) > 1:
-                        told_mC = _mean_of(told_nC, self.near_NK[split.val], k)
-                        found = _worth(told_mC, self.label_N[split.val], self.by)
-                    if best is None or found > score:
-                        best, score = (told_nC, k, alpha), found
+        for told_nC, k, alpha in self._candidates(split, grid):
+            found = (0.0, 0.0)
+            if len(grid) > 1:
+                told_mC = _mean_of(told_nC, self.near_NK[split.val], k)
+                found = _worth(told_mC, self.label_N[split.val], self.by)
+            if best is None or found > score:
+                best, score = (told_nC, k, alpha), found
         assert best is not None, grid
         told_nC, k, alpha = best
         solved = Solved(torch.from_numpy(told_nC).to(self.device), min(k, self.most), alpha)
@@ -291,16 +291,22 @@ class Graph:
             self.links = {}
         return solved
 
-    def _spread(
-        self, split: Split, k: int, alphas: Sequence[float], tell: Tell
-    ) -> list[np.ndarray]:
-        if k not in self.links:
-            self.links[k] = links_of(self.row_nK[:, :k])
+    def _candidates(
+        self, split: Split, grid: Sequence[tuple[int, float]]
+    ) -> Iterator[tuple[np.ndarray, int, float]]:
+        """(n, C) distributions of the nodes for each of the grid, in its order."""
         y_n = np.where(np.isin(self.nodes, split.labelled), self.label_N[self.nodes], -1)
-        return solve(self.links[k], y_n, self.classes, alphas, tell)
-
-    def _terms(self, numbers: int) -> int:
-        return numbers * TERMS * -(-self.classes // COLUMNS)
+        by_k: dict[int, list[float]] = {}
+        for k, alpha in grid:
+            by_k.setdefault(k, []).append(alpha)
+        terms = len(by_k) * TERMS * -(-self.classes // COLUMNS)
+        with _progress("spreading labels", len(self.nodes), terms, "terms") as tell:
+            for k, alphas in by_k.items():
+                if k not in self.links:
+                    self.links[k] = links_of(self.row_nK[:, :k])
+                told_A = solve(self.links[k], y_n, self.classes, alphas, tell)
+                for told_nC, alpha in zip(told_A, alphas, strict=True):
+                    yield told_nC, k, alpha
 
     @property
     def most(self) -> int:
