@@ -91,11 +91,17 @@ def test_nothing_depends_on_the_number_of_cores(threads: None) -> None:
         assert all(torch.equal(one, other) for other in others)
 
 
-def test_many_equal_rows_are_each_others_neighbours() -> None:
-    """Blank images: a list is never longer than LONGEST, and no row is its own neighbour."""
-    x = torch.cat([heaps(2000), torch.ones(2500, 80) / 80**0.5])
+@pytest.mark.parametrize(("noise", "longest"), [(0.0, 1024), (1e-3, 20)])
+def test_many_equal_rows_are_each_others_neighbours(
+    monkeypatch: pytest.MonkeyPatch, noise: float, longest: int
+) -> None:
+    """Blank images, or nearly so: a list is never longer than LONGEST, so that a row's own may not
+    be the first that it looks into, and no row is its own neighbour."""
+    monkeypatch.setattr(neighbours, "LONGEST", longest)
+    blank = torch.ones(2500, 80) + noise * torch.randn(2500, 80, generator=torch.manual_seed(0))
+    x = torch.nn.functional.normalize(torch.cat([heaps(2000), blank]), dim=1)
     index = Index(x, 10)
-    assert max(np.diff(index.bound)) <= neighbours.LONGEST and min(np.diff(index.bound)) > 0
+    assert max(np.diff(index.bound)) <= longest and min(np.diff(index.bound)) > 0
     assert index.bound[-1] == len(x) and index.recall >= RECALL
     cosine, row = index(None, 10)
     assert (row[2000:] >= 2000).all() and (cosine[2000:] > 1 - 1e-5).all()
