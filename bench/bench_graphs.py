@@ -12,6 +12,7 @@ Runs of 20,000 rows take turns --rounds times; a larger one runs once.
 """
 
 import argparse
+import datetime
 import json
 import os
 import sys
@@ -46,7 +47,8 @@ def main() -> None:
     trees = {"after": Path(__file__).parent.parent.resolve()}
     if args.before:
         trees = {"before": args.before.resolve(), **trees}
-    found: dict[str, Any] = {"machine": machine(), "runs": [], "graphs": []}
+    date = datetime.date.today().isoformat()
+    found: dict[str, Any] = {"machine": machine(), "date": date, "runs": [], "graphs": []}
     for rows in map(int, args.rows.split(",")):
         emb_V, label_N, split = made(rows)
         with tempfile.TemporaryDirectory() as folder:
