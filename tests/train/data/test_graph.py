@@ -37,7 +37,7 @@ from train.data.graph import (
     unit,
 )
 from train.data.splits import Split
-from train.jobs import experiments, make_jobs
+from train.jobs import experiments, graphs_of, make_jobs
 from train.run.checkpoint import load_checkpoint
 from train.run.session import read
 from train.selection import without
@@ -477,3 +477,18 @@ def test_an_experiment_of_many_is_what_it_is_alone_to_the_last_bit(
                 path.stem,
                 name,
             )
+
+
+def test_a_graph_that_misses_neighbours_is_told(
+    made: Made, tmp_path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One list, or what holds enough rows, is all that can be afforded."""
+    monkeypatch.setattr(propagation, "EXACT", 100)
+    monkeypatch.setattr("train.algorithm.neighbours.BUDGET", 1.0)
+    cache, splits, _ = read(config(made, tmp_path, "pixels", seeds="0"))
+    graphs_of.cache_clear()
+    (graph,) = graphs_of(cache, tuple(splits), torch.device("cpu"))
+    graphs_of.cache_clear()
+    assert graph.recall < 0.98
+    share = f"the graph of pixels knows {100 * graph.recall:.0f} % of the nearest neighbours of its"
+    assert share in caplog.text
