@@ -34,10 +34,9 @@ from predict.bundle.folder import read_model
 from predict.model import FITTED, Expert, Model, Opinions, ViewRecord, side_by_side
 from train.algorithm.probe import Params
 from train.data.feed import Input
-from train.data.graph import Graph, nodes_of
+from train.data.graph import Graph, groups_of, nodes_of
 from train.data.reader import Cache, open_cache
 from train.data.splits import Split, make_split, spaced
-from train.jobs import groups_of
 from train.methods import METHODS, in_order, learns_unlabelled, with_model
 from train.run.probe_files import read_tensors
 from train.run.rundir import finished, keys_of, split_file

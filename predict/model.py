@@ -4,9 +4,10 @@ Knows neither runs nor files; see predict/from_run.py.
 Read `Model.scores`, then `Model.log_probabilities`.
 """
 
+import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from torch.nn.functional import log_softmax
 
 from base.errors import DataQualityError, UsageError
 from train.algorithm.evaluate import TEMPERATURES, joint, pooled
+from train.algorithm.neighbours import Index
 from train.algorithm.probe import Params, forward
 from train.algorithm.propagation import log_said, said
 from train.data.feed import Input
+from train.data.graph import EXACT
 
 # The distance, of rows of length 1, within which an image is a node: the noise of float16 is a
 # tenth of that.
@@ -89,15 +92,27 @@ class Expert:
     member_EM: Tensor
     told_EMC: Tensor
     neighbours_E: list[int]
-    offset_EM: Tensor = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
+    @functools.cached_property
+    def offset_EM(self) -> Tensor:
+        """What each seed adds to a node's likeness: half of its squared length, and its order."""
         order_M = torch.arange(len(self.nodes_MD), dtype=torch.float64, device=self.nodes_MD.device)
         offset_M = -self.nodes_MD.double().square().sum(1) / 2 - TIE * order_M
-        object.__setattr__(self, "offset_EM", torch.where(self.member_EM, offset_M, -torch.inf))
+        return torch.where(self.member_EM, offset_M, -torch.inf)
+
+    @functools.cached_property
+    def index(self) -> Index | None:
+        """Of the nodes, where these are too many to be compared with every image, and those of all
+        seeds."""
+        large = len(self.nodes_MD) > EXACT and self.nodes_MD.device.type == "cpu"
+        if not large or not bool(self.member_EM.all()):
+            return None
+        return Index(self.nodes_MD, max(self.neighbours_E))
 
     def __call__(self, x_V: Sequence[Tensor]) -> Tensor:
         """(n, D_v) standardised embeddings of all views -> (E, n, C) float32 log-probabilities."""
+        if self.index is not None:
+            return self._by_index(self.index, side_by_side([x_V[view] for view in self.views]))
         x_nD = side_by_side([x_V[view] for view in self.views]).double()
         likeness_nM, length_n = x_nD @ self.nodes_MD.double().T, x_nD.square().sum(1)
         found = []
@@ -108,6 +123,15 @@ class Expert:
             is_node_n = length_n - 2 * near.values[:, 0] < SAME**2
             others_R = torch.nonzero(~is_node_n).flatten()
             found.append(said(told_MC, near.indices, others_R))
+        return log_said(found)
+
+    def _by_index(self, index: Index, x_nD: Tensor) -> Tensor:
+        near_nk = index(x_nD, max(self.neighbours_E))[1]
+        nearest_nD = self.nodes_MD[near_nk[:, 0]]
+        others_R = torch.nonzero((x_nD - nearest_nD).square().sum(1) >= SAME**2).flatten()
+        found = []
+        for told_MC, k in zip(self.told_EMC, self.neighbours_E, strict=True):
+            found.append(said(told_MC, near_nk[:, :k], others_R))
         return log_said(found)
 
 
@@ -222,8 +246,8 @@ class Model:
     def _chunks(self, emb_V: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         """The rows in pieces, at least one. Raises as __call__ does."""
         n = self._count(emb_V)
-        nodes = max((len(expert.nodes_MD) for expert in self.experts), default=1)
-        step = max(1, min(CHUNK, CELLS // nodes))
+        compared = [len(one.nodes_MD) for one in self.experts if one.index is None]
+        step = max(1, min(CHUNK, CELLS // max(compared, default=1)))
         chunks = []
         for first in range(0, max(n, 1), step):
             here = slice(first, first + step)

@@ -193,4 +193,4 @@ def spread(
     x: np.ndarray, y: np.ndarray, classes: int, neighbours: int, alphas: tuple[float, ...]
 ) -> dict[float, np.ndarray]:
     links = links_of(nearest_rows(x, None, neighbours)[1])
-    return {alpha: solve(links, y, classes, alpha) for alpha in alphas}
+    return dict(zip(alphas, solve(links, y, classes, alphas), strict=True))

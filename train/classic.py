@@ -4,35 +4,24 @@ regression, nearest neighbours, label propagation.
 They see what the probes see: the same rows, the same standardisation, and everything chosen on
 validation accuracy (ties: validation loss, then the first of the grid). The labels of test rows and
 the hidden labels of training rows are never read. Read `classify` first, then `_pick`; then the
-three methods, each an iterator over its grid; then train/data/graph.py.
+methods, two of them an iterator over its grid; then train/data/graph.py.
 
 One view of 6,000 x 768, 3,600 training rows, 10 classes, one core, after the imports: below two
 seconds each with 3 labels a class; with all 3,600, logistic regression 50 s, the others two.
 """
 
-import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
+import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from base.errors import DataQualityError, UsageError, did_you_mean
 from train.algorithm.evaluate import share_right
-from train.data.graph import (
-    NEIGHBOURS,
-    base_of,
-    grid_of,
-    links_of,
-    nearest_rows,
-    solve,
-    standardise,
-    statistics,
-    unit,
-)
+from train.data.graph import Graph, groups_of, nearest_rows, standardise, statistics, unit
 from train.data.splits import Split
 
 # the least probability: a class that nobody voted for costs 27.6 nats, not infinitely many
@@ -64,30 +53,26 @@ def classify(
     split: Split,
     by: str = "top1",
 ) -> Scores:
-    """Fit and choose `method`, one of CLASSIC, for each of V views and for their concatenation;
-    with one view that is the view itself.
+    """Fit and choose `method`, one of CLASSIC or GRAPH, for each of V views and for their
+    concatenation; with one view that is the view itself.
 
     emb_V: (N, D_v) float16 each. label_N: (N,) int, read at split.labelled and split.val alone. C =
     classes; one without a labelled row gets FLOOR. by: the validation score, one of MEASURES, by
     which is chosen. Raises UsageError for an unknown method,
     DataQualityError where an embedding is not finite or nothing converges.
     """
+    if method == GRAPH:
+        return _propagation(emb_V, label_N, classes, split, by)
     if method not in CLASSIC:
-        raise UsageError(f"no baseline is called {method!r}{did_you_mean(method, CLASSIC)}")
-    train_rows = np.union1d(split.labelled, split.unlabelled)
-    nodes = split.labelled
-    if method == "label-propagation":
-        nodes = np.union1d(base_of(train_rows), split.labelled)
-    y_n = np.where(np.isin(nodes, split.labelled), label_N[nodes], -1)
-    inputs = _inputs(method, emb_V, train_rows, (nodes, split.val, split.test))
+        known = [*CLASSIC, GRAPH]
+        raise UsageError(f"no baseline is called {method!r}{did_you_mean(method, known)}")
+    train_rows, labelled = np.union1d(split.labelled, split.unlabelled), split.labelled
+    inputs = _inputs(method, emb_V, train_rows, (labelled, split.val, split.test))
     scores = Scores()
-    for x_nD, *queries in inputs:
-        candidates = CLASSIC[method](x_nD, y_n, queries, classes)
+    for x_LD, *queries in inputs:
+        candidates = CLASSIC[method](x_LD, label_N[labelled], queries, classes)
         chosen, (val, test) = _pick(candidates, label_N[split.val], by)
-        for _ in range(2 if len(emb_V) == 1 else 1):
-            scores.val.append(val)
-            scores.test.append(test)
-            scores.chosen.append(chosen)
+        _add(scores, val, test, chosen, 2 if len(emb_V) == 1 else 1)
     return scores
 
 
@@ -191,11 +176,9 @@ def _knn(
         yield {"k": k}, p_Q
 
 
-def _propagation(
-    x_nD: np.ndarray, y_n: np.ndarray, queries: list[np.ndarray], classes: int
-) -> Iterator[Candidate]:
-    """Labels spread over the training rows; a query, which is no node of the graph, gets the mean
-    distribution of its nearest nodes.
+def propagate(graphs: Sequence[Graph], experiment: int, split: Split) -> Scores:
+    """What the graphs of the views, and the one of all side by side, say of one experiment's rows:
+    one that is no node gets the mean distribution of its nearest nodes.
 
     That is what LabelSpreading.predict_proba does with its knn kernel. Its graph is not used: it
     links each row to itself and k - 1 others, one way only, where the paper asks for a symmetric
@@ -203,23 +186,34 @@ def _propagation(
     ends with a warning after the default 30 of the 2,700 rounds that it would take. See
     train/data/graph.py.
     """
-    graph_nK = nearest_rows(x_nD, None, max(NEIGHBOURS))[1]
-    found_Q = [nearest_rows(x_nD, query, max(NEIGHBOURS))[1] for query in queries]
-    links: dict[int, Any] = {}
-    for k, alpha in grid_of(len(x_nD), classes):
-        k = min(k, len(x_nD))
-        if k not in links:
-            links[k] = links_of(graph_nK[:, :k])
-        p_nC = solve(links[k], y_n, classes, alpha)
-        p_Q = []
-        for row_nK in found_Q:
-            p_Q.append(_sum(p_nC[row_n] for row_n in row_nK[:, :k].T) / k)
-        yield {"neighbours": k, "alpha": alpha}, p_Q
+    scores = Scores()
+    for graph in graphs:
+        one = graph.solve(experiment)
+        chosen = {"neighbours": one.neighbours, "alpha": one.alpha}
+        val, test = (_log(graph.told(experiment, rows)) for rows in (split.val, split.test))
+        _add(scores, val, test, chosen, 2 if len(graphs) == 1 else 1)
+    return scores
 
 
-def _sum(parts: Iterator[np.ndarray]) -> np.ndarray:
-    """One after the other: numpy's own sum adds up in another order."""
-    return functools.reduce(np.add, parts)
+def _add(
+    scores: Scores, val: np.ndarray, test: np.ndarray, chosen: dict[str, float], times: int
+) -> None:
+    """Of one view; a single one is the concatenation of all, too."""
+    for _ in range(times):
+        scores.val.append(val)
+        scores.test.append(test)
+        scores.chosen.append(chosen)
 
 
-CLASSIC = {"logreg": _logreg, "knn": _knn, "label-propagation": _propagation}
+def _propagation(
+    emb_V: Sequence[np.ndarray], label_N: np.ndarray, classes: int, split: Split, by: str
+) -> Scores:
+    graphs = []
+    for group in groups_of(len(emb_V)):
+        views = [emb_V[view] for view in group]
+        graphs.append(Graph(views, label_N, [split], classes, torch.device("cpu"), by=by))
+    return propagate(graphs, 0, split)
+
+
+CLASSIC = {"logreg": _logreg, "knn": _knn}
+GRAPH = "label-propagation"

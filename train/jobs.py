@@ -13,10 +13,10 @@ import torch
 from base.console import NOTE
 from base.errors import PreemptedError
 from train.algorithm.peers import LocalPeers, Peers
-from train.classic import Scores, classify
+from train.classic import GRAPH, Scores, classify, propagate
 from train.config import TrainConfig, TrainingSettings
 from train.data.feed import Experiment, Task, make_input
-from train.data.graph import Graph
+from train.data.graph import EXACT, Graph, groups_of
 from train.data.reader import Cache
 from train.data.splits import Split
 from train.loop import fit
@@ -27,7 +27,8 @@ from train.run.probe_files import is_trained, write_probe, write_tensors
 from train.run.session import Session
 
 log = logging.getLogger(f"coview.{__name__}")
-TOLD_BYTES = 2**28  # of what the nodes of a method's graphs know, in the run's folder
+TOLD_BYTES = 2**31  # of what the nodes of a method's graphs know, in the run's folder
+POOR = 0.98  # share of the nearest neighbours below which a graph is told to be poor
 
 
 def train_method(name: str, config: TrainConfig, s: Session) -> None:
@@ -81,7 +82,11 @@ def _classify(method: str, s: Session, by: str) -> None:
                 "again, and keeps what came before it"
             )
         items = s.cache.items
-        found.append(classify(method, s.cache.emb, items.label, len(items.classes), split, by))
+        if method == GRAPH:
+            graphs = graphs_of(s.cache, tuple(s.splits), s.device, by)
+            found.append(propagate(graphs, number - 1, split))
+        else:
+            found.append(classify(method, s.cache.emb, items.label, len(items.classes), split, by))
         log.log(NOTE, f"{method}: {number} of {len(s.splits)} experiments")
     tensors = {}
     for part in ("val", "test"):
@@ -110,13 +115,26 @@ def experiments(config: TrainConfig) -> list[Experiment]:
 def graphs_of(
     cache: Cache, splits: tuple[Split, ...], device: torch.device, by: str = "top1"
 ) -> list[Graph]:
-    """On each view, and on all side by side where there are several; the two methods of a run that
-    have graphs have the same. by: what is chosen by, one of MEASURES."""
+    """On each view, and on all side by side where there are several; the methods of a run that have
+    graphs have the same. by: what is chosen by, one of MEASURES."""
     items, found = cache.items, []
     for group in groups_of(len(cache.names)):
-        emb_V = [cache.emb[view] for view in group]
-        found.append(Graph(emb_V, items.label, splits, len(items.classes), device, by=by))
+        emb_V, name = [cache.emb[view] for view in group], _graph_name(cache, group)
+        if len(items) > EXACT:
+            log.log(NOTE, f"graph of {name}:")
+        graph = Graph(emb_V, items.label, splits, len(items.classes), device, by=by)
+        found.append(graph)
+        if graph.recall < POOR:
+            log.warning(
+                f"the graph of {name} knows {100 * graph.recall:.0f} % of the nearest neighbours "
+                f"of its {len(graph.nodes):,} images: near and far ones hardly differ, as in "
+                "noise. What it says is worth less; make inspect shows what the views are worth"
+            )
     return found
+
+
+def _graph_name(cache: Cache, group: Sequence[int]) -> str:
+    return " and ".join(cache.names[view] for view in group)
 
 
 def told(graphs: Sequence[Graph]) -> dict[str, torch.Tensor]:
@@ -124,16 +142,10 @@ def told(graphs: Sequence[Graph]) -> dict[str, torch.Tensor]:
     again; nothing where that is too much to keep."""
     found = {}
     for g, graph in enumerate(graphs):
-        for e, (_, told_nC, *_) in enumerate(graph.solved_E):
-            found[f"told.{g}.{e}"] = told_nC
+        for e, one in enumerate(graph.solved_E):
+            found[f"told.{g}.{e}"] = one.told_nC
     size = sum(told_nC.nbytes for told_nC in found.values())
     return found if size <= TOLD_BYTES else {}
-
-
-def groups_of(views: int) -> list[list[int]]:
-    """The views that each graph is made of."""
-    groups = [[view] for view in range(views)]
-    return [*groups, list(range(views))] if views > 1 else groups
 
 
 @dataclass(frozen=True)

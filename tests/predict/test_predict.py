@@ -193,13 +193,13 @@ def test_the_model_says_what_the_run_wrote_down(
         np.testing.assert_allclose(said.agreement_n, np.mean(agrees, 0))
 
 
-@pytest.mark.parametrize("most", [propagation.NODES, 200])
+@pytest.mark.parametrize("exact", [propagation.EXACT, 200])
 def test_a_graph_says_of_its_nodes_and_of_others_what_it_said_in_training(
-    runs: Path, made: Made, monkeypatch: pytest.MonkeyPatch, most: int
+    runs: Path, made: Made, monkeypatch: pytest.MonkeyPatch, exact: int
 ) -> None:
-    """All training rows are nodes, or 200 and each seed's labelled ones, so that the seeds' graphs
-    differ."""
-    monkeypatch.setattr(propagation, "NODES", most)
+    """Whether all nodes are compared, or an index is asked."""
+    monkeypatch.setattr(propagation, "EXACT", exact)
+    monkeypatch.setattr("predict.model.EXACT", exact)
     model, cache, splits = opened(runs, made, "a", "mct-graph")
     graphs_of.cache_clear()
     graphs = graphs_of(cache, tuple(splits), torch.device("cpu"))
@@ -208,19 +208,7 @@ def test_a_graph_says_of_its_nodes_and_of_others_what_it_said_in_training(
         list(zip(*(graph.chosen[key].tolist() for key in ("neighbours", "alpha")), strict=True))
         for graph in graphs
     ]
-    if most == 200:  # the choice of the run is that of another graph
-        pool = {
-            f"chosen.{key}": torch.stack([graph.chosen[key] for graph in graphs])
-            for key in ("neighbours", "alpha")
-        }
-        from predict.from_run import experts_of
-
-        model = dataclasses.replace(
-            model, experts=experts_of(cache, splits, pool, model.probes, torch.device("cpu"))
-        )
-        assert (model.experts[0].member_EM[0] != model.experts[0].member_EM[1]).any() and len(
-            model.experts[0].nodes_MD
-        ) > 200
+    assert all((expert.index is None) == (exact != 200) for expert in model.experts)
     nodes = np.union1d(splits[0].labelled, splits[0].unlabelled)
     for rows in (nodes, splits[0].val, splits[0].test):
         x_V = [

@@ -10,12 +10,12 @@ from training import spread
 
 from base.errors import DataQualityError, UsageError
 from train import classic
-from train.classic import CLASSIC, FLOOR, INVERSE_PENALTIES, VOTERS, Scores, classify
+from train.classic import CLASSIC, FLOOR, GRAPH, INVERSE_PENALTIES, VOTERS, Scores, classify
 from train.data import graph as propagation
 from train.data.graph import ALPHAS, NEIGHBOURS, standardise, statistics
 from train.data.splits import Split, make_split
 
-METHODS = sorted(CLASSIC)
+METHODS = sorted([*CLASSIC, GRAPH])
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,14 @@ fixed experts of `mct-graph` and `supervised-graph`.
 Label spreading (Zhou et al. 2004, Learning with local and global consistency): two rows are linked,
 with weight 1, if either is among the other's k nearest; F = (1 - alpha) (I - alpha S)^-1 Y with
 S = D^-1/2 W D^-1/2, every row divided by its sum. A row that no label reaches gets 1 / C. Labelled
-rows keep no fixed label: the labels of others can outweigh a wrong one. Read `links_of` and
-`solve`, then `Graph`.
+rows keep no fixed label: the labels of others can outweigh a wrong one. All training rows are
+nodes. Read `links_of` and `solve`, then `Graph`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+import functools
+import itertools
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,21 +25,26 @@ from scipy.sparse import csr_array, diags_array  # pyrefly: ignore[untyped-impor
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from base.errors import DataQualityError
+from base.progress import Progress
 from train.algorithm.evaluate import share_right
+from train.algorithm.neighbours import Each, Index, Tell, compare_all, cores, silent
 from train.algorithm.propagation import LEAST, log_said, said
 from train.data.reader import gather
-from train.data.splits import Split, spaced
+from train.data.splits import Split
 
-ACCURACY = 1e-12  # of a solved label distribution, in the unit of Y
-# of a graph, besides the labelled rows; other rows take the mean of the nearest of them
-NODES = 50_000
+EXACT = 10_000  # nodes up to which each is compared with all
+# of the series of `solve`: the most terms, and the share of the first one below which one is left
+# out. At alpha 0.99 what is left out is 1e-6 of a distribution
+TERMS, LEFT_OUT = 128, 1e-12
 NEIGHBOURS, ALPHAS = (5, 7, 10, 20), (0.5, 0.8, 0.9, 0.99)  # chosen on validation
-# nodes times classes above which USUAL is taken unseen: choosing would take hours
+# nodes times classes above which USUAL neighbours are taken unseen, and alpha alone is chosen
 LARGE = 5_000_000
-USUAL = (7, 0.9)
+USUAL = 7
 CHUNK = 4_096
 ASKED = 65_536  # rows whose neighbours are looked for at a time
-TINY = np.finfo(float).tiny
+COLUMNS = 64  # classes solved at a time
+PARTS = 64  # of the nodes, that the cores share
 
 
 def unit(x_nD: np.ndarray) -> np.ndarray:
@@ -79,127 +86,141 @@ def nearest_rows(
     return far_mk, row_mk
 
 
-def links_of(row_nk: np.ndarray) -> Any:
-    """S = D^-1/2 W D^-1/2 of the symmetric graph W, (n, n) sparse. The eigenvalues lie in [-1,
-    1]."""
-    n, k = row_nk.shape
-    one_way = csr_array((np.ones(n * k), row_nk.ravel(), np.arange(n + 1) * k), shape=(n, n))
-    both = one_way.maximum(one_way.T)
-    scale = diags_array(np.maximum(both.sum(0), 1) ** -0.5)
-    return (scale @ both @ scale).tocsr()
+Near = tuple[np.ndarray, np.ndarray]  # how far, and which: (n, K) each, the nearest first
 
 
-def solve(links: Any, y_n: np.ndarray, classes: int, alpha: float) -> np.ndarray:
-    """(n, C) float32 rows of sum 1: (I - alpha S) F = (1 - alpha) Y by conjugate gradients (Iscen
-    et al. 2019), 64 classes at a time.
-
-    At alpha 0.99 that takes some 70 products with S, the iteration F <- alpha S F + (1 - alpha) Y
-    2,700. What is below 100 times ACCURACY is noise, and counts as not reached.
-    """
-    assert 0 < alpha < 1, alpha
-    F_nC = np.empty((len(y_n), classes), np.float32)
-    for first in range(0, classes, 64):
-        columns = np.arange(first, min(first + 64, classes))
-        solution = _conjugate(links, (1 - alpha) * (y_n[:, None] == columns), alpha)
-        F_nC[:, columns] = np.where(solution < 100 * ACCURACY, 0, solution)
-    total_n1 = F_nC.sum(1, keepdims=True)
-    reached_n1 = total_n1 > 0
-    share_nC = F_nC / np.where(reached_n1, total_n1, 1)
-    return np.where(reached_n1, share_nC, np.float32(1 / classes))
-
-
-def _conjugate(links: Any, residual: np.ndarray, alpha: float) -> np.ndarray:
-    """F of (I - alpha S) F = residual. The eigenvalues are at least 1 - alpha, so that a residual
-    of (1 - alpha) ACCURACY means an error of ACCURACY."""
-    solution, direction = np.zeros_like(residual), residual.copy()
-    size = (residual**2).sum(0)
-    for _ in range(10_000):
-        if size.max() <= ((1 - alpha) * ACCURACY) ** 2:
-            return solution
-        image = direction - alpha * (links @ direction)
-        # a solved class has size 0 and stays
-        step = size / np.maximum((direction * image).sum(0), TINY)
-        solution += step * direction
-        residual -= step * image
-        last, size = size, (residual**2).sum(0)
-        direction = residual + size / np.maximum(last, TINY) * direction
-    raise AssertionError((alpha, size))
-
-
-def grid_of(nodes: int, classes: int) -> list[tuple[int, float]]:
-    """(neighbours, alpha) to choose from."""
-    if nodes * classes > LARGE:
-        return [USUAL]
-    return [(k, alpha) for k in NEIGHBOURS for alpha in ALPHAS]
-
-
-def nearest_on(
-    device: torch.device, x_nD: np.ndarray, query_mD: np.ndarray | None, k: int, chunk: int = 4096
-) -> tuple[np.ndarray, np.ndarray]:
+def nearest_on(device: torch.device, x_nD: np.ndarray, query_mD: np.ndarray | None, k: int) -> Near:
     """What is the smaller the nearer, and the row numbers of `nearest_rows` for rows of length 1;
     on a GPU by products: a large set has some 1e14 of them."""
     if device.type == "cpu":
         return nearest_rows(x_nD, query_mD, k)
-    return _by_products(device, x_nD, query_mD, k, chunk)
+    query = None if query_mD is None else torch.from_numpy(query_mD).to(device)
+    likeness, row = compare_all(torch.from_numpy(x_nD).to(device), query, k, chunk=4096)
+    return -likeness.cpu().numpy(), row.cpu().numpy()
 
 
-def _by_products(
-    device: torch.device, x_nD: np.ndarray, query_mD: np.ndarray | None, k: int, chunk: int
-) -> tuple[np.ndarray, np.ndarray]:
-    x = torch.from_numpy(x_nD).to(device)
-    queries = x_nD if query_mD is None else query_mD
-    k = min(k, len(x_nD) - (query_mD is None))
-    far, rows = [np.empty((0, k), np.float32)], [np.empty((0, k), np.int64)]
-    for first in range(0, len(queries), chunk):
-        likeness = torch.from_numpy(queries[first : first + chunk]).to(device) @ x.T
-        if query_mD is None:
-            own = torch.arange(len(likeness))
-            likeness[own, own + first] = -torch.inf
-        values, places = likeness.topk(k)
-        far.append(-values.cpu().numpy())
-        rows.append(places.cpu().numpy())
-    return np.concatenate(far), np.concatenate(rows)
+def links_of(row_nk: np.ndarray) -> Any:
+    """S = D^-1/2 W D^-1/2 of the symmetric graph W, (n, n) sparse float32. The eigenvalues lie in
+    [-1, 1]."""
+    n, k = row_nk.shape
+    one_way = csr_array(
+        (np.ones(n * k, np.float32), row_nk.ravel(), np.arange(n + 1) * k), shape=(n, n)
+    )
+    both = one_way.maximum(one_way.T)
+    degree_n = np.maximum(both.sum(0, dtype=np.float64), 1)
+    scale = diags_array((degree_n**-0.5).astype(np.float32))
+    return (scale @ both @ scale).tocsr()
 
 
-Near = tuple[np.ndarray, np.ndarray]  # how far, and which: (n, K) each, the nearest first
+def solve(
+    links: Any, y_n: np.ndarray, classes: int, alphas: Sequence[float], tell: Tell = silent
+) -> list[np.ndarray]:
+    """(n, C) float32 rows of sum 1 for each alpha: (I - alpha S) F = (1 - alpha) Y.
+
+    F is a Chebyshev series in S, whose coefficients are known: with r = (1 - sqrt(1 - alpha^2)) /
+    alpha, 1 / (1 - alpha x) = (1 + sum 2 r^t T_t(x)) / sqrt(1 - alpha^2) on [-1, 1]. So all alphas
+    share the products with S, one a term, and nothing is divided by what may be small: a row far
+    from all labels is as exact, for its size, as others. tell: a term of COLUMNS classes is done.
+    """
+    assert all(0 < alpha < 1 for alpha in alphas), alphas
+    n = len(y_n)
+    told_A = [np.empty((n, classes), np.float32) for _ in alphas]
+    cuts = np.linspace(0, n, min(n, PARTS) + 1).astype(np.int64).tolist()
+    parts = []
+    for first, end in itertools.pairwise(cuts):
+        parts.append((slice(first, end), links[first:end]))
+    with cores() as each:
+        for first in range(0, classes, COLUMNS):
+            columns = np.arange(first, min(first + COLUMNS, classes))
+            Y_nC = (y_n[:, None] == columns).astype(np.float32)
+            found = _series(parts, Y_nC, alphas, each, tell)
+            for told_nC, F_nC in zip(told_A, found, strict=True):
+                told_nC[:, columns] = F_nC
+        each(_divide, [(told_nC[part], classes) for told_nC in told_A for part, _ in parts])
+    return told_A
 
 
-def merge(one: Near, other: Near, most: int) -> Near:
-    """The nearest of two lists."""
-    far = np.concatenate([one[0], other[0]], 1)
-    row = np.concatenate([one[1], other[1]], 1)
-    order = far.argsort(1, kind="stable")[:, :most]
-    return np.take_along_axis(far, order, 1), np.take_along_axis(row, order, 1)
+def _series(
+    parts: Sequence[tuple[slice, Any]],
+    Y_nC: np.ndarray,
+    alphas: Sequence[float],
+    each: Each,
+    tell: Tell,
+) -> list[np.ndarray]:
+    """F for each alpha. parts: rows of S, which the cores share."""
+    weight_AT = _weights(alphas)
+    F_A = [weight * Y_nC for weight in weight_AT[:, 0]]
+    last, now = np.zeros_like(Y_nC), Y_nC
+    for term in range(1, TERMS + 1):
+        weight_A = weight_AT[:, term]
+        if not weight_A.any():
+            break
+        sums, times = list(zip(F_A, weight_A, strict=True)), 1 if term == 1 else 2
+        each(functools.partial(_advance, now, last, times, sums), parts)
+        last, now = now, last
+        tell(1)
+    return F_A
 
 
-def base_of(train: np.ndarray) -> np.ndarray:
-    """The nodes that every experiment's graph has: all training rows, or NODES of them, evenly
-    spaced."""
-    return spaced(train, NODES)
+def _weights(alphas: Sequence[float]) -> np.ndarray:
+    """(A, TERMS + 1) float32: of each term of the series, 0 where it is left out."""
+    alpha_A1, term_T = np.array(alphas)[:, None], np.arange(TERMS + 1)
+    root_A1 = (1 - alpha_A1**2) ** 0.5
+    share_AT = ((1 - root_A1) / alpha_A1) ** term_T
+    weight_AT = (1 - alpha_A1) / root_A1 * share_AT * np.where(term_T == 0, 1, 2)
+    return np.where(share_AT >= LEFT_OUT, weight_AT, 0).astype(np.float32)
+
+
+def _advance(
+    now: np.ndarray,
+    last: np.ndarray,
+    times: int,
+    sums: Sequence[tuple[np.ndarray, np.float32]],
+    part: tuple[slice, Any],
+) -> None:
+    """T_t+1 = 2 S T_t - T_t-1, of which the first is S T_0, in place of T_t-1; added to the sums
+    with its weight in each."""
+    rows, links = part
+    new = links @ now
+    new *= np.float32(times)
+    new -= last[rows]
+    last[rows] = new
+    for F_nC, weight in sums:
+        if weight:
+            F_nC[rows] += weight * new
+
+
+def _divide(part: tuple[np.ndarray, int]) -> None:
+    """Rows of sum 1, in place; without a share of anything, 1 / C."""
+    F_nC, classes = part
+    np.maximum(F_nC, 0, out=F_nC)
+    total_n1 = F_nC.sum(1, keepdims=True)
+    F_nC /= np.where(total_n1 > 0, total_n1, 1)
+    F_nC[total_n1[:, 0] <= 0] = 1 / classes
+
+
+def grid_of(nodes: int, classes: int) -> list[tuple[int, float]]:
+    """(neighbours, alpha) to choose from."""
+    neighbours = (USUAL,) if nodes * classes > LARGE else NEIGHBOURS
+    return [(k, alpha) for k in neighbours for alpha in ALPHAS]
+
+
+def groups_of(views: int) -> list[list[int]]:
+    """The views that each graph is made of."""
+    groups = [[view] for view in range(views)]
+    return [*groups, list(range(views))] if views > 1 else groups
 
 
 def nodes_of(split: Split) -> np.ndarray:
-    """The rows that are an experiment's nodes, in order: the base's, and its own labelled ones
-    besides."""
-    base = base_of(np.union1d(split.labelled, split.unlabelled))
-    return np.concatenate([base, np.setdiff1d(split.labelled, base)])
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where every row stands among the nodes of a graph. near_NK: the nearest nodes of each row,
-    its own alone for a node; node_N: which rows are nodes."""
-
-    nodes: np.ndarray
-    near_NK: np.ndarray
-    node_N: np.ndarray
+    """The rows that are an experiment's nodes, in order: all training rows, the same for all
+    experiments of a run."""
+    return np.union1d(split.labelled, split.unlabelled)
 
 
 class Solved(NamedTuple):
-    """An experiment's graph: the place of the rows, (n, C) distributions of the nodes, and the
-    neighbours and alpha that did best on validation."""
+    """An experiment's graph: (n, C) distributions of the nodes, and the neighbours and alpha that
+    did best on validation."""
 
-    place: Place
     told_nC: Tensor
     neighbours: int
     alpha: float
@@ -212,9 +233,12 @@ class Graph:
     emb_V: (N, D_v) each; splits: of the E experiments, whose training rows together are the same;
     val and test rows may be asked for too. The number of neighbours and the share that comes from
     them are those of the best score on each experiment's validation rows: `chosen`, `by` one of
-    MEASURES. All experiments have the base's nodes, and each its own labelled rows besides.
-    settled: neighbours and alpha of each experiment, where they were chosen before; then none is
-    chosen, and nodes alone may be asked for.
+    MEASURES. settled: neighbours and alpha of each experiment, where they were chosen before; then
+    none is chosen, and nodes alone may be asked for. recall: the share of the nearest neighbours
+    that were found, 1.0 where all rows were compared.
+
+    The neighbours are found at once, each experiment is solved when it is first asked for. Raises
+    DataQualityError where an embedding is not finite.
     """
 
     def __init__(
@@ -227,97 +251,72 @@ class Graph:
         settled: Sequence[tuple[int, float]] = (),
         by: str = "top1",
     ) -> None:
-        train = np.union1d(splits[0].labelled, splits[0].unlabelled)
-        base = base_of(train)
-        self.emb_V, self.label_N = emb_V, label_N
-        self.classes, self.device, self.by = classes, device, by
-        self.scale_V = [statistics(emb_ND, train) for emb_ND in emb_V]
-        self.grid = grid_of(len(base), classes)
-        self.most = min(max(k for k, _ in self.grid), len(base))
-        self.asked = np.concatenate([np.setdiff1d(train, base), splits[0].val, splits[0].test])
+        self.nodes, self.splits = nodes_of(splits[0]), splits
+        self.label_N, self.classes, self.device, self.by = label_N, classes, device, by
+        grid = grid_of(len(self.nodes), classes)
+        self.grid_E = [[one] for one in settled] if settled else [grid] * len(splits)
+        most = max(k for grid in self.grid_E for k, _ in grid)
+        asked = np.concatenate([splits[0].val, splits[0].test])
         if settled:
-            self.grid, self.asked = [*settled], base[:0]
-        x_nD = self._features(base)
-        linked, near = nearest_on(device, x_nD, None, self.most), self._nearest(x_nD)
-        shared = self._place(base, near), self._links(linked)
-        solved: dict[int, Solved] = {}  # experiments of a sweep share their seed's split
-        for e, split in enumerate(splits):
-            if id(split) in solved:
-                continue
-            more = np.setdiff1d(split.labelled, base)
-            place, links = self._with(more, base, x_nD, linked, near) if len(more) else shared
-            grid = [settled[e]] if settled else self.grid
-            solved[id(split)] = self._choose(split, place, links, grid)
-        self.solved_E = [solved[id(split)] for split in splits]
-        del self.emb_V
+            asked = asked[:0]
+        self.row_nK, near_mK, self.recall = _neighbours(
+            Features(emb_V, self.nodes), asked, min(most, len(self.nodes)), device
+        )
+        self.near_NK = np.zeros((len(label_N), near_mK.shape[1]), np.int32)
+        self.near_NK[asked] = near_mK
+        self.near_NK[self.nodes] = np.arange(len(self.nodes))[:, None]
+        self.node_N = np.zeros(len(label_N), bool)
+        self.node_N[self.nodes] = True
+        self.links: dict[int, Any] = {}
+        self.solved: dict[int, Solved] = {}  # experiments of a sweep share their seed's split
 
-    def _features(self, rows: np.ndarray) -> np.ndarray:
-        """(n, D) float32 rows of length 1."""
-        x_V = []
-        for emb_ND, scale in zip(self.emb_V, self.scale_V, strict=True):
-            x_V.append(unit(standardise(emb_ND, rows, *scale)))
-        return np.concatenate(x_V, 1) * np.float32(len(x_V) ** -0.5)
-
-    def _nearest(self, x_nD: np.ndarray) -> Near:
-        """Of all rows that may be asked for."""
-        if not len(self.asked):
-            return np.empty((0, self.most), np.float32), np.empty((0, self.most), np.int32)
-        far, row = [], []
-        for first in range(0, len(self.asked), ASKED):
-            query_mD = self._features(self.asked[first : first + ASKED])
-            far_mK, row_mK = nearest_on(self.device, x_nD, query_mD, self.most)
-            far.append(far_mK.astype(np.float32))
-            row.append(row_mK.astype(np.int32))
-        return np.concatenate(far), np.concatenate(row)
-
-    def _with(
-        self, more: np.ndarray, base: np.ndarray, x_nD: np.ndarray, linked: Near, near: Near
-    ) -> tuple[Place, dict[int, Any]]:
-        """The graph with more nodes, of whose neighbours alone need be found."""
-
-        def after(found: Near) -> Near:
-            return found[0], found[1] + len(base)
-
-        x_mD, device, most = self._features(more), self.device, self.most
-        old = merge(linked, after(nearest_on(device, x_mD, x_nD, most)), most)
-        own = after(nearest_on(device, x_mD, None, most))
-        new = merge(nearest_on(device, x_nD, x_mD, most), own, most)
-        whole = np.concatenate([old[0], new[0]]), np.concatenate([old[1], new[1]])
-        everybody = merge(near, after(self._nearest(x_mD)), most)
-        return self._place(np.concatenate([base, more]), everybody), self._links(whole)
-
-    def _place(self, nodes: np.ndarray, near: Near) -> Place:
-        near_NK = np.zeros((len(self.label_N), self.most), np.int32)
-        near_NK[self.asked] = near[1]
-        near_NK[nodes] = np.arange(len(nodes))[:, None]
-        node_N = np.zeros(len(self.label_N), bool)
-        node_N[nodes] = True
-        return Place(nodes, near_NK, node_N)
-
-    def _links(self, linked: Near) -> dict[int, Any]:
-        """Of each number of neighbours."""
-        return {k: links_of(linked[1][:, :k]) for k in {k for k, _ in self.grid}}
-
-    def _choose(
-        self,
-        split: Split,
-        place: Place,
-        links: dict[int, Any],
-        grid: Sequence[tuple[int, float]],
-    ) -> Solved:
+    def solve(self, experiment: int) -> Solved:
         """The best of the grid on validation: by its score, then by likelihood, then the first."""
-        known_n = np.isin(place.nodes, split.labelled)
-        y_n = np.where(known_n, self.label_N[place.nodes], -1)
+        split, grid = self.splits[experiment], self.grid_E[experiment]
+        if id(split) in self.solved:
+            return self.solved[id(split)]
         best, score = None, (-1.0, 0.0)
-        for k, alpha in grid:
-            p_nC, kept = solve(links[k], y_n, self.classes, alpha), min(k, self.most)
-            told_mC = _told(p_nC, place.near_NK[split.val, :k], kept)
-            found = _worth(told_mC, self.label_N[split.val], self.by)
+        for told_nC, k, alpha in self._candidates(split, grid):
+            found = (0.0, 0.0)
+            if len(grid) > 1:
+                told_mC = _mean_of(told_nC, self.near_NK[split.val], k)
+                found = _worth(told_mC, self.label_N[split.val], self.by)
             if best is None or found > score:
-                told_nC = torch.from_numpy(p_nC).to(self.device)
-                best, score = Solved(place, told_nC, kept, alpha), found
+                best, score = (told_nC, k, alpha), found
         assert best is not None, grid
-        return best
+        told_nC, k, alpha = best
+        solved = Solved(torch.from_numpy(told_nC).to(self.device), min(k, self.most), alpha)
+        self.solved[id(split)] = solved
+        if len(self.solved) == len({id(split) for split in self.splits}):
+            self.links = {}
+        return solved
+
+    def _candidates(
+        self, split: Split, grid: Sequence[tuple[int, float]]
+    ) -> Iterator[tuple[np.ndarray, int, float]]:
+        """(n, C) distributions of the nodes for each of the grid, in its order."""
+        y_n = np.where(np.isin(self.nodes, split.labelled), self.label_N[self.nodes], -1)
+        by_k: dict[int, list[float]] = {}
+        for k, alpha in grid:
+            by_k.setdefault(k, []).append(alpha)
+        terms = len(by_k) * TERMS * -(-self.classes // COLUMNS)
+        with _progress("spreading labels", len(self.nodes), terms, "terms") as tell:
+            for k, alphas in by_k.items():
+                if k not in self.links:
+                    self.links[k] = links_of(self.row_nK[:, :k])
+                told_A = solve(self.links[k], y_n, self.classes, alphas, tell)
+                for told_nC, alpha in zip(told_A, alphas, strict=True):
+                    yield told_nC, k, alpha
+
+    @property
+    def most(self) -> int:
+        """The most neighbours that speak for a row."""
+        return self.near_NK.shape[1]
+
+    @property
+    def solved_E(self) -> list[Solved]:
+        """Of all experiments."""
+        return [self.solve(experiment) for experiment in range(len(self.splits))]
 
     @property
     def chosen(self) -> dict[str, Tensor]:
@@ -328,6 +327,12 @@ class Graph:
             "alpha": torch.tensor(alphas, dtype=torch.float64),
         }
 
+    def told(self, experiment: int, rows: np.ndarray) -> np.ndarray:
+        """(m, C) distributions of rows that are no nodes, as they are: 0 where nobody knows of a
+        class."""
+        one = self.solve(experiment)
+        return _mean_of(one.told_nC.cpu().numpy(), self.near_NK[rows], one.neighbours)
+
     def __call__(self, rows_EB: np.ndarray) -> Tensor:
         """(E, B) row numbers, or (B,) for all experiments -> (E, B, C) float32
         log-probabilities."""
@@ -336,11 +341,11 @@ class Graph:
             for first in range(0, rows_EB.shape[-1], CHUNK):
                 parts.append(self(rows_EB[..., first : first + CHUNK]))
             return torch.cat(parts, 1)
-        rows_EB = np.broadcast_to(rows_EB, (len(self.solved_E), rows_EB.shape[-1]))
+        rows_EB = np.broadcast_to(rows_EB, (len(self.splits), rows_EB.shape[-1]))
         found = []
         for one, rows_B in zip(self.solved_E, rows_EB, strict=True):
-            near_Bk = self._at(one.place.near_NK[rows_B, : one.neighbours])
-            others_R = self._at(np.flatnonzero(~one.place.node_N[rows_B]))
+            near_Bk = self._at(self.near_NK[rows_B, : one.neighbours])
+            others_R = self._at(np.flatnonzero(~self.node_N[rows_B]))
             found.append(said(one.told_nC, near_Bk, others_R))
         return log_said(found)
 
@@ -348,15 +353,83 @@ class Graph:
         return torch.from_numpy(places.astype(np.int64)).to(self.device, non_blocking=True)
 
 
-def _told(p_nC: np.ndarray, near_mk: np.ndarray, k: int) -> np.ndarray:
+class Features:
+    """Rows of length 1 of one view, or of several side by side, standardised by the nodes."""
+
+    def __init__(self, emb_V: Sequence[np.ndarray], nodes: np.ndarray) -> None:
+        self.emb_V, self.nodes = emb_V, nodes
+        self.scale_V = [statistics(emb_ND, nodes) for emb_ND in emb_V]
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """(n, D) float32. Raises DataQualityError where one is not finite."""
+        x_nD = np.empty((len(rows), sum(emb_ND.shape[1] for emb_ND in self.emb_V)), np.float32)
+        for first in range(0, len(rows), ASKED):
+            here, at = slice(first, first + ASKED), 0
+            for emb_ND, scale in zip(self.emb_V, self.scale_V, strict=True):
+                end, part_bD = at + emb_ND.shape[1], standardise(emb_ND, rows[here], *scale)
+                if not np.isfinite(part_bD).all():
+                    raise self._not_finite(emb_ND)
+                x_nD[here, at:end] = unit(part_bD)
+                at = end
+        x_nD *= np.float32(len(self.emb_V) ** -0.5)
+        return x_nD
+
+    def _not_finite(self, emb_ND: np.ndarray) -> DataQualityError:
+        view = [one is emb_ND for one in self.emb_V].index(True) + 1
+        return DataQualityError(
+            f"view {view} of {len(self.emb_V)} has embeddings that are not finite, in rows that a "
+            "graph needs; embed it anew, or leave it out of VIEWS="
+        )
+
+
+def _neighbours(
+    features: Features, asked: np.ndarray, k: int, device: torch.device
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """(n, at most k) nearest other nodes of each node, (m, k) nearest nodes of each row that is
+    asked, and which share of them was found."""
+    x_nD = features(features.nodes)
+    search, recall = functools.partial(nearest_on, device, x_nD), 1.0
+    title = "neighbours"
+    with _progress(title, len(x_nD), len(x_nD) + len(asked), "images") as tell:
+        if device.type == "cpu" and len(x_nD) > max(EXACT, k):
+            index = Index(torch.from_numpy(x_nD), k)
+            recall = index.recall
+            search = functools.partial(_by_index, index, tell)
+        own_nK = search(None, k)[1].astype(np.int32)
+        near = [np.empty((0, k), np.int32)]
+        for first in range(0, len(asked), ASKED):
+            query_mD = features(asked[first : first + ASKED])
+            near.append(search(query_mD, k)[1].astype(np.int32))
+    return own_nK, np.concatenate(near), recall
+
+
+def _by_index(index: Index, tell: Tell, query_mD: np.ndarray | None, k: int) -> Near:
+    query = None if query_mD is None else torch.from_numpy(query_mD)
+    likeness, row = index(query, k, tell)
+    return -likeness.numpy(), row.numpy()
+
+
+@contextlib.contextmanager
+def _progress(title: str, nodes: int, total: int, unit: str) -> Generator[Tell]:
+    """Of what takes longer than a few seconds."""
+    if nodes <= EXACT:
+        yield silent
+        return
+    with Progress(title, total, unit=unit) as progress:
+        yield progress.advance
+
+
+def _mean_of(told_nC: np.ndarray, near_mK: np.ndarray, k: int) -> np.ndarray:
     """(m, C): the mean of what the k nearest nodes know."""
-    told_mC = np.zeros((len(near_mk), p_nC.shape[1]), np.float32)
+    near_mk = near_mK[:, :k]
+    told_mC = np.zeros((len(near_mk), told_nC.shape[1]), np.float32)
     for at_m in near_mk.T:
-        told_mC += p_nC[at_m]
-    return np.maximum(told_mC / k, LEAST)
+        told_mC += told_nC[at_m]
+    return told_mC / near_mk.shape[1]
 
 
 def _worth(p_mC: np.ndarray, y_m: np.ndarray, by: str) -> tuple[float, float]:
     """The score `by`, and the mean log-likelihood."""
     right = share_right(p_mC.argmax(1), y_m, p_mC.shape[1], by)
-    return right, float(np.log(p_mC[np.arange(len(y_m)), y_m]).mean())
+    likely_m = np.maximum(p_mC[np.arange(len(y_m)), y_m], LEAST)
+    return right, float(np.log(likely_m).mean())
