@@ -101,7 +101,7 @@ test: $(STAMP)  ## lint, format, types and tests, in minutes
 	@$(CHECK) && $(PYTHON) -m pytest -m "not many" -q -n 2 --dist worksteal $(EXTRA)
 
 test-all: $(STAMP)  ## everything, with many trials of the fault injection
-	@$(CHECK) && $(PYTHON) -m pytest -q $(EXTRA)
+	@$(CHECK) && $(PYTHON) -m pytest -q -n 2 --dist worksteal $(EXTRA)
 
 check-gpu: $(STAMP)  ## the checks that need a CUDA GPU, in one call
 	@$(PYTHON) tools/check_gpu.py
