@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from scipy.sparse import csr_array, diags_array  # pyrefly: ignore[untyped-import]  it has no stubs
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from base.errors import DataQualityError
@@ -80,6 +79,9 @@ def nearest_rows(
     k = min(k, len(x_nD) - (query_mD is None))
     if k == 0:
         return np.empty((len(x_nD), 0)), np.empty((len(x_nD), 0), np.int64)
+    # a second, which predicting from the cache does without
+    from sklearn.neighbors import NearestNeighbors  # noqa: PLC0415
+
     # trees lose above some 15 dimensions
     search: Any = NearestNeighbors(n_neighbors=k, algorithm="brute")
     far_mk, row_mk = search.fit(x_nD).kneighbors(query_mD)
