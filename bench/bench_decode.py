@@ -24,6 +24,7 @@ import io
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,9 @@ def by_decode_jpeg(prep: Preprocess) -> Way:
 
     def pixels(data: bytes) -> torch.Tensor:
         file = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        levels_CHW = decode_jpeg(file, ImageReadMode.RGB)
+        with warnings.catch_warnings():  # it is deprecated
+            warnings.simplefilter("ignore")
+            levels_CHW = decode_jpeg(file, ImageReadMode.RGB)
         return scaled(levels_CHW.permute(1, 2, 0)[None].permute(0, 3, 1, 2), prep)
 
     return pixels

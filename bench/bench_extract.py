@@ -108,13 +108,13 @@ def model_alone(view: str, weights: str | None, images: int, device: str) -> flo
     import torch
 
     from cache_specs.spec import load_spec
-    from extract.config import ExtractConfig
     from extract.models.backbones import load_backbone
     from extract.models.weights import find_weights
+    from extract.prepare import default_batch
 
     spec = load_spec(view)
     backbone = load_backbone(spec, find_weights(spec, weights)[0], device)
-    batch, side = ExtractConfig().batch, spec.preprocess.crop
+    batch, side = default_batch(spec, device), spec.preprocess.crop
     pixels = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8).to(device)
     with torch.inference_mode():
         backbone(pixels).half().cpu()
@@ -128,18 +128,17 @@ def model_alone(view: str, weights: str | None, images: int, device: str) -> flo
 def decoding_alone(view: str, folder: Path, device: str) -> float:
     """Seconds in which the command's decoding hands out all batches."""
     from cache_specs.spec import load_spec
-    from extract.config import ExtractConfig
     from extract.data.datasets import build_items, open_dataset
     from extract.embed import batch_rows
     from extract.images import Batches
-    from extract.stream import arriving, load
-    from extract.workers import workers_of
+    from extract.prepare import default_batch
+    from extract.stream import arriving, load, workers_for
 
-    dataset = open_dataset(str(folder), Path())
-    items, batch = build_items(dataset), ExtractConfig().batch
+    dataset, spec = open_dataset(str(folder), Path()), load_spec(view)
+    items, batch = build_items(dataset), default_batch(spec, device)
     rows = [list(part) for part in batch_rows(0, len(items), batch)]
-    images = Batches(dataset.read, items.sha256, load_spec(view).preprocess, rows, batch)
-    workers = workers_of(-1, len(items), device)
+    images = Batches(dataset.read, items.sha256, spec.preprocess, rows, batch)
+    workers = workers_for(images, -1, device)
     begun = time.perf_counter()
     for _ in arriving(load(images, workers, device)):
         pass

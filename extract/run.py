@@ -177,9 +177,7 @@ def opened(readies: Sequence[Ready]) -> list[Opened]:
     looked = [look(model) for model in models]
     found = []
     for model, (folder, known) in zip(models, looked, strict=True):
-        view = ahead.begun(folder, model.ready) if known is None else None
-        if view is None:
-            view = begin(model.ready, folder, known)
+        view = begin(model.ready, folder, known)
         found.append(Opened(model.ready, model, view, known))
     return found
 
@@ -249,14 +247,23 @@ def look(model: LazyModel) -> tuple[Path, Known | None]:
 
 
 def begin(ready: Ready, folder: Path, known: Known | None) -> View:
-    """The view, begun now, with what made its numbers (recorded, not hashed, in case they must be
-    made again); or what another run has begun meanwhile."""
-    spec, flags = ready.spec, ready.flags
+    """The view: begun now, or found."""
+    spec, made = ready.spec, {}
+    given = (folder, spec.name, spec.declared(), ready.weights_sha256)
+    if not store.is_created(store.view_folder(*given)):
+        made = made_now(ready, known)
+    images = (ready.items.fingerprint, len(ready.items))
+    return store.create_view(*given, images, ready.flags.shard_rows, made)
+
+
+def made_now(ready: Ready, known: Known | None) -> dict[str, Any]:
+    """What makes the numbers of a view that is begun now: recorded, not hashed, in case they must
+    be made again."""
     provenance: dict[str, Any] = {
         **how(ready),
-        "device": described(flags.devices[0]),
+        "device": described(ready.flags.devices[0]),
         "python": platform.python_version(),
-        "spec_file": str(spec.source),
+        "spec_file": str(ready.spec.source),
         "versions": canary.versions_now(),
     }
     if commit := commit_of(ready.files):
@@ -265,15 +272,7 @@ def begin(ready: Ready, folder: Path, known: Known | None) -> View:
         provenance["reused"] = known.record()
         if not known.missing(0, len(ready.items)):
             provenance["precision"] = computed_in(known.donors[0])
-    return store.create_view(
-        folder,
-        spec.name,
-        spec.declared(),
-        ready.weights_sha256,
-        (ready.items.fingerprint, len(ready.items)),
-        flags.shard_rows,
-        provenance,
-    )
+    return provenance
 
 
 def how(ready: Ready) -> dict[str, Any]:

@@ -32,7 +32,9 @@ def check(config: ExtractConfig, say: bool = True) -> list[ViewSpec]:
         with one_of(names, view):
             spec = spec_named(Path(config.cache), view, config.data, name, say)
         if spec.name in {one.name for one in specs}:
-            raise UsageError(f"the view {spec.name!r} was named twice", {"VIEWS": UNKNOWN})
+            raise UsageError(
+                f"the view {spec.name!r} was named twice; name it once", {"VIEWS": UNKNOWN}
+            )
         specs.append(spec)
     return specs
 

@@ -35,7 +35,8 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parent.parent
 # of a cache: what only remembers, for this machine, that somebody was there
-NOTES = ("verified.json", "agreed.json", "stamps.bin", ".lock", ".lock-parts")
+LOCKS = (".lock", ".lock-parts", ".lock-users")
+NOTES = ("verified.json", "agreed.json", "stamps.bin", *LOCKS)
 pytest_plugins = ["browser"]
 VIEW_TOML = """
 backend = "transformers"

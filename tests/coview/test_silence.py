@@ -29,7 +29,7 @@ def do(cache, folder):
         pixels = np.full((20, 20, 3), 40 * (number % 5), np.uint8)     # two of them are alike
         Image.fromarray(pixels).save(split / f"{number}.png")
     (photos / "notes.txt").write_text("left out")
-    run(ExtractConfig("tiny-clip", str(photos), cache=f"{folder}/cache", device="cpu"))
+    run(ExtractConfig("tiny-clip", data=str(photos), cache=f"{folder}/cache", device="cpu"))
 """
 TRAIN = """
 from train.command import run
