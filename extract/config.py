@@ -11,11 +11,11 @@ class ExtractConfig:
 
     view: str = ""
     """name of a view (cache_specs/views/*.toml), or the path of a TOML file of your own"""
-    views: str = ""
-    """several of them, comma-separated: each image is read and decoded once for all"""
     data: str = ""
     """a folder of images or tars, a .csv, .parquet, .h5 or .tar file, torchvision:NAME,
     hf:OWNER/NAME, or digits"""
+    views: str = ""
+    """several views, comma-separated: each image is read and decoded once for all"""
     weights: str | None = None
     """local weights instead of the hub's: a folder, or one .safetensors file; of several views a
     folder with VIEW/ or VIEW.safetensors for each whose weights lie there"""

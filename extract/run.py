@@ -16,7 +16,7 @@ import numpy as np
 from base import durable, locks, native
 from base.console import counted, rate_text
 from base.devices import described
-from base.errors import StoppedError
+from base.errors import CoviewError, StoppedError
 from base.limits import free_memory, within_memory
 from cache_specs import integrity, store
 from cache_specs.succession import folder_of, would_relabel, write_items
@@ -156,8 +156,7 @@ def extraction(readies: Sequence[Ready]) -> list[Extracted]:
                 held.enter_context(store.writer_lock(one.view.folder))
                 under_way.append(go_on(one))
         embed_all(under_way)
-        for one in under_way:
-            seal(one)
+        seal_all(under_way)
     finished = {one.view.folder: finish(one) for one in under_way}
     return [finished.get(one.view.folder) or hit(one) for one in views]
 
@@ -190,6 +189,20 @@ def go_on(one: Opened) -> Begun:
     todo, copied = reckon(view, known)
     confirm(one.ready, view, known, one.model, todo)
     return Begun(one.ready, one.model, view, known, todo, copied, since)
+
+
+def seal_all(under_way: Sequence[Begun]) -> None:
+    """Each that can be; what was wrong with others is raised then."""
+    wrong: list[CoviewError] = []
+    for one in under_way:
+        try:
+            seal(one)
+        except CoviewError as error:
+            wrong.append(error)
+    if len(wrong) > 1:
+        raise type(wrong[0])("\n".join(map(str, wrong)), wrong[0].instead)
+    if wrong:
+        raise wrong[0]
 
 
 def seal(one: Begun) -> None:

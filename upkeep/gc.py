@@ -18,7 +18,7 @@ from typing import Any
 from base import durable, locks
 from base.console import counted
 from base.errors import UNKNOWN, CoviewError, StorageError, UsageError
-from cache_specs import integrity, store
+from cache_specs import integrity, stamps, store
 from cache_specs.versions import current, dataset_folders, is_older
 from upkeep.config import GcConfig
 
@@ -102,7 +102,7 @@ def waste(cache: Path, unfinished: bool = False) -> Iterator[Waste]:
 
 
 def _waste_of(dataset: Path, unfinished: bool) -> Iterator[Waste]:
-    for name in (".items.parquet.tmp", ".dataset.json.tmp"):
+    for name in (".items.parquet.tmp", ".dataset.json.tmp", f".{stamps.FILE}.tmp"):
         if (dataset / name).exists():
             yield _measured(dataset / name, "a temp file")
     folders, going = store.named_folders(dataset), []
@@ -155,7 +155,8 @@ def _waste_in(folder: Path) -> Iterator[Waste]:
 
 def _is_ours(dataset: Path, folders: Sequence[Path]) -> bool:
     """Would removing the folder take nothing with it that is not ours?"""
-    ours = {"dataset.json", "items.parquet", ".lock", *(folder.name for folder in folders)}
+    ours = {"dataset.json", "items.parquet", stamps.FILE, ".lock"}
+    ours |= {folder.name for folder in folders}
     return {path.name for path in dataset.iterdir()} <= ours
 
 

@@ -41,6 +41,17 @@ def tables_beside(
     return labels, splits
 
 
+def labelled(base: Path, paths: Sequence[Path]) -> set[int]:
+    """The places of those to which a metadata.csv gives a label: images of their own, whatever they
+    are called."""
+    place = {os.path.abspath(base / path): row for row, path in enumerate(paths)}
+    labels, splits = [""] * len(paths), [""] * len(paths)
+    for table in _tables_among(base, paths):
+        if table.name.lower().startswith("metadata."):
+            _take(base / table, place, labels, splits)
+    return {row for row, label in enumerate(labels) if label}
+
+
 def _tables_among(base: Path, paths: Sequence[Path]) -> list[Path]:
     """Those in the images' folders, and above them."""
     folders = {Path(), *(parent for path in paths for parent in path.parents)}

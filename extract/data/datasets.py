@@ -280,6 +280,8 @@ def _folder(data: str, root: Path) -> Listing:
     why = f"their endings are not those of images ({', '.join(EXTENSIONS)})"
     say_left_out(data, left_out, why)
     masks = masks_among(found)
+    if masks:
+        masks -= beside.labelled(base, found)
     say_masks(data, found, masks)
     found = [path for place, path in enumerate(found) if place not in masks]
     if not found:

@@ -135,8 +135,9 @@ def of_tars(data: str, root: Path) -> Listing:
 
 
 def _without_masks(data: str, samples: list[Sample]) -> list[Sample]:
+    """What has a label of its own is no mask, whatever it is called."""
     paths = [PurePosixPath(sample.image.name) for sample in samples]
-    masks = masks_among(paths)
+    masks = {place for place in masks_among(paths) if not samples[place].label}
     say_masks(data, paths, masks)
     return [sample for place, sample in enumerate(samples) if place not in masks]
 

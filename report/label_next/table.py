@@ -18,7 +18,7 @@ from base.phrase import line_of, quoted
 from cache_specs.items import IMPORTED, said
 from cache_specs.words import means_no_label
 from extract.data.datasets import Dataset
-from extract.data.naming import label_of
+from extract.data.naming import label_of, whole_numbers
 from extract.data.readers import ReadFiles, Reordered
 from predict.table import FORMULA, Table, write_table
 from report.asked import Asked, Next, first_two
@@ -150,8 +150,9 @@ def _table(
     """The columns. An image to label is of no split `unlabelled`, where its label would not
     count."""
     folder = os.path.abspath(to.parent).rstrip("/")
-    for label in sorted(set(dataset.labels)):
-        _refuse_label(label, dataset)
+    read = whole_numbers(dataset.labels)  # as the whole column would be
+    for label, again in sorted(set(zip(dataset.labels, read, strict=True))):
+        _refuse_label(label, again, dataset)
     splits = list(dataset.splits)
     for row in first:
         splits[row] = "" if splits[row] == "unlabelled" else splits[row]
@@ -164,9 +165,10 @@ def _table(
     return table
 
 
-def _refuse_label(label: str, dataset: Dataset) -> None:
-    """Raise UsageError for a class that a table's cell would not give back."""
-    lost = label.startswith(FORMULA) or label_of(label) != label
+def _refuse_label(label: str, again: str, dataset: Dataset) -> None:
+    """Raise UsageError for a class that a table's cell would not give back; again: how it is read
+    among the others."""
+    lost = label.startswith(FORMULA) or label_of(label) != label or again != label
     if label and (lost or means_no_label(label, dataset.as_class)):
         raise UsageError(
             f"the class {label!r} of {dataset.name} cannot be written into a table: a spreadsheet, "

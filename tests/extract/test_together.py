@@ -11,7 +11,7 @@ from conftest import BATCH, N, config
 from test_extract import files
 
 from base import durable
-from base.errors import DataQualityError, StorageError, UsageError
+from base.errors import DataQualityError, StoppedError, StorageError, UsageError
 from cache_specs.spec import load_spec
 from cache_specs.store import open_view
 from extract import images, job, units
@@ -172,7 +172,8 @@ def test_after_ctrl_c_every_view_finishes_its_shard(photos, tmp_path, alone, mon
             yield step
 
     monkeypatch.setattr(job.Share, "walk", watched)
-    with pytest.raises(Exception, match="tiny-clip: stopped; 1 of 3 shards are finished"):
+    stopped = r"tiny-clip: stopped; 1 of 3 shards .*\ntiny-dinov2: stopped; 1 of 3 shards"
+    with pytest.raises(StoppedError, match=stopped):
         run(several(photos, tmp_path))
     assert [len(list(folder.glob("commits/*"))) for folder in tmp_path.glob("*/tiny-*")] == [1, 1]
     run(several(photos, tmp_path))

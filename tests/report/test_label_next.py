@@ -222,6 +222,19 @@ def test_what_a_table_cannot_hold_is_refused(own: Path, name: str | bytes, messa
     assert again.labels.count("unknown") == 6
 
 
+def test_classes_that_a_table_would_join_are_refused(own: Path) -> None:
+    """1.0 among whole numbers is read as 1, which is another class here."""
+    for folder in sorted((own / "photos").glob("d*")):
+        folder.rename(folder.with_name(folder.name.replace("d0", "1.0").removeprefix("d")))
+    items = build_items(open_dataset(str(own / "photos"), own))
+    assert {"1", "1.0"} <= {*items.classes}
+    cache = dataclasses.replace(open_cache(own / "cache", "photos", [*VIEWS]), items=items)
+    settings = LabelNextConfig(run="first", runs=str(own / "runs"), to=str(own / "next.csv"))
+    rows = np.flatnonzero(items.label < 0)[:2]
+    with pytest.raises(UsageError, match="the class '1.0' of photos cannot be written into a tab"):
+        write_all(own / "next.csv", rows, cache, settings, {"views": "a"})
+
+
 def test_a_name_that_a_spreadsheet_would_compute_is_written_as_a_path(own: Path) -> None:
     path = sorted((own / "photos" / "unlabelled").iterdir())[0]
     path.rename(path.with_name("=1.png"))

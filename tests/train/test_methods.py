@@ -13,7 +13,7 @@ from training import config
 
 from base.errors import UsageError
 from base.option_groups import parse
-from train.classic import CLASSIC
+from train.classic import CLASSIC, GRAPH
 from train.command import run
 from train.config import PLACES, WORDS, TrainConfig, names_of
 from train.grid import SweepConfig
@@ -81,7 +81,7 @@ def test_a_method_of_the_table_is_trained_told_and_swept(
 def test_the_table_is_whole() -> None:
     for name, method in METHODS.items():
         assert method.name == name and method.schedule in SCHEDULES
-        assert method.classic == (name in CLASSIC)
+        assert method.classic == (name in (*CLASSIC, GRAPH))
         assert not method.graphs or not METHODS[method.without_graphs].graphs
         phases = phases_of(method, TrainConfig(warmup=7, cotrain=23))
         assert phases[0].first == 0

@@ -304,6 +304,20 @@ def test_masks_beside_their_images_are_left_out_and_told(
         assert "2 masks are left out, whose images lie beside them" in capsys.readouterr().out
 
 
+def test_what_a_table_beside_gives_a_label_is_no_mask(tmp_path: Path) -> None:
+    data = fill(tmp_path, "0.png", "0_label.png", "1.png", "1_label.png", "2.png", "2_label.png")
+    lines = [
+        "file_name,label",
+        "0.png,front",
+        "0_label.png,back",
+        "1.png,front",
+        "1_label.png,back",
+    ]
+    (tmp_path / "metadata.csv").write_text("\n".join([*lines, "2.png,front"]))
+    found = [(key, label) for key, label, _ in listed(data)]
+    assert found == [*(tuple(line.split(",")) for line in lines[1:]), ("2.png", "front")]
+
+
 # --- the tree
 
 

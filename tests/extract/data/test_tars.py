@@ -49,6 +49,19 @@ def contents(data: str) -> dict[str, bytes]:
     return {key: dataset.read(i) for i, key in enumerate(dataset.keys)}
 
 
+def test_what_has_a_label_of_its_own_is_no_mask(tmp_path):
+    members = []
+    for name, label in (("0", "a"), ("0_label", "b"), ("1", "a"), ("1_mask", None)):
+        members.append((f"{name}.png", name.encode()))
+        members += [(f"{name}.cls", label.encode())] if label else []
+    found = open_dataset(tar(tmp_path / "x.tar", *members), Path())
+    assert [*zip(found.keys, found.labels, strict=True)] == [
+        ("0.png", "a"),
+        ("0_label.png", "b"),
+        ("1.png", "a"),
+    ]
+
+
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_one_tar_with_labels_beside_the_images(tmp_path, form):
     deep = "/".join(["d" * 60] * 2) + "/0004"  # a long name has a header of its own
