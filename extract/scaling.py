@@ -3,7 +3,8 @@
 From version 3 of the pixels on by torch's antialiased filters on 8-bit tensors, whose weights are
 integers: the same on every processor, and several times as fast as Pillow's, from which of
 photographs 1 value in 400 differs, by 1 or 2 levels (by up to 14 where an upright picture of noise
-or stripes is squashed: Pillow scales its height first). Before, by Pillow's (torchvision's transforms).
+or stripes is squashed: Pillow scales its height first). Before, by Pillow's (torchvision's
+transforms).
 """
 
 import functools
