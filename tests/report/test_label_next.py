@@ -231,9 +231,7 @@ def test_classes_that_a_table_would_join_are_refused(own: Path) -> None:
     cache = dataclasses.replace(open_cache(own / "cache", "photos", [*VIEWS]), items=items)
     settings = LabelNextConfig(run="first", runs=str(own / "runs"), to=str(own / "next.csv"))
     rows = np.flatnonzero(items.label < 0)[:2]
-    with pytest.raises(
-        UsageError, match=r"the class '1\.0' of photos cannot be written into a tab"
-    ):
+    with pytest.raises(UsageError, match=r"the class '1\.0' of photos cannot be written"):
         write_all(own / "next.csv", rows, cache, settings, {"views": "a"})
 
 
