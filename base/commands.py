@@ -451,23 +451,28 @@ def _unreadable() -> dict[str, str | None]:
     one of the command's becomes that."""
     now, found = CURRENT.typed, dict[str, str | None]()
     command = next(one for one in CURRENT.table if one.name == now.command)
-    known = _settings(command)
-    words = {flag_of(name): name for name in command.words}
     for flag, *values in flag_by_flag(now.flags):
         name, equals, value = flag.partition("=")
         if _is_readable(command, [flag, *values]):
             continue
         found[name] = None
-        word = name[2:].upper()
-        if word in command.words:  # --from, as make calls it
-            found[word] = value if equals else " ".join(values)
-        elif near := _nearly(name[2:], known):
-            flag = f"--{near}"
-            found[words.get(flag, flag)] = value if equals else " ".join(values)
+        if meant := _word_or_flag(name, command):
+            found[meant] = value if equals else " ".join(values)
     for name, value in now.words.items():
         if not _is_readable(command, [f"{flag_of(name)}={value}"]):
             found[name] = UNKNOWN
     return found
+
+
+def _word_or_flag(name: str, command: Command) -> str:
+    """What a flag that there is not may mean: a name of make, or another flag; '' for none."""
+    word = name[2:].upper()
+    if word in command.words and flag_of(word) != name:  # --from
+        return word
+    flag = f"--{_nearly(name[2:], _settings(command))}"
+    if flag == "--":
+        return ""
+    return {flag_of(one): one for one in command.words}.get(flag, flag)
 
 
 def _nearly(name: str, known: Sequence[str]) -> str:

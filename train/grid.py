@@ -98,9 +98,8 @@ class SweepConfig(TrainConfig, GridSettings):
             if "=" in word or not parts or word.replace("-", "_") in known:
                 parts.append(word)
             else:
-                before = parts[-1]
-                mark = "" if before.endswith("=") else "," if "=" in before else "="
-                parts[-1] = f"{before}{mark}{word}"
+                name, _, values = parts[-1].partition("=")
+                parts[-1] = f"{name}={values},{word}" if values else f"{name}={word}"
         meant = " ".join(parts)
         if meant != " ".join(self.grid.split()):
             raise _wrong(
@@ -113,10 +112,7 @@ class SweepConfig(TrainConfig, GridSettings):
         """The values of one axis, of the kind that the setting is."""
         axes = [axis for axis in names_of(TrainingSettings) if axis not in ("threads", "select")]
         if name not in axes:
-            near = _meant(name, axes)
-            told = f"; did you mean {near!r}" if near else f"; there is: {', '.join(axes)}"
-            grid = self._with(part, f"{near or UNKNOWN}={values or UNKNOWN}")
-            raise _wrong(f"no setting of a grid is called {name!r}{told}", grid)
+            raise self._unknown(name, part, values, axes)
         usual = getattr(self, name)
         kind = type(usual)
         found = []
@@ -136,6 +132,12 @@ class SweepConfig(TrainConfig, GridSettings):
                     self._with(part, f"{name}={better}"),
                 )
         return found
+
+    def _unknown(self, name: str, part: str, values: str, axes: Sequence[str]) -> UsageError:
+        near = _meant(name, axes)
+        told = f"; did you mean {near!r}" if near else f"; there is: {', '.join(axes)}"
+        grid = self._with(part, f"{near or UNKNOWN}={values or UNKNOWN}")
+        return _wrong(f"no setting of a grid is called {name!r}{told}", grid)
 
     def _with(self, part: str, better: str) -> str:
         """The grid with another axis in the place of one."""

@@ -29,7 +29,7 @@ def test_the_newest_other_run_of_the_same_data_set_is_proposed(
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").touch()
         os.utime(tmp_path / name / "summary.json", (age, age))
-    monkeypatch.setattr(compare, "run_folder", lambda runs, name: Path(runs) / name)
+    monkeypatch.setattr(compare, "run_folder", lambda runs, name, beside: Path(runs) / name)
     monkeypatch.setattr(compare, "read_summary", lambda folder: {"dataset": folder.name[0]})
     with pytest.raises(UsageError, match="at least two different runs") as caught:
         compare.command(CompareConfig(names=names, runs=str(tmp_path)), {})
