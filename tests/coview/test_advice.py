@@ -673,7 +673,6 @@ SITUATIONS = (
     S("extract/settings.py:check", "make extract VIEW=tiny-clip DATA=pets ARGS='--batch -1'"),
     S("extract/settings.py:names_of#1", "make extract DATA=pets"),
     S("extract/settings.py:names_of#2", "make extract VIEW=tiny-clip VIEWS=mine DATA=pets"),
-    S("extract/settings.py:names_of#2", "make extract VIEW=mine VIEWS=mine,tiny-clip DATA=pets"),
     S("extract/settings.py:_twice#2", "make extract VIEWS=mine,mine DATA=pets"),
     S("extract/settings.py:_twice#2", "make extract VIEW=mine.toml,tiny-clip,mine.toml DATA=pets"),
     S(
