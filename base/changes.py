@@ -49,11 +49,13 @@ def _set_flag(flags: list[str], name: str, value: str) -> None:
 
 
 def _leave_out(flags: list[str], name: str) -> None:
-    """The flag, with its value."""
+    """The flag, with all that stands behind it up to the next."""
     for at, flag in enumerate(flags):
         if flag == name:
-            valued = at + 1 < len(flags) and not flags[at + 1].startswith("--")
-            del flags[at : at + 1 + valued]
+            end = at + 1
+            while end < len(flags) and not flags[end].startswith("--"):
+                end += 1
+            del flags[at:end]
             return
         if flag.startswith(f"{name}="):
             del flags[at]

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import textwrap
@@ -40,6 +41,7 @@ from base.errors import (
     nearest,
 )
 from base.phrase import flag_of, for_shell, line_of, phrase
+from base.stray import LISTS, placed
 
 MAKE, TYPED = "COVIEW_MAKE", "COVIEW_TYPED"  # names in the environment
 NO_BUG = ("EIO", "ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ESTALE")
@@ -194,35 +196,54 @@ def _chosen(name: str, flags: list[str], made: str | None) -> tuple[Command, lis
     """The command, and its flags. made: the names that make was given, None where nobody used it.
     Raises UsageError."""
     by_name = {command.name: command for command in CURRENT.table}
+    words: dict[str, str] = {}
     if made is not None:
-        typed = _from_make(name, made.split(), flags, by_name)
-        flags = typed.argv()
-    elif name in by_name:
-        typed = split(by_name[name], flags)
-    else:
+        words = _from_make(name, made.split(), by_name)
+    elif name not in by_name:
         near = nearest(name, by_name)
         again = shlex.join(["coview", near, *flags])
         then = f". Type: {again}" if near else ". All commands: coview --help"
         raise UsageError(f"coview has no command {name!r}{did_you_mean(name, by_name)}{then}")
+    command, stray = by_name[name], dict[str, str]()
+    if not {*HELP} & {*flags}:
+        flags, stray = placed(flags, load(command.config), _free(command, words, flags))
+    found = split(command, flags)
+    typed = Typed("coview" if made is None else "make", name, {**words, **found.words}, found.flags)
     _remember(typed)
-    return by_name[name], flags
+    if stray:
+        raise _no_flag(stray)
+    return command, flags if made is None else typed.argv()
 
 
-def _from_make(
-    name: str, given: list[str], flags: list[str], by_name: Mapping[str, Command]
-) -> Typed:
-    """The command that make was given, after a look at its words."""
+def _from_make(name: str, given: list[str], by_name: Mapping[str, Command]) -> dict[str, str]:
+    """The names that make was given for the command and their values, after a look at its words."""
     names = {one.name: (*one.words, "ARGS") for one in by_name.values()}
     examples = {one.name: one.example for one in by_name.values()}
     goals = os.environ.get("GOALS", "").split() or [name]
     others = [goal for goal in os.environ.get("COMMANDS", "").split() if goal not in by_name]
     make_words.check(name, given, goals, names, examples, others)
-    values = {}
-    for word in by_name[name].words:
-        if word in given:
-            values[word] = os.environ.get(word, "")
-    typed = split(by_name[name], flags)
-    return Typed("make", name, {**values, **typed.words}, typed.flags)
+    return {word: os.environ.get(word, "") for word in by_name[name].words if word in given}
+
+
+def _free(command: Command, words: Mapping[str, str], flags: Sequence[str]) -> list[str]:
+    """The flags that a word without one may belong to: those of the command's example, or the
+    first that there is, without those that were typed."""
+    meant = [name for name in command.words if f" {name}=" in command.example]
+    typed = {flag.partition("=")[0] for flag in flags} | {flag_of(name) for name in words}
+    return [flag for flag in map(flag_of, meant or command.words[:1]) if flag not in typed]
+
+
+def _no_flag(stray: Mapping[str, str]) -> UsageError:
+    """Of words that no flag expects, where the command that is meant is CURRENT.typed."""
+    word, flag = next(iter(stray.items()))
+    if not flag:
+        return UsageError(f"{word!r} has no flag before it; give it the one that says what it is")
+    if flag in LISTS:
+        return UsageError(f"{word!r} stands behind {flag}; put commas between the names of a list")
+    return UsageError(
+        f"{word!r} stands behind {flag}, which takes one value or none: give each value its flag, "
+        "and quote a value with a blank, or one that the shell expands (* and {0..9})"
+    )
 
 
 def split(command: Command, argv: Sequence[str]) -> Typed:
@@ -261,7 +282,16 @@ def amend(name: str, value: str | None) -> None:
 
 def parse(command: Command, argv: Sequence[str]) -> Any:
     """The settings. Ends the process with 2, after saying what is wrong with a flag."""
-    return option_groups.parse(load(command.config), f"coview {command.name}", argv)
+    return option_groups.parse(load(command.config), f"{_program()} {command.name}", argv)
+
+
+def _program() -> str:
+    """What one types to run coview itself, which make runs without its being on the PATH."""
+    beside = os.path.join(os.path.dirname(sys.executable), "coview")
+    by_make = CURRENT.typed.command and CURRENT.typed.form == "make"
+    if not by_make or shutil.which("coview") or not os.path.isfile(beside):
+        return "coview"
+    return for_shell(min(beside, os.path.relpath(beside), key=len))
 
 
 def load(place: str) -> Any:
@@ -366,7 +396,7 @@ def run_cli(do: Callable[[], None]) -> int:
     except SystemExit as error:
         if error.code == UsageError.exit_code:  # the parser has said what is wrong with a flag
             name = CURRENT.typed.command
-            print(f"all settings: coview {name} --help", file=sys.stderr)
+            print(f"all settings: {_program()} {name} --help", file=sys.stderr)
             print(f"Type: {typed(instead=_unreadable())}", file=sys.stderr, flush=True)
         raise
     except (CoviewError, OSError, KeyboardInterrupt, MemoryError, RuntimeError) as error:
@@ -421,20 +451,28 @@ def _unreadable() -> dict[str, str | None]:
     one of the command's becomes that."""
     now, found = CURRENT.typed, dict[str, str | None]()
     command = next(one for one in CURRENT.table if one.name == now.command)
-    known = _settings(command)
-    words = {flag_of(name): name for name in command.words}
     for flag, *values in flag_by_flag(now.flags):
         name, equals, value = flag.partition("=")
         if _is_readable(command, [flag, *values]):
             continue
         found[name] = None
-        if near := _nearly(name[2:], known):
-            flag = f"--{near}"
-            found[words.get(flag, flag)] = value if equals else " ".join(values)
+        if meant := _word_or_flag(name, command):
+            found[meant] = value if equals else " ".join(values)
     for name, value in now.words.items():
         if not _is_readable(command, [f"{flag_of(name)}={value}"]):
             found[name] = UNKNOWN
     return found
+
+
+def _word_or_flag(name: str, command: Command) -> str:
+    """What a flag that there is not may mean: a name of make, or another flag; '' for none."""
+    word = name[2:].upper()
+    if word in command.words and flag_of(word) != name:  # --from
+        return word
+    flag = f"--{_nearly(name[2:], _settings(command))}"
+    if flag == "--":
+        return ""
+    return {flag_of(one): one for one in command.words}.get(flag, flag)
 
 
 def _nearly(name: str, known: Sequence[str]) -> str:

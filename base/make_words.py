@@ -6,13 +6,16 @@ word without `=`; so VIEWS=clip, dinov2 trains on one view and then looks for a 
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from base.changes import ALIKE
-from base.errors import UsageError, did_you_mean, nearest
+from base.errors import UsageError, nearest
 from base.phrase import NAMED, quoted
 
 OWN = ("VENV=", "PYTHON3=")  # names that are for the Makefile itself
+BLANKS = ("ARGS", "GRID")  # names whose values have blanks as a rule
+KIN = {**ALIKE, "VIEW": "VIEWS", "VIEWS": "VIEW", "RUN": "RUNS", "RUNS": "RUN"}
+OF_A_RUN = ("VIEW", "VIEWS", "DATA", "LABELS", "SEEDS")  # with which it was trained
 
 
 def check(
@@ -31,6 +34,8 @@ def check(
     """
     commands = [*names, *others]
     words = on_the_line(goals)
+    every = {name for given in names.values() for name in given}
+    _refuse_unquoted(words, commands, every)
     for goal in goals:
         if goal not in commands:
             _refuse_goal(goal, command, words, commands, _home(given, names.get(command, ())))
@@ -43,7 +48,7 @@ def check(
             )
     unknown = [name for name in given if name not in names[command]]
     if unknown:
-        _refuse_name(unknown, command, names[command], words, examples[command])
+        _refuse_name(unknown, command, names[command], words, examples[command], every)
 
 
 def _heads(words: Sequence[str]) -> list[str]:
@@ -57,6 +62,24 @@ def _home(given: Sequence[str], names: Sequence[str]) -> tuple[str, bool]:
         if name in given and name in names:
             return name, True
     return names[0] if names else "NAME", False
+
+
+def _refuse_unquoted(words: list[str], commands: Sequence[str], every: Collection[str]) -> None:
+    """Raise UsageError for a loose word behind a value that has blanks as a rule: it belongs to
+    it. every: the names of all commands."""
+    found: list[str] = []
+    for word in words:
+        name = NAMED.match(word)
+        is_loose = word not in commands and not (name and name[0].upper() in every)
+        if is_loose and found and found[-1].partition("=")[0] in BLANKS:
+            found[-1] += f" {word}"
+        else:
+            found.append(word)
+    if found != words:
+        raise UsageError(
+            f"a value of {' or '.join(BLANKS)} with blanks is quoted; without quotes make begins a "
+            f"new word at each. Type: {as_typed(found)}"
+        )
 
 
 def _refuse_goal(
@@ -88,9 +111,14 @@ def _refuse_goal(
 
 
 def _refuse_name(
-    unknown: list[str], command: str, names: Sequence[str], words: list[str], example: str
+    unknown: list[str],
+    command: str,
+    names: Sequence[str],
+    words: list[str],
+    example: str,
+    every: Collection[str],
 ) -> None:
-    meant = {name: _meant(name, names) for name in unknown}
+    meant = {name: _meant(name, names, every) for name in unknown}
     heads, again = _heads(words), []
     for word in words:
         name, equals, value = word.partition("=")
@@ -99,18 +127,26 @@ def _refuse_name(
             continue  # nothing here is it, or the line has that already
         again.append(other + equals + value)
         heads.append(other)
-    near = meant[unknown[0]]
-    told = f"; did you mean {near!r}" if near else did_you_mean(unknown[0], names)
+    near, first = meant[unknown[0]], unknown[0]
+    if near:
+        told = f"; did you mean {near!r}"
+    elif "RUN" in names and first.upper() in OF_A_RUN:
+        told = "; a run has its own, leave it out"
+    else:
+        told = f"; there is: {', '.join(names)}"
     raise UsageError(
-        f"make {command} takes no {unknown[0]}{told}. "
+        f"make {command} takes no {first}{told}. "
         f"Type: {as_typed(again) if again else example}   (names: {', '.join(names)})"
     )
 
 
-def _meant(name: str, names: Sequence[str]) -> str:
-    """The name of the command that was probably meant; '' where none is near."""
-    alike = ALIKE.get(name, "")
-    return alike if alike in names else nearest(name, names)
+def _meant(name: str, names: Sequence[str], every: Collection[str]) -> str:
+    """The name of the command that was probably meant; '' where none is near. What is, or nearly
+    is, a name of another command means what it means there, and not what looks a little like it
+    here."""
+    near = name if name in every else nearest(name, every)
+    alike = KIN.get(near, "")
+    return next((one for one in (near, alike) if one in names), "")
 
 
 def on_the_line(goals: Sequence[str]) -> list[str]:

@@ -32,9 +32,7 @@ def check(config: ExtractConfig, say: bool = True) -> list[ViewSpec]:
         with one_of(names, view):
             spec = spec_named(Path(config.cache), view, config.data, name, say)
         if spec.name in {one.name for one in specs}:
-            raise UsageError(
-                f"the view {spec.name!r} was named twice; name it once", {"VIEWS": UNKNOWN}
-            )
+            raise _twice(names, view, spec, specs)
         specs.append(spec)
     return specs
 
@@ -67,9 +65,23 @@ def names_of(config: ExtractConfig) -> list[str]:
     if config.view and config.views:
         raise UsageError(
             f"VIEW={view} and VIEWS={config.views}: name all of them in VIEWS",
-            {"VIEW": None, "VIEWS": f"{view},{config.views}"},
+            {"VIEW": None, "VIEWS": _each_once(f"{view},{config.views}")},
         )
     return names
+
+
+def _each_once(views: str) -> str:
+    return ",".join(dict.fromkeys(filter(None, map(str.strip, views.split(",")))))
+
+
+def _twice(names: list[str], view: str, spec: ViewSpec, before: list[ViewSpec]) -> UsageError:
+    """Of a view that has a name which one before it has too: mine,mine or mine,mine.toml, which are
+    the same one, or two files with one name in them."""
+    told, word = f"the view {spec.name!r} was named twice; name it once", "VIEWS"
+    if spec not in before:
+        return UsageError(told, {word: UNKNOWN})
+    others = [name for name in dict.fromkeys(names) if name != view or names.count(view) > 1]
+    return UsageError(told, {"VIEW": None, word: ",".join(others)})
 
 
 def _refuse_name(name: str) -> None:

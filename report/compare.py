@@ -13,7 +13,7 @@ from typing import Any
 
 from base import durable
 from base.errors import CoviewError, UsageError
-from base.phrase import line_of
+from base.phrase import line_of, quoted
 from report.config import CompareConfig
 from report.html.page import page, page_file
 from report.pairs import Gain, all_lines, chosen_by, differences, differing, lines_of
@@ -27,6 +27,12 @@ from train.run.summary import read_summary
 
 def command(config: CompareConfig, found: dict[str, Any]) -> None:
     """make compare."""
+    if not config.names and not Path(config.runs).is_dir():
+        raise UsageError(
+            f"--runs {config.runs}: it takes the folder where runs lie, and there is no such one; "
+            f"the runs that are compared are RUNS={quoted(config.runs)}",
+            {"RUNS": config.runs, "--runs": None},
+        )
     names = _names(config)
     if len(names) < 2 or len(set(names)) < len(names):
         raise _too_few(config, names)
@@ -80,10 +86,10 @@ def _data(folder: Path) -> str:
 def _folder(runs: str, name: str, names: Sequence[str]) -> Path:
     """Of one of these names. What an error proposes instead of it is put among the others."""
     try:
-        return run_folder(runs, name)
-    except UsageError as error:
+        return run_folder(runs, name, names)
+    except CoviewError as error:
         near = error.instead.pop("RUN", None)
-        if near and near not in names:
+        if near:
             error.instead["RUNS"] = ",".join(near if one == name else one for one in names)
         raise
 

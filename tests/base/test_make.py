@@ -166,6 +166,18 @@ def test_a_printed_command_means_what_was_typed_and_runs_nothing_else(
             "make train was given a word that is no command: 'clip'. If it belongs to DATA",
         ),
         (
+            ("predict", "RUN=a", "VIEWS=clip"),
+            "takes no VIEWS; a run has its own, leave it out. Type: make predict RUN=a   (names",
+        ),
+        (
+            ("train", "VIEWS=a,b", "DATA=P", "ARGS=--warmup", "20", "RUN=q"),
+            "Type: make train VIEWS=a,b DATA=P ARGS='--warmup 20' RUN=q",
+        ),
+        (
+            ("sweep", "DATA=P", "GRID=lr=1e-4,3e-4", "temperature=0.5,1", "VIEWS=a,b"),
+            "Type: make sweep DATA=P GRID='lr=1e-4,3e-4 temperature=0.5,1' VIEWS=a,b",
+        ),
+        (
             ("extract", "VEIW=clip", "DATA=digits"),
             "make extract takes no VEIW; did you mean 'VIEW'",
         ),
@@ -246,6 +258,13 @@ def test_a_mistyped_command_shows_the_right_one(
 ) -> None:
     found = make(venv, *args)
     assert found.returncode == 2 and message in found.stderr and "Traceback" not in found.stderr
+
+
+def test_a_flag_that_is_none_names_the_program_that_make_runs(venv: Path) -> None:
+    """Which is on no PATH."""
+    said = make(venv, "status", "ARGS=--nonsense").stderr
+    program = Path(sys.executable).with_name("coview")
+    assert f"all settings: {os.path.relpath(program, ROOT)} status --help" in said
 
 
 def test_values_reach_the_command_whatever_they_contain(venv: Path) -> None:

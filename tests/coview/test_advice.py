@@ -527,6 +527,15 @@ def filled_in(place: Path) -> None:
     (place / "x.csv").touch()
 
 
+def second(place: Path) -> None:
+    shutil.copytree(place / "runs" / "a", place / "runs" / "aaa")
+
+
+def second_and_cut(place: Path) -> None:
+    second(place)
+    cut("runs/half/config.json")(place)
+
+
 def own_weights(place: Path) -> None:
     shutil.copytree(place / "w", place / "ww" / "mine")
 
@@ -636,6 +645,22 @@ SITUATIONS = (
     S("base/make_words.py:_refuse_name", "make train VIEW=pixels VIEWS=pixels,edges DATA=digits"),
     S("base/make_words.py:_refuse_goal", "make status cache"),
     S("base/make_words.py:_refuse_goal", "make report a"),
+    S("base/make_words.py:_refuse_unquoted", f"{TRAIN} ARGS=--warmup 20 RUN=q"),
+    S(
+        "base/make_words.py:_refuse_unquoted",
+        "make sweep VIEWS=pixels,edges DATA=digits GRID=lr=1e-4,3e-4 temperature=0.5,1",
+    ),
+    S("base/make_words.py:_refuse_name", "make predict RUN=a VIEWS=pixels"),
+    S("base/commands.py:_no_flag", "coview predict a"),
+    S("base/commands.py:_no_flag", "coview compare a,half"),
+    S("base/commands.py:_no_flag", "coview status cache"),
+    S("base/commands.py:_no_flag", "coview extract tiny-clip pets"),
+    S("base/commands.py:_no_flag", "coview extract --view tiny-clip mine --data pets"),
+    S("base/commands.py:_no_flag", "coview train --views pixels edges --data digits"),
+    S("base/commands.py:_no_flag", "coview predict --images my photos"),
+    S("base/commands.py:_no_flag", f"{TRAIN} ARGS='--warmup 20 30'"),
+    S("the parser", "coview import --view got --from other.npz --data pets"),
+    S("the parser", "coview predict --run a --image photos x"),
     S("the parser", "coview predict --run a --data photos"),
     S("the parser", "make predict RUN=a ARGS=--nonsense"),
     S("the parser", "make predict RUN=a ARGS=--worker=0"),
@@ -648,7 +673,13 @@ SITUATIONS = (
     S("extract/settings.py:check", "make extract VIEW=tiny-clip DATA=pets ARGS='--batch -1'"),
     S("extract/settings.py:names_of#1", "make extract DATA=pets"),
     S("extract/settings.py:names_of#2", "make extract VIEW=tiny-clip VIEWS=mine DATA=pets"),
-    S("extract/settings.py:check", "make extract VIEWS=mine,mine DATA=pets", ("mine",)),
+    S("extract/settings.py:_twice#2", "make extract VIEWS=mine,mine DATA=pets"),
+    S("extract/settings.py:_twice#2", "make extract VIEW=mine.toml,tiny-clip,mine.toml DATA=pets"),
+    S(
+        "extract/settings.py:_twice#1",
+        "make extract VIEWS=mine.toml,other/mine.toml DATA=pets",
+        ("mine.toml",),
+    ),
     S(
         "extract/models/weights.py:none_below",
         "make extract VIEWS=tiny-clip,mine DATA=pets WEIGHTS=w",
@@ -682,17 +713,21 @@ SITUATIONS = (
     S("train/grid.py:combinations", "make sweep VIEWS=pixels,edges DATA=digits"),
     S("train/grid.py:_wrong", "make sweep VIEWS=pixels DATA=digits GRID='lr=1 lr=2'"),
     S("train/grid.py:_wrong", "make sweep VIEWS=pixels DATA=digits GRID=lrr=1,2"),
-    S("train/grid.py:_wrong", "make sweep VIEWS=pixels DATA=digits GRID=xyzzy=1"),
-    S("train/grid.py:_wrong", "make sweep VIEWS=pixels DATA=digits GRID=lr=a"),
-    S("train/grid.py:_wrong", "make sweep VIEWS=pixels DATA=digits GRID=joint=a"),
+    S("train/grid.py:_wrong", "make sweep VIEWS=pixels DATA=digits GRID=xyzzy=1", ("lr",)),
+    S("train/grid.py:_wrong", "make sweep VIEWS=pixels DATA=digits GRID=lr=a", ("1",)),
+    S("train/grid.py:_wrong", "make sweep VIEWS=pixels DATA=digits GRID=lr", ("1",)),
+    S("train/grid.py:_wrong", "make sweep VIEWS=pixels DATA=digits GRID=joint=a", ("vote",)),
+    S("train/grid.py:_wrong", "make sweep VIEWS=pixels DATA=digits GRID='lr=1e-4;3e-4'"),
+    S("train/grid.py:_wrong", "make sweep VIEWS=pixels DATA=digits GRID='lr=1, temperature 2'"),
     S("train/grid.py:check#1", "make sweep VIEWS=pixels DATA=digits GRID=lr=1 ARGS=--dry-run"),
     S("train/grid.py:check#2", "make sweep VIEWS=pixels DATA=digits GRID=lr=1 METHOD=knn"),
     # views
     S("cache_specs/spec.py:_no_view#2", "make extract VIEW=tiny-clp DATA=photos"),
     S("cache_specs/spec.py:_no_view#2", "make extract VIEW=xyzzy DATA=photos", ("tiny-clip",)),
     S("cache_specs/spec.py:_no_view#1", "make extract VIEW=no.toml DATA=photos", ("tiny-clip",)),
-    S("train/data/reader.py:_named", "make train VIEWS=pixls,edges DATA=digits"),
-    S("train/data/reader.py:_named", "make train VIEWS=gone/edges.toml,pixels DATA=digits"),
+    S("train/data/reader.py:_no_such_view", "make train VIEWS=pixls,edges DATA=digits"),
+    S("train/data/reader.py:_no_such_view", "make train VIEWS=mien,pixels DATA=digits", ("edges",)),
+    S("cache_specs/spec.py:_no_view#1", "make train VIEWS=gone/edges.toml,pixels DATA=digits"),
     S("cache_specs/store.py:find_view", "make train VIEWS=tiny-clip DATA=pets"),
     S("cache_specs/lookup.py:_refuse_unknown", "make extract VIEW=mine DATA=photos", (), recorded),
     S("cache_specs/store.py:several", "make train VIEWS=pixels,mine DATA=pets", (), twin),
@@ -780,6 +815,14 @@ SITUATIONS = (
         cut("runs/half/config.json"),
     ),
     S("report/command.py:command", "make report"),
+    S("train/run/rundir.py:_no_such_run#2", "make compare RUNS=a,aa", (), second),
+    S(
+        "train/run/rundir.py:read_config",
+        "make compare RUNS=a,half",
+        ("aaa",),
+        second_and_cut,
+    ),
+    S("report/compare.py:command", "coview compare --runs a,half"),
     S("report/compare.py:_too_few", "make compare RUNS=a", ("a,half",)),
     S("report/compare.py:_too_few", "make compare RUNS=a,a", ("a,half",)),
     S("report/label_next/command.py:_refuse_words#1", "make label-next RUN=a N=0"),

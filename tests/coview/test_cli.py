@@ -724,13 +724,18 @@ def test_a_change_that_a_message_asks_for_is_made_in_the_command_below_it(
     assert run_cli(fail) == 2 and capsys.readouterr().err.splitlines()[-1].endswith(last)
 
 
+def program() -> str:
+    """coview, as it is typed where make is."""
+    return os.path.relpath(Path(sys.executable).with_name("coview"), ROOT)
+
+
 def test_an_unknown_flag_is_followed_by_the_commands_to_type(
     tmp_path: Path, command: Callable
 ) -> None:
     said = command("predict", "--run", "a", "--nonsense")
     assert said.returncode == 2 and "--nonsense" in said.stderr and "Traceback" not in said.stderr
     assert said.stderr.splitlines()[-2:] == [
-        "all settings: coview predict --help",
+        f"all settings: {program()} predict --help",
         "Type: make predict RUN=a",
     ]
     helped = command("predict", "--help")

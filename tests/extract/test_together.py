@@ -18,6 +18,7 @@ from extract import images, job, units
 from extract.config import ExtractConfig
 from extract.plan import plan
 from extract.run import run
+from extract.settings import check
 
 BOTH = "tiny-clip,tiny-dinov2"
 
@@ -250,3 +251,9 @@ def test_the_dry_run_tells_of_each(photos, tmp_path, capsys):
     assert [view["to_embed"] for view in found["views"]] == [N, N]
     assert capsys.readouterr().out.count("Nothing is written") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_view_that_both_names_hold_is_advised_once() -> None:
+    with pytest.raises(UsageError) as caught:
+        check(ExtractConfig(view="a", views="a,b", data="photos"))
+    assert caught.value.instead == {"VIEW": None, "VIEWS": "a,b"}

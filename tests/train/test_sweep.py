@@ -197,6 +197,33 @@ def test_nonsense_is_refused_before_anything_is_read(
         settings(made, tmp_path, **changes).check()
 
 
+@pytest.mark.parametrize(
+    ("grid", "meant"),
+    [
+        ("lr=1e-4,3e-4, temperature=0.5", "lr=1e-4,3e-4 temperature=0.5"),
+        ("lr=1e-4;3e-4", "lr=1e-4,3e-4"),
+        ("lr=1e-4, 3e-4", "lr=1e-4,3e-4"),
+        ("lr = 1e-4 , 3e-4; wd 0.1", "lr=1e-4,3e-4 wd=0.1"),
+        ("lr 1 2 weight-decay 0", "lr=1,2 weight-decay=0"),
+        ("lr", "lr=…"),
+        ("lr= temperature=1", "lr=… temperature=1"),
+        ("lr=1e-4,x temperature=1", "lr=1e-4,… temperature=1"),
+        ("lr=1 hidden=8 lr=2", "lr=1,2 hidden=8"),
+        ("weight-decay=1 weight_decay=2", "weight_decay=1,2"),
+        ("pseudo=sampel,argmax", "pseudo=sample,argmax"),
+        ("pseudo=sampel,sample", "pseudo=sample"),
+        ("xyzzy=1 lr=2", "…=1 lr=2"),
+        ("lrr=1,2 hidden=8", "lr=1,2 hidden=8"),
+    ],
+)
+def test_a_slip_in_a_grid_keeps_all_else_that_was_typed(
+    made: Made, tmp_path: Path, grid: str, meant: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        settings(made, tmp_path, grid=grid).combinations()
+    assert caught.value.instead == {"GRID": meant}
+
+
 def test_the_command_for_the_best_can_be_typed(made: Made, tmp_path: Path) -> None:
     config = dataclasses.replace(
         settings(made, tmp_path), data="my photos", cache="cache", dropout=0.0

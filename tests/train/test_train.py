@@ -1175,11 +1175,16 @@ def test_what_the_cache_lacks_is_named_with_the_command(made: Made, tmp_path: Pa
                 r"To extract it: make extract VIEW=tiny-clip DATA=digits"
             ),
         ),
-        ({"views": "tiny-clp,tiny-dinov2"}, UsageError, "did you mean 'tiny-clip'"),
+        (
+            {"views": "tiny-clp,tiny-dinov2"},
+            UsageError,
+            r"no view 'tiny-clp'\ndigits-\w+ has the views: edges, pixels, thirds$",
+        ),
+        ({"views": "edgs,pixels"}, UsageError, "no view 'edgs'; did you mean 'edges'\n"),
         (
             {"views": "mine,edges"},
             UsageError,
-            r"no view 'mine'.*\ndigits-\w+ has the views: edges, pixels, thirds$",
+            r"no view 'mine'\ndigits-\w+ has the views: edges, pixels, thirds$",
         ),
         ({"device": "cuda"}, UsageError, "torch sees no CUDA GPU here; use DEVICE=cpu"),
     ]

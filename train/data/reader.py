@@ -14,7 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from base.errors import UNKNOWN, DataQualityError, IntegrityError, StorageError, UsageError
+from base.errors import (
+    UNKNOWN,
+    DataQualityError,
+    IntegrityError,
+    StorageError,
+    UsageError,
+    nearest,
+)
 from base.phrase import quoted
 from cache_specs import integrity, store
 from cache_specs.items import Items, read_items
@@ -147,8 +154,19 @@ def _named(cache: Path, dataset: Path, name: str, views: list[str], data: str) -
     try:
         return named_view(dataset, name, _hint(dataset, name, data), views)
     except UsageError as error:
-        told = "" if name.endswith(".toml") else _where_it_is(cache, dataset, name)
-        raise UsageError(f"{error}{told}", error.instead) from None
+        if name.endswith(".toml"):
+            raise
+        raise _no_such_view(cache, dataset, name, views) from error
+
+
+def _no_such_view(cache: Path, dataset: Path, name: str, views: list[str]) -> UsageError:
+    """With the views of the data set alone: no others can be trained on."""
+    near = nearest(name, {*map(view_name, store.view_folders(dataset))} - {*views})
+    told = f"; did you mean {near!r}" if near else ""
+    again = ",".join((near or UNKNOWN) if one == name else one for one in views)
+    return UsageError(
+        f"no view {name!r}{told}{_where_it_is(cache, dataset, name)}", {"VIEWS": again}
+    )
 
 
 def _refuse_name(name: str, folder: Path, taken: dict[Path, str], views: list[str]) -> None:

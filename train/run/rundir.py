@@ -92,10 +92,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def run_folder(runs: str, run: str) -> Path:
+def run_folder(runs: str, run: str, beside: Sequence[str] = ()) -> Path:
     """RUN=demo lies below `runs`; RUN=runs/demo is a path. Raises UsageError or IntegrityError
-    where no finished run is there."""
+    where no finished run is there, which proposes none of those `beside` it."""
     folder = Path(run).expanduser() if "/" in run.rstrip("/") else Path(runs) / run
+    if not (folder / "config.json").is_file():
+        raise _no_such_run(folder, run, [Path(name).name for name in beside])
     finished(folder, typed=run)
     return folder
 
@@ -135,7 +137,7 @@ def finished(folder: Path, typed: str = "") -> dict[str, Any]:
     UsageError (no such run, not finished) or IntegrityError."""
     typed = typed or folder.name
     if not (folder / "config.json").is_file():
-        raise _no_such_run(folder, typed)
+        raise _no_such_run(folder, typed, ())
     config = read_config(folder)
     if (folder / "sweep.json").is_file():
         labels = config["settings"]["labels"]
@@ -155,9 +157,13 @@ def finished(folder: Path, typed: str = "") -> dict[str, Any]:
     return config
 
 
-def _no_such_run(folder: Path, typed: str) -> UsageError:
-    there = [path.parent.name for path in folder.parent.glob("*/config.json")]
+def _no_such_run(folder: Path, typed: str, named: Sequence[str]) -> UsageError:
+    """named: the runs that stand there already."""
+    every = {path.parent.name for path in folder.parent.glob("*/config.json")}
+    there = every - {*named}
     near, told = nearest(folder.name, there), did_you_mean(folder.name, there)
+    if every and not there:
+        told = ", and none but those that are named already"
     message = f"RUN={typed}: there is no run {folder}{told}"
     if not near:
         return UsageError(f"{message}. Make one: make train VIEWS=… DATA=… RUN={folder.name}")
