@@ -636,7 +636,7 @@ def test_a_run_goes_on_with_the_images_of_then_under_the_name_that_they_have_now
         StaleError,
         match=(
             r"(?s)fingerprints.items: .*The images that it was made of "
-            rf"are DATA={old.dataset.name}\n"
+            rf"are DATA={old.dataset.name}\nGive"
         ),
     ):
         run(config(old, tmp_path / "runs", warmup=2, cotrain=0, method="supervised"))
