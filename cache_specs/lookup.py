@@ -376,8 +376,8 @@ def _no_dataset(cache: Path, data: str, name: str, views: Sequence[str]) -> Usag
         return UsageError(
             f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}", instead={"DATA": near}
         )
-    names = [quoted(view) for view in views] or ["…"]
-    then = "\n  ".join(f"make extract VIEW={view} DATA={quoted(data)}" for view in names)
+    named = f"{'VIEWS' if len(views) > 1 else 'VIEW'}={quoted(','.join(views) or UNKNOWN)}"
+    then = f"make extract {named} DATA={quoted(data)}"
     return UsageError(
         f"no dataset {name!r} in {cache}/{did_you_mean(name, known)}. Embed it first: {then}"
     )

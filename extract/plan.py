@@ -15,7 +15,7 @@ import torch
 
 from base import native
 from base.commands import typed
-from base.console import clock_text
+from base.console import clock_text, counted
 from cache_specs import store
 from cache_specs.spec import ViewSpec
 from cache_specs.succession import next_version
@@ -78,8 +78,9 @@ def _plan(ready: Ready) -> dict[str, Any]:
     log.info(
         f"{spec.name}: {len(items):,} images of {items.name!r}, {len(items) - todo:,} of them in "
         f"the cache already{copied}, {todo:,} to embed -> {shown}\n"
-        f"to write: {write.bytes / 1e6:,.1f} MB in {len(write.pending)} shards of {write.rows:,} "
-        f"rows x {spec.width} {spec.storage_dtype}; {write.free / 1e6:,.0f} MB are free"
+        f"to write: {write.bytes / 1e6:,.1f} MB in {counted(len(write.pending), 'shard')} of "
+        f"{write.rows:,} rows x {spec.width} {spec.storage_dtype}; "
+        f"{write.free / 1e6:,.0f} MB are free"
     )
     if not here:
         log.info(f"weights: not on this machine; {_fetched(spec)}")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from base.console import counted
 from predict.from_run import Model, Opinions
 from report.sections import choose
 from train.data.reader import Cache
@@ -13,8 +14,8 @@ MOST = 10_000  # images of each split that the model is asked about; of more, ev
 MOST_CELLS = 4e8  # probabilities of one split in memory
 NEXT = (
     "To label them, move the files into their classes' folders, or write their labels into the "
-    "table that DATA is; then type the same make extract once more for each view, which embeds no "
-    "image again, and train under another RUN."
+    "table that DATA is; then type make extract once more, with all VIEWS, which embeds no image "
+    "again, and train under another RUN."
 )
 HIDDEN = (
     "They have labels already, which LABELS hid from the training: train under another RUN with a "
@@ -73,15 +74,21 @@ def to_label(asked: Asked, cache: Cache, most: int) -> Next:
     emb_nD = np.concatenate([_unit(emb_ND[asked.rows[pool]]) for emb_ND in cache.emb], 1)
     several = len(views_VnC) > 1
     kind = "disagreement of the views × uncertainty of the joint" if several else "uncertainty"
-    what, then = "images whose label was hidden", HIDDEN
+    what, then = "whose label was hidden", HIDDEN
     if len(bare):
-        what, then = "images without a label", NEXT
+        what, then = "without a label", NEXT
+    chosen = choose.label_next(joint_nC, views_VnC, emb_nD, most)
+    good = choose.near_the_best(choose.teaching(joint_nC, views_VnC))
+    few = int(good[chosen].sum())
+    tail = ""
+    if few < len(chosen):
+        tail = f" Behind the first {few:,} the scores are below a quarter of the best."
     return Next(
-        pool[choose.label_next(joint_nC, views_VnC, emb_nD, most)],
+        pool[chosen],
         len(pool),
         len(bare) > 0,
-        f"Chosen by {kind} among {len(pool):,} {what}{asked.sampled}, then spread out so that no "
-        "two ask the same. No hidden label has a say.",
+        f"Chosen by {kind} among {counted(len(pool), 'image')} {what}{asked.sampled}, then spread "
+        f"out so that no two ask the same; the best first.{tail} No hidden label has a say.",
         then,
     )
 

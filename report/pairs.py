@@ -2,6 +2,7 @@
 they differ in."""
 
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,19 +41,25 @@ Line = tuple[str, str]  # method, and a view or the joint
 
 def why_not(first: Run, other: Run) -> tuple[list[int], str]:
     """The seeds over which two runs are paired, and, of none, the reason in words. Of two versions
-    of a data set the same test images will do."""
+    of a data set, or a folder and a table of it, the same test images will do."""
     ours, theirs = first.summary, other.summary
-    our_keys = first.parts[first.method]["test"].keys
-    their_keys = other.parts[other.method]["test"].keys
-    if ours["fingerprints"]["items"] != theirs["fingerprints"]["items"]:
-        same_test = our_keys == their_keys and _contents(first, "test") == _contents(other, "test")
-        if not same_test or ours["dataset"] != theirs["dataset"]:
-            return [], _other_data(ours, theirs)
-    if our_keys != their_keys:
+    our_keys = _below(first.parts[first.method]["test"].keys)
+    their_keys = _below(other.parts[other.method]["test"].keys)
+    same_test = our_keys == their_keys and _contents(first, "test") == _contents(other, "test")
+    if not same_test and ours["fingerprints"]["items"] != theirs["fingerprints"]["items"]:
+        related = ours["dataset"] == theirs["dataset"] or not set(our_keys).isdisjoint(their_keys)
+        return [], _other_data(ours, theirs, related)
+    if not same_test:
         return [], f"other test images ({len(their_keys):,}, not these {len(our_keys):,})"
     if _contents(first, "test_labels") != _contents(other, "test_labels"):
         return [], "other labels of the test images"
     return _shared(first, other), ""
+
+
+def _below(keys: Sequence[str]) -> list[str]:
+    """Keys without the folders that all have in common, which a table beside the folder adds."""
+    cut = os.path.commonprefix(keys).rfind("/") + 1  # noqa: RUF071  at a slash
+    return [key[cut:] for key in keys]
 
 
 def _shared(first: Run, other: Run) -> list[int]:
@@ -69,10 +76,11 @@ def _contents(run: Run, name: str) -> Any:
     return run.summary["contents"][name]
 
 
-def _other_data(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+def _other_data(ours: dict[str, Any], theirs: dict[str, Any], related: bool) -> str:
+    """related: one grew out of the other."""
     here = f"{ours['dataset']} {ours['fingerprints']['items'][:8]}"
     there = f"{theirs['dataset']} {theirs['fingerprints']['items'][:8]}"
-    keep = f"; {KEEP}" if ours["dataset"] == theirs["dataset"] else ""
+    keep = f"; {KEEP}" if related else ""
     return f"other data ({there}, not {here}{keep})"
 
 
@@ -171,6 +179,7 @@ def _told(run: Run) -> dict[str, str]:
     found = {}
     for name, value in run.settings.items():
         found[name] = f"{len(value)} keys of a file" if isinstance(value, list) else str(value)
+    found["data"] = found["data"].rstrip("/") or "/"  # photos/ is photos
     found["device"] = run.environment["gpu"] or "CPU"
     found["code"] = (run.environment["git"] or "")[:8]
     for name, value in run.summary["fingerprints"].items():

@@ -10,7 +10,7 @@ import math
 import re
 import shlex
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -316,9 +316,9 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def make_command(settings: Mapping[str, Any]) -> str:
+def make_command(settings: Mapping[str, Any], always: Collection[str] = ()) -> str:
     """The `make train` of these settings (names of TrainConfig's fields): words for what has one,
-    ARGS for what differs from its default."""
+    ARGS for what differs from its default, or is named in `always`."""
     usual = dataclasses.asdict(TrainConfig())
     words, flags = {}, []
     for name in WORDS:
@@ -326,7 +326,9 @@ def make_command(settings: Mapping[str, Any]) -> str:
         if value not in ("", str(usual[name])):
             words[name.upper()] = value
     for name, value in settings.items():
-        if name in WORDS or value == usual.get(name, value):
+        if name in WORDS or name not in usual:
+            continue
+        if value == usual[name] and name not in always:
             continue
         if isinstance(value, bool):
             flags.append(flag_of(name if value else f"no_{name}"))
@@ -341,8 +343,8 @@ NOT_OF_A_SWEEP = ("run", "device", "gpus", "grid", "at_once", "json", "dry_run")
 
 
 def command_of(settings: dict[str, Any], record: dict[str, Any]) -> str:
-    """What trains and tests one record of a sweep."""
+    """What trains and tests one record of a sweep. What the grid varied stands there in any case:
+    where the default was the best, it was not forgotten."""
     asked = {**settings, **record["settings"], "method": record["method"]}
-    return make_command(
-        {name: value for name, value in asked.items() if name not in NOT_OF_A_SWEEP}
-    )
+    kept = {name: value for name, value in asked.items() if name not in NOT_OF_A_SWEEP}
+    return make_command(kept, record["settings"])

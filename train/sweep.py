@@ -78,7 +78,7 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
         if s.leads:
             record = {"seeds": config.seed_list(), "ranked": found}
             durable.write_json(s.folder / "sweep.json", record, "sweep")
-            log.info(f"\n{ranking(config, found)}\n{s.folder / 'sweep.json'}")
+            log.info(f"\n{s.folder / 'sweep.json'}\n{ranking(config, found)}")
     return found
 
 

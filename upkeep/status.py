@@ -196,14 +196,14 @@ def _view_text(view: dict[str, Any]) -> str:
         how = "to go on: "
         if view["next"] == REMOVE:
             how = "of images as they are no more; to remove it: "
-        done = f"{view['shards_done']} of {view['shards']} shards"
+        done = f"{view['shards_done']} of {counted(view['shards'], 'shard')}"
         return f"{head}: unfinished, {done}; {how}{view['next']}"
     verified = f"verified {view['verified']}" if view["verified"] else "not verified since"
     return f"{head}: finished {view['finished']}, {verified}, {_bad_text(view)}"
 
 
 def _bad_text(view: dict[str, Any]) -> str:
-    bad = f"{sum(view['bad'].values())} bad rows"
+    bad = counted(sum(view["bad"].values()), "bad row")
     if view["bad"]:
         bad += f" ({', '.join(f'{count} {name}' for name, count in view['bad'].items())})"
     if 0 < view["pixels"] < PIXELS:

@@ -108,12 +108,12 @@ def _check_stored(folder: Path) -> str:
     done = view.shards - len(view.pending())
     size = done * (view.embeddings_bytes + view.status_bytes)
     speed = f"{size / 1e6:,.1f} MB read in {seconds:.1f} s ({size / 1e9 / seconds:.2f} GB/s)"
-    read = f"{view.n:,} rows x {view.width}, {done} of {view.shards} shards, {speed}"
+    read = f"{view.n:,} rows x {view.width}, {done} of {counted(view.shards, 'shard')}, {speed}"
     if not view.is_complete:
         missing = "only its seal is missing" if done == view.shards else "undamaged"
         return f"unfinished, {missing}: {read}; to go on: {store.command(folder, 'extract')}"
     status = integrity.check(view, verified=time.strftime("%Y-%m-%d %H:%M"))
-    return f"ok: {read}, {int((status > 0).sum())} bad rows"
+    return f"ok: {read}, {counted(int((status > 0).sum()), 'bad row')}"
 
 
 def _lines(view: View, found: Sequence[Problem]) -> str:

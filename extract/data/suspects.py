@@ -1,32 +1,37 @@
 """What in a data set would make a score too good, or a class two: the same image twice, names of
 classes that are nearly the same."""
 
+import itertools
 import logging
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from base.console import counted
 from cache_specs.items import Items
 from cache_specs.words import means_no_label, split_named
 
 log = logging.getLogger(f"coview.{__name__}")
 LEADING = re.compile(r"(?<![\d.,])0+(?=\d)")  # zeros, and none of 0.05 and 1.05
 SHOWN = 5  # names
+SHORTEST = 4  # letters of a name that may be a slip of another
+RARE = 5  # times as many images has the class that a rare one is a slip of
 
 
 def warn_of_classes(items: Items) -> None:
     """Say which classes are called nearly the same: Circle and circle, 1 and 01 are two."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in items.classes:
-        plain = "".join(unicodedata.normalize("NFKC", name).split()).casefold()
-        alike[LEADING.sub("", plain)].append(name)
+        alike[_plain(name)].append(name)
     several = [names for names in alike.values() if len(names) > 1]
     for names in several[:SHOWN]:
         told = []
         for name in names:
             count = int((items.label == items.classes.index(name)).sum())
-            told.append(f"{name!r} ({count:,} images)")
+            told.append(f"{name!r} ({counted(count, 'image')})")
         log.warning(
             f"{' and '.join(told)} are classes of their own, though their names differ in case, "
             "blanks, leading zeros or the coding of letters alone; if they are one, mend the "
@@ -34,6 +39,48 @@ def warn_of_classes(items: Items) -> None:
         )
     if len(several) > SHOWN:
         log.warning(f"… and so are the classes of {len(several) - SHOWN:,} more such names")
+    _warn_of_slips(items)
+
+
+def _plain(name: str) -> str:
+    """Without case, blanks, leading zeros and the coding of letters."""
+    return LEADING.sub("", "".join(unicodedata.normalize("NFKC", name).split()).casefold())
+
+
+def _warn_of_slips(items: Items) -> None:
+    """Say which rare classes are one letter away from one that is much more common: thre, three."""
+    counts = np.bincount(items.label[items.label >= 0], minlength=len(items.classes)).tolist()
+    slips = []
+    for one, other in _one_letter_apart(items.classes):
+        rare, common = sorted((one, other), key=counts.__getitem__)
+        if 0 < counts[rare] * RARE <= counts[common]:
+            slips.append((rare, common))
+    for rare, common in slips[:SHOWN]:
+        log.warning(
+            f"{items.classes[rare]!r} ({counted(counts[rare], 'image')}) is one letter away from "
+            f"{items.classes[common]!r} ({counted(counts[common], 'image')}); if it is a slip, "
+            "mend the labels and type the same command again"
+        )
+    if len(slips) > SHOWN:
+        log.warning(f"… and so are {len(slips) - SHOWN:,} more such pairs")
+
+
+def _one_letter_apart(names: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs of places of names of which a letter is missing, added, another or at another place:
+    those that are the same once a letter is taken out of one or both. Numbers are not slips, nor
+    are names of three letters."""
+    places: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for place, name in enumerate(names):
+        plain = _plain(name)
+        if len(plain) < SHORTEST:
+            continue
+        digits = "".join(filter(str.isdigit, plain))
+        for rest in {plain, *(plain[:at] + plain[at + 1 :] for at in range(len(plain)))}:
+            places[digits, rest].append(place)
+    found = set()
+    for alike in places.values():
+        found.update(itertools.combinations(alike, 2))
+    return sorted(pair for pair in found if _plain(names[pair[0]]) != _plain(names[pair[1]]))
 
 
 def warn_of_words(items: Items) -> None:

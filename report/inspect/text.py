@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from base.console import counted
 from report.inspect.findings import crossing_text, differ_text
 from train.data.scarce import Unlearnt
 
+SHOWN = 5  # groups of copies and near-duplicates
 HEAD = (
     f"{'view':20}{'width':>6}{'constant':>10}{'weak':>6}{'effective':>11}{'norm':>9}"
     f"{'odd norms':>11}{'kNN val':>9}{'left out':>10}"
@@ -15,7 +17,7 @@ def text_of(found: dict[str, Any]) -> str:
     rows = ", ".join(f"{count:,} {name}" for name, count in found["rows"].items())
     first = f"{found['dataset']}: {rows}; {found['classes']} classes"
     if found["unusable"]:
-        first += f"; {found['unusable']:,} images unusable"
+        first += f"; {counted(found['unusable'], 'image')} unusable"
     short = Unlearnt(**found["unlearnt"]).text(found["classes"])
     lines = [
         first,
@@ -51,8 +53,9 @@ def _equal(views: list[dict[str, Any]]) -> list[str]:
 
 def _leaks(copies: dict[str, Any], near: dict[str, Any]) -> list[str]:
     exact = (
-        f"exact copies: {copies['images']:,} images in {copies['groups']:,} groups; across the "
-        f"border: {crossing_text(copies['crossing'])}"
+        f"exact copies: {counted(copies['images'], 'image')} in "
+        f"{counted(copies['groups'], 'group')}; across the border: "
+        f"{crossing_text(copies['crossing'])}"
     )
     if copies["groups"]:
         exact += f"; groups with different labels: {differ_text(copies)}"
@@ -61,7 +64,10 @@ def _leaks(copies: dict[str, Any], near: dict[str, Any]) -> list[str]:
         f"near-duplicates in all views (cosine at least {least}, {near['asked']:,} of "
         f"{near['held_out']:,} held-out images looked at): {crossing_text(near['crossing'])}"
     )
-    lines = [exact, close]
-    for group in [*copies["shown"], *[pair[:2] for pair in near["shown"]]][:5]:
-        lines.append("  " + "   ".join(f"{one['role']}: {one['key']}" for one in group))
+    lines, left = [], SHOWN
+    for head, groups in ((exact, copies["shown"]), (close, [pair[:2] for pair in near["shown"]])):
+        lines.append(head)
+        for group in groups[:left]:
+            lines.append("  " + "   ".join(f"{one['role']}: {one['key']}" for one in group))
+        left = max(0, left - len(groups))
     return lines

@@ -120,8 +120,8 @@ def _as_it_is_now(cache: Cache, config: LabelNextConfig) -> Dataset:
     if list(dataset.keys) != cache.items.keys or now != said(cache.items):
         raise StaleError(
             f"{cache.source} is not what RUN={config.run} was trained on any more: images or "
-            f"labels were added, moved or changed since. Type make extract VIEW=… "
-            f"DATA={quoted(cache.source)} for each view, train again under another RUN, and ask "
+            f"labels were added, moved or changed since. Type make extract VIEWS=… "
+            f"DATA={quoted(cache.source)} with all views, train again under another RUN, and ask "
             "that one",
             {"RUN": UNKNOWN},
         )
@@ -202,11 +202,11 @@ def _how(
     words = {}
     if cache.items.as_class:
         words["ARGS"] = f"--as-class {shlex.quote(','.join(cache.items.as_class))}"
-    lines = []
-    for view in settings["views"].split(","):
-        lines.append(line_of("extract", {"VIEW": view.strip(), "DATA": data, **place, **words}))
+    views = settings["views"]
+    embed = {"VIEWS" if "," in views else "VIEW": views, "DATA": data, **place, **words}
+    lines = [line_of("extract", embed)]
     run = free_name(Path(config.runs) / Path(config.run).name)
-    trained = {"VIEWS": settings["views"], "DATA": data, **place, "RUN": run}
+    trained = {"VIEWS": views, "DATA": data, **place, "RUN": run}
     lines.append(line_of("train", trained))
     whole = counted(len(cache.items), "image")
     return (

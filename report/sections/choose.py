@@ -67,18 +67,29 @@ def _spread_out(
     return np.array(chosen, np.int64)
 
 
-def label_next(
-    joint_nC: np.ndarray, views_VnC: np.ndarray, emb_nD: np.ndarray, most: int, candidates: int = 4
-) -> np.ndarray:
-    """Images whose label would teach most: disagreement of the views × uncertainty of the joint
-    picks most × candidates, of the scores below a quarter of the best no more than `most` needs;
-    and of these each next one is the farthest from all that are chosen already (greedy farthest
-    point, in cosine distance). One view: uncertainty alone."""
+def teaching(joint_nC: np.ndarray, views_VnC: np.ndarray) -> np.ndarray:
+    """(n,) in [0, 1]: how much a label would teach, disagreement of the views × uncertainty of the
+    joint; of one view uncertainty alone."""
     score = entropy(joint_nC) / np.log(joint_nC.shape[1])
     if len(views_VnC) > 1:
         score = score * divergence(views_VnC) / np.log(len(views_VnC))
+    return score
+
+
+def near_the_best(score_n: np.ndarray) -> np.ndarray:
+    """(n,) bool: the scores of at least a quarter of the best."""
+    return score_n >= score_n.max(initial=0) / 4
+
+
+def label_next(
+    joint_nC: np.ndarray, views_VnC: np.ndarray, emb_nD: np.ndarray, most: int, candidates: int = 4
+) -> np.ndarray:
+    """Images whose label would teach most: `teaching` picks most × candidates, of the scores below
+    a quarter of the best no more than `most` needs; and of these each next one is the farthest from
+    all that are chosen already (greedy farthest point, in cosine distance). Best score first."""
+    score = teaching(joint_nC, views_VnC)
     top = np.argsort(-score, kind="stable")[: most * candidates]
-    top = top[: max(most, int((score[top] >= score.max(initial=0) / 4).sum()))]
+    top = top[: max(most, int(near_the_best(score)[top].sum()))]
     if not len(top):
         return top
     x = emb_nD[top].astype(np.float32)
@@ -88,7 +99,7 @@ def label_next(
         near[chosen] = np.inf
         chosen.append(int(near.argmin()))
         near = np.maximum(near, x @ x[chosen[-1]])
-    return top[chosen]
+    return top[sorted(chosen)]
 
 
 def wrong_labels(joint_nC: np.ndarray, label_n: np.ndarray, most: int) -> tuple[np.ndarray, str]:

@@ -12,7 +12,7 @@ from conftest import VIEW_TOML, write_view, write_views
 
 from base.durable import canonical_json
 from base.errors import StaleError, UsageError
-from cache_specs import store
+from cache_specs import lookup, store
 from cache_specs.items import Items
 from cache_specs.lookup import find_dataset, find_views, named_view, one_view, spec_named
 from cache_specs.spec import SPECS, load_spec, recorded_spec
@@ -212,3 +212,15 @@ def test_a_view_of_ones_own_is_named_by_the_file_that_another_data_set_knows(
     toml.unlink()
     with pytest.raises(UsageError, match="no view 'mine'; did you mean"):
         spec_named(cache, "mine", "others")
+
+
+@pytest.mark.parametrize(
+    ("views", "named"),
+    [([], "VIEW=…"), (["clip"], "VIEW=clip"), (["clip", "dinov2"], "VIEWS=clip,dinov2")],
+)
+def test_what_is_not_extracted_is_extracted_by_one_command(
+    tmp_path: Path, views: list[str], named: str
+) -> None:
+    """Each image is decoded once for all views."""
+    told = str(lookup._no_dataset(tmp_path, str(tmp_path / "p"), "p", views))
+    assert told.endswith(f"Embed it first: make extract {named} DATA={tmp_path / 'p'}")

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -547,10 +548,10 @@ def test_classes_that_are_called_nearly_the_same_are_told(tmp_path, capsys):
     run(config(tmp_path / "data", tmp_path / "cache"))
     out = capsys.readouterr().err
     assert (
-        "warning: 'Circle' (2 images) and 'circle' (1 images) are classes of their own" in out
-        and "'big  dog' (1 images) and 'bigdog'" in out
+        "warning: 'Circle' (2 images) and 'circle' (1 image) are classes of their own" in out
+        and "'big  dog' (1 image) and 'bigdog'" in out
     )
-    assert "'007' (1 images) and '7' (1 images) are classes of their own" in out
+    assert "'007' (1 image) and '7' (1 image) are classes of their own" in out
     assert out.count("classes of their own") == 4 and "more such names" not in out
 
 
@@ -564,6 +565,39 @@ def test_of_many_classes_that_are_called_nearly_the_same_the_first_are_told(capl
     told = [line.getMessage() for line in caplog.records]
     assert len(told) == 6 and told[0].startswith("'01' (0 images) and '1' (0 images) are")
     assert told[5] == "… and so are the classes of 3 more such names"
+
+
+def test_a_rare_class_that_is_one_letter_away_from_a_common_one_is_told(caplog):
+    from cache_specs.items import Items
+    from extract.data.suspects import warn_of_classes
+
+    counts = {
+        "three": 20,
+        "thre": 1,  # left out
+        "threee": 4,  # added
+        "Thrae": 1,  # another
+        "htree": 1,  # moved
+        "there": 5,  # not rare: a fourth of the other
+        "tree": 20,
+        "class 10": 20,
+        "class 11": 1,  # a number is no slip
+        "cat": 20,
+        "cot": 1,  # short names are often alike
+        "thr": 1,
+    }
+    names = list(counts)
+    label = np.repeat(np.arange(len(names)), list(counts.values()))
+    warn_of_classes(Items("x", "folder", [], label, [], label, [], names))
+    told = [line.getMessage() for line in caplog.records]
+    first = re.findall(r"^'(\w+)' .* one letter away from '(\w+)'", "\n".join(told), re.MULTILINE)
+    rare = ["thre", "threee", "Thrae", "htree"]
+    assert first[:4] == [(name, "three") for name in rare]
+    assert told[0] == (
+        "'thre' (1 image) is one letter away from 'three' (20 images); if it is a slip, mend the "
+        "labels and type the same command again"
+    )
+    others = len(told) - 1 if told[-1].startswith("… and so are") else len(told)
+    assert others <= 5
 
 
 # --- weights

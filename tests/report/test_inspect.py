@@ -24,6 +24,7 @@ from report.inspect.command import command as inspect
 from report.inspect.findings import _copies, differ_text, look, verdict
 from report.inspect.measures import Overlap
 from report.inspect.run import run
+from report.inspect.text import _leaks
 
 CHANCE = np.random.default_rng(0)
 
@@ -235,6 +236,21 @@ def planted(tmp_path_factory: pytest.TempPathFactory, made: Made) -> Path:
     return folder
 
 
+def test_copies_stand_below_their_own_line() -> None:
+    def group(*keys: str) -> list[dict[str, str]]:
+        return [{"role": "labelled", "key": key} for key in keys]
+
+    copies = {"images": 2, "groups": 1, "crossing": {}, "labels_differ": 1, "labels_not_counted": 0}
+    copies["shown"] = [group("one/copy.png", "zero/1.png")]
+    near = {"least": [0.99], "asked": 1, "held_out": 1, "crossing": {"test in val": 7}}
+    near["shown"] = [[*group(f"{n}.png", f"{n}b.png"), [1.0]] for n in range(7)]
+    lines = _leaks(copies, near)
+    assert lines[0].startswith("exact copies: 2 images in 1 group; ")
+    assert lines[1] == "  labelled: one/copy.png   labelled: zero/1.png"
+    assert lines[2].startswith("near-duplicates in all views ")
+    assert lines[3] == "  labelled: 0.png   labelled: 0b.png" and len(lines) == 7
+
+
 def test_planted_faults_are_found_and_nothing_else(
     planted: Path, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -279,7 +295,7 @@ def test_planted_faults_are_found_and_nothing_else(
     )  # gradients of the pixels
     said = capsys.readouterr().out
     assert (
-        "exact copies: 2 images in 1 groups; across the border: 1 test in " in said
+        "exact copies: 2 images in 1 group; across the border: 1 test in " in said
         and "; groups with different labels: not counted (the labels of test" in said
         and str(tmp_path / "new" / "page.html") in said
     )

@@ -129,8 +129,8 @@ def test_the_table_filled_in_is_the_next_data_set(own: Path, capsys: pytest.Capt
     said = capsys.readouterr().out
     typed = re.findall(r"^  (make .*)$", said, re.MULTILINE)
     assert found["file"] == str(table) and "all 120 images of photos, these 5 first" in said
-    assert typed[1].startswith(f"make extract VIEW=tiny-dinov2 DATA={table} CACHE=")
-    assert typed[2].startswith(f"make train VIEWS={','.join(VIEWS)} DATA={table} ")
+    assert typed[0].startswith(f"make extract VIEWS={','.join(VIEWS)} DATA={table} CACHE=")
+    assert typed[1].startswith(f"make train VIEWS={','.join(VIEWS)} DATA={table} ")
     head, *rows = rows_of(table)
     assert head == ["path", "label"] and len(rows) == 120
     assert [row[0] for row in rows[:5]] == [f"photos/{one['key']}" for one in found["images"]]

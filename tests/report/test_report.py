@@ -453,28 +453,35 @@ def test_runs_that_cannot_be_compared_are_told_why(
         "relabelled: not comparable with digits: other data (digits 00000000, not digits"
         in compare([path_of(digits).parent, other], tmp_path / "c.html")
     )
+    # a table of the same images: other names, the same test images
     (other / "summary.json").write_bytes(durable.sealed({**newer, "dataset": "letters"}))
-    assert (
-        "relabelled: not comparable with digits: other data (letters 00000000, not digits"
-        in compare([path_of(digits).parent, other], tmp_path / "c.html")
+    assert "relabelled − digits, supervised: joint" in compare(
+        [path_of(digits).parent, other], tmp_path / "c.html"
     )
     (other / "summary.json").write_bytes(durable.sealed(newer))
-    table = pq.read_table(other / "predictions.parquet")
-    ids = pa.array([f"new/{name}" for name in table["id"].to_pylist()])
-    with pq.ParquetWriter(other / "predictions.parquet", table.schema) as writer:
+    schema = pq.read_schema(other / "predictions.parquet")
+    with pq.ParquetWriter(other / "predictions.parquet", schema) as writer:
         file = pq.ParquetFile(path_of(digits).parent / "predictions.parquet")
         for group in range(file.num_row_groups):
             rows = file.read_row_group(group)
-            writer.write_table(
-                rows.set_column(rows.schema.get_field_index("id"), "id", ids.slice(0, len(rows))),
-                row_group_size=len(rows),
-            )
+            ids = pa.array([f"new/{name}" for name in rows["id"].to_pylist()])
+            rows = rows.set_column(schema.get_field_index("id"), "id", ids)
+            writer.write_table(rows, row_group_size=len(ids))
     reseal(other)
+    # beside the folder a table's keys have the folder's name before them
+    text = compare([path_of(digits).parent, other], tmp_path / "c.html")
+    assert "relabelled − digits, supervised: joint" in text
+    made = durable.read_sealed(other / "summary.json")
+    contents = {**made["contents"], "test": "0" * 64}
+    (other / "summary.json").write_bytes(
+        durable.sealed({**made, "contents": contents, "dataset": "next"})
+    )
     text = compare([path_of(digits).parent, other], tmp_path / "c.html")
     assert (
-        "other data (digits 00000000, not digits" in text
+        "other data (next 00000000, not digits" in text
         and "keep the test images apart before labelling, in folders val/ and test/" in text
     )
+    (other / "summary.json").write_bytes(durable.sealed(made))
     with pytest.raises(UsageError, match=r"there is no run .*did you mean 'digits'"):
         compare([path_of(digits).parent, Path(digits.runs) / "digit"], tmp_path / "c.html")
     alone = command("compare", "--names", "relabelled", "--runs", digits.runs)
@@ -499,7 +506,7 @@ def test_a_comparison_says_what_differs_and_tells_machines(
     shutil.copytree(path_of(digits).parent, other, dirs_exist_ok=True)
     record = durable.read_sealed(other / "config.json")
     (other / "config.json").write_bytes(
-        durable.sealed({**record, "settings": {**record["settings"], "lr": 0.5}})
+        durable.sealed({**record, "settings": {**record["settings"], "lr": 0.5, "data": "digits/"}})
     )
     reseal(other)
     given = (
@@ -761,6 +768,12 @@ def test_label_next_is_uncertain_disagreeing_and_spread_out() -> None:
     views_VnC[0, ::2], views_VnC[1, ::2] = [0.9, 0.1], [0.1, 0.9]  # every other image is disputed
     chosen = choose.label_next(views_VnC.mean(0), views_VnC, emb, 20)
     assert len(set(chosen)) == 20 and (chosen % 2 == 0).all()
+    graded = views_VnC.copy()
+    graded[:, ::4] = 0.5 + (graded[:, ::4] - 0.5) * 0.7  # half of them less so
+    best = choose.label_next(graded.mean(0), graded, emb, 150)
+    best = choose.label_next(graded.mean(0), graded, emb, 150)
+    score = choose.teaching(graded.mean(0), graded)[best]
+    assert (np.diff(score) <= 0).all() and score[0] > score[-1], "the best first"
     assert (chosen >= n // 2).sum() <= 2  # of 100 that are nearly the same, hardly more than one
     assert len(choose.label_next(np.full((3, 2), 0.5), np.empty((0, 3, 2)), np.eye(3), 20)) == 3
     few = np.where(

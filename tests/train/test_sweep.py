@@ -13,7 +13,7 @@ from training import QUICK
 
 from base.errors import IntegrityError, UsageError
 from train.command import run
-from train.config import TrainConfig
+from train.config import TrainConfig, command_of
 from train.grid import SweepConfig
 from train.run.rundir import finished
 from train.sweep import batches_of, ranking, sweep
@@ -59,6 +59,16 @@ def _check_damaged(folder: Path) -> None:
     path.write_text(whole)
 
 
+def test_the_best_is_told_whole_also_where_it_is_the_default() -> None:
+    usual = dataclasses.asdict(TrainConfig(views="a,b", data="digits"))
+    best = {"lr": usual["lr"], "temperature": 1.0, "calibrate": False}
+    told = command_of(usual, {"method": "mct", "settings": best})
+    assert told == (
+        "make train VIEWS=a,b DATA=digits METHOD=mct "
+        "ARGS='--lr 0.0003 --temperature 1.0 --no-calibrate'"
+    )
+
+
 def test_a_combination_of_a_sweep_is_what_it_is_alone_to_the_last_bit(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -80,6 +90,8 @@ def test_a_combination_of_a_sweep_is_what_it_is_alone_to_the_last_bit(
         f"--{name} {value} " in f"{caught.value} ".replace("'", " ")
         for name, value in found[0]["settings"].items()
     )
+    lines = out.strip().splitlines()
+    assert lines[-1].startswith("to train and test the best, type: ")
     assert (
         "8 combinations, 2 seeds each" in out
         and "to train and test the best, type: make train VIEWS=" in out

@@ -109,6 +109,11 @@ def test_labels_from_a_file(made: Made, tmp_path: Path) -> None:
         UsageError, match="line 1: 'digits' has no image '0000x'; did you mean '0000'"
     ):
         make_split(made.items, ok, str(path), 0)
+    path.write_text("nope.png\n")
+    with pytest.raises(
+        UsageError, match=r"line 1: 'digits' has no image 'nope.png'; a key looks like '0000'$"
+    ):
+        make_split(made.items, ok, str(path), 0)
     path.write_text(made.items.keys[chosen.test[0]] + "\n")
     with pytest.raises(UsageError, match="not a labelled training image"):
         make_split(made.items, ok, str(path), 0)
@@ -624,11 +629,14 @@ def test_a_run_goes_on_with_the_images_of_then_under_the_name_that_they_have_now
     folder = write_items(old.cache, items)
     for name, emb in old.emb.items():
         write_view(folder, old.tomls[name], np.concatenate([emb, emb[:1]]), items.fingerprint)
+    # the same images with other labels are another data set's
+    other = dataclasses.replace(old.items, name="other", label=np.roll(old.items.label, 1))
+    assert write_items(old.cache, other).name == old.dataset.name.replace("digits", "other")
     with pytest.raises(
         StaleError,
         match=(
             r"(?s)fingerprints.items: .*The images that it was made of "
-            rf"are DATA={old.dataset.name}\n"
+            rf"are DATA={old.dataset.name}\nGive"
         ),
     ):
         run(config(old, tmp_path / "runs", warmup=2, cotrain=0, method="supervised"))
@@ -739,7 +747,7 @@ def test_a_class_that_is_not_tested_is_said(made: Made, capsys: pytest.CaptureFi
             "warning: of 10 classes 2 have no validation image: '0', '1'. "
             "The validation scores say nothing of them"
         ),
-        "warning: of 10 classes 1 has no test image: '4'. The test scores say nothing of them",
+        "warning: of 10 classes 1 has no test image: '4'. The test scores say nothing of it",
     ]
 
 

@@ -240,7 +240,7 @@ def test_without_the_images_the_stored_bytes_are_still_verified(view, original, 
     with pytest.raises(CoviewError, match="1 failed, of 1 view"):
         verify(VerifyConfig(cache=cache_of(view), recompute=2))
     out = capsys.readouterr().out
-    assert ": ok: 45 rows x 128" in out and "1 bad rows, but NOT computed again" in out
+    assert ": ok: 45 rows x 128" in out and "1 bad row, but NOT computed again" in out
     flip(view.embeddings_file(0))
     with pytest.raises(CoviewError, match="is damaged"):
         verify(VerifyConfig(cache=cache_of(view), recompute=2))
@@ -249,7 +249,7 @@ def test_without_the_images_the_stored_bytes_are_still_verified(view, original, 
 
 def test_a_bad_row_is_recomputed_as_bad(view, capsys):
     verify(VerifyConfig(cache=cache_of(view), recompute=ROWS, seed=5))
-    assert "1 bad rows" in capsys.readouterr().out and store.read_rows(view, [BAD])[1][0] == 2
+    assert "1 bad row" in capsys.readouterr().out and store.read_rows(view, [BAD])[1][0] == 2
 
 
 # --- status
@@ -261,7 +261,7 @@ def test_status_shows_every_view(view, original):
     assert (
         f"{N} x 128, 0.0 MB: finished " in line
         and "verified " in line
-        and "1 bad rows (1 truncated)" in line
+        and "1 bad row (1 truncated)" in line
     )
     (view.folder / "complete.json").unlink()
     assert "unfinished, 3 of 3 shards; to go on: make extract VIEW=tiny-clip DATA=/" in status_text(

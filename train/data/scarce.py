@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache_specs.items import Items
-from train.data.splits import Split
+from train.data.splits import NUMBER, Split
 
 SHOWN = 10  # classes, by name
 
@@ -25,17 +25,18 @@ class Unlearnt:
         """For people; '' where there is no such class. of: how many classes there are."""
         if not self.classes:
             return ""
+        them = "it" if len(self.classes) == 1 else "them"
         head = (
             f"of {_classes(of)} {len(self.classes):,} {have(len(self.classes))} no labelled "
             f"training image: {listed(self.classes)}"
         )
         if self.top1 == 1:
             return (
-                f"{head}. No model can learn them; no {self.judges} image is of them, so no score "
-                "shows it"
+                f"{head}. No model can learn {them}; no {self.judges} image is of {them}, so no "
+                "score shows it"
             )
         return (
-            f"{head}. No model can learn them: on the {self.judges} images no top-1 above "
+            f"{head}. No model can learn {them}: on the {self.judges} images no top-1 above "
             f"{100 * self.top1:.1f} % and no balanced accuracy above {100 * self.balanced:.1f} % "
             "is possible"
         )
@@ -61,11 +62,44 @@ def rarer(labels: str, items: Items, split: Split) -> dict[str, int]:
     return {items.classes[number]: int(counts[number]) for number in short[counts[short].argsort()]}
 
 
+def forced(labels: str, items: Items, split: Split) -> dict[str, int]:
+    """How many training images there are with a label, seen or hidden, of each class of which
+    LABELS, where it is a share, asks for less than half an image: one is labelled all the same. The
+    rarest first."""
+    if not (labels.endswith("%") and NUMBER.fullmatch(labels)):
+        return {}
+    rows = np.union1d(split.labelled, split.unlabelled)
+    counts = np.bincount(items.label[rows][items.label[rows] >= 0], minlength=len(items.classes))
+    whole = np.round(counts * float(labels[:-1]) / 100)
+    short = np.flatnonzero((counts > 0) & (whole < 1))
+    return {items.classes[number]: int(counts[number]) for number in short[counts[short].argsort()]}
+
+
+def forced_text(labels: str, items: Items, split: Split) -> str:
+    """The same for people, and what share is labelled in fact; '' where there is no such class."""
+    few = forced(labels, items, split)
+    if not few:
+        return ""
+    some = ", ".join(f"{name!r} (1 of {count:,})" for name, count in [*few.items()][:SHOWN])
+    more = " …" if len(few) > SHOWN else ""
+    return (
+        f"LABELS={labels}: of {_classes(len(items.classes))} {len(few):,} {have(len(few))} so few "
+        "training images that one of them is more than that share, and one is taken: "
+        f"{some}{more}. In all, {share_text(items, split)} are labelled"
+    )
+
+
+def share_text(items: Items, split: Split) -> str:
+    """What share of the training images that have a label the training is told of: 16.7 %."""
+    known = len(split.labelled) + int((items.label[split.unlabelled] >= 0).sum())
+    return f"{100 * len(split.labelled) / known:.3g} %"
+
+
 def rarer_text(labels: str, items: Items, split: Split) -> str:
-    """The same for people; '' where there is no such class."""
+    """What LABELS asks for and some classes do not have, for people; '' where all have it."""
     fewer = rarer(labels, items, split)
     if not fewer:
-        return ""
+        return forced_text(labels, items, split)
     some = ", ".join(f"{name!r} ({count:,})" for name, count in [*fewer.items()][:SHOWN])
     more = " …" if len(fewer) > SHOWN else ""
     return (

@@ -15,6 +15,7 @@ published lists (1percent.txt and 10percent.txt of github.com/google-research/si
 imagenet_subsets/) hold bare file names, which is enough.
 """
 
+import difflib
 import hashlib
 import re
 from dataclasses import dataclass
@@ -23,13 +24,14 @@ from pathlib import Path
 import numpy as np
 
 from base.console import counted
-from base.errors import UNKNOWN, DataQualityError, UsageError, did_you_mean
+from base.errors import UNKNOWN, DataQualityError, UsageError
 from cache_specs.items import Items
 from train.algorithm.streams import Purpose, place_of, stream
 
 DRAWS = "of each class by its name"  # what a run notes down of how labelled images are drawn
 SMALLEST = 4  # images of a class that leave some for training, validation and test
 ONE_EACH = "every class has one image"
+MOST_ASKED, NEAR = 10_000, 0.8  # keys among which a slip is looked for; how alike it must be
 NUMBER = re.compile(r"all|\d+|[\d.]+%")
 
 
@@ -244,9 +246,10 @@ def _refuse_lines(
     line, key, found = wrong[0]
     several = f" ({len(wrong):,} of {lines:,} lines are like that)" if len(wrong) > 1 else ""
     if not found:
+        near = difflib.get_close_matches(key, items.keys[:MOST_ASKED], n=1, cutoff=NEAR)
+        meant = f"did you mean {near[0]!r}" if near else f"a key looks like {items.keys[0]!r}"
         raise UsageError(
-            f"{path}, line {line}: {items.name!r} has no image {key!r}"
-            f"{did_you_mean(key, items.keys[:10_000])}{several}"
+            f"{path}, line {line}: {items.name!r} has no image {key!r}; {meant}{several}"
         )
     one, other = items.keys[found[0]], items.keys[found[1]]
     raise UsageError(

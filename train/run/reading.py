@@ -176,7 +176,7 @@ def warn_of_missing_classes(cache: Cache, split: Split) -> None:
             log.warning(
                 f"of {len(classes):,} classes {len(lacking):,} {have(len(lacking))} no {name} "
                 f"image: {listed([classes[number] for number in lacking])}. The {name} scores say "
-                "nothing of them"
+                f"nothing of {'it' if len(lacking) == 1 else 'them'}"
             )
 
 

@@ -23,8 +23,16 @@ from typing import Any
 import torch
 
 from base import durable
-from base.errors import UNKNOWN, IntegrityError, StaleError, UsageError, did_you_mean, nearest
-from cache_specs.items import Items
+from base.errors import (
+    UNKNOWN,
+    CoviewError,
+    IntegrityError,
+    StaleError,
+    UsageError,
+    did_you_mean,
+    nearest,
+)
+from cache_specs.items import Items, read_items
 from cache_specs.spec import differences
 from train.config import PLACES, TrainConfig, command_of, make_command
 from train.data.splits import DRAWS, NUMBER, Split, read_keys
@@ -74,8 +82,17 @@ def _images_of_then(cache: Path, found: dict, fingerprints: dict[str, str]) -> l
     then = found["fingerprints"]["items"]
     if then == fingerprints["items"]:
         return []
-    known = sorted(cache.glob(f"*-{then[:8]}/dataset.json"))
-    return [f"The images that it was made of are DATA={path.parent.name}" for path in known]
+    known = sorted(path.parent for path in cache.glob(f"*-{then[:8]}/dataset.json"))
+    whole = [folder for folder in known if _labels_of(folder) == found["fingerprints"]["labels"]]
+    return [f"The images that it was made of are DATA={folder.name}" for folder in whole or known]
+
+
+def _labels_of(folder: Path) -> str:
+    """The fingerprint of a data set's labels; '' where they cannot be read."""
+    try:
+        return read_items(folder).labels_fingerprint
+    except CoviewError:
+        return ""
 
 
 def read_config(folder: Path) -> dict[str, Any]:

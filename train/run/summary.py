@@ -26,7 +26,7 @@ from train.algorithm.paired import FEW, Difference, difference
 from train.config import TrainConfig
 from train.data.feed import Input
 from train.data.reader import Cache
-from train.data.scarce import Unlearnt, rarer, unlearnt
+from train.data.scarce import Unlearnt, forced, rarer, share_text, unlearnt
 from train.data.splits import Split
 from train.methods import METHODS, Method, in_order
 from train.run.probe_files import read_tensors
@@ -88,6 +88,8 @@ def describe(config: TrainConfig, cache: Cache, splits: Sequence[Split]) -> dict
 def _labels_text(labels: str, items: Items, split: Split) -> str:
     if labels == "all":
         return "all labels"
+    if forced(labels, items, split):
+        return f"labels: {labels}, at least 1 a class ({share_text(items, split)} in fact)"
     if not labels.isdigit():
         return f"labels: {labels}"
     text, fewer = f"{counted(int(labels), 'label')} a class", len(rarer(labels, items, split))

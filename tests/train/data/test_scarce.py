@@ -9,7 +9,7 @@ from conftest import Made
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from cache_specs.items import Items
-from train.data.scarce import Unlearnt, rarer, rarer_text, unlearnt
+from train.data.scarce import Unlearnt, forced, rarer, rarer_text, unlearnt
 from train.data.splits import Split, make_split
 
 
@@ -75,12 +75,28 @@ def test_what_else_is_said_of_them(made: Made) -> None:
     split = split_of(items, "3")
     untested = dataclasses.replace(split, test=split.test[items.label[split.test] != 2])
     assert unlearnt(items, untested).text(10) == (
-        "of 10 classes 1 has no labelled training image: '2'. No model can learn them; no test "
-        "image is of them, so no score shows it"
+        "of 10 classes 1 has no labelled training image: '2'. No model can learn it; no test "
+        "image is of it, so no score shows it"
     )
     many = Unlearnt([str(n) for n in range(4000)], 0.5, 0.5).text(9000)
     assert many.startswith("of 9,000 classes 4,000 have no") and "'9' …. No model" in many
     assert len(many) < 300
+
+
+def test_a_share_of_less_than_half_an_image_is_told(made: Made) -> None:
+    """A share takes one image of a class at least, which may be far more."""
+    items = made.items
+    split = split_of(items, "0.3%")
+    training = np.union1d(split.labelled, split.unlabelled)
+    counts = np.bincount(items.label[training], minlength=10)
+    assert len(split.labelled) == 10
+    assert forced("0.3%", items, split) == dict(zip(items.classes, counts.tolist(), strict=True))
+    told = rarer_text("0.3%", items, split)
+    assert told.startswith("LABELS=0.3%: of 10 classes 10 have so few training images that one of ")
+    assert f"'0' (1 of {counts[0]})" in told
+    assert told.endswith(f"In all, {100 * 10 / counts.sum():.3g} % are labelled")
+    assert rarer_text("50%", items, split_of(items, "50%")) == ""
+    assert rarer_text("my%", items, split) == "", "a file"
 
 
 def test_rarer_classes_are_named_with_what_they_have(made: Made) -> None:
