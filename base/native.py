@@ -16,8 +16,9 @@ KEEP = "COVIEW_KEEP_MEMORY"
 OF_MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 # malloc.h: https://man7.org/linux/man-pages/man3/mallopt.3.html
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, NEVER = -1, -3, -1
-# bytes: blocks below the first are kept; an older glibc takes no more than the second
-BELOW = (1 << 30, 1 << 25)
+# bytes: blocks below the first are kept, which is more than a batch of activations and less than the
+# largest pictures; an older glibc takes no more than the second
+BELOW = (1 << 28, 1 << 25)
 PROCESSOR, QUOTA = Path("/proc/cpuinfo"), Path("/sys/fs/cgroup/cpu.max")
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of Intel and AMD, of Intel, of ARM
 
