@@ -16,8 +16,8 @@ KEEP = "COVIEW_KEEP_MEMORY"
 OF_MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 # malloc.h: https://man7.org/linux/man-pages/man3/mallopt.3.html
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, NEVER = -1, -3, -1
-# bytes: blocks below the first are kept, which is more than a batch of activations and less than the
-# largest pictures; an older glibc takes no more than the second
+# bytes: blocks below the first are kept (more than a batch of activations); an older glibc takes no
+# more than the second
 BELOW = (1 << 28, 1 << 25)
 PROCESSOR, QUOTA = Path("/proc/cpuinfo"), Path("/sys/fs/cgroup/cpu.max")
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of Intel and AMD, of Intel, of ARM
@@ -37,6 +37,13 @@ def keep_memory() -> bool:
     if not any(libc.mallopt(M_MMAP_THRESHOLD, size) for size in BELOW):
         return False
     return bool(libc.mallopt(M_TRIM_THRESHOLD, NEVER))
+
+
+def give_back() -> None:
+    """What is free goes back to the kernel after all: after a picture of gigabytes."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def why_not_kept() -> str:

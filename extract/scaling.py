@@ -16,9 +16,11 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from base import native
 from cache_specs.spec import Preprocess
 from extract.pixels import STRIP
 
+LARGE = 2**25  # pixels
 GREY = 128  # of OWLv2's squares, whose grey is 127.5
 BY_TORCH = 3  # the first version of the pixels that torch scales
 Pipeline = Callable[[Image.Image], torch.Tensor]
@@ -58,6 +60,8 @@ def levels(image: Image.Image) -> torch.Tensor:
     """(1, 3, H, W) uint8, a pixel's three levels side by side in memory, as torch scales them
     fastest. Strip by strip: of a whole image Pillow makes two copies."""
     width, height = image.size
+    if width * height > LARGE:
+        native.give_back()  # what decoding took
     levels_HWC = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, STRIP):
         end = min(top + STRIP, height)
