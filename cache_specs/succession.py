@@ -57,6 +57,8 @@ def write_items(
         number, before, lines = next_version(cache, items, source, changed)
         was, source = read_source(before), _first_source(folder, items) or source
         durable.make_folder(folder)
+        for name in ("items.parquet", "dataset.json"):  # of a run that was killed at it
+            (folder / f".{name}.tmp").unlink(missing_ok=True)
         same_table = _is_file(folder / "items.parquet", table)
         if not same_table:
             _relabel(folder, items, source)  # a run that was trained on the old labels stays usable

@@ -348,6 +348,14 @@ def test_a_damaged_list_is_written_anew_by_the_next_extraction(tmp_path):
     assert write_items(tmp_path, make()) == folder and files(folder) == before
 
 
+def test_what_a_killed_writer_of_the_list_left_goes(tmp_path):
+    """Also where the list is to stay as it is."""
+    folder = write_items(tmp_path, make())
+    before = files(folder)
+    (folder / ".dataset.json.tmp").write_bytes(b"half")
+    assert write_items(tmp_path, make()) == folder and files(folder) == before
+
+
 @pytest.mark.parametrize("name", ["items.parquet", "dataset.json"])
 def test_every_flip_is_found_in_a_sample_of_places(tmp_path, name):
     folder, chance = write_items(tmp_path, make()), random.Random(0)
