@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # two processes of tests share two cores; torch's threads would spin against each other
+os.environ["HF_HUB_OFFLINE"] = "1"  # what would be fetched is missing at once
 os.environ["CUDA_VISIBLE_DEVICES"] = (
     ""  # the same tests on every machine; what needs a GPU is in tools/check_gpu.py
 )

@@ -289,7 +289,7 @@ def test_only_the_command_line_counts_not_the_environment(venv: Path) -> None:
 
 def test_the_exit_code_is_shown(venv: Path) -> None:
     """GNU make itself always exits with 2; it says the command's own code."""
-    found = make(venv, "extract", "VIEW=clip", "DATA=digits", "ARGS=--batch 0")
+    found = make(venv, "extract", "VIEW=clip", "DATA=digits", "ARGS=--batch -1")
     assert found.returncode == 2 and "Error 2" in found.stderr
 
 

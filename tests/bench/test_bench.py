@@ -157,17 +157,21 @@ def test_the_benchmark_of_the_backbones_runs(tmp_path):
     assert "WRONG" not in done.stdout
 
 
-def test_the_benchmark_of_the_command_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(ROOT / "bench")
-    bench_extract = importlib.import_module("bench_extract")
+def test_the_benchmark_of_the_command_runs(tmp_path):
     out = tmp_path / "extract.json"
-    words = ["--views", "tiny-clip", "--images", "6", "--rounds", "1", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["bench_extract.py", *words])
-    bench_extract.main()
+    command = [sys.executable, ROOT / "bench" / "bench_extract.py", "--views", "tiny-clip"]
+    command += ["--images", "6", "--rounds", "1", "--out", out]
+    done = server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, deep=True)
+    assert done.returncode == 0, done.stderr
     told = json.loads(out.read_text())["views"]["tiny-clip"]
     assert list(told) == ["coview", "model", "decoding", "plain loop"]
     assert all(rate["n"] == 1 and rate["median"] > 0 for rate in told.values())
-    assert "coview / the smaller limit: " in capsys.readouterr().out
+    assert "coview / the smaller limit: " in done.stdout
+
+
+def test_weights_are_found_by_the_name_of_the_view(tmp_path):
+    import bench_extract
+
     assert bench_extract.weights_for("tiny-clip", None, tmp_path) is None
     (tmp_path / "mae.safetensors").touch()
     assert bench_extract.weights_for("mae", tmp_path, tmp_path).endswith("mae.safetensors")

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from conftest import ROOT, Made, importing
 
 FIT = """
@@ -41,31 +40,25 @@ def do(cache, folder):
         warmup=5, cotrain=5, hidden=8, tensorboard="off", device="cpu",
     ))
 """
-BOTH = """
+ALL = [(FIT, ("mct-graph: 3", "1,797 x 64", "mct-graph: trained, 10 steps"))]
+ALL += [(EXTRACT, ("tiny-clip: finished, 6 images",)), (TRAIN, ("meta co-training: joint",))]
+LOUD = """
 import logging, sys
-do(sys.argv[1], sys.argv[2] + "/silent")
 print("----", flush=True)
 print("----", file=sys.stderr, flush=True)
 logging.basicConfig(level=logging.INFO, force=True)      # open_clip has given root a handler
-do(sys.argv[1], sys.argv[2] + "/heard")
 """
 
 
-@pytest.mark.parametrize(
-    ("program", "words"),
-    [
-        (FIT, ("mct-graph: 3", "1,797 x 64", "mct-graph: trained, 10 steps")),
-        (EXTRACT, ("tiny-clip: finished, 6 images",)),
-        (TRAIN, ("meta co-training: joint",)),
-    ],
-    ids=["fit", "extract", "train"],
-)
-def test_nothing_is_printed_unless_logging_is_asked(
-    made: Made, tmp_path: Path, program: str, words: tuple[str, ...]
-) -> None:
-    program = program.replace("VIEWS_", repr(made.views("pixels", "edges"))) + BOTH
+def test_nothing_is_printed_unless_logging_is_asked(made: Made, tmp_path: Path) -> None:
+    """In one process: all three in silence, then again with logging."""
+    silent, loud = [], []
+    for number, (program, _) in enumerate(ALL):
+        program = program.replace("VIEWS_", repr(made.views("pixels", "edges")))
+        silent.append(f"{program}\ndo({str(made.cache)!r}, {str(tmp_path / f'silent{number}')!r})")
+        loud.append(f"{program}\ndo({str(made.cache)!r}, {str(tmp_path / f'heard{number}')!r})")
     done = subprocess.run(
-        [sys.executable, "-c", program, str(made.cache), str(tmp_path)],
+        [sys.executable, "-c", "\n".join([*silent, LOUD, *loud])],
         env=importing(ROOT, OMP_NUM_THREADS="1"),
         cwd=tmp_path,
         capture_output=True,
@@ -74,7 +67,8 @@ def test_nothing_is_printed_unless_logging_is_asked(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "----\n"
-    silent, heard = done.stderr.split("----\n")
-    assert silent == ""
-    for one in words:
-        assert one in heard
+    said, heard = done.stderr.split("----\n")
+    assert said == ""
+    for _, words in ALL:
+        for one in words:
+            assert one in heard

@@ -50,8 +50,11 @@ def silent(rows: int) -> None:
 def cores(device: torch.device = CPU) -> Generator[Each]:
     """`with cores() as each: each(function, parts)` calls the function for each part, as many at a
     time as torch has threads, each of which computes alone; one at a time on a GPU."""
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
     before = torch.get_num_threads()
+    threads = before if device.type == "cpu" else 1
+    if threads == 1:
+        yield lambda function, parts: list(map(function, parts))
+        return
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -43,7 +43,7 @@ USUAL = 7
 CHUNK = 4_096
 ASKED = 65_536  # rows whose neighbours are looked for at a time
 COLUMNS = 64  # classes solved at a time
-PARTS = 64  # of the nodes, that the cores share
+PARTS, PART = 64, 1_024  # of the nodes, that the cores share: how many, and the least rows of one
 
 
 def unit(x_nD: np.ndarray) -> np.ndarray:
@@ -127,7 +127,7 @@ def solve(
     assert all(0 < alpha < 1 for alpha in alphas), alphas
     n = len(y_n)
     told_A = [np.empty((n, classes), np.float32) for _ in alphas]
-    cuts = np.linspace(0, n, min(n, PARTS) + 1).astype(np.int64).tolist()
+    cuts = np.linspace(0, n, min(-(-n // PART), PARTS) + 1).astype(np.int64).tolist()
     parts = []
     for first, end in itertools.pairwise(cuts):
         parts.append((slice(first, end), links[first:end]))

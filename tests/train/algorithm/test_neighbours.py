@@ -31,6 +31,12 @@ def heaps(n: int = 3000, width: int = 80, seed: int = 0) -> Tensor:
     return torch.nn.functional.normalize(torch.from_numpy(x).float(), dim=1)
 
 
+def noise_rows() -> Tensor:
+    """(3000, 60) rows of length 1 of no structure."""
+    chance = torch.Generator().manual_seed(0)
+    return torch.nn.functional.normalize(torch.randn(3000, 60, generator=chance), dim=1)
+
+
 def oracle(x: Tensor, query: Tensor | None, k: int) -> np.ndarray:
     search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(x.numpy())
     return search.kneighbors(None if query is None else query.numpy(), return_distance=False)
@@ -63,7 +69,7 @@ def test_an_index_finds_the_rows_that_scikit_learn_finds(
 def test_the_recall_is_that_of_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it is poor: as many lists as BUDGET affords."""
     monkeypatch.setattr(neighbours, "BUDGET", 4 * 128 * 3000 * 60)
-    noise = torch.nn.functional.normalize(torch.randn(3000, 60), dim=1)
+    noise = noise_rows()
     index = Index(noise, 10)
     truth = oracle(noise, None, 10)
     found = found_of(index(None, 10)[1], truth)
@@ -71,7 +77,7 @@ def test_the_recall_is_that_of_the_search(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_noise_is_compared_with_all_where_that_can_be_afforded() -> None:
-    noise = torch.nn.functional.normalize(torch.randn(3000, 60), dim=1)
+    noise = noise_rows()
     index = Index(noise, 10)
     assert index.probes == 0 and index.recall == 1.0
     done: list[int] = []
