@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import os
 import signal
@@ -179,7 +180,13 @@ class Made:
         return ",".join(str(self.tomls[name]) for name in names)
 
 
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # thousands of tests and what they have imported stay to the end: no more looks
+
+
 def pytest_sessionfinish() -> None:
+    gc.unfreeze()
     if server.server.cache_info().currsize:
         server.server().close()
 
