@@ -1,7 +1,8 @@
 """`make extract`, from the first image to the sealed view, beside its two limits and two rivals, in
 one interleaved run: make bench-extract   or
 
-    python bench/bench_extract.py [--views tiny-clip,vit.toml] [--images 512] [--size 500x375]
+    python bench/bench_extract.py [--views tiny-clip,vit.toml=64] [--images 512]
+                                  [--size 500x375]
 
     coview        the command, in the seconds that it reports; its process's start is not in them
     model         the model alone, on pixels that are there (the command's batch)
@@ -11,10 +12,11 @@ one interleaved run: make bench-extract   or
     thingsvision  a published extractor, in an environment of its own (--peer PYTHON; of timm's
                   models, with random weights)
 
-Each turn is a process of its own, so that nobody gains from another's memory. Of a view whose
-weights are not in --weights FOLDER (FOLDER/VIEW.safetensors) they are random: how fast a model is
-does not depend on them. Photographs are crops of scikit-learn's two, JPEG at quality 90. Prints a
-table of images/s, median [lowest to highest], and writes bench/results/extract.json.
+A view is NAME or NAME=IMAGES. Each turn is a process of its own, so that nobody gains from
+another's memory. Of a view whose weights are not in --weights FOLDER (FOLDER/VIEW.safetensors) they
+are random: how fast a model is does not depend on them. Photographs are crops of scikit-learn's
+two, JPEG at quality 90. Prints a table of images/s, median [lowest to highest], and writes
+bench/results/extract.json.
 """
 
 import argparse
@@ -215,7 +217,7 @@ def turn(args: argparse.Namespace) -> dict[str, float]:
 # --- all turns
 
 
-def rates(args: argparse.Namespace, view: str, folder: Path) -> dict[str, Any]:
+def rates(args: argparse.Namespace, view: str, folder: Path, images: int) -> dict[str, Any]:
     """images/s of each, interleaved."""
     from bench_cache import spread
 
@@ -224,7 +226,7 @@ def rates(args: argparse.Namespace, view: str, folder: Path) -> dict[str, Any]:
     found: dict[str, list[dict[str, float]]] = {}
     for _ in range(args.rounds):
         for name in ("coview", *LIMITS, RIVALS[0]):
-            words = ["--only", name, "--views", view, "--data", folder, "--images", args.images]
+            words = ["--only", name, "--views", view, "--data", folder, "--images", images]
             words += ["--device", args.device]
             words += ["--own-weights", weights] if weights else []
             found.setdefault(name, []).append(said([sys.executable, __file__, *words]))
@@ -233,7 +235,7 @@ def rates(args: argparse.Namespace, view: str, folder: Path) -> dict[str, Any]:
             found.setdefault("thingsvision", []).append(said([args.peer, *words]))
     told: dict[str, Any] = {}
     for name, turns in found.items():
-        told[name] = spread([args.images / one["seconds"] for one in turns])
+        told[name] = spread([images / one["seconds"] for one in turns])
         told[name]["GB"] = max(one["GB"] for one in turns)
     return told
 
@@ -278,15 +280,17 @@ def main() -> None:
     record: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
-        "images": args.images,
         "size": args.size,
         "views": {},
     }
     with tempfile.TemporaryDirectory(prefix="extract-") as name:
-        folder = photographs(Path(name) / "photos", args.images, width, height)
-        for view in args.views.split(","):
-            record["views"][Path(view).stem] = told = rates(args, view, folder)
-            print(f"{view}, {args.images:,} JPEG files of {args.size}:\n{table(told)}", flush=True)
+        for one in args.views.split(","):
+            view, _, images = one.partition("=")
+            count = int(images or args.images)
+            folder = photographs(Path(name) / f"photos{count}", count, width, height)
+            told = rates(args, view, folder, count)
+            record["views"][Path(view).stem] = {"images": count, **told}
+            print(f"{view}, {count:,} JPEG files of {args.size}:\n{table(told)}", flush=True)
             args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

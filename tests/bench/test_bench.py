@@ -159,11 +159,12 @@ def test_the_benchmark_of_the_backbones_runs(tmp_path):
 
 def test_the_benchmark_of_the_command_runs(tmp_path):
     out = tmp_path / "extract.json"
-    command = [sys.executable, ROOT / "bench" / "bench_extract.py", "--views", "tiny-clip"]
-    command += ["--images", "6", "--rounds", "1", "--out", out]
+    command = [sys.executable, ROOT / "bench" / "bench_extract.py", "--views", "tiny-clip=6"]
+    command += ["--rounds", "1", "--out", out]
     done = server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, deep=True)
     assert done.returncode == 0, done.stderr
     told = json.loads(out.read_text())["views"]["tiny-clip"]
+    assert told.pop("images") == 6
     assert list(told) == ["coview", "model", "decoding", "plain loop"]
     assert all(rate["n"] == 1 and rate["median"] > 0 for rate in told.values())
     assert "coview / the smaller limit: " in done.stdout
