@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from base.errors import DataQualityError, UsageError, did_you_mean
 from train.algorithm.evaluate import share_right
@@ -134,6 +132,9 @@ def _logreg(
     A C that has not converged within ITERATIONS is no candidate, since its numbers would depend on
     where it stopped.
     """
+    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415  a second, for one method
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
+
     present = np.unique(y_L)
     if len(present) == 1:  # scikit-learn refuses; the limit is certainty
         sure = np.eye(classes)[present]
