@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from base.console import counted
+from base.console import NOTE, counted
 from base.devices import devices
 from base.errors import UsageError
 from base.phrase import quoted
@@ -46,7 +46,10 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
         dataset = find_images(config.images, Path(config.root), place)
 
     device = devices(config.device, 1)[0]
-    method = choose_method(read_summary(run), config.method) if config.run else ""
+    method = ""
+    if config.run:
+        method = choose_method(read_summary(run), config.method)
+        log.log(NOTE, f"opening {method} of {run}, and trying it on its validation images …")
 
     from predict import table
     from predict.from_run import of_run, open_model

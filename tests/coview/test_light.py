@@ -3,6 +3,7 @@ compiler and what models are built of are nearly all that a command without them
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,20 +58,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         device="cpu",
     )
     train(settings)
+    shutil.copytree(folder / "runs" / "a", folder / "runs" / "b")
     return folder
 
 
-def test_each_command_imports_what_it_uses(world: Path) -> None:
-    at = ["--cache", "cache"]
-    light = [
-        ["status", *at],
-        ["views", *at],
-        ["weights", "--view", "swav", "--source", "nowhere"],
-        ["verify", *at],
-        ["inspect", "--views", "tiny-clip", "--data", "photos", *at],
-        ["extract", "--view", "tiny-clip", "--data", "photos", *at],
-    ]
-    commands = [*light, ["predict", "--run", "a", *at]]
+def asked(world: Path, commands: list[list[str]]) -> list[tuple[str, int, list[str], str]]:
+    """Of commands that one process runs, one after the other: name, exit code, what of HEAVY is
+    loaded then, what was said."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps([commands, HEAVY])],
         env=importing(ROOT, OMP_NUM_THREADS="1"),
@@ -82,13 +76,67 @@ def test_each_command_imports_what_it_uses(world: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [one[0] for one in found] == [words[0] for words in commands]
-    for name, code, loaded, said in found[:-1]:
+    return found
+
+
+def test_each_command_imports_what_it_uses(world: Path) -> None:
+    """The light ones first: what one has loaded is there for the next."""
+    at, photos = ["--cache", "cache"], ["--data", "photos", "--cache", "cache"]
+    light = [
+        ["status", *at],
+        ["views", *at],
+        ["weights", "--view", "swav", "--source", "nowhere"],
+        ["verify", *at],
+        ["inspect", "--views", "tiny-clip", *photos],
+        ["compare", "--names", "a,b", "--to", "compare.html"],
+        ["extract", "--view", "tiny-clip", *photos],
+        ["extract", "--view", "tiny-clip", *photos, "--dry-run"],
+    ]
+    heavier = [
+        ["predict", "--run", "a", *at],
+        ["label-next", "--run", "a", *at],
+        ["train", "--views", "tiny-clip", *photos, "--dry-run"],
+    ]
+    found = asked(world, [*light, *heavier])
+    for name, code, loaded, said in found[: len(light)]:
         assert loaded == [], f"{name} imports {loaded}"
         assert code == (2 if name == "weights" else 0), said
-    assert "already in the cache, nothing to do" in found[-2][3]
-    _, code, loaded, said = found[-1]
-    assert code == 0 and "1 row in " in said, said
-    assert "torch" in loaded and not {*MODELS} & {*loaded}, f"predict imports {loaded}"
+    for name, code, loaded, said in found[len(light) :]:
+        assert code == 0, said
+        assert "torch" in loaded and not {*MODELS, "sklearn"} & {*loaded}, f"{name}: {loaded}"
+    assert "already in the cache, nothing to do" in found[len(light) - 2][3]
+    assert "time: none on cpu, there is nothing to embed" in found[len(light) - 1][3]
+    assert "opening supervised of runs/a" in found[len(light)][3]
+    assert "1 row in " in found[len(light)][3]
+
+
+def test_a_typing_error_is_answered_without_torch(world: Path) -> None:
+    at = ["--cache", "cache"]
+    train = ["--views", "tiny-clip", "--data", "photos", *at]
+    mistakes = {
+        "LABELS=many": ["train", *train, "--labels", "many"],
+        "LABELS=0.1": ["train", *train, "--labels", "0.1", "--dry-run"],
+        "METHOD=mtc": ["train", *train, "--method", "mtc"],
+        "SEEDS=x": ["train", *train, "--seeds", "x"],
+        "RUN=a/b": ["train", *train, "--run", "a/b"],
+        "DEVICE=cuda:x": ["train", *train, "--device", "cuda:x"],
+        "no view 'tiny-clap'": ["train", "--views", "tiny-clap", "--data", "photos", *at],
+        "GRID": ["sweep", *train, "--grid", "lrr=1"],
+        "LABELS=few": ["sweep", *train, "--grid", "lr=1e-3", "--labels", "few"],
+        "there is no run": ["predict", "--run", "b-1", *at],
+        "METHOD=knnn": ["predict", "--run", "a", "--method", "knnn", *at],
+        "RUN=c": ["export-model", "--run", "c", "--to", "model", *at],
+        "METHOD=mct": ["export-model", "--run", "a", "--to", "model", "--method", "mct", *at],
+        "RUN=d": ["label-next", "--run", "d", *at],
+        "RUN=e": ["report", "--run", "e", *at],
+        "did you mean 'tiny-clip'": ["extract", "--view", "tiny-clap", "--data", "photos", *at],
+    }
+    found = asked(world, [*mistakes.values()])
+    for words, (name, code, loaded, said) in zip(mistakes, found, strict=True):
+        flag, _, value = words.partition("=")
+        told = f"--{flag.lower()} {value}" if value else words
+        assert code == 2 and (told in said or words in said), said
+        assert loaded == [], f"{name}: {words} is told after {loaded}"
 
 
 def test_the_doctor_asks_other_processes() -> None:
