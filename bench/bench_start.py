@@ -2,10 +2,11 @@
 where all is in the cache already; and of hashing HDF5 pictures.
 
     python bench/bench_start.py [--before CHECKOUT] [--rounds 5] [--quick]
-                                [--out bench/results/start.json]
+                                [--only doctor,predict] [--out bench/results/start.json]
 
-All commands take turns for several rounds, with --before also those of another checkout, by the
-same Python and on the same cache; a figure is the median over the rounds with [lowest to highest].
+All commands, or --only those whose name has one of these words, take turns for several rounds, with
+--before also those of another checkout, by the same Python and on the same cache; a figure is the
+median over the rounds with [lowest to highest].
 """
 
 import argparse
@@ -55,7 +56,7 @@ def commands(folder: Path, pictures: int) -> dict[str, list[str]]:
 
 
 def prepare(folder: Path, photos: int, pictures: int) -> None:
-    """Photos, two views of them, a run and a copy of it, an HDF5 file, and a converted checkpoint."""
+    """Photos, two views of them, a run and its copy, an HDF5 file, and a converted checkpoint."""
     chance = np.random.default_rng(0)
     for number in range(photos):
         split = "unlabelled" if number % 5 == 0 else f"{'ab'[number % 2]}"
@@ -93,38 +94,42 @@ def cpu_of(words: list[str], checkout: Path, folder: Path) -> float:
     return used.ru_utime + used.ru_stime
 
 
+def spreads(found: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, dict]]:
+    """Of each command in each checkout."""
+    told = {}
+    for what, by in found.items():
+        told[what] = {which: spread(times) for which, times in by.items()}
+    return told
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--before", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", default="", help="words, comma-separated; default: all")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "start.json")
     args = parser.parse_args()
     photos, pictures = (60, 200) if args.quick else (1_000, 20_000)
     checkouts = {"now": ROOT, **({"before": args.before} if args.before else {})}
+    head = {"date": datetime.date.today().isoformat(), "machine": machine(), "photos": photos}
     found: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, photos, pictures)
         time.sleep(4)  # files that are younger are hashed again
-        all_commands = commands(folder, pictures)
+        chosen = {}
+        for what, words in commands(folder, pictures).items():
+            if any(word in what for word in args.only.split(",")):
+                chosen[what] = words
         for turn in range(-1, args.rounds):  # the first one fills caches, and does not count
-            for what, words in all_commands.items():
+            for what, words in chosen.items():
                 for which, checkout in checkouts.items():
                     seconds = cpu_of(words, checkout, folder)
                     if turn >= 0:
                         found.setdefault(what, {}).setdefault(which, []).append(seconds)
-    report = {
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "rounds": args.rounds,
-        "photos": photos,
-        "cpu_seconds": {
-            what: {which: spread(times) for which, times in by.items()}
-            for what, by in found.items()
-        },
-    }
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+            report = {**head, "rounds": max(0, turn + 1), "cpu_seconds": spreads(found)}
+            args.out.write_text(json.dumps(report, indent=1) + "\n")
     for what, by in found.items():
         told = [f"{which} {np.median(times):.2f}" for which, times in by.items()]
         print(f"{what:45}{', '.join(told)} s")

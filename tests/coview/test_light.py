@@ -2,14 +2,11 @@
 compiler and what models are built of are nearly all that a command without them would wait for."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, config, importing
+from conftest import ROOT, config, python
 from PIL import Image
 
 from extract.run import run as extract
@@ -65,15 +62,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def asked(world: Path, commands: list[list[str]]) -> list[tuple[str, int, list[str], str]]:
     """Of commands that one process runs, one after the other: name, exit code, what of HEAVY is
     loaded then, what was said."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps([commands, HEAVY])],
-        env=importing(ROOT, OMP_NUM_THREADS="1"),
-        cwd=world,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+    done = python(PROGRAM, json.dumps([commands, HEAVY]), cwd=world)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [one[0] for one in found] == [words[0] for words in commands]
     return found
@@ -141,11 +130,5 @@ def test_a_typing_error_is_answered_without_torch(world: Path) -> None:
 
 def test_the_doctor_asks_other_processes() -> None:
     program = "import sys, upkeep.doctor; print([n for n in sys.argv[1:] if n in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", program, *HEAVY, "numpy"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = python(program, *HEAVY, "numpy", cwd=ROOT)
     assert done.stdout == "[]\n"
