@@ -118,6 +118,9 @@ def test_a_typing_error_is_answered_without_torch(world: Path) -> None:
         "METHOD=mct": ["export-model", "--run", "a", "--to", "model", "--method", "mct", *at],
         "RUN=d": ["label-next", "--run", "d", *at],
         "RUN=e": ["report", "--run", "e", *at],
+        "coview train --views tiny-clip --run x --data photos/": [
+            *("train", "--views", "tiny-clip", "--run", "x"),
+        ],
         "did you mean 'tiny-clip'": ["extract", "--view", "tiny-clap", "--data", "photos", *at],
     }
     found = asked(world, [*mistakes.values()])
