@@ -60,7 +60,7 @@ DOORS = {
     "zarr": {"cache_specs.view", "exchange.arrays"},
     "wandb": {"train.run.tracker"},
     "tensorboard": {"train.run.tracker"},
-    "torch.distributed": {"train.algorithm.peers", "train.run.launch"},
+    "torch.distributed": {"train.algorithm.peers", "train.run.launch", "upkeep.torch_checks"},
     "open_clip": {"extract.models.backbones"},
     "transformers": {"extract.models.backbones"},
     "timm": {"extract.models.timm_backend"},
