@@ -4,7 +4,6 @@ Pillow's, which has the same library, without its image of four bytes a pixel on
 import struct
 
 import numpy as np
-import simplejpeg
 
 from extract import salvage
 
@@ -29,5 +28,7 @@ def is_ordinary(data: bytes) -> bool:
 def decoded(data: bytes) -> np.ndarray:
     """(height, width, 3) uint8. Raises ValueError where anything is odd, if only for a warning of
     libjpeg's."""
+    import simplejpeg  # noqa: PLC0415  a cache hit decodes nothing
+
     # as Pillow asks for them: the exact cosine transform, chroma interpolated
     return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, strict=True)
