@@ -75,6 +75,7 @@ DOORS = {
         "coview.labels",
     },
     "PIL": {"extract.pixels", "extract.profiles", "extract.scaling"},
+    "simplejpeg": {"extract.jpeg"},
     "h5py": {"extract.data.hdf5", "exchange.arrays"},
     "umap": {"report.sections.maps"},
     "cleanlab": {"report.sections.choose"},

@@ -41,7 +41,10 @@ from upkeep.machine import (
     spoke,
 )
 
-SHOWN = ("torch", "torchvision", "transformers", "timm", "open_clip_torch", "pillow", "zarr")
+SHOWN = (
+    *("torch", "torchvision", "transformers", "timm", "open_clip_torch"),
+    *("pillow", "simplejpeg", "zarr"),
+)
 OPTIONAL = {
     "tensorboard": "TensorBoard files of a run",
     "wandb": "Weights & Biases",

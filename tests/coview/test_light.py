@@ -13,7 +13,7 @@ from extract.run import run as extract
 from train.command import run as train
 from train.config import TrainConfig
 
-MODELS = ("timm", "transformers", "open_clip", "torchvision", "torch._dynamo")
+MODELS = ("timm", "transformers", "open_clip", "torchvision", "torch._dynamo", "simplejpeg")
 HEAVY = (*MODELS, "torch", "sklearn", "zarr")
 PROGRAM = """
 import contextlib, io, json, os, sys

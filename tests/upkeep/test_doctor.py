@@ -46,6 +46,7 @@ def test_a_fit_machine_in_json(tmp_path: Path, command: Callable) -> None:
     ), names
     assert (
         "torch 2." in names["versions"]["text"]
+        and "simplejpeg 1." in names["versions"]["text"]
         and "HF_HUB_OFFLINE is set" in names["hub"]["text"]
         and not list(tmp_path.iterdir())
     )
