@@ -163,7 +163,7 @@ def graphs(lines: Told, work: Path, device: str) -> None:
             for one, other in zip(captured.states, which.states, strict=True)
         )
         what = f"co-training step, E = {experiments}"
-        lines(f"{what}: greatest difference of a captured one's weights", far, far < 1e-3)
+        lines(f"{what}: greatest difference of a captured one's weights", far, far < 1e-5)
         ways = {
             "as it is": functools.partial(which.run, False, batches),
             "captured": functools.partial(run_captured, captured, batches),
