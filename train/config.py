@@ -252,7 +252,7 @@ def _refuse_missing(views: list[str], data: str) -> None:
         usual["DATA"] = "photos/"
     if usual:
         missing = " and ".join(usual)
-        raise UsageError(f"{missing} {'is' if len(usual) == 1 else 'are'} missing", dict(usual))
+        raise UsageError(f"{missing} {'is' if len(usual) == 1 else 'are'} missing", instead=dict(usual))
 
 
 def _refuse_name(run: str, runs: str) -> None:
