@@ -209,7 +209,7 @@ def test_a_printed_command_means_what_was_typed_and_runs_nothing_else(
         ),
         (
             ("train", "DATA=digits"),
-            "VIEWS is missing\nType: make train DATA=digits VIEWS=clip,dinov2",
+            "VIEWS is missing; name it\nType: make train DATA=digits VIEWS=clip,dinov2",
         ),
         (("import", "VIEW=mine", "TO=x.npz"), "make import takes no TO"),
         (
