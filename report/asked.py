@@ -14,11 +14,12 @@ from train.data.splits import Split, spaced
 MOST = 10_000  # images of each split that the model is asked about; of more, evenly spaced ones
 MOST_FIRST = 50_000  # images that the first ones to label are chosen from, likewise
 MOST_CELLS = 4e8  # probabilities of one split in memory
-NEXT = (
+FIRST = (
     "To label them, move the files into their classes' folders, or write their labels into the "
     "table that DATA is; then type make extract once more, with all VIEWS, which embeds no image "
-    "again, and train under another RUN."
+    "again, and train"
 )
+NEXT = f"{FIRST} under another RUN."
 HIDDEN = (
     "They have labels already, which LABELS hid from the training: train under another RUN with a "
     "greater LABELS, which gives it more, or with LABELS=FILE, a file of the keys below and of "
@@ -122,7 +123,7 @@ def first_to_label(cache: Cache, most: int) -> Next:
         f"Chosen by MaxHerding among {counted(len(pool), 'image')} without a label"
         f"{sampled(len(pool), len(free))}: each next one stands for most images that are like "
         f"nothing that was chosen before it{already}; the best first.",
-        NEXT,
+        f"{FIRST}.",
     )
 
 

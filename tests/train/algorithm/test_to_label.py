@@ -67,9 +67,12 @@ RULES: dict[str, Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]] = {
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 
-@pytest.mark.parametrize(("labelled", "h"), [(0, 1.0), (1, 1.0), (30, 1.0), (30, 0.4)])
+@pytest.mark.parametrize(
+    ("labelled", "h", "seed"),
+    [(0, 1.0, 0), (1, 1.0, 1), (30, 0.4, 1), *((30, 1.0, seed) for seed in range(6))],
+)
 def test_max_herding_is_that_of_activeml(
-    digits: np.ndarray, labelled: int, h: float, monkeypatch: pytest.MonkeyPatch
+    digits: np.ndarray, labelled: int, h: float, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which draws one of equally good rows; here it takes the first, as ours does."""
 
@@ -77,7 +80,7 @@ def test_max_herding_is_that_of_activeml(
         return np.flatnonzero(worth_n >= np.nanmax(worth_n) - 1e-12)[:1]
 
     monkeypatch.setattr("skactiveml.pool._max_herding.rand_argmax", best)
-    known = np.random.default_rng(1).permutation(len(digits))[:labelled]
+    known = np.random.default_rng(seed).permutation(len(digits))[:labelled]
     free = np.setdiff1d(np.arange(len(digits)), known)
     chosen = free[max_herding(digits[free], digits[known], 40, h=h)]
     y = np.full(len(digits), np.nan)
@@ -295,6 +298,11 @@ def test_of_equal_rows_the_first_is_taken() -> None:
     x = np.eye(6, dtype=np.float32)  # each as far from all others
     assert max_herding(x, none(x), 4).tolist() == [0, 1, 2, 3]
     assert max_herding(x, x[[0, 2]], 2).tolist() == [1, 3]
+    for seed in range(10):  # a heap, and the same elsewhere, whose sums are rounded otherwise
+        heap = np.random.default_rng(seed).normal(size=(30, 4))
+        nothing = np.zeros_like(heap)
+        x = np.concatenate([np.hstack([heap, nothing]), np.hstack([nothing, heap[::-1]])])
+        assert max_herding(joined([x]), none(x), 1)[0] < 30
 
 
 def test_large_sets_are_herded_over_a_sample(
