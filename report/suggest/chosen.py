@@ -36,6 +36,7 @@ def without_run(config: SuggestConfig) -> Suggestion:
     is without a label."""
     views = _listed(config.views)
     cache = open_cache(Path(config.cache), config.data, views)
+    cache.warn_of_drift()  # whoever moved the first ones is not to be told the same again
     chosen = first_to_label(cache, config.n)
     if not len(chosen.rows):
         raise UsageError(

@@ -275,6 +275,23 @@ def test_of_very_many_images_evenly_spaced_ones_are_looked_at(
     assert "among 30 images without a label (evenly spaced ones of 60):" in chosen.why
 
 
+def test_files_that_were_moved_into_class_folders_are_told(
+    own: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The cache still has them without a label."""
+    key = first(own, str(own / "photos"), n=1)["images"][0]["key"]
+    assert "were moved" not in caplog.text
+    path = own / "photos" / key
+    path.rename(own / "photos" / "d0" / path.name)
+    again = first(own, str(own / "photos"), n=1)
+    assert again["images"][0]["key"] == key
+    assert (
+        f"1 were moved, are gone or have changed since they were embedded, the first is {key!r}"
+        in (caplog.text)
+    )
+    assert f"make extract VIEW=tiny-clip DATA={own / 'photos'}" in caplog.text
+
+
 @pytest.mark.parametrize("change", ["moved", "labelled", "added"])
 def test_labels_that_were_given_since_are_not_lost(own: Path, change: str) -> None:
     path = sorted((own / "photos" / "unlabelled").iterdir())[0]
