@@ -1,5 +1,6 @@
 """The images to label: by a finished run, or, where there is none yet, by the embeddings alone."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def without_run(config: SuggestConfig) -> Suggestion:
     """The first images to label. Raises CoviewError where the views are not to be used, or no image
     is without a label."""
     views = _listed(config.views)
-    cache = open_cache(Path(config.cache), config.data, views)
+    cache = open_cache(Path(config.cache), os.path.expanduser(config.data), views)
     cache.warn_of_drift()  # whoever moved the first ones is not to be told the same again
     chosen = first_to_label(cache, config.n)
     if not len(chosen.rows):
@@ -81,7 +82,8 @@ def _refuse_others(config: SuggestConfig, cache: Cache, views: str) -> None:
         )
     if not config.data:
         return
-    folder = find_dataset(Path(config.cache), config.data, _listed(views))
+    data = os.path.expanduser(config.data)
+    folder = find_dataset(Path(config.cache), data, _listed(views))
     if folder.name != cache.items.folder_name:
         raise UsageError(
             f"DATA={config.data} is {folder.name}, and RUN={config.run} was trained on "
