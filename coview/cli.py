@@ -70,11 +70,11 @@ COMMANDS = (
         "make compare RUNS=demo,demo-2",
     ),
     Command(
-        "label-next",
-        "report.config:LabelNextConfig",
-        "report.label_next.command:command",
-        ("RUN", "N", "TO", "CACHE", "DEVICE"),
-        "make label-next RUN=demo",
+        "suggest",
+        "report.config:SuggestConfig",
+        "report.suggest.command:command",
+        ("VIEWS", "DATA", "N", "RUN", "TO", "CACHE", "DEVICE"),
+        "make suggest VIEWS=clip,dinov2 DATA=photos/",
     ),
     Command(
         "views",

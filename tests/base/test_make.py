@@ -74,7 +74,7 @@ def test_help_is_the_default_and_lists_every_target() -> None:
         "weights",
         "predict",
         "export-model",
-        "label-next",
+        "suggest",
     ):
         assert f"make {target} " in shown
     assert "VIEWS" in shown

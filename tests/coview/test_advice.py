@@ -41,7 +41,9 @@ ADVICE = re.compile(rf"\bmake (?:{NAMES})\b(?!-)(?: [A-Z]+={VALUE})*|\bcoview (?
 
 ROOMS = ("base", "cache_specs", "extract", "exchange", "upkeep", "train", "predict", "report")
 COMMAND = re.compile(rf"make (?:{NAMES}|{{\w+}})\b(?!-)|\bcommand\(|_on_purpose")
-HARMLESS = re.compile(r"(make|coview) (train|sweep|extract|weights|inspect|report|status|compare)")
+HARMLESS = re.compile(
+    r"(make|coview) (train|sweep|extract|weights|inspect|report|status|compare|suggest)"
+)
 
 
 SUMS_UP = "upkeep/verify.py:_all_of"  # other errors
@@ -825,20 +827,24 @@ SITUATIONS = (
     S("report/compare.py:command", "coview compare --runs a,half"),
     S("report/compare.py:_too_few", "make compare RUNS=a", ("a,half",)),
     S("report/compare.py:_too_few", "make compare RUNS=a,a", ("a,half",)),
-    S("report/label_next/command.py:_refuse_words#1", "make label-next RUN=a N=0"),
-    S("report/label_next/command.py:_refuse_words#2", "make label-next RUN=a TO=x.txt"),
+    S("report/suggest/command.py:_refuse_words#1", "make suggest RUN=a N=0"),
+    S("report/suggest/command.py:_refuse_words#2", "make suggest RUN=a TO=x.txt"),
     S(
-        "report/label_next/command.py:_refuse_words",
-        "make label-next RUN=a TO=x/y.csv",
+        "report/suggest/command.py:_refuse_words",
+        "make suggest RUN=a TO=x/y.csv",
         ("y.csv",),
     ),
     S(
-        "report/label_next/command.py:_refuse_words#3",
-        "make label-next RUN=a TO=x.csv",
+        "report/suggest/command.py:_refuse_words#3",
+        "make suggest RUN=a TO=x.csv",
         (),
         filled_in,
     ),
-    S("report/label_next/table.py:write_all", "make label-next RUN=a TO=x.csv"),
+    S("report/suggest/table.py:write_all", "make suggest RUN=a TO=x.csv"),
+    S("report/suggest/command.py:_refuse_missing", "make suggest VIEWS=pixels", ("half",)),
+    S("report/suggest/chosen.py:without_run", "make suggest VIEWS=pixels DATA=digits"),
+    S("report/suggest/chosen.py:_refuse_others#1", "make suggest RUN=a VIEWS=pixels"),
+    S("report/suggest/chosen.py:_refuse_others#2", "make suggest RUN=a DATA=pets"),
     S("report/html/page.py:page_file", "make compare RUNS=a,half TO=x.txt"),
     S("report/inspect/run.py:_refuse_missing", "make inspect DATA=pets"),
     S("train/run/rundir.py:no_run#2", "make predict IMAGES=photos"),
@@ -1116,12 +1122,12 @@ NO_SITUATION = {  # each was looked at: why its command gets further, or may be 
     "train/data/reader.py:refuse_changed",
     # a checkpoint of another version; under another name there is none
     "train/run/checkpoint.py:load_checkpoint",
-    # each needs a run of its own; tests/report/test_label_next.py has it, and types the command
-    "report/label_next/command.py:command",
-    "report/label_next/table.py:_as_it_is_now",
-    "report/label_next/table.py:_no_files",
-    "report/label_next/table.py:_path",
-    "report/label_next/table.py:_refuse_label",
+    # each needs a run of its own; tests/report/test_suggest.py has it, and types the command
+    "report/suggest/chosen.py:by_run",
+    "report/suggest/table.py:_changed",
+    "report/suggest/table.py:_no_files",
+    "report/suggest/table.py:_path",
+    "report/suggest/table.py:_refuse_label",
     # it follows what mends each finding, and asks for itself when that is done
     "upkeep/doctor.py:doctor",
 }

@@ -21,6 +21,7 @@ class Purpose(enum.IntEnum):
     LABELLED = 3  # which images of a class have labels (train/data/splits.py)
     HELD_OUT = 5  # which labelled rows validate, of arrays in memory (coview/labels.py)
     BLOCKS = 6  # the order of blocks and rows that are read ahead (bench/stream.py)
+    TO_LABEL = 8  # which rows are proposed to be labelled (to_label.py)
 
 
 def stream(

@@ -78,8 +78,8 @@ class Cache:
             log.warning(
                 f"of {looked:,} images looked at in {folder}, {len(changed):,} were moved, are "
                 "gone or have changed since they were embedded, the first is "
-                f"{changed[0]!r}. Training uses images and labels as they were embedded. To train "
-                "on what is there now, type first (known images are not embedded again):\n  "
+                f"{changed[0]!r}. Images and labels are used as they were embedded. To use what "
+                "is there now, type first (known images are not embedded again):\n  "
                 f"{self._extract()}"
             )
 
