@@ -13,7 +13,7 @@ import torch
 from base.console import NOTE
 from base.errors import PreemptedError
 from train.algorithm.peers import LocalPeers, Peers
-from train.classic import GRAPH, Scores, classify, propagate
+from train.classic import GRAPH, TEXT, Scores, classify, propagate, zero_shot
 from train.config import TrainConfig, TrainingSettings
 from train.data.feed import Experiment, Task, make_input
 from train.data.graph import EXACT, Graph, groups_of
@@ -85,6 +85,9 @@ def _classify(method: str, s: Session, by: str) -> None:
         if method == GRAPH:
             graphs = graphs_of(s.cache, tuple(s.splits), s.device, by)
             found.append(propagate(graphs, number - 1, split))
+        elif method == TEXT:
+            text_V = [s.cache.texts.get(view) for view in s.cache.names]
+            found.append(zero_shot(s.cache.emb, text_V, items.classes, split))
         else:
             found.append(classify(method, s.cache.emb, items.label, len(items.classes), split, by))
         log.log(NOTE, f"{method}: {number} of {len(s.splits)} experiments")
@@ -92,6 +95,9 @@ def _classify(method: str, s: Session, by: str) -> None:
     for part in ("val", "test"):
         of_each = [torch.from_numpy(np.stack(getattr(scores, part))) for scores in found]
         tensors[part] = torch.stack(of_each, 1)
+    if method == TEXT:
+        telling = [view for view, name in enumerate(s.cache.names) if name in s.cache.texts]
+        tensors["views"] = torch.tensor(telling)
     for key, value in found[0].chosen[0].items():
         dtype = torch.float64 if isinstance(value, float) else torch.int64
         of_each = [[chosen[key] for chosen in scores.chosen] for scores in found]

@@ -20,6 +20,7 @@ from train.config import TrainConfig
 from train.data.reader import Cache, open_cache
 from train.data.scarce import have, listed, rarer_text, unlearnt
 from train.data.splits import Split, make_split
+from train.data.texts import how_to_encode, untold, with_texts
 from train.methods import METHODS
 from train.run.rundir import drew_otherwise, split_file
 
@@ -42,9 +43,16 @@ def read(
     classes = len(cache.items.classes)
     if classes < 2:
         raise _too_few_classes(cache.items)
+    if any(METHODS[method].text for method in config.method_list()):
+        cache = with_texts(cache)
     splits, older = _splits(config, cache)
     methods, told = allowed(config, cache, splits)
     told += older
+    if any(METHODS[method].text for method in methods) and (silent := untold(cache)):
+        told.append(
+            f"zero-shot is that of {', '.join(cache.texts)}; no class names are encoded for "
+            f"{', '.join(silent)}"
+        )
     if config.seeds.isdecimal() and 1 < int(config.seeds) <= MOST_MEANT:
         n = int(config.seeds)
         told.append(f"SEEDS={n} is the one seed {n}; {n} are SEEDS=0..{n - 1}")
@@ -124,6 +132,10 @@ def refusals(labels: str, cache: Cache, splits: Sequence[Split]) -> list[Refusal
                 "METHOD=supervised",
             )
         )
+    if not cache.texts:
+        views = ",".join(cache.names)
+        why = f"VIEWS={views}: no class names are encoded for any of them, which is needed for"
+        found.append(Refusal("text", why, how_to_encode(cache)))
     size = score_bytes(cache, splits)
     many = max(len(split.labelled) for split in splits) > MOST_LABELLED
     if size > MOST_BYTES or many:

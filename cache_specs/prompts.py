@@ -1,0 +1,106 @@
+"""CLASSES=names.txt: what the classes of a data set are called in words.
+
+    # a line a class; what stands behind the colon are its names, else it is called as it is
+    sea_lion
+    n02084071: dog; puppy; hound
+    # a line with {} is a template, which every name is put into; without any, the view has its own
+    a photo of a {}.
+    a drawing of a {}.
+
+CLASSES=own are the classes' own names, underscores as blanks, in the view's own templates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from base.errors import UNKNOWN, UsageError, did_you_mean
+
+OWN = "own"
+SHOWN = 5  # classes of a message
+PLACE = "{}"  # of the name, in a template
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of each class, at least one, and the templates, () for the view's own."""
+
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    templates: tuple[str, ...] = ()
+
+    def prompts(self, templates: Sequence[str]) -> dict[str, list[str]]:
+        """What is encoded of each class. templates: the view's own."""
+        found = {}
+        for one, names in self.names.items():
+            given = self.templates or templates
+            found[one] = [text.replace(PLACE, name) for name in names for text in given]
+        return found
+
+
+def read_names(given: str, classes: Sequence[str]) -> Names:
+    """What CLASSES says of these classes. Raises UsageError for a file that is not there or no
+    text, and naming line and class for one that is unknown, missing, there twice or without a
+    name."""
+    if not classes:
+        raise UsageError("CLASSES gives names to classes, and the data set has none: leave it out")
+    if given == OWN:
+        return Names({one: (_spoken(one),) for one in classes})
+    names: dict[str, tuple[str, ...]] = {}
+    templates: list[str] = []
+    known = frozenset(classes)
+    for number, line in enumerate(_lines(given), 1):
+        where = f"CLASSES={given}: line {number}"
+        if PLACE in line and line not in known:
+            templates.append(line)
+        elif line and (line in known or not line.startswith("#")):
+            one, own = _of_line(line, known, where)
+            if one in names:
+                raise _wrong(f"{where} names the class {one!r} again; name each once")
+            names[one] = own
+    missing = [one for one in classes if one not in names]
+    if missing:
+        more = f" and {len(missing) - SHOWN:,} others" if len(missing) > SHOWN else ""
+        raise _wrong(
+            f"CLASSES={given} has no line for {', '.join(map(repr, missing[:SHOWN]))}{more}: give "
+            "each class of the data set one (CLASSES=own takes the classes' own names)"
+        )
+    return Names(names, tuple(templates))
+
+
+def _lines(given: str) -> list[str]:
+    path = Path(given).expanduser()
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise _wrong(
+            f"CLASSES={given} cannot be read: {why}. Name a file with a line a class, or type "
+            "CLASSES=own for the classes' own names"
+        ) from error
+
+
+def _of_line(line: str, known: frozenset[str], where: str) -> tuple[str, tuple[str, ...]]:
+    """A class and its names."""
+    one, colon, rest = line.partition(":")
+    if line in known:
+        return line, (_spoken(line),)
+    if one.strip() not in known:
+        raise _wrong(f"{where}: the data set has no class {one.strip()!r}{_meant(one, known)}")
+    names = tuple(filter(None, map(str.strip, rest.split(";"))))
+    if colon and not names:
+        raise _wrong(f"{where}: {one.strip()!r} has no name behind the colon; write one")
+    return one.strip(), names
+
+
+def _meant(one: str, known: frozenset[str]) -> str:
+    """Of thousands of classes none but the nearest is listed."""
+    told = did_you_mean(one.strip(), known)
+    return told if "did you mean" in told or len(known) <= 20 else ""
+
+
+def _spoken(one: str) -> str:
+    return one.replace("_", " ").strip() or one
+
+
+def _wrong(message: str) -> UsageError:
+    return UsageError(message, instead={"CLASSES": UNKNOWN})
