@@ -42,12 +42,26 @@ def read_names(given: str, classes: Sequence[str]) -> Names:
     text, and naming line and class for one that is unknown, missing, there twice or without a
     name."""
     if not classes:
-        raise UsageError("CLASSES gives names to classes, and the data set has none: leave it out")
+        raise UsageError(
+            f"CLASSES={given} gives names to classes, and the data set has none: leave it out",
+            instead={"CLASSES": None},
+        )
     if given == OWN:
         return Names({one: (_spoken(one),) for one in classes})
+    found = _parsed(given, frozenset(classes))
+    missing = [one for one in classes if one not in found.names]
+    if missing:
+        more = f" and {len(missing) - SHOWN:,} others" if len(missing) > SHOWN else ""
+        raise _wrong(
+            f"CLASSES={given} has no line for {', '.join(map(repr, missing[:SHOWN]))}{more}: give "
+            "each class of the data set one (CLASSES=own takes the classes' own names)"
+        )
+    return found
+
+
+def _parsed(given: str, known: frozenset[str]) -> Names:
     names: dict[str, tuple[str, ...]] = {}
     templates: list[str] = []
-    known = frozenset(classes)
     for number, line in enumerate(_lines(given), 1):
         where = f"CLASSES={given}: line {number}"
         if PLACE in line and line not in known:
@@ -57,13 +71,6 @@ def read_names(given: str, classes: Sequence[str]) -> Names:
             if one in names:
                 raise _wrong(f"{where} names the class {one!r} again; name each once")
             names[one] = own
-    missing = [one for one in classes if one not in names]
-    if missing:
-        more = f" and {len(missing) - SHOWN:,} others" if len(missing) > SHOWN else ""
-        raise _wrong(
-            f"CLASSES={given} has no line for {', '.join(map(repr, missing[:SHOWN]))}{more}: give "
-            "each class of the data set one (CLASSES=own takes the classes' own names)"
-        )
     return Names(names, tuple(templates))
 
 

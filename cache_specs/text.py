@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from base import durable
-from base.errors import IntegrityError, StaleError
+from base.errors import UNKNOWN, IntegrityError, StaleError
 from cache_specs import store
 from cache_specs.view import View
 
@@ -66,14 +66,16 @@ class ViewText:
 
 
 def command(view: View) -> str:
-    """What encodes the class names of a view."""
-    return f"{store.command(view.folder, 'extract')} CLASSES=own"
+    """What encodes the class names of a view; which, the user knows."""
+    return f"{store.command(view.folder, 'extract')} CLASSES={UNKNOWN}"
 
 
 def write_text(view: View, text: ViewText) -> None:
     """Durably, under the view's lock. Raises StorageError."""
     about = _about(view, text)
-    metadata = {"about": durable.canonical_json(about).decode(), "sha256": _digest(text, about)}
+    # one key, since safetensors keeps no order of several: the same names give the same bytes
+    sealed = durable.canonical_json({**about, "sha256": _digest(text, about)})
+    metadata = {"about": sealed.decode()}
     tensors = {key: np.asarray(value, np.float32, order="C") for key, value in text.tensors.items()}
     with store.writer_lock(view.folder):
         durable.write(view.folder / FILE, save(tensors, metadata), "text")
@@ -101,9 +103,8 @@ def _read(path: Path) -> tuple[ViewText, Mapping[str, Any]]:
     data = path.read_bytes()
     tensors = load(data)
     size = int.from_bytes(data[:8], "little")
-    metadata = json.loads(data[8 : 8 + size])["__metadata__"]
-    about = json.loads(metadata["about"])
-    text = ViewText(tensors, about["tower"], dict(about["prompts"]), metadata["sha256"])
+    about = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["about"])
+    text = ViewText(tensors, about["tower"], dict(about["prompts"]), about.pop("sha256"))
     if _digest(text, about) != text.sha256:
         raise ValueError("it has changed since it was written")
     return text, about

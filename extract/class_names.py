@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from base.console import NOTE, counted
 from base.errors import IntegrityError, StaleError, UsageError
 from cache_specs.prompts import Names
@@ -59,13 +57,7 @@ def encode(spec: ViewSpec, view: View, naming: Naming, device: str) -> None:
     from extract.models import text  # noqa: PLC0415  torch takes seconds
 
     loaded = text.load_tower(spec, naming.files, device)
-    tensors = {"classes": text.class_features(loaded, list(prompts.values())).numpy()}
-    for name in ("scale", "bias"):
-        tensors[name] = np.array(getattr(loaded, name), np.float32)
-    for name, tensor in (("projection", loaded.projection_DE), ("offset", loaded.offset_E)):
-        if tensor is not None:
-            tensors[name] = tensor.cpu().numpy()
-    write_text(view, ViewText(tensors, tower, prompts))
+    write_text(view, ViewText(text.tensors_of(loaded, [*prompts.values()]), tower, prompts))
     log.info(f"{told} are encoded, for METHOD=zero-shot")
 
 

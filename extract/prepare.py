@@ -19,7 +19,7 @@ from cache_specs.stamps import Stamps, remembered
 from cache_specs.versions import dataset_folders, tops
 from cache_specs.view import default_rows
 from extract import bad_images
-from extract.class_names import Naming, refuse_without_towers
+from extract.class_names import Naming
 from extract.config import ExtractConfig
 from extract.data import datasets, overview
 from extract.data.suspects import warn_of_classes, warn_of_copies, warn_of_words
@@ -74,8 +74,6 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> list[Ready]:
     """Check the settings, find (or `fetch`) the weights, hash the images: of each view. Raises
     CoviewError."""
     specs, cache = check(config), Path(config.cache)
-    if config.classes:
-        refuse_without_towers(specs)
     where = devices(config.device, config.gpus)
     weights = weights_of_each(specs, config.weights)
     found = []

@@ -244,4 +244,3 @@ def _propagation(
 
 CLASSIC = {"logreg": _logreg, "knn": _knn}
 GRAPH = "label-propagation"
-TEXT = "zero-shot"

@@ -13,12 +13,13 @@ import torch
 from base.console import NOTE
 from base.errors import PreemptedError
 from train.algorithm.peers import LocalPeers, Peers
-from train.classic import GRAPH, TEXT, Scores, classify, propagate, zero_shot
+from train.classic import GRAPH, Scores, classify, propagate, zero_shot
 from train.config import TrainConfig, TrainingSettings
 from train.data.feed import Experiment, Task, make_input
 from train.data.graph import EXACT, Graph, groups_of
 from train.data.reader import Cache
 from train.data.splits import Split
+from train.data.texts import TEXT
 from train.loop import fit
 from train.methods import METHODS, Method
 from train.phases import Job
@@ -81,15 +82,7 @@ def _classify(method: str, s: Session, by: str) -> None:
                 f"stopped before experiment {number} of {method}; the same command begins {method} "
                 "again, and keeps what came before it"
             )
-        items = s.cache.items
-        if method == GRAPH:
-            graphs = graphs_of(s.cache, tuple(s.splits), s.device, by)
-            found.append(propagate(graphs, number - 1, split))
-        elif method == TEXT:
-            text_V = [s.cache.texts.get(view) for view in s.cache.names]
-            found.append(zero_shot(s.cache.emb, text_V, items.classes, split))
-        else:
-            found.append(classify(method, s.cache.emb, items.label, len(items.classes), split, by))
+        found.append(_scores(method, s, number - 1, split, by))
         log.log(NOTE, f"{method}: {number} of {len(s.splits)} experiments")
     tensors = {}
     for part in ("val", "test"):
@@ -103,6 +96,16 @@ def _classify(method: str, s: Session, by: str) -> None:
         of_each = [[chosen[key] for chosen in scores.chosen] for scores in found]
         tensors[f"chosen.{key}"] = torch.tensor(of_each, dtype=dtype).T
     write_tensors(s.folder, method, "scores", tensors)
+
+
+def _scores(method: str, s: Session, experiment: int, split: Split, by: str) -> Scores:
+    items = s.cache.items
+    if method == GRAPH:
+        return propagate(graphs_of(s.cache, tuple(s.splits), s.device, by), experiment, split)
+    if method == TEXT:
+        text_V = [s.cache.texts.get(view) for view in s.cache.names]
+        return zero_shot(s.cache.emb, text_V, items.classes, split)
+    return classify(method, s.cache.emb, items.label, len(items.classes), split, by)
 
 
 def dtype_of(precision: str) -> torch.dtype:

@@ -3,6 +3,7 @@ make them.
 
     load_tower(spec, files, device)        the tower of spec.text, and how it compares
     class_features(tower, prompts)         (C, E) unit rows, the mean over each class's prompts
+    tensors_of(tower, prompts)             what is kept of both
 
 logits = scale * unit(image) @ unit(text).T + bias, where image is the view's embedding, brought
 there by the model's own linear projection if the embedding stands before it.
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -56,6 +58,18 @@ def class_features(tower: Tower, prompts: Sequence[Sequence[str]]) -> Tensor:
     feature_nE = normalize(torch.cat(encoded), dim=-1)
     means = [part.mean(0) for part in feature_nE.split([len(own) for own in prompts])]
     return normalize(torch.stack(means), dim=-1).cpu()
+
+
+def tensors_of(tower: Tower, prompts: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+    """What is kept beside a view (cache_specs/text.py): of the classes with these prompts, and of
+    how they are compared."""
+    found = {"classes": class_features(tower, prompts).numpy()}
+    for name in ("scale", "bias"):
+        found[name] = np.array(getattr(tower, name), np.float32)
+    for name, tensor in (("projection", tower.projection_DE), ("offset", tower.offset_E)):
+        if tensor is not None:
+            found[name] = tensor.cpu().numpy()
+    return found
 
 
 # --- open_clip

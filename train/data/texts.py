@@ -1,7 +1,7 @@
 """The names of the classes as the views of a cache see them: what zero-shot compares with."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from base.errors import UsageError
 from base.phrase import quoted
@@ -10,12 +10,16 @@ from cache_specs.spec import load_spec, view_names
 from cache_specs.text import read_text
 from train.data.reader import Cache
 
+TEXT = "zero-shot"  # the method
 PRINT = "text of "  # before a view's name, of the fingerprint of its names
 
 
-def with_texts(cache: Cache) -> Cache:
+def with_texts(cache: Cache, methods: Sequence[str]) -> Cache:
     """The cache with the names that were encoded for its views, which then are part of what a run
-    was made of. Raises IntegrityError (damaged) or StaleError (of other classes)."""
+    was made of; as it is, where no method asks for them. Raises IntegrityError (damaged) or
+    StaleError (of other classes)."""
+    if TEXT not in methods:
+        return cache
     texts, prints = {}, dict(cache.fingerprints)
     for name, folder in zip(cache.names, cache.folders, strict=True):
         view = store.open_view(folder)
@@ -49,8 +53,14 @@ def how_to_encode(cache: Cache) -> str:
 
 
 def untold(cache: Cache) -> list[str]:
-    """The views without names, where others have some."""
-    return [name for name in cache.names if cache.texts and name not in cache.texts]
+    """That some of the views have no names, where others have."""
+    silent = [name for name in cache.names if name not in cache.texts]
+    if not silent or not cache.texts:
+        return []
+    return [
+        f"{TEXT} is that of {', '.join(cache.texts)}; no class names are encoded for "
+        f"{', '.join(silent)}"
+    ]
 
 
 def _has_tower(view: str) -> bool:

@@ -43,16 +43,11 @@ def read(
     classes = len(cache.items.classes)
     if classes < 2:
         raise _too_few_classes(cache.items)
-    if any(METHODS[method].text for method in config.method_list()):
-        cache = with_texts(cache)
+    cache = with_texts(cache, config.method_list())
     splits, older = _splits(config, cache)
     methods, told = allowed(config, cache, splits)
     told += older
-    if any(METHODS[method].text for method in methods) and (silent := untold(cache)):
-        told.append(
-            f"zero-shot is that of {', '.join(cache.texts)}; no class names are encoded for "
-            f"{', '.join(silent)}"
-        )
+    told += untold(cache)
     if config.seeds.isdecimal() and 1 < int(config.seeds) <= MOST_MEANT:
         n = int(config.seeds)
         told.append(f"SEEDS={n} is the one seed {n}; {n} are SEEDS=0..{n - 1}")

@@ -119,9 +119,8 @@ def say(
     if method.classic:
         tensors, sha256 = read_tensors(folder, method.name, "scores", device)
         chosen = _chosen([*cache.names, "joint"], tensors)
-        views = cache.names
-        if "views" in tensors:  # some have nothing to say
-            views = [cache.names[view] for view in tensors["views"].tolist()]
+        telling = tensors.get("views", torch.arange(len(cache.names)))
+        views = [cache.names[view] for view in telling.tolist()]
         said = list(tensors["val"]), list(tensors["test"])
         return Says(views, *said, {"scores": sha256}, chosen)
     files, digests = {}, {}
