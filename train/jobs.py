@@ -84,18 +84,23 @@ def _classify(method: str, s: Session, by: str) -> None:
             )
         found.append(_scores(method, s, number - 1, split, by))
         log.log(NOTE, f"{method}: {number} of {len(s.splits)} experiments")
+    tensors = _tensors(found)
+    if method == TEXT:
+        tensors["views"] = torch.tensor([s.cache.names.index(name) for name in s.cache.texts])
+    write_tensors(s.folder, method, "scores", tensors)
+
+
+def _tensors(found: Sequence[Scores]) -> dict[str, torch.Tensor]:
+    """Of one method's experiments: (V + 1, E, n, C) scores, and what was chosen."""
     tensors = {}
     for part in ("val", "test"):
         of_each = [torch.from_numpy(np.stack(getattr(scores, part))) for scores in found]
         tensors[part] = torch.stack(of_each, 1)
-    if method == TEXT:
-        telling = [view for view, name in enumerate(s.cache.names) if name in s.cache.texts]
-        tensors["views"] = torch.tensor(telling)
     for key, value in found[0].chosen[0].items():
         dtype = torch.float64 if isinstance(value, float) else torch.int64
         of_each = [[chosen[key] for chosen in scores.chosen] for scores in found]
         tensors[f"chosen.{key}"] = torch.tensor(of_each, dtype=dtype).T
-    write_tensors(s.folder, method, "scores", tensors)
+    return tensors
 
 
 def _scores(method: str, s: Session, experiment: int, split: Split, by: str) -> Scores:

@@ -670,6 +670,7 @@ IMPORT = "make import VIEW=got FROM=two.npz DATA=pets"
 LOST = "cache/pets-*/mine-*", "cache/pets-*/pixels-*"
 TRAIN, PIXELS = "make train VIEWS=pixels,edges DATA=digits", "cache/digits-*/pixels-*"
 NAMED, ZERO_SHOT = "make extract VIEW=tiny-clip DATA=pets", f"{TRAIN} METHOD=zero-shot"
+OWN = "digits", "own"  # DATA, CLASSES
 SITUATIONS = (
     # words that stand on the line
     S("base/commands.py:_chosen", "coview predcit --run a"),
@@ -762,15 +763,15 @@ SITUATIONS = (
         "extract/class_names.py:refuse_without_towers",
         "make extract VIEW=tiny-dinov2 DATA=pets CLASSES=own",
     ),
-    S("cache_specs/text.py:read_text#1", ZERO_SHOT, ("digits", "own"), names_harmed, without_names),
+    S("cache_specs/text.py:read_text#1", ZERO_SHOT, OWN, names_harmed, without_names),
     S(
         "cache_specs/text.py:read_text#2",
         ZERO_SHOT,
-        ("digits", "own"),
+        OWN,
         names_of_another,
         without_names,
     ),
-    S("cache_specs/text.py:refuse_other_classes", ZERO_SHOT, ("digits", "own"), named("a", "b")),
+    S("cache_specs/text.py:refuse_other_classes", ZERO_SHOT, OWN, named("a", "b")),
     # views
     S("cache_specs/spec.py:_no_view#2", "make extract VIEW=tiny-clp DATA=photos"),
     S("cache_specs/spec.py:_no_view#2", "make extract VIEW=xyzzy DATA=photos", ("tiny-clip",)),
@@ -1162,7 +1163,7 @@ NO_SITUATION = {  # each was looked at: why its command gets further, or may be 
     "extract/models/convert.py:_fetch#2",
     # a donor that changes while it is read; make repair of the donor: tests/extract/test_reuse.py
     "extract/reuse.py:_copied",
-    # after the images, which no situation comes to: tests/extract/models/test_text.py
+    # after the images, which no situation comes to: tests/extract/models/test_towers.py
     "extract/models/text.py:_refuse_output",
     "extract/models/text.py:_unknown_word",
     # a cache that is written anew while it is trained on; under another name the run begins anew

@@ -117,12 +117,7 @@ def say(
     joined; with graphs they are pooled. scikit-learn's methods keep no model: their scores were
     written down when they were fitted."""
     if method.classic:
-        tensors, sha256 = read_tensors(folder, method.name, "scores", device)
-        chosen = _chosen([*cache.names, "joint"], tensors)
-        telling = tensors.get("views", torch.arange(len(cache.names)))
-        views = [cache.names[view] for view in telling.tolist()]
-        said = list(tensors["val"]), list(tensors["test"])
-        return Says(views, *said, {"scores": sha256}, chosen)
+        return _as_written(folder, method, cache.names, device)
     files, digests = {}, {}
     for name in method.files(cache.names):
         files[name], digests[name] = read_tensors(folder, method.name, name, device)
@@ -143,6 +138,15 @@ def say(
     views = [] if method.jobs == "together" else cache.names
     chosen = _chosen(names_of_experts(cache.names), pool)
     return Says(views, found[0], found[1], digests, chosen)
+
+
+def _as_written(folder: Path, method: Method, names: Sequence[str], device: torch.device) -> Says:
+    """views: those that had something to say, where these are not all."""
+    tensors, sha256 = read_tensors(folder, method.name, "scores", device)
+    telling = tensors.get("views", torch.arange(len(names)))
+    views = [names[view] for view in telling.tolist()]
+    said = list(tensors["val"]), list(tensors["test"])
+    return Says(views, *said, {"scores": sha256}, _chosen([*names, "joint"], tensors))
 
 
 def names_of_experts(views: Sequence[str]) -> list[str]:
