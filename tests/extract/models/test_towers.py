@@ -23,7 +23,7 @@ from base.errors import UsageError
 from cache_specs.spec import Text, ViewSpec, Weights, load_spec
 from cache_specs.text import ViewText
 from extract.models.backbones import load_backbone
-from extract.models.text import KINDS, Tower, class_features, load_tower, tensors_of
+from extract.models.text import KINDS, Tower, _head_of, class_features, load_tower, tensors_of
 from extract.models.weights import find_weights
 
 CLASSES = {"cat": ["a photo of a Cat.", "a drawing of a cat"], "dog": ["a Dog!", "two dogs"]}
@@ -149,6 +149,33 @@ def test_a_tower_beside_timms_images_is_open_clips(tmp_path: Path, kind: str) ->
         assert tower.projection_DE is None and tower.bias == model.logit_bias.item() != 0
     else:
         assert tower.projection_DE is not None and tower.bias == 0
+
+
+BUNDLED = {  # view: width of its rows and of the space; tokens; has it a bias
+    "clip": (1024, 768, 77, False),
+    "clip-b16": (768, 512, 77, False),
+    "metaclip2": (1280, 1024, 77, False),
+    "pe-core": (1024, 1024, 32, False),
+    "siglip": (768, 768, 64, True),
+    "siglip2": (1152, 1152, 64, True),
+}
+
+
+@pytest.mark.parametrize("view", BUNDLED)
+def test_the_bundled_views_fit_open_clips_models_at_real_size(view: str) -> None:
+    """Shapes alone: what their rows pass through leads to where the texts are."""
+    spec, (width, space, context, biased) = load_spec(view), BUNDLED[view]
+    assert spec.text is not None and (spec.width, spec.text.context) == (width, context)
+    with torch.device("meta"):
+        model = open_clip.create_model(spec.text.architecture, load_weights=False, device="meta")
+    projection, _ = _head_of(spec, model.visual)
+    assert (projection is None) == ("siglip" in view)
+    assert projection is None or projection.shape == (width, space)
+    text = getattr(model, "text", model)
+    assert text.context_length == context
+    assert (getattr(model, "logit_bias", None) is not None) == biased
+    tokens = torch.zeros(1, context, dtype=torch.long, device="meta")
+    assert model.encode_text(tokens).shape == (1, space)
 
 
 def test_tiny_clip_has_its_trained_tower() -> None:
