@@ -10,6 +10,7 @@ from pathlib import Path
 
 from base.console import NOTE, counted
 from base.errors import IntegrityError, StaleError, UsageError
+from base.limits import free_memory, within_memory
 from cache_specs.prompts import Names
 from cache_specs.spec import ViewSpec, load_spec, view_names
 from cache_specs.text import FILE, ViewText, read_text, write_text
@@ -56,8 +57,11 @@ def encode(spec: ViewSpec, view: View, naming: Naming, device: str) -> None:
         return
     from extract.models import text  # noqa: PLC0415  torch takes seconds
 
-    loaded = text.load_tower(spec, naming.files, device)
-    write_text(view, ViewText(text.tensors_of(loaded, [*prompts.values()]), tower, prompts))
+    what = f"the text tower of {spec.name} on {device}"
+    with within_memory(what, f"{free_memory(device)}; then type the same command"):
+        loaded = text.load_tower(spec, naming.files, device)
+        tensors = text.tensors_of(loaded, [*prompts.values()])
+    write_text(view, ViewText(tensors, tower, prompts))
     log.info(f"{told} are encoded, for METHOD=zero-shot")
 
 

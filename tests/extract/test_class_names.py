@@ -83,6 +83,19 @@ def test_other_weights_make_it_anew(extracting: Extract, monkeypatch: pytest.Mon
     assert spec.text.fingerprint("0" * 64) != made.tower
 
 
+def test_too_little_memory_is_said(extracting: Extract, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves nothing beside the rows."""
+    view = run(extracting())
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(towers, "load_tower", full)
+    with pytest.raises(UsageError, match="the text tower of tiny-clip on cpu"):
+        run(extracting(classes="own"))
+    assert not (view.folder / FILE).exists()
+
+
 def test_a_view_without_a_tower_is_named(
     extracting: Extract, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -124,7 +124,7 @@ def test_without_names_it_says_what_to_type(
     _, _, methods = read(world.config(method="all"), aloud=True)
     assert "zero-shot" not in methods and "knn" in methods
     assert "which is needed for zero-shot: left out" in capsys.readouterr().err
-    monkeypatch.setattr("train.data.texts._has_tower", lambda name: name == "edges")
+    monkeypatch.setattr("train.data.texts.text_of", lambda view: view.name == "edges" or None)
     with pytest.raises(UsageError, match=r"make extract VIEW=edges DATA=digits CLASSES=own   \(or"):
         read(world.config())
     world.name("edges")

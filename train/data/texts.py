@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from base.errors import UsageError
 from base.phrase import quoted
 from cache_specs import store
+from cache_specs.lookup import text_of
 from cache_specs.spec import load_spec, view_names
 from cache_specs.text import read_text
 from train.data.reader import Cache
@@ -37,9 +37,12 @@ def without_texts(fingerprints: Mapping[str, str]) -> dict[str, str]:
 
 def how_to_encode(cache: Cache) -> str:
     """What to type so that a view has names."""
-    able = [name for name in cache.names if _has_tower(name)]
+    able = []
+    for name, folder in zip(cache.names, cache.folders, strict=True):
+        if text_of(store.open_view(folder)) is not None:
+            able.append(name)
     if not able:
-        some = [name for name in view_names() if _has_tower(name)]
+        some = [name for name in view_names() if load_spec(name).text is not None]
         return (
             f"None of the views has a text tower. Those that have one: {', '.join(some)}. Name one "
             "of them in VIEWS, or leave zero-shot out"
@@ -61,11 +64,3 @@ def untold(cache: Cache) -> list[str]:
         f"{TEXT} is that of {', '.join(cache.texts)}; no class names are encoded for "
         f"{', '.join(silent)}"
     ]
-
-
-def _has_tower(view: str) -> bool:
-    """Of a view that comes with the project; of one's own it is known when it is extracted."""
-    try:
-        return load_spec(view).text is not None
-    except UsageError:
-        return False

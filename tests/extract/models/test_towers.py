@@ -140,7 +140,7 @@ def test_a_tower_beside_timms_images_is_open_clips(tmp_path: Path, kind: str) ->
     spec = with_text(spec, given)
     tower = load_tower(spec, here(spec), "cpu")
     texts = tokens([prompts[0] for prompts in CLASSES.values()])
-    image = images(pixels(384, batch=3))
+    image = images(pixels(384, batch=2))
     expected, _ = model.get_logits(image, texts)
     emb = model.visual.trunk.forward_head(model.visual.trunk.forward_features(image), True)
     found = logits(tower, emb.detach(), one_prompt_each())
