@@ -17,6 +17,7 @@ from pathlib import Path
 from base.errors import UNKNOWN, UsageError, did_you_mean
 
 OWN = "own"
+EXAMPLE = "'n02084071: dog; puppy'"
 SHOWN = 5  # classes of a message
 PLACE = "{}"  # of the name, in a template
 
@@ -53,8 +54,9 @@ def read_names(given: str, classes: Sequence[str]) -> Names:
     if missing:
         more = f" and {len(missing) - SHOWN:,} others" if len(missing) > SHOWN else ""
         raise _wrong(
-            f"CLASSES={given} has no line for {', '.join(map(repr, missing[:SHOWN]))}{more}: give "
-            "each class of the data set one (CLASSES=own takes the classes' own names)"
+            given,
+            f"there is no line for {', '.join(map(repr, missing[:SHOWN]))}{more}: give each class "
+            "of the data set one (CLASSES=own takes the classes' own names)",
         )
     return found
 
@@ -63,13 +65,12 @@ def _parsed(given: str, known: frozenset[str]) -> Names:
     names: dict[str, tuple[str, ...]] = {}
     templates: list[str] = []
     for number, line in enumerate(_lines(given), 1):
-        where = f"CLASSES={given}: line {number}"
         if PLACE in line and line not in known:
             templates.append(line)
         elif line and (line in known or not line.startswith("#")):
-            one, own = _of_line(line, known, where)
+            one, own = _of_line(line, known, given, number)
             if one in names:
-                raise _wrong(f"{where} names the class {one!r} again; name each once")
+                raise _wrong(given, f"line {number} names {one!r} again: name each class once")
             names[one] = own
     return Names(names, tuple(templates))
 
@@ -81,21 +82,25 @@ def _lines(given: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is no text in UTF-8"
         raise _wrong(
-            f"CLASSES={given} cannot be read: {why}. Name a file with a line a class, or type "
-            "CLASSES=own for the classes' own names"
+            given,
+            f"this cannot be read ({why}): name a file with a line a class, or type CLASSES=own "
+            "for the classes' own names",
         ) from error
 
 
-def _of_line(line: str, known: frozenset[str], where: str) -> tuple[str, tuple[str, ...]]:
+def _of_line(
+    line: str, known: frozenset[str], given: str, number: int
+) -> tuple[str, tuple[str, ...]]:
     """A class and its names."""
     one, colon, rest = line.partition(":")
     if line in known:
         return line, (_spoken(line),)
     if one.strip() not in known:
-        raise _wrong(f"{where}: the data set has no class {one.strip()!r}{_meant(one, known)}")
+        told = f"the data set has no class {one.strip()!r}{_meant(one, known)}"
+        raise _wrong(given, f"line {number}: {told}")
     names = tuple(filter(None, map(str.strip, rest.split(";"))))
     if colon and not names:
-        raise _wrong(f"{where}: {one.strip()!r} has no name behind the colon; write one")
+        raise _wrong(given, f"line {number}: {one.strip()!r} has no name behind the colon")
     return one.strip(), names
 
 
@@ -109,5 +114,6 @@ def _spoken(one: str) -> str:
     return one.replace("_", " ").strip() or one
 
 
-def _wrong(message: str) -> UsageError:
+def _wrong(given: str, what: str) -> UsageError:
+    message = f"CLASSES={given}: {what}. A line is such as {EXAMPLE}"
     return UsageError(message, instead={"CLASSES": UNKNOWN})
