@@ -125,6 +125,14 @@ def test_mistakes_are_found_before_anything_is_embedded(
     plan(dataclasses.replace(given, classes="own"), {})
 
 
+def test_a_dry_run_says_that_a_tower_is_to_be_fetched(
+    extracting: Extract, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    plan(extracting(view="siglip", classes="own"), {})
+    told = "siglip: its text tower is not here, and fetched from timm/ViT-B-16-SigLIP\n"
+    assert told in said(capsys) and not (tmp_path / "cache").exists()
+
+
 def test_weights_of_the_tower_that_are_elsewhere(tmp_path: Path, photos: Path) -> None:
     """A [text.weights] of its own: what is not there is named before anything is embedded."""
     toml = (load_spec("tiny-clip").source).read_text().replace("weights/", f"{_weights()}/")
