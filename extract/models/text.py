@@ -46,7 +46,11 @@ def load_tower(spec: ViewSpec, files: Mapping[str, Path], device: str) -> Tower:
     not where the model compares, nor before a linear projection to there."""
     assert spec.text is not None, f"{spec.source} has no text tower"
     safetensors_of(spec.both_towers, dict(files))
-    return TOWERS[spec.text.backend](spec, dict(files), device)
+    tower = TOWERS[spec.text.backend](spec, dict(files), device)
+    if tower.projection_DE is None:
+        with torch.inference_mode():
+            _refuse_width(spec, "compares", tower.encode(["a"]).shape[1])
+    return tower
 
 
 @torch.inference_mode()
@@ -98,6 +102,8 @@ def _head_of(spec: ViewSpec, visual: Any) -> tuple[Tensor | None, Tensor | None]
         token = getattr(visual, "pool_type", "") == "tok" and visual.attn_pool is None
         _refuse_output(spec, ("pooled", "cls") if token else ("pooled",))
         return _fitting(spec, visual.proj, None)
+    if spec.backend == "open_clip" and spec.output == "pooled":
+        return None, None  # the view is this tower as a whole
     # a model of timm's compares what its own head gives; what open_clip adds may not be linear
     own = hasattr(visual, "trunk") and not len(visual.head)
     _refuse_output(spec, ("pooled",) if own else ("projected",))
@@ -218,13 +224,16 @@ def _transformers(spec: ViewSpec, files: dict[str, Path], device: str) -> Tower:
 def _fitting(
     spec: ViewSpec, projection_DE: Tensor, offset_E: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    if projection_DE.shape[0] != spec.width:
-        raise UsageError(
-            f"{spec.source}: text: {spec.both_towers.architecture} projects "
-            f"{projection_DE.shape[0]} numbers an image, and the view has width = {spec.width}; "
-            "name the model that the view is of"
-        )
+    _refuse_width(spec, "projects", projection_DE.shape[0])
     return projection_DE.detach().float(), None if offset_E is None else offset_E.detach().float()
+
+
+def _refuse_width(spec: ViewSpec, does: str, found: int) -> None:
+    if found != spec.width:
+        raise UsageError(
+            f"{spec.source}: text: {spec.both_towers.architecture} {does} {found} numbers an "
+            f"image, and the view has width = {spec.width}; name the model that the view is of"
+        )
 
 
 def _refuse_output(spec: ViewSpec, fitting: tuple[str, ...]) -> None:

@@ -137,7 +137,8 @@ def test_a_tower_beside_timms_images_is_open_clips(tmp_path: Path, kind: str) ->
         assert (tokens(["a cat"])[0] == torch.tensor([3, 6, 2, *[0] * 13])).all()
     else:
         tokens = SimpleTokenizer(context_length=16)
-    spec = with_text(spec, given)
+    whole = dataclasses.replace(with_text(spec, given), width=192 if kind == "siglip" else 40)
+    spec = dataclasses.replace(with_text(spec, given), backend="timm")
     tower = load_tower(spec, here(spec), "cpu")
     texts = tokens([prompts[0] for prompts in CLASSES.values()])
     image = images(pixels(384, batch=2))
@@ -145,6 +146,10 @@ def test_a_tower_beside_timms_images_is_open_clips(tmp_path: Path, kind: str) ->
     emb = model.visual.trunk.forward_head(model.visual.trunk.forward_features(image), True)
     found = logits(tower, emb.detach(), one_prompt_each())
     assert torch.allclose(found, expected, atol=1e-5, rtol=1e-5) and expected.std() > 0.01
+    # a view of open_clip's is the whole tower, with its head
+    beside = load_tower(whole, here(whole), "cpu")
+    found = logits(beside, model.visual(image).detach(), one_prompt_each())
+    assert torch.allclose(found, expected, atol=1e-5, rtol=1e-5) and beside.projection_DE is None
     if kind == "siglip":
         assert tower.projection_DE is None and tower.bias == model.logit_bias.item() != 0
     else:
@@ -322,6 +327,9 @@ def test_a_model_of_another_width_or_kind_is_refused(tmp_path: Path) -> None:
     wide = dataclasses.replace(spec, width=25)
     with pytest.raises(UsageError, match="projects 24 numbers an image, and the view has width ="):
         load_tower(wide, here(wide), "cpu")
+    whole = dataclasses.replace(wide, output="projected")
+    with pytest.raises(UsageError, match="compares 20 numbers an image, and the view has width = "):
+        load_tower(whole, here(whole), "cpu")
     (tmp_path / "config.json").write_text("{}")
     pair = Weights(("config.json", "open_clip_model.safetensors"), path=".")
     odd = with_text(spec, Text("transformers", "ClipModel", 16, pair))
