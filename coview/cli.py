@@ -17,7 +17,7 @@ COMMANDS = (
         "extract",
         "extract.config:ExtractConfig",
         "extract.command:command",
-        ("VIEW", "VIEWS", "DATA", "WEIGHTS", *MACHINE),
+        ("VIEW", "VIEWS", "DATA", "WEIGHTS", "CLASSES", *MACHINE),
         "make extract VIEW=clip DATA=photos/",
     ),
     Command(

@@ -2,6 +2,7 @@
 is typed, and must get further."""
 
 import ast
+import dataclasses
 import functools
 import os
 import re
@@ -28,6 +29,7 @@ from cache_specs.items import read_items
 from cache_specs.sources import source_path
 from cache_specs.spec import SPECS
 from cache_specs.succession import write_items
+from cache_specs.text import FILE, ViewText, write_text
 from cache_specs.view import write_documents
 from coview.cli import COMMANDS
 from extract.data.datasets import build_items, open_dataset
@@ -586,6 +588,37 @@ def and_embedded(change: Callable[[Path], Any]) -> Callable[[Path], None]:
     return both
 
 
+def named(*classes: str) -> Callable[[Path], None]:
+    """Of the view of pixels these classes' names were encoded."""
+
+    def write(place: Path) -> None:
+        tensors = {"classes": np.ones((len(classes), 4), np.float32)}
+        text = ViewText(tensors, "t", {name: [name] for name in classes})
+        write_text(store.open_view(next(place.glob(PIXELS))), text)
+
+    return write
+
+
+def names_harmed(place: Path) -> None:
+    (next(place.glob(PIXELS)) / FILE).write_bytes(b"")
+
+
+def names_of_another(place: Path) -> None:
+    view = store.open_view(next(place.glob(PIXELS)))
+    write_text(dataclasses.replace(view, identity="0" * 64), ViewText({}, "t", {}))
+
+
+def without_names(place: Path) -> None:
+    (next(place.glob(PIXELS)) / FILE).unlink()
+
+
+def no_classes(place: Path) -> None:
+    for path in sorted((place / "pets").glob("*/*.png")):
+        path.rename(place / "pets" / path.name)
+        path.parent.rmdir() if not [*path.parent.iterdir()] else None
+    shutil.rmtree(place / "cache")
+
+
 def no_sweep(place: Path) -> None:
     (place / "runs" / "half" / "sweep.json").write_text("{}")
 
@@ -638,6 +671,8 @@ PETS, REPAIR = "make train VIEWS=mine DATA=pets", "make repair VIEW=pixels DATA=
 IMPORT = "make import VIEW=got FROM=two.npz DATA=pets"
 LOST = "cache/pets-*/mine-*", "cache/pets-*/pixels-*"
 TRAIN, PIXELS = "make train VIEWS=pixels,edges DATA=digits", "cache/digits-*/pixels-*"
+NAMED, ZERO_SHOT = "make extract VIEW=tiny-clip DATA=pets", f"{TRAIN} METHOD=zero-shot"
+OWN = "digits", "own"  # DATA, CLASSES
 SITUATIONS = (
     # words that stand on the line
     S("base/commands.py:_chosen", "coview predcit --run a"),
@@ -723,6 +758,22 @@ SITUATIONS = (
     S("train/grid.py:_wrong", "make sweep VIEWS=pixels DATA=digits GRID='lr=1, temperature 2'"),
     S("train/grid.py:check#1", "make sweep VIEWS=pixels DATA=digits GRID=lr=1 ARGS=--dry-run"),
     S("train/grid.py:check#2", "make sweep VIEWS=pixels DATA=digits GRID=lr=1 METHOD=knn"),
+    # the names of classes
+    S("cache_specs/prompts.py:_wrong", f"{NAMED} CLASSES=no.txt", ("own",)),
+    S("cache_specs/prompts.py:read_names", f"{NAMED} CLASSES=own", (), no_classes),
+    S(
+        "extract/class_names.py:refuse_without_towers",
+        "make extract VIEW=tiny-dinov2 DATA=pets CLASSES=own",
+    ),
+    S("cache_specs/text.py:read_text#1", ZERO_SHOT, OWN, names_harmed, without_names),
+    S(
+        "cache_specs/text.py:read_text#2",
+        ZERO_SHOT,
+        OWN,
+        names_of_another,
+        without_names,
+    ),
+    S("cache_specs/text.py:refuse_other_classes", ZERO_SHOT, OWN, named("a", "b")),
     # views
     S("cache_specs/spec.py:_no_view#2", "make extract VIEW=tiny-clp DATA=photos"),
     S("cache_specs/spec.py:_no_view#2", "make extract VIEW=xyzzy DATA=photos", ("tiny-clip",)),
@@ -1118,6 +1169,9 @@ NO_SITUATION = {  # each was looked at: why its command gets further, or may be 
     "extract/models/convert.py:_fetch#2",
     # a donor that changes while it is read; make repair of the donor: tests/extract/test_reuse.py
     "extract/reuse.py:_copied",
+    # after the images, which no situation comes to: tests/extract/models/test_towers.py
+    "extract/models/text.py:_refuse_output",
+    "extract/models/text.py:_unknown_word",
     # a cache that is written anew while it is trained on; under another name the run begins anew
     "train/data/reader.py:refuse_changed",
     # a checkpoint of another version; under another name there is none
