@@ -83,12 +83,13 @@ def _refuse_words(config: SuggestConfig) -> None:
 def _refuse_missing(config: SuggestConfig) -> None:
     from train.run.rundir import newest_runs, no_run
 
-    if config.views and config.data:
+    named = config.views.strip(" ,")
+    if named and config.data:
         return
-    if not config.views and not config.data and newest_runs(config.runs):
+    if not named and not config.data and newest_runs(config.runs):
         raise no_run(config.runs)
-    missing = "DATA" if config.views else "VIEWS"
-    views, data = config.views or "clip,dinov2", config.data or "photos/"
+    missing = "DATA" if named else "VIEWS"
+    views, data = named or "clip,dinov2", config.data or "photos/"
     raise UsageError(
         f"{missing} is missing. For the first images, type: make suggest VIEWS={quoted(views)} "
         f"DATA={quoted(data)}; for the next ones of a run: make suggest RUN=…"
