@@ -15,6 +15,7 @@ from typing import Any
 from base.commands import typed
 from base.devices import devices
 from base.errors import UsageError
+from base.limits import within_memory
 from base.phrase import quoted
 from report.config import SuggestConfig
 
@@ -32,7 +33,8 @@ def command(config: SuggestConfig, found: dict[str, Any]) -> None:
     from report.suggest.chosen import by_run, without_run
     from report.suggest.table import text_of, write_all
 
-    one = by_run(config, device) if config.run else without_run(config)
+    with within_memory(f"a choice of N={config.n}", "Ask for fewer at once", {"N": "24"}):
+        one = by_run(config, device) if config.run else without_run(config)
     log.info(f"{one.head}\n{one.chosen.why}")
     if not config.to:
         log.info(one.chosen.then)

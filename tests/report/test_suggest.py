@@ -209,6 +209,16 @@ def test_the_first_ones_need_no_run(home: Path, capsys: pytest.CaptureFixture) -
     assert len(one["images"]) == 1
 
 
+def test_too_little_memory_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError("Unable to allocate 6.26 GiB")
+
+    monkeypatch.setattr("report.asked.max_herding", full)
+    with pytest.raises(UsageError, match=r"a choice of N=7000 \(Unable.*Ask for fewer") as error:
+        first(home, n=7000)
+    assert error.value.instead == {"N": "24"}
+
+
 @pytest.mark.usefixtures("first_of_equal")
 def test_a_table_of_the_first_ones_is_the_next_data_set(
     own: Path, capsys: pytest.CaptureFixture
