@@ -32,6 +32,11 @@ def quoted(value: str) -> str:
     return for_shell(value.replace("$", "$$"))
 
 
+def shown(key: str) -> str:
+    """The key of an image for a terminal, which a file's name must not steer."""
+    return key if key.isprintable() else repr(key)
+
+
 def for_shell(value: str) -> str:
     """Quoted, where the shell needs it; the sign for what is not known stays as it is."""
     return value if value == UNKNOWN else shlex.quote(value)

@@ -37,6 +37,13 @@ class Names:
             found[one] = [text.replace(PLACE, name) for name in names for text in given]
         return found
 
+    def alike(self) -> list[list[str]]:
+        """The classes that have the same names, together."""
+        groups: dict[frozenset[str], list[str]] = {}
+        for one, names in self.names.items():
+            groups.setdefault(frozenset(map(str.casefold, names)), []).append(one)
+        return [group for group in groups.values() if len(group) > 1]
+
 
 def read_names(given: str, classes: Sequence[str]) -> Names:
     """What CLASSES says of these classes. Raises UsageError for a file that is not there or no
@@ -65,10 +72,11 @@ def _parsed(given: str, known: frozenset[str]) -> Names:
     names: dict[str, tuple[str, ...]] = {}
     templates: list[str] = []
     for number, line in enumerate(_lines(given), 1):
-        if PLACE in line and line not in known:
+        one = _class_of(line, known)
+        if PLACE in line and not one:
             templates.append(line)
-        elif line and (line in known or not line.startswith("#")):
-            one, own = _of_line(line, known, given, number)
+        elif line and (one or not line.startswith("#")):
+            own = _own_names(line, one, known, given, number)
             if one in names:
                 raise _wrong(given, f"line {number} names {one!r} again: name each class once")
             names[one] = own
@@ -88,20 +96,33 @@ def _lines(given: str) -> list[str]:
         ) from error
 
 
-def _of_line(
-    line: str, known: frozenset[str], given: str, number: int
-) -> tuple[str, tuple[str, ...]]:
-    """A class and its names."""
-    one, colon, rest = line.partition(":")
+def _class_of(line: str, known: frozenset[str]) -> str:
+    """The class of a line, the longest of which the colon follows; '' where there is none."""
     if line in known:
-        return line, (_spoken(line),)
-    if one.strip() not in known:
-        told = f"the data set has no class {one.strip()!r}{_meant(one, known)}"
+        return line
+    parts = line.split(":")
+    heads = (":".join(parts[:count]).strip() for count in range(len(parts) - 1, 0, -1))
+    return next((head for head in heads if head in known), "")
+
+
+def _own_names(
+    line: str, one: str, known: frozenset[str], given: str, number: int
+) -> tuple[str, ...]:
+    """Of the class `one`, which the line is of."""
+    if not one:
+        unknown = line.partition(":")[0].strip()
+        told = f"the data set has no class {unknown!r}{_meant(unknown, known)}"
+        raise _wrong(given, f"line {number}: {told}")
+    if line == one:
+        return (_spoken(one),)
+    rest = line.removeprefix(one).lstrip().removeprefix(":")
+    if PLACE in rest:
+        told = f"{one!r} has {PLACE} in a name: templates are of all classes, a line each"
         raise _wrong(given, f"line {number}: {told}")
     names = tuple(filter(None, map(str.strip, rest.split(";"))))
-    if colon and not names:
-        raise _wrong(given, f"line {number}: {one.strip()!r} has no name behind the colon")
-    return one.strip(), names
+    if not names:
+        raise _wrong(given, f"line {number}: {one!r} has no name behind the colon")
+    return names
 
 
 def _meant(one: str, known: frozenset[str]) -> str:

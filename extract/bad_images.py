@@ -8,6 +8,7 @@ import numpy as np
 
 from base.console import counted
 from base.errors import DataQualityError, UsageError
+from base.phrase import shown
 from cache_specs.integrity import read_commit
 from cache_specs.items import Items
 from cache_specs.view import STATUS, View, status_counts
@@ -124,11 +125,10 @@ def listed(status: np.ndarray, items: Items, why: Why = unknown) -> str:
     """The first bad images, a line each."""
     bad, lines = np.flatnonzero(status), []
     for row in bad[:SHOWN]:
-        key = items.keys[row]
-        shown = key if key.isprintable() else repr(key)
+        key = shown(items.keys[row])
         told = why(int(row)) if status[row] in EXPLAINED else ""
         reason = f" ({told})" if told else ""
-        lines.append(f"  row {row}: {shown}: {STATUS[status[row]]}{reason}")
+        lines.append(f"  row {row}: {key}: {STATUS[status[row]]}{reason}")
     if len(bad) > SHOWN:
         lines.append(f"  … and {len(bad) - SHOWN:,} more")
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from pathlib import Path
 from base.console import NOTE, counted
 from base.errors import IntegrityError, StaleError, UsageError
 from base.limits import free_memory, within_memory
-from cache_specs.prompts import Names
+from cache_specs.prompts import SHOWN, Names
 from cache_specs.spec import ViewSpec, load_spec, view_names
 from cache_specs.text import FILE, ViewText, read_text, write_text
 from cache_specs.view import View
@@ -43,6 +43,19 @@ def refuse_without_towers(specs: Sequence[ViewSpec]) -> None:
             instead={"CLASSES": None},
         )
     log.log(NOTE, f"{told}: zero-shot does without")
+
+
+def warn_of_alike(given: str, names: Names) -> None:
+    """Of classes that no image can tell apart by their names."""
+    groups = names.alike()
+    if not groups:
+        return
+    listed = "; ".join(" and ".join(map(repr, group[:SHOWN])) for group in groups[:SHOWN])
+    more = ", among others" if max(len(groups), *map(len, groups)) > SHOWN else ""
+    log.warning(
+        f"CLASSES={given}: {listed}{more} have the same names, so zero-shot calls every image of "
+        "them by the first. Give them different ones"
+    )
 
 
 def encode(spec: ViewSpec, view: View, naming: Naming, device: str) -> None:

@@ -19,7 +19,7 @@ from cache_specs.stamps import Stamps, remembered
 from cache_specs.versions import dataset_folders, tops
 from cache_specs.view import default_rows
 from extract import bad_images
-from extract.class_names import Naming
+from extract.class_names import Naming, warn_of_alike
 from extract.config import ExtractConfig
 from extract.data import datasets, overview
 from extract.data.suspects import warn_of_classes, warn_of_copies, warn_of_words
@@ -123,6 +123,7 @@ def _namings(
     if not config.classes:
         return [None] * len(specs)
     names = read_names(config.classes, classes)
+    warn_of_alike(config.classes, names)
     found: list[Naming | None] = []
     for spec, place in zip(specs, weights, strict=True):
         naming = None

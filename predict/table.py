@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from base import durable
 from base.console import counted
+from base.phrase import shown
 from cache_specs.view import STATUS
 from predict.model import Model, Opinions
 from train.run.summary import doubt
@@ -205,9 +206,9 @@ def each_image(table: Table) -> str:
     lines = []
     for row, (key, label) in enumerate(zip(table["key"], table["label"], strict=True)):
         if label is None:
-            lines.append(f"{key}: {table['status'][row]}\n")
+            lines.append(f"{shown(key)}: {table['status'][row]}\n")
             continue
-        told = [f"{key}: {label} {table['confidence'][row]:.2f}"]
+        told = [f"{shown(key)}: {label} {table['confidence'][row]:.2f}"]
         for view in views:
             own, confidence = table[f"label_{view}"][row], table[f"confidence_{view}"][row]
             told.append(f"{view} {own} {confidence:.2f}")

@@ -15,6 +15,7 @@ from typing import Any
 from base.commands import typed
 from base.devices import devices
 from base.errors import UsageError
+from base.limits import within_memory
 from base.phrase import quoted
 from report.config import SuggestConfig
 
@@ -32,7 +33,8 @@ def command(config: SuggestConfig, found: dict[str, Any]) -> None:
     from report.suggest.chosen import by_run, without_run
     from report.suggest.table import text_of, write_all
 
-    one = by_run(config, device) if config.run else without_run(config)
+    with within_memory(f"a choice of N={config.n}", "Ask for fewer at once", {"N": "24"}):
+        one = by_run(config, device) if config.run else without_run(config)
     log.info(f"{one.head}\n{one.chosen.why}")
     if not config.to:
         log.info(one.chosen.then)
@@ -83,12 +85,13 @@ def _refuse_words(config: SuggestConfig) -> None:
 def _refuse_missing(config: SuggestConfig) -> None:
     from train.run.rundir import newest_runs, no_run
 
-    if config.views and config.data:
+    named = config.views.strip(" ,")
+    if named and config.data:
         return
-    if not config.views and not config.data and newest_runs(config.runs):
+    if not named and not config.data and newest_runs(config.runs):
         raise no_run(config.runs)
-    missing = "DATA" if config.views else "VIEWS"
-    views, data = config.views or "clip,dinov2", config.data or "photos/"
+    missing = "DATA" if named else "VIEWS"
+    views, data = named or "clip,dinov2", config.data or "photos/"
     raise UsageError(
         f"{missing} is missing. For the first images, type: make suggest VIEWS={quoted(views)} "
         f"DATA={quoted(data)}; for the next ones of a run: make suggest RUN=…"

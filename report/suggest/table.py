@@ -14,7 +14,7 @@ import numpy as np
 
 from base.console import counted
 from base.errors import UNKNOWN, StaleError, UsageError
-from base.phrase import line_of, quoted
+from base.phrase import line_of, quoted, shown
 from cache_specs.items import IMPORTED, said
 from cache_specs.words import means_no_label
 from extract.data.datasets import Dataset
@@ -70,7 +70,7 @@ def listed(chosen: Next, asked: Asked, cache: Cache) -> list[dict[str, Any]]:
 def text_of(records: Sequence[dict[str, Any]], wanted: int) -> str:
     """A line an image, with what a model says of it where one was asked; and that there are fewer
     than were wanted."""
-    rows = [["image"], *([one["key"]] for one in records)]
+    rows = [["image"], *([shown(one["key"])] for one in records)]
     if "label" in records[0]:
         rows = _opinions(records)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -88,7 +88,7 @@ def _opinions(records: Sequence[dict[str, Any]]) -> list[list[str]]:
     views = list(records[0]["views"]) if len(records[0]["views"]) > 1 else []
     rows = [["image", "first choice", "second", *views]]
     for one in records:
-        row = [one["key"], f"{one['label']} {one['confidence']:.2f}"]
+        row = [shown(one["key"]), f"{one['label']} {one['confidence']:.2f}"]
         row.append(f"{one['second']} {one['second_confidence']:.2f}")
         for view in views:
             own = one["views"][view]

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from base.commands import Typed
-from base.phrase import phrase
+from base.phrase import phrase, shown
 from coview.cli import COMMANDS
 
 NAMES = {command.name: (*command.words, "ARGS") for command in COMMANDS}
@@ -61,12 +61,17 @@ def test_a_command_in_a_message_means_the_same_in_both_forms(value: str) -> None
     """What the shell hands on of the translated command is what was meant."""
     made = str(Typed("make", "extract", {"VIEW": "clip", "DATA": value}, ["--name", value]))
     said = phrase(f"Type: {made}", NAMES, "coview").removeprefix("Type: coview ")
-    shown = subprocess.run(
+    found = subprocess.run(
         ["bash", "-c", f"printf '%s\\n' {said}"], capture_output=True, text=True, check=True
     )
     words = ["extract", "--view", "clip", "--data", value, "--name", value]
-    assert shown.stdout.splitlines() == words
+    assert found.stdout.splitlines() == words
     assert (
         str(Typed("coview", "extract", {"DATA": value}))
         == f"coview extract --data {shlex.quote(value)}"
     )
+
+
+def test_a_key_is_shown_without_what_a_terminal_obeys() -> None:
+    assert shown("é 1.png") == "é 1.png"
+    assert shown("\x1b[31mred\u202e.png") == r"'\x1b[31mred\u202e.png'"

@@ -46,6 +46,26 @@ def test_lines_are_classes_names_templates_and_remarks(tmp_path: Path) -> None:
     assert len(prompts["dog"]) == 6 and [*prompts] == [*found.names]
 
 
+def test_a_class_may_hold_what_else_parts_a_line(tmp_path: Path) -> None:
+    """The longest class before a colon is meant."""
+    (tmp_path / "n.txt").write_text("a : x; y\na: b: z: 1\n# sharp: key\n{}: braces\n# a: no\n")
+    found = read_names(str(tmp_path / "n.txt"), ["a", "a: b", "# sharp", "{}"])
+    assert found.names == {
+        "a": ("x", "y"),
+        "a: b": ("z: 1",),
+        "# sharp": ("key",),
+        "{}": ("braces",),
+    }
+    assert found.templates == ()
+
+
+def test_classes_of_the_same_names_are_known() -> None:
+    assert read_names("own", ["sea_lion", "cat", "Sea lion", "dog"]).alike() == [
+        ["sea_lion", "Sea lion"]
+    ]
+    assert Names({"a": ("x", "y"), "b": ("y",), "c": ("y", "x")}).alike() == [["a", "c"]]
+
+
 def test_own_names_have_blanks_and_the_views_templates() -> None:
     found = read_names("own", KNOWN)
     assert found.templates == () and found.names["sea_lion"] == ("sea lion",)
@@ -63,6 +83,7 @@ def test_own_names_have_blanks_and_the_views_templates() -> None:
             "dog: ; ",
             r"'dog' has no name behind the colon\. A line is such as 'n02084071: dog",
         ),
+        ("dog: a {} thing", r"line 1: 'dog' has \{\} in a name: templates are of all classes"),
         (
             "dog",
             r"there is no line for 'sea_lion', 'n02', 'a: b', '# sharp', '{}': give each",

@@ -147,3 +147,13 @@ def test_weights_of_the_tower_that_are_elsewhere(tmp_path: Path, photos: Path) -
 
 def _weights() -> Path:
     return load_spec("tiny-clip").source.parent / "weights"
+
+
+def test_classes_that_are_called_alike_are_warned_of(
+    extracting: Extract, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """No image could be told apart by them, and the first one would have all."""
+    run(extracting(classes=names_file(tmp_path, "a: bold\nb: bold")))
+    assert "'a' and 'b' have the same names, so zero-shot calls every image" in said(capsys)
+    run(extracting(classes=names_file(tmp_path, "a: bold; a\nb: bold")))
+    assert "the same names" not in said(capsys)

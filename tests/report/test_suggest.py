@@ -29,7 +29,7 @@ from report.asked import Asked, Next, first_to_label, to_label
 from report.config import SuggestConfig
 from report.sections.galleries import SHOWN
 from report.suggest.command import command as suggest
-from report.suggest.table import write_all
+from report.suggest.table import text_of, write_all
 from report.write import write_report
 from train.command import run as train
 from train.config import TrainConfig
@@ -209,6 +209,16 @@ def test_the_first_ones_need_no_run(home: Path, capsys: pytest.CaptureFixture) -
     assert len(one["images"]) == 1
 
 
+def test_too_little_memory_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError("Unable to allocate 6.26 GiB")
+
+    monkeypatch.setattr("report.asked.max_herding", full)
+    with pytest.raises(UsageError, match=r"a choice of N=7000 \(Unable.*Ask for fewer") as error:
+        first(home, n=7000)
+    assert error.value.instead == {"N": "24"}
+
+
 @pytest.mark.usefixtures("first_of_equal")
 def test_a_table_of_the_first_ones_is_the_next_data_set(
     own: Path, capsys: pytest.CaptureFixture
@@ -384,6 +394,14 @@ def test_a_name_that_a_spreadsheet_would_compute_is_written_as_a_path(own: Path)
     assert len(build_items(open_dataset(str(to), own))) == 120
 
 
+def test_a_name_that_would_steer_the_terminal_is_quoted() -> None:
+    assert text_of([{"key": "a b.png"}, {"key": "\x1b[31m\n.png"}], 2).splitlines() == [
+        "image",
+        "a b.png",
+        r"'\x1b[31m\n.png'",
+    ]
+
+
 def said(capsys: pytest.CaptureFixture, folder: Path, *words: object) -> tuple[int, str]:
     """Exit code and message of the command as it is typed."""
     capsys.readouterr()
@@ -411,6 +429,7 @@ def test_what_is_typed_wrong_is_answered_with_what_to_type(
             "--data photos/",
         ),
         (("--data", "photos"), "--views is missing.*--views clip,dinov2 --data photos", "--run …"),
+        (("--views", ",", "--data", "photos"), "--views is missing", "--run …"),
         ((*run, "--n", 0), "--n 0: so many images are listed; it must be at least 1", "--n 24"),
         ((*run, "--n", -1), "--n=-1: so many images", "--n 24"),
         ((*run, "--to", tmp_path / "x.txt"), "unknown format '.txt'", "/x.csv"),
