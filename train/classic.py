@@ -91,16 +91,20 @@ def _inputs(
         mean_D, std_D = statistics(emb_ND, train_rows)
         x_B = [standardise(emb_ND, rows, mean_D, std_D) for rows in blocks]
         if not all(np.isfinite(x_nD).all() for x_nD in x_B):
-            raise DataQualityError(
-                f"view {view + 1} of {len(emb_V)} has embeddings that are not finite, in rows that "
-                f"{method} needs; embed it anew, or leave it out of VIEWS="
-            )
+            raise _not_finite(view, len(emb_V), method)
         inputs.append([unit(x_nD) for x_nD in x_B] if directions else x_B)
     if len(inputs) > 1:
         scale = np.float32(len(inputs) ** -0.5 if directions else 1)
         of_blocks = zip(*inputs, strict=True)
         inputs.append([np.concatenate(x_V, 1) * scale for x_V in of_blocks])
     return inputs
+
+
+def _not_finite(view: int, views: int, method: str) -> DataQualityError:
+    return DataQualityError(
+        f"view {view + 1} of {views} has embeddings that are not finite, in rows that {method} "
+        "needs; embed it anew, or leave it out of VIEWS="
+    )
 
 
 def _pick(candidates: Iterator[Candidate], y_val: np.ndarray, by: str = "top1") -> Candidate:
@@ -233,8 +237,10 @@ def zero_shot(
     scores = Scores()
     for part, rows in (("val", split.val), ("test", split.test)):
         p_W = []
-        for emb_ND, text in zip(emb_V, text_V, strict=True):
+        for view, (emb_ND, text) in enumerate(zip(emb_V, text_V, strict=True)):
             if text is not None:
+                if not np.isfinite(emb_ND[rows]).all():
+                    raise _not_finite(view, len(emb_V), "zero-shot")
                 p_W.append(_softmax(text.logits(emb_ND[rows], classes)))
         said = getattr(scores, part)
         said += [_log(p_nC) for p_nC in [*p_W, np.mean(p_W, 0)]]

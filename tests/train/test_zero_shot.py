@@ -10,7 +10,7 @@ import pytest
 from conftest import Made
 from training import config
 
-from base.errors import IntegrityError, StaleError, UsageError
+from base.errors import DataQualityError, IntegrityError, StaleError, UsageError
 from cache_specs import store
 from cache_specs.text import FILE, ViewText, read_text, write_text
 from cache_specs.view import View
@@ -19,7 +19,7 @@ from train.classic import zero_shot
 from train.command import run
 from train.config import TrainConfig
 from train.data.reader import open_cache
-from train.data.splits import make_split
+from train.data.splits import Split, make_split
 from train.run.reading import read
 from train.run.summary import summary_table
 
@@ -166,3 +166,12 @@ def test_a_run_of_it_alone_keeps_no_model(world: World) -> None:
     run(world.config())
     with pytest.raises(UsageError, match="METHOD=zero-shot keeps no model"):
         of_run(world.folder / "runs" / "a", "zero-shot", cache=world.folder / "cache")
+
+
+def test_a_row_that_is_not_finite_is_no_opinion(world: World) -> None:
+    """No cache has one that counts; arrays might."""
+    emb, text = np.zeros((4, 3), np.float16), ViewText({}, "t", {})
+    emb[2, 1] = np.nan
+    split = Split(np.array([0]), np.array([1]), np.array([2]), np.array([3]))
+    with pytest.raises(DataQualityError, match="view 2 of 2 has embeddings that are not finite"):
+        zero_shot([emb, emb], [None, text], ["a"], split)
