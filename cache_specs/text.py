@@ -23,6 +23,7 @@ from safetensors.numpy import load, save
 from base import durable
 from base.errors import UNKNOWN, IntegrityError, StaleError
 from cache_specs import store
+from cache_specs.spec import Text
 from cache_specs.view import View
 
 FILE = "text.safetensors"
@@ -32,12 +33,14 @@ SHORTEST = 1e-12  # of a row that is made a unit one
 
 @dataclass(frozen=True, eq=False)
 class ViewText:
-    """tensors: as in the file, float32. tower: the text tower's fingerprint. prompts: of each
-    class, in the order of the rows. sha256: of tensors and all that is said of them."""
+    """tensors: as in the file, float32. tower: the text tower's fingerprint, with its weights;
+    declared: that of what the view's file says of it alone. prompts: of each class, in the order of
+    the rows. sha256: of tensors and all that is said of them."""
 
     tensors: dict[str, np.ndarray]
     tower: str
     prompts: dict[str, list[str]]
+    declared: str = ""
     sha256: str = ""
 
     def logits(self, emb_nD: np.ndarray, classes: Sequence[str]) -> np.ndarray:
@@ -62,6 +65,14 @@ class ViewText:
                 f"the class names that were encoded for {view.name!r} are those of other classes: "
                 f"{listed}{more} of the data set {'is' if len(lacking) == 1 else 'are'} not among "
                 f"them. Type: {command(view)}"
+            )
+
+    def refuse_another_tower(self, view: View, declared: Text | None) -> None:
+        """Raise StaleError where the view's file says something else of the tower by now."""
+        if declared is not None and declared.fingerprint("") != self.declared:
+            raise StaleError(
+                f"the text tower of {view.name!r} is another by now than the one that encoded the "
+                f"class names: [text] of its file has changed. Type: {command(view)}"
             )
 
 
@@ -104,7 +115,8 @@ def _read(path: Path) -> tuple[ViewText, Mapping[str, Any]]:
     tensors = load(data)
     size = int.from_bytes(data[:8], "little")
     about = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["about"])
-    text = ViewText(tensors, about["tower"], dict(about["prompts"]), about.pop("sha256"))
+    named = about["tower"], dict(about["prompts"]), about["declared"]
+    text = ViewText(tensors, *named, about.pop("sha256"))
     if _digest(text, about) != text.sha256:
         raise ValueError("it has changed since it was written")
     return text, about
@@ -112,7 +124,8 @@ def _read(path: Path) -> tuple[ViewText, Mapping[str, Any]]:
 
 def _about(view: View, text: ViewText) -> dict[str, Any]:
     """prompts as pairs, since JSON keeps no order of keys here."""
-    return {"view": view.identity, "tower": text.tower, "prompts": [*text.prompts.items()]}
+    named = {"tower": text.tower, "declared": text.declared}
+    return {"view": view.identity, **named, "prompts": [*text.prompts.items()]}
 
 
 def _digest(text: ViewText, about: Mapping[str, Any]) -> str:

@@ -74,7 +74,7 @@ def encode(spec: ViewSpec, view: View, naming: Naming, device: str) -> None:
     with within_memory(what, f"{free_memory(device)}; then type the same command"):
         loaded = text.load_tower(spec, naming.files, device)
         tensors = text.tensors_of(loaded, [*prompts.values()])
-    write_text(view, ViewText(tensors, tower, prompts))
+    write_text(view, ViewText(tensors, tower, prompts, spec.text.fingerprint("")))
     log.info(f"{told} are encoded, for METHOD=zero-shot")
 
 

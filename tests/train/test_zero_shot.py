@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import types
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from training import config
 
 from base.errors import DataQualityError, IntegrityError, StaleError, UsageError
 from cache_specs import store
+from cache_specs.spec import Text
 from cache_specs.text import FILE, ViewText, read_text, write_text
 from cache_specs.view import View
 from predict.from_run import of_run
@@ -124,10 +126,15 @@ def test_without_names_it_says_what_to_type(
     _, _, methods = read(world.config(method="all"), aloud=True)
     assert "zero-shot" not in methods and "knn" in methods
     assert "which is needed for zero-shot: left out" in capsys.readouterr().err
-    monkeypatch.setattr("train.data.texts.text_of", lambda view: view.name == "edges" or None)
+    tower = Text("open_clip", "tiny-clip", 20)
+    able = {"edges": tower}
+    monkeypatch.setattr("train.data.texts.text_of", lambda view: able.get(view.name))
     with pytest.raises(UsageError, match=r"make extract VIEW=edges DATA=digits CLASSES=own   \(or"):
         read(world.config())
-    world.name("edges")
+    write_text(
+        world.view("edges"),
+        dataclasses.replace(world.name("edges"), declared=tower.fingerprint("")),
+    )
     _, _, methods = read(world.config(method="all"), aloud=True)
     assert "zero-shot" in methods
     told = "zero-shot is that of edges; no class names are encoded for pixels"
@@ -175,3 +182,14 @@ def test_a_row_that_is_not_finite_is_no_opinion(world: World) -> None:
     split = Split(np.array([0]), np.array([1]), np.array([2]), np.array([3]))
     with pytest.raises(DataQualityError, match="view 2 of 2 has embeddings that are not finite"):
         zero_shot([emb, emb], [None, text], ["a"], split)
+
+
+def test_names_that_another_tower_encoded_are_refused() -> None:
+    """What the view's file says by now decides; a file that says nothing refuses nothing."""
+    declared = Text("open_clip", "tiny-clip", 20)
+    view = types.SimpleNamespace(name="pixels", folder=Path("cache/d-12345678/pixels-1"))
+    text = ViewText({}, "t", {}, declared.fingerprint(""))
+    for same in (None, declared, dataclasses.replace(declared, templates=("a {}",))):
+        text.refuse_another_tower(view, same)
+    with pytest.raises(StaleError, match=r"\[text\] of its file has changed"):
+        text.refuse_another_tower(view, dataclasses.replace(declared, context=21))

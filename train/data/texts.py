@@ -17,7 +17,7 @@ PRINT = "text of "  # before a view's name, of the fingerprint of its names
 def with_texts(cache: Cache, methods: Sequence[str]) -> Cache:
     """The cache with the names that were encoded for its views, which then are part of what a run
     was made of; as it is, where no method asks for them. Raises IntegrityError (damaged) or
-    StaleError (of other classes)."""
+    StaleError (of other classes, by another tower)."""
     if TEXT not in methods:
         return cache
     texts, prints = {}, dict(cache.fingerprints)
@@ -26,6 +26,7 @@ def with_texts(cache: Cache, methods: Sequence[str]) -> Cache:
         text = read_text(view)
         if text is not None:
             text.refuse_other_classes(view, cache.items.classes)
+            text.refuse_another_tower(view, text_of(view))
             texts[name], prints[f"{PRINT}{name}"] = text, text.sha256
     return dataclasses.replace(cache, texts=texts, fingerprints=prints)
 
