@@ -56,6 +56,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench_cache import machine, spread
 
+from base import native
 from train import loop, phases
 from train.algorithm import probe
 from train.algorithm.cotrain import mct_step, supervised_step
@@ -1139,6 +1140,7 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    native.keep_memory()  # as `fit` does
     if args.child:
         rank_main(json.loads(args.child), args.device)
         return

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from base import native
 from base.errors import PreemptedError
 from train.algorithm.cotrain import Told
 from train.algorithm.optimise import Adam, average
@@ -40,6 +41,7 @@ def fit(
     view's own best where they know nothing of each other. Raises PreemptedError after a stop signal
     (everything saved), DataQualityError when a loss is not finite.
     """
+    native.keep_memory()
     task, peers, val = job.task, job.peers, job.task.splits[0].val
     device = task.inputs[0].mean_D.device
     phases = phases_of(METHODS[job.method], settings)
