@@ -109,10 +109,15 @@ def _contents(cache: Cache, rows: np.ndarray, labels: bool = False) -> str:
 
 
 def say(
-    folder: Path, method: Method, cache: Cache, split: Split, rule: str, device: torch.device
+    folder: Path,
+    method: Method,
+    cache: Cache,
+    splits: Sequence[Split],
+    rule: str,
+    device: torch.device,
 ) -> Says:
-    """What a method's files say of the rows of split.val and split.test. rule: how the views are
-    joined; with graphs they are pooled. scikit-learn's methods keep no model: their scores were
+    """What a method's files say of the validation rows of the seeds' splits and of their test rows.
+    rule: how the views are joined; with graphs they are pooled. scikit-learn's methods keep no model: their scores were
     written down when they were fitted."""
     if method.classic:
         tensors, sha256 = read_tensors(folder, method.name, "scores", device)
@@ -127,9 +132,13 @@ def say(
         inputs = [cache.emb]
     probes = list(zip(files.values(), inputs, strict=True))
     found = []
-    for part, rows in (("val", split.val), ("test", split.test)):
-        own = [_predicted(tensors, emb, rows, "") for tensors, emb in probes]
-        fused = [_predicted(tensors, emb, rows, "joint.") for tensors, emb in probes]
+    for part, rows in (("val", splits[0].val), ("test", splits[0].test)):
+        if part == "val" and splits[0].folds:
+            own = [tensors["said"] for tensors, _ in probes]
+            fused = [tensors["joint_said"] for tensors, _ in probes]
+        else:
+            own = [_predicted(tensors, emb, rows, "") for tensors, emb in probes]
+            fused = [_predicted(tensors, emb, rows, "joint.") for tensors, emb in probes]
         if method.graphs:
             both = pooled(torch.stack([*fused, *pool[part].float()]), pool["weight"])
         else:
