@@ -6,6 +6,7 @@ people goes to stderr. And how what the library logs reaches the terminal.
 
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -112,6 +113,11 @@ def counted(n: int, what: str) -> str:
 def rate_text(rate: float) -> str:
     """Two digits at least: 1234.5 -> "1,234", 0.0523 -> "0.052"."""
     return f"{rate:,.0f}" if rate >= 9.95 else f"{rate:.2g}"
+
+
+def about_text(seconds: float) -> str:
+    """An estimate: 0.3 -> less than a second, 12.1 -> about 0:00:13."""
+    return f"about {clock_text(math.ceil(seconds))}" if seconds >= 1 else "less than a second"
 
 
 def clock_text(seconds: float) -> str:

@@ -28,6 +28,21 @@ from cache_specs.spec import ViewSpec, load_spec, view_names
 from extract.models.backbones import Backbone
 from extract.models.timm_backend import build_timm, timm_features
 
+VIT_L = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+VIT_B = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+OF_THE_HUB = {  # what its config.json says of the bundled transformers views
+    "Dinov2WithRegistersModel": (
+        "Dinov2WithRegistersConfig",
+        {**VIT_L, "image_size": 518, "patch_size": 14},
+    ),
+    "Blip2VisionModel": ("Blip2VisionConfig", {"initializer_range": 0.02}),
+    "AlignVisionModel": ("AlignVisionConfig", {}),
+    "Owlv2VisionModel": (
+        "Owlv2VisionConfig",
+        {**VIT_B, "intermediate_size": 3072, "image_size": 960, "patch_size": 16},
+    ),
+}
+
 
 def random_backbone(spec: ViewSpec) -> Backbone:
     """The view's model as extraction has it, but for its weights: any that keep the numbers of a
@@ -56,28 +71,10 @@ def random_backbone(spec: ViewSpec) -> Backbone:
 
 
 def config_of(spec: ViewSpec) -> Any:
-    """What the hub's config.json says of the bundled transformers views."""
     import transformers
 
-    return {
-        "Dinov2WithRegistersModel": lambda: transformers.Dinov2WithRegistersConfig(
-            hidden_size=1024,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            image_size=518,
-            patch_size=14,
-        ),
-        "Blip2VisionModel": lambda: transformers.Blip2VisionConfig(initializer_range=0.02),
-        "AlignVisionModel": transformers.AlignVisionConfig,
-        "Owlv2VisionModel": lambda: transformers.Owlv2VisionConfig(
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            image_size=960,
-            patch_size=16,
-        ),
-    }[spec.architecture]()
+    name, settings = OF_THE_HUB[spec.architecture]
+    return getattr(transformers, name)(**settings)
 
 
 def measure(spec: ViewSpec, device: torch.device, rounds: int) -> dict[str, Any]:

@@ -2,16 +2,18 @@
 where all is in the cache already; and of hashing HDF5 pictures.
 
     python bench/bench_start.py [--before CHECKOUT] [--rounds 5] [--quick]
-                                [--out bench/results/start.json]
+                                [--only doctor,predict] [--out bench/results/start.json]
 
-All commands take turns for several rounds, with --before also those of another checkout, by the
-same Python and on the same cache; a figure is the median over the rounds with [lowest to highest].
+All commands, or --only those whose name has one of these words, take turns for several rounds, with
+--before also those of another checkout, by the same Python and on the same cache; a figure is the
+median over the rounds with [lowest to highest].
 """
 
 import argparse
 import datetime
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,11 +39,15 @@ build_items(open_dataset(sys.argv[1], Path()))
 def commands(folder: Path, pictures: int) -> dict[str, list[str]]:
     """What is typed, by name."""
     cache, runs = ["--cache", f"{folder}/cache"], ["--runs", f"{folder}/runs"]
-    photos = ["--data", f"{folder}/photos"]
+    photos, views = ["--data", f"{folder}/photos"], ["--views", "tiny-clip,tiny-dinov2"]
     return {
         "extract, all cached": ["extract", "--view", "tiny-clip", *photos, *cache],
         "predict from the cache": ["predict", "--run", "a", "--force", *cache, *runs],
-        "inspect": ["inspect", "--views", "tiny-clip,tiny-dinov2", *photos, *cache],
+        "compare": ["compare", "--names", "a,b", "--to", f"{folder}/compare.html", *runs],
+        "train, LABELS mistyped": ["train", *views, *photos, *cache, *runs, "--labels", "few"],
+        "train, dry run": ["train", *views, *photos, *cache, *runs, "--dry-run"],
+        "extract, dry run": ["extract", "--view", "tiny-clip", *photos, *cache, "--dry-run"],
+        "inspect": ["inspect", *views, *photos, *cache],
         "doctor": ["doctor", *cache],
         "status": ["status", *cache],
         "weights, there already": ["weights", "--view", "swav"],
@@ -50,7 +56,7 @@ def commands(folder: Path, pictures: int) -> dict[str, list[str]]:
 
 
 def prepare(folder: Path, photos: int, pictures: int) -> None:
-    """Photos, two views of them, a run, an HDF5 file, and a converted checkpoint."""
+    """Photos, two views of them, a run and its copy, an HDF5 file, and a converted checkpoint."""
     chance = np.random.default_rng(0)
     for number in range(photos):
         split = "unlabelled" if number % 5 == 0 else f"{'ab'[number % 2]}"
@@ -67,6 +73,7 @@ def prepare(folder: Path, photos: int, pictures: int) -> None:
         cpu_of(["extract", "--view", view, *data, *cache], ROOT, folder)
     train = ["train", *views, *data, *cache, "--labels", "4", "--warmup", "20", "--cotrain", "20"]
     cpu_of([*train, "--method", "supervised", "--no-report"], ROOT, folder)
+    shutil.copytree(folder / "runs" / "a", folder / "runs" / "b")
     (folder / "weights" / "swav.safetensors").write_bytes(b"")
 
 
@@ -81,9 +88,18 @@ def cpu_of(words: list[str], checkout: Path, folder: Path) -> float:
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         said.seek(0)
-        if process.returncode and words[0] != "doctor":  # which may find something wrong here
+        # the doctor may find something wrong here; and a typing error is one
+        if process.returncode and words[0] != "doctor" and "few" not in words:
             raise SystemExit(f"{words}: {said.read().decode()}")
     return used.ru_utime + used.ru_stime
+
+
+def spreads(found: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, dict]]:
+    """Of each command in each checkout."""
+    told = {}
+    for what, by in found.items():
+        told[what] = {which: spread(times) for which, times in by.items()}
+    return told
 
 
 def main() -> None:
@@ -91,33 +107,29 @@ def main() -> None:
     parser.add_argument("--before", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", default="", help="words, comma-separated; default: all")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "start.json")
     args = parser.parse_args()
     photos, pictures = (60, 200) if args.quick else (1_000, 20_000)
     checkouts = {"now": ROOT, **({"before": args.before} if args.before else {})}
+    head = {"date": datetime.date.today().isoformat(), "machine": machine(), "photos": photos}
     found: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, photos, pictures)
         time.sleep(4)  # files that are younger are hashed again
-        all_commands = commands(folder, pictures)
+        chosen = {}
+        for what, words in commands(folder, pictures).items():
+            if any(word in what for word in args.only.split(",")):
+                chosen[what] = words
         for turn in range(-1, args.rounds):  # the first one fills caches, and does not count
-            for what, words in all_commands.items():
+            for what, words in chosen.items():
                 for which, checkout in checkouts.items():
                     seconds = cpu_of(words, checkout, folder)
                     if turn >= 0:
                         found.setdefault(what, {}).setdefault(which, []).append(seconds)
-    report = {
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "rounds": args.rounds,
-        "photos": photos,
-        "cpu_seconds": {
-            what: {which: spread(times) for which, times in by.items()}
-            for what, by in found.items()
-        },
-    }
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+            report = {**head, "rounds": max(0, turn + 1), "cpu_seconds": spreads(found)}
+            args.out.write_text(json.dumps(report, indent=1) + "\n")
     for what, by in found.items():
         told = [f"{which} {np.median(times):.2f}" for which, times in by.items()]
         print(f"{what:45}{', '.join(told)} s")

@@ -28,7 +28,7 @@ TOLERANCE = 1e-3  # largest relative L2 distance of two float32 rows, whatever t
 STORED = {"float32": 2e-3, "bfloat16": 3e-2}
 PACKAGES = (
     *("torch", "torchvision", "timm", "open_clip_torch", "transformers"),
-    *("pillow", "numpy", "zarr"),
+    *("pillow", "simplejpeg", "numpy", "zarr"),
 )
 
 

@@ -29,7 +29,7 @@ OK, UNDECODABLE, TRUNCATED, MISSING, NON_FINITE, TOO_LARGE = range(len(STATUS))
 def decode(data: bytes, prep: Preprocess) -> tuple[torch.Tensor | None, int]:
     """(3, crop, crop) uint8 and OK, or None and the status."""
     try:
-        return pipeline(prep)(picture(data, prep).image), OK
+        return pipeline(prep)(picture(data, prep).pixels), OK
     except NotReadError as error:
         return None, STATUS.index(error.status)
 
@@ -111,7 +111,7 @@ def put(batch: Batch, place: int, prep: Preprocess, found: Picture | None, statu
     pixels_BCHW, status_B, remarks_B = batch
     status_B[place] = status
     if found is not None:
-        pixels_BCHW[place] = pipeline(prep)(found.image)
+        pixels_BCHW[place] = pipeline(prep)(found.pixels)
         remarks_B[place] = PROFILE * bool(found.ignored) + FIRST * found.several
 
 
@@ -154,7 +154,7 @@ def _attempt(data: bytes, first: bool, rules: Rules, draft: int) -> Picture | No
 def _scalable(found: Picture | NotReadError, prep: Preprocess) -> Picture:
     if isinstance(found, NotReadError):
         raise found
-    _refuse_unscalable(*found.image.size, prep)
+    _refuse_unscalable(*found.size, prep)
     return found
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from extract import profiles, salvage
+from extract import jpeg, profiles, salvage
 from extract.data import formats
 
 WHITE = (255, 255, 255)
@@ -65,14 +65,33 @@ class NotReadError(Exception):
         self.status = status
 
 
+Pixels = Image.Image | np.ndarray  # 8-bit RGB: Pillow's, or (height, width, 3) uint8
+
+
 @dataclass(frozen=True)
 class Picture:
-    """8-bit RGB. ignored: why its colour profile was left aside; '' where it was not. several: the
-    file has further pages or frames, which are not read."""
+    """ignored: why its colour profile was left aside; '' where it was not. several: the file has
+    further pages or frames, which are not read."""
 
-    image: Image.Image
+    pixels: Pixels = field(repr=False)
     ignored: str = ""
     several: bool = False
+
+    @property
+    def image(self) -> Image.Image:
+        return as_image(self.pixels)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        if isinstance(self.pixels, Image.Image):
+            return self.pixels.size
+        height, width, _ = self.pixels.shape
+        return width, height
+
+
+def as_image(pixels: Pixels) -> Image.Image:
+    return pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +120,9 @@ def picture(data: bytes, rules: Rules = Rules(), draft: int = 0) -> Picture:
     """
     with warnings.catch_warnings():  # of odd palettes and EXIF, for each of a million images
         warnings.simplefilter("ignore")
+        quick = _quickly(data, rules.max_pixels, draft)
+        if quick is not None:
+            return Picture(quick)
         loaded = load(data, rules.max_pixels, draft)
         try:
             return replace(_picture(loaded, rules), several=has_several(loaded.image, data))
@@ -140,6 +162,43 @@ def thumbnail(data: bytes, side: int) -> tuple[bytes, int, int] | None:
     except Exception:  # Pillow raises nearly anything on a hostile file
         return None
     return sink.getvalue(), *pixels.size
+
+
+# --- an ordinary JPEG, which most files are
+
+
+def _quickly(data: bytes, max_pixels: int, draft: int) -> np.ndarray | None:
+    """(height, width, 3) uint8 of a JPEG without a colour profile that is decoded at its own size:
+    the very pixels that Pillow makes of it. None where there is any doubt: then Pillow decodes it,
+    or says what is wrong."""
+    if not jpeg.is_ordinary(data):
+        return None
+    try:
+        image = _sized(data, formats.FORMATS, max_pixels)
+        width, height = image.size
+        if draft:
+            image.draft("RGB", (draft, draft))
+        is_plain = image.format == "JPEG" and image.mode == "RGB"
+        if not is_plain or image.size != (width, height) or "icc_profile" in image.info:
+            return None
+        levels = jpeg.decoded(data)
+    except Exception:  # Pillow raises nearly anything on a hostile file
+        return None
+    if levels.shape != (height, width, 3):
+        return None
+    return _turned(levels, _turn(image, b""))
+
+
+def _turned(levels: np.ndarray, turn: int) -> np.ndarray:
+    """As TURNS turns an image."""
+    pixels = levels.view("V3")[..., 0]  # the three levels move together
+    if turn in (2, 3, 7, 8):
+        pixels = pixels[:, ::-1]
+    if turn in (3, 4, 6, 7):
+        pixels = pixels[::-1]
+    if turn in (5, 6, 7, 8):
+        pixels = pixels.T
+    return np.ascontiguousarray(pixels)[..., None].view(np.uint8)
 
 
 # --- the file's pixels, and apart from them what stands beside

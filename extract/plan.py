@@ -8,27 +8,19 @@ best that of this machine's matrix products. Nothing is fetched.
 
 import logging
 import math
-import time
 from typing import Any
 
-import torch
-
-from base import native
 from base.commands import typed
-from base.console import clock_text, counted
+from base.console import about_text, clock_text, counted
 from cache_specs import store
 from cache_specs.spec import ViewSpec
 from cache_specs.succession import next_version
 from extract import ahead, reuse
 from extract.config import ExtractConfig
-from extract.images import Batches
-from extract.models import backbones
 from extract.models.weights import called
 from extract.prepare import Ready, prepare
-from extract.workers import workers_of
 
 log = logging.getLogger(f"coview.{__name__}")
-SECONDS = 5.0  # for which batches are timed
 
 
 def plan(config: ExtractConfig, told: dict[str, Any]) -> None:
@@ -86,7 +78,9 @@ def _plan(ready: Ready) -> dict[str, Any]:
         log.info(f"weights: not on this machine; {_fetched(spec)}")
     about = "unknown"
     if seconds is not None:
-        about = f"{'about' if here else 'at least'} {clock_text(math.ceil(seconds))}"
+        about = about_text(seconds) if here else f"at least {clock_text(math.ceil(seconds))}"
+    if not todo:
+        about = "none"
     log.info(f"time: {about} on {', '.join(ready.flags.devices)}, {how}")
     ahead.refuse_small_disk(write, shown, ready.cache)
     return told
@@ -105,72 +99,10 @@ def _rate(ready: Ready, todo: int) -> tuple[float | None, float | None, str]:
     """Images/s, seconds for `todo` images, and how that is known; None where it is not."""
     if not todo:
         return None, 0.0, "there is nothing to embed"
-    rate, how = _measured(ready, todo) if ready.files else _at_best(ready.spec)
+    from extract.rate import at_best, measured  # noqa: PLC0415  torch takes seconds
+
+    rate, how = measured(ready, todo) if ready.files else at_best(ready.spec)
     return rate, todo / rate if rate else None, how
-
-
-def _measured(ready: Ready, todo: int) -> tuple[float, str]:
-    """Images/s, and how that is known. Workers decode while the model computes; processes on one
-    CPU share it."""
-    devices, workers = ready.flags.devices, ready.flags.workers
-    decode, model, done = _timed(ready)
-    workers = workers_of(workers, todo, devices[0], len(devices), decode / done)
-    cores, split = native.cores(), len(devices)
-    if devices[0] == "cpu":
-        cores, split = max(1, cores // len(devices)), 1
-    one = max(decode / min(workers, cores), model) if workers else decode + model
-    rate = split * done / one
-    return rate, (
-        f"{rate:,.1f} images/s by {done:,} images timed now ({1e3 * decode / done:.1f} ms to "
-        f"decode one, {1e3 * model / done:.1f} ms to embed it)"
-    )
-
-
-@torch.inference_mode()
-def _timed(ready: Ready) -> tuple[float, float, int]:
-    """Seconds of decoding and of the model, for so many images: one batch that does not count,
-    unless it is all there is, then batches for some seconds, the first ones small, for slow models.
-    """
-    items, device, n = ready.items, ready.flags.devices[0], len(ready.items)
-    backbone = backbones.load_backbone(ready.spec, ready.files, device)
-    decode, model, done = 0.0, 0.0, 0
-    size, first, begun = min(ready.flags.batch, 4), 0, time.monotonic()
-    while first < n and (done == 0 or time.monotonic() - begun < SECONDS):
-        rows = list(range(first, min(first + size, n)))
-        prep, read = ready.spec.preprocess, ready.dataset.read
-        start = time.monotonic()
-        pixels, *_ = Batches(read, items.sha256, prep, [rows], len(rows))[0]
-        between = time.monotonic()
-        backbone(pixels.to(device)).half().cpu()
-        end = time.monotonic()
-        if first or len(rows) == n:
-            decode += between - start
-            model += end - between
-            done += len(rows)
-        first += size
-        larger = int(size * 1.5 / max(end - start, 1e-3))
-        size = min(ready.flags.batch, max(size, larger))
-    return decode, model, done
-
-
-def _at_best(spec: ViewSpec) -> tuple[float | None, str]:
-    """Images/s of this machine's matrix products in float32, which no model exceeds on the CPU;
-    unknown on a GPU, or without [about]."""
-    if spec.about is None or torch.cuda.is_available():
-        return None, "the weights are not here to be timed"
-    a = torch.ones(1024, 1024)
-    (a @ a).sum()
-    times = []
-    for _ in range(5):
-        begun = time.monotonic()
-        (a @ a).sum()
-        times.append(time.monotonic() - begun)
-    speed = 1024**3 / min(times) / 1e9
-    rate = speed / spec.about.gmacs
-    return rate, (
-        f"at most {rate:,.2f} images/s: {spec.about.gmacs:g} GMACs an image, at the {speed:,.0f} "
-        "GMAC/s of this CPU's matrix products"
-    )
 
 
 def _fetched(spec: ViewSpec) -> str:

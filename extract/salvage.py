@@ -95,7 +95,7 @@ def _webp(data: bytes) -> Bare:
 
 def _jpeg(data: bytes) -> Bare:
     kept, exif, parts = [b"\xff\xd8"], b"", []
-    for marker, piece in _segments(data):
+    for marker, piece in segments(data):
         body = piece[4:]
         if marker == 0xE1 and body.startswith(b"Exif\0\0"):
             exif = exif or body[6:]
@@ -128,7 +128,7 @@ def _is_adobe(body: bytes) -> bool:
     return body.startswith(b"Adobe") and len(body) >= 12
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+def segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     """(marker, the segment) of a JPEG; from the first scan on all as one."""
     at = 2
     while data[at] == 0xFF:

@@ -18,20 +18,21 @@ from torch.nn.functional import interpolate
 
 from base import native
 from cache_specs.spec import Preprocess
-from extract.pixels import STRIP
+from extract.pixels import STRIP, Pixels, as_image
 
 LARGE = 2**25  # pixels
 GREY = 128  # of OWLv2's squares, whose grey is 127.5
 BY_TORCH = 3  # the first version of the pixels that torch scales
-Pipeline = Callable[[Image.Image], torch.Tensor]
+Pipeline = Callable[[Pixels], torch.Tensor]
 
 
 @functools.cache
 def pipeline(prep: Preprocess) -> Pipeline:
     """RGB picture -> (3, crop, crop) uint8."""
     if prep.pixels < BY_TORCH:
-        return _by_pillow(prep)
-    return lambda image: scaled(levels(image), prep)
+        transforms = _by_pillow(prep)
+        return lambda pixels: transforms(as_image(pixels))
+    return lambda pixels: scaled(levels(pixels), prep)
 
 
 def scaled_size(height: int, width: int, prep: Preprocess) -> tuple[int, int]:
@@ -56,9 +57,15 @@ def scaled(picture_1CHW: torch.Tensor, prep: Preprocess) -> torch.Tensor:
     return picture_1CHW[0, :, top : top + prep.crop, left : left + prep.crop]
 
 
-def levels(image: Image.Image) -> torch.Tensor:
+def levels(pixels: Pixels) -> torch.Tensor:
     """(1, 3, H, W) uint8, a pixel's three levels side by side in memory, as torch scales them
-    fastest. Strip by strip: of a whole image Pillow makes two copies."""
+    fastest."""
+    levels_HWC = pixels if isinstance(pixels, np.ndarray) else _levels_of(pixels)
+    return torch.from_numpy(levels_HWC)[None].permute(0, 3, 1, 2)
+
+
+def _levels_of(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8. Strip by strip: of a whole image Pillow makes two copies."""
     width, height = image.size
     if width * height > LARGE:
         native.give_back()  # what decoding took
@@ -66,7 +73,7 @@ def levels(image: Image.Image) -> torch.Tensor:
     for top in range(0, height, STRIP):
         end = min(top + STRIP, height)
         levels_HWC[top:end] = np.asarray(image.crop((0, top, width, end)))
-    return torch.from_numpy(levels_HWC)[None].permute(0, 3, 1, 2)
+    return levels_HWC
 
 
 def _squared(picture_1CHW: torch.Tensor) -> torch.Tensor:
@@ -81,7 +88,7 @@ def _squared(picture_1CHW: torch.Tensor) -> torch.Tensor:
 # --- versions 1 and 2 of the pixels
 
 
-def _by_pillow(prep: Preprocess) -> Pipeline:
+def _by_pillow(prep: Preprocess) -> Callable[[Image.Image], torch.Tensor]:
     """Without antialias the scaling is done on the tensor: Pillow's always antialiases."""
     from torchvision.transforms import v2  # noqa: PLC0415  3 s, for what is rarely needed
 

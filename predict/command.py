@@ -11,14 +11,16 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from base.console import counted
+from base.console import NOTE, counted
 from base.devices import devices
 from base.errors import UsageError
 from base.phrase import quoted
 from cache_specs.sources import dataset_name
 from cache_specs.view import status_counts
+from predict.choose import choose_method
 from predict.config import PredictConfig
 from train.run.rundir import no_run, run_folder
+from train.run.summary import read_summary
 
 if TYPE_CHECKING:
     from predict.model import Model
@@ -43,17 +45,22 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
 
         dataset = find_images(config.images, Path(config.root), place)
 
+    device = devices(config.device, 1)[0]
+    method = ""
+    if config.run:
+        method = choose_method(read_summary(run), config.method)
+        log.log(NOTE, f"opening {method} of {run}, and trying it on its validation images …")
+
     from predict import table
     from predict.from_run import of_run, open_model
     from predict.label import are_new, rows_of_cache
 
-    device = devices(config.device, 1)[0]
     cache, splits = None, []
     if config.model:
         model = open_model(Path(config.model).expanduser(), device)
         log.info(f"{config.model}: {_called(model)}")
     else:
-        model, cache, splits = of_run(run, config.method, device, place)
+        model, cache, splits = of_run(run, method, device, place)
         log.info(f"run {run}: {_called(model)}")
         _tell_older(cache, config.run, bool(config.images))
     if dataset is not None:

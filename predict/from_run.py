@@ -26,25 +26,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from base.errors import UNKNOWN, IntegrityError, StaleError, UsageError, did_you_mean, nearest
+from base.errors import UNKNOWN, IntegrityError, StaleError, UsageError
 from base.phrase import quoted
 from cache_specs import store
 from cache_specs.spec import differences
 from predict.bundle.folder import read_model
+from predict.choose import choose_method
 from predict.model import FITTED, Expert, Model, Opinions, ViewRecord, side_by_side
 from train.algorithm.probe import Params
 from train.data.feed import Input
 from train.data.graph import Graph, groups_of, nodes_of
 from train.data.reader import Cache, open_cache
 from train.data.splits import Split, make_split, spaced
-from train.methods import METHODS, in_order, learns_unlabelled, with_model
+from train.methods import METHODS, learns_unlabelled
 from train.run.probe_files import read_tensors
 from train.run.rundir import finished, keys_of, split_file
-from train.run.summary import checked, read_summary, selected_by
+from train.run.summary import checked, read_summary
 
 log = logging.getLogger(f"coview.{__name__}")
 PRIVATE = ("views", "data", "labels")  # settings that may hold paths of this machine, or keys
-BEST = "mct-graph"  # the method to take, where a run has it
 __all__ = ["Model", "Opinions", "choose_method", "of_run", "open_model"]
 
 
@@ -154,65 +154,6 @@ def _about(
         about["labels_text"] = "a list of labelled images"
     told = {key: value for key, value in settings.items() if key not in PRIVATE}
     return {**about, "run": run.name, "scores": scores, "settings": told}
-
-
-def choose_method(summary: dict[str, Any], method: str) -> str:
-    """The method that is asked for, or the one that a user should take. Raises UsageError naming
-    those that keep a model."""
-    trained = in_order(summary["methods"])
-    if method and method not in trained:
-        raise UsageError(
-            f"METHOD={method}: the run did not train it{did_you_mean(method, trained)}",
-            instead={"METHOD": nearest(method, trained) or None},
-        )
-    scores = _of_kept(summary, trained)
-    best = _best(scores)
-    asked = method or best
-    if asked not in scores:
-        _refuse_method(method or ",".join(trained), scores, best)
-    if not method:
-        _tell_tied(best, scores)
-    return asked
-
-
-def _of_kept(summary: dict[str, Any], trained: Sequence[str]) -> dict[str, float]:
-    """The score on validation of each method that keeps a model."""
-    scores, key = {}, selected_by(summary)
-    for name in with_model(trained):
-        scores[name] = summary["methods"][name]["joint"][key]["mean"]
-    return scores
-
-
-def _refuse_method(asked: str, scores: dict[str, float], best: str) -> None:
-    if scores:
-        advice = f"Those of this run that keep one: {', '.join(scores)}"
-    else:
-        advice = "None of this run does: train one under another RUN, with "
-        advice += "METHOD=mct-graph or METHOD=supervised"
-    raise UsageError(
-        f"METHOD={asked} keeps no model, only its scores on the run's own validation and test "
-        f"images. {advice}",
-        instead={"METHOD": best} if best else None,
-    )
-
-
-def _best(scores: dict[str, float]) -> str:
-    """'' where no method keeps a model."""
-    if BEST in scores:
-        return BEST
-    return max(scores, key=scores.__getitem__, default="")
-
-
-def _tell_tied(best: str, scores: dict[str, float]) -> None:
-    """That other methods would be as good a choice."""
-    tied = [name for name in scores if name != best and scores[name] == scores[best]]
-    if best == BEST or not tied:
-        return
-    one = len(tied) == 1
-    log.info(
-        f"{best} is taken; on validation {', '.join(tied)} {'is' if one else 'are'} as good: "
-        f"METHOD={tied[0]} takes {'that' if one else 'the first'}"
-    )
 
 
 def experts_of(

@@ -18,8 +18,10 @@ def command(config: ReportConfig, found: dict[str, Any]) -> None:
     if not config.run:
         raise UsageError("RUN is missing. Type: make report RUN=demo")
     device = devices(config.device)[0]
-    from report.write import write_report
     from train.run.rundir import run_folder
 
-    run = run_folder(config.runs, config.run)
+    run = run_folder(config.runs, config.run)  # a typing error is answered before torch is loaded
+
+    from report.write import write_report
+
     print(write_report(run, Path(config.cache), Path(config.root), device))

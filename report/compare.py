@@ -20,7 +20,7 @@ from report.pairs import Gain, all_lines, chosen_by, differences, differing, lin
 from report.run import Run, read_run
 from report.sections.runs import MEANING, curves, scores, settings
 from report.sections.scores import JOINT, title
-from train.algorithm.evaluate import MEASURES
+from train.methods import MEASURES
 from train.run.rundir import newest_runs, run_folder
 from train.run.summary import read_summary
 

@@ -72,6 +72,20 @@ def importing(*folders: Path, **more: str) -> dict[str, str]:
     }
 
 
+def python(program: str, *words: str, cwd: Path) -> subprocess.CompletedProcess:
+    """A program with these arguments, in a process of its own that knows our packages."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        env=importing(ROOT, OMP_NUM_THREADS="1"),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def write_view(
     dataset: Path,
     toml: Path,

@@ -1,14 +1,14 @@
 """All checks that need a GPU, in one call: make check-gpu
 
-    python tools/check_gpu.py [--device cpu] [--quick] [--out FILE]
+    python tools/check_gpu.py [--device cpu] [--quick] [--only trials] [--out FILE]
 
 Extracts the bundled views on the GPU and on the CPU and compares them row by row; trains on both
 and compares the accuracies; repeats the GPU run, once with embeddings that are not kept on the GPU,
 and asks for the same bytes; runs two views through torchrun with as many GPUs as there are (one
 rank, NCCL, on a machine with one); labels images on both, from the cache and live; writes a report;
-extracts with --compile; decodes JPEG files on the GPU (nvJPEG), which is measured alone and used
-nowhere; asks doctor (NCCL, driver). Goes on after a failure. Prints a table, writes
-it as JSON, and exits with 1 if a line is not as it should be.
+extracts with --compile; asks doctor (NCCL, driver); tries what could be faster and is used nowhere
+yet (gpu_trials.py; --only trials does nothing else). Goes on after a failure. Prints a table,
+writes it as JSON, and exits with 1 if a line is not as it should be.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -134,30 +134,6 @@ def compiled(lines: Lines, work: Path, device: str) -> None:
         round(far, 6),
         far < 0.01,
     )
-
-
-def decode(lines: Lines, work: Path, device: str) -> None:
-    """Photographs by torchvision's decoder, which is nvJPEG on a GPU, against Pillow's pixels."""
-    sys.path.append(str(ROOT / "bench"))
-    from bench_decode import photograph
-    from torchvision.io import ImageReadMode, decode_jpeg
-
-    from extract.pixels import picture
-
-    for width, height, count in ((500, 375, 256), (4032, 3024, 16)):
-        data = photograph(width, height)
-        files = [torch.frombuffer(bytearray(data), dtype=torch.uint8)] * count
-        seconds = []
-        for _ in range(4):  # the first warms up
-            begun = time.monotonic()
-            found = decode_jpeg(files, ImageReadMode.RGB, device=device)[-1].cpu()
-            seconds.append(time.monotonic() - begun)
-        theirs = np.asarray(picture(data).image).transpose(2, 0, 1)
-        far = np.abs(found.numpy().astype(np.int16) - theirs)
-        what = f"{count} JPEG files of {width} x {height} decoded on {device}"
-        lines(f"{what}, images/s", round(count / min(seconds[1:])), True)
-        lines(f"{what}, share of levels as Pillow's", round(float((far == 0).mean()), 4), True)
-        lines(f"{what}, greatest difference in levels", int(far.max()), True)
 
 
 def train(lines: Lines, work: Path, device: str, how: tuple[str, ...]) -> None:
@@ -319,6 +295,13 @@ def doctor(lines: Lines, work: Path, device: str) -> None:
     lines("doctor: what is wrong", said.stderr.strip() or "nothing", said.returncode == 0)
 
 
+def trials() -> tuple[Callable[[Lines, Path, str], None], ...]:
+    """Late: they import most of the house."""
+    from gpu_trials import TRIALS
+
+    return TRIALS
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -327,6 +310,7 @@ def main() -> int:
         "--device", default="cuda", choices=["cuda", "cpu"], help="cpu checks this script itself"
     )
     parser.add_argument("--quick", action="store_true", help="one seed, one method, few steps")
+    parser.add_argument("--only", choices=["trials"], help="a few minutes: no checks")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "check_gpu.json")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -337,16 +321,16 @@ def main() -> int:
         return 2
     sys.path.insert(0, str(ROOT))
     lines, begun = Lines(), time.monotonic()
+    checks = (
+        extract,
+        functools.partial(train, how=QUICK if options.quick else FULL),
+        predict,
+        report,
+        compiled,
+        doctor,
+    )
     with tempfile.TemporaryDirectory() as name:
-        for part in (
-            extract,
-            functools.partial(train, how=QUICK if options.quick else FULL),
-            predict,
-            report,
-            compiled,
-            decode,
-            doctor,
-        ):
+        for part in (*(() if options.only else checks), *trials()):
             with lines.part(getattr(part, "func", part).__name__):
                 part(lines, Path(name), options.device)
     good = all(fine for *_, fine in lines.found)

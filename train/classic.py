@@ -14,17 +14,20 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from base.errors import DataQualityError, UsageError, did_you_mean
+from base.progress import Progress
 from train.algorithm.evaluate import share_right
 from train.data.folds import trainings
 from train.data.graph import Graph, groups_of, nearest_rows, standardise, statistics, unit
 from train.data.splits import Split
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 # the least probability: a class that nobody voted for costs 27.6 nats, not infinitely many
 FLOOR = 1e-12
@@ -167,6 +170,8 @@ def _logreg(
     A C that has not converged within ITERATIONS is no candidate, since its numbers would depend on
     where it stopped.
     """
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415  a second, for one method
+
     present = np.unique(y_L)
     if len(present) == 1:  # scikit-learn refuses; the limit is certainty
         sure = np.eye(classes)[present]
@@ -178,17 +183,28 @@ def _logreg(
         basis_DL = np.linalg.qr(x_LD.T)[0]
         x_LD, *queries = (x_nD @ basis_DL for x_nD in (x_LD, *queries))
     model = LogisticRegression(solver="lbfgs", tol=GRADIENT, max_iter=ITERATIONS, warm_start=True)
-    for C in INVERSE_PENALTIES:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", ConvergenceWarning)
-                model.set_params(C=C).fit(x_LD, y_L)
-        except ConvergenceWarning:
-            continue
-        p_Q = [np.zeros((len(x_nD), classes)) for x_nD in queries]
-        for p_nC, x_nD in zip(p_Q, queries, strict=True):
-            p_nC[:, present] = model.predict_proba(x_nD)
-        yield {"C": C}, p_Q
+    title = f"logreg on {len(y_L):,} rows x {x_LD.shape[1]:,}"
+    with Progress(title, len(INVERSE_PENALTIES), unit="fits") as progress:
+        for C in INVERSE_PENALTIES:
+            if _fits(model.set_params(C=C), x_LD, y_L):
+                p_Q = [np.zeros((len(x_nD), classes)) for x_nD in queries]
+                for p_nC, x_nD in zip(p_Q, queries, strict=True):
+                    p_nC[:, present] = model.predict_proba(x_nD)
+                yield {"C": C}, p_Q
+            progress.advance(1)
+
+
+def _fits(model: "LogisticRegression", x_LD: np.ndarray, y_L: np.ndarray) -> bool:
+    """Fit it; does it converge?"""
+    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415  as above
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ConvergenceWarning)
+            model.fit(x_LD, y_L)
+    except ConvergenceWarning:
+        return False
+    return True
 
 
 def _knn(

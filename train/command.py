@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from base.devices import devices
 from train.config import TrainConfig
 from train.grid import SweepConfig
 
@@ -24,9 +25,14 @@ def command(config: TrainConfig, found: dict[str, Any]) -> Path | None:
 
     begin()
     if config.dry_run:
+        from train.run.reading import read
+
+        ground = read(config, aloud=True, remember=False)
+        devices(config.device)
+
         from train.rehearse import rehearse
 
-        found |= rehearse(config)
+        found |= rehearse(config, ground)
         return None
     return start(config, run, found)
 
@@ -41,21 +47,30 @@ def command_sweep(config: SweepConfig, found: dict[str, Any]) -> None:
 
 
 def run_sweep(config: SweepConfig) -> list[dict[str, Any]]:
+    from train.run.start import look
+
+    ground = look(config)
+
     from train.sweep import sweep
 
-    return sweep(config)
+    return sweep(config, ground)
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train, evaluate, print the table; return the summary (on rank 0). Raises CoviewError."""
+    from train.run.start import look
+
+    begun = time.monotonic()
+    ground = look(config)
+
     from train.algorithm.peers import LocalPeers
     from train.jobs import train_method
     from train.methods import METHODS
+    from train.run.scoring import describe, summarise
     from train.run.session import session, together
-    from train.run.summary import describe, read_summary, summarise, summary_table
+    from train.run.summary import read_summary, summary_table
 
-    begun = time.monotonic()
-    with session(config) as s:
+    with session(config, ground) as s:
         if s.finished:
             summary = read_summary(s.folder)
             if s.leads:

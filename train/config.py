@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from base.errors import UsageError, did_you_mean, nearest
-from base.phrase import line_of, quoted
+from base.phrase import line_of
 from train.algorithm.ranks import refuse_ranks
 from train.methods import METHODS, defaults, told_of_all
 
@@ -247,12 +247,12 @@ def _listed(text: str) -> list[str]:
 
 
 def _refuse_missing(views: list[str], data: str) -> None:
-    if not views or not data:
-        given = quoted(",".join(views) or "clip,dinov2")
-        raise UsageError(
-            f"{'DATA' if views else 'VIEWS'} is missing. Type: make train VIEWS={given} "
-            f"DATA={quoted(data or 'photos/')}"
-        )
+    usual = {} if views else {"VIEWS": "clip,dinov2"}
+    if not data:
+        usual["DATA"] = "photos/"
+    if usual:
+        missing = " and ".join(usual)
+        raise UsageError(f"{missing} {'is' if len(usual) == 1 else 'are'} missing", dict(usual))
 
 
 def _refuse_name(run: str, runs: str) -> None:

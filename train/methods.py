@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 LATE, WIDE = "late fusion", "on all views"
+# by which steps and hyper-parameters can be chosen, and how tables call them
+MEASURES = {"top1": "top-1", "balanced": "balanced accuracy", "f1": "macro F1"}
 
 
 @dataclass(frozen=True)

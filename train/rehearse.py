@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from base.commands import typed
-from base.console import clock_text, counted
+from base.console import about_text, counted
 from train.algorithm import probe
 from train.algorithm.peers import LocalPeers, choose_device
 from train.config import TrainConfig
@@ -29,7 +29,7 @@ from train.loop import fit
 from train.methods import METHODS, Method
 from train.phases import Phase, phases_of
 from train.run.log import Ignore
-from train.run.reading import read, warn
+from train.run.reading import Ground, warn
 
 log = logging.getLogger(f"coview.{__name__}")
 
@@ -50,13 +50,13 @@ class Stamps(Ignore):
         self.looked = time.monotonic()
 
 
-def rehearse(config: TrainConfig) -> dict[str, Any]:
-    """Print and return the plan of a run. Raises CoviewError where the run itself would refuse to
-    begin."""
+def rehearse(config: TrainConfig, ground: Ground) -> dict[str, Any]:
+    """Print and return the plan of a run on what was read. Raises CoviewError where the run itself
+    would refuse to begin."""
     if config.threads:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device, 1)
-    cache, splits, methods = read(config, aloud=True, remember=False)
+    cache, splits, methods = ground
     warn(cache, splits[0], config.labels)
     found = _of_data(config, cache, splits, device)
     found["methods"], known = [], {}
@@ -69,13 +69,13 @@ def rehearse(config: TrainConfig) -> dict[str, Any]:
                 known[plain] = _timed(plain, config, cache, splits, device)
             steps, seconds = how_long(method, config, known[plain])
             graphs = ", and its graphs, not timed" if method.graphs else ""
-            told = f"{steps:,} steps, about {clock_text(seconds)}{graphs}"
+            told = f"{steps:,} steps, {about_text(seconds)}{graphs}"
         found["methods"].append({"method": name, "steps": steps, "seconds": seconds})
         log.info(f"{name:18} {told}")
     found["seconds"] = sum(one["seconds"] or 0 for one in found["methods"])
     others = f", in one process; on {config.gpus} it is less" if config.gpus > 1 else ""
     log.info(
-        f"about {clock_text(found['seconds'])} in all for what is timed{others}, by the fastest of "
+        f"{about_text(found['seconds'])} in all for what is timed{others}, by the fastest of "
         f"{STEPS} steps timed now. Nothing is written. To begin, type: {typed(without='--dry-run')}"
     )
     return found

@@ -19,12 +19,13 @@ import numpy as np
 from base import durable
 from base.console import counted
 from base.errors import IntegrityError
-from train.algorithm.evaluate import MEASURES
 from train.config import TrainConfig, command_of
 from train.grid import INSIDE, SweepConfig
 from train.jobs import experiments, make_jobs
 from train.loop import fit
+from train.methods import MEASURES
 from train.run.checkpoint import Standing
+from train.run.reading import Ground
 from train.run.session import Session, session, together
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -57,11 +58,11 @@ def batches_of(config: SweepConfig, methods: list[str]) -> Iterator[Batched]:
                 number += 1
 
 
-def sweep(config: SweepConfig) -> list[dict[str, Any]]:
+def sweep(config: SweepConfig, ground: Ground | None = None) -> list[dict[str, Any]]:
     """Train what is not trained yet; return (on rank 0) one record a combination and method, best
-    first. Raises CoviewError."""
+    first. ground: what was read already. Raises CoviewError."""
     found = []
-    with session(config) as s:
+    with session(config, ground) as s:
         folder = s.folder / "sweep"
         with together(s.peers):
             if s.leads:

@@ -29,17 +29,22 @@ from extract.models.convert import weights_folder
 from upkeep.config import DoctorConfig
 from upkeep.machine import (
     FINE,
+    HOUSE,
     NOTED,
-    TORCH,
+    OURS,
     WRONG,
     Finding,
     OwnProcess,
+    TorchChecks,
     check_devices,
+    check_torchvision,
     spoke,
-    together,
 )
 
-SHOWN = ("torch", "torchvision", "transformers", "timm", "open_clip_torch", "pillow", "zarr")
+SHOWN = (
+    *("torch", "torchvision", "transformers", "timm", "open_clip_torch"),
+    *("pillow", "simplejpeg", "zarr"),
+)
 OPTIONAL = {
     "tensorboard": "TensorBoard files of a run",
     "wandb": "Weights & Biases",
@@ -53,12 +58,9 @@ OPTIONAL = {
 ANOTHER = "name another disk: make doctor CACHE=/another/disk"
 MEBIBYTE = 1 << 20
 SHARED = "/dev/shm"
-HOUSE = Path(__file__).parent.parent  # the folder of our packages: a checkout's, or site-packages
-DISK = """
-import dataclasses, json, pathlib, sys
-
-sys.path.append(sys.argv[2])
-import coview
+DISK = f"""
+{OURS}
+import dataclasses, json, pathlib
 from upkeep.doctor import check_disk
 
 findings = check_disk(pathlib.Path(sys.argv[1]))
@@ -94,19 +96,22 @@ def doctor(config: DoctorConfig, told: dict[str, Any]) -> None:
 
 def examine(cache: Path) -> list[Finding]:
     """Every check, in the order in which they are shown."""
-    torch, gloo = OwnProcess(TORCH), together("gloo", 2)
-    of_disk = OwnProcess(DISK, cache.absolute(), HOUSE)
+    torch = TorchChecks("gloo", "torchvision", "devices")
+    of_disk = OwnProcess(DISK, cache.absolute())
     versions, *others = check_packages(floors())
     if _version("coview") is None:
         mend = f"{sys.executable} -m pip install --editable {HOUSE}"
         others.append(Finding("coview", WRONG, f"it runs from {HOUSE}, not installed", mend))
     others += [*_disk(*of_disk(), cache), *check_memory(), *check_limits(), *check_hub()]
-    about, error = torch()
-    findings = [versions, *check_devices(about, error), spoke("gloo", "2 processes", gloo()[1])]
-    gpus = len(json.loads(about)["gpus"]) if about else 0
+    about, error = torch("devices")
+    findings = [versions, check_devices(about, error)]
+    if about is not None:
+        findings.append(check_torchvision(*torch("torchvision")))
+    findings.append(spoke("gloo", "2 processes", torch("gloo")[1]))
+    gpus = len(about["gpus"]) if about else 0
     if gpus:
         on = "1 GPU" if gpus == 1 else "2 GPUs"
-        findings.append(spoke("nccl", on, together("nccl", min(2, gpus))()[1]))
+        findings.append(spoke("nccl", on, TorchChecks("nccl")("nccl")[1]))
     return findings + others
 
 

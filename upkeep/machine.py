@@ -6,11 +6,11 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from base import native
@@ -18,65 +18,9 @@ from base import native
 PATIENCE_S = 60.0  # the longest that a process may take
 FINE, NOTED, WRONG = "ok", "note", "WRONG"
 
-TORCH = """
-import json, torch
-
-found = {
-    "torch": torch.__version__,
-    "built_for": torch.version.cuda,
-    "cuda": torch.cuda.is_available(),
-    "threads": torch.get_num_threads(),
-    "gpus": [],
-}
-for i in range(torch.cuda.device_count() if found["cuda"] else 0):
-    free, total = torch.cuda.mem_get_info(i)
-    ones = torch.ones(64, 64, device=f"cuda:{i}")
-    (ones @ ones).sum().item()
-    found["gpus"].append({
-        "name": torch.cuda.get_device_name(i),
-        "bytes": total,
-        "free": free,
-        "capability": "%d.%d" % torch.cuda.get_device_capability(i),
-    })
-try:
-    import torchvision
-
-    torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
-    found |= {"torchvision": torchvision.__version__, "mismatch": ""}
-except Exception as error:
-    why = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-    found |= {"torchvision": "", "mismatch": why}
-print(json.dumps(found), flush=True)
-"""
-
-# torch is imported once; CUDA is not begun before the fork.
-TOGETHER = """
-import datetime, os, sys, torch, torch.distributed as dist
-
-backend, ranks, address = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-wait = datetime.timedelta(seconds=20)
-children = []
-for rank in range(ranks):
-    if child := os.fork():
-        children.append(child)
-        continue
-    code = 1
-    try:
-        device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
-        dist.init_process_group(
-            backend, init_method=address, rank=rank, world_size=ranks, timeout=wait
-        )
-        x = torch.full((1000,), rank + 1.0, device=device)
-        dist.all_reduce(x)
-        code = int(x.sum().item() != 1000 * ranks * (ranks + 1) / 2)
-        dist.destroy_process_group()
-    except BaseException as error:
-        why = f"rank {rank}: {type(error).__name__}: {error}".splitlines()[0]
-        print(why, file=sys.stderr, flush=True)
-    finally:
-        os._exit(code)
-sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children))
-"""
+HOUSE = Path(__file__).parent.parent  # the folder of our packages: a checkout's, or site-packages
+OURS = f"import sys; sys.path.append({str(HOUSE)!r}); import coview"
+CHECKS = f"{OURS}; from upkeep.torch_checks import main; main(sys.argv[1:])"
 
 
 @dataclass(frozen=True)
@@ -105,28 +49,41 @@ class OwnProcess:
             start_new_session=True,
         )
 
-    def __call__(self) -> tuple[str, str]:
-        """What it printed, or why it failed: its last line on stderr."""
+    def __call__(self, partly: bool = False) -> tuple[str, str]:
+        """What it printed, or why it failed: its last line on stderr. partly: then, too, what it
+        had printed."""
         try:
             said, error = self.process.communicate(timeout=max(0.1, self.end - time.monotonic()))
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
+            said = ""
             # one that waits for a dead disk cannot even be killed
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.communicate(timeout=1)
-            return "", f"it hangs: no answer in {self.seconds:.0f} s"
+                said, _ = self.process.communicate(timeout=1)
+            return said if partly else "", f"it hangs: no answer in {self.seconds:.0f} s"
         if self.process.returncode == 0:
             return said.strip(), ""
         lines = error.strip().splitlines() or [f"it died with code {self.process.returncode}"]
-        return "", lines[-1][:300]
+        return said if partly else "", lines[-1][:300]
 
 
-def together(backend: str, ranks: int, seconds: float = PATIENCE_S) -> OwnProcess:
-    """So many processes that add up a tensor; with NCCL each on a GPU of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return OwnProcess(TOGETHER, backend, ranks, f"tcp://127.0.0.1:{port}", seconds=seconds)
+class TorchChecks:
+    """Checks of upkeep/torch_checks.py, begun now in one process that imports torch once, asked
+    later by name: `found, error = checks("gloo")`."""
+
+    def __init__(self, *names: str, seconds: float = PATIENCE_S) -> None:
+        self.process, self.told = OwnProcess(CHECKS, *names, seconds=seconds), {}
+        self.error: str | None = None
+
+    def __call__(self, name: str) -> tuple[Any, str]:
+        """What the check found, or why there is nothing: its own error, that it hangs, or what
+        befell the process of all."""
+        if self.error is None:
+            said, self.error = self.process(partly=True)
+            for line in said.splitlines():
+                one, found, error = json.loads(line)
+                self.told[one] = found, error
+        return self.told.get(name, (None, self.error or "it said nothing"))
 
 
 def spoke(backend: str, on: str, error: str) -> Finding:
@@ -138,13 +95,12 @@ def spoke(backend: str, on: str, error: str) -> Finding:
     return Finding(backend, WRONG, f"{on} could not add up a tensor: {error}", mend)
 
 
-def check_devices(found: str, error: str) -> list[Finding]:
-    """What TORCH found: the GPUs, and whether torchvision's own code fits torch."""
-    if error:
-        text = f"it cannot be imported or used: {error}"
-        return [Finding("torch", WRONG, text, "make clean && make setup")]
-    about = json.loads(found)
-    return [_gpus(about), _torchvision(about)]
+def check_devices(about: dict[str, Any], error: str) -> Finding:
+    """What torch says of the GPUs."""
+    if not error:
+        return _gpus(about)
+    text = f"it cannot be imported or used: {error}"
+    return Finding("torch", WRONG, text, "make clean && make setup")
 
 
 def _gpus(about: dict[str, Any]) -> Finding:
@@ -173,13 +129,14 @@ def _gpus(about: dict[str, Any]) -> Finding:
     )
 
 
-def _torchvision(about: dict[str, Any]) -> Finding:
-    if not about["mismatch"]:
-        return Finding("torchvision", FINE, f"{about['torchvision']} works with this torch")
+def check_torchvision(version: str, error: str) -> Finding:
+    """Whether torchvision's own code fits torch."""
+    if not error:
+        return Finding("torchvision", FINE, f"{version} works with this torch")
     return Finding(
         "torchvision",
         WRONG,
-        f"it does not fit torch: {about['mismatch']}",
+        f"it does not fit torch: {error}",
         f"{sys.executable} -m pip install --upgrade torch torchvision",
     )
 

@@ -16,8 +16,10 @@ from base.console import counted
 from base.errors import UsageError
 from base.phrase import quoted
 from cache_specs.versions import IMPORTED
+from predict.choose import choose_method
 from predict.config import ExportModelConfig
 from train.run.rundir import run_folder
+from train.run.summary import read_summary
 
 log = logging.getLogger(f"coview.{__name__}")
 
@@ -34,12 +36,14 @@ def export_model(config: ExportModelConfig, found: dict[str, Any] | None = None)
     """Write the folder whole or not at all; return it. `found` is filled with what --json says.
     Raises CoviewError."""
     to = _where_to(config)
-    run = run_folder(config.runs, config.run)  # a mistyped name is answered before torch is loaded
+    # a typing error is answered before torch is loaded
+    run = run_folder(config.runs, config.run)
+    method = choose_method(read_summary(run), config.method)
 
     from predict.bundle.export import write_bundle
     from predict.from_run import of_run
 
-    model, cache, splits = of_run(run, config.method, "cpu", Path(config.cache))
+    model, cache, splits = of_run(run, method, "cpu", Path(config.cache))
     told, difference = write_bundle(model, cache, splits[0], to)
     size = sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
     if found is not None:

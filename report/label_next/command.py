@@ -22,10 +22,6 @@ def command(config: LabelNextConfig, found: dict[str, Any]) -> None:
     """make label-next."""
     _refuse_words(config)
     device = devices(config.device)[0]
-    from predict.from_run import of_run
-    from report.asked import ask, to_label, unseen
-    from report.label_next.table import listed, require_model, text_of, write_all
-    from report.run import shown_method
     from train.run.rundir import finished, no_run, run_folder
     from train.run.summary import read_summary
 
@@ -33,6 +29,12 @@ def command(config: LabelNextConfig, found: dict[str, Any]) -> None:
         raise no_run(config.runs)
     run = run_folder(config.runs, config.run)
     settings, summary = finished(run)["settings"], read_summary(run)
+
+    from predict.from_run import of_run
+    from report.asked import ask, to_label, unseen
+    from report.label_next.table import listed, require_model, text_of, write_all
+    from report.run import shown_method
+
     require_model(run, settings, summary)
     method = shown_method(summary)
     model, cache, splits = of_run(run, method, device, Path(config.cache))

@@ -20,7 +20,7 @@ from report.html.page import (
 from report.pairs import Gain, all_lines, chosen_by, differing, lines_of
 from report.run import Run
 from report.sections.scores import JOINT, by_method, percent, repeat, title
-from train.algorithm.evaluate import MEASURES
+from train.methods import MEASURES
 
 HONEST = (
     "To choose between runs, go by these: who chooses by the test split is left with no honest "

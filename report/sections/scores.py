@@ -21,10 +21,9 @@ from report.html.page import (
     tag,
 )
 from report.run import Run
-from train.algorithm.evaluate import MEASURES
 from train.algorithm.paired import Difference
 from train.config import make_command
-from train.methods import METHODS, in_order
+from train.methods import MEASURES, METHODS, in_order
 from train.run.summary import against, meaning, notes, selected_by, told_apart, undecided
 
 JOINT = "joint"

@@ -1,10 +1,8 @@
 """In Python the library is silent; who asks logging for it hears what it does."""
 
-import subprocess
-import sys
 from pathlib import Path
 
-from conftest import ROOT, Made, importing
+from conftest import Made, python
 
 FIT = """
 import numpy as np
@@ -57,15 +55,7 @@ def test_nothing_is_printed_unless_logging_is_asked(made: Made, tmp_path: Path) 
         program = program.replace("VIEWS_", repr(made.views("pixels", "edges")))
         silent.append(f"{program}\ndo({str(made.cache)!r}, {str(tmp_path / f'silent{number}')!r})")
         loud.append(f"{program}\ndo({str(made.cache)!r}, {str(tmp_path / f'heard{number}')!r})")
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join([*silent, LOUD, *loud])],
-        env=importing(ROOT, OMP_NUM_THREADS="1"),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr
+    done = python("\n".join([*silent, LOUD, *loud]), cwd=tmp_path)
     assert done.stdout == "----\n"
     said, heard = done.stderr.split("----\n")
     assert said == ""

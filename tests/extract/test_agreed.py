@@ -79,7 +79,8 @@ def test_what_was_compared_under_the_same_conditions_needs_no_model(again: Again
     note = durable.read_sealed(again.view.folder / "agreed.json")
     assert note["conditions"]["device"] == "cpu" and note["view"] == again.view.identity
     assert note["conditions"]["python"] == platform.python_version()
-    assert {"torch", "torchvision", "pillow", "timm"} <= note["conditions"]["versions"].keys()
+    versions = note["conditions"]["versions"]
+    assert {"torch", "torchvision", "pillow", "simplejpeg", "timm"} <= versions.keys()
 
 
 def _package(patched: pytest.MonkeyPatch) -> None:

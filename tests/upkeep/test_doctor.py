@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from base import native
 from base.errors import CoviewError
-from upkeep import doctor, machine
+from upkeep import doctor, machine, torch_checks
 from upkeep.machine import FINE, NOTED, WRONG, Finding
 
 
@@ -46,6 +46,7 @@ def test_a_fit_machine_in_json(tmp_path: Path, command: Callable) -> None:
     ), names
     assert (
         "torch 2." in names["versions"]["text"]
+        and "simplejpeg 1." in names["versions"]["text"]
         and "HF_HUB_OFFLINE is set" in names["hub"]["text"]
         and not list(tmp_path.iterdir())
     )
@@ -97,43 +98,85 @@ def processes() -> list[tuple[str, int]]:
 
 
 def test_ranks_that_cannot_meet_are_reported() -> None:
-    finding = machine.spoke(
-        "gloo",
-        "2 processes",
-        machine.OwnProcess(machine.TOGETHER, "gloo", 2, "tcp://192.0.2.1:9", seconds=8)()[1],
-    )  # an address of nobody
+    with pytest.raises(RuntimeError, match="rank 0: "):
+        torch_checks.add_up("gloo", 2, "tcp://192.0.2.1:9", seconds=2)  # an address of nobody
+    finding = machine.spoke("gloo", "2 processes", "RuntimeError: rank 0: …")
     assert finding.state == WRONG and finding.mend.endswith("make doctor"), finding
+
+
+PROBES = """
+import os, signal, sys, time
+from upkeep import torch_checks
+from upkeep.torch_checks import main
+
+def dies(): os.kill(os.getpid(), signal.SIGSEGV)
+def hangs(): time.sleep(999)
+def raises(): raise OSError("no such library")
+def light():
+    torch_checks.torchvision()
+    return [name for name in ("torchvision.models", "torch._dynamo") if name in sys.modules]
+torch_checks.CHECKS.update(dies=dies, hangs=hangs, raises=raises, light=light)
+main(sys.argv[1:])
+"""
+
+
+def test_of_checks_in_one_process_none_hides_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One hangs, one dies, one raises: the fourth is answered all the same, in any order."""
+    monkeypatch.setattr(machine, "CHECKS", machine.OURS + PROBES)
+    asked = machine.TorchChecks("hangs", "dies", "raises", "gloo", "light", seconds=12)
+    assert asked("gloo") == (2, "")
+    assert asked("light") == ([], "")  # which would take as long as torch
+    assert asked("hangs") == (None, "it hangs: no answer in 12 s")
+    assert asked("dies") == (None, "it died with code -11")
+    assert asked("raises") == (None, "OSError: no such library")
+    group = asked.process.process.pid
+    assert not [state for state, of in processes() if of == group and state != "Z"]
+
+
+def test_a_torch_that_cannot_be_imported_is_said_of_each_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "CHECKS", "raise ImportError('libcudart')")
+    asked = machine.TorchChecks("gloo", "devices")
+    assert asked("devices") == asked("gloo") == (None, "ImportError: libcudart")
+
+
+def test_a_torchvision_of_another_torch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_checks, "requires", lambda name: ["torch==1.0", "numpy"])
+    with pytest.raises(RuntimeError, match=r"torchvision .* needs torch ==1.0, found 2"):
+        torch_checks.torchvision()
+    finding = machine.check_torchvision("", "RuntimeError: torchvision 1 needs torch ==1.0")
+    assert finding.state == WRONG and "pip install --upgrade torch torchvision" in finding.mend
+    assert machine.check_torchvision("0.29", "").text == "0.29 works with this torch"
+
+
+def test_a_torchvision_without_its_operators_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where its library was built for another torch, and cannot be loaded."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+
+    def unloadable(path: str) -> None:
+        raise OSError("undefined symbol")
+
+    monkeypatch.setattr(torch_checks.torch.ops, "load_library", unloadable)
+    with pytest.raises(RuntimeError, match="torchvision versions are incompatible"):
+        torch_checks.torchvision()
 
 
 ABOUT = {
     "torch": "2.15.0",
     "built_for": None,
-    "cuda": False,
     "threads": 2,
     "gpus": [],
-    "torchvision": "0.29",
-    "mismatch": "",
 }
 
 
 def test_what_torch_says_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_driver", lambda: "")
-    assert [finding.state for finding in machine.check_devices(json.dumps(ABOUT), "")] == [
-        NOTED,
-        FINE,
-    ]
-    assert machine.check_devices("", "ImportError: libcudart")[0].state == WRONG
-    assert (
-        machine.check_devices(
-            json.dumps(
-                {**ABOUT, "mismatch": "RuntimeError: operator torchvision::nms does not exist"}
-            ),
-            "",
-        )[1].state
-        == WRONG
-    )
+    assert machine.check_devices(ABOUT, "").state == NOTED
+    assert machine.check_devices({}, "ImportError: libcudart").state == WRONG
     monkeypatch.setattr(machine, "_driver", lambda: "570.1")
-    lost = machine.check_devices(json.dumps(ABOUT), "")[0]
+    lost = machine.check_devices(ABOUT, "")
     assert (
         lost.state == WRONG
         and "driver 570.1" in lost.text
@@ -141,9 +184,7 @@ def test_what_torch_says_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         and lost.mend
     )
     gpu = {"name": "H100", "bytes": 80e9, "free": 70e9, "capability": "9.0"}
-    there = machine.check_devices(
-        json.dumps({**ABOUT, "built_for": "13.0", "cuda": True, "gpus": [gpu]}), ""
-    )[0]
+    there = machine.check_devices({**ABOUT, "built_for": "13.0", "gpus": [gpu]}, "")
     assert there.state == FINE and "H100, 80 GB (70 free), compute 9.0; driver 570.1" in there.text
 
 
@@ -280,4 +321,4 @@ def test_what_a_processor_is_fast_in_is_told(
     monkeypatch.setattr(machine, "_driver", lambda: "")
     monkeypatch.setattr(native, "has_bfloat16", lambda: able)
     monkeypatch.setattr(native, "cores", lambda: 7)
-    assert said in machine.check_devices(json.dumps(ABOUT), "")[0].text
+    assert said in machine.check_devices(ABOUT, "").text

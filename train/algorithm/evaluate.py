@@ -11,8 +11,6 @@ from torch.nn.functional import log_softmax, one_hot, softmax
 from train.algorithm.probe import Params, forward
 
 BINS = 15  # of confidence
-# by which steps and hyper-parameters can be chosen, and how tables call them
-MEASURES = {"top1": "top-1", "balanced": "balanced accuracy", "f1": "macro F1"}
 # 0.03 to 32, each 12 % above the last
 TEMPERATURES = torch.logspace(-1.5, 1.5, 61, base=10, dtype=torch.float64)
 POOL = 4_096  # labelled rows at most, to which the weights of the pool are fitted
@@ -189,7 +187,7 @@ def class_scores(pred_En: Tensor, y_n: Tensor, classes: int) -> tuple[Tensor, Te
 
 
 def judged(logits_EnC: Tensor, y_n: Tensor, by: str) -> dict[str, Tensor]:
-    """top1 and nll, (E,) each, and `by`, one of MEASURES, by which is chosen."""
+    """top1 and nll, (E,) each, and `by`, one of top1, balanced and f1, by which is chosen."""
     top1, nll = top1_nll(logits_EnC, y_n)
     found = {"top1": top1, "nll": nll}
     if by != "top1":
@@ -199,7 +197,7 @@ def judged(logits_EnC: Tensor, y_n: Tensor, by: str) -> dict[str, Tensor]:
 
 
 def share_right(pred_n: np.ndarray, y_n: np.ndarray, classes: int, by: str) -> float:
-    """`by`, one of MEASURES, of first choices."""
+    """`by`, one of top1, balanced and f1, of first choices."""
     if by == "top1":
         return float((pred_n == y_n).mean())
     pred_1n = torch.from_numpy(pred_n.astype(np.int64)).unsqueeze(0)

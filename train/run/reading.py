@@ -31,9 +31,10 @@ MOST_DRAWN = 0.4  # of the labelled images in a split that should have a fifth
 MOST_MEANT = 100  # a greater SEEDS is nobody's number of seeds
 
 
-def read(
-    config: TrainConfig, aloud: bool = False, remember: bool = True
-) -> tuple[Cache, list[Split], list[str]]:
+Ground = tuple[Cache, list[Split], list[str]]  # the views, a split for each seed, the methods
+
+
+def read(config: TrainConfig, aloud: bool = False, remember: bool = True) -> Ground:
     """The views, a split for each seed, and the methods: those asked for, or, of the default and of
     `all`, those that the data allow; what is left out is said `aloud`. remember: what was checked
     is noted in the cache. Raises CoviewError."""

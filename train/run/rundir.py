@@ -20,9 +20,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from base import durable
+from base.devices import described
 from base.errors import (
     UNKNOWN,
     CoviewError,
@@ -239,7 +238,7 @@ def _environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "gpu": described(device) if device == "cuda" else None,
     }
 
 

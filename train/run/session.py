@@ -35,7 +35,7 @@ from train.data.splits import Split
 from train.run.checkpoint import mend, metrics_bytes
 from train.run.launch import FAILED, Board, stop_with_parent
 from train.run.log import Console, Ignore, Jsonl, Listener, Listeners, Trackers
-from train.run.reading import read, warn
+from train.run.reading import Ground, read, warn
 from train.run.rundir import is_finished, open_run, write_splits
 from train.run.start import KEPT
 
@@ -58,15 +58,15 @@ class Session:
 
 
 @contextmanager
-def session(config: TrainConfig) -> Generator[Session, None, None]:
-    """Open all that a run needs. Raises CoviewError."""
+def session(config: TrainConfig, ground: Ground | None = None) -> Generator[Session, None, None]:
+    """Open all that a run needs. ground: what was read already. Raises CoviewError."""
     rank = my_rank()
     leads = rank == 0
     with watched(rank) as board, stop_signals() as stop:
         if config.threads:
             torch.set_num_threads(config.threads)
         device = choose_device(config.device, config.gpus)
-        cache, splits, methods = read(config, aloud=leads)
+        cache, splits, methods = ground or read(config, aloud=leads)
         if leads:
             warn(cache, splits[0], config.labels)
         config = dataclasses.replace(config, method=",".join(methods))  # recorded, also a default

@@ -13,13 +13,14 @@ from typing import Any
 
 from base.commands import amend
 from base.console import NOTE
+from base.devices import devices
 from base.errors import CoviewError, StoppedError, UsageError
 from base.limits import within_memory
 from train.algorithm.ranks import BOARD, my_rank, refuse_ranks, under_torchrun
 from train.config import TrainConfig
 from train.run.launch import launch
 from train.run.names import free_name
-from train.run.reading import read
+from train.run.reading import Ground, read
 
 log = logging.getLogger(f"coview.{__name__}")
 KEPT = "stopped at once; finished methods and the last checkpoint are kept"
@@ -30,6 +31,16 @@ def begin() -> None:
     # a mapped file that is cut short kills: then with its place
     faulthandler.enable(sys.__stderr__ or 2)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle torch threads give way, not spin
+
+
+def look(config: TrainConfig) -> Ground | None:
+    """Read what a run trains on, and say what is wrong with its words and data, before torch is
+    loaded, which takes seconds. None in one of several processes: it reads where it is watched."""
+    if under_torchrun():
+        return None
+    ground = read(config, aloud=True)
+    devices(config.device)
+    return ground
 
 
 def start(

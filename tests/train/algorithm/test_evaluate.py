@@ -7,7 +7,8 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from train.algorithm.evaluate import MEASURES, class_scores, judged, metrics, share_right
+from train.algorithm.evaluate import class_scores, judged, metrics, share_right
+from train.methods import MEASURES
 
 CASES = {
     "all classes": (range(5), range(5)),
