@@ -173,24 +173,25 @@ def summarise(
     head: dict[str, Any],
     methods: Sequence[str],
     cache: Cache,
-    split: Split,
+    splits: Sequence[Split],
     device: torch.device,
     seconds: float,
 ) -> dict[str, Any]:
-    """Score every method on the rows of split.val and split.test; write predictions.parquet and
-    then summary.json."""
+    """Score every method on the validation and test rows of the seeds' splits; write
+    predictions.parquet and then summary.json."""
     summary: dict[str, Any] = {**head, "methods": {}}
     tables, right = [], {}
     for name in methods:
-        said = say(folder, METHODS[name], cache, split, head["joint"], device)
+        said = say(folder, METHODS[name], cache, splits, head["joint"], device)
         views = cache.names if len(said.val) > 1 else []
         scores: dict[str, dict[str, Any]] = {view: {} for view in [*views, "joint"]}
-        for part, rows, logits in (("val", split.val, said.val), ("test", split.test, said.test)):
-            y = torch.from_numpy(cache.items.label[rows]).long().to(device)
+        for part, logits in (("val", said.val), ("test", said.test)):
+            rows_Sn = np.stack([getattr(split, part) for split in splits])
+            y = torch.from_numpy(cache.items.label[rows_Sn]).long().to(device)
             for view, z in zip(scores, logits, strict=True):
                 scores[view] |= _scores(part, z, y)
             opinions = _opinions(cache.names, [z.cpu() for z in logits])
-            facts = _facts(name, part, cache.items, rows, head["seeds"])
+            facts = _facts(name, part, cache.items, rows_Sn, head["seeds"])
             tables.append({**facts, **opinions})
             if part == "test":
                 hits = opinions["pred"] == facts["label"]
@@ -242,16 +243,15 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _facts(
-    method: str, part: str, items: Items, rows: np.ndarray, seeds: Sequence[int]
+    method: str, part: str, items: Items, rows_Sn: np.ndarray, seeds: Sequence[int]
 ) -> dict[str, Any]:
     """The first columns of predictions.parquet, seed after seed."""
-    count = len(seeds) * len(rows)
     return {
-        "method": [method] * count,
-        "seed": np.repeat(seeds, len(rows)),
-        "id": [items.keys[row] for row in rows] * len(seeds),
-        "split": [part] * count,
-        "label": np.tile(items.label[rows], len(seeds)),
+        "method": [method] * rows_Sn.size,
+        "seed": np.repeat(seeds, rows_Sn.shape[1]),
+        "id": [items.keys[row] for row in rows_Sn.ravel()],
+        "split": [part] * rows_Sn.size,
+        "label": items.label[rows_Sn].ravel(),
     }
 
 
