@@ -1,14 +1,14 @@
 # Coview: embed images once with frozen foundation models, then co-train probes on the cache.
 
 .DEFAULT_GOAL := help
-COMMANDS := help setup demo views weights extract train predict export-model sweep verify repair import export status gc test test-all check-gpu bench-cache bench-models bench-extract bench-train bench-methods lock clean report compare label-next inspect doctor
+COMMANDS := help setup demo views weights extract train predict export-model sweep verify repair import export status gc test test-all check-gpu bench-cache bench-models bench-extract bench-train bench-methods bench-labels lock clean report compare suggest inspect doctor
 .PHONY: $(COMMANDS)
 SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 
-NAMES := VIEW VIEWS DATA WEIGHTS LABELS METHOD SEEDS GRID DEVICE GPUS CACHE RUN MODEL IMAGES FROM TO ARGS RUNS N
+NAMES := VIEW VIEWS DATA WEIGHTS CLASSES LABELS METHOD SEEDS GRID DEVICE GPUS CACHE RUN MODEL IMAGES FROM TO ARGS RUNS N
 # Only what stands on the command line counts: a DATA or RUN that happens to be in the shell's environment does not.
 given = $(filter command,$(origin $1))
 GIVEN := $(filter-out VENV PYTHON3,$(foreach name,$(.VARIABLES),$(if $(call given,$(name)),$(name))))
@@ -49,7 +49,7 @@ views: $(STAMP)  ## list the views: width, size, arithmetic, licence, cached, to
 weights: $(STAMP)  ## the authors' checkpoint of a view to safetensors, once:  make weights VIEW=swav  [FROM=checkpoint.pth]
 	@$(COVIEW) $@ $(EXTRA)
 
-extract: $(STAMP)  ## embed images:  make extract VIEW=clip DATA=photos/  [VIEWS=clip,dinov2 WEIGHTS= DEVICE= GPUS= CACHE= ARGS=]
+extract: $(STAMP)  ## embed images:  make extract VIEW=clip DATA=photos/  [VIEWS=clip,dinov2 WEIGHTS= CLASSES= DEVICE= GPUS= CACHE= ARGS=]
 	@$(COVIEW) $@ $(EXTRA)
 
 train: $(STAMP)  ## train probes:  make train VIEWS=clip,dinov2 DATA=photos/  [LABELS= METHOD= SEEDS= DEVICE= GPUS= CACHE= RUN= ARGS=]
@@ -70,7 +70,7 @@ report: $(STAMP)  ## the page of a run, one file that opens offline:  make repor
 compare: $(STAMP)  ## runs side by side, paired over their seeds:  make compare RUNS=a,b,c  [TO=runs/compare.html]
 	@$(COVIEW) $@ $(EXTRA)
 
-label-next: $(STAMP)  ## the images whose labels would teach most:  make label-next RUN=name  [N=24 TO=next.csv CACHE= DEVICE= ARGS=]
+suggest: $(STAMP)  ## what to label:  make suggest VIEWS=clip,dinov2 DATA=photos/  the first images,  make suggest RUN=name  the next ones  [N=24 TO=next.csv CACHE= DEVICE= ARGS=]
 	@$(COVIEW) $@ $(EXTRA)
 
 status: $(STAMP)  ## what the cache holds, and how far running extractions are  [CACHE=]
@@ -120,6 +120,9 @@ bench-train: $(STAMP)  ## speed of a training step against its matrix products, 
 
 bench-methods: $(STAMP)  ## every method on four small tasks with few labels, about an hour
 	@$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --editable '.[tools]' && $(PYTHON) bench/bench_methods.py $(EXTRA)
+
+bench-labels: $(STAMP)  ## which images to label: rules compared in whole loops on four small tasks, in minutes
+	@$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --editable '.[tools]' && $(PYTHON) bench/bench_labels.py $(EXTRA)
 
 lock: $(STAMP)  ## renew requirements.lock from pyproject.toml
 	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra dev --extra notebook --extra tensorboard --extra wandb pyproject.toml -o requirements.lock

@@ -11,6 +11,7 @@ named_view(dataset, "mine", hint)       of one data set, for training: a view of
 spec_named(cache, "mine", "photos/")    the spec to extract with, likewise
 """
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from cache_specs.items import Items, read_items
 from cache_specs.sources import dataset_name, is_gone, read_source, recorded_words, source_path
 from cache_specs.spec import (
     PIXELS,
+    Text,
     ViewSpec,
     differences,
     load_spec,
@@ -274,7 +276,18 @@ def _spec_of(view: View, keep: bool) -> ViewSpec:
     source = Path(made.get("spec_file", f"{view.name}.toml"))
     if source.is_file() and not keep:
         return load_spec(str(source))
-    return recorded_spec(view.name, spec, source)
+    # no embedding depends on the text tower: it is that of the file also where that has changed
+    return dataclasses.replace(recorded_spec(view.name, spec, source), text=text_of(view))
+
+
+def text_of(view: View) -> Text | None:
+    """The text tower of a view's model, as its TOML file has it now; None without one."""
+    made = view.attributes["provenance"]
+    source = view.name if store.is_of_project(made, view.name) else made.get("spec_file", "")
+    try:
+        return load_spec(source).text
+    except UsageError:  # there is no such file any more, or it is none
+        return None
 
 
 def find_dataset(cache: Path, data: str, views: Sequence[str] = ()) -> Path:

@@ -185,6 +185,39 @@ class Preprocess:
     decoder: Literal["whole", "scaled"] = WHOLE
 
 
+def _template(value: str) -> str:
+    return "" if "{}" in value else f" must have {{}} where the name stands, found {value!r}"
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text tower of a view's model, which brings the names of classes to where its embeddings
+    are (extract/models/text.py). No embedding depends on it: it is not in the view's fingerprint,
+    but has one of its own.
+
+    architecture: of open_clip, or a class of transformers with both towers. weights: of the whole
+    model, and the tokenizer's files where it has some; by itself those of the view. context:
+    tokens, to which every text is padded or cut. clean: how open_clip's tokenizers clean a text;
+    `canonicalize`: in lower case, without punctuation. templates: what a name is put into, at {}.
+    """
+
+    backend: Literal["open_clip", "transformers"]
+    architecture: str
+    context: int = dataclasses.field(metadata={"each": (_some,)})
+    weights: Weights | None = None
+    clean: Literal["lower", "whitespace", "canonicalize"] = "lower"
+    templates: tuple[str, ...] = dataclasses.field(
+        default=("a photo of a {}.",), metadata={"each": (_template,)}
+    )
+
+    def fingerprint(self, weights_sha256: str) -> str:
+        """sha256 (hex) of what changes a text's vector: all but the templates, which are known by
+        the prompts that are made of them, and the check of a download."""
+        values = dataclasses.asdict(self)
+        del values["weights"], values["templates"]
+        return fingerprint(_lists(values), weights_sha256)
+
+
 @dataclass(frozen=True)
 class ViewSpec:
     """One view. `output`: cls (normed class token), pooled (the model's own pooling), mean (of the
@@ -207,13 +240,29 @@ class ViewSpec:
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     tensors: Tensors = dataclasses.field(default_factory=Tensors)
     about: About | None = None
+    text: Text | None = None
+
+    @property
+    def both_towers(self) -> "ViewSpec":
+        """The model of `text` as a view of its own: whence its weights come."""
+        assert self.text is not None, f"{self.source} has no text tower"
+        model = self.text.backend, self.text.architecture
+        weights = self.text.weights or self.weights
+        return dataclasses.replace(
+            self,
+            backend=model[0],
+            architecture=model[1],
+            weights=weights,
+            arguments={},
+            tensors=Tensors(),
+        )
 
     def declared(self) -> dict[str, Any]:
         """The hashed values as plain JSON types: all but the view's name, the place of the TOML
-        file, what it says about the model, and the check of a download (the weights' own hash is
-        beside it). What a spec need not have is hashed where it has it."""
+        file, what it says about the model, its text tower, and the check of a download (the
+        weights' own hash is beside it). What a spec need not have is hashed where it has it."""
         values = dataclasses.asdict(self)
-        for key in ("name", "source", "about"):
+        for key in ("name", "source", "about", "text"):
             del values[key]
         if not self.arguments:
             del values["arguments"]
@@ -301,6 +350,12 @@ def _mean_and_std(spec: ViewSpec) -> str:
     )
 
 
+def _text_of_files(spec: ViewSpec) -> str:
+    if spec.text is None or spec.text.weights is None or spec.text.weights.url is None:
+        return ""
+    return "text.weights are of the hub or a path: make weights turns url into the view's own alone"
+
+
 def _of_later_pixels(spec: ViewSpec) -> str:
     found = spec.preprocess.pixels
     for field in dataclasses.fields(Preprocess):
@@ -318,6 +373,7 @@ TOGETHER = (
     _sizes,
     _padded,
     _mean_and_std,
+    _text_of_files,
     _of_later_pixels,
 )
 
@@ -326,11 +382,20 @@ def check(spec: ViewSpec, where: str) -> None:
     """Raise UsageError for values that have their types, and cannot be meant."""
     for complaint in _complaints(spec):
         raise UsageError(f"{where}: {complaint}")
+    if spec.text is not None:
+        for complaint in _complaints(spec.both_towers):
+            raise UsageError(f"{where}: text.{complaint}")
 
 
 def _complaints(spec: ViewSpec) -> Iterator[str]:
     yield from filter(None, (rule(spec) for rule in TOGETHER))
-    parts = {"weights": spec.weights, "tensors": spec.tensors, "preprocess": spec.preprocess}
+    parts: dict[str, Any] = {
+        "weights": spec.weights,
+        "tensors": spec.tensors,
+        "preprocess": spec.preprocess,
+    }
+    if spec.text is not None:
+        parts["text"] = spec.text
     for group, part in parts.items():
         for field in dataclasses.fields(part):
             values = _values(getattr(part, field.name))

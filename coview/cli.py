@@ -17,7 +17,7 @@ COMMANDS = (
         "extract",
         "extract.config:ExtractConfig",
         "extract.command:command",
-        ("VIEW", "VIEWS", "DATA", "WEIGHTS", *MACHINE),
+        ("VIEW", "VIEWS", "DATA", "WEIGHTS", "CLASSES", *MACHINE),
         "make extract VIEW=clip DATA=photos/",
     ),
     Command(
@@ -70,11 +70,11 @@ COMMANDS = (
         "make compare RUNS=demo,demo-2",
     ),
     Command(
-        "label-next",
-        "report.config:LabelNextConfig",
-        "report.label_next.command:command",
-        ("RUN", "N", "TO", "CACHE", "DEVICE"),
-        "make label-next RUN=demo",
+        "suggest",
+        "report.config:SuggestConfig",
+        "report.suggest.command:command",
+        ("VIEWS", "DATA", "N", "RUN", "TO", "CACHE", "DEVICE"),
+        "make suggest VIEWS=clip,dinov2 DATA=photos/",
     ),
     Command(
         "views",

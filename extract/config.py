@@ -19,6 +19,9 @@ class ExtractConfig:
     weights: str | None = None
     """local weights instead of the hub's: a folder, or one .safetensors file; of several views a
     folder with VIEW/ or VIEW.safetensors for each whose weights lie there"""
+    classes: str = ""
+    """what the classes are called in words, for METHOD=zero-shot: a file with a line a class
+    (dog: puppy; hound), or own, the classes' own names; of views with a text tower"""
     cache: str = "cache"
     """where the embeddings go"""
     device: str = "auto"

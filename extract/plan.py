@@ -28,6 +28,10 @@ def plan(config: ExtractConfig, told: dict[str, Any]) -> None:
     CoviewError where the run itself would refuse to begin."""
     readies = prepare(config, fetch=False)
     plans = [_plan(ready) for ready in readies]
+    for ready in readies:
+        if ready.naming and not ready.naming.files:
+            hub = ready.spec.both_towers.weights.hub
+            log.info(f"{ready.spec.name}: its text tower is not here, and fetched from {hub}")
     told |= plans[0] if len(plans) == 1 else {"dry_run": True, "views": plans}
     log.info(f"Nothing is written. To begin, type: {typed(without='--dry-run')}")
 

@@ -2,6 +2,7 @@
 devices, and the images with their hashes. The settings end here, in plain objects."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,14 @@ from base.progress import Progress
 from cache_specs import store
 from cache_specs.items import Items
 from cache_specs.lookup import words_for, words_of_renamed
+from cache_specs.prompts import read_names
 from cache_specs.sources import dataset_name, is_gone, read_source, source_path
 from cache_specs.spec import ViewSpec
 from cache_specs.stamps import Stamps, remembered
 from cache_specs.versions import dataset_folders, tops
 from cache_specs.view import default_rows
 from extract import bad_images
+from extract.class_names import Naming
 from extract.config import ExtractConfig
 from extract.data import datasets, overview
 from extract.data.suspects import warn_of_classes, warn_of_copies, warn_of_words
@@ -45,7 +48,7 @@ class Flags:
 class Ready:
     """All that an extraction needs to know. weights_sha256 is empty, and there are no files, where
     the weights are not here and were not fetched. seen: the data sets' versions before hashing.
-    stamps: of the images' files."""
+    stamps: of the images' files. naming: of a view with a text tower, where CLASSES is given."""
 
     spec: ViewSpec
     files: dict[str, Path]
@@ -58,6 +61,7 @@ class Ready:
     changed: bool
     flags: Flags
     stamps: Stamps
+    naming: Naming | None = None
 
     def why(self, row: int) -> str:
         """Why the image of a row cannot be read; '' where that is not known."""
@@ -99,12 +103,33 @@ def prepare(config: ExtractConfig, fetch: bool = True) -> list[Ready]:
     for spec in specs:
         warn_of_depth(items, dataset.read, spec)
     rows = min(config.shard_rows, len(items)) or default_rows(len(items))
+    namings = _namings(config, specs, weights, items.classes, fetch)
     same, readies = (dataset, items, seen, cache, source, config.changed), []
-    for spec, files in zip(specs, found, strict=True):
+    for spec, files, naming in zip(specs, found, namings, strict=True):
         batch = config.batch or default_batch(spec, where[0])
         flags = Flags(where, batch, config.compile, config.workers, rows, config.max_bad)
-        readies.append(Ready(spec, *files, *same, flags, stamps))
+        readies.append(Ready(spec, *files, *same, flags, stamps, naming))
     return readies
+
+
+def _namings(
+    config: ExtractConfig,
+    specs: Sequence[ViewSpec],
+    weights: Sequence[str | None],
+    classes: Sequence[str],
+    fetch: bool,
+) -> list[Naming | None]:
+    """Of each view what CLASSES says, and its text tower's files, before anything is embedded."""
+    if not config.classes:
+        return [None] * len(specs)
+    names = read_names(config.classes, classes)
+    found: list[Naming | None] = []
+    for spec, place in zip(specs, weights, strict=True):
+        naming = None
+        if spec.text is not None:
+            naming = Naming(names, *find_weights(spec.both_towers, place, fetch))
+        found.append(naming)
+    return found
 
 
 def _weights(

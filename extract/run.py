@@ -22,6 +22,7 @@ from cache_specs import integrity, store
 from cache_specs.succession import folder_of, would_relabel, write_items
 from cache_specs.view import View, computed_in, status_counts, write_documents
 from extract import agreed, ahead, bad_images, canary, reuse
+from extract.class_names import encode
 from extract.config import ExtractConfig
 from extract.equal import Equal, blocks_of, equal_rows
 from extract.models.weights import commit_of
@@ -116,6 +117,9 @@ def run(config: ExtractConfig, told: dict[str, Any] | None = None) -> View:
     readies = prepare(config)
     with locks.shared_lock(durable.make_folder(readies[0].cache), locks.USERS):
         finished = extraction(readies)
+        for ready, done in zip(readies, finished, strict=True):
+            if ready.naming is not None:
+                encode(ready.spec, done.view, ready.naming, ready.flags.devices[0])
     if told is not None:
         views = [done.told() for done in finished]
         told |= views[0] if len(views) == 1 else {"views": views}

@@ -12,6 +12,7 @@ from cache_specs.lookup import spec_named
 from cache_specs.spec import ViewSpec, view_names
 from cache_specs.words import read_as_class
 from extract.bad_images import allowed
+from extract.class_names import refuse_without_towers
 from extract.config import ExtractConfig
 
 
@@ -34,6 +35,8 @@ def check(config: ExtractConfig, say: bool = True) -> list[ViewSpec]:
         if spec.name in {one.name for one in specs}:
             raise _twice(names, view, spec, specs)
         specs.append(spec)
+    if config.classes:
+        refuse_without_towers(specs)
     return specs
 
 

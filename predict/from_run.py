@@ -38,6 +38,7 @@ from train.data.feed import Input
 from train.data.graph import Graph, groups_of, nodes_of
 from train.data.reader import Cache, open_cache
 from train.data.splits import Split, make_split, spaced
+from train.data.texts import without_texts
 from train.methods import METHODS, learns_unlabelled
 from train.run.probe_files import read_tensors
 from train.run.rundir import finished, keys_of, split_file
@@ -91,7 +92,7 @@ def of_run(
 
 def _open(run: Path, cache: Path, config: dict[str, Any], dataset: str) -> Cache:
     """What the run was trained on, with the labels of then. Raises UsageError or StaleError."""
-    settings, trained_on = config["settings"], config["fingerprints"]
+    settings, trained_on = config["settings"], without_texts(config["fingerprints"])
     views = [name.strip() for name in settings["views"].split(",")]
     key = trained_on["items"][:8]
     folders = sorted(cache.glob(f"*-{key}/dataset.json"))

@@ -1,4 +1,4 @@
-"""The settings of report, compare, inspect and label-next."""
+"""The settings of report, compare, inspect and suggest."""
 
 from dataclasses import dataclass
 
@@ -58,13 +58,18 @@ class InspectConfig:
 
 
 @dataclass(frozen=True)
-class LabelNextConfig:
-    """List the images whose labels would teach a finished run most."""
+class SuggestConfig:
+    """List the images to label: the first ones of a data set, or the next ones of a run."""
 
-    run: str = ""
-    """the run's name below --runs"""
+    views: str = ""
+    """names of extracted views, comma-separated; with --run it knows its own"""
+    data: str = ""
+    """the data set, as it was given to extract; with --run it knows its own"""
     n: int = 24
     """how many images; of 24, those that the run's report shows"""
+    run: str = ""
+    """a finished run's name below --runs, whose model says of which images it is unsure; without
+    it the first images to label, by the embeddings alone"""
     to: str = ""
     """a table (.csv) of all images to write, with these first and without a label: fill it in, and
     it is the DATA of extract and train"""

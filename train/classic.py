@@ -1,5 +1,5 @@
 """The baselines that scikit-learn has, on cached embeddings, for one experiment: logistic
-regression, nearest neighbours, label propagation.
+regression, nearest neighbours, label propagation; and zero-shot.
 
 They see what the probes see: the same rows, the same standardisation, and everything chosen on
 validation accuracy (ties: validation loss, then the first of the grid). The labels of test rows and
@@ -21,6 +21,7 @@ import torch
 
 from base.errors import DataQualityError, UsageError, did_you_mean
 from base.progress import Progress
+from cache_specs.text import ViewText
 from train.algorithm.evaluate import share_right
 from train.data.folds import trainings
 from train.data.graph import Graph, groups_of, nearest_rows, standardise, statistics, unit
@@ -258,6 +259,32 @@ def _add(
         scores.val.append(val)
         scores.test.append(test)
         scores.chosen.append(chosen)
+
+
+def zero_shot(
+    emb_V: Sequence[np.ndarray],
+    text_V: Sequence[ViewText | None],
+    classes: Sequence[str],
+    split: Split,
+) -> Scores:
+    """What the names of the classes say of one experiment's rows: of each view that has them, and
+    then the mean of these views' probabilities. No label is read, and nothing is chosen."""
+    scores = Scores()
+    for part, rows in (("val", split.val), ("test", split.test)):
+        p_W = []
+        for emb_ND, text in zip(emb_V, text_V, strict=True):
+            if text is not None:
+                p_W.append(_softmax(text.logits(emb_ND[rows], classes)))
+        said = getattr(scores, part)
+        said += [_log(p_nC) for p_nC in [*p_W, np.mean(p_W, 0)]]
+    scores.chosen.extend({} for _ in scores.val)
+    return scores
+
+
+def _softmax(logits_nC: np.ndarray) -> np.ndarray:
+    logits_nC = logits_nC.astype(np.float64)
+    p_nC = np.exp(logits_nC - logits_nC.max(1, keepdims=True))
+    return p_nC / p_nC.sum(1, keepdims=True)
 
 
 def _propagation(

@@ -251,8 +251,8 @@ def _refuse_missing(views: list[str], data: str) -> None:
     if not data:
         usual["DATA"] = "photos/"
     if usual:
-        missing = " and ".join(usual)
-        raise UsageError(f"{missing} {'is' if len(usual) == 1 else 'are'} missing", dict(usual))
+        told = "is missing; name it" if len(usual) == 1 else "are missing; name both"
+        raise UsageError(f"{' and '.join(usual)} {told}", instead=dict(usual))
 
 
 def _refuse_name(run: str, runs: str) -> None:

@@ -15,13 +15,14 @@ from base.errors import PreemptedError
 from train.algorithm.evaluate import predict
 from train.algorithm.peers import LocalPeers, Peers
 from train.algorithm.probe import Params
-from train.classic import GRAPH, Scores, classify, propagate
+from train.classic import GRAPH, Scores, classify, propagate, zero_shot
 from train.config import TrainConfig, TrainingSettings
 from train.data.feed import Experiment, Task, make_input
 from train.data.folds import Jury, jury_of, trainings
 from train.data.graph import EXACT, Graph, groups_of
 from train.data.reader import Cache
 from train.data.splits import Split
+from train.data.texts import TEXT
 from train.loop import fit
 from train.methods import METHODS, Method
 from train.phases import Job
@@ -96,13 +97,16 @@ def _classify(method: str, s: Session, by: str) -> None:
                 f"stopped before experiment {number} of {method}; the same command begins {method} "
                 "again, and keeps what came before it"
             )
-        items = s.cache.items
-        if method == GRAPH:
-            graphs = graphs_of(s.cache, tuple(trainings(s.splits)), s.device, by)
-            found.append(propagate(graphs, split))
-        else:
-            found.append(classify(method, s.cache.emb, items.label, len(items.classes), split, by))
+        found.append(_scores(method, s, split, by))
         log.log(NOTE, f"{method}: {number} of {len(s.splits)} experiments")
+    tensors = _tensors(found)
+    if method == TEXT:
+        tensors["views"] = torch.tensor([s.cache.names.index(name) for name in s.cache.texts])
+    write_tensors(s.folder, method, "scores", tensors)
+
+
+def _tensors(found: Sequence[Scores]) -> dict[str, torch.Tensor]:
+    """Of one method's experiments: (V + 1, E, n, C) scores, and what was chosen."""
     tensors = {}
     for part in ("val", "test"):
         of_each = [torch.from_numpy(np.stack(getattr(scores, part))) for scores in found]
@@ -111,7 +115,17 @@ def _classify(method: str, s: Session, by: str) -> None:
         dtype = torch.float64 if isinstance(value, float) else torch.int64
         of_each = [[chosen[key] for chosen in scores.chosen] for scores in found]
         tensors[f"chosen.{key}"] = torch.tensor(of_each, dtype=dtype).T
-    write_tensors(s.folder, method, "scores", tensors)
+    return tensors
+
+
+def _scores(method: str, s: Session, split: Split, by: str) -> Scores:
+    items = s.cache.items
+    if method == GRAPH:
+        return propagate(graphs_of(s.cache, tuple(trainings(s.splits)), s.device, by), split)
+    if method == TEXT:
+        text_V = [s.cache.texts.get(view) for view in s.cache.names]
+        return zero_shot(s.cache.emb, text_V, items.classes, split)
+    return classify(method, s.cache.emb, items.label, len(items.classes), split, by)
 
 
 def dtype_of(precision: str) -> torch.dtype:

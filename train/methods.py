@@ -21,6 +21,8 @@ A method is a list of jobs (train/jobs.py), and a job a list of phases (train/ph
                         validation, in the teachers and in the joint
     logreg, knn, label-propagation
                         scikit-learn's, per view and on all side by side (train/classic.py)
+    zero-shot           what the names of the classes say, of each view whose text tower has encoded
+                        them; joint = mean of these views' probabilities. No label plays a part
 """
 
 from collections.abc import Iterable
@@ -44,6 +46,7 @@ class Method:
     views: how many it needs. unlabelled: it needs images without a label, too.
     default: an empty METHOD stands for it too, with so many views and more; 0: never.
     heavy: large sets would take hours or all memory.
+    text: it needs the names of the classes, as views see them (cache_specs/text.py).
     per_view: the views know nothing of each other, so each keeps its own best step.
     feedback: its teachers learn.
     without_graphs: of a method with graphs, the one that it is without them.
@@ -60,6 +63,7 @@ class Method:
     unlabelled: bool = False
     default: int = 0
     heavy: bool = False
+    text: bool = False
     per_view: bool = False
     feedback: bool = True
     without_graphs: str = ""
@@ -99,6 +103,14 @@ ALL = (
     Method("logreg", "logistic regression", WIDE, classic=True),
     Method("knn", "k nearest neighbours", WIDE, classic=True),
     Method("label-propagation", "label propagation", WIDE, classic=True, default=1, heavy=True),
+    Method(
+        "zero-shot",
+        "zero-shot",
+        "joint",
+        told="by the classes' names, see extract --classes",
+        classic=True,
+        text=True,
+    ),
     Method(
         "self-training",
         "self-training",

@@ -99,9 +99,9 @@ def precision_of(spec: ViewSpec, device: str) -> str:
     return spec.compute_dtype
 
 
-def _open_clip(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Features]:
-    """open_clip: a named architecture, or the model_cfg of an open_clip_config.json among the
-    files. The vision tower is kept."""
+def open_clip_model(spec: ViewSpec, files: dict[str, Path]) -> nn.Module:
+    """A model of open_clip with both towers: of a named architecture, or of the model_cfg of an
+    open_clip_config.json among the files."""
     import open_clip  # noqa: PLC0415  takes seconds, and views of other backends do without
 
     if "open_clip_config.json" in files:
@@ -120,7 +120,12 @@ def _open_clip(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Featu
     state = mapped(spec, load_file(safetensors_of(spec, files)))
     require_fit(spec, model.state_dict(), state)
     model.load_state_dict(state, strict=True)
-    visual = model.get_submodule("visual")
+    return model
+
+
+def _open_clip(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Features]:
+    """open_clip: the vision tower is kept."""
+    visual = open_clip_model(spec, files).get_submodule("visual")
     if spec.output == "pooled":
         # the class token after the last norm, before CLIP's projection
         if isinstance(getattr(visual, "proj", None), nn.Parameter):
@@ -133,8 +138,8 @@ def _open_clip(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Featu
     return visual, visual
 
 
-def _transformers(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Features]:
-    """transformers: a model class by name, of whose kind or of a larger model with one inside
+def transformers_model(spec: ViewSpec, files: dict[str, Path]) -> Any:
+    """A model of transformers: a class by name, of whose kind or of a larger model with one inside
     config.json may be. What transformers itself renames in older checkpoints is renamed by it; what
     it would only warn of is an error."""
     import transformers  # noqa: PLC0415  takes seconds, and views of other backends do without
@@ -144,11 +149,8 @@ def _transformers(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Fe
         names = [name for name in dir(transformers) if name.endswith("Model")]
         near = did_you_mean(spec.architecture, names)
         raise UsageError(f"transformers has no model class {spec.architecture!r}{near}")
-    if set(files) != set(TRANSFORMERS_FILES):
-        raise UsageError(
-            f"{spec.source}: transformers reads {' and '.join(TRANSFORMERS_FILES)}, so "
-            f"weights.files must be these two, found {sorted(files)}"
-        )
+    if not set(files) >= set(TRANSFORMERS_FILES):
+        raise _other_files(spec, files)
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     config = _transformers_config(spec, kind, files["config.json"])
@@ -172,7 +174,22 @@ def _transformers(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Fe
             f"{json.dumps(wrong)[:2000]}. Take others, or mend architecture, arguments or tensors "
             f"in {spec.source}"
         )
+    return model
+
+
+def _transformers(spec: ViewSpec, files: dict[str, Path]) -> tuple[nn.Module, Features]:
+    """transformers: a model class with pixels in."""
+    if len(files) > len(TRANSFORMERS_FILES):
+        raise _other_files(spec, files)
+    model = transformers_model(spec, files)
     return model, _transformers_features(spec, model)
+
+
+def _other_files(spec: ViewSpec, files: dict[str, Path]) -> UsageError:
+    return UsageError(
+        f"{spec.source}: transformers reads {' and '.join(TRANSFORMERS_FILES)}, so "
+        f"weights.files must be these two, found {sorted(files)}"
+    )
 
 
 def _transformers_config(spec: ViewSpec, kind: Any, file: Path) -> Any:

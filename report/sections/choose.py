@@ -1,7 +1,7 @@
 """Which images are worth a look: pure functions of probabilities. None of them but `wrong_labels`
 and `errors` is told any label.
 
-Shapes: n images, V views, C classes, D width. Each returns row numbers into the n, best first.
+Shapes: n images, V views, C classes. Each returns row numbers into the n, best first.
 """
 
 import importlib.util
@@ -9,21 +9,6 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-
-TINY = 1e-12
-
-
-def entropy(p_nC: np.ndarray) -> np.ndarray:
-    """(n,) in nats."""
-    return -(p_nC * np.log(np.maximum(p_nC, TINY))).sum(-1)
-
-
-def divergence(views_VnC: np.ndarray) -> np.ndarray:
-    """(n,) Jensen-Shannon divergence of the views' distributions, in nats: 0 where they say the
-    same, log V where each is sure of another class."""
-    if not len(views_VnC):
-        return np.zeros(views_VnC.shape[1])
-    return np.maximum(entropy(views_VnC.mean(0)) - entropy(views_VnC).mean(0), 0)
 
 
 def disagreeing(views_VnC: np.ndarray, most: int, per_pair: int = 4) -> np.ndarray:
@@ -65,41 +50,6 @@ def _spread_out(
             taken[kinds[row]] = taken.get(kinds[row], 0) + 1
             chosen.append(row)
     return np.array(chosen, np.int64)
-
-
-def teaching(joint_nC: np.ndarray, views_VnC: np.ndarray) -> np.ndarray:
-    """(n,) in [0, 1]: how much a label would teach, disagreement of the views × uncertainty of the
-    joint; of one view uncertainty alone."""
-    score = entropy(joint_nC) / np.log(joint_nC.shape[1])
-    if len(views_VnC) > 1:
-        score = score * divergence(views_VnC) / np.log(len(views_VnC))
-    return score
-
-
-def near_the_best(score_n: np.ndarray) -> np.ndarray:
-    """(n,) bool: the scores of at least a quarter of the best."""
-    return score_n >= score_n.max(initial=0) / 4
-
-
-def label_next(
-    joint_nC: np.ndarray, views_VnC: np.ndarray, emb_nD: np.ndarray, most: int, candidates: int = 4
-) -> np.ndarray:
-    """Images whose label would teach most: `teaching` picks most × candidates, of the scores below
-    a quarter of the best no more than `most` needs; and of these each next one is the farthest from
-    all that are chosen already (greedy farthest point, in cosine distance). Best score first."""
-    score = teaching(joint_nC, views_VnC)
-    top = np.argsort(-score, kind="stable")[: most * candidates]
-    top = top[: max(most, int(near_the_best(score)[top].sum()))]
-    if not len(top):
-        return top
-    x = emb_nD[top].astype(np.float32)
-    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), TINY)
-    chosen, near = [0], x @ x[0]
-    while len(chosen) < min(most, len(top)):
-        near[chosen] = np.inf
-        chosen.append(int(near.argmin()))
-        near = np.maximum(near, x @ x[chosen[-1]])
-    return top[sorted(chosen)]
 
 
 def wrong_labels(joint_nC: np.ndarray, label_n: np.ndarray, most: int) -> tuple[np.ndarray, str]:

@@ -11,7 +11,7 @@ import numpy as np
 from base.errors import CoviewError
 from cache_specs.items import read_items
 from predict.from_run import of_run
-from report.asked import Asked, ask, first_two, to_label, unseen
+from report.asked import Asked, ask, first_two, known_rows, to_label, unseen
 from report.html.page import Card, Html, Section, command, gallery, join, note, tag
 from report.pictures import Picture, Pictures, card_of
 from report.run import Run
@@ -27,13 +27,14 @@ ERRORS = 240  # of the gallery that the confusion matrix filters, whose first SH
 @dataclass(frozen=True, eq=False)
 class Look:
     """What the galleries are made of. rest: the images that no seed's probes had a label of;
-    labelled: of the first seed."""
+    labelled: of the first seed; known: of any."""
 
     cache: Cache
     views: list[str]
     val: Asked
     rest: Asked
     labelled: np.ndarray
+    known: np.ndarray
     pictures: Pictures
 
     def card(
@@ -64,6 +65,7 @@ def look(run: Run, cache: Path, root: Path, device: str) -> Look:
         ask(model, opened, splits[0].val),
         ask(model, opened, unseen(splits)),
         splits[0].labelled,
+        known_rows(splits),
         Pictures(cache / opened.items.folder_name, opened.items, root),
     )
 
@@ -133,12 +135,12 @@ def disagreement_gallery(seen: Look) -> Html:
 
 
 def next_section(seen: Look) -> Section | None:
-    """Label these next: what `coview label-next` lists. Unseen by the training either way."""
+    """Label these next: what `coview suggest --run` lists. Unseen by the training either way."""
     asked, items = seen.rest, seen.cache.items
-    chosen = to_label(asked, seen.cache, SHOWN)
-    if not len(chosen.at):
+    chosen = to_label(asked, seen.cache, seen.known, SHOWN)
+    if not len(chosen.rows):
         return None
-    found = seen.pictures(asked.rows[chosen.at])
+    found = seen.pictures(chosen.rows)
     cards = []
     for at in chosen.at:
         joint_C = asked.says.joint_nC[at]
@@ -146,7 +148,7 @@ def next_section(seen: Look) -> Section | None:
         line = f"{items.classes[first]} {joint_C[first]:.2f} or "
         line += f"{items.classes[second]} {joint_C[second]:.2f}?"
         cards.append(seen.card(asked, at, [line], found))
-    keys = command("\n".join(items.keys[row] for row in asked.rows[chosen.at]))
+    keys = command("\n".join(items.keys[row] for row in chosen.rows))
     copied = tag("details", tag("summary", "their keys, to copy"), keys, class_="values")
     body = join([gallery(cards), copied])
     return Section("next", "Label these next", body, f"{chosen.why} {chosen.then}")

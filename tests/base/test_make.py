@@ -74,7 +74,7 @@ def test_help_is_the_default_and_lists_every_target() -> None:
         "weights",
         "predict",
         "export-model",
-        "label-next",
+        "suggest",
     ):
         assert f"make {target} " in shown
     assert "VIEWS" in shown
@@ -209,7 +209,7 @@ def test_a_printed_command_means_what_was_typed_and_runs_nothing_else(
         ),
         (
             ("train", "DATA=digits"),
-            "VIEWS is missing. Type: make train VIEWS=clip,dinov2 DATA=digits",
+            "VIEWS is missing; name it\nType: make train DATA=digits VIEWS=clip,dinov2",
         ),
         (("import", "VIEW=mine", "TO=x.npz"), "make import takes no TO"),
         (

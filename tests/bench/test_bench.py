@@ -5,9 +5,10 @@ import importlib.util
 import json
 import sys
 
+import numpy as np
 import pytest
 import server
-from conftest import ROOT
+from conftest import ROOT, pixels_and_edges
 
 SCRIPT = ROOT / "bench" / "bench_cache.py"
 
@@ -195,3 +196,54 @@ def test_the_benchmark_of_decoding_runs(tmp_path, monkeypatch, capsys):
     assert found["before"]["levels"] == found["torchvision"]["levels"]
     assert found["before"]["levels"]["same"] > 0.99 and found["before"]["levels"]["greatest"] <= 2
     assert capsys.readouterr().out.count("% of the levels as now") == 6
+
+
+def test_the_benchmark_of_labels_runs(tmp_path, monkeypatch, capsys):
+    """Whole loops, on the digits' pixels and gradients: nobody is told the test labels, and what is
+    chosen is chosen once."""
+    import bench_labels
+    import tasks
+
+    def cheap(images: np.ndarray, view: str) -> np.ndarray:
+        name = "pixels" if view == "tiny-clip" else "edges"
+        return pixels_and_edges(images.astype(np.float32))[name]
+
+    out = tmp_path / "labels.json"
+    monkeypatch.setattr(tasks, "embed", cheap)
+    monkeypatch.setattr(sys, "argv", ["bench_labels", "--quick", "--out", str(out)])
+    monkeypatch.setattr(bench_labels.torch, "set_num_threads", lambda threads: None)
+    bench_labels.main()
+    found = json.loads(out.read_text())
+    draws = found["tasks"]["digits"]
+    assert len(draws) == 2 and list(draws[0]) == ["graph", "regression"]
+    for draw in draws:
+        for of_rules in draw.values():
+            assert list(of_rules) == list(bench_labels.RULES)
+            for lines in of_rules.values():
+                assert len(lines) == 5 and all(0 < top1 <= 100 for top1, _ in lines)
+                classes = [classes for _, classes in lines]
+                assert classes == sorted(classes) and classes[0] >= 1 and classes[-1] <= 10
+            assert of_rules["random"][0] == of_rules["margin, random start"][0]
+            assert of_rules["UHerding"][0] == of_rules["MaxHerding"][0]
+    area = np.mean([line[0] for line in draws[0]["graph"]["random"]])
+    printed = capsys.readouterr().out
+    other = np.mean([line[0] for line in draws[1]["graph"]["random"]])
+    assert f"| random | {(area + other) / 2:.1f} ± {abs(area - other) / 2**0.5:.1f} |" in printed
+    assert str(tmp_path) not in out.read_text()
+
+
+def test_the_tables_of_the_docs_are_what_was_measured():
+    """And the rule of the command is the best of them."""
+    import bench_labels
+
+    found = json.loads((ROOT / "bench" / "results" / "labels.json").read_text())
+    page = (ROOT / "docs" / "labelling.md").read_text().splitlines()
+    rows = [line for line in bench_labels.tables(found) if line and not line.startswith("|---")]
+    assert [line for line in rows if line not in page] == []
+    assert found["seeds"] == 10 and found["rounds"] == 5
+    every = [(draws, scorer) for draws in found["tasks"].values() for scorer in draws[0]]
+
+    def mean(rule: str) -> float:
+        return np.mean([bench_labels.area(*one, rule) for one in every])
+
+    assert max(bench_labels.RULES, key=mean) == "UHerding, h = 1"

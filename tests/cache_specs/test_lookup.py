@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import VIEW_TOML, write_view, write_views
+from conftest import VIEW_TOML, Made, write_view, write_views
 
 from base.durable import canonical_json
 from base.errors import StaleError, UsageError
 from cache_specs import lookup, store
 from cache_specs.items import Items
-from cache_specs.lookup import find_dataset, find_views, named_view, one_view, spec_named
+from cache_specs.lookup import find_dataset, find_views, named_view, one_view, spec_named, text_of
 from cache_specs.spec import SPECS, load_spec, recorded_spec
+from cache_specs.store import open_view
 from cache_specs.succession import write_items
 from cache_specs.view import write_documents
 from train.data.reader import open_cache
@@ -224,3 +225,26 @@ def test_what_is_not_extracted_is_extracted_by_one_command(
     """Each image is decoded once for all views."""
     told = str(lookup._no_dataset(tmp_path, str(tmp_path / "p"), "p", views))
     assert told.endswith(f"Embed it first: make extract {named} DATA={tmp_path / 'p'}")
+
+
+def test_the_text_tower_is_that_of_the_file_now(made: Made, tmp_path: Path) -> None:
+    """Also where the spec is kept as it was; none where the file is gone, or is broken."""
+    dataset = tmp_path / "cache" / made.dataset.name
+    shutil.copytree(made.dataset, dataset)
+    toml = tmp_path / "mine.toml"
+    toml.write_text(VIEW_TOML.format(width=3))
+    emb = np.ones((len(made.items), 3), np.float16)
+    folder = write_view(dataset, toml, emb, made.items.fingerprint, spec_file=str(toml)).folder
+    assert text_of(open_view(folder)) is None
+    plain = toml.read_text()
+    text = '[text]\nbackend = "transformers"\narchitecture = "CLIPModel"\ncontext = 9\n'
+    toml.write_text(f"{plain.replace('bicubic', 'bilinear')}{text}")
+    for name in ("mine", folder.name):
+        spec = spec_named(tmp_path / "cache", name, "digits", say=False)
+        assert spec.text is not None and spec.text.context == 9
+        kept = name == folder.name
+        assert spec.preprocess.interpolation == ("bicubic" if kept else "bilinear")
+    toml.write_text("broken")
+    assert spec_named(tmp_path / "cache", folder.name, "digits", say=False).text is None
+    toml.unlink()
+    assert spec_named(tmp_path / "cache", "mine", "digits", say=False).text is None

@@ -31,11 +31,12 @@ def load(folder: Path, text: str, name: str = "v.toml") -> ViewSpec:
 @pytest.mark.parametrize("name", view_names())
 def test_every_bundled_view_loads_and_holds_together(name):
     """What is hashed is what the file says, but for what it says about the model; a key that it
-    leaves out is not hashed, but for what turns a file into RGB."""
+    leaves out is not hashed, but for what turns a file into RGB; nor is its text tower."""
     spec = load_spec(name)
     assert spec.name == name and spec.source == (SPECS / f"{name}.toml").resolve()
     said = tomllib.loads(spec.source.read_text())
     said.pop("about", None)
+    said.pop("text", None)
     said["weights"] = {"hub": None, "revision": None, "path": None} | said["weights"]
     shown = {"background": [255, 255, 255], "bits": 16, "max_pixels": 2**27, "pixels": 3}
     said["preprocess"] = shown | said["preprocess"]
@@ -238,8 +239,8 @@ def test_no_declared_field_is_left_out_of_the_fingerprint(tmp_path):
     fields = leaves(spec.declared())
     full = leaves(load(tmp_path, FULL).declared())
     assert (
-        len(full) == len(dataclasses.fields(ViewSpec)) - 7 + 6 + 11 + 2 + 3
-    )  # name, source, about; weights, preprocess, arguments, tensors -> their fields
+        len(full) == len(dataclasses.fields(ViewSpec)) - 8 + 6 + 11 + 2 + 3
+    )  # name, source, about, text; weights, preprocess, arguments, tensors -> their fields
     assert len(fields) == len(full) - 2 - 2 - 3  # what need not be there
     for path in fields:
         declared = spec.declared()
@@ -499,3 +500,71 @@ def test_differences_name_nested_fields_in_order():
         "b.c: [1] -> [1, 2]",
         "e: None -> 3",
     ]
+
+
+# --- the text tower
+
+TEXT = '\n[text]\nbackend = "transformers"\narchitecture = "CLIPModel"\ncontext = 77\n'
+
+
+def test_no_embedding_depends_on_the_text_tower(tmp_path):
+    """It has a fingerprint of its own, of all that changes a text's vector."""
+    plain, spec = load(tmp_path, TOML), load(tmp_path, TOML + TEXT)
+    assert plain.text is None and spec.declared() == plain.declared()
+    assert spec.text is not None and spec.text.templates == ("a photo of a {}.",)
+    prints = {spec.text.fingerprint("x"), spec.text.fingerprint("y")}
+    for old, new in (("77", "64"), ("CLIPModel", "SiglipModel"), ("transformers", "open_clip")):
+        other = load(tmp_path, TOML + TEXT.replace(old, new)).text
+        prints.add(other.fingerprint("x"))
+    cleaned = load(tmp_path, f'{TOML}{TEXT}clean = "canonicalize"\n').text
+    assert len(prints | {cleaned.fingerprint("x")}) == 6
+    named = load(tmp_path, f'{TOML}{TEXT}templates = ["{{}}"]\n').text
+    assert named.fingerprint("x") == spec.text.fingerprint("x")  # the prompts are kept themselves
+
+
+def test_its_model_is_the_views_unless_it_names_another(tmp_path):
+    mine = '[text.weights]\nhub = "a/b"\nrevision = "main"\nfiles = ["config.json"]\n'
+    assert load(tmp_path, TOML + TEXT).both_towers.weights.path == "none"
+    both = load(tmp_path, TOML + TEXT + mine).both_towers
+    assert (both.architecture, both.weights.hub, both.weights.path) == ("CLIPModel", "a/b", None)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("clean = 'low'", "text: clean = 'low'; did you mean 'lower'"),
+        (
+            "templates = ['a photo']",
+            "text.templates must have {} where the name stands, found",
+        ),
+        ("padding = 64", "text: unknown key 'padding'; there is: architecture"),
+        ("[text.weights]\nfiles = ['a.bin']\npath = 'p'", "weights.files may be .safetensors and"),
+        (
+            "[text.weights]\nfiles = ['config.json']\nhub = 'a/b'",
+            "text.weights.hub needs weights.revision",
+        ),
+        (
+            "[text.weights]\nfiles = ['a.safetensors']\nurl = 'https://a/b'",
+            "text.weights are of the hub or a path",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_text_tower_is_named(tmp_path, more, told):
+    with pytest.raises(UsageError, match=re.escape(told)):
+        load(tmp_path, f"{TOML}{TEXT}{more}\n")
+
+
+def test_the_views_with_a_text_tower_are_these():
+    towers = {name: load_spec(name).text for name in view_names()}
+    context = {name: text.context for name, text in towers.items() if text is not None}
+    assert context == {
+        "align": 64,
+        "clip": 77,
+        "clip-b16": 77,
+        "metaclip2": 77,
+        "pe-core": 32,
+        "siglip": 64,
+        "siglip2": 64,
+        "tiny-clip": 20,
+        "tipsv2": 64,
+    }

@@ -2,6 +2,7 @@
 is typed, and must get further."""
 
 import ast
+import dataclasses
 import functools
 import os
 import re
@@ -28,6 +29,7 @@ from cache_specs.items import read_items
 from cache_specs.sources import source_path
 from cache_specs.spec import SPECS
 from cache_specs.succession import write_items
+from cache_specs.text import FILE, ViewText, write_text
 from cache_specs.view import write_documents
 from coview.cli import COMMANDS
 from extract.data.datasets import build_items, open_dataset
@@ -41,7 +43,9 @@ ADVICE = re.compile(rf"\bmake (?:{NAMES})\b(?!-)(?: [A-Z]+={VALUE})*|\bcoview (?
 
 ROOMS = ("base", "cache_specs", "extract", "exchange", "upkeep", "train", "predict", "report")
 COMMAND = re.compile(rf"make (?:{NAMES}|{{\w+}})\b(?!-)|\bcommand\(|_on_purpose")
-HARMLESS = re.compile(r"(make|coview) (train|sweep|extract|weights|inspect|report|status|compare)")
+HARMLESS = re.compile(
+    r"(make|coview) (train|sweep|extract|weights|inspect|report|status|compare|suggest)"
+)
 
 
 SUMS_UP = "upkeep/verify.py:_all_of"  # other errors
@@ -584,6 +588,37 @@ def and_embedded(change: Callable[[Path], Any]) -> Callable[[Path], None]:
     return both
 
 
+def named(*classes: str) -> Callable[[Path], None]:
+    """Of the view of pixels these classes' names were encoded."""
+
+    def write(place: Path) -> None:
+        tensors = {"classes": np.ones((len(classes), 4), np.float32)}
+        text = ViewText(tensors, "t", {name: [name] for name in classes})
+        write_text(store.open_view(next(place.glob(PIXELS))), text)
+
+    return write
+
+
+def names_harmed(place: Path) -> None:
+    (next(place.glob(PIXELS)) / FILE).write_bytes(b"")
+
+
+def names_of_another(place: Path) -> None:
+    view = store.open_view(next(place.glob(PIXELS)))
+    write_text(dataclasses.replace(view, identity="0" * 64), ViewText({}, "t", {}))
+
+
+def without_names(place: Path) -> None:
+    (next(place.glob(PIXELS)) / FILE).unlink()
+
+
+def no_classes(place: Path) -> None:
+    for path in sorted((place / "pets").glob("*/*.png")):
+        path.rename(place / "pets" / path.name)
+        path.parent.rmdir() if not [*path.parent.iterdir()] else None
+    shutil.rmtree(place / "cache")
+
+
 def no_sweep(place: Path) -> None:
     (place / "runs" / "half" / "sweep.json").write_text("{}")
 
@@ -636,6 +671,8 @@ PETS, REPAIR = "make train VIEWS=mine DATA=pets", "make repair VIEW=pixels DATA=
 IMPORT = "make import VIEW=got FROM=two.npz DATA=pets"
 LOST = "cache/pets-*/mine-*", "cache/pets-*/pixels-*"
 TRAIN, PIXELS = "make train VIEWS=pixels,edges DATA=digits", "cache/digits-*/pixels-*"
+NAMED, ZERO_SHOT = "make extract VIEW=tiny-clip DATA=pets", f"{TRAIN} METHOD=zero-shot"
+OWN = "digits", "own"  # DATA, CLASSES
 SITUATIONS = (
     # words that stand on the line
     S("base/commands.py:_chosen", "coview predcit --run a"),
@@ -721,6 +758,22 @@ SITUATIONS = (
     S("train/grid.py:_wrong", "make sweep VIEWS=pixels DATA=digits GRID='lr=1, temperature 2'"),
     S("train/grid.py:check#1", "make sweep VIEWS=pixels DATA=digits GRID=lr=1 ARGS=--dry-run"),
     S("train/grid.py:check#2", "make sweep VIEWS=pixels DATA=digits GRID=lr=1 METHOD=knn"),
+    # the names of classes
+    S("cache_specs/prompts.py:_wrong", f"{NAMED} CLASSES=no.txt", ("own",)),
+    S("cache_specs/prompts.py:read_names", f"{NAMED} CLASSES=own", (), no_classes),
+    S(
+        "extract/class_names.py:refuse_without_towers",
+        "make extract VIEW=tiny-dinov2 DATA=pets CLASSES=own",
+    ),
+    S("cache_specs/text.py:read_text#1", ZERO_SHOT, OWN, names_harmed, without_names),
+    S(
+        "cache_specs/text.py:read_text#2",
+        ZERO_SHOT,
+        OWN,
+        names_of_another,
+        without_names,
+    ),
+    S("cache_specs/text.py:refuse_other_classes", ZERO_SHOT, OWN, named("a", "b")),
     # views
     S("cache_specs/spec.py:_no_view#2", "make extract VIEW=tiny-clp DATA=photos"),
     S("cache_specs/spec.py:_no_view#2", "make extract VIEW=xyzzy DATA=photos", ("tiny-clip",)),
@@ -825,20 +878,24 @@ SITUATIONS = (
     S("report/compare.py:command", "coview compare --runs a,half"),
     S("report/compare.py:_too_few", "make compare RUNS=a", ("a,half",)),
     S("report/compare.py:_too_few", "make compare RUNS=a,a", ("a,half",)),
-    S("report/label_next/command.py:_refuse_words#1", "make label-next RUN=a N=0"),
-    S("report/label_next/command.py:_refuse_words#2", "make label-next RUN=a TO=x.txt"),
+    S("report/suggest/command.py:_refuse_words#1", "make suggest RUN=a N=0"),
+    S("report/suggest/command.py:_refuse_words#2", "make suggest RUN=a TO=x.txt"),
     S(
-        "report/label_next/command.py:_refuse_words",
-        "make label-next RUN=a TO=x/y.csv",
+        "report/suggest/command.py:_refuse_words",
+        "make suggest RUN=a TO=x/y.csv",
         ("y.csv",),
     ),
     S(
-        "report/label_next/command.py:_refuse_words#3",
-        "make label-next RUN=a TO=x.csv",
+        "report/suggest/command.py:_refuse_words#3",
+        "make suggest RUN=a TO=x.csv",
         (),
         filled_in,
     ),
-    S("report/label_next/table.py:write_all", "make label-next RUN=a TO=x.csv"),
+    S("report/suggest/table.py:write_all", "make suggest RUN=a TO=x.csv"),
+    S("report/suggest/command.py:_refuse_missing", "make suggest VIEWS=pixels", ("half",)),
+    S("report/suggest/chosen.py:without_run", "make suggest VIEWS=pixels DATA=digits"),
+    S("report/suggest/chosen.py:_refuse_others#1", "make suggest RUN=a VIEWS=pixels"),
+    S("report/suggest/chosen.py:_refuse_others#2", "make suggest RUN=a DATA=pets"),
     S("report/html/page.py:page_file", "make compare RUNS=a,half TO=x.txt"),
     S("report/inspect/run.py:_refuse_missing", "make inspect DATA=pets"),
     S("train/run/rundir.py:no_run#2", "make predict IMAGES=photos"),
@@ -1112,16 +1169,19 @@ NO_SITUATION = {  # each was looked at: why its command gets further, or may be 
     "extract/models/convert.py:_fetch#2",
     # a donor that changes while it is read; make repair of the donor: tests/extract/test_reuse.py
     "extract/reuse.py:_copied",
+    # after the images, which no situation comes to: tests/extract/models/test_towers.py
+    "extract/models/text.py:_refuse_output",
+    "extract/models/text.py:_unknown_word",
     # a cache that is written anew while it is trained on; under another name the run begins anew
     "train/data/reader.py:refuse_changed",
     # a checkpoint of another version; under another name there is none
     "train/run/checkpoint.py:load_checkpoint",
-    # each needs a run of its own; tests/report/test_label_next.py has it, and types the command
-    "report/label_next/command.py:command",
-    "report/label_next/table.py:_as_it_is_now",
-    "report/label_next/table.py:_no_files",
-    "report/label_next/table.py:_path",
-    "report/label_next/table.py:_refuse_label",
+    # each needs a run of its own; tests/report/test_suggest.py has it, and types the command
+    "report/suggest/chosen.py:by_run",
+    "report/suggest/table.py:_changed",
+    "report/suggest/table.py:_no_files",
+    "report/suggest/table.py:_path",
+    "report/suggest/table.py:_refuse_label",
     # it follows what mends each finding, and asks for itself when that is done
     "upkeep/doctor.py:doctor",
 }

@@ -83,7 +83,7 @@ def test_each_command_imports_what_it_uses(world: Path) -> None:
     ]
     heavier = [
         ["predict", "--run", "a", *at],
-        ["label-next", "--run", "a", *at],
+        ["suggest", "--run", "a", *at],
         ["train", "--views", "tiny-clip", *photos, "--dry-run"],
     ]
     found = asked(world, [*light, *heavier])
@@ -116,7 +116,7 @@ def test_a_typing_error_is_answered_without_torch(world: Path) -> None:
         "METHOD=knnn": ["predict", "--run", "a", "--method", "knnn", *at],
         "RUN=c": ["export-model", "--run", "c", "--to", "model", *at],
         "METHOD=mct": ["export-model", "--run", "a", "--to", "model", "--method", "mct", *at],
-        "RUN=d": ["label-next", "--run", "d", *at],
+        "RUN=d": ["suggest", "--run", "d", *at],
         "RUN=e": ["report", "--run", "e", *at],
         "coview train --views tiny-clip --run x --data photos/": [
             *("train", "--views", "tiny-clip", "--run", "x"),

@@ -756,39 +756,6 @@ def test_no_hidden_label_has_a_say_in_what_to_label_next(digits: TrainConfig) ->
     assert next_section(other) == next_section(seen)
 
 
-def test_label_next_is_uncertain_disagreeing_and_spread_out() -> None:
-    chance, n = np.random.default_rng(0), 400
-    emb = np.concatenate(
-        [
-            chance.normal(size=(n // 2, 8)),
-            np.ones((n // 2, 8)) + 1e-3 * chance.normal(size=(n // 2, 8)),
-        ]
-    )
-    views_VnC = np.full((2, n, 2), 0.5)
-    views_VnC[0, ::2], views_VnC[1, ::2] = [0.9, 0.1], [0.1, 0.9]  # every other image is disputed
-    chosen = choose.label_next(views_VnC.mean(0), views_VnC, emb, 20)
-    assert len(set(chosen)) == 20 and (chosen % 2 == 0).all()
-    graded = views_VnC.copy()
-    graded[:, ::4] = 0.5 + (graded[:, ::4] - 0.5) * 0.7  # half of them less so
-    best = choose.label_next(graded.mean(0), graded, emb, 150)
-    best = choose.label_next(graded.mean(0), graded, emb, 150)
-    score = choose.teaching(graded.mean(0), graded)[best]
-    assert (np.diff(score) <= 0).all() and score[0] > score[-1], "the best first"
-    assert (chosen >= n // 2).sum() <= 2  # of 100 that are nearly the same, hardly more than one
-    assert len(choose.label_next(np.full((3, 2), 0.5), np.empty((0, 3, 2)), np.eye(3), 20)) == 3
-    few = np.where(
-        np.isin(np.arange(n), chosen[:10])[:, None], views_VnC, [0.99, 0.01]
-    )  # ten are disputed, and all others are as good as sure
-    found = choose.label_next(few.mean(0), few, emb, 8)
-    assert set(found) < set(chosen[:10]), (
-        "sure ones are far from the others, and have nothing to tell"
-    )
-    assert set(chosen[:10]) < set(choose.label_next(few.mean(0), few, emb, 20)), (
-        "where more are asked for than are unsure, all of these are among them"
-    )
-    assert len(choose.label_next(np.empty((0, 2)), np.empty((2, 0, 2)), np.empty((0, 3)), 20)) == 0
-
-
 def test_flipped_labels_are_suspected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     chance, n = np.random.default_rng(1), 600

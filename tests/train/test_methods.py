@@ -16,6 +16,7 @@ from base.option_groups import parse
 from train.classic import CLASSIC, GRAPH
 from train.command import run
 from train.config import PLACES, WORDS, TrainConfig, names_of
+from train.data.texts import TEXT
 from train.grid import SweepConfig
 from train.methods import METHODS, Method, defaults
 from train.phases import SCHEDULES, phases_of
@@ -81,7 +82,7 @@ def test_a_method_of_the_table_is_trained_told_and_swept(
 def test_the_table_is_whole() -> None:
     for name, method in METHODS.items():
         assert method.name == name and method.schedule in SCHEDULES
-        assert method.classic == (name in (*CLASSIC, GRAPH))
+        assert method.classic == (name in (*CLASSIC, GRAPH, TEXT))
         assert not method.graphs or not METHODS[method.without_graphs].graphs
         phases = phases_of(method, TrainConfig(warmup=7, cotrain=23))
         assert phases[0].first == 0

@@ -9,7 +9,7 @@ import ctypes
 import logging
 import mmap
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from cache_specs.items import Items, read_items
 from cache_specs.lookup import find_dataset, named_view
 from cache_specs.sources import is_gone, read_source
 from cache_specs.spec import view_names
+from cache_specs.text import ViewText
 from cache_specs.versions import dataset_folders, is_older
 from cache_specs.view import view_name
 from train.data.splits import spaced
@@ -43,7 +44,8 @@ RESERVED = ("joint", "pool", "scores", "concat")
 class Cache:
     """V views of one data set. emb[v]: (N, D_v) float16, read-only in effect (copy-on-write); ok:
     (N,) bool, usable in every view. older: the images of `source` have other names or company now,
-    and the data set a newer version."""
+    and the data set a newer version. texts: of the views whose classes' names were encoded, where
+    they are asked for (train/data/texts.py)."""
 
     items: Items
     names: list[str]
@@ -53,6 +55,7 @@ class Cache:
     stamps: dict[Path, dict[str, list]]
     source: str
     older: bool = False
+    texts: dict[str, ViewText] = field(default_factory=dict)
 
     @property
     def folders(self) -> list[Path]:
@@ -78,8 +81,8 @@ class Cache:
             log.warning(
                 f"of {looked:,} images looked at in {folder}, {len(changed):,} were moved, are "
                 "gone or have changed since they were embedded, the first is "
-                f"{changed[0]!r}. Training uses images and labels as they were embedded. To train "
-                "on what is there now, type first (known images are not embedded again):\n  "
+                f"{changed[0]!r}. Images and labels are used as they were embedded. To use what "
+                "is there now, type first (known images are not embedded again):\n  "
                 f"{self._extract()}"
             )
 

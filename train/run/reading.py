@@ -20,6 +20,7 @@ from train.config import TrainConfig
 from train.data.reader import Cache, open_cache
 from train.data.scarce import have, listed, rarer_text, unlearnt
 from train.data.splits import Split, make_split
+from train.data.texts import TEXT, how_to_encode, untold, with_texts
 from train.methods import METHODS
 from train.run.rundir import drew_otherwise, split_file
 
@@ -43,9 +44,11 @@ def read(config: TrainConfig, aloud: bool = False, remember: bool = True) -> Gro
     classes = len(cache.items.classes)
     if classes < 2:
         raise _too_few_classes(cache.items)
+    cache = with_texts(cache, config.method_list())
     splits, older = _splits(config, cache)
     methods, told = allowed(config, cache, splits)
     told += older
+    told += untold(cache)
     if config.seeds.isdecimal() and 1 < int(config.seeds) <= MOST_MEANT:
         n = int(config.seeds)
         told.append(f"SEEDS={n} is the one seed {n}; {n} are SEEDS=0..{n - 1}")
@@ -103,7 +106,7 @@ def allowed(
     where one of those was asked for by name, or none is left."""
     methods, told = config.method_list(), []
     by_name = config.method not in ("", "all")
-    for refusal in refusals(config.labels, cache, splits):
+    for refusal in [*nameless(methods, cache), *refusals(config.labels, cache, splits)]:
         hit = [method for method in methods if getattr(METHODS[method], refusal.kind)]
         methods = [method for method in methods if method not in hit]
         if hit and (by_name or not methods):
@@ -111,6 +114,14 @@ def allowed(
         if hit:
             told.append(f"{refusal.why} {', '.join(hit)}: left out")
     return methods, told
+
+
+def nameless(methods: Sequence[str], cache: Cache) -> list[Refusal]:
+    if TEXT not in methods or cache.texts:
+        return []
+    views = ",".join(cache.names)
+    why = f"VIEWS={views}: no class names are encoded for any of them, which is needed for"
+    return [Refusal("text", why, how_to_encode(cache))]
 
 
 def refusals(labels: str, cache: Cache, splits: Sequence[Split]) -> list[Refusal]:

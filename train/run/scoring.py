@@ -39,8 +39,10 @@ Chosen = dict[str, dict[str, list[float]]]
 @dataclass(frozen=True)
 class Says:
     """What a method says of both splits: (E, n, C) log-scores of each view and then of the joint;
-    `together` has a joint alone. sha256: of the files that they come from."""
+    `together` has a joint alone. views: the names of those views. sha256: of the files that they
+    come from."""
 
+    views: list[str]
     val: list[Tensor]
     test: list[Tensor]
     sha256: dict[str, str]
@@ -108,12 +110,10 @@ def say(
     device: torch.device,
 ) -> Says:
     """What a method's files say of the validation rows of the seeds' splits and of their test rows.
-    rule: how the views are joined; with graphs they are pooled. scikit-learn's methods keep no model: their scores were
-    written down when they were fitted."""
+    rule: how the views are joined; with graphs they are pooled. scikit-learn's methods keep no
+    model: their scores were written down when they were fitted."""
     if method.classic:
-        tensors, sha256 = read_tensors(folder, method.name, "scores", device)
-        chosen = _chosen([*cache.names, "joint"], tensors)
-        return Says(list(tensors["val"]), list(tensors["test"]), {"scores": sha256}, chosen)
+        return _as_written(folder, method, cache.names, device)
     files, digests = {}, {}
     for name in method.files(cache.names):
         files[name], digests[name] = read_tensors(folder, method.name, name, device)
@@ -135,7 +135,18 @@ def say(
         else:
             both = joint(fused, rule)
         found.append(own if method.jobs == "together" else [*own, both])
-    return Says(found[0], found[1], digests, _chosen(names_of_experts(cache.names), pool))
+    views = [] if method.jobs == "together" else cache.names
+    chosen = _chosen(names_of_experts(cache.names), pool)
+    return Says(views, found[0], found[1], digests, chosen)
+
+
+def _as_written(folder: Path, method: Method, names: Sequence[str], device: torch.device) -> Says:
+    """views: those that had something to say, where these are not all."""
+    tensors, sha256 = read_tensors(folder, method.name, "scores", device)
+    telling = tensors.get("views", torch.arange(len(names)))
+    views = [names[view] for view in telling.tolist()]
+    said = list(tensors["val"]), list(tensors["test"])
+    return Says(views, *said, {"scores": sha256}, _chosen([*names, "joint"], tensors))
 
 
 def names_of_experts(views: Sequence[str]) -> list[str]:
@@ -183,14 +194,13 @@ def summarise(
     tables, right = [], {}
     for name in methods:
         said = say(folder, METHODS[name], cache, splits, head["joint"], device)
-        views = cache.names if len(said.val) > 1 else []
-        scores: dict[str, dict[str, Any]] = {view: {} for view in [*views, "joint"]}
+        scores: dict[str, dict[str, Any]] = {view: {} for view in [*said.views, "joint"]}
         for part, logits in (("val", said.val), ("test", said.test)):
             rows_Sn = np.stack([getattr(split, part) for split in splits])
             y = torch.from_numpy(cache.items.label[rows_Sn]).long().to(device)
             for view, z in zip(scores, logits, strict=True):
                 scores[view] |= _scores(part, z, y)
-            opinions = _opinions(cache.names, [z.cpu() for z in logits])
+            opinions = _opinions(cache.names, said.views, [z.cpu() for z in logits])
             facts = _facts(name, part, cache.items, rows_Sn, head["seeds"])
             tables.append({**facts, **opinions})
             if part == "test":
@@ -255,25 +265,28 @@ def _facts(
     }
 
 
-def _opinions(views: Sequence[str], logits: Sequence[Tensor]) -> dict[str, Any]:
-    """The others, of (E, n, C) logits. margin: the joint's first minus its second probability. A
-    method with a joint alone has no view's own prediction."""
+def _opinions(
+    names: Sequence[str], views: Sequence[str], logits: Sequence[Tensor]
+) -> dict[str, Any]:
+    """The others, of (E, n, C) logits of these `views` and then the joint. margin: the joint's
+    first minus its second probability. names: of all views; one that says nothing has no
+    prediction of its own."""
     probs = [torch.softmax(z, -1) for z in logits]
     whole = probs[-1]
     top2 = whole.topk(min(2, whole.shape[-1]), -1).values
     picks = torch.stack([p.argmax(-1) for p in probs])
     agreement = torch.full(whole.shape[:2], torch.nan)
-    own = [torch.full_like(whole, torch.nan)] * len(views)
+    nothing, own = torch.full_like(whole, torch.nan), dict(zip(views, probs, strict=False))
     if len(probs) > 1:
         agreement = (picks[:-1] == picks[-1]).float().mean(0)
-        own = probs[:-1]
     columns: dict[str, Any] = {
         "pred": picks[-1].flatten().numpy().astype(np.int32),
         "confidence": top2[..., 0].flatten().float().numpy(),
         "margin": (top2[..., 0] - top2[..., -1]).flatten().float().numpy(),
         "agreement": agreement.flatten().numpy(),
     }
-    for view, p in zip(views, own, strict=True):
+    for view in names:
+        p = own.get(view, nothing)
         columns[f"pred_{view}"] = _first_choices(p)
         columns[f"prob_{view}"] = list(p.flatten(0, 1).half().numpy())
     return columns

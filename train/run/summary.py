@@ -60,7 +60,7 @@ def _lines(
     for view in views:  # JSON keeps no order of its own
         if view in result["views"]:
             lines.append((f"{view}, {method.title}", _cells(result["views"][view])))
-    if len(lines) != 1:  # one view has nothing to fuse with
+    if len(views) != 1 or not lines:  # one view has nothing to fuse with
         cells = f"{_cells(result['joint'])}{gain}"
         lines.append((f"{method.title}: {method.joint}", cells))
     return lines

@@ -22,7 +22,7 @@ from extract.data.naming import label_of, whole_numbers
 from extract.data.readers import ReadFiles, Reordered
 from predict.table import FORMULA, Table, write_table
 from report.asked import Asked, Next, first_two
-from report.config import LabelNextConfig
+from report.config import SuggestConfig
 from report.pictures import open_quietly
 from train.config import make_command
 from train.data.reader import Cache
@@ -48,7 +48,7 @@ def require_model(run: Path, settings: dict[str, Any], summary: dict[str, Any]) 
 def listed(chosen: Next, asked: Asked, cache: Cache) -> list[dict[str, Any]]:
     """What --json says of each image, best first."""
     classes, found = cache.items.classes, []
-    for at in chosen.at:
+    for at, row in zip(chosen.at, chosen.rows, strict=True):
         joint_C = asked.says.joint_nC[at]
         first, second = first_two(joint_C)
         views = {}
@@ -56,7 +56,7 @@ def listed(chosen: Next, asked: Asked, cache: Cache) -> list[dict[str, Any]]:
             views[view] = {"label": classes[p_C.argmax()], "confidence": float(p_C.max())}
         found.append(
             {
-                "key": cache.items.keys[asked.rows[at]],
+                "key": cache.items.keys[row],
                 "label": classes[first],
                 "confidence": float(joint_C[first]),
                 "second": classes[second],
@@ -68,16 +68,11 @@ def listed(chosen: Next, asked: Asked, cache: Cache) -> list[dict[str, Any]]:
 
 
 def text_of(records: Sequence[dict[str, Any]], wanted: int) -> str:
-    """A line an image, of those that are `listed`; and that there are fewer than were wanted."""
-    views = list(records[0]["views"]) if len(records[0]["views"]) > 1 else []
-    rows = [["image", "first choice", "second", *views]]
-    for one in records:
-        row = [one["key"], f"{one['label']} {one['confidence']:.2f}"]
-        row.append(f"{one['second']} {one['second_confidence']:.2f}")
-        for view in views:
-            own = one["views"][view]
-            row.append(f"{own['label']} {own['confidence']:.2f}")
-        rows.append(row)
+    """A line an image, with what a model says of it where one was asked; and that there are fewer
+    than were wanted."""
+    rows = [["image"], *([one["key"]] for one in records)]
+    if "label" in records[0]:
+        rows = _opinions(records)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -88,13 +83,28 @@ def text_of(records: Sequence[dict[str, Any]], wanted: int) -> str:
     return "\n".join(lines)
 
 
+def _opinions(records: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Of those that are `listed`: a head, and the cells of each."""
+    views = list(records[0]["views"]) if len(records[0]["views"]) > 1 else []
+    rows = [["image", "first choice", "second", *views]]
+    for one in records:
+        row = [one["key"], f"{one['label']} {one['confidence']:.2f}"]
+        row.append(f"{one['second']} {one['second_confidence']:.2f}")
+        for view in views:
+            own = one["views"][view]
+            row.append(f"{own['label']} {own['confidence']:.2f}")
+        rows.append(row)
+    return rows
+
+
 def write_all(
-    to: Path, rows: np.ndarray, cache: Cache, config: LabelNextConfig, settings: dict[str, Any]
+    to: Path, rows: np.ndarray, cache: Cache, config: SuggestConfig, views: str
 ) -> tuple[Path, str]:
     """Write the table with these rows of the data set first; its path, and how to go on.
 
     Raises UsageError where a table cannot hold the data set, or there is nothing to fill in, and
-    StaleError where the images, labels or splits are others now than the run was trained on.
+    StaleError where the images, labels or splits are others now than those that were embedded, or
+    that the run was trained on.
     """
     if (cache.items.label[rows] >= 0).any():
         raise UsageError(
@@ -107,10 +117,10 @@ def write_all(
     order = [*rows.tolist(), *np.setdiff1d(np.arange(len(files)), rows).tolist()]
     table = _table(to, dataset, files, order, set(rows.tolist()))
     file, _ = write_table(to, table)
-    return file, _how(file, len(rows), cache, config, settings)
+    return file, _how(file, len(rows), cache, config, views)
 
 
-def _as_it_is_now(cache: Cache, config: LabelNextConfig) -> Dataset:
+def _as_it_is_now(cache: Cache, config: SuggestConfig) -> Dataset:
     """The data set, which must be what the run was trained on: labels that were given since must
     not be lost."""
     if cache.items.adapter == IMPORTED or not cache.source:
@@ -118,17 +128,23 @@ def _as_it_is_now(cache: Cache, config: LabelNextConfig) -> Dataset:
     dataset = open_quietly(cache.source, Path(config.root), cache.items.as_class)
     now = list(zip(dataset.labels, dataset.splits, strict=True))
     if list(dataset.keys) != cache.items.keys or now != said(cache.items):
-        raise StaleError(
-            f"{cache.source} is not what RUN={config.run} was trained on any more: images or "
-            f"labels were added, moved or changed since. Type make extract VIEWS=… "
-            f"DATA={quoted(cache.source)} with all views, train again under another RUN, and ask "
-            "that one",
-            {"RUN": UNKNOWN},
-        )
+        raise _changed(cache.source, config)
     return dataset
 
 
-def _files(dataset: Dataset, config: LabelNextConfig) -> list[str]:
+def _changed(source: str, config: SuggestConfig) -> StaleError:
+    extract = f"make extract VIEWS={quoted(config.views or UNKNOWN)} DATA={quoted(source)}"
+    since = "images or labels were added, moved or changed since"
+    if not config.run:
+        return StaleError(f"{source} is not what was embedded any more: {since}. Type {extract}")
+    return StaleError(
+        f"{source} is not what RUN={config.run} was trained on any more: {since}. Type {extract} "
+        "with all views, train again under another RUN, and ask that one",
+        {"RUN": UNKNOWN},
+    )
+
+
+def _files(dataset: Dataset, config: SuggestConfig) -> list[str]:
     """Where each image lies. Raises UsageError where images are no files of their own."""
     read = dataset.read
     if not isinstance(read, Reordered) or not isinstance(read.read, ReadFiles):
@@ -136,7 +152,7 @@ def _files(dataset: Dataset, config: LabelNextConfig) -> list[str]:
     return [read.read.paths[place] for place in read.order.tolist()]
 
 
-def _no_files(name: str, config: LabelNextConfig) -> UsageError:
+def _no_files(name: str, config: SuggestConfig) -> UsageError:
     return UsageError(
         f"TO={config.to}: the images of {name} are no files of their own, which a table could "
         "list. Leave TO out, and write the labels where the data set has them",
@@ -193,20 +209,18 @@ def _path(file: str, folder: str) -> str:
     return f"./{path}" if path.startswith(FORMULA) else path
 
 
-def _how(
-    file: Path, count: int, cache: Cache, config: LabelNextConfig, settings: dict[str, Any]
-) -> str:
+def _how(file: Path, count: int, cache: Cache, config: SuggestConfig, views: str) -> str:
     """How to go on."""
     data = str(file)
-    place = {} if config.cache == LabelNextConfig.cache else {"CACHE": config.cache}
+    place = {} if config.cache == SuggestConfig.cache else {"CACHE": config.cache}
     words = {}
     if cache.items.as_class:
         words["ARGS"] = f"--as-class {shlex.quote(','.join(cache.items.as_class))}"
-    views = settings["views"]
     embed = {"VIEWS" if "," in views else "VIEW": views, "DATA": data, **place, **words}
     lines = [line_of("extract", embed)]
-    run = free_name(Path(config.runs) / Path(config.run).name)
-    trained = {"VIEWS": views, "DATA": data, **place, "RUN": run}
+    trained = {"VIEWS": views, "DATA": data, **place}
+    if config.run:
+        trained["RUN"] = free_name(Path(config.runs) / Path(config.run).name)
     lines.append(line_of("train", trained))
     whole = counted(len(cache.items), "image")
     return (
