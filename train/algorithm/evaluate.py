@@ -15,8 +15,8 @@ BINS = 15  # of confidence
 TEMPERATURES = torch.logspace(-1.5, 1.5, 61, base=10, dtype=torch.float64)
 POOL = 4_096  # labelled rows at most, to which the weights of the pool are fitted
 NEWTON = 50  # steps at most
-# of the pool: the weights of all probes and of all graphs together where nobody judges, and how many
-# nats a weight that is 1 beside its usual one has to gain, twice
+# of the pool: the weights of all probes and of all graphs together where nobody judges, and twice
+# the nats that a weight which is 1 beside its usual one has to gain
 USUAL_PROBES, USUAL_GRAPHS, SHRINK = 1.0, 0.6, 4.0
 
 
