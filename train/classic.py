@@ -10,8 +10,9 @@ One view of 6,000 x 768, 3,600 training rows, 10 classes, one core, after the im
 seconds each with 3 labels a class; with all 3,600, logistic regression 50 s, the others two.
 """
 
+import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from base.errors import DataQualityError, UsageError, did_you_mean
 from base.progress import Progress
 from cache_specs.text import ViewText
 from train.algorithm.evaluate import share_right
+from train.data.folds import trainings
 from train.data.graph import Graph, groups_of, nearest_rows, standardise, statistics, unit
 from train.data.splits import Split
 
@@ -74,10 +76,41 @@ def classify(
     inputs = _inputs(method, emb_V, train_rows, (labelled, split.val, split.test))
     scores = Scores()
     for x_LD, *queries in inputs:
-        candidates = CLASSIC[method](x_LD, label_N[labelled], queries, classes)
-        chosen, (val, test) = _pick(candidates, label_N[split.val], by)
+        fit = functools.partial(CLASSIC[method], classes=classes)
+        if split.folds:
+            chosen, (val, test) = _cross(fit, x_LD, queries[1], label_N, split, by)
+        else:
+            candidates = fit(x_LD, label_N[labelled], queries)
+            chosen, (val, test) = _pick(candidates, label_N[split.val], by)
         _add(scores, val, test, chosen, 2 if len(emb_V) == 1 else 1)
     return scores
+
+
+def _cross(
+    fit: Callable[..., Iterator[Candidate]],
+    x_LD: np.ndarray,
+    x_tD: np.ndarray,
+    label_N: np.ndarray,
+    split: Split,
+    by: str,
+) -> Candidate:
+    """The candidate whose out-of-fold opinions are best, fitted to all labelled rows."""
+    y_L, said = label_N[split.labelled], {}
+    for fold in split.folds:
+        own_L, out_L = (np.isin(split.labelled, rows) for rows in (fold.labelled, fold.val))
+        place = np.searchsorted(split.val, fold.val)
+        for chosen, (p_nC,) in fit(x_LD[own_L], y_L[own_L], [x_LD[out_L]]):
+            told = said.setdefault(
+                tuple(chosen.items()), np.full((len(split.val), p_nC.shape[1]), np.nan)
+            )
+            told[place] = p_nC
+    final = {tuple(chosen.items()): p_Q for chosen, p_Q in fit(x_LD, y_L, [x_tD])}
+    both = [
+        (dict(key), [said[key], final[key][0]])
+        for key in said
+        if key in final and np.isfinite(said[key]).all()
+    ]
+    return _pick(iter(both), label_N[split.val], by)
 
 
 def _inputs(
@@ -197,7 +230,7 @@ def _knn(
         yield {"k": k}, p_Q
 
 
-def propagate(graphs: Sequence[Graph], experiment: int, split: Split) -> Scores:
+def propagate(graphs: Sequence[Graph], split: Split) -> Scores:
     """What the graphs of the views, and the one of all side by side, say of one experiment's rows:
     one that is no node gets the mean distribution of its nearest nodes.
 
@@ -209,9 +242,15 @@ def propagate(graphs: Sequence[Graph], experiment: int, split: Split) -> Scores:
     """
     scores = Scores()
     for graph in graphs:
-        one = graph.solve(experiment)
+        own = graph.splits.index(split)
+        one = graph.solve(own)
         chosen = {"neighbours": one.neighbours, "alpha": one.alpha}
-        val, test = (_log(graph.told(experiment, rows)) for rows in (split.val, split.test))
+        val = graph.told(own, split.val)
+        for fold in split.folds:
+            val[np.searchsorted(split.val, fold.val)] = graph.told(
+                graph.splits.index(fold), fold.val
+            )
+        val, test = _log(val), _log(graph.told(own, split.test))
         _add(scores, val, test, chosen, 2 if len(graphs) == 1 else 1)
     return scores
 
@@ -260,8 +299,9 @@ def _propagation(
     graphs = []
     for group in groups_of(len(emb_V)):
         views = [emb_V[view] for view in group]
-        graphs.append(Graph(views, label_N, [split], classes, torch.device("cpu"), by=by))
-    return propagate(graphs, 0, split)
+        each = trainings([split])
+        graphs.append(Graph(views, label_N, each, classes, torch.device("cpu"), by=by))
+    return propagate(graphs, split)
 
 
 CLASSIC = {"logreg": _logreg, "knn": _knn}

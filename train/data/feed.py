@@ -21,6 +21,7 @@ from train.algorithm.optimise import per_experiment, total
 from train.algorithm.peers import Peers
 from train.algorithm.rivals import Offer
 from train.config import ProbeSettings, TrainingSettings
+from train.data.folds import Jury
 from train.data.graph import Graph, statistics
 from train.data.reader import gather
 from train.data.splits import Split
@@ -104,7 +105,7 @@ class Experiment:
 @dataclass(frozen=True)
 class Task:
     """What is trained on: inputs of this process's views, all labels (N,), the experiments and a
-    split for each; the graphs, where the method has any."""
+    split for each, those of folds among them; who judges; the graphs, where the method has any."""
 
     names: list[str]
     inputs: list[Input]
@@ -112,6 +113,7 @@ class Task:
     classes: int
     splits: list[Split]
     experiments: list[Experiment]
+    jury: Jury
     graphs: list[Graph] = field(default_factory=list)
 
     @property

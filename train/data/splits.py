@@ -38,12 +38,16 @@ NUMBER = re.compile(r"all|\d+|[\d.]+%")
 @dataclass(frozen=True, eq=False)
 class Split:
     """Row numbers, ascending and disjoint. `unlabelled` are the training rows whose labels are
-    hidden or unknown."""
+    hidden or unknown.
+
+    folds: of a split whose validation rows are labelled training rows, too (train/data/folds.py):
+    the same with some of these taken for unlabelled, which are their validation rows."""
 
     labelled: np.ndarray
     unlabelled: np.ndarray
     val: np.ndarray
     test: np.ndarray
+    folds: tuple["Split", ...] = ()
 
 
 def make_split(items: Items, ok: np.ndarray, labels: str, seed: int) -> Split:

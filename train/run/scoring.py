@@ -102,11 +102,16 @@ def _contents(cache: Cache, rows: np.ndarray, labels: bool = False) -> str:
 
 
 def say(
-    folder: Path, method: Method, cache: Cache, split: Split, rule: str, device: torch.device
+    folder: Path,
+    method: Method,
+    cache: Cache,
+    splits: Sequence[Split],
+    rule: str,
+    device: torch.device,
 ) -> Says:
-    """What a method's files say of the rows of split.val and split.test. rule: how the views are
-    joined; with graphs they are pooled. scikit-learn's methods keep no model: their scores were
-    written down when they were fitted."""
+    """What a method's files say of the validation rows of the seeds' splits and of their test rows.
+    rule: how the views are joined; with graphs they are pooled. scikit-learn's methods keep no
+    model: their scores were written down when they were fitted."""
     if method.classic:
         return _as_written(folder, method, cache.names, device)
     files, digests = {}, {}
@@ -118,9 +123,13 @@ def say(
         inputs = [cache.emb]
     probes = list(zip(files.values(), inputs, strict=True))
     found = []
-    for part, rows in (("val", split.val), ("test", split.test)):
-        own = [_predicted(tensors, emb, rows, "") for tensors, emb in probes]
-        fused = [_predicted(tensors, emb, rows, "joint.") for tensors, emb in probes]
+    for part, rows in (("val", splits[0].val), ("test", splits[0].test)):
+        if part == "val" and splits[0].folds:
+            own = [tensors["said"] for tensors, _ in probes]
+            fused = [tensors["joint_said"] for tensors, _ in probes]
+        else:
+            own = [_predicted(tensors, emb, rows, "") for tensors, emb in probes]
+            fused = [_predicted(tensors, emb, rows, "joint.") for tensors, emb in probes]
         if method.graphs:
             both = pooled(torch.stack([*fused, *pool[part].float()]), pool["weight"])
         else:
@@ -175,23 +184,24 @@ def summarise(
     head: dict[str, Any],
     methods: Sequence[str],
     cache: Cache,
-    split: Split,
+    splits: Sequence[Split],
     device: torch.device,
     seconds: float,
 ) -> dict[str, Any]:
-    """Score every method on the rows of split.val and split.test; write predictions.parquet and
-    then summary.json."""
+    """Score every method on the validation and test rows of the seeds' splits; write
+    predictions.parquet and then summary.json."""
     summary: dict[str, Any] = {**head, "methods": {}}
     tables, right = [], {}
     for name in methods:
-        said = say(folder, METHODS[name], cache, split, head["joint"], device)
+        said = say(folder, METHODS[name], cache, splits, head["joint"], device)
         scores: dict[str, dict[str, Any]] = {view: {} for view in [*said.views, "joint"]}
-        for part, rows, logits in (("val", split.val, said.val), ("test", split.test, said.test)):
-            y = torch.from_numpy(cache.items.label[rows]).long().to(device)
+        for part, logits in (("val", said.val), ("test", said.test)):
+            rows_Sn = np.stack([getattr(split, part) for split in splits])
+            y = torch.from_numpy(cache.items.label[rows_Sn]).long().to(device)
             for view, z in zip(scores, logits, strict=True):
                 scores[view] |= _scores(part, z, y)
             opinions = _opinions(cache.names, said.views, [z.cpu() for z in logits])
-            facts = _facts(name, part, cache.items, rows, head["seeds"])
+            facts = _facts(name, part, cache.items, rows_Sn, head["seeds"])
             tables.append({**facts, **opinions})
             if part == "test":
                 hits = opinions["pred"] == facts["label"]
@@ -243,16 +253,15 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _facts(
-    method: str, part: str, items: Items, rows: np.ndarray, seeds: Sequence[int]
+    method: str, part: str, items: Items, rows_Sn: np.ndarray, seeds: Sequence[int]
 ) -> dict[str, Any]:
     """The first columns of predictions.parquet, seed after seed."""
-    count = len(seeds) * len(rows)
     return {
-        "method": [method] * count,
-        "seed": np.repeat(seeds, len(rows)),
-        "id": [items.keys[row] for row in rows] * len(seeds),
-        "split": [part] * count,
-        "label": np.tile(items.label[rows], len(seeds)),
+        "method": [method] * rows_Sn.size,
+        "seed": np.repeat(seeds, rows_Sn.shape[1]),
+        "id": [items.keys[row] for row in rows_Sn.ravel()],
+        "split": [part] * rows_Sn.size,
+        "label": items.label[rows_Sn].ravel(),
     }
 
 
