@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 from base.errors import UsageError, did_you_mean, nearest
 from base.phrase import line_of
 from train.algorithm.ranks import refuse_ranks
+from train.data.apart import Apart, apart_of
 from train.methods import METHODS, defaults, told_of_all
 
 MOST_SEEDS = 10_000
@@ -37,6 +38,14 @@ class AskedSettings:
     """the data set, as it was given to extract"""
     labels: str = "all"
     """labelled training images: 4 (a class), 10% (of each class), all, or a file of keys"""
+    val: str = "auto"
+    """who chooses steps, settings and weights: auto (the validation split that the data name, else
+    cross), cross (what is said of each labelled image by a training that does not know its label),
+    split (the one that the data name, else a fifth is set apart), 10% (that share is set apart), or
+    none (all stay as they are)"""
+    test: str = "auto"
+    """who tests at the end: auto (the test split that the data name), or 20% (that share of the
+    labelled images is set apart)"""
     seeds: str = "0"
     """seeds of label choice, initial weights and draws: 0, 0..4 or 0,3,7; they train at once"""
     method: str = dataclasses.field(default="", metadata={"help": told_of_all()})
@@ -206,6 +215,10 @@ class TrainConfig(RunSettings, TrainingSettings, AskedSettings):
             )
         return seeds
 
+    def apart(self) -> Apart:
+        """VAL and TEST. Raises UsageError."""
+        return apart_of({"val": self.val, "test": self.test})
+
     def check(self) -> None:
         """Raise UsageError for what can be seen without reading any data, with the command to
         type."""
@@ -223,6 +236,7 @@ class TrainConfig(RunSettings, TrainingSettings, AskedSettings):
                 )
         refuse_ranks(self.gpus, len(views))
         refuse_beyond_limits(self)
+        self.apart()
         if self.warmup + self.cotrain == 0:
             raise UsageError("--warmup plus --cotrain must be positive, found 0")
         if 0 < self.patience < self.eval_every:

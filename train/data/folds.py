@@ -1,12 +1,13 @@
 """Every labelled row trains, and nearly every one judges: cross-fitting (Chernozhukov et al. 2018).
 
-    split = with_folds(split, label, classes, contents, seed)    split.folds: the same without some
-    jury = jury_of([split, …], label)                           who is asked about which rows
+    splits = splits_of(items, ok, "4", [0, 1], apart)    split.folds: the same without some labels
+    jury = jury_of(splits, label)                        who is asked about which rows
 
 The labelled rows are dealt out to FOLDS folds. For each there is one more training, which knows
 the labels of all rows but the fold's, and takes these for unlabelled; what it says of them is their
 out-of-fold opinion. All that has to be chosen is chosen by the opinions of a seed, for all of its
-trainings alike; the one that knows all labels is the one that is kept.
+trainings alike; the one that knows all labels is the one that is kept. Of more than MANY rows a
+tenth is left out, once: that is enough to choose by.
 
 The only row of a class is never left out, and copies of one image are in one fold. Where the data
 set has validation rows, they judge, and there are no folds.
@@ -19,10 +20,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cache_specs.items import Items
 from train.algorithm.streams import Purpose, place_of, stream
-from train.data.splits import Split
+from train.data.apart import Apart
+from train.data.splits import Split, make_split
 
 FOLDS = 5
+MANY, OF_MANY = 5_000, 10  # labelled rows above which there is one fold, of a tenth of them
+
+
+def splits_of(
+    items: Items, ok: np.ndarray, labels: str | Sequence[str], seeds: Sequence[int], apart: Apart
+) -> list[Split]:
+    """A split for each seed, by whose rows all that is to be chosen can be chosen. labels: LABELS,
+    for all or of each seed. Raises UsageError or DataQualityError."""
+    of_each = [labels] * len(seeds) if isinstance(labels, str) else labels
+    found = []
+    for seed, asked in zip(seeds, of_each, strict=True):
+        split = make_split(items, ok, asked, seed, apart)
+        if not len(split.val) and apart.choice != "none":
+            split = with_folds(split, items.label, items.classes, items.sha256, seed)
+        found.append(split)
+    return _level(found)
+
+
+def _level(splits: list[Split]) -> list[Split]:
+    """Where copies of images make that more rows of one seed judge than of another, the last of
+    these are not asked."""
+    least = min(len(split.val) for split in splits)
+    found = []
+    for split in splits:
+        val = split.val[:least]
+        folds = [replace(fold, val=np.intersect1d(fold.val, val)) for fold in split.folds]
+        found.append(replace(split, val=val, folds=tuple(folds)))
+    return found
 
 
 def with_folds(
@@ -36,6 +67,8 @@ def with_folds(
     """The split with val, the rows that are left out once, and folds. contents: (N,), equal for
     copies of one image, '' where unknown. Of classes whose rows are one image's there is none."""
     assert not len(split.val), "who has validation rows needs no folds"
+    many = len(split.labelled) > MANY
+    folds = OF_MANY if many else folds
     fold_L = np.full(len(split.labelled), -1)
     y_L, dealt = label_N[split.labelled], 0
     for label in np.unique(y_L):
@@ -47,6 +80,8 @@ def with_folds(
         turn = chance.permutation(groups.max() + 1)
         fold_L[own] = (dealt + turn[groups]) % folds
         dealt += len(turn)
+    if many:
+        fold_L[fold_L > 0] = -1
     made = []
     for fold in np.unique(fold_L[fold_L >= 0]):
         out = split.labelled[fold_L == fold]

@@ -26,11 +26,11 @@ from train.data.scarce import forced, rarer, share_text, unlearnt
 from train.data.splits import Split
 from train.methods import METHODS, Method
 from train.run.probe_files import read_tensors
-from train.run.summary import against, read_summary, told_apart
+from train.run.summary import against, read_summary, scored, told_apart
 
 SCORES = (
     *("test_top1", "test_balanced", "test_f1", "test_nll", "test_ece"),
-    *("val_top1", "val_balanced", "val_f1"),
+    *("val_top1", "val_balanced", "val_f1", "val_nll", "val_ece"),
 )
 # what was chosen on validation: {view, joint or graph: {hyper-parameter or weight: E values}}
 Chosen = dict[str, dict[str, list[float]]]
@@ -55,6 +55,8 @@ def describe(config: TrainConfig, cache: Cache, splits: Sequence[Split]) -> dict
     contents = {
         "test": _contents(cache, split.test),
         "test_labels": _contents(cache, split.test, labels=True),
+        "val": _contents(cache, split.val),
+        "val_labels": _contents(cache, split.val, labels=True),
         "labelled": [_contents(cache, one.labelled, labels=True) for one in splits],
     }
     return {
@@ -67,6 +69,7 @@ def describe(config: TrainConfig, cache: Cache, splits: Sequence[Split]) -> dict
         "classes": len(items.classes),
         "unlearnt": dataclasses.asdict(unlearnt(items, split)),
         "fingerprints": cache.fingerprints,
+        "folds": len(split.folds),
         "joint": config.joint,
         "select": config.select,
         "rows": {
@@ -125,19 +128,41 @@ def say(
     found = []
     for part, rows in (("val", splits[0].val), ("test", splits[0].test)):
         if part == "val" and splits[0].folds:
-            own = [tensors["said"] for tensors, _ in probes]
-            fused = [tensors["joint_said"] for tensors, _ in probes]
-        else:
-            own = [_predicted(tensors, emb, rows, "") for tensors, emb in probes]
-            fused = [_predicted(tensors, emb, rows, "joint.") for tensors, emb in probes]
-        if method.graphs:
-            both = pooled(torch.stack([*fused, *pool[part].float()]), pool["weight"])
-        else:
-            both = joint(fused, rule)
-        found.append(own if method.jobs == "together" else [*own, both])
+            found.append(out_of_fold(method, list(files.values()), pool, rule))
+            continue
+        own = [_predicted(tensors, emb, rows, "") for tensors, emb in probes]
+        fused = [_predicted(tensors, emb, rows, "joint.") for tensors, emb in probes]
+        found.append(_with_joint(method, own, fused, pool, part, rule))
     views = [] if method.jobs == "together" else cache.names
     chosen = _chosen(names_of_experts(cache.names), pool)
     return Says(views, found[0], found[1], digests, chosen)
+
+
+def out_of_fold(
+    method: Method, probes: Sequence[dict[str, Tensor]], pool: dict[str, Tensor], rule: str
+) -> list[Tensor]:
+    """(S, n, C) log-scores of each view and then of the joint, as trainings gave them that did not
+    know the labels of these rows; `together` has a joint alone. probes, pool: the tensors of the
+    method's files."""
+    own = [tensors["said"] for tensors in probes]
+    fused = [tensors["joint_said"] for tensors in probes]
+    return _with_joint(method, own, fused, pool, "val", rule)
+
+
+def _with_joint(
+    method: Method,
+    own: list[Tensor],
+    fused: list[Tensor],
+    pool: dict[str, Tensor],
+    part: str,
+    rule: str,
+) -> list[Tensor]:
+    if method.jobs == "together":
+        return own
+    if method.graphs:
+        experts = torch.stack([*fused, *pool[part].to(fused[0])])
+        return [*own, pooled(experts, pool["weight"])]
+    return [*own, joint(fused, rule)]
 
 
 def _as_written(folder: Path, method: Method, names: Sequence[str], device: torch.device) -> Says:
@@ -188,22 +213,25 @@ def summarise(
     device: torch.device,
     seconds: float,
 ) -> dict[str, Any]:
-    """Score every method on the validation and test rows of the seeds' splits; write
-    predictions.parquet and then summary.json."""
+    """Score every method on the validation and test rows of the seeds' splits, where there are any;
+    write predictions.parquet and then summary.json."""
     summary: dict[str, Any] = {**head, "methods": {}}
+    judges = scored(summary)
     tables, right = [], {}
     for name in methods:
         said = say(folder, METHODS[name], cache, splits, head["joint"], device)
         scores: dict[str, dict[str, Any]] = {view: {} for view in [*said.views, "joint"]}
         for part, logits in (("val", said.val), ("test", said.test)):
             rows_Sn = np.stack([getattr(split, part) for split in splits])
+            if not rows_Sn.size:
+                continue
             y = torch.from_numpy(cache.items.label[rows_Sn]).long().to(device)
             for view, z in zip(scores, logits, strict=True):
                 scores[view] |= _scores(part, z, y)
             opinions = _opinions(cache.names, said.views, [z.cpu() for z in logits])
             facts = _facts(name, part, cache.items, rows_Sn, head["seeds"])
             tables.append({**facts, **opinions})
-            if part == "test":
+            if part == judges:
                 hits = opinions["pred"] == facts["label"]
                 right[name] = hits.reshape(len(head["seeds"]), -1)
         both = scores.pop("joint")
@@ -299,7 +327,9 @@ def _first_choices(prob_EnC: Tensor) -> np.ndarray:
 
 
 def _write_parquet(path: Path, tables: Sequence[dict[str, Any]]) -> None:
-    """Each a row group."""
+    """Each a row group; nothing where nobody judges."""
+    if not tables:
+        return
     sink, each = io.BytesIO(), [pa.table(columns) for columns in tables]
     with pq.ParquetWriter(sink, each[0].schema, compression="zstd") as writer:
         for table in each:
