@@ -85,7 +85,7 @@ def of_run(
         method,
         summary["seeds"],
         summary["joint"],
-        [_without_said(tensors) for tensors in probes],
+        [without_said(tensors) for tensors in probes],
         experts,
         weight_ME,
         1.0,
@@ -125,7 +125,7 @@ def _open(run: Path, cache: Path, config: dict[str, Any], dataset: str) -> Cache
     return opened
 
 
-def _without_said(tensors: Params) -> Params:
+def without_said(tensors: Params) -> Params:
     """What a probe is made of, without what was said out of fold."""
     return {key: value for key, value in tensors.items() if not key.endswith("said")}
 

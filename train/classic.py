@@ -36,6 +36,7 @@ INVERSE_PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.
 # of L-BFGS: the most, and the largest derivative of the mean loss at which it may stop
 ITERATIONS, GRADIENT = 5_000, 1e-6
 VOTERS = (1, 3, 5, 10, 20, 50)
+USUAL = ({"C": 1.0}, {"k": 1})  # where nobody judges
 
 # hyper-parameters, and probabilities (n, C) for each block of queries
 Candidate = tuple[dict[str, float], list[np.ndarray]]
@@ -95,22 +96,29 @@ def _cross(
     by: str,
 ) -> Candidate:
     """The candidate whose out-of-fold opinions are best, fitted to all labelled rows."""
-    y_L, said = label_N[split.labelled], {}
+    y_L = label_N[split.labelled]
+    said = out_of_fold(fit, x_LD, y_L, split)
+    both = []
+    for chosen, (p_tC,) in fit(x_LD, y_L, [x_tD]):
+        told_nC = said.get(tuple(chosen.items()))
+        if told_nC is not None and np.isfinite(told_nC).all():  # every fold could be fitted so
+            both.append((chosen, [told_nC, p_tC]))
+    return _pick(iter(both), label_N[split.val], by)
+
+
+def out_of_fold(
+    fit: Callable[..., Iterator[Candidate]], x_LD: np.ndarray, y_L: np.ndarray, split: Split
+) -> dict[tuple, np.ndarray]:
+    """By hyper-parameters, what candidates that were fitted without a fold's rows say of these:
+    (n, C) probabilities of the rows of split.val; NaN where there is no such candidate."""
+    said: dict[tuple, np.ndarray] = {}
     for fold in split.folds:
         own_L, out_L = (np.isin(split.labelled, rows) for rows in (fold.labelled, fold.val))
-        place = np.searchsorted(split.val, fold.val)
         for chosen, (p_nC,) in fit(x_LD[own_L], y_L[own_L], [x_LD[out_L]]):
-            told = said.setdefault(
-                tuple(chosen.items()), np.full((len(split.val), p_nC.shape[1]), np.nan)
-            )
-            told[place] = p_nC
-    final = {tuple(chosen.items()): p_Q for chosen, p_Q in fit(x_LD, y_L, [x_tD])}
-    both = [
-        (dict(key), [said[key], final[key][0]])
-        for key in said
-        if key in final and np.isfinite(said[key]).all()
-    ]
-    return _pick(iter(both), label_N[split.val], by)
+            nothing = np.full((len(split.val), p_nC.shape[1]), np.nan)
+            told_nC = said.setdefault(tuple(chosen.items()), nothing)
+            told_nC[np.searchsorted(split.val, fold.val)] = p_nC
+    return said
 
 
 def _inputs(
@@ -142,11 +150,15 @@ def _not_finite(view: int, views: int, method: str) -> DataQualityError:
 
 def _pick(candidates: Iterator[Candidate], y_val: np.ndarray, by: str = "top1") -> Candidate:
     """The candidate of the best validation score, its probabilities as log-probabilities: a
-    candidate is judged by the numbers handed out."""
+    candidate is judged by the numbers handed out. Where nobody judges, a usual one."""
     best: Candidate | None = None
     most: tuple[float, float] = (0.0, 0.0)
     for chosen, p_Q in candidates:
         log_Q = [_log(p_nC) for p_nC in p_Q]
+        if not len(y_val):
+            if best is None or chosen in USUAL:
+                best = chosen, log_Q
+            continue
         right = share_right(log_Q[0].argmax(1), y_val, log_Q[0].shape[1], by)
         loss = -float(log_Q[0][np.arange(len(y_val)), y_val].mean(dtype=np.float64))
         if best is None or (right, -loss) > most:
@@ -194,7 +206,8 @@ def _logreg(
             if _fits(model.set_params(C=C), x_LD, y_L):
                 p_Q = [np.zeros((len(x_nD), classes)) for x_nD in queries]
                 for p_nC, x_nD in zip(p_Q, queries, strict=True):
-                    p_nC[:, present] = model.predict_proba(x_nD)
+                    if len(x_nD):
+                        p_nC[:, present] = model.predict_proba(x_nD)
                 yield {"C": C}, p_Q
             progress.advance(1)
 

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from base.errors import UsageError, did_you_mean, nearest
 from base.phrase import line_of
@@ -22,6 +22,8 @@ from train.data.apart import Apart, apart_of
 from train.methods import METHODS, defaults, told_of_all
 
 MOST_SEEDS = 10_000
+BY_LABELS = -1  # of steps: as many as the labelled images ask for
+STEPS = {"warmup": (20, 5), "cotrain": (100, 25)}  # then: at least, and passes over these
 NAME_OF_A_RUN = re.compile(r"[\w-][\w.-]*|")
 
 
@@ -115,14 +117,16 @@ class StepSettings:
 class ScheduleSettings:
     GROUP: ClassVar[str] = "schedule"
 
-    warmup: int = limited(100, least=0)
-    """supervised steps before co-training"""
-    cotrain: int = limited(500, least=0)
-    """co-training steps; supervised trains warmup + cotrain steps"""
+    warmup: int = limited(BY_LABELS, least=BY_LABELS)
+    """supervised steps before co-training; -1: 20, or so many that each labelled image is drawn
+    5 times"""
+    cotrain: int = limited(BY_LABELS, least=BY_LABELS)
+    """co-training steps; supervised trains warmup + cotrain steps; -1: 100, or so many that each
+    labelled image is drawn 25 times"""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """of the learning rate over all steps"""
     eval_every: int = limited(20, least=1)
-    """steps between looks at the validation split (model selection, stop signals, metrics)"""
+    """steps between looks at the images that choose (model selection, stop signals, metrics)"""
     checkpoint_every: int = limited(200, least=1)
     """steps between checkpoints; a killed run loses at most these"""
     select: Literal["top1", "balanced", "f1"] = "top1"
@@ -180,6 +184,15 @@ PLACES = ["run", "cache", *names_of(RunSettings)]  # not compared when a run is 
 @dataclass(frozen=True)
 class TrainingSettings(RivalSettings, ScheduleSettings, StepSettings, ProbeSettings):
     """All that the training of a method needs to know, and nothing of names and places."""
+
+    def settled(self, labelled: int) -> Self:
+        """With as many steps as so many labelled images ask for, where none are given."""
+        a_pass = math.ceil(labelled / self.batch_labelled)
+        steps = {}
+        for name, (least, passes) in STEPS.items():
+            if getattr(self, name) == BY_LABELS:
+                steps[name] = max(least, passes * a_pass)
+        return dataclasses.replace(self, **steps)
 
 
 @dataclass(frozen=True)

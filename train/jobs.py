@@ -43,6 +43,7 @@ def train_method(name: str, config: TrainConfig, s: Session) -> None:
     if method.classic:
         _classify(name, s, config.select)
         return
+    config = config.settled(len(s.splits[0].labelled))
     tries = experiments(config)
     for job in make_jobs(name, s.cache, s.splits, tries, s.peers, s.device, config):
         # a process that has some of the views goes on until all are there

@@ -71,7 +71,7 @@ def fit(
                     listener.waited(feed.waited)
                     listener.tell(_record(job, standing, phase, phases[-1].end, scores, told))
                     standing.marks = None
-                    if _given_up(standing, settings.patience):
+                    if not task.jury.silent and _given_up(standing, settings.patience):
                         standing.step = over
                 keeper(standing, look)
     return standing

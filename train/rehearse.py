@@ -59,6 +59,7 @@ def rehearse(config: TrainConfig, ground: Ground) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device, 1)
     cache, splits, methods = ground
+    config = config.settled(len(splits[0].labelled))
     warn(cache, splits[0], config.labels, config.apart())
     found = _of_data(config, cache, splits, device)
     found["methods"], known = [], {}

@@ -83,8 +83,8 @@ them as `make extract` does, and refuses others than these. With embeddings at h
 
 For images like those it was trained on. It chooses one of its classes for any image, also for one
 that shows none of them, and of images of another kind it is surer than it should be. A confidence
-is a mean over images like those it was calibrated on, not a promise for one. Whoever is judged by it
-should be able to object. What the backbones have learnt of their own training images, they bring
+is a mean over images like those it was calibrated on, not a promise for one. Whoever is judged by
+it should be able to object. What the backbones have learnt of their own training images, they bring
 along. Look at what the views disagree on before you rely on it.
 
 Files: `model.json` (all of the above for programs, with the sha256 of every file), `probes/`,

@@ -6,8 +6,8 @@
 The labelled rows are dealt out to FOLDS folds. For each there is one more training, which knows
 the labels of all rows but the fold's, and takes these for unlabelled; what it says of them is their
 out-of-fold opinion. All that has to be chosen is chosen by the opinions of a seed, for all of its
-trainings alike; the one that knows all labels is the one that is kept. Of more than MANY rows a
-tenth is left out, once: that is enough to choose by.
+trainings alike; the one that knows all labels is the one that is kept. Of more than MANY rows
+one fold is left out, of at most ENOUGH: that is enough to choose by.
 
 The only row of a class is never left out, and copies of one image are in one fold. Where the data
 set has validation rows, they judge, and there are no folds.
@@ -26,7 +26,7 @@ from train.data.apart import Apart
 from train.data.splits import Split, make_split
 
 FOLDS = 5
-MANY, OF_MANY = 5_000, 10  # labelled rows above which there is one fold, of a tenth of them
+MANY, ENOUGH = 1_000, 5_000  # labelled rows above which there is one fold; the most in it
 
 
 def splits_of(
@@ -51,7 +51,7 @@ def _level(splits: list[Split]) -> list[Split]:
     found = []
     for split in splits:
         val = split.val[:least]
-        folds = [replace(fold, val=np.intersect1d(fold.val, val)) for fold in split.folds]
+        folds = [_without(split, np.intersect1d(fold.val, val)) for fold in split.folds]
         found.append(replace(split, val=val, folds=tuple(folds)))
     return found
 
@@ -68,7 +68,7 @@ def with_folds(
     copies of one image, '' where unknown. Of classes whose rows are one image's there is none."""
     assert not len(split.val), "who has validation rows needs no folds"
     many = len(split.labelled) > MANY
-    folds = OF_MANY if many else folds
+    folds = max(folds, -(-len(split.labelled) // ENOUGH))
     fold_L = np.full(len(split.labelled), -1)
     y_L, dealt = label_N[split.labelled], 0
     for label in np.unique(y_L):
@@ -84,16 +84,14 @@ def with_folds(
         fold_L[fold_L > 0] = -1
     made = []
     for fold in np.unique(fold_L[fold_L >= 0]):
-        out = split.labelled[fold_L == fold]
-        made.append(
-            Split(
-                np.setdiff1d(split.labelled, out),
-                np.union1d(split.unlabelled, out),
-                out,
-                split.test,
-            )
-        )
+        made.append(_without(split, split.labelled[fold_L == fold]))
     return replace(split, val=split.labelled[fold_L >= 0], folds=tuple(made))
+
+
+def _without(split: Split, out: np.ndarray) -> Split:
+    """The same, with these rows taken for unlabelled, which judge."""
+    known = np.setdiff1d(split.labelled, out)
+    return Split(known, np.union1d(split.unlabelled, out), out, split.test)
 
 
 def _groups(contents: Sequence[str]) -> np.ndarray:

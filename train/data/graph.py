@@ -77,8 +77,9 @@ def nearest_rows(
     """Distances and row numbers, (m, at most k) each, nearest first; without a query each row's own
     neighbours, itself left out."""
     k = min(k, len(x_nD) - (query_mD is None))
-    if k == 0:
-        return np.empty((len(x_nD), 0)), np.empty((len(x_nD), 0), np.int64)
+    asked = len(x_nD) if query_mD is None else len(query_mD)
+    if k == 0 or asked == 0:
+        return np.empty((asked, k)), np.empty((asked, k), np.int64)
     # a second, which predicting from the cache does without
     from sklearn.neighbors import NearestNeighbors  # noqa: PLC0415
 
