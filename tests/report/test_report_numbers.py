@@ -246,13 +246,11 @@ def test_the_table_of_classes_is_scikit_learns(found: Run) -> None:
 
 def test_agreement_is_what_counting_says(found: Run) -> None:
     part = found.parts["mct-graph"]["test"]
-    first, second = part.own_VEn
+    (first, second), label_En = part.own_VEn, part.label_En
     text = str(agreement(found).body)
     rescued = [
-        ((second == part.label_En) & (first != part.label_En)).sum()
-        / (first != part.label_En).sum(),
-        ((first == part.label_En) & (second != part.label_En)).sum()
-        / (second != part.label_En).sum(),
+        ((second == label_En) & (first != label_En)).sum() / (first != label_En).sum(),
+        ((first == label_En) & (second != label_En)).sum() / (second != label_En).sum(),
     ]
     assert all(f"{100 * share:.1f}" in text for share in [(first == second).mean(), *rescued])
     counts = [
