@@ -40,7 +40,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: $(STAMP)  ## the whole pipeline on bundled images: extract two views, train, print a table
 	@COVIEW_MAKE='VIEWS DATA' VIEWS=tiny-clip,tiny-dinov2 DATA=digits $(PYTHON) -m coview.cli extract
-	@COVIEW_MAKE='VIEWS DATA LABELS SEEDS RUN METHOD' VIEWS=tiny-clip,tiny-dinov2 DATA=digits LABELS=3 SEEDS=0..4 RUN=demo \
+	@COVIEW_MAKE='VIEWS DATA LABELS VAL SEEDS RUN METHOD' VIEWS=tiny-clip,tiny-dinov2 DATA=digits LABELS=3 VAL=cross SEEDS=0..4 RUN=demo \
 		METHOD=supervised,label-propagation,mct,supervised-graph,mct-graph $(PYTHON) -m coview.cli train
 
 views: $(STAMP)  ## list the views: width, size, arithmetic, licence, cached, too alike  [DATA= CACHE=]

@@ -188,11 +188,11 @@ def meaning(seeds: int) -> str:
     """What ± and p of a difference mean."""
     if seeds == 1:
         return (
-            "mean difference ± its standard error, over the test images alone; what other labels, "
+            "mean difference ± its standard error, over the images alone; what other labels, "
             "weights and batches would give, one seed does not say: SEEDS=0..4"
         )
     few = "" if seeds >= FEW else "; of fewer than 5 seeds p is too careful: SEEDS=0..4"
-    return f"mean difference ± its standard error, over seeds and test images{few}"
+    return f"mean difference ± its standard error, over seeds and images{few}"
 
 
 def against(right: dict[str, np.ndarray]) -> dict[str, Difference]:
