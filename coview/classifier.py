@@ -179,12 +179,12 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         fraction, every = self.validation_fraction, np.arange(len(label))
         if fraction is None:
             whole, unknown = _split(label, every, every[:0]), [""] * len(label)
-            split = with_folds(whole, label, [str(c) for c in self.classes_], unknown, seed)
+            split = with_folds(whole, label, unknown, seed)
         elif 0 <= fraction < 1:
             val = hold_out(label, fraction, seed)
             split = _split(label, np.setdiff1d(every, val), val)
         else:
-            raise ValueError(f"validation_fraction={fraction!r} must be None or in [0, 1)")
+            raise ValueError(f"validation_fraction={fraction!r} must be in [0, 1), or None")
         if fraction != 0 and not len(split.val):
             warnings.warn(
                 "every class has so few labelled rows that none can be left out: nothing is "

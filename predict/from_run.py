@@ -183,13 +183,8 @@ def _held_out(
     """The model at the temperature of the validation rows, and how good it is on the test rows: at
     most FITTED of each, whose images no seed has learnt from. out: labelled rows in place of
     validation rows, which tell, too, how often it is right."""
-    labelled, seen = learnt_from(cache, splits)
-    known, rows = seen if learns_unlabelled(model.method) else labelled, {}
-    for part in ("val", "test"):
-        common = functools.reduce(np.intersect1d, [getattr(split, part) for split in splits])
-        new = [row for row in common.tolist() if cache.items.sha256[row] not in known]
-        rows[part] = spaced(np.array(new, np.int64), FITTED)
-    val, test, found = rows["val"], rows["test"], None
+    val, test = (_not_learnt(model, cache, splits, part) for part in ("val", "test"))
+    found = None
     if out is not None and len(out.rows):
         val, y_n = out.rows, cache.items.label[out.rows]
         model = model.at_best(out.log_joint_nC, y_n)
@@ -203,6 +198,15 @@ def _held_out(
         top1 = float((choice_n == cache.items.label[test]).mean())
     held_out = {"val": len(val), "test": len(test), "top1": top1, "out_of_fold": found}
     return replace(model, about={**model.about, "held_out": held_out})
+
+
+def _not_learnt(model: Model, cache: Cache, splits: Sequence[Split], part: str) -> np.ndarray:
+    """Rows of a part that all seeds have in common, and whose images none has learnt from."""
+    labelled, seen = learnt_from(cache, splits)
+    known = seen if learns_unlabelled(model.method) else labelled
+    common = functools.reduce(np.intersect1d, [getattr(split, part) for split in splits])
+    new = [row for row in common.tolist() if cache.items.sha256[row] not in known]
+    return spaced(np.array(new, np.int64), FITTED)
 
 
 def learnt_from(cache: Cache, splits: Sequence[Split]) -> tuple[set[str], set[str]]:

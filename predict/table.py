@@ -27,6 +27,7 @@ from cache_specs.view import STATUS
 from predict.model import Model, Opinions
 from train.run.summary import UNKNOWABLE, doubt
 
+COPIES = "image is, byte for byte, also one that the training learnt from"
 FEW = 12  # images, or fewer, are listed one by one
 STEPS = (0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute it
@@ -256,11 +257,10 @@ def _expected(model: Model, shares: Figures, new: bool) -> list[str]:
     if shares.expected_accuracy is not None and shares.expected_accuracy_doubt is not None:
         expected, uncertain = 100 * shares.expected_accuracy, 100 * shares.expected_accuracy_doubt
         head = f"expected accuracy {expected:.1f} %, give or take {uncertain:.0f} points"
-    copies = "image is, byte for byte, also one that the training learnt from"
     sure = f"the mean confidence, {100 * shares.mean_confidence:.1f} %,"
-    top1, n = judged(held_out)
-    if not new and not n:
-        return [f"{head}: every test {copies}" if rows["test"] else f"{head}: {UNKNOWABLE}"]
+    top1, _ = judged(held_out)
+    if not new and top1 is None:
+        return [f"{head}: every test {COPIES}" if rows["test"] else f"{head}: {UNKNOWABLE}"]
     if not new:
         return [
             f"{head}: {_tested(model)}, and two standard errors of so many. T{sure[1:]} is no "
@@ -270,22 +270,29 @@ def _expected(model: Model, shares: Figures, new: bool) -> list[str]:
     if apart > 0:
         return [
             f"{head}: {_tested(model)}, and two standard errors of so many. T{sure[1:]} is not to "
-            f"be trusted here: calibrated on {_calibrating(held_out)}, it is further above that "
-            "accuracy than both leave in doubt"
+            f"be trusted here: calibrated on {_calibrating(held_out)}, it is further above the "
+            f"{kind_of_judged(held_out)} accuracy than both leave in doubt"
         ]
-    why = f"every validation {copies}" if rows["val"] else "each label was used, and none left out"
-    lines = [f"{head}: {sure} is not calibrated, since {why}"]
-    if held_out["val"]:
-        lines = [
-            f"{head}: the mean confidence, calibrated on the {_calibrating(held_out)} "
-            f"of {model.about['dataset']}, and two standard errors of so many. It holds for images "
-            "like those; of images of another kind the model is surer than it should be"
-        ]
+    lines = [f"{head}: {_by_confidence(model, sure)}"]
     if top1 is not None:
         unlike = "; it is less sure of these images, which may be of another kind" * (apart < 0)
         kind = kind_of_judged(held_out)
         lines.append(f"{kind} accuracy {100 * top1:.1f} %: {_tested(model)}{unlike}")
     return lines
+
+
+def _by_confidence(model: Model, sure: str) -> str:
+    """Of new images, what their confidence is worth; sure: what it is."""
+    held_out = model.about["held_out"]
+    if held_out["val"]:
+        return (
+            f"the mean confidence, calibrated on the {_calibrating(held_out)} "
+            f"of {model.about['dataset']}, and two standard errors of so many. It holds for images "
+            "like those; of images of another kind the model is surer than it should be"
+        )
+    none_left = "each label was used, and none left out"
+    why = f"every validation {COPIES}" if model.about["rows"]["val"] else none_left
+    return f"{sure} is not calibrated, since {why}"
 
 
 def _calibrating(held_out: dict[str, Any]) -> str:

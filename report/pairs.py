@@ -46,14 +46,18 @@ def why_not(first: Run, other: Run) -> tuple[list[int], str]:
     ours, theirs, part = first.summary, other.summary, first.part
     if not part or other.part != part or first.kind != other.kind:
         return [], f"scores of {other.kind} images, not of {first.kind} ones"
-    our_keys, their_keys = _keys(first), _keys(other)
     same_data = ours["fingerprints"]["items"] == theirs["fingerprints"]["items"]
     if first.kind == "out-of-fold":
         seeds = _shared(first, other)
-        if seeds or same_data:
-            return seeds, ""
-        related = ours["dataset"] == theirs["dataset"]
-        return [], _other_data(ours, theirs, related)
+        told = _other_data(ours, theirs, ours["dataset"] == theirs["dataset"])
+        return (seeds, "") if seeds or same_data else ([], told)
+    return _of_common_images(first, other, same_data)
+
+
+def _of_common_images(first: Run, other: Run, same_data: bool) -> tuple[list[int], str]:
+    """Where the same images judge for all seeds."""
+    ours, theirs, part = first.summary, other.summary, first.part
+    our_keys, their_keys = _keys(first), _keys(other)
     same_test = our_keys == their_keys and _contents(first, part) == _contents(other, part)
     if not same_test and not same_data:
         related = ours["dataset"] == theirs["dataset"] or not set(our_keys).isdisjoint(their_keys)

@@ -204,12 +204,18 @@ def _logreg(
     with Progress(title, len(INVERSE_PENALTIES), unit="fits") as progress:
         for C in INVERSE_PENALTIES:
             if _fits(model.set_params(C=C), x_LD, y_L):
-                p_Q = [np.zeros((len(x_nD), classes)) for x_nD in queries]
-                for p_nC, x_nD in zip(p_Q, queries, strict=True):
-                    if len(x_nD):
-                        p_nC[:, present] = model.predict_proba(x_nD)
-                yield {"C": C}, p_Q
+                yield {"C": C}, [_of_all(model, x_nD, present, classes) for x_nD in queries]
             progress.advance(1)
+
+
+def _of_all(
+    model: "LogisticRegression", x_nD: np.ndarray, present: np.ndarray, classes: int
+) -> np.ndarray:
+    """(n, C) probabilities, 0 of classes that are not `present`."""
+    p_nC = np.zeros((len(x_nD), classes))
+    if len(x_nD):  # scikit-learn refuses none
+        p_nC[:, present] = model.predict_proba(x_nD)
+    return p_nC
 
 
 def _fits(model: "LogisticRegression", x_LD: np.ndarray, y_L: np.ndarray) -> bool:

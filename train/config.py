@@ -250,7 +250,7 @@ class TrainConfig(RunSettings, TrainingSettings, AskedSettings):
         refuse_ranks(self.gpus, len(views))
         refuse_beyond_limits(self)
         self.apart()
-        if self.warmup + self.cotrain == 0:
+        if not self.warmup and not self.cotrain:
             raise UsageError("--warmup plus --cotrain must be positive, found 0")
         if 0 < self.patience < self.eval_every:
             raise UsageError(

@@ -18,8 +18,9 @@ from train.algorithm.probe import Params
 from train.classic import GRAPH, Scores, classify, propagate, zero_shot
 from train.config import TrainConfig, TrainingSettings
 from train.data.feed import Experiment, Task, make_input
-from train.data.folds import Jury, jury_of, trainings
+from train.data.folds import trainings
 from train.data.graph import EXACT, Graph, groups_of
+from train.data.jury import Jury, jury_of
 from train.data.reader import Cache
 from train.data.splits import Split
 from train.data.texts import TEXT

@@ -20,7 +20,7 @@ from train.algorithm.cotrain import teacher
 from train.algorithm.evaluate import calibrate, fit_pool, joint, judged, pooled, predict, usual_pool
 from train.algorithm.probe import Params
 from train.config import TrainingSettings
-from train.data.folds import Jury
+from train.data.jury import Jury
 from train.methods import METHODS
 from train.phases import Job
 from train.run.checkpoint import Standing
@@ -104,9 +104,7 @@ def select(
     for state, source in zip(standing.states, task.inputs, strict=True):
         mine.append(jury.opinions(predict(state.shown, source, jury.rows)))
     if jury.silent:
-        for here, state in enumerate(standing.states):
-            standing.best[here] = standing.fused[here] = state.shown
-        return {}
+        return _last(standing)
     logits_V, y_val = peers.exchange(mine), jury.y_Sn
     scores = [judged(logits, y_val, fusion.by) for logits in logits_V]
     for name, score in zip(task.names, scores, strict=True):
@@ -132,6 +130,13 @@ def _means(names: Sequence[str], scores: Sequence[Score]) -> dict[str, dict[str,
     for name, score in zip(names, scores, strict=True):
         means[name] = {key: float(value.mean()) for key, value in score.items()}
     return means
+
+
+def _last(standing: Standing) -> dict[str, dict[str, float]]:
+    """Nobody judges: the last parameters are kept, and nothing is told."""
+    standing.best = [dict(state.shown) for state in standing.states]
+    standing.fused = [dict(state.shown) for state in standing.states]
+    return {}
 
 
 def _improved(standing: Standing, row: int, found: tuple[Tensor, Tensor], patience: int) -> Tensor:

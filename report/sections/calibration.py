@@ -104,9 +104,7 @@ def classes(run: Run, names: Sequence[str]) -> Section:
             continue
         shares = [_share(accuracy_C[c]) for accuracy_C in single_C]
         joint, precision = mean_sd(joint_EC[:, c]), _share(precision_C[c])
-        share = images[c] / seeds
-        of_a_seed = Cell(f"{share:g}" if share == int(share) else f"{share:.1f}", share)
-        rows.append([name, of_a_seed, joint, precision, *shares, taken_C[c]])
+        rows.append([name, _of_a_seed(images[c] / seeds), joint, precision, *shares, taken_C[c]])
     whole = table(
         columns, rows, name="classes-table", filtered=f"filter {count:,} classes", tall=count > 12
     )
@@ -117,6 +115,10 @@ def classes(run: Run, names: Sequence[str]) -> Section:
         f"On the {run.kind} images, so it tells how good the run is, and is not there to choose "
         "by: what to label next stands above. A click on a column's title sorts.",
     )
+
+
+def _of_a_seed(images: float) -> Cell:
+    return Cell(f"{images:.0f}" if images == int(images) else f"{images:.1f}", images)
 
 
 def _precision(part: Part, count: int) -> np.ndarray:

@@ -106,8 +106,6 @@ def curves(runs: Sequence[Run]) -> Section:
     """The joint's validation accuracy, one figure a method, one line a run."""
     drawn: dict[str, list[Series]] = {}  # by method
     for number, run in enumerate(runs):
-        if not run.summary["rows"]["val"]:
-            continue
         for method, records in by_method(run.records).items():
             drawn.setdefault(method, []).append(_curve(run.name, number, records))
     axes = Axes("step", "validation top-1 of the joint in %")

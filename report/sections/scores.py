@@ -127,9 +127,7 @@ def percent(score: dict[str, Any] | None) -> Cell:
 
 def scores(run: Run) -> Section:
     """The table of train/run/summary.py, sortable."""
-    right, part, kind = {}, run.part, run.kind
-    if part:
-        right = {method: run.parts[method][part].right_En for method in run.methods}
+    right, part, kind = _right(run), run.part, run.kind
     summary: dict[str, Any] = {**run.summary, "told_apart": told_apart(right)}
     gains = against(right) if len(summary["views"]) > 1 else {}
     spread = "mean ± standard deviation over the seeds"
@@ -161,6 +159,13 @@ def scores(run: Run) -> Section:
     doubtful = undecided(summary)
     first = [note(f"{doubtful}.", warning=True)] if doubtful else []
     return Section("scores", "Scores", join([*first, whole, _caveat(summary)]))
+
+
+def _right(run: Run) -> dict[str, np.ndarray]:
+    """By method, which images the joint has right; nothing where nobody judges."""
+    if not run.part:
+        return {}
+    return {method: run.parts[method][run.part].right_En for method in run.methods}
 
 
 def _gain(found: Difference | None, what: str) -> Cell:
@@ -205,7 +210,7 @@ def curves(run: Run) -> Section | None:
     """Validation accuracy by step of every method, of each view and joint; then what co-training
     hands out, and what it hears back."""
     groups = by_method(run.records)
-    if not groups or not run.summary["rows"]["val"]:
+    if not groups:
         return None
     numbers = {name: number + 1 for number, name in enumerate(run.summary["views"])}
     numbers[JOINT] = 0
@@ -230,10 +235,15 @@ def curves(run: Run) -> Section | None:
 
 
 def by_method(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Those of the looks in which something was judged."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
+    for record in filter(_judged, records):
         groups.setdefault(record["method"], []).append(record)
     return groups
+
+
+def _judged(record: dict[str, Any]) -> bool:
+    return bool(record["val"])
 
 
 def _validation(groups: dict[str, list[dict[str, Any]]], numbers: dict[str, int]) -> Html:

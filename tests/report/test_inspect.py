@@ -416,7 +416,7 @@ def test_one_view_and_json_and_what_is_missing(
     )
     assert (
         tmp_path / "inspect-digits.html"
-    ).is_file() and "kNN: 5 neighbours among 50 labelled images" in done.stderr
+    ).is_file() and "kNN: what 5 neighbours among 405 labelled images say of 405" in done.stderr
     for config, words in (
         (InspectConfig(), "VIEWS is missing"),
         (InspectConfig("a"), "DATA is missing"),

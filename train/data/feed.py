@@ -21,8 +21,8 @@ from train.algorithm.optimise import per_experiment, total
 from train.algorithm.peers import Peers
 from train.algorithm.rivals import Offer
 from train.config import ProbeSettings, TrainingSettings
-from train.data.folds import Jury
 from train.data.graph import Graph, statistics
+from train.data.jury import Jury
 from train.data.reader import gather
 from train.data.splits import Split
 

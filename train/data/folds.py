@@ -1,7 +1,6 @@
 """Every labelled row trains, and nearly every one judges: cross-fitting (Chernozhukov et al. 2018).
 
     splits = splits_of(items, ok, "4", [0, 1], apart)    split.folds: the same without some labels
-    jury = jury_of(splits, label)                        who is asked about which rows
 
 The labelled rows are dealt out to FOLDS folds. For each there is one more training, which knows
 the labels of all rows but the fold's, and takes these for unlabelled; what it says of them is their
@@ -14,14 +13,12 @@ set has validation rows, they judge, and there are no folds.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cache_specs.items import Items
-from train.algorithm.streams import Purpose, place_of, stream
+from train.algorithm.streams import Purpose, stream
 from train.data.apart import Apart
 from train.data.splits import Split, make_split
 
@@ -39,7 +36,7 @@ def splits_of(
     for seed, asked in zip(seeds, of_each, strict=True):
         split = make_split(items, ok, asked, seed, apart)
         if not len(split.val) and apart.choice != "none":
-            split = with_folds(split, items.label, items.classes, items.sha256, seed)
+            split = with_folds(split, items.label, items.sha256, seed)
         found.append(split)
     return _level(found)
 
@@ -57,12 +54,7 @@ def _level(splits: list[Split]) -> list[Split]:
 
 
 def with_folds(
-    split: Split,
-    label_N: np.ndarray,
-    classes: Sequence[str],
-    contents: Sequence[str],
-    seed: int,
-    folds: int = FOLDS,
+    split: Split, label_N: np.ndarray, contents: Sequence[str], seed: int, folds: int = FOLDS
 ) -> Split:
     """The split with val, the rows that are left out once, and folds. contents: (N,), equal for
     copies of one image, '' where unknown. Of classes whose rows are one image's there is none."""
@@ -71,15 +63,17 @@ def with_folds(
     folds = max(folds, -(-len(split.labelled) // ENOUGH))
     fold_L = np.full(len(split.labelled), -1)
     y_L, dealt = label_N[split.labelled], 0
-    for label in np.unique(y_L):
+    chance_L = stream(seed, Purpose.FOLDS).random(len(label_N))[split.labelled]
+    # whatever the classes are called, and however numbered
+    _, first_C = np.unique(y_L[np.argsort(chance_L)], return_index=True)
+    for label in np.unique(y_L)[np.argsort(first_C)]:
         own = np.flatnonzero(y_L == label)
-        chance = stream(seed, Purpose.FOLDS, place=place_of(classes[label]))
+        own = own[np.argsort(chance_L[own])]
         groups = _groups([contents[row] for row in split.labelled[own]])
         if groups.max() == 0:
             continue
-        turn = chance.permutation(groups.max() + 1)
-        fold_L[own] = (dealt + turn[groups]) % folds
-        dealt += len(turn)
+        fold_L[own] = (dealt + groups) % folds
+        dealt += groups.max() + 1
     if many:
         fold_L[fold_L > 0] = -1
     made = []
@@ -103,64 +97,9 @@ def _groups(contents: Sequence[str]) -> np.ndarray:
     return np.array(found)
 
 
-@dataclass(frozen=True, eq=False)
-class Jury:
-    """Who judges: S seeds choose by n opinions each, of E trainings.
-
-    rows: (n,), the same for all, or (E, n), asked of each training. judge_Sn: the training whose
-    opinion of a row counts; None: each judges for itself, S = E. y_Sn: the true classes. own_S: the
-    training that is kept of each seed. seed_E: whose choices a training follows.
-    """
-
-    rows: np.ndarray
-    judge_Sn: Tensor | None
-    y_Sn: Tensor
-    own_S: np.ndarray
-    seed_E: Tensor
-
-    def opinions(self, said_EnC: Tensor) -> Tensor:
-        """(S, n, C): those that count."""
-        if self.judge_Sn is None:
-            return said_EnC
-        place_n = torch.arange(said_EnC.shape[1], device=said_EnC.device)
-        return said_EnC[self.judge_Sn, place_n]
-
-    def of_each(self, chosen: Tensor) -> Tensor:
-        """What the seeds have chosen, (…, S), of each training: (…, E)."""
-        return chosen if self.judge_Sn is None else chosen[..., self.seed_E]
-
-    @property
-    def silent(self) -> bool:
-        """Is there no opinion to choose by?"""
-        return self.y_Sn.shape[1] == 0
-
-
 def trainings(splits: Sequence[Split]) -> list[Split]:
     """The splits of all trainings: of each seed its own, and then those of its folds."""
     found = []
     for split in splits:
         found += [split, *split.folds]
     return found
-
-
-def jury_of(splits: Sequence[Split], label_N: np.ndarray, device: torch.device) -> Jury:
-    """splits: of the seeds, all with the same validation rows, or all with folds."""
-    val_Sn = np.stack([split.val for split in splits])
-    y_Sn = torch.from_numpy(label_N[val_Sn]).long().to(device)
-    if not any(split.folds for split in splits):
-        every = torch.arange(len(splits), device=device)
-        assert (val_Sn == val_Sn[0]).all()
-        return Jury(val_Sn[0], None, y_Sn, np.arange(len(splits)), every)
-    own_S, seed_E, judge_Sn, rows_En = [], [], [], []
-    for seed, split in enumerate(splits):
-        own_S.append(len(seed_E))
-        judge_n = np.empty(len(split.val), np.int64)
-        for number, fold in enumerate(split.folds, len(seed_E) + 1):
-            judge_n[np.searchsorted(split.val, fold.val)] = number
-        judge_Sn.append(judge_n)
-        for _ in range(1 + len(split.folds)):
-            seed_E.append(seed)
-            rows_En.append(split.val)
-    judges = torch.from_numpy(np.stack(judge_Sn)).to(device)
-    seeds = torch.tensor(seed_E, device=device)
-    return Jury(np.stack(rows_En), judges, y_Sn, np.array(own_S), seeds)

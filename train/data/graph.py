@@ -280,12 +280,10 @@ class Graph:
 
     def solve(self, experiment: int) -> Solved:
         """The best of the grid on validation: by its score, then by likelihood, then the first."""
-        split, grid = self.splits[experiment], self.grid_E[experiment]
+        split = self.splits[experiment]
         if id(split) in self.solved:
             return self.solved[id(split)]
-        whole = self.whole.get(id(split), split)
-        if whole.folds and len(grid) > 1:
-            grid = [self._agreed(whole, grid)]
+        grid = self._grid(split, self.grid_E[experiment])
         best, score = None, (-1.0, 0.0)
         for told_nC, k, alpha in self._candidates(split, grid):
             found = (0.0, 0.0)
@@ -301,6 +299,13 @@ class Graph:
         if len(self.solved) == len({id(split) for split in self.splits}):
             self.links = {}
         return solved
+
+    def _grid(self, split: Split, grid: list[tuple[int, float]]) -> list[tuple[int, float]]:
+        """What is tried; with folds, what they have agreed on."""
+        whole = self.whole.get(id(split), split)
+        if whole.folds and len(grid) > 1:
+            return [self._agreed(whole, grid)]
+        return grid
 
     def _agreed(self, whole: Split, grid: Sequence[tuple[int, float]]) -> tuple[int, float]:
         """The best of the grid by the opinions of the split's folds."""

@@ -170,6 +170,7 @@ def warn(cache: Cache, split: Split, labels: str, apart: Apart) -> None:
     warn_of_large_splits(cache, split, apart)
     warn_of_scarce_classes(cache, split, labels)
     warn_of_missing_classes(cache, split)
+    warn_of_single_labels(cache, split)
     for (one, other), why in alike(cache.names).items():
         log.warning(f"the views {one} and {other} are too alike to teach each other much: {why}")
 
@@ -184,18 +185,11 @@ def warn_of_scarce_classes(cache: Cache, split: Split, labels: str) -> None:
 
 def warn_of_missing_classes(cache: Cache, split: Split) -> None:
     """Say which classes have no validation or test image: no score and no choice says anything of
-    them; of those whose labels judge, too, which have a single one."""
+    them."""
     classes = cache.items.classes
-    if split.folds:
-        few = np.setdiff1d(cache.items.label[split.labelled], cache.items.label[split.val])
-        if len(few):
-            log.warning(
-                f"of {len(classes):,} classes {len(few):,} {have(len(few))} labels of one image "
-                f"alone: {listed([classes[number] for number in few.tolist()])}. Nothing can judge "
-                f"what is said of {'it' if len(few) == 1 else 'them'}; two labels a class could"
-            )
-    for name, rows in (("validation", split.val), ("test", split.test)):
-        if not len(rows) or (name == "validation" and split.folds):
+    val = split.labelled if split.folds else split.val  # see warn_of_single_labels
+    for name, rows in (("validation", val), ("test", split.test)):
+        if not len(rows):
             continue
         lacking = np.setdiff1d(np.arange(len(classes)), cache.items.label[rows]).tolist()
         if lacking:
@@ -204,6 +198,18 @@ def warn_of_missing_classes(cache: Cache, split: Split) -> None:
                 f"image: {listed([classes[number] for number in lacking])}. The {name} scores say "
                 f"nothing of {'it' if len(lacking) == 1 else 'them'}"
             )
+
+
+def warn_of_single_labels(cache: Cache, split: Split) -> None:
+    """Say which classes have a single label, where the labels judge, too."""
+    classes, label_N = cache.items.classes, cache.items.label
+    few = np.setdiff1d(label_N[split.labelled], label_N[split.val])
+    if split.folds and len(few):
+        log.warning(
+            f"of {len(classes):,} classes {len(few):,} {have(len(few))} labels of one image alone: "
+            f"{listed([classes[number] for number in few.tolist()])}. Nothing can judge what is "
+            f"said of {'it' if len(few) == 1 else 'them'}; two labels a class could"
+        )
 
 
 def warn_of_large_splits(cache: Cache, split: Split, apart: Apart) -> None:

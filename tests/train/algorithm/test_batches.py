@@ -13,6 +13,7 @@ from train.algorithm.batches import LABELLED, UNLABELLED, Passes
 from train.algorithm.peers import LocalPeers
 from train.config import TrainingSettings
 from train.data.feed import Experiment, Feeder, Input, Task
+from train.data.jury import jury_of
 from train.data.splits import Split
 
 
@@ -64,7 +65,8 @@ def test_a_feeder_shares_the_streams_of_one_seed_and_takes_them_along() -> None:
     emb_ND = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float16)
     tries = [Experiment(seed, 1e-3, 0.0, 1.0) for seed in (0, 1)]
     source = Input([emb_ND], torch.zeros(4), torch.ones(4))
-    task = Task(["a"], [source], every % 3, 3, splits * 3, tries * 3)
+    jury = jury_of(splits * 3, every % 3, torch.device("cpu"))
+    task = Task(["a"], [source], every % 3, 3, splits * 3, tries * 3, jury)
     feeder = Feeder(TrainingSettings(), task, LocalPeers(1))
     try:
         feeder(0, unlabelled=True)

@@ -18,8 +18,9 @@ from train.algorithm.peers import LocalPeers
 from train.classic import CLASSIC, out_of_fold
 from train.data import folds
 from train.data.apart import AS_NAMED, BEFORE, Apart, apart_of
-from train.data.folds import jury_of, splits_of, trainings, with_folds
+from train.data.folds import splits_of, trainings, with_folds
 from train.data.graph import Graph
+from train.data.jury import jury_of
 from train.data.reader import Cache
 from train.data.splits import Split, assign
 from train.jobs import experiments, make_jobs
@@ -61,7 +62,7 @@ def test_the_only_label_of_a_class_is_never_left_out(made: Made) -> None:
     few = split.labelled[made.items.label[split.labelled] != 7]
     seven = split.labelled[made.items.label[split.labelled] == 7][:1]
     bare = replace(split, labelled=np.union1d(few, seven), val=few[:0], folds=())
-    whole = with_folds(bare, made.items.label, made.items.classes, made.items.sha256, 0)
+    whole = with_folds(bare, made.items.label, made.items.sha256, 0)
     assert np.array_equal(whole.val, few)
     assert all(seven[0] in fold.labelled for fold in whole.folds)
 
@@ -74,7 +75,7 @@ def test_copies_of_an_image_are_left_out_together(made: Made) -> None:
         for place, row in enumerate(own):
             contents[row] = f"{label} {place // 2}"
     bare = replace(split, val=split.val[:0], folds=())
-    whole = with_folds(bare, made.items.label, made.items.classes, contents, 0)
+    whole = with_folds(bare, made.items.label, contents, 0)
     is_sound(whole)
     for fold in whole.folds:
         out = {contents[row] for row in fold.val}
