@@ -25,7 +25,7 @@ from base.console import counted
 from base.phrase import shown
 from cache_specs.view import STATUS
 from predict.model import Model, Opinions
-from train.run.summary import UNKNOWABLE, doubt
+from train.run.summary import UNKNOWABLE, doubt, middle
 
 COPIES = "image is, byte for byte, also one that the training learnt from"
 FEW = 12  # images, or fewer, are listed one by one
@@ -172,11 +172,12 @@ class Figures:
 
 def judged(held_out: dict[str, Any]) -> tuple[float | None, int]:
     """How often the model is right, as far as anything tells, and on how many images that stands:
-    the test images, or labelled ones by trainings that did not know their labels."""
+    the test images, or labelled ones by trainings that did not know their labels, two more right
+    and two more wrong ones among them, since the choices were made on them, too."""
     out = held_out.get("out_of_fold")
     if held_out["test"] or not out:
         return held_out["top1"], held_out["test"]
-    return out["top1"], out["images"]
+    return middle(out["top1"], out["images"]), out["images"]
 
 
 def kind_of_judged(held_out: dict[str, Any]) -> str:
@@ -311,7 +312,7 @@ def _tested(model: Model) -> str:
     n = held_out["out_of_fold"]["images"]
     return (
         f"what trainings without their labels say rightly of the {n:,} labelled images of {name} "
-        "(out-of-fold)"
+        "(out-of-fold), and of two right and two wrong ones more"
     )
 
 

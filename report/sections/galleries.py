@@ -28,7 +28,8 @@ ERRORS = 240  # of the gallery that the confusion matrix filters, whose first SH
 @dataclass(frozen=True, eq=False)
 class Look:
     """What the galleries are made of. rest: the images that no seed's probes had a label of;
-    labelled: of the first seed; known: of any; kind: what the images of val are called."""
+    labelled: of the first seed; known: of any; kind: what the images of val are called; of: how many images
+    are not for test."""
 
     cache: Cache
     views: list[str]
@@ -37,6 +38,7 @@ class Look:
     labelled: np.ndarray
     known: np.ndarray
     kind: str
+    of: int
     pictures: Pictures
 
     def card(
@@ -74,6 +76,7 @@ def look(run: Run, cache: Path, root: Path, device: str) -> Look:
         splits[0].labelled,
         known_rows(splits),
         kind_of(run.summary, "val"),
+        len(np.unique(np.concatenate([splits[0].val, unseen(splits), splits[0].labelled]))),
         Pictures(cache / opened.items.folder_name, opened.items, root),
     )
 
@@ -199,6 +202,8 @@ def map_section(seen: Look) -> Section:
     ones."""
     rows = np.concatenate([seen.val.rows, seen.rest.rows])
     pred_n = np.concatenate([seen.val.says.joint_nC, seen.rest.says.joint_nC]).argmax(-1)
+    others = ~np.isin(rows, seen.labelled)  # those that judge out-of-fold are ringed
+    rows, pred_n = rows[others], pred_n[others]
     few = spaced(np.argsort(rows, kind="stable"), POINTS - min(len(seen.labelled), POINTS // 5))
     ringed = spaced(seen.labelled, POINTS // 5)
     rows_n = np.concatenate([rows[few], ringed])
@@ -210,7 +215,7 @@ def map_section(seen: Look) -> Section:
         of_n,
         seen.cache.items.classes,
         labelled_n,
-        seen.val.of + seen.rest.of + len(seen.labelled),
+        seen.of,
     )
 
 

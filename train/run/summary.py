@@ -130,6 +130,11 @@ def doubt(share: float, n: int) -> float:
     return 2 * float(np.sqrt(p * (1 - p) / (n + 4)))
 
 
+def middle(share: float, n: int) -> float:
+    """The middle of `doubt`: of few images a share is nearer to a half than it looks."""
+    return (share * n + 2) / (n + 4)
+
+
 def limits(summary: dict[str, Any]) -> str:
     """What the number of images that judge leaves open, whatever the spread over the seeds is: of
     test images, these have them in common."""

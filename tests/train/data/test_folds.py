@@ -16,6 +16,7 @@ from cache_specs.items import Items
 from train.algorithm.evaluate import predict
 from train.algorithm.peers import LocalPeers
 from train.classic import CLASSIC, out_of_fold
+from train.command import run
 from train.data import folds
 from train.data.apart import AS_NAMED, BEFORE, Apart, apart_of
 from train.data.folds import splits_of, trainings, with_folds
@@ -26,6 +27,7 @@ from train.data.splits import Split, assign
 from train.jobs import experiments, make_jobs
 from train.loop import fit
 from train.run.log import Ignore
+from train.run.summary import doubt, middle
 
 CPU = torch.device("cpu")
 CROSS = Apart(choice="cross")
@@ -286,3 +288,31 @@ def test_a_share_of_classes_that_are_too_small_is_refused(made: Made) -> None:
 
 def split_of_items(items: Items, apart: Apart) -> Split:
     return splits_of(items, np.ones(len(items), bool), "all", [0], apart)[0]
+
+
+# ---------------------------------------------------------------- how good is it?
+
+
+def covered(made: Made, tmp_path: Path, seeds: str) -> np.ndarray:
+    """Of each draw of labels: does what is expected by the out-of-fold opinions, give or take,
+    hold for 355 images that nothing was chosen by?"""
+    settings = config(
+        made, tmp_path, method="supervised-graph", seeds=seeds, labels="4", val="cross"
+    )
+    found = run(settings)["methods"]["supervised-graph"]["joint"]
+    expected = zip(found["val_top1"]["values"], found["test_top1"]["values"], strict=True)
+    return np.array([abs(middle(p, 40) - true) <= doubt(p, 40) for p, true in expected])
+
+
+def test_what_is_expected_out_of_fold_mostly_holds(made: Made, tmp_path: Path) -> None:
+    assert covered(made, tmp_path, "0..11").sum() >= 9
+
+
+@pytest.mark.many
+def test_what_is_expected_out_of_fold_holds_in_nine_of_ten_draws(
+    made: Made, tmp_path: Path
+) -> None:
+    found = []
+    for first in range(0, 200, 20):
+        found.append(covered(made, tmp_path / str(first), f"{first}..{first + 19}"))
+    assert 0.85 <= np.concatenate(found).mean() <= 0.99
