@@ -8,7 +8,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 
-NAMES := VIEW VIEWS DATA WEIGHTS CLASSES LABELS METHOD SEEDS GRID DEVICE GPUS CACHE RUN MODEL IMAGES FROM TO ARGS RUNS N
+NAMES := VIEW VIEWS DATA WEIGHTS CLASSES LABELS VAL TEST METHOD SEEDS GRID DEVICE GPUS CACHE RUN MODEL IMAGES FROM TO ARGS RUNS N
 # Only what stands on the command line counts: a DATA or RUN that happens to be in the shell's environment does not.
 given = $(filter command,$(origin $1))
 GIVEN := $(filter-out VENV PYTHON3,$(foreach name,$(.VARIABLES),$(if $(call given,$(name)),$(name))))
@@ -40,7 +40,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: $(STAMP)  ## the whole pipeline on bundled images: extract two views, train, print a table
 	@COVIEW_MAKE='VIEWS DATA' VIEWS=tiny-clip,tiny-dinov2 DATA=digits $(PYTHON) -m coview.cli extract
-	@COVIEW_MAKE='VIEWS DATA LABELS SEEDS RUN METHOD' VIEWS=tiny-clip,tiny-dinov2 DATA=digits LABELS=3 SEEDS=0..4 RUN=demo \
+	@COVIEW_MAKE='VIEWS DATA LABELS VAL SEEDS RUN METHOD' VIEWS=tiny-clip,tiny-dinov2 DATA=digits LABELS=3 VAL=cross SEEDS=0..4 RUN=demo \
 		METHOD=supervised,label-propagation,mct,supervised-graph,mct-graph $(PYTHON) -m coview.cli train
 
 views: $(STAMP)  ## list the views: width, size, arithmetic, licence, cached, too alike  [DATA= CACHE=]
@@ -52,7 +52,7 @@ weights: $(STAMP)  ## the authors' checkpoint of a view to safetensors, once:  m
 extract: $(STAMP)  ## embed images:  make extract VIEW=clip DATA=photos/  [VIEWS=clip,dinov2 WEIGHTS= CLASSES= DEVICE= GPUS= CACHE= ARGS=]
 	@$(COVIEW) $@ $(EXTRA)
 
-train: $(STAMP)  ## train probes:  make train VIEWS=clip,dinov2 DATA=photos/  [LABELS= METHOD= SEEDS= DEVICE= GPUS= CACHE= RUN= ARGS=]
+train: $(STAMP)  ## train probes:  make train VIEWS=clip,dinov2 DATA=photos/  [LABELS= VAL= TEST= METHOD= SEEDS= DEVICE= GPUS= CACHE= RUN= ARGS=]
 	@$(COVIEW) $@ $(EXTRA)
 
 predict: $(STAMP)  ## label images:  make predict RUN=name  [IMAGES=photos/ TO=labels.csv METHOD= MODEL=folder WEIGHTS= DEVICE= CACHE= ARGS=]

@@ -15,7 +15,7 @@ from base.phrase import NAMED, quoted
 OWN = ("VENV=", "PYTHON3=")  # names that are for the Makefile itself
 BLANKS = ("ARGS", "GRID")  # names whose values have blanks as a rule
 KIN = {**ALIKE, "VIEW": "VIEWS", "VIEWS": "VIEW", "RUN": "RUNS", "RUNS": "RUN"}
-OF_A_RUN = ("VIEW", "VIEWS", "DATA", "LABELS", "SEEDS")  # with which it was trained
+OF_A_RUN = ("VIEW", "VIEWS", "DATA", "LABELS", "VAL", "TEST", "SEEDS")  # with which it was trained
 
 
 def check(

@@ -8,8 +8,10 @@ python bench/bench_methods.py [--quick])
 
 supervised-graph is the fair control of mct-graph: supervised probes and the same graphs, pooled in
 the same way, without co-training. One `coview train` a task and number of labels a class, all
-draws at once, the same settings everywhere: the defaults. Prints a table of the joint's test top-1
-and writes bench/results/methods.json with every draw. What is finished is kept in --work and not
+draws at once, the same settings everywhere: the defaults. The budgets are equal: a method has the
+labels of the row and no others, of which it chooses by cross-fitting; with --val auto all have the
+large validation split of the tasks besides. Prints a table of the joint's test top-1 and writes
+bench/results/methods-equal.json (or methods.json) with every draw. What is finished is kept in --work and not
 run again. About an hour on 2 cores.
 """
 
@@ -34,10 +36,11 @@ ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("digits", "chars", "weak", "noise")
 RIVALS = {
     "supervised": "late fusion",
+    "logreg": "log. regr.",
     "label-propagation": "label prop.",
     "supervised-graph": "super.-graph",
 }  # of mct-graph
-METHODS = "supervised,label-propagation,mct-h0,mct,supervised-graph,mct-graph"
+METHODS = "supervised,logreg,label-propagation,mct-h0,mct,supervised-graph,mct-graph"
 
 
 def call(module: str, *args: object) -> None:
@@ -75,7 +78,7 @@ def right(folder: Path, method: str, view: str = "joint") -> np.ndarray:
     if view == "joint":
         return part.right_En
     own = [name for name in summary["views"] if name in summary["methods"][method]["views"]]
-    return part.own_VEn[own.index(view)] == part.label_n
+    return part.own_VEn[own.index(view)] == part.label_En
 
 
 def top1(folder: Path, method: str, view: str = "joint") -> np.ndarray:
@@ -96,7 +99,7 @@ def parts(work: Path, task: str, labels: str, seeds: str) -> dict[str, np.ndarra
 
     cache, probes = (
         open_cache(work / "cache", task, ["a", "b"]),
-        work / "runs" / f"f-{task}-{labels}" / "probes" / "mct-graph",
+        work / "runs" / f"auto-{task}-{labels}" / "probes" / "mct-graph",
     )
     split, graphs, of_probes, y = (
         make_split(cache.items, cache.ok, labels, 0),
@@ -130,7 +133,10 @@ def parts(work: Path, task: str, labels: str, seeds: str) -> dict[str, np.ndarra
         ("the probes alone", of_probes),
     ):
         weight = fit_pool(
-            experts["val"], y["val"], torch.full(experts["val"].shape[:2], 0.2, dtype=torch.float64)
+            experts["val"],
+            y["val"],
+            torch.full(experts["val"].shape[:2], 0.2, dtype=torch.float64),
+            torch.full(experts["val"].shape[:1], 0.2, dtype=torch.float64),
         )
         found[name] = 100 * top1_nll(pooled(experts["test"], weight), y["test"])[0].numpy()
     for name, change in (
@@ -181,8 +187,9 @@ def main() -> None:
         help="cache and runs of this bench",
     )
     parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--labels", default="1,2,4,8", help="labels a class")
+    parser.add_argument("--labels", default="1,2,4,8,16", help="labels a class")
     parser.add_argument("--seeds", default="0..9")
+    parser.add_argument("--val", default="cross", choices=("cross", "auto"), help="as for train")
     parser.add_argument(
         "--methods",
         default=METHODS,
@@ -197,8 +204,10 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="a small try of the script itself, on noise alone"
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "methods.json")
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    name = "methods-equal.json" if args.val == "cross" else "methods.json"
+    args.out = args.out or ROOT / "bench" / "results" / name
     tasks, labels, more = args.tasks.split(","), args.labels.split(","), []
     if args.quick:
         tasks, labels, args.seeds, more = (
@@ -221,6 +230,8 @@ def main() -> None:
                 n,
                 "--seeds",
                 args.seeds,
+                "--val",
+                args.val,
                 "--method",
                 args.methods,
                 "--cache",
@@ -228,12 +239,12 @@ def main() -> None:
                 "--runs",
                 args.work / "runs",
                 "--run",
-                f"f-{task}-{n}",
+                f"{args.val}-{task}-{n}",
                 "--threads",
                 1,
                 *more,
             )
-            results[f"{task} {n}"] = args.work / "runs" / f"f-{task}-{n}"
+            results[f"{task} {n}"] = args.work / "runs" / f"{args.val}-{task}-{n}"
             print(f"{task}, {n} labels a class: done", file=sys.stderr, flush=True)
     print(table(results))
     ablations: dict[str, dict[str, np.ndarray]] = {}

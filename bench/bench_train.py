@@ -228,14 +228,9 @@ def made_task(
         np.arange(labelled), np.arange(labelled, n), np.arange(min(n, 100)), np.arange(min(n, 100))
     )
     label = np.random.default_rng(9).integers(0, classes, n)
-    return Task(
-        ["a", "b"],
-        inputs,
-        label,
-        classes,
-        [split] * experiments,
-        [Experiment(seed, 3e-4, 0.0, 0.5) for seed in range(experiments)],
-    )
+    splits = [split] * experiments
+    tries = [Experiment(seed, 3e-4, 0.0, 0.5) for seed in range(experiments)]
+    return Task(["a", "b"], inputs, label, classes, splits, tries)
 
 
 def probes(config: TrainConfig, task: Task, peers: Peers) -> Probes:
@@ -440,14 +435,9 @@ def digits(images: int, names: Sequence[str], device: torch.device) -> tuple[Tas
         assert torch.allclose(cached[-1](train[:50]), live[-1](train[:50]), atol=0.05), (
             name
         )  # the cache rounds to float16
-    task = Task(
-        ["a", "b"],
-        cached,
-        label,
-        10,
-        [Split(np.sort(few), np.setdiff1d(train, few), val, test)],
-        [Experiment(0, 3e-4, 0.0, 0.5)],
-    )
+    splits = [Split(np.sort(few), np.setdiff1d(train, few), val, test)]
+    tries = [Experiment(0, 3e-4, 0.0, 0.5)]
+    task = Task(["a", "b"], cached, label, 10, splits, tries)
     return task, replace(task, inputs=live), seconds
 
 

@@ -42,16 +42,18 @@ from coview.labels import (
     share_out,
     value_errors,
 )
-from predict.from_run import experts_of
+from predict.from_run import experts_of, left_out, without_said
 from predict.model import Model, Opinions, ViewRecord
 from train.algorithm.peers import LocalPeers, choose_device
-from train.config import TrainConfig
+from train.config import BY_LABELS, TrainConfig
+from train.data.folds import with_folds
 from train.data.reader import Cache
 from train.data.splits import Split
 from train.jobs import graphs_of, train_method
 from train.methods import METHODS, with_model
 from train.run.log import Console, Ignore, Listener, Listeners
 from train.run.probe_files import read_tensors
+from train.run.scoring import out_of_fold
 from train.run.session import Session
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -91,7 +93,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         self,
         *,
         method: str = "supervised",
-        validation_fraction: float = 0.2,
+        validation_fraction: float | None = None,
         seeds: int = 1,
         lr: float = 3e-4,
         weight_decay: float = 0.0,
@@ -101,8 +103,8 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         dropout: float = 0.2,
         batch_labelled: int = 64,
         batch_unlabelled: int = 128,
-        warmup: int = 100,
-        cotrain: int = 500,
+        warmup: int = BY_LABELS,
+        cotrain: int = BY_LABELS,
         temperature: float = 0.5,
         patience: int = 0,
         eval_every: int = 20,
@@ -136,7 +138,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
     def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> Self:
         """Train on the rows of X: those with a label, and those without. X_val, y_val: labelled
         rows that choose among the training's steps and fit the temperature; without them
-        `validation_fraction` of the labelled rows is taken. Raises ValueError."""
+        see `validation_fraction`. Raises ValueError."""
         if y is None:
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None"
@@ -156,8 +158,8 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
             )
         seed = self._seed()
         if X_val is None:
-            split, held_out = self._split(label, seed)
-            self.validation_rows_ = split.val if held_out else np.empty(0, np.int64)
+            split = self._split(label, seed)
+            self.validation_rows_ = np.empty(0, np.int64) if split.folds else split.val
         else:
             more_V = self._rows(X_val, reset=False)
             check_consistent_length(more_V[0], y_val)
@@ -166,33 +168,34 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
                 label, np.arange(len(label)), len(label) + np.flatnonzero(label_val >= 0)
             )
             emb_V = [np.concatenate(both) for both in zip(emb_V, more_V, strict=True)]
-            label, held_out = np.concatenate([label, label_val]), True
+            label = np.concatenate([label, label_val])
             self.validation_rows_ = np.empty(0, np.int64)
-        self._train(emb_V, label, split, seed, held_out)
+        self._train(emb_V, label, split, seed)
         return self
 
-    def _split(self, label: np.ndarray, seed: int) -> tuple[Split, bool]:
-        """Some of the labelled rows held out; or none, where there are too few or none is asked
-        for: then the training rows validate, and False says so."""
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction={self.validation_fraction!r} must be in [0, 1)")
-        every = np.arange(len(label))
-        val = hold_out(label, self.validation_fraction, seed)
-        if len(val):
-            return _split(label, np.setdiff1d(every, val), val), True
-        if self.validation_fraction:
+    def _split(self, label: np.ndarray, seed: int) -> Split:
+        """Without a `validation_fraction` all labelled rows train, and choose by what trainings
+        without their labels say of them; otherwise that share of them is held out."""
+        fraction, every = self.validation_fraction, np.arange(len(label))
+        if fraction is None:
+            whole, unknown = _split(label, every, every[:0]), [""] * len(label)
+            split = with_folds(whole, label, unknown, seed)
+        elif 0 <= fraction < 1:
+            val = hold_out(label, fraction, seed)
+            split = _split(label, np.setdiff1d(every, val), val)
+        else:
+            raise ValueError(f"validation_fraction={fraction!r} must be in [0, 1), or None")
+        if fraction != 0 and not len(split.val):
             warnings.warn(
-                "every class has one or two labelled rows, so none is held out for validation: the "
-                "training rows themselves choose the step and the weights, and the probabilities "
-                "are not calibrated. Give X_val and y_val, or more labels",
+                "every class has so few labelled rows that none can be left out: nothing is "
+                "chosen, the last step is kept, and the probabilities are not calibrated. Give "
+                "X_val and y_val, or more labels",
                 UserWarning,
                 stacklevel=4,
             )
-        return _split(label, every, every[label >= 0]), False
+        return split
 
-    def _train(
-        self, emb_V: list[np.ndarray], label: np.ndarray, split: Split, seed: int, held_out: bool
-    ) -> None:
+    def _train(self, emb_V: list[np.ndarray], label: np.ndarray, split: Split, seed: int) -> None:
         names = [f"view{number}" for number in range(len(emb_V))]
         config = self._config(names, split, seed)
         cache = _in_memory(names, emb_V, label, [str(name) for name in self.classes_])
@@ -221,7 +224,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
             finally:
                 graphs_of.cache_clear()  # it would keep X alive
             model = self._trained(folder, config, cache, splits, device)
-            if held_out:
+            if len(split.val) and not split.folds:
                 model = model.calibrated([emb_ND[split.val] for emb_ND in emb_V], label[split.val])
         self.model_ = model
         self.history_, self.n_iter_ = history.records, history.records[-1]["step"]
@@ -235,8 +238,9 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         splits: list[Split],
         device: torch.device,
     ) -> Model:
-        """The model whose tensors the training has left in the folder."""
-        method, probes = self.method, []
+        """The model whose tensors the training has left in the folder, at the temperature of the
+        rows that were left out of a training, where there are any."""
+        method, probes, pool = self.method, [], {}
         for name in ["concat"] if method == "concat" else cache.names:
             probes.append(read_tensors(folder, method, name, device)[0])
         experts, weight_ME = [], None
@@ -246,18 +250,23 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         views = []
         for name, emb_ND in zip(cache.names, cache.emb, strict=True):
             views.append(ViewRecord(name, emb_ND.shape[1], {}, "", "", 0))
-        return Model(
+        model = Model(
             views,
             cache.items.classes,
             method,
             config.seed_list(),
             config.joint,
-            probes,
+            [without_said(tensors) for tensors in probes],
             experts,
             weight_ME,
             temperature=1.0,
             about={},
         )
+        if not splits[0].folds:
+            return model
+        said = out_of_fold(METHODS[method], probes, pool, config.joint)
+        out = left_out(said, splits, concat=method == "concat")
+        return model.at_best(out.log_joint_nC, cache.items.label[out.rows])
 
     def _config(self, names: list[str], split: Split, seed: int) -> TrainConfig:
         """The settings as `make train` has them. Raises ValueError for those that cannot be
@@ -388,8 +397,9 @@ class MetaCoTrainingClassifier(CoviewClassifier):
     views: None (X is a list of one (n, D_v) array a view), or how the columns of one wide X are
     shared out: widths [512, 768], or slices. method: any of `make train` that keeps a model. seeds:
     trainings whose predictions are averaged. random_state: a whole number is their first seed.
-    validation_fraction: of the labelled rows of each class (at least one of three), without which
-    it trains, and by which it selects; 0: none are held out, and the training rows select.
+    validation_fraction: None: all labelled rows train, and what is selected is selected by what
+    trainings without their labels say of them (cross-fitting); otherwise this share of the labelled
+    rows of each class (at least one of three) is held out to select by; 0: nothing is selected.
     as_class: words in y that are classes, though they usually mean that there is no label
     ("unknown"). The other parameters are those of `make train`, with the same defaults.
     """
@@ -399,7 +409,7 @@ class MetaCoTrainingClassifier(CoviewClassifier):
         views: Sequence[int | slice] | None = None,
         *,
         method: str = "mct-graph",
-        validation_fraction: float = 0.2,
+        validation_fraction: float | None = None,
         seeds: int = 1,
         lr: float = 3e-4,
         weight_decay: float = 0.0,
@@ -409,8 +419,8 @@ class MetaCoTrainingClassifier(CoviewClassifier):
         dropout: float = 0.2,
         batch_labelled: int = 64,
         batch_unlabelled: int = 128,
-        warmup: int = 100,
-        cotrain: int = 500,
+        warmup: int = BY_LABELS,
+        cotrain: int = BY_LABELS,
         temperature: float = 0.5,
         patience: int = 0,
         eval_every: int = 20,

@@ -11,7 +11,7 @@ from base.commands import Command, main
 
 CACHED = ("VIEW", "DATA", "CACHE")
 MACHINE = ("DEVICE", "GPUS", "CACHE")
-TRAINED = ("VIEWS", "DATA", "LABELS", "METHOD", "SEEDS")
+TRAINED = ("VIEWS", "DATA", "LABELS", "VAL", "TEST", "METHOD", "SEEDS")
 COMMANDS = (
     Command(
         "extract",

@@ -7,7 +7,7 @@ from typing import Any
 
 from base.errors import UsageError, did_you_mean, nearest
 from train.methods import in_order, with_model
-from train.run.summary import selected_by
+from train.run.summary import selection_score
 
 log = logging.getLogger(f"coview.{__name__}")
 BEST = "mct-graph"  # the method to take, where a run has it
@@ -34,10 +34,7 @@ def choose_method(summary: dict[str, Any], method: str) -> str:
 
 def _of_kept(summary: dict[str, Any], trained: Sequence[str]) -> dict[str, float]:
     """The score on validation of each method that keeps a model."""
-    scores, key = {}, selected_by(summary)
-    for name in with_model(trained):
-        scores[name] = summary["methods"][name]["joint"][key]["mean"]
-    return scores
+    return {name: selection_score(summary, name) for name in with_model(trained)}
 
 
 def _refuse_method(asked: str, scores: dict[str, float], best: str) -> None:

@@ -18,13 +18,14 @@ node of it the mean of what its nearest nodes know, and of one that is, what tha
 import functools
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import log_softmax, softmax
 
 from base.errors import UNKNOWN, IntegrityError, StaleError, UsageError
 from base.phrase import quoted
@@ -34,7 +35,9 @@ from predict.bundle.folder import read_model
 from predict.choose import choose_method
 from predict.model import FITTED, Expert, Model, Opinions, ViewRecord, side_by_side
 from train.algorithm.probe import Params
+from train.data.apart import apart_of
 from train.data.feed import Input
+from train.data.folds import splits_of
 from train.data.graph import Graph, groups_of, nodes_of
 from train.data.reader import Cache, open_cache
 from train.data.splits import Split, make_split, spaced
@@ -42,6 +45,7 @@ from train.data.texts import without_texts
 from train.methods import METHODS, learns_unlabelled
 from train.run.probe_files import read_tensors
 from train.run.rundir import finished, keys_of, split_file
+from train.run.scoring import out_of_fold
 from train.run.summary import checked, read_summary
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -63,11 +67,11 @@ def of_run(
     settings = config["settings"]
     method = choose_method(summary, method)
     opened = _open(run, cache, config, summary["dataset"])
-    splits = [_split(run, opened, settings["labels"], summary, seed) for seed in summary["seeds"]]
+    splits = _splits(run, opened, settings, summary)
     where, scores = torch.device(device), summary["methods"][method]
     names = ["concat"] if method == "concat" else opened.names
     probes = [_tensors(run, method, name, scores, where) for name in names]
-    experts, weight_ME = [], None
+    experts, weight_ME, pool = [], None, {}
     if METHODS[method].graphs:
         pool = _tensors(run, method, "pool", scores, where)
         experts = experts_of(opened, splits, pool, probes, where)
@@ -81,13 +85,17 @@ def of_run(
         method,
         summary["seeds"],
         summary["joint"],
-        probes,
+        [without_said(tensors) for tensors in probes],
         experts,
         weight_ME,
         1.0,
         _about(run, settings, summary, scores),
     )
-    return _held_out(model, opened, splits), opened, splits
+    out = None
+    if splits[0].folds:
+        said = out_of_fold(METHODS[method], probes, pool, summary["joint"])
+        out = left_out(said, splits, concat=method == "concat")
+    return _held_out(model, opened, splits, out), opened, splits
 
 
 def _open(run: Path, cache: Path, config: dict[str, Any], dataset: str) -> Cache:
@@ -117,24 +125,88 @@ def _open(run: Path, cache: Path, config: dict[str, Any], dataset: str) -> Cache
     return opened
 
 
-def _held_out(model: Model, cache: Cache, splits: Sequence[Split]) -> Model:
+def without_said(tensors: Params) -> Params:
+    """What a probe is made of, without what was said out of fold."""
+    return {key: value for key, value in tensors.items() if not key.endswith("said")}
+
+
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """Rows that were labelled, and what trainings that did not know their labels say of them: the
+    mean over the seeds that left a row out. log_joint_nC: float64, at temperature 1."""
+
+    rows: np.ndarray
+    log_joint_nC: Tensor
+    views_VnC: np.ndarray
+
+    def opinions(self, temperature: float) -> Opinions:
+        joint_nC = log_softmax(self.log_joint_nC / temperature, -1).exp().float().numpy()
+        agreement_n = np.full(len(joint_nC), np.nan, np.float32)
+        if len(self.views_VnC):
+            agrees_Vn = self.views_VnC.argmax(2) == joint_nC.argmax(1)
+            agreement_n = agrees_Vn.mean(0, dtype=np.float32)
+        return Opinions(joint_nC, self.views_VnC, agreement_n)
+
+
+def out_of_fold_of(run: Path, method: str, splits: Sequence[Split], device: str) -> LeftOut:
+    """What a finished run's METHOD wrote down of the rows that were left out. Raises as of_run."""
+    summary, where = read_summary(run), torch.device(device)
+    scores, concat = summary["methods"][method], method == "concat"
+    names = ["concat"] if concat else summary["views"]
+    probes = [_tensors(run, method, name, scores, where) for name in names]
+    pool = _tensors(run, method, "pool", scores, where) if METHODS[method].graphs else {}
+    return left_out(out_of_fold(METHODS[method], probes, pool, summary["joint"]), splits, concat)
+
+
+def left_out(said: Sequence[Tensor], splits: Sequence[Split], concat: bool = False) -> LeftOut:
+    """said: (S, n, C) of each view and then of the joint (of a joint alone for concat)."""
+    rows_Sn = np.stack([split.val for split in splits])
+    rows, place_n = np.unique(rows_Sn, return_inverse=True)
+    at = torch.from_numpy(place_n.ravel())
+    count_n1 = torch.bincount(at, minlength=len(rows)).double()[:, None]
+
+    def mean(each_SnC: Tensor) -> Tensor:
+        flat = each_SnC.double().cpu().flatten(0, 1)
+        whole = torch.zeros(len(rows), flat.shape[1], dtype=torch.float64)
+        return whole.index_add(0, at, flat) / count_n1
+
+    views = [] if concat else said[:-1]
+    views_VnC = [mean(softmax(z.double(), -1)).float().numpy() for z in views]
+    log_joint_nC = log_softmax(mean(log_softmax(said[-1].double(), -1)), -1)
+    shape = (len(views), *log_joint_nC.shape)
+    return LeftOut(rows, log_joint_nC, np.array(views_VnC, np.float32).reshape(shape))
+
+
+def _held_out(
+    model: Model, cache: Cache, splits: Sequence[Split], out: LeftOut | None = None
+) -> Model:
     """The model at the temperature of the validation rows, and how good it is on the test rows: at
-    most FITTED of each, whose images no seed has learnt from."""
-    labelled, seen = learnt_from(cache, splits)
-    known, rows = seen if learns_unlabelled(model.method) else labelled, {}
-    for part in ("val", "test"):
-        common = functools.reduce(np.intersect1d, [getattr(split, part) for split in splits])
-        new = [row for row in common.tolist() if cache.items.sha256[row] not in known]
-        rows[part] = spaced(np.array(new, np.int64), FITTED)
-    val, test = rows["val"], rows["test"]
-    if len(val):
+    most FITTED of each, whose images no seed has learnt from. out: labelled rows in place of
+    validation rows, which tell, too, how often it is right."""
+    val, test = (_not_learnt(model, cache, splits, part) for part in ("val", "test"))
+    found = None
+    if out is not None and len(out.rows):
+        val, y_n = out.rows, cache.items.label[out.rows]
+        model = model.at_best(out.log_joint_nC, y_n)
+        right = float((out.log_joint_nC.argmax(-1).numpy() == y_n).mean())
+        found = {"images": len(val), "top1": right}
+    elif len(val):
         model = model.calibrated([emb_ND[val] for emb_ND in cache.emb], cache.items.label[val])
     top1 = None
     if len(test):
         choice_n = model([emb_ND[test] for emb_ND in cache.emb]).choice_n
         top1 = float((choice_n == cache.items.label[test]).mean())
-    found = {"val": len(val), "test": len(test), "top1": top1}
-    return replace(model, about={**model.about, "held_out": found})
+    held_out = {"val": len(val), "test": len(test), "top1": top1, "out_of_fold": found}
+    return replace(model, about={**model.about, "held_out": held_out})
+
+
+def _not_learnt(model: Model, cache: Cache, splits: Sequence[Split], part: str) -> np.ndarray:
+    """Rows of a part that all seeds have in common, and whose images none has learnt from."""
+    labelled, seen = learnt_from(cache, splits)
+    known = seen if learns_unlabelled(model.method) else labelled
+    common = functools.reduce(np.intersect1d, [getattr(split, part) for split in splits])
+    new = [row for row in common.tolist() if cache.items.sha256[row] not in known]
+    return spaced(np.array(new, np.int64), FITTED)
 
 
 def learnt_from(cache: Cache, splits: Sequence[Split]) -> tuple[set[str], set[str]]:
@@ -151,6 +223,7 @@ def _about(
 ) -> dict[str, Any]:
     """What a reader of the model wants to know, without what is private."""
     about = {key: summary[key] for key in ("dataset", "labels_text", "rows", "fingerprints")}
+    about["folds"] = summary.get("folds", 0)
     if not isinstance(settings["labels"], str):
         about["labels_text"] = "a list of labelled images"
     told = {key: value for key, value in settings.items() if key not in PRIVATE}
@@ -217,22 +290,26 @@ def open_model(folder: Path, device: str = "cpu") -> Model:
     return read_model(Path(folder), torch.device(device))
 
 
-def _split(
-    run: Path, cache: Cache, labels: str | list[str], summary: dict[str, Any], seed: int
-) -> Split:
-    """As it was: by the rule, where that gives the images that the run wrote down, or by these, of
-    LABELS=file and of a version that drew others. Raises IntegrityError (the file was changed) or
+def _splits(
+    run: Path, cache: Cache, settings: dict[str, Any], summary: dict[str, Any]
+) -> list[Split]:
+    """As they were: by the rule, where that gives the images that the run wrote down, or by these,
+    of LABELS=file and of a version that drew others. Raises IntegrityError (a file was changed) or
     StaleError."""
-    written = checked(run, split_file(run, seed).relative_to(run).as_posix(), summary)
-    if isinstance(labels, str):
-        split = make_split(cache.items, cache.ok, labels, seed)
-        if keys_of(cache.items, split) == written.read_bytes():
-            return split
+    apart, labels, of_each = apart_of(settings), settings["labels"], []
+    items, ok = cache.items, cache.ok
+    for seed in summary["seeds"]:
+        written = checked(run, split_file(run, seed).relative_to(run).as_posix(), summary)
+        of_each.append(str(written))
+        if isinstance(labels, str):
+            split = make_split(items, ok, labels, seed, apart)
+            if keys_of(items, split) == written.read_bytes():
+                of_each[-1] = labels
     try:
-        return make_split(cache.items, cache.ok, str(written), seed)
+        return splits_of(items, ok, of_each, summary["seeds"], apart)
     except UsageError as error:
         raise StaleError(
-            f"not all images of {written} can be used any more ({error}). Train again under "
+            f"not all images of {run / 'splits'} can be used any more ({error}). Train again under "
             "another RUN",
             instead={"RUN": UNKNOWN},
         ) from error

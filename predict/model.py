@@ -232,8 +232,11 @@ class Model:
         every = slice(None, None, -(-len(y_n) // FITTED))
         few_V = [emb_nD[every] for emb_nD in emb_V]
         parts = [self.scores(rows)[1].double().cpu() for rows in self._chunks(few_V)]
-        log_p_nC = _together(torch.cat(parts, 1))
-        right_n1 = torch.from_numpy(y_n[every].astype(np.int64))[:, None]
+        return self.at_best(_together(torch.cat(parts, 1)), y_n[every])
+
+    def at_best(self, log_p_nC: Tensor, y_n: np.ndarray) -> "Model":
+        """`calibrated`, on (n, C) float64 log-probabilities of labelled rows at temperature 1."""
+        right_n1 = torch.from_numpy(y_n.astype(np.int64))[:, None]
         doubt = 1 / (len(right_n1) + 2)
         losses = []
         for temperature in TEMPERATURES.tolist():

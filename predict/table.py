@@ -25,8 +25,9 @@ from base.console import counted
 from base.phrase import shown
 from cache_specs.view import STATUS
 from predict.model import Model, Opinions
-from train.run.summary import doubt
+from train.run.summary import UNKNOWABLE, doubt, middle
 
+COPIES = "image is, byte for byte, also one that the training learnt from"
 FEW = 12  # images, or fewer, are listed one by one
 STEPS = (0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute it
@@ -155,7 +156,8 @@ def _parquet(table: Table) -> bytes:
 class Figures:
     """Shares of the images that got a label: expected right (None: nothing tells), and how far that
     is in doubt; right (where the labels are known); with views that disagree (where there are two).
-    test_accuracy: of the run's test images, test_images of them, that no seed has learnt from."""
+    test_accuracy: of the run's test images, test_images of them, that no seed has learnt from;
+    out_of_fold_accuracy: of its labelled images, by trainings without their labels."""
 
     mean_confidence: float
     expected_accuracy: float | None
@@ -164,6 +166,22 @@ class Figures:
     views_disagree: float | None
     test_accuracy: float | None
     test_images: int
+    out_of_fold_accuracy: float | None = None
+    out_of_fold_images: int = 0
+
+
+def judged(held_out: dict[str, Any]) -> tuple[float | None, int]:
+    """How often the model is right, as far as anything tells, and on how many images that stands:
+    the test images, or labelled ones by trainings that did not know their labels, two more right
+    and two more wrong ones among them, since the choices were made on them, too."""
+    out = held_out.get("out_of_fold")
+    if held_out["test"] or not out:
+        return held_out["top1"], held_out["test"]
+    return middle(out["top1"], out["images"]), out["images"]
+
+
+def kind_of_judged(held_out: dict[str, Any]) -> str:
+    return "test" if held_out["test"] else "out-of-fold"
 
 
 def figures(model: Model, said: Opinions, truth_n: np.ndarray | None, new: bool) -> Figures:
@@ -173,11 +191,11 @@ def figures(model: Model, said: Opinions, truth_n: np.ndarray | None, new: bool)
     of them; of new ones too, where the confidence is far above it. truth_n: the labels, where they
     are known."""
     confidence, held_out = float(said.confidence_n.mean()), model.about["held_out"]
-    expected, n = held_out["top1"], held_out["test"]
+    expected, n = judged(held_out)
     if new:
         expected, n = confidence if held_out["val"] else None, held_out["val"]
         if _apart(held_out, confidence) > 0:
-            expected, n = held_out["top1"], held_out["test"]
+            expected, n = judged(held_out)
     uncertain = None if expected is None else doubt(expected, n)
     right = None if truth_n is None else float((said.choice_n == truth_n).mean())
     disagree = None
@@ -185,16 +203,18 @@ def figures(model: Model, said: Opinions, truth_n: np.ndarray | None, new: bool)
         choice_Vn = said.views_VnC.argmax(2)
         disagree = float((choice_Vn != choice_Vn[0]).any(0).mean())
     tested = held_out["top1"], held_out["test"]
-    return Figures(confidence, expected, uncertain, right, disagree, *tested)
+    out = held_out.get("out_of_fold") or {"top1": None, "images": 0}
+    whole = *tested, out["top1"], out["images"]
+    return Figures(confidence, expected, uncertain, right, disagree, *whole)
 
 
 def _apart(held_out: dict[str, Any], confidence: float) -> int:
-    """1 where the mean confidence is above the test accuracy by more than both leave in doubt, -1
-    where it is as far below; 0 otherwise, and where one of them is unknown."""
-    if not held_out["val"] or not held_out["test"]:
+    """1 where the mean confidence is above the accuracy that is known by more than both leave in
+    doubt, -1 where it is as far below; 0 otherwise, and where one of them is unknown."""
+    top1, n = judged(held_out)
+    if not held_out["val"] or top1 is None:
         return 0
-    top1 = held_out["top1"]
-    both = np.hypot(doubt(confidence, held_out["val"]), doubt(top1, held_out["test"]))
+    both = np.hypot(doubt(confidence, held_out["val"]), doubt(top1, n))
     return int(np.sign(confidence - top1)) * int(abs(confidence - top1) > both)
 
 
@@ -233,15 +253,15 @@ def summary_text(model: Model, said: Opinions, shares: Figures, new: bool) -> st
 
 
 def _expected(model: Model, shares: Figures, new: bool) -> list[str]:
-    held_out, name = model.about["held_out"], model.about["dataset"]
+    held_out, rows = model.about["held_out"], model.about["rows"]
     head = "expected accuracy unknown"
     if shares.expected_accuracy is not None and shares.expected_accuracy_doubt is not None:
         expected, uncertain = 100 * shares.expected_accuracy, 100 * shares.expected_accuracy_doubt
         head = f"expected accuracy {expected:.1f} %, give or take {uncertain:.0f} points"
-    copies = "image is, byte for byte, also one that the training learnt from"
     sure = f"the mean confidence, {100 * shares.mean_confidence:.1f} %,"
-    if not new and not held_out["test"]:
-        return [f"{head}: every test {copies}"]
+    top1, _ = judged(held_out)
+    if not new and top1 is None:
+        return [f"{head}: every test {COPIES}" if rows["test"] else f"{head}: {UNKNOWABLE}"]
     if not new:
         return [
             f"{head}: {_tested(model)}, and two standard errors of so many. T{sure[1:]} is no "
@@ -251,29 +271,48 @@ def _expected(model: Model, shares: Figures, new: bool) -> list[str]:
     if apart > 0:
         return [
             f"{head}: {_tested(model)}, and two standard errors of so many. T{sure[1:]} is not to "
-            f"be trusted here: calibrated on {counted(held_out['val'], 'validation image')}, it is "
-            "further above the test accuracy than both leave in doubt"
+            f"be trusted here: calibrated on {_calibrating(held_out)}, it is further above the "
+            f"{kind_of_judged(held_out)} accuracy than both leave in doubt"
         ]
-    lines = [f"{head}: {sure} is not calibrated, since every validation {copies}"]
-    if held_out["val"]:
-        lines = [
-            f"{head}: the mean confidence, calibrated on the {held_out['val']:,} validation images "
-            f"of {name}, and two standard errors of so many. It holds for images like those; of "
-            "images of another kind the model is surer than it should be"
-        ]
-    if held_out["test"]:
+    lines = [f"{head}: {_by_confidence(model, sure)}"]
+    if top1 is not None:
         unlike = "; it is less sure of these images, which may be of another kind" * (apart < 0)
-        top1 = f"{100 * held_out['top1']:.1f} %"
-        lines.append(f"test accuracy {top1}: {_tested(model)}{unlike}")
+        kind = kind_of_judged(held_out)
+        lines.append(f"{kind} accuracy {100 * top1:.1f} %: {_tested(model)}{unlike}")
     return lines
 
 
+def _by_confidence(model: Model, sure: str) -> str:
+    """Of new images, what their confidence is worth; sure: what it is."""
+    held_out = model.about["held_out"]
+    if held_out["val"]:
+        return (
+            f"the mean confidence, calibrated on the {_calibrating(held_out)} "
+            f"of {model.about['dataset']}, and two standard errors of so many. It holds for images "
+            "like those; of images of another kind the model is surer than it should be"
+        )
+    none_left = "each label was used, and none left out"
+    why = f"every validation {COPIES}" if model.about["rows"]["val"] else none_left
+    return f"{sure} is not calibrated, since {why}"
+
+
+def _calibrating(held_out: dict[str, Any]) -> str:
+    kind = "labelled image" if held_out.get("out_of_fold") else "validation image"
+    return counted(held_out["val"], kind)
+
+
 def _tested(model: Model) -> str:
-    held_out, seeds = model.about["held_out"], len(model.seeds)
+    held_out, seeds, name = model.about["held_out"], len(model.seeds), model.about["dataset"]
     who = f"the {seeds} seeds together label" if seeds > 1 else "it labels"
+    if held_out["test"]:
+        return (
+            f"what {who} right of the {held_out['test']:,} test images of {name}, which had no "
+            "part in the training"
+        )
+    n = held_out["out_of_fold"]["images"]
     return (
-        f"what {who} right of the {held_out['test']:,} test images of {model.about['dataset']}, "
-        "which had no part in the training"
+        f"what trainings without their labels say rightly of the {n:,} labelled images of {name} "
+        "(out-of-fold), and of two right and two wrong ones more"
     )
 
 

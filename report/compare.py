@@ -115,10 +115,11 @@ def compare(folders: Sequence[Path], to: Path, told: dict[str, Any] | None = Non
 
 
 def _text(runs: Sequence[Run], gains: Sequence[Gain]) -> str:
+    kind = " or ".join(dict.fromkeys(run.kind for run in runs))
     lines = [
-        *_scores(runs, "test_top1", "test top-1 in %, mean ± std over seeds"),
-        *_scores(runs, "test_balanced", "test balanced accuracy"),
-        *_scores(runs, "test_f1", "test macro F1"),
+        *_scores(runs, "top1", f"{kind} top-1 in %, mean ± std over seeds"),
+        *_scores(runs, "balanced", f"{kind} balanced accuracy"),
+        *_scores(runs, "f1", f"{kind} macro F1"),
     ]
     for key in chosen_by(runs):
         heading = "validation, by which to choose between runs"
@@ -145,7 +146,10 @@ def _scores(runs: Sequence[Run], key: str, heading: str, only: str = "") -> list
     lines = [_line(heading, names, wide)]
     for method, what in all_lines(each):
         if only in ("", what):
-            cells = [_cell(found.get((method, what), {}).get(key)) for found in each]
+            cells = []
+            for run, found in zip(runs, each, strict=True):
+                scores = found.get((method, what), {})
+                cells.append(_cell(scores.get(key, scores.get(f"{run.part}_{key}"))))
             lines.append(_line(f"{title(method)}: {what}", cells, wide))
     return [*lines, ""]
 

@@ -41,18 +41,32 @@ Line = tuple[str, str]  # method, and a view or the joint
 
 def why_not(first: Run, other: Run) -> tuple[list[int], str]:
     """The seeds over which two runs are paired, and, of none, the reason in words. Of two versions
-    of a data set, or a folder and a table of it, the same test images will do."""
-    ours, theirs = first.summary, other.summary
-    our_keys = _below(first.parts[first.method]["test"].keys)
-    their_keys = _below(other.parts[other.method]["test"].keys)
-    same_test = our_keys == their_keys and _contents(first, "test") == _contents(other, "test")
-    if not same_test and ours["fingerprints"]["items"] != theirs["fingerprints"]["items"]:
+    of a data set, or a folder and a table of it, the same test images will do; out-of-fold, the
+    same labelled ones."""
+    ours, theirs, part = first.summary, other.summary, first.part
+    if not part or other.part != part or first.kind != other.kind:
+        return [], f"scores of {other.kind} images, not of {first.kind} ones"
+    same_data = ours["fingerprints"]["items"] == theirs["fingerprints"]["items"]
+    if first.kind == "out-of-fold":
+        seeds = _shared(first, other)
+        told = _other_data(ours, theirs, ours["dataset"] == theirs["dataset"])
+        return (seeds, "") if seeds or same_data else ([], told)
+    return _of_common_images(first, other, same_data)
+
+
+def _of_common_images(first: Run, other: Run, same_data: bool) -> tuple[list[int], str]:
+    """Where the same images judge for all seeds."""
+    ours, theirs, part = first.summary, other.summary, first.part
+    our_keys, their_keys = _keys(first), _keys(other)
+    same_test = our_keys == their_keys and _contents(first, part) == _contents(other, part)
+    if not same_test and not same_data:
         related = ours["dataset"] == theirs["dataset"] or not set(our_keys).isdisjoint(their_keys)
         return [], _other_data(ours, theirs, related)
     if not same_test:
-        return [], f"other test images ({len(their_keys):,}, not these {len(our_keys):,})"
-    if _contents(first, "test_labels") != _contents(other, "test_labels"):
-        return [], "other labels of the test images"
+        told = f"other {first.kind} images ({len(their_keys):,}, not these {len(our_keys):,})"
+        return [], told
+    if _contents(first, f"{part}_labels") != _contents(other, f"{part}_labels"):
+        return [], f"other labels of the {first.kind} images"
     return _shared(first, other), ""
 
 
@@ -62,11 +76,18 @@ def _below(keys: Sequence[str]) -> list[str]:
     return [key[cut:] for key in keys]
 
 
+def _keys(run: Run, seed: int = 0) -> list[str]:
+    """Of the images that judge, of the seed at this place."""
+    return _below(run.parts[run.method][run.part].keys_E[seed])
+
+
 def _shared(first: Run, other: Run) -> list[int]:
-    """The seeds that both have, with the same labelled images."""
-    found = []
-    for seed in first.summary["seeds"]:
-        if seed in other.summary["seeds"] and labelled(first, seed) == labelled(other, seed):
+    """The seeds that both have, with the same labelled images, and the same images that judge."""
+    found, here, there = [], first.summary["seeds"], other.summary["seeds"]
+    for seed in here:
+        if seed not in there or labelled(first, seed) != labelled(other, seed):
+            continue
+        if _keys(first, here.index(seed)) == _keys(other, there.index(seed)):
             found.append(seed)
     return found
 
@@ -145,15 +166,15 @@ def _mean(run: Run, line: Line, seeds: Sequence[int]) -> float:
     method, what = line
     found, there = run.summary["methods"][method], run.summary["seeds"]
     scores = found["joint"] if what == JOINT else found["views"][what]
-    values = [scores["test_top1"]["values"][there.index(seed)] for seed in seeds or there]
+    values = [scores[f"{run.part}_top1"]["values"][there.index(seed)] for seed in seeds or there]
     return sum(values) / len(values)
 
 
 def _right(run: Run, line: Line, seeds: Sequence[int]) -> np.ndarray | None:
-    """(E, n) bool: which test images a line has right for these seeds; None of a view in a run of
+    """(E, n) bool: which images a line has right for these seeds; None of a view in a run of
     before, which did not write that down."""
     method, what = line
-    part, there = run.parts[method]["test"], run.summary["seeds"]
+    part, there = run.parts[method][run.part], run.summary["seeds"]
     at = [there.index(seed) for seed in seeds]
     if what == JOINT:
         return part.right_En[at]
@@ -161,7 +182,7 @@ def _right(run: Run, line: Line, seeds: Sequence[int]) -> np.ndarray | None:
     if len(part.own_VEn) < len(own):
         return None
     number = [view for view in run.summary["views"] if view in own].index(what)
-    return part.own_VEn[number][at] == part.label_n
+    return part.own_VEn[number][at] == part.label_En[at]
 
 
 def differing(runs: Sequence[Run]) -> list[list[str]]:

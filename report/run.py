@@ -14,18 +14,18 @@ import pyarrow.parquet as pq
 from base.errors import UNKNOWN, IntegrityError
 from train.methods import in_order, with_model
 from train.run.rundir import finished
-from train.run.summary import AGAIN, checked, read_summary, selected_by
+from train.run.summary import AGAIN, checked, kind_of, read_summary, scored, selection_score
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A method's predictions on n images of one split. label_n: int; pred_En, sure_En: the joint's
-    first choice and its probability for each seed; own_VEn, own_sure_VEn: those of each view by
-    itself (V = 0 for concat); own_sure_VEn is that of the shown method alone, own_VEn too in a run
-    of before."""
+    """A method's predictions on n images of one split, for each seed; out-of-fold, each seed has
+    its own images. keys_E: n each; label_En: int; pred_En, sure_En: the joint's first choice and
+    its probability; own_VEn, own_sure_VEn: those of each view by itself (V = 0 for concat);
+    own_sure_VEn is that of the shown method alone, own_VEn too in a run of before."""
 
-    keys: list[str]
-    label_n: np.ndarray
+    keys_E: list[list[str]]
+    label_En: np.ndarray
     pred_En: np.ndarray
     sure_En: np.ndarray
     own_VEn: np.ndarray
@@ -33,13 +33,13 @@ class Part:
 
     @property
     def right_En(self) -> np.ndarray:
-        return self.pred_En == self.label_n
+        return self.pred_En == self.label_En
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """method: the one that the page shows in detail; parts[method]["val" or "test"]; records: the
-    lines of metrics.jsonl."""
+    """method: the one that the page shows in detail; parts[method]["val" or "test"], as far as
+    there are any; records: the lines of metrics.jsonl."""
 
     folder: Path
     settings: dict[str, Any]
@@ -58,6 +58,16 @@ class Run:
         return in_order(self.summary["methods"])
 
     @property
+    def part(self) -> str:
+        """The part that the results stand on; '' where nobody judges."""
+        return scored(self.summary)
+
+    @property
+    def kind(self) -> str:
+        """What its images are called."""
+        return kind_of(self.summary, self.part)
+
+    @property
     def views(self) -> list[str]:
         """Those that have a line of their own in the shown method."""
         own = self.summary["methods"][self.method]["views"]
@@ -74,8 +84,10 @@ def read_run(folder: Path) -> Run:
         environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
         records = _records(files["metrics.jsonl"]) if "metrics.jsonl" in files else []
         method = shown_method(summary)
-        predictions, seeds = files["predictions.parquet"], len(summary["seeds"])
-        parts = read_predictions(predictions, summary["views"], method, seeds)
+        parts: dict[str, dict[str, Part]] = {}
+        if scored(summary):
+            predictions, seeds = files["predictions.parquet"], len(summary["seeds"])
+            parts = read_predictions(predictions, summary["views"], method, seeds)
         return Run(folder, config["settings"], environment, summary, records, method, parts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
@@ -94,8 +106,7 @@ def shown_method(summary: dict[str, Any]) -> str:
     kept = with_model(summary["methods"]) or in_order(summary["methods"])
     if "mct-graph" in kept:
         return "mct-graph"
-    key = selected_by(summary)
-    scores = {name: summary["methods"][name]["joint"][key]["mean"] for name in kept}
+    scores = {name: selection_score(summary, name) for name in kept}
     return max(kept, key=scores.__getitem__)
 
 
@@ -138,8 +149,9 @@ def _part(rows: pa.Table, own: tuple[list[np.ndarray], list[np.ndarray]], seeds:
         own_VEn = np.stack(own[0]).reshape(-1, *pred_En.shape)
     if own[1]:
         own_sure_VEn = np.stack(own[1]).reshape(-1, *pred_En.shape)
-    keys = rows["id"].slice(0, label_En.shape[1]).to_pylist()
-    return Part(keys, label_En[0], pred_En, sure_En, own_VEn, own_sure_VEn)
+    keys, n = rows["id"].to_pylist(), label_En.shape[1]
+    keys_E = [keys[first : first + n] for first in range(0, len(keys), n)]
+    return Part(keys_E, label_En, pred_En, sure_En, own_VEn, own_sure_VEn)
 
 
 def _own(

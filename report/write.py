@@ -57,6 +57,9 @@ def write_report(
 def sections(run: Run, seen: Look | None, names: list[str]) -> list[Section]:
     """In the order of the page, without those that have nothing to say. seen: what the galleries
     are made of, where it is there."""
+    if not run.part:
+        found = [scores(run), next_section(seen), map_section(seen)] if seen else [scores(run)]
+        return [section for section in found if section]
     confused, agreed = confusion(run, names), agreement(run)
     if seen is None:
         found = [scores(run), confused, classes(run, names), reliability(run), agreed, curves(run)]

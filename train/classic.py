@@ -10,8 +10,9 @@ One view of 6,000 x 768, 3,600 training rows, 10 classes, one core, after the im
 seconds each with 3 labels a class; with all 3,600, logistic regression 50 s, the others two.
 """
 
+import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from base.errors import DataQualityError, UsageError, did_you_mean
 from base.progress import Progress
 from cache_specs.text import ViewText
 from train.algorithm.evaluate import share_right
+from train.data.folds import trainings
 from train.data.graph import Graph, groups_of, nearest_rows, standardise, statistics, unit
 from train.data.splits import Split
 
@@ -34,6 +36,7 @@ INVERSE_PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.
 # of L-BFGS: the most, and the largest derivative of the mean loss at which it may stop
 ITERATIONS, GRADIENT = 5_000, 1e-6
 VOTERS = (1, 3, 5, 10, 20, 50)
+USUAL = ({"C": 1.0}, {"k": 1})  # where nobody judges
 
 # hyper-parameters, and probabilities (n, C) for each block of queries
 Candidate = tuple[dict[str, float], list[np.ndarray]]
@@ -74,10 +77,48 @@ def classify(
     inputs = _inputs(method, emb_V, train_rows, (labelled, split.val, split.test))
     scores = Scores()
     for x_LD, *queries in inputs:
-        candidates = CLASSIC[method](x_LD, label_N[labelled], queries, classes)
-        chosen, (val, test) = _pick(candidates, label_N[split.val], by)
+        fit = functools.partial(CLASSIC[method], classes=classes)
+        if split.folds:
+            chosen, (val, test) = _cross(fit, x_LD, queries[1], label_N, split, by)
+        else:
+            candidates = fit(x_LD, label_N[labelled], queries)
+            chosen, (val, test) = _pick(candidates, label_N[split.val], by)
         _add(scores, val, test, chosen, 2 if len(emb_V) == 1 else 1)
     return scores
+
+
+def _cross(
+    fit: Callable[..., Iterator[Candidate]],
+    x_LD: np.ndarray,
+    x_tD: np.ndarray,
+    label_N: np.ndarray,
+    split: Split,
+    by: str,
+) -> Candidate:
+    """The candidate whose out-of-fold opinions are best, fitted to all labelled rows."""
+    y_L = label_N[split.labelled]
+    said = out_of_fold(fit, x_LD, y_L, split)
+    both = []
+    for chosen, (p_tC,) in fit(x_LD, y_L, [x_tD]):
+        told_nC = said.get(tuple(chosen.items()))
+        if told_nC is not None and np.isfinite(told_nC).all():  # every fold could be fitted so
+            both.append((chosen, [told_nC, p_tC]))
+    return _pick(iter(both), label_N[split.val], by)
+
+
+def out_of_fold(
+    fit: Callable[..., Iterator[Candidate]], x_LD: np.ndarray, y_L: np.ndarray, split: Split
+) -> dict[tuple, np.ndarray]:
+    """By hyper-parameters, what candidates that were fitted without a fold's rows say of these:
+    (n, C) probabilities of the rows of split.val; NaN where there is no such candidate."""
+    said: dict[tuple, np.ndarray] = {}
+    for fold in split.folds:
+        own_L, out_L = (np.isin(split.labelled, rows) for rows in (fold.labelled, fold.val))
+        for chosen, (p_nC,) in fit(x_LD[own_L], y_L[own_L], [x_LD[out_L]]):
+            nothing = np.full((len(split.val), p_nC.shape[1]), np.nan)
+            told_nC = said.setdefault(tuple(chosen.items()), nothing)
+            told_nC[np.searchsorted(split.val, fold.val)] = p_nC
+    return said
 
 
 def _inputs(
@@ -109,11 +150,15 @@ def _not_finite(view: int, views: int, method: str) -> DataQualityError:
 
 def _pick(candidates: Iterator[Candidate], y_val: np.ndarray, by: str = "top1") -> Candidate:
     """The candidate of the best validation score, its probabilities as log-probabilities: a
-    candidate is judged by the numbers handed out."""
+    candidate is judged by the numbers handed out. Where nobody judges, a usual one."""
     best: Candidate | None = None
     most: tuple[float, float] = (0.0, 0.0)
     for chosen, p_Q in candidates:
         log_Q = [_log(p_nC) for p_nC in p_Q]
+        if not len(y_val):
+            if best is None or chosen in USUAL:
+                best = chosen, log_Q
+            continue
         right = share_right(log_Q[0].argmax(1), y_val, log_Q[0].shape[1], by)
         loss = -float(log_Q[0][np.arange(len(y_val)), y_val].mean(dtype=np.float64))
         if best is None or (right, -loss) > most:
@@ -159,11 +204,18 @@ def _logreg(
     with Progress(title, len(INVERSE_PENALTIES), unit="fits") as progress:
         for C in INVERSE_PENALTIES:
             if _fits(model.set_params(C=C), x_LD, y_L):
-                p_Q = [np.zeros((len(x_nD), classes)) for x_nD in queries]
-                for p_nC, x_nD in zip(p_Q, queries, strict=True):
-                    p_nC[:, present] = model.predict_proba(x_nD)
-                yield {"C": C}, p_Q
+                yield {"C": C}, [_of_all(model, x_nD, present, classes) for x_nD in queries]
             progress.advance(1)
+
+
+def _of_all(
+    model: "LogisticRegression", x_nD: np.ndarray, present: np.ndarray, classes: int
+) -> np.ndarray:
+    """(n, C) probabilities, 0 of classes that are not `present`."""
+    p_nC = np.zeros((len(x_nD), classes))
+    if len(x_nD):  # scikit-learn refuses none
+        p_nC[:, present] = model.predict_proba(x_nD)
+    return p_nC
 
 
 def _fits(model: "LogisticRegression", x_LD: np.ndarray, y_L: np.ndarray) -> bool:
@@ -197,7 +249,7 @@ def _knn(
         yield {"k": k}, p_Q
 
 
-def propagate(graphs: Sequence[Graph], experiment: int, split: Split) -> Scores:
+def propagate(graphs: Sequence[Graph], split: Split) -> Scores:
     """What the graphs of the views, and the one of all side by side, say of one experiment's rows:
     one that is no node gets the mean distribution of its nearest nodes.
 
@@ -209,9 +261,15 @@ def propagate(graphs: Sequence[Graph], experiment: int, split: Split) -> Scores:
     """
     scores = Scores()
     for graph in graphs:
-        one = graph.solve(experiment)
+        own = graph.splits.index(split)
+        one = graph.solve(own)
         chosen = {"neighbours": one.neighbours, "alpha": one.alpha}
-        val, test = (_log(graph.told(experiment, rows)) for rows in (split.val, split.test))
+        val = graph.told(own, split.val)
+        for fold in split.folds:
+            val[np.searchsorted(split.val, fold.val)] = graph.told(
+                graph.splits.index(fold), fold.val
+            )
+        val, test = _log(val), _log(graph.told(own, split.test))
         _add(scores, val, test, chosen, 2 if len(graphs) == 1 else 1)
     return scores
 
@@ -260,8 +318,9 @@ def _propagation(
     graphs = []
     for group in groups_of(len(emb_V)):
         views = [emb_V[view] for view in group]
-        graphs.append(Graph(views, label_N, [split], classes, torch.device("cpu"), by=by))
-    return propagate(graphs, 0, split)
+        each = trainings([split])
+        graphs.append(Graph(views, label_N, each, classes, torch.device("cpu"), by=by))
+    return propagate(graphs, split)
 
 
 CLASSIC = {"logreg": _logreg, "knn": _knn}

@@ -89,7 +89,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
                 train_method(method, config, alone)
         s.cache.refuse_changed()
         head = describe(config, s.cache, s.splits)
-        work = s.methods, s.cache, s.splits[0], s.device
+        work = s.methods, s.cache, s.splits, s.device
         summary = summarise(s.folder, head, *work, time.monotonic() - begun)
         log.info(f"\n{summary_table(summary)}\n{s.folder / 'summary.json'}")
         return summary

@@ -13,14 +13,17 @@ import typing
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from base.errors import UsageError, did_you_mean, nearest
 from base.phrase import line_of
 from train.algorithm.ranks import refuse_ranks
+from train.data.apart import Apart, apart_of
 from train.methods import METHODS, defaults, told_of_all
 
 MOST_SEEDS = 10_000
+BY_LABELS = -1  # of steps: as many as the labelled images ask for
+STEPS = {"warmup": (20, 5), "cotrain": (100, 25)}  # then: at least, and passes over these
 NAME_OF_A_RUN = re.compile(r"[\w-][\w.-]*|")
 
 
@@ -37,6 +40,14 @@ class AskedSettings:
     """the data set, as it was given to extract"""
     labels: str = "all"
     """labelled training images: 4 (a class), 10% (of each class), all, or a file of keys"""
+    val: str = "auto"
+    """who chooses steps, settings and weights: auto (the validation split that the data name, else
+    cross), cross (what is said of each labelled image by a training that does not know its label),
+    split (the one that the data name, else a fifth is set apart), 10% (that share is set apart), or
+    none (all stay as they are)"""
+    test: str = "auto"
+    """who tests at the end: auto (the test split that the data name), or 20% (that share of the
+    labelled images is set apart)"""
     seeds: str = "0"
     """seeds of label choice, initial weights and draws: 0, 0..4 or 0,3,7; they train at once"""
     method: str = dataclasses.field(default="", metadata={"help": told_of_all()})
@@ -106,14 +117,16 @@ class StepSettings:
 class ScheduleSettings:
     GROUP: ClassVar[str] = "schedule"
 
-    warmup: int = limited(100, least=0)
-    """supervised steps before co-training"""
-    cotrain: int = limited(500, least=0)
-    """co-training steps; supervised trains warmup + cotrain steps"""
+    warmup: int = limited(BY_LABELS, least=BY_LABELS)
+    """supervised steps before co-training; -1: 20, or so many that each labelled image is drawn
+    5 times"""
+    cotrain: int = limited(BY_LABELS, least=BY_LABELS)
+    """co-training steps; supervised trains warmup + cotrain steps; -1: 100, or so many that each
+    labelled image is drawn 25 times"""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """of the learning rate over all steps"""
     eval_every: int = limited(20, least=1)
-    """steps between looks at the validation split (model selection, stop signals, metrics)"""
+    """steps between looks at the images that choose (model selection, stop signals, metrics)"""
     checkpoint_every: int = limited(200, least=1)
     """steps between checkpoints; a killed run loses at most these"""
     select: Literal["top1", "balanced", "f1"] = "top1"
@@ -172,6 +185,15 @@ PLACES = ["run", "cache", *names_of(RunSettings)]  # not compared when a run is 
 class TrainingSettings(RivalSettings, ScheduleSettings, StepSettings, ProbeSettings):
     """All that the training of a method needs to know, and nothing of names and places."""
 
+    def settled(self, labelled: int) -> Self:
+        """With as many steps as so many labelled images ask for, where none are given."""
+        a_pass = math.ceil(labelled / self.batch_labelled)
+        steps = {}
+        for name, (least, passes) in STEPS.items():
+            if getattr(self, name) == BY_LABELS:
+                steps[name] = max(least, passes * a_pass)
+        return dataclasses.replace(self, **steps)
+
 
 @dataclass(frozen=True)
 class TrainConfig(RunSettings, TrainingSettings, AskedSettings):
@@ -206,6 +228,10 @@ class TrainConfig(RunSettings, TrainingSettings, AskedSettings):
             )
         return seeds
 
+    def apart(self) -> Apart:
+        """VAL and TEST. Raises UsageError."""
+        return apart_of({"val": self.val, "test": self.test})
+
     def check(self) -> None:
         """Raise UsageError for what can be seen without reading any data, with the command to
         type."""
@@ -223,7 +249,8 @@ class TrainConfig(RunSettings, TrainingSettings, AskedSettings):
                 )
         refuse_ranks(self.gpus, len(views))
         refuse_beyond_limits(self)
-        if self.warmup + self.cotrain == 0:
+        self.apart()
+        if not self.warmup and not self.cotrain:
             raise UsageError("--warmup plus --cotrain must be positive, found 0")
         if 0 < self.patience < self.eval_every:
             raise UsageError(

@@ -38,7 +38,7 @@ class GridSettings:
     """name=value,value … separated by blanks, such as 'lr=1e-4,3e-4 temperature=0.25,0.5,1';
     the names are those of the settings below"""
     at_once: int = limited(64, least=1)
-    """the most experiments (combinations times seeds) in one batched training"""
+    """the most trainings (combinations times seeds, times folds) in one batch"""
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,15 @@ import torch
 
 from base.console import NOTE
 from base.errors import PreemptedError
+from train.algorithm.evaluate import predict
 from train.algorithm.peers import LocalPeers, Peers
+from train.algorithm.probe import Params
 from train.classic import GRAPH, Scores, classify, propagate, zero_shot
 from train.config import TrainConfig, TrainingSettings
 from train.data.feed import Experiment, Task, make_input
+from train.data.folds import trainings
 from train.data.graph import EXACT, Graph, groups_of
+from train.data.jury import Jury
 from train.data.reader import Cache
 from train.data.splits import Split
 from train.data.texts import TEXT
@@ -40,6 +44,7 @@ def train_method(name: str, config: TrainConfig, s: Session) -> None:
     if method.classic:
         _classify(name, s, config.select)
         return
+    config = config.settled(len(s.splits[0].labelled))
     tries = experiments(config)
     for job in make_jobs(name, s.cache, s.splits, tries, s.peers, s.device, config):
         # a process that has some of the views goes on until all are there
@@ -57,19 +62,31 @@ def _write_probes(folder: Path, method: Method, job: Job, done: Standing) -> Non
         return
     # the joint of a job of pairs is that of a student and its teacher, which nobody is asked for
     fused = done.best if method.jobs == "pairs" else done.fused
+    jury = job.task.jury
     each = zip(job.probes, done.best, fused, job.task.inputs, strict=False)
     for probe, best, both, source in each:
-        write_probe(folder, job.method, probe, best, both, source)
+        said = {}
+        if job.task.splits[0].folds:  # else they can be asked again
+            said["said"] = jury.opinions(predict(best, source, jury.rows))
+            said["joint_said"] = jury.opinions(predict(both, source, jury.rows))
+        write_probe(folder, job.method, probe, kept(best, jury), kept(both, jury), source, said)
+
+
+def kept(params: Params, jury: Jury) -> Params:
+    """Of the trainings that are kept, one a seed."""
+    return {name: value[torch.from_numpy(jury.own_S)] for name, value in params.items()}
 
 
 def _write_pool(folder: Path, job: Job, done: Standing) -> None:
     """pool: what the graphs say of validation and test rows, and all that they were weighted by."""
-    graphs, split = job.task.graphs, job.task.splits[0]
-    tensors = {"weight": done.fused_pool, **told(graphs)}
-    for part, rows in (("val", split.val), ("test", split.test)):
-        tensors[part] = torch.stack([graph(rows) for graph in graphs]).half()
+    graphs, jury = job.task.graphs, job.task.jury
+    own_S = jury.own_S.tolist()
+    tensors = {"weight": done.fused_pool, **told(graphs, own_S)}
+    test = job.task.splits[0].test
+    tensors["val"] = torch.stack([jury.opinions(graph(jury.rows)) for graph in graphs]).half()
+    tensors["test"] = torch.stack([graph(test)[own_S] for graph in graphs]).half()
     for key in graphs[0].chosen:
-        tensors[f"chosen.{key}"] = torch.stack([graph.chosen[key] for graph in graphs])
+        tensors[f"chosen.{key}"] = torch.stack([graph.chosen[key][own_S] for graph in graphs])
     write_tensors(folder, job.method, "pool", tensors)
 
 
@@ -82,7 +99,7 @@ def _classify(method: str, s: Session, by: str) -> None:
                 f"stopped before experiment {number} of {method}; the same command begins {method} "
                 "again, and keeps what came before it"
             )
-        found.append(_scores(method, s, number - 1, split, by))
+        found.append(_scores(method, s, split, by))
         log.log(NOTE, f"{method}: {number} of {len(s.splits)} experiments")
     tensors = _tensors(found)
     if method == TEXT:
@@ -103,10 +120,10 @@ def _tensors(found: Sequence[Scores]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _scores(method: str, s: Session, experiment: int, split: Split, by: str) -> Scores:
+def _scores(method: str, s: Session, split: Split, by: str) -> Scores:
     items = s.cache.items
     if method == GRAPH:
-        return propagate(graphs_of(s.cache, tuple(s.splits), s.device, by), experiment, split)
+        return propagate(graphs_of(s.cache, tuple(trainings(s.splits)), s.device, by), split)
     if method == TEXT:
         text_V = [s.cache.texts.get(view) for view in s.cache.names]
         return zero_shot(s.cache.emb, text_V, items.classes, split)
@@ -151,13 +168,13 @@ def _graph_name(cache: Cache, group: Sequence[int]) -> str:
     return " and ".join(cache.names[view] for view in group)
 
 
-def told(graphs: Sequence[Graph]) -> dict[str, torch.Tensor]:
+def told(graphs: Sequence[Graph], own_S: Sequence[int]) -> dict[str, torch.Tensor]:
     """told.GRAPH.EXPERIMENT: what the nodes know, so that who predicts need not solve the graphs
     again; nothing where that is too much to keep."""
     found = {}
     for g, graph in enumerate(graphs):
-        for e, one in enumerate(graph.solved_E):
-            found[f"told.{g}.{e}"] = one.told_nC
+        for number, e in enumerate(own_S):
+            found[f"told.{g}.{number}"] = graph.solve(e).told_nC
     size = sum(told_nC.nbytes for told_nC in found.values())
     return found if size <= TOLD_BYTES else {}
 
@@ -180,7 +197,10 @@ class Ground:
             emb_V = [self.cache.emb[view] for view in views]
             made.append(make_input(emb_V, train_rows, self.device, self.dtype))
         items = self.cache.items
-        splits, tries = list(self.splits), list(self.tries)
+        tries = []
+        for split, one in zip(self.splits, self.tries, strict=True):
+            tries += [one] * (1 + len(split.folds))
+        splits = trainings(self.splits)
         return Task(names, made, items.label, len(items.classes), splits, tries)
 
 
@@ -207,7 +227,7 @@ def make_jobs(
     task = ground.task(cache.names, [[view] for view in peers.mine])
     if METHODS[method].graphs:
         # every process has all of them: they are small, and nobody need send them
-        task = replace(task, graphs=graphs_of(cache, tuple(splits), device, settings.select))
+        task = replace(task, graphs=graphs_of(cache, tuple(task.splits), device, settings.select))
     return [Job(method, method, task, peers, [cache.names[view] for view in peers.mine])]
 
 

@@ -42,12 +42,11 @@ def fit(
     (everything saved), DataQualityError when a loss is not finite.
     """
     native.keep_memory()
-    task, peers, val = job.task, job.peers, job.task.splits[0].val
+    task, peers = job.task, job.peers
     device = task.inputs[0].mean_D.device
     phases = phases_of(METHODS[job.method], settings)
     keeper = Keeper(job, settings, folder, stop, phases[-1].end)
     standing = keeper.begun(device)
-    y_val = torch.from_numpy(task.label[val]).long().to(device)
     fusion = fusion_of(job, settings)
     rule = _rule(job, settings)
     watch = Watch(job)
@@ -57,7 +56,7 @@ def fit(
             while standing.step < phase.end:
                 if standing.step == phase.first:
                     standing = phase.opening(standing, job, settings)
-                now = _now(rule, standing, fusion, phase, settings)
+                now = _now(rule, job, standing, fusion, phase, settings)
                 at = standing.step - phase.origin
                 known = standing.given, fusion.experts(standing)
                 with autocast(settings.precision, device):
@@ -70,11 +69,11 @@ def fit(
                 listener.step(standing.step)
                 look = standing.step == over or standing.step % settings.eval_every == 0
                 if look:
-                    scores = select(standing, job, fusion, y_val, settings.patience)
+                    scores = select(standing, job, fusion, settings.patience)
                     listener.waited(feed.waited)
                     listener.tell(_record(job, standing, phase, phases[-1].end, scores, told))
                     standing.marks = None
-                    if _given_up(standing, settings.patience):
+                    if not task.jury.silent and _given_up(standing, settings.patience):
                         standing.step = over
                 keeper(standing, look)
     return standing
@@ -168,7 +167,12 @@ def _each(task: Task, name: str, dtype: torch.dtype) -> Tensor:
 
 
 def _now(
-    rule: Rival, standing: Standing, fusion: Fusion, phase: Phase, settings: TrainingSettings
+    rule: Rival,
+    job: Job,
+    standing: Standing,
+    fusion: Fusion,
+    phase: Phase,
+    settings: TrainingSettings,
 ) -> Rival:
     """The settings of the next step."""
     at, period = standing.step - phase.origin, settings.warmup + settings.cotrain
@@ -176,7 +180,7 @@ def _now(
     return replace(
         rule,
         adam=replace(rule.adam, lr=lr),
-        temperature=rule.temperature * standing.temperature,
+        temperature=rule.temperature * job.task.jury.of_each(standing.temperature),
         trust=fusion.trust(standing),
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from train.algorithm import probe
 from train.algorithm.cotrain import Told, mct_step, supervised_step
-from train.algorithm.evaluate import choices, fit_pool
+from train.algorithm.evaluate import choices, fit_pool, usual_pool
 from train.algorithm.optimise import State, fresh
 from train.algorithm.peers import Peers
 from train.algorithm.rivals import Offer, Rival, fixmatch_step, mpl_step, pseudo_step
@@ -130,15 +130,15 @@ def begin(job: Job, settings: TrainingSettings, metrics_bytes: int) -> Standing:
             source.mean_D.dtype,
         )
         states.append(fresh({name: value.to(device) for name, value in params.items()}))
-    experiments, graphs = len(task.seeds), len(task.graphs)
-    shape = (peers.count + 1, experiments)
-    pool = torch.zeros(peers.count + graphs, experiments, dtype=torch.float64, device=device)
+    jury, graphs = task.jury, len(task.graphs)
+    seeds = len(jury.own_S)
+    shape = (peers.count + 1, seeds)
+    pool = torch.zeros(peers.count + graphs, seeds, dtype=torch.float64, device=device)
     if graphs:
-        val = task.splits[0].val
-        y_val = torch.from_numpy(task.label[val]).long().to(device)
-        known = torch.stack([graph(val) for graph in task.graphs])
-        alike = torch.full_like(pool[peers.count :], 1 / graphs)
-        pool[peers.count :] = fit_pool(known, y_val, alike)
+        known = torch.stack([jury.opinions(graph(jury.rows)) for graph in task.graphs])
+        usual_M = usual_pool(0, graphs)
+        alike = usual_M.to(pool).unsqueeze(1).expand(-1, seeds)
+        pool[peers.count :] = fit_pool(known, jury.y_Sn, alike, usual_M)
     rows_L = min(settings.batch_labelled, *[len(split.labelled) for split in task.splits])
     return Standing(
         method=job.name,
@@ -151,7 +151,7 @@ def begin(job: Job, settings: TrainingSettings, metrics_bytes: int) -> Standing:
         best_nll=torch.full(shape, torch.inf, dtype=torch.float64),
         best_step=torch.zeros(shape, dtype=torch.int64),
         metrics_bytes=metrics_bytes,
-        temperature=torch.ones(peers.count, experiments, dtype=torch.float64, device=device),
+        temperature=torch.ones(peers.count, seeds, dtype=torch.float64, device=device),
         pool=pool,
         fused_pool=pool,
         teach=pool.expand(peers.count, -1, -1),

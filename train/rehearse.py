@@ -22,6 +22,7 @@ from train.algorithm import probe
 from train.algorithm.peers import LocalPeers, choose_device
 from train.config import TrainConfig
 from train.data.feed import shape_of
+from train.data.folds import trainings
 from train.data.reader import Cache
 from train.data.splits import Split
 from train.jobs import dtype_of, experiments, make_jobs
@@ -35,6 +36,7 @@ log = logging.getLogger(f"coview.{__name__}")
 
 WARM, STEPS = 6, 8  # timed steps of each kind; the fastest counts
 NEVER = 2**30
+PARTS = ("labelled", "unlabelled", "val", "test")
 
 
 class Stamps(Ignore):
@@ -57,7 +59,8 @@ def rehearse(config: TrainConfig, ground: Ground) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device, 1)
     cache, splits, methods = ground
-    warn(cache, splits[0], config.labels)
+    config = config.settled(len(splits[0].labelled))
+    warn(cache, splits[0], config.labels, config.apart())
     found = _of_data(config, cache, splits, device)
     found["methods"], known = [], {}
     for name in methods:
@@ -90,14 +93,15 @@ def _of_data(
         rows, width = emb_ND.shape
         views.append({"view": name, "rows": rows, "width": width, "bytes": emb_ND.nbytes})
         lines.append(f"{rows:,} x {width} of {name}")
-    rows = {part: len(one) for part, one in vars(split).items()}
+    rows = {part: len(getattr(split, part)) for part in PARTS}
     counts = ", ".join(f"{count:,} {part}" for part, count in rows.items())
-    memory = memory_of(config, cache, split, len(splits))
+    experiments = len(trainings(splits))
+    memory = memory_of(config, cache, split, experiments)
     mapped = sum(view["bytes"] for view in views)
     log.info(
         f"{cache.items.name}: {', '.join(lines)}\n"
         f"rows: {counts} (of seed {config.seed_list()[0]}), {classes} classes\n"
-        f"{counted(len(splits), 'experiment')} at once on {device}, about {memory / 1e6:,.0f} MB "
+        f"{counted(experiments, 'experiment')} at once on {device}, about {memory / 1e6:,.0f} MB "
         "for probes, optimiser, a batch and the validation scores; embeddings are mapped: "
         f"{mapped / 1e6:,.1f} MB"
     )
@@ -107,7 +111,7 @@ def _of_data(
         "views": views,
         "rows": rows,
         "classes": classes,
-        "experiments": len(splits),
+        "experiments": experiments,
         "device": str(device),
         "memory_bytes": memory,
     }

@@ -5,6 +5,8 @@ How the views are joined, and how their teachers are weighted, is one object for
 LateFusion, or, with graphs (see train/data/graph.py), a Pool of all experts, whose weights, and
 those of each student's teachers, are fitted here on the same validation labels: a handful of
 numbers, so that the joint's validation score is slightly too good. The test split is not looked at.
+Who judges, and which trainings follow, a jury knows (train/data/folds.py): S seeds choose for E
+trainings.
 """
 
 from collections.abc import Sequence
@@ -15,14 +17,15 @@ from torch import Tensor
 
 from base.errors import DataQualityError
 from train.algorithm.cotrain import teacher
-from train.algorithm.evaluate import calibrate, fit_pool, joint, judged, pooled, predict
+from train.algorithm.evaluate import calibrate, fit_pool, joint, judged, pooled, predict, usual_pool
 from train.algorithm.probe import Params
 from train.config import TrainingSettings
+from train.data.jury import Jury
 from train.methods import METHODS
 from train.phases import Job
 from train.run.checkpoint import Standing
 
-Score = dict[str, Tensor]  # (E,) each: top1, nll, and what is chosen by
+Score = dict[str, Tensor]  # (S,) each: top1, nll, and what is chosen by
 
 
 @dataclass(frozen=True)
@@ -58,22 +61,24 @@ class Pool:
     by: str
     known: Sequence[Tensor]
     teaching: bool
+    jury: Jury
 
     def score(self, standing: Standing, logits_V: Sequence[Tensor], y_val: Tensor) -> Score:
         experts = torch.stack([*logits_V, *self.known])
-        standing.pool = fit_pool(experts, y_val, standing.pool)
+        usual_M = usual_pool(len(logits_V), len(self.known))
+        standing.pool = fit_pool(experts, y_val, standing.pool, usual_M)
         if self.teaching:
             teach = []
             for v, weight_ME in enumerate(standing.teach):
-                teach.append(without(v, experts, y_val, weight_ME))
+                teach.append(without(v, experts, y_val, weight_ME, usual_M))
             standing.teach = torch.stack(teach)
         return judged(pooled(experts, standing.pool), y_val, self.by)
 
     def trust(self, standing: Standing) -> Tensor | None:
-        return standing.teach[:, : len(standing.teach)]
+        return self.jury.of_each(standing.teach[:, : len(standing.teach)])
 
     def experts(self, standing: Standing) -> Tensor | None:
-        return standing.teach
+        return self.jury.of_each(standing.teach)
 
 
 Fusion = LateFusion | Pool
@@ -81,24 +86,26 @@ Fusion = LateFusion | Pool
 
 def fusion_of(job: Job, settings: TrainingSettings) -> Fusion:
     """How the views of this job are joined."""
-    graphs, val = job.task.graphs, job.task.splits[0].val
+    graphs, jury = job.task.graphs, job.task.jury
     if not graphs:
         return LateFusion(settings.select, settings.joint, settings.calibrate)
-    known = [graph(val) for graph in graphs]
-    return Pool(settings.select, known, METHODS[job.method].unlabelled)
+    known = [jury.opinions(graph(jury.rows)) for graph in graphs]
+    return Pool(settings.select, known, METHODS[job.method].unlabelled, jury)
 
 
 def select(
-    standing: Standing, job: Job, fusion: Fusion, y_val: Tensor, patience: int
+    standing: Standing, job: Job, fusion: Fusion, patience: int
 ) -> dict[str, dict[str, float]]:
     """Score every view and the joint on validation; where the score is a new best, keep *copies* of
     the parameters. Returns the means over the experiments: {name: {top1, nll}}, and what is chosen
     by."""
-    task, peers = job.task, job.peers
+    task, peers, jury = job.task, job.peers, job.task.jury
     mine = []
     for state, source in zip(standing.states, task.inputs, strict=True):
-        mine.append(predict(state.shown, source, task.splits[0].val))
-    logits_V = peers.exchange(mine)
+        mine.append(jury.opinions(predict(state.shown, source, jury.rows)))
+    if jury.silent:
+        return _last(standing)
+    logits_V, y_val = peers.exchange(mine), jury.y_Sn
     scores = [judged(logits, y_val, fusion.by) for logits in logits_V]
     for name, score in zip(task.names, scores, strict=True):
         if not torch.isfinite(score["nll"]).all():
@@ -108,10 +115,10 @@ def select(
         score = own if METHODS[job.method].per_view else whole
         better = _improved(standing, view, (score[fusion.by], score["nll"]), patience)
         if view in peers.mine:
-            _keep(standing.best, standing, peers.mine.index(view), better)
+            _keep(standing.best, standing, peers.mine.index(view), jury.of_each(better))
     better = _improved(standing, peers.count, (whole[fusion.by], whole["nll"]), patience)
     for here in range(len(peers.mine)):
-        _keep(standing.fused, standing, here, better)
+        _keep(standing.fused, standing, here, jury.of_each(better))
     better = better.to(standing.pool.device)
     standing.fused_pool = torch.where(better, standing.pool, standing.fused_pool)
     return _means([*task.names, "joint"], [*scores, whole])
@@ -123,6 +130,13 @@ def _means(names: Sequence[str], scores: Sequence[Score]) -> dict[str, dict[str,
     for name, score in zip(names, scores, strict=True):
         means[name] = {key: float(value.mean()) for key, value in score.items()}
     return means
+
+
+def _last(standing: Standing) -> dict[str, dict[str, float]]:
+    """Nobody judges: the last parameters are kept, and nothing is told."""
+    standing.best = [dict(state.shown) for state in standing.states]
+    standing.fused = [dict(state.shown) for state in standing.states]
+    return {}
 
 
 def _improved(standing: Standing, row: int, found: tuple[Tensor, Tensor], patience: int) -> Tensor:
@@ -138,11 +152,13 @@ def _improved(standing: Standing, row: int, found: tuple[Tensor, Tensor], patien
     return better
 
 
-def without(v: int, experts_MEnC: Tensor, y_n: Tensor, start_ME: Tensor) -> Tensor:
+def without(
+    v: int, experts_MEnC: Tensor, y_En: Tensor, start_ME: Tensor, usual_M: Tensor
+) -> Tensor:
     """The weights (M, E) of the pool of all experts but v: nobody is his own teacher."""
     rest = [m for m in range(len(experts_MEnC)) if m != v]
     weight_ME = torch.zeros_like(start_ME)
-    weight_ME[rest] = fit_pool(experts_MEnC[rest], y_n, start_ME[rest])
+    weight_ME[rest] = fit_pool(experts_MEnC[rest], y_En, start_ME[rest], usual_M[rest])
     return weight_ME
 
 

@@ -18,8 +18,9 @@ import numpy as np
 
 from base import durable
 from base.console import counted
-from base.errors import IntegrityError
+from base.errors import DataQualityError, IntegrityError
 from train.config import TrainConfig, command_of
+from train.data.folds import trainings
 from train.grid import INSIDE, SweepConfig
 from train.jobs import experiments, make_jobs
 from train.loop import fit
@@ -43,8 +44,9 @@ class Batched:
     members: list[dict[str, Any]]
 
 
-def batches_of(config: SweepConfig, methods: list[str]) -> Iterator[Batched]:
-    number, size = 0, max(1, config.at_once // len(config.seed_list()))
+def batches_of(config: SweepConfig, methods: list[str], each: int) -> Iterator[Batched]:
+    """each: how many trainings a combination is."""
+    number, size = 0, max(1, config.at_once // each)
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for combination in config.combinations():
         shared = tuple(pair for pair in combination.items() if pair[0] not in INSIDE)
@@ -64,11 +66,16 @@ def sweep(config: SweepConfig, ground: Ground | None = None) -> list[dict[str, A
     found = []
     with session(config, ground) as s:
         folder = s.folder / "sweep"
+        if not len(s.splits[0].val):
+            raise DataQualityError(
+                "a sweep ranks by labels that a training did not know, and there are none: give at "
+                "least two labels a class, or leave VAL=none out"
+            )
         with together(s.peers):
             if s.leads:
                 durable.make_folder(folder)
             s.peers.any(False)
-            for one in batches_of(config, s.methods):
+            for one in batches_of(config, s.methods, len(trainings(s.splits))):
                 path = folder / f"{one.name}.json"
                 if not path.is_file():
                     _train(one, s, path)
@@ -85,13 +92,13 @@ def sweep(config: SweepConfig, ground: Ground | None = None) -> list[dict[str, A
 
 def _train(one: Batched, s: Session, path: Path) -> None:
     """All members for all seeds, in one training; rank 0 writes down how good they were."""
-    tries = []
+    tries, settings = [], one.settings.settled(len(s.splits[0].labelled))
     for member in one.members:
-        tries += experiments(dataclasses.replace(one.settings, **member))
+        tries += experiments(dataclasses.replace(settings, **member))
     splits = s.splits * len(one.members)
-    (job,) = make_jobs(one.method, s.cache, splits, tries, s.peers, s.device, one.settings)
+    (job,) = make_jobs(one.method, s.cache, splits, tries, s.peers, s.device, settings)
     job = dataclasses.replace(job, name=one.name)
-    done = fit(job, one.settings, s.listener, s.folder, s.stop)
+    done = fit(job, settings, s.listener, s.folder, s.stop)
     if s.leads:
         records = _scores(one, done, len(s.splits))
         record = durable.sealed({"name": one.name, "records": records})

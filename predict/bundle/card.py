@@ -9,8 +9,9 @@ from base.durable import canonical_json
 from base.errors import UsageError
 from cache_specs.spec import fingerprint, load_spec, with_pixels_of
 from predict.model import Model, ViewRecord
+from predict.table import judged, kind_of_judged
 from train.methods import METHODS
-from train.run.summary import doubt
+from train.run.summary import chosen_on, doubt, kind_of, scored
 
 LOOK = """import json, numpy, onnxruntime
 session = onnxruntime.InferenceSession("joint.onnx")
@@ -36,6 +37,10 @@ def model_card(model: Model, onnx: str) -> str:
     inputs = []
     for view in model.views:
         inputs.append(f'"{view.name}": numpy.zeros((1, {view.width}), "float32")')
+    kind, calibration = kind_of(about, scored(about)), "which nothing tells to be right"
+    if held_out["val"]:
+        judges = "labelled" if held_out.get("out_of_fold") else "validation"
+        calibration = f"which has the lowest loss on {held_out['val']:,} {judges} images"
     look = LOOK.replace("INPUTS", ", ".join(inputs))
     return f"""# {_text(model.method)} on {_text(", ".join(model.names))}
 
@@ -49,15 +54,14 @@ Classes: {_class_names(model.classes)}
 
 ## How good
 
-Of one seed, before calibration: mean ± standard deviation over {seeds}; selected on
-{rows["val"]:,} labelled validation images, tested once on {rows["test"]:,}.
+Of one seed, before calibration: mean ± standard deviation over {seeds}; {chosen_on(about)}.
 
-| | test top-1 in % | balanced | macro F1 | test NLL | test ECE | validation top-1 in % |
+| | {kind} top-1 in % | balanced | macro F1 | {kind} NLL | {kind} ECE | top-1 in %, selecting |
 |---|---|---|---|---|---|---|
 {_scores(model)}
 
 {_together(model)}Calibration: the geometric mean of the seeds' distributions, at temperature
-{model.temperature:.3f}, which has the lowest loss on {held_out["val"]:,} validation images. The
+{model.temperature:.3f}, {calibration}. The
 views' own opinions are as their probes give them.
 
 {onnx}
@@ -79,8 +83,8 @@ them as `make extract` does, and refuses others than these. With embeddings at h
 
 For images like those it was trained on. It chooses one of its classes for any image, also for one
 that shows none of them, and of images of another kind it is surer than it should be. A confidence
-is a mean over images like the validation images, not a promise for one. Whoever is judged by it
-should be able to object. What the backbones have learnt of their own training images, they bring
+is a mean over images like those it was calibrated on, not a promise for one. Whoever is judged by
+it should be able to object. What the backbones have learnt of their own training images, they bring
 along. Look at what the views disagree on before you rely on it.
 
 Files: `model.json` (all of the above for programs, with the sha256 of every file), `probes/`,
@@ -97,18 +101,19 @@ def _class_names(classes: list[str]) -> str:
 def _together(model: Model) -> str:
     """How good this model is, all its seeds together."""
     held_out = model.about["held_out"]
-    if not held_out["test"]:
+    top1, n = judged(held_out)
+    if top1 is None:
         return ""
-    top1, n = held_out["top1"], held_out["test"]
+    kind = kind_of_judged(held_out)
     return (
-        f"This model, with {counted(len(model.seeds), 'seed')}: {100 * top1:.1f} % of {n:,} test "
+        f"This model, with {counted(len(model.seeds), 'seed')}: {100 * top1:.1f} % of {n:,} {kind} "
         f"images right, give or take {100 * doubt(top1, n):.0f} points.\n\n"
     )
 
 
 def _scores(model: Model) -> str:
     """A line of the table for each view that has an opinion of its own, and the joint."""
-    scores = model.about["scores"]
+    scores, part = model.about["scores"], scored(model.about)
     own = {f"view {name}": scores["views"].get(name) for name in model.names}
     lines = []
     for name, found in {**own, "joint": scores["joint"]}.items():
@@ -116,12 +121,12 @@ def _scores(model: Model) -> str:
             continue
         cells = (
             _text(name),
-            _mean_std(found["test_top1"], 100),
-            _mean_std(found["test_balanced"], 100) if "test_balanced" in found else "–",
-            _mean_std(found["test_f1"], 100) if "test_f1" in found else "–",
-            _mean_std(found["test_nll"]),
-            _mean_std(found["test_ece"]),
-            _mean_std(found["val_top1"], 100),
+            _mean_std(found.get(f"{part}_top1"), 100),
+            _mean_std(found.get(f"{part}_balanced"), 100),
+            _mean_std(found.get(f"{part}_f1"), 100),
+            _mean_std(found.get(f"{part}_nll")),
+            _mean_std(found.get(f"{part}_ece")),
+            _mean_std(found.get("val_top1"), 100),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -159,7 +164,10 @@ def licence_of(view: ViewRecord) -> str:
     return "unknown: see its TOML file, or ask its authors"
 
 
-def _mean_std(found: dict[str, Any], scale: float = 1) -> str:
+def _mean_std(found: dict[str, Any] | None, scale: float = 1) -> str:
+    """A dash where there is no such score."""
+    if found is None:
+        return "–"
     digits = 1 if scale == 100 else 3
     mean, std = scale * found["mean"], scale * found["std"]
     more = f" ± {std:.{digits}f}" if found["n"] > 1 else ""

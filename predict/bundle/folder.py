@@ -245,6 +245,9 @@ def _is_width(width: Any) -> bool:
 def _is_held_out(found: Any) -> bool:
     """As predict/from_run.py counts it."""
     val, test, top1 = found["val"], found["test"], found["top1"]
+    out = found.get("out_of_fold")  # an earlier version knows none
+    if out is not None and not (type(out["images"]) is int and 0 <= out["top1"] <= 1):
+        return False
     if type(val) is not int or type(test) is not int or min(val, test) < 0:
         return False
     return top1 is None if test == 0 else type(top1) in (int, float) and 0 <= top1 <= 1

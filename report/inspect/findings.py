@@ -36,14 +36,15 @@ KNOWN = ("labelled", "val")  # roles whose labels may be looked at
 ASKED, BANK = 10_000, 65_536  # rows of the nearest-neighbour vote at most
 SHOWN = 12  # groups of images on the page
 # Rules of thumb: CKA and kappa of views too alike; share of images from which little is to be
-# learnt; validation images for a verdict.
+# learnt; labelled images for a verdict.
 ALIKE, SAME_ERRORS, LITTLE, ENOUGH = 0.95, 0.8, 0.02, 30
 
 
 @dataclass(frozen=True, eq=False)
 class Voters:
-    """The k nearest of the labelled rows `bank` say the class of a row. asked: the validation rows
-    that they are asked about; chance: the share of these that is of the commonest class."""
+    """The k nearest of the labelled rows `bank` say the class of a row. asked: those of the bank
+    that they are asked about, each by the others; chance: the share of these that is of the
+    commonest class."""
 
     label: np.ndarray
     classes: int
@@ -52,15 +53,16 @@ class Voters:
     k: int
     chance: float
 
-    def right(self, emb_ND: np.ndarray, mean_D: np.ndarray, asked: np.ndarray) -> np.ndarray:
-        """(n,) bool: is what they say of each of these rows its label?"""
-        _, row = measures.neighbours(emb_ND, mean_D, self.bank, asked, self.k)
-        return measures.vote(self.label, row, self.classes) == self.label[asked]
+    def right(self, emb_ND: np.ndarray, mean_D: np.ndarray) -> np.ndarray:
+        """(n,) bool: is what they say of each row that is asked about its label?"""
+        _, row = measures.neighbours(emb_ND, mean_D, self.bank, self.asked, self.k)
+        return measures.vote(self.label, row, self.classes) == self.label[self.asked]
 
 
 def voters_of(items: Items, split: Split) -> Voters:
     label, classes = items.label, len(items.classes)
-    bank, asked = spaced(split.labelled, BANK), spaced(split.val, ASKED)
+    bank = spaced(np.union1d(split.labelled, split.val), BANK)
+    asked = spaced(bank, ASKED)
     count = np.bincount(label[bank], minlength=classes)
     k = int(np.clip(np.median(count), 1, 5))
     chance = float((label[asked] == count.argmax()).mean())
@@ -75,17 +77,14 @@ def look(cache: Cache, split: Split) -> dict[str, Any]:
         role[getattr(split, name)] = name
     used = np.flatnonzero(role != "")
     voters = voters_of(items, split)
-    alone = spaced(voters.bank, ASKED)
     views, means, right = [], [], []
     for name, emb_ND in zip(cache.names, cache.emb, strict=True):
         log.log(NOTE, f"{name}: one pass over {len(used):,} rows")
         seen = measures.dimensions(emb_ND, used)
         means.append(seen.mean_D)
-        right.append(voters.right(emb_ND, seen.mean_D, voters.asked))
-        own = voters.right(emb_ND, seen.mean_D, alone)
+        right.append(voters.right(emb_ND, seen.mean_D))
         view = {"view": name, "width": emb_ND.shape[1], **_numbers(seen, items.keys, used)}
-        view |= {"knn_val": float(right[-1].mean()), "knn_left_out": float(own.mean())}
-        views.append({**view, "left_out": len(alone)})
+        views.append({**view, "knn": float(right[-1].mean())})
         equal = equal_rows(_blocks(emb_ND), cache.ok, items.sha256)
         views[-1]["equal"] = equal.told(items.keys) if equal else ""
     copies = _copies(items, used, role)
@@ -246,12 +245,11 @@ def verdict(
     a, b, n = one["view"], two["view"], seen.n
     if n < ENOUGH:
         return "doubtful", (
-            f"{n:,} labelled validation images are too few to say: one of them is {100 / n:.0f} "
-            f"points. Each labelled image by the others, {a} is right on "
-            f"{one['knn_left_out']:.1%} and {b} on {two['knn_left_out']:.1%}."
+            f"{n:,} labelled images are too few to say: one of them is {100 / n:.0f} points. {a} "
+            f"is right on {one['knn']:.1%} and {b} on {two['knn']:.1%}."
         )
     spread = 2 * (max(chance * (1 - chance), 0.01) / n) ** 0.5
-    poor = [view for view in (one, two) if view["knn_val"] <= chance + spread]
+    poor = [view for view in (one, two) if view["knn"] <= chance + spread]
     if poor:
         return "no", _know_nothing(poor, n, chance)
     if alike > ALIKE or seen.kappa > SAME_ERRORS:
@@ -263,7 +261,7 @@ def verdict(
     if min(seen.first, seen.second) < max(LITTLE * n, 5):
         weak, strong, few = (a, b, seen.first) if seen.first < seen.second else (b, a, seen.second)
         return "doubtful", (
-            f"{weak} is right where {strong} is wrong on {few:,} of {n:,} validation images only, "
+            f"{weak} is right where {strong} is wrong on {few:,} of {n:,} labelled images only, "
             f"so there is little that it can teach {strong}; the other way there is more to learn."
         )
     return "worth trying", _complement(a, b, alike, seen)
@@ -271,11 +269,11 @@ def verdict(
 
 def _know_nothing(poor: Sequence[dict[str, Any]], n: int, chance: float) -> str:
     names = " and ".join(view["view"] for view in poor)
-    shares = " and ".join(format(view["knn_val"], ".1%") for view in poor)
+    shares = " and ".join(format(view["knn"], ".1%") for view in poor)
     know, they = ("know", "they") if len(poor) > 1 else ("knows", "it")
     return (
         f"{names} {know} next to nothing of these classes: the neighbours are right on {shares} of "
-        f"{n:,} validation images, the commonest class alone would be on {chance:.1%}. What {they} "
+        f"{n:,} labelled images, the commonest class alone would be on {chance:.1%}. What {they} "
         "would teach is noise."
     )
 

@@ -88,8 +88,8 @@ def _verdicts(found: dict[str, Any]) -> Html:
         Column("CKA", True),
     ]
     about = note(
-        f"Of {found['asked']:,} validation images, by the vote of {found['k']} neighbours among "
-        f"{found['bank']:,} labelled ones. If independent: how many both would have wrong. The "
+        f"Of {found['asked']:,} labelled images, each by the vote of {found['k']} neighbours among "
+        f"the others of {found['bank']:,}. If independent: how many both would have wrong. The "
         "labels of the test images are not looked at."
     )
     return join([*words, table(columns, rows), about])
@@ -174,8 +174,7 @@ def _views(found: dict[str, Any]) -> Html:
         Column("constant", True),
         Column("weak", True),
         Column("effective dimensions", True),
-        Column("kNN on validation", True),
-        Column("kNN, left out in turn", True),
+        Column("kNN", True, "each labelled image by the others"),
     ]
     rows, dead = [], []
     for view in found["views"]:
@@ -186,8 +185,7 @@ def _views(found: dict[str, Any]) -> Html:
                 len(view["constant"]),
                 len(view["weak"]),
                 float(round(view["effective"], 1)),
-                Cell(f"{view['knn_val']:.1%}", view["knn_val"]),
-                Cell(f"{view['knn_left_out']:.1%}", view["knn_left_out"]),
+                Cell(f"{view['knn']:.1%}", view["knn"]),
             ]
         )
         if view["equal"]:
@@ -197,8 +195,7 @@ def _views(found: dict[str, Any]) -> Html:
             dead.append(note(f"{view['view']}: constant dimensions {numbers}", warning=True))
     about = note(
         f"{found['k']} neighbours; the commonest class alone is right on {found['chance']:.1%} of "
-        "the validation images. Left out in turn: each labelled image by the other labelled ones, "
-        "which is worse where they are few."
+        "the labelled images."
     )
     return join([table(columns, rows), *dead, about])
 

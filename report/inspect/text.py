@@ -9,7 +9,7 @@ from train.data.scarce import Unlearnt
 SHOWN = 5  # groups of copies and near-duplicates
 HEAD = (
     f"{'view':20}{'width':>6}{'constant':>10}{'weak':>6}{'effective':>11}{'norm':>9}"
-    f"{'odd norms':>11}{'kNN val':>9}{'left out':>10}"
+    f"{'odd norms':>11}{'kNN':>9}"
 )
 
 
@@ -25,9 +25,9 @@ def text_of(found: dict[str, Any]) -> str:
         "",
         HEAD,
         *map(_line, found["views"]),
-        f"kNN: {found['k']} neighbours among {found['bank']:,} labelled images, of "
-        f"{found['asked']:,} validation images (the commonest class: {found['chance']:.1%}) and, "
-        f"left out in turn, of {found['views'][0]['left_out']:,} labelled ones",
+        f"kNN: what {found['k']} neighbours among {found['bank']:,} labelled images say of "
+        f"{found['asked']:,} of them, each by the others (the commonest class: "
+        f"{found['chance']:.1%})",
         *_equal(found["views"]),
         "",
         *_leaks(found["copies"], found["near"]),
@@ -42,7 +42,7 @@ def _line(view: dict[str, Any]) -> str:
     return (
         f"{view['view']:20}{view['width']:6}{len(view['constant']):10}{len(view['weak']):6}"
         f"{view['effective']:11.1f}{norm['median']:9.3g}{norm['odd_count']:11,}"
-        f"{view['knn_val']:9.1%}{view['knn_left_out']:10.1%}"
+        f"{view['knn']:9.1%}"
     )
 
 

@@ -10,6 +10,7 @@ from report.html.charts import Axes, Series, bars, heat, lines
 from report.html.page import Cell, Column, Html, Section, grid, join, note, table, tag
 from report.run import Part, Run
 from report.sections.scores import JOINT, mean_sd, title
+from train.run.summary import kind_of
 
 BINS = 15  # as in `ece` of train/algorithm/evaluate.py
 FEW = 10  # images of a seed in a bin, below which its share says little
@@ -17,13 +18,13 @@ MOST_COUNTED = 4_096  # classes of which it is counted what each is taken for
 
 
 def reliability(run: Run) -> Section:
-    """Accuracy against confidence, of the joint and of each view, on the test images of all
+    """Accuracy against confidence, of the joint and of each view, on the images that judge, of all
     seeds."""
-    part = run.parts[run.method]["test"]
+    part = run.parts[run.method][run.part]
     seeds = len(part.pred_En)
     found = {JOINT: binned(part.sure_En.ravel(), part.right_En.ravel())}
     for view, own_En, sure_En in zip(run.views, part.own_VEn, part.own_sure_VEn, strict=False):
-        found[view] = binned(sure_En.ravel(), (own_En == part.label_n).ravel())
+        found[view] = binned(sure_En.ravel(), (own_En == part.label_En).ravel())
     curves, histograms = [], {}
     for number, (name, bins) in enumerate(found.items()):
         curves.append(_curve(name, number, bins, seeds))
@@ -44,9 +45,9 @@ def reliability(run: Run) -> Section:
         "reliability",
         "Reliability",
         charts,
-        f"{title(run.method)}, as trained, on {part.label_n.size:,} test images{mean}. make "
-        "predict and the galleries average the seeds, and then use one more temperature, fitted "
-        "on validation.",
+        f"{title(run.method)}, as trained, on {part.label_En.shape[1]:,} {run.kind} images{mean}. "
+        "make predict and the galleries average the seeds, and then use one more temperature, "
+        f"fitted on {kind_of(run.summary, 'val')} images.",
     )
 
 
@@ -75,21 +76,21 @@ def binned(sure_n: np.ndarray, right_n: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def classes(run: Run, names: Sequence[str]) -> Section:
-    """One row a class: how many test images, the accuracy of the joint, of each view and of the
-    other methods, and what it is taken for."""
-    part, count = run.parts[run.method]["test"], len(names)
-    images = np.bincount(part.label_n, minlength=count)
-    joint_EC = recall(part.label_n, part.pred_En, count)
+    """One row a class: how many images that judge, the accuracy of the joint, of each view and of
+    the other methods, and what it is taken for."""
+    part, count, seeds = run.parts[run.method][run.part], len(names), len(run.summary["seeds"])
+    images = np.bincount(part.label_En.ravel(), minlength=count)
+    joint_EC = recall(part.label_En, part.pred_En, count)
     precision_C = _precision(part, count)
     others = [name for name in run.methods if name != run.method]
-    single_C = [recall(part.label_n, own_En, count).mean(0) for own_En in part.own_VEn]
+    single_C = [recall(part.label_En, own_En, count).mean(0) for own_En in part.own_VEn]
     for name in others:
-        other = run.parts[name]["test"]
-        single_C.append(recall(other.label_n, other.pred_En, count).mean(0))
+        other = run.parts[name][run.part]
+        single_C.append(recall(other.label_En, other.pred_En, count).mean(0))
     taken_C = _taken_for(part, names)
     columns = [
         Column("class"),
-        Column("test images", True),
+        Column(f"{run.kind} images", True, "of a seed, the mean where they differ"),
         Column("joint, top-1 in %", True, f"of {title(run.method)}, mean ± std over the seeds"),
         Column("precision in %", True, "of the images that are called so, the share that is"),
         *[Column(view, True) for view in run.views],
@@ -103,7 +104,7 @@ def classes(run: Run, names: Sequence[str]) -> Section:
             continue
         shares = [_share(accuracy_C[c]) for accuracy_C in single_C]
         joint, precision = mean_sd(joint_EC[:, c]), _share(precision_C[c])
-        rows.append([name, int(images[c]), joint, precision, *shares, taken_C[c]])
+        rows.append([name, _of_a_seed(images[c] / seeds), joint, precision, *shares, taken_C[c]])
     whole = table(
         columns, rows, name="classes-table", filtered=f"filter {count:,} classes", tall=count > 12
     )
@@ -111,16 +112,19 @@ def classes(run: Run, names: Sequence[str]) -> Section:
         "classes",
         "Classes",
         whole,
-        "On the test split, so it tells how good the run is, and is not there to choose by: what "
-        "to label next stands above. A click on a column's title sorts.",
+        f"On the {run.kind} images, so it tells how good the run is, and is not there to choose "
+        "by: what to label next stands above. A click on a column's title sorts.",
     )
+
+
+def _of_a_seed(images: float) -> Cell:
+    return Cell(f"{images:.0f}" if images == int(images) else f"{images:.1f}", images)
 
 
 def _precision(part: Part, count: int) -> np.ndarray:
     """(C,) of the images that are called so, the share that is; NaN where none is called so."""
     called_C = np.bincount(part.pred_En.ravel(), minlength=count)
-    label_En = np.broadcast_to(part.label_n, part.pred_En.shape)
-    hit_C = np.bincount(label_En[part.right_En], minlength=count)
+    hit_C = np.bincount(part.label_En[part.right_En], minlength=count)
     with np.errstate(invalid="ignore"):
         return hit_C / called_C
 
@@ -130,28 +134,30 @@ def _taken_for(part: Part, names: Sequence[str]) -> list[str]:
     if len(names) > MOST_COUNTED:
         return [""] * len(names)
     wrong_CC = np.zeros((len(names), len(names)), np.int32)
-    for pred_n in part.pred_En:
-        np.add.at(wrong_CC, (part.label_n, pred_n), pred_n != part.label_n)
-    images_C = np.bincount(part.label_n, minlength=len(names)).tolist()
+    np.add.at(wrong_CC, (part.label_En, part.pred_En), ~part.right_En)
+    images_C = np.bincount(part.label_En.ravel(), minlength=len(names)).tolist()
     found = []
     for worst, n, images in zip(wrong_CC.argmax(1), wrong_CC.max(1), images_C, strict=True):
-        share = 100 * n / images / len(part.pred_En) if n else 0
+        share = 100 * n / images if n else 0
         found.append(f"{names[worst]} ({share:.0f} %)" if n else "")
     return found
 
 
-def recall(label_n: np.ndarray, pred_En: np.ndarray, count: int) -> np.ndarray:
+def recall(label_En: np.ndarray, pred_En: np.ndarray, count: int) -> np.ndarray:
     """(E, C) share of each class's images that are recognised; NaN for a class without images."""
-    images = np.bincount(label_n, minlength=count)
-    hits = [np.bincount(label_n[pred_n == label_n], minlength=count) for pred_n in pred_En]
-    with np.errstate(invalid="ignore"):
-        return np.stack(hits) / images
+    shares = []
+    for label_n, pred_n in zip(label_En, pred_En, strict=True):
+        images = np.bincount(label_n, minlength=count)
+        hits = np.bincount(label_n[pred_n == label_n], minlength=count)
+        with np.errstate(invalid="ignore"):
+            shares.append(hits / images)
+    return np.stack(shares)
 
 
 def agreement(run: Run) -> Section | None:
     """How often the views agree, what one knows that another does not, and how accurate the joint
     is when so many agree with it."""
-    part = run.parts[run.method]["test"]
+    part = run.parts[run.method][run.part]
     views = run.views
     if len(part.own_VEn) < 2:
         return None
@@ -181,7 +187,8 @@ def agreement(run: Run) -> Section | None:
         "agreement",
         "Agreement",
         join([tables, about]),
-        f"How far the views of {title(run.method)} say the same on the test split{together}.",
+        f"How far the views of {title(run.method)} say the same on the {run.kind} images"
+        f"{together}.",
     )
 
 
@@ -189,7 +196,7 @@ def _between(part: Part) -> tuple[np.ndarray, np.ndarray]:
     """(V, V) shares: of the images, where two views say the same; of those that the row's view has
     wrong, where the column's is right."""
     V = len(part.own_VEn)
-    right_VEn = part.own_VEn == part.label_n
+    right_VEn = part.own_VEn == part.label_En
     same, rescued = np.ones((V, V)), np.full((V, V), np.nan)
     for a in range(V):
         wrong_En = ~right_VEn[a]

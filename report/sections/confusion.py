@@ -9,14 +9,15 @@ import numpy as np
 from report.html.page import Cell, Column, Html, Section, data, join, note, table, tag
 from report.run import Part, Run
 from report.sections.scores import title
+from train.run.summary import kind_of
 
 MOST_PAIRS, MOST_ORDERED, MOST_CELLS = 40, 2_000, 30_000
 MANY = 30  # classes, of which one wants to look for one, and to see those alike together
-SPLITS = {"val": "validation", "test": "test"}
+SPLITS = ("val", "test")
 ABOUT = (
     "Rows are labels, columns what the joint says. Blue: right, orange: wrong, each as a share of "
-    "its row. A click or Enter on a cell shows its images in the gallery of errors (of the "
-    "validation split, whatever the matrix counts); arrow keys move, Escape shows all again. Of "
+    "its row. A click or Enter on a cell shows its images in the gallery of errors (never of the "
+    "test split, whatever the matrix counts); arrow keys move, Escape shows all again. Of "
     f"many classes only the {MOST_CELLS:,} most frequent cells of all methods are here; shares are "
     "of all images of the label."
 )
@@ -25,7 +26,8 @@ ABOUT = (
 def confusion(run: Run, names: Sequence[str]) -> Section:
     """Counts of (label, prediction), summed over the seeds, of every method's joint on validation
     and test; a click on a cell filters the gallery of errors."""
-    sets, part = _sets(run, len(names)), run.parts[run.method]["val"]
+    sets, judging = _sets(run, len(names)), "val" if run.summary["rows"]["val"] else "test"
+    part = run.parts[run.method][judging]
     order = by_likeness(part, len(names)) if MANY < len(names) <= MOST_ORDERED else []
     spec = {"classes": list(names), "sets": sets, "order": order}
     left = tag(
@@ -34,7 +36,7 @@ def confusion(run: Run, names: Sequence[str]) -> Section:
         tag("p", id="confusion-told", class_="note", aria_live="polite"),
         class_="side",
     )
-    heading = tag("h3", f"Most confused pairs, {SPLITS['val']}")
+    heading = tag("h3", f"Most confused pairs, {kind_of(run.summary, judging)}")
     right = tag("div", heading, _worst(part, names), class_="side")
     body = [
         _controls(sets, len(names), bool(order)),
@@ -51,8 +53,10 @@ def _sets(run: Run, classes: int) -> list[dict[str, Any]]:
     room = MOST_CELLS // len(shown) // 2
     sets = []
     for method in shown:
-        for split, text in SPLITS.items():
-            part = run.parts[method][split]
+        for split in SPLITS:
+            if split not in run.parts[method]:
+                continue
+            part, text = run.parts[method][split], kind_of(run.summary, split)
             sets.append(
                 {
                     "name": f"{title(method)}, {text}",
@@ -118,16 +122,16 @@ def _worst(part: Part, names: Sequence[str]) -> Html:
 def cells(part: Part, most: int) -> list[list[int]]:
     """[label, prediction, count over the seeds] of each pair that occurs; of too many, the most
     frequent."""
-    width = int(max(part.label_n.max(), part.pred_En.max())) + 1
-    both, count = np.unique(part.label_n * width + part.pred_En, return_counts=True)
+    width = int(max(part.label_En.max(), part.pred_En.max())) + 1
+    both, count = np.unique(part.label_En * width + part.pred_En, return_counts=True)
     keep = np.sort(np.argsort(-count, kind="stable")[:most])
     return np.stack([both[keep] // width, both[keep] % width, count[keep]], 1).tolist()
 
 
 def totals(part: Part, classes: int) -> list[int]:
-    """Images of each label, times the seeds: also of those whose cells are too rare to be among
+    """Images of each label, of all seeds: also of those whose cells are too rare to be among
     `cells`."""
-    return (np.bincount(part.label_n, minlength=classes) * len(part.pred_En)).tolist()
+    return np.bincount(part.label_En.ravel(), minlength=classes).tolist()
 
 
 def pairs(part: Part, classes: int) -> list[tuple[int, int, int, float]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from base.errors import CoviewError
 from cache_specs.items import read_items
-from predict.from_run import of_run
+from predict.from_run import of_run, out_of_fold_of
 from report.asked import Asked, ask, first_two, known_rows, to_label, unseen
 from report.html.page import Card, Html, Section, command, gallery, join, note, tag
 from report.pictures import Picture, Pictures, card_of
@@ -19,6 +19,7 @@ from report.sections import choose
 from report.sections.maps import POINTS, maps
 from train.data.reader import Cache
 from train.data.splits import spaced
+from train.run.summary import kind_of
 
 SHOWN = 24  # pictures of a gallery
 ERRORS = 240  # of the gallery that the confusion matrix filters, whose first SHOWN are seen
@@ -27,7 +28,8 @@ ERRORS = 240  # of the gallery that the confusion matrix filters, whose first SH
 @dataclass(frozen=True, eq=False)
 class Look:
     """What the galleries are made of. rest: the images that no seed's probes had a label of;
-    labelled: of the first seed; known: of any."""
+    labelled: of the first seed; known: of any; kind: what the images of val are called; of: how
+    many images are not for test."""
 
     cache: Cache
     views: list[str]
@@ -35,6 +37,8 @@ class Look:
     rest: Asked
     labelled: np.ndarray
     known: np.ndarray
+    kind: str
+    of: int
     pictures: Pictures
 
     def card(
@@ -59,13 +63,20 @@ def look(run: Run, cache: Path, root: Path, device: str) -> Look:
     """Open what the run was trained on and ask the shown method's model. Raises CoviewError where
     either is gone or changed."""
     model, opened, splits = of_run(run.folder, run.method, device, cache)
+    if splits[0].folds:
+        out = out_of_fold_of(run.folder, run.method, splits, device)
+        val = Asked(out.rows, out.opinions(model.temperature), len(out.rows))
+    else:
+        val = ask(model, opened, splits[0].val)
     return Look(
         opened,
         list(opened.names),
-        ask(model, opened, splits[0].val),
+        val,
         ask(model, opened, unseen(splits)),
         splits[0].labelled,
         known_rows(splits),
+        kind_of(run.summary, "val"),
+        len(np.unique(np.concatenate([splits[0].val, unseen(splits), splits[0].labelled]))),
         Pictures(cache / opened.items.folder_name, opened.items, root),
     )
 
@@ -82,8 +93,9 @@ def class_names(run: Run, cache: Path) -> list[str]:
 
 
 def error_gallery(seen: Look, seeds: int) -> Html:
-    """The most confident errors on validation; assets/report.js shows those of a confusion cell."""
-    asked, names = seen.val, seen.cache.items.classes
+    """The most confident errors of the images by which was chosen; assets/report.js shows those of
+    a confusion cell."""
+    asked, names, kind = seen.val, seen.cache.items.classes, seen.kind
     label_n = seen.cache.items.label[asked.rows]
     chosen = choose.errors(asked.says.joint_nC, label_n, ERRORS)
     found = seen.pictures(asked.rows[chosen])
@@ -96,13 +108,13 @@ def error_gallery(seen: Look, seeds: int) -> Html:
     wrong = int((pred_n != label_n).sum())
     together = " by the seeds together" if seeds > 1 else ""
     told = (
-        f"{wrong:,} of {len(asked.rows):,} validation images{asked.sampled} are called "
+        f"{wrong:,} of {len(asked.rows):,} {kind} images{asked.sampled} are called "
         f"wrongly{together}; {len(cards):,} of them are here, at most 6 of a kind."
     )
     more = tag("button", "more", type="button", id="errors-more", hidden=len(cards) <= SHOWN)
     return join(
         [
-            tag("h3", "Most confident errors on validation"),
+            tag("h3", f"Most confident errors, {kind}"),
             note(told),
             tag(
                 "p",
@@ -172,16 +184,16 @@ def suspects_section(seen: Look) -> Section:
             bold("rather", items.classes[rather], joint_nC[i, rather]),
         ]
         if i < len(val.rows):
-            cards.append(seen.card(val, i, [*lines, "validation"], found))
+            cards.append(seen.card(val, i, [*lines, seen.kind], found))
         else:
             cards.append(seen.card(rest, known[i - len(val.rows)], [*lines, "training"], found))
     return Section(
         "suspects",
         "Suspected labels",
         gallery(cards, empty="No label is suspected."),
-        f"The labels that look most wrong among {len(label_n):,} that no probe was given "
-        f"(validation and hidden training; not test), by {rule}. With few labels many of these are "
-        "the model's errors: look before you correct.",
+        f"The labels that look most wrong among {len(label_n):,}, by probes that were not given "
+        f"them ({seen.kind} and hidden training; not test), by {rule}. With few labels many of "
+        "these are the model's errors: look before you correct.",
     )
 
 
@@ -190,6 +202,8 @@ def map_section(seen: Look) -> Section:
     ones."""
     rows = np.concatenate([seen.val.rows, seen.rest.rows])
     pred_n = np.concatenate([seen.val.says.joint_nC, seen.rest.says.joint_nC]).argmax(-1)
+    others = ~np.isin(rows, seen.labelled)  # those that judge out-of-fold are ringed
+    rows, pred_n = rows[others], pred_n[others]
     few = spaced(np.argsort(rows, kind="stable"), POINTS - min(len(seen.labelled), POINTS // 5))
     ringed = spaced(seen.labelled, POINTS // 5)
     rows_n = np.concatenate([rows[few], ringed])
@@ -201,7 +215,7 @@ def map_section(seen: Look) -> Section:
         of_n,
         seen.cache.items.classes,
         labelled_n,
-        seen.val.of + seen.rest.of + len(seen.labelled),
+        seen.of,
     )
 
 

@@ -65,12 +65,12 @@ def scores(runs: Sequence[Run], gains: Sequence[Gain]) -> Section:
         measure = MEASURES[key.removeprefix("val_")]
         validation += [note(f"{measure[0].upper()}{measure[1:]}:"), _table(runs, key)]
     body = [
-        tag("h3", "On the test split"),
-        _table(runs, "test_top1"),
+        tag("h3", headline(runs)),
+        _table(runs, "top1"),
         tag("h3", "Balanced accuracy"),
-        _table(runs, "test_balanced"),
+        _table(runs, "balanced"),
         tag("h3", "Macro F1"),
-        _table(runs, "test_f1"),
+        _table(runs, "f1"),
         *validation,
         tag("h3", f"Differences to {first}"),
         *refused,
@@ -81,12 +81,22 @@ def scores(runs: Sequence[Run], gains: Sequence[Gain]) -> Section:
     return Section("scores", "Scores", join(body), lead)
 
 
+def headline(runs: Sequence[Run]) -> str:
+    """On what the scores of these runs stand."""
+    kinds = list(dict.fromkeys(run.kind for run in runs))
+    if len(kinds) == 1:
+        return f"On the {kinds[0]} images"
+    return "On " + ", ".join(f"the {run.kind} images of {run.name}" for run in runs)
+
+
 def _table(runs: Sequence[Run], key: str) -> Html:
+    """key: a score of the part that each run's results stand on, or one by its whole name."""
     each, rows = list(map(lines_of, runs)), []
     for method, what in all_lines(each):
         cells = []
-        for found in each:
-            cells.append(percent(found.get((method, what), {}).get(key)))
+        for run, found in zip(runs, each, strict=True):
+            scores = found.get((method, what), {})
+            cells.append(percent(scores.get(key, scores.get(f"{run.part}_{key}"))))
         rows.append([title(method), what, *cells])
     columns = [Column("method"), Column("of"), *[Column(run.name, True) for run in runs]]
     return table(columns, rows)

@@ -24,7 +24,17 @@ from report.run import Run
 from train.algorithm.paired import Difference
 from train.config import make_command
 from train.methods import MEASURES, METHODS, in_order
-from train.run.summary import against, meaning, notes, selected_by, told_apart, undecided
+from train.run.summary import (
+    against,
+    chosen_on,
+    kind_of,
+    meaning,
+    notes,
+    scored,
+    selected_by,
+    told_apart,
+    undecided,
+)
 
 JOINT = "joint"
 PSEUDO = {  # what metrics.jsonl says of pseudo-labels: heading, axis, what it means
@@ -59,10 +69,10 @@ def intro(run: Run, data: str = "") -> Html:
     if environment["git"]:
         dirty = " and uncommitted changes" if environment["dirty"] else ""
         git = f"{environment['git'][:8]}{dirty}"
-    images = (
-        f"{rows['labelled']:,} labelled, {rows['unlabelled']:,} unlabelled, "
-        f"{rows['val']:,} validation, {rows['test']:,} test"
-    )
+    images = f"{rows['labelled']:,} labelled, {rows['unlabelled']:,} unlabelled"
+    for part in ("val", "test"):
+        if rows[part]:
+            images += f", {rows[part]:,} {kind_of(summary, part)}"
     device = f"{environment['gpu'] or 'CPU'} ({environment['cpus']} cores)"
     told = [
         ("data", summary["dataset"]),
@@ -117,21 +127,21 @@ def percent(score: dict[str, Any] | None) -> Cell:
 
 def scores(run: Run) -> Section:
     """The table of train/run/summary.py, sortable."""
-    right = {method: run.parts[method]["test"].right_En for method in run.methods}
+    right, part, kind = _right(run), run.part, run.kind
     summary: dict[str, Any] = {**run.summary, "told_apart": told_apart(right)}
     gains = against(right) if len(summary["views"]) > 1 else {}
-    test = "mean ± standard deviation over the seeds"
+    spread = "mean ± standard deviation over the seeds"
     measure = MEASURES[selected_by(summary).removeprefix("val_")]
     val = f"{measure} in %; models were selected by it, so it is slightly too good"
-    nll = "mean negative log-likelihood on the test split, in nats"
-    gain = f"difference of test top-1 in points: {meaning(len(summary['seeds']))}"
+    nll = f"mean negative log-likelihood on the {kind} images, in nats"
+    gain = f"difference of {kind} top-1 in points: {meaning(len(summary['seeds']))}"
     columns = [
         Column("method"),
         Column("of"),
-        Column("test top-1 in %", True, test),
-        Column("balanced", True, "balanced test accuracy in %: the mean over the classes"),
-        Column("F1", True, "macro F1 on the test split in %: the mean over the classes"),
-        Column("validation", True, val),
+        Column(f"{kind} top-1 in %", True, spread),
+        Column("balanced", True, f"balanced accuracy in %, {kind}: the mean over the classes"),
+        Column("F1", True, f"macro F1 in %, {kind}: the mean over the classes"),
+        Column(kind_of(summary, "val"), True, val),
         Column("NLL", True, nll),
         Column("ECE", True, "expected calibration error, 15 bins"),
     ]
@@ -141,7 +151,7 @@ def scores(run: Run) -> Section:
     for method, what, score in score_rows(summary):
         if method == run.method and what == JOINT and summary["told_apart"]:
             marked.append(len(rows))
-        row = _score_row(method, what, score, selected_by(summary))
+        row = _score_row(method, what, score, part, selected_by(summary))
         if gains:
             row.append(_gain(gains.get(method), what))
         rows.append(row)
@@ -151,6 +161,13 @@ def scores(run: Run) -> Section:
     return Section("scores", "Scores", join([*first, whole, _caveat(summary)]))
 
 
+def _right(run: Run) -> dict[str, np.ndarray]:
+    """By method, which images the joint has right; nothing where nobody judges."""
+    if not run.part:
+        return {}
+    return {method: run.parts[method][run.part].right_En for method in run.methods}
+
+
 def _gain(found: Difference | None, what: str) -> Cell:
     """Nothing of a view's line, or of late fusion itself."""
     if found is None or what != JOINT:
@@ -158,22 +175,25 @@ def _gain(found: Difference | None, what: str) -> Cell:
     return Cell(str(found), found.points)
 
 
-def _score_row(method: str, what: str, score: dict[str, Any], val: str) -> list[object]:
-    nll, ece = score["test_nll"]["mean"], score["test_ece"]["mean"]
+def _score_row(method: str, what: str, score: dict[str, Any], part: str, val: str) -> list[object]:
     return [
         title(method),
         METHODS[method].joint if what == JOINT else what,
-        percent(score["test_top1"]),
-        percent(score.get("test_balanced")),
-        percent(score.get("test_f1")),
-        percent(score[val]),
-        Cell(f"{nll:.3f}", nll),
-        Cell(f"{ece:.3f}", ece),
+        percent(score.get(f"{part}_top1")),
+        percent(score.get(f"{part}_balanced")),
+        percent(score.get(f"{part}_f1")),
+        percent(score.get(val)),
+        _number(score.get(f"{part}_nll")),
+        _number(score.get(f"{part}_ece")),
     ]
 
 
+def _number(score: dict[str, Any] | None) -> Cell:
+    return Cell("–", None) if score is None else Cell(f"{score['mean']:.3f}", score["mean"])
+
+
 def _caveat(summary: dict[str, Any]) -> Html:
-    seeds, rows = len(summary["seeds"]), summary["rows"]
+    seeds, chosen = len(summary["seeds"]), chosen_on(summary)
     spread = "One seed: there is no spread to judge by."
     if seeds > 1:
         labels = "" if summary["labels"] == "all" else "labels, "
@@ -182,10 +202,8 @@ def _caveat(summary: dict[str, Any]) -> Html:
     if not summary["told_apart"]:
         shown = "No row is in bold: which method the rest of this page shows is said above"
     more = " ".join(f"{text[0].upper()}{text[1:]}." for text in notes(summary))
-    return note(
-        f"Selected on {rows['val']:,} labelled validation images, tested once on "
-        f"{rows['test']:,}. {spread} {more} {shown}; the test split had no say in which."
-    )
+    no_say = "; the test split had no say in which" if scored(summary) == "test" else ""
+    return note(f"{chosen[0].upper()}{chosen[1:]}. {spread} {more} {shown}{no_say}.")
 
 
 def curves(run: Run) -> Section | None:
@@ -212,15 +230,20 @@ def curves(run: Run) -> Section | None:
             charts.append(lines(title(method), _series(told, numbers), axes))
     if charts:
         parts += [tag("h3", "Feedback h"), note(FEEDBACK), grid(*charts)]
-    about = "Means over the seeds, on the validation split."
+    about = f"Means over the seeds, on the {kind_of(run.summary, 'val')} images."
     return Section("training", "Training", join(parts), about)
 
 
 def by_method(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Those of the looks in which something was judged."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
+    for record in filter(_judged, records):
         groups.setdefault(record["method"], []).append(record)
     return groups
+
+
+def _judged(record: dict[str, Any]) -> bool:
+    return bool(record["val"])
 
 
 def _validation(groups: dict[str, list[dict[str, Any]]], numbers: dict[str, int]) -> Html:

@@ -321,7 +321,7 @@ def test_validation_rows_are_a_share_of_each_class_and_a_matter_of_the_seed(made
         label[hold_out(label, 0.99, 0)], minlength=4
     ).tolist() == [0, 1, 2, 49]
     emb_V, _, partly = some(made)
-    model = MetaCoTrainingClassifier(**SMALL).fit(emb_V, partly)
+    model = MetaCoTrainingClassifier(validation_fraction=0.2, **SMALL).fit(emb_V, partly)
     assert np.array_equal(model.validation_rows_, hold_out(partly, 0.2, 1))
 
 
@@ -351,19 +351,17 @@ def test_four_threads_fit_what_one_fits(made: Made) -> None:
 
 def test_too_few_labels_to_hold_some_out_are_said(made: Made) -> None:
     emb_V, y, _ = some(made)
-    two = np.where([(y[:row] == label).sum() < 2 for row, label in enumerate(y)], y, -1)
-    with pytest.warns(
-        UserWarning,
-        match=r"every class has one or two labelled rows.*Give X_val and y_val, or more labels",
-    ):
-        model = MetaCoTrainingClassifier(**SMALL).fit(emb_V, two)
+    one = np.where([(y[:row] == label).sum() < 1 for row, label in enumerate(y)], y, -1)
+    told = r"none can be left out: nothing is chosen.*Give X_val and y_val, or more labels"
+    with pytest.warns(UserWarning, match=told):
+        model = MetaCoTrainingClassifier(**SMALL).fit(emb_V, one)
     assert (
         not len(model.validation_rows_)
         and model.model_.temperature == 1
         and model.score(emb_V, y) > 0.5
     )
     asked = MetaCoTrainingClassifier(validation_fraction=0, **SMALL).fit(
-        emb_V, two
+        emb_V, one
     )  # who asks for it is not warned
     assert np.array_equal(asked.predict(emb_V), model.predict(emb_V))
 
@@ -379,7 +377,11 @@ def test_too_few_labels_to_hold_some_out_are_said(made: Made) -> None:
         ({"method": "logreg"}, None, "there is no method 'logreg' that keeps a model"),
         ({"hidden": 0}, None, "--hidden must be at least 1"),
         ({"seeds": 0}, None, "seeds=0 must be a whole number"),
-        ({"validation_fraction": 1.0}, None, r"validation_fraction=1.0 must be in \[0, 1\)"),
+        (
+            {"validation_fraction": 1.0},
+            None,
+            r"validation_fraction=1.0 must be in \[0, 1\), or None",
+        ),
         ({"random_state": -1}, None, r"random_state=-1 must be in \[0, 2\*\*31\)"),
         ({"random_state": 2**32}, None, r"random_state=4294967296 must be in"),
         ({"random_state": 2**64}, None, "random_state=18446744073709551616 must be in"),

@@ -38,7 +38,7 @@ def do(cache, folder):
         warmup=5, cotrain=5, hidden=8, tensorboard="off", device="cpu",
     ))
 """
-ALL = [(FIT, ("mct-graph: 3", "1,797 x 64", "mct-graph: trained, 10 steps"))]
+ALL = [(FIT, ("mct-graph: 40 rows", "1,797 x 64", "mct-graph: trained, 10 steps"))]
 ALL += [(EXTRACT, ("tiny-clip: finished, 6 images",)), (TRAIN, ("meta co-training: joint",))]
 LOUD = """
 import logging, sys

@@ -133,8 +133,8 @@ def test_the_overlap_of_errors_is_scikit_learns_kappa() -> None:
 
 
 ONE, TWO = (
-    {"view": "a", "knn_val": 0.7, "knn_left_out": 0.6},
-    {"view": "b", "knn_val": 0.65, "knn_left_out": 0.5},
+    {"view": "a", "knn": 0.7},
+    {"view": "b", "knn": 0.65},
 )
 
 
@@ -158,19 +158,18 @@ ONE, TWO = (
             0.5,
             Overlap(260, 60, 3, 77),
             "doubtful",
-            "b is right where a is wrong on 3 of 400 validation images only",
+            "b is right where a is wrong on 3 of 400 labelled images only",
         ),
         (
-            {**ONE, "knn_val": 0.02},
+            {**ONE, "knn": 0.02},
             0.1,
             Overlap(5, 9, 9, 6),
             "doubtful",
-            "29 labelled validation images are too few to say: "
-            "one of them is 3 points. Each labelled "
-            "image by the others, a is right on 60.0% and b on 50.0%.",
+            "29 labelled images are too few to say: one of them is 3 points. a is right on 2.0% "
+            "and b on 65.0%.",
         ),
         (
-            {**ONE, "knn_val": 0.12},
+            {**ONE, "knn": 0.12},
             0.1,
             Overlap(30, 20, 230, 120),
             "no",
@@ -185,7 +184,7 @@ def test_the_verdict(one: dict, alike: float, seen: Overlap, worth: str, words: 
 
 def test_both_views_that_know_nothing_are_named() -> None:
     worth, words = verdict(
-        {**ONE, "knn_val": 0.12}, {**TWO, "knn_val": 0.09}, 0.1, Overlap(10, 20, 20, 350), 0.1
+        {**ONE, "knn": 0.12}, {**TWO, "knn": 0.09}, 0.1, Overlap(10, 20, 20, 350), 0.1
     )
     assert worth == "no" and words.startswith(
         "a and b know next to nothing of these classes: "
@@ -286,9 +285,7 @@ def test_planted_faults_are_found_and_nothing_else(
         == 4
         and found["near"]["crossing"]["test in val"] == 1
     )
-    assert (
-        0.7 < pixels["knn_val"] < 1 and 0.5 < edges["knn_val"] < 1 and found["pairs"][0]["n"] == 355
-    )
+    assert 0.7 < pixels["knn"] < 1 and 0.5 < edges["knn"] < 1 and found["pairs"][0]["n"] == 455
     assert (
         found["pairs"][0]["worth"] == "no"
         and "pixels and edges are too alike" in found["pairs"][0]["verdict"]
@@ -419,7 +416,7 @@ def test_one_view_and_json_and_what_is_missing(
     )
     assert (
         tmp_path / "inspect-digits.html"
-    ).is_file() and "kNN: 5 neighbours among 50 labelled images" in done.stderr
+    ).is_file() and "kNN: what 5 neighbours among 405 labelled images say of 405" in done.stderr
     for config, words in (
         (InspectConfig(), "VIEWS is missing"),
         (InspectConfig("a"), "DATA is missing"),

@@ -547,7 +547,7 @@ def test_no_test_image_is_suspected(digits: TrainConfig) -> None:
     found = read_run(path_of(digits).parent)
     text = str(suspects_section(look(found, Path(digits.cache), Path("data"), "cpu")).body)
     shown = re.findall(r'class="key"[^>]*>([^<]+)<', text)
-    assert len(shown) > 5 and not set(shown) & set(found.parts[found.method]["test"].keys)
+    assert len(shown) > 5 and not set(shown) & set(found.parts[found.method]["test"].keys_E[0])
 
 
 def test_the_page_holds_what_the_run_found(digits: TrainConfig) -> None:
@@ -926,7 +926,7 @@ def test_shares_of_a_confusion_are_of_all_images_of_the_label_also_with_rare_cel
     pred = np.where(chance.random((3, 2000)) < 0.6, label, chance.integers(0, 50, (3, 2000)))
     part = Part(
         [],
-        label,
+        np.tile(label, (3, 1)),
         pred,
         np.ones_like(pred, np.float32),
         np.empty((0, 3, 2000)),

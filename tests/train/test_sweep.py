@@ -164,7 +164,7 @@ def test_a_sweep_on_two_processes_is_that_of_one(
 
 
 def test_what_cannot_differ_in_one_training_is_trained_apart(made: Made, tmp_path: Path) -> None:
-    made_of = list(batches_of(settings(made, tmp_path, at_once=4), ["mct", "fixmatch"]))
+    made_of = list(batches_of(settings(made, tmp_path, at_once=4), ["mct", "fixmatch"], 2))
     assert [one.name for one in made_of] == [
         "mct-000",
         "mct-001",

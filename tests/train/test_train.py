@@ -49,6 +49,7 @@ from train.algorithm.paired import difference
 from train.algorithm.peers import LocalPeers
 from train.command import run
 from train.config import TrainConfig
+from train.data.apart import BEFORE
 from train.data.feed import Feeder
 from train.data.reader import Cache
 from train.data.splits import Split, assign, make_split
@@ -127,15 +128,15 @@ def test_nonsense_labels_are_refused(made: Made, labels: str) -> None:
 
 def test_missing_splits_are_filled_in_and_given_ones_stand(made: Made) -> None:
     bare = dataclasses.replace(made.items, split=[""] * len(made.items))
-    role = assign(bare)
+    role = assign(bare, apart=BEFORE)
     for name, share in (("train", 0.6), ("val", 0.2), ("test", 0.2)):
         assert abs((role == name).mean() - share) < 0.02
     half = dataclasses.replace(
         made.items, split=["test" if i % 2 else "train" for i in range(len(made.items))]
     )
-    assert ((assign(half) == "test") == (np.arange(len(made.items)) % 2 == 1)).all() and (
-        assign(half) == "val"
-    ).any()
+    assert (
+        (assign(half, apart=BEFORE) == "test") == (np.arange(len(made.items)) % 2 == 1)
+    ).all() and (assign(half, apart=BEFORE) == "val").any()
     none = dataclasses.replace(
         made.items, label=np.full(len(made.items), -1, np.int32), split=[""] * len(made.items)
     )
@@ -159,7 +160,7 @@ def test_copies_of_an_image_are_drawn_to_one_side(made: Made, most: int) -> None
         split=[""] * len(rows),
         classes=made.items.classes[:3],
     )
-    role, sides = assign(items), {}
+    role, sides = assign(items, apart=BEFORE), {}
     for one, where in zip(sha, role, strict=True):
         sides.setdefault(one, set()).add(where)
     assert all(len(where) == 1 for where in sides.values()) and {*role} == {"train", "val", "test"}
@@ -167,7 +168,7 @@ def test_copies_of_an_image_are_drawn_to_one_side(made: Made, most: int) -> None
         mine = role[items.label == label]
         assert all(abs((mine == name).sum() - len(mine) // 5) < most for name in ("val", "test"))
     alone = dataclasses.replace(items, sha256=["x"] * len(rows))
-    assert {*assign(alone)} == {"train", "val", "test"}
+    assert {*assign(alone, apart=BEFORE)} == {"train", "val", "test"}
 
 
 def test_bad_rows_leave_every_split(made: Made) -> None:
@@ -702,7 +703,7 @@ def test_mct_needs_unlabelled_images(made: Made, tmp_path: Path) -> None:
     ("copies", "given", "words"),
     [
         (1, [""] * 20, ""),
-        (9, [""] * 20, "split that was drawn has 9 of 20 labelled images, more than a fifth"),
+        (9, [""] * 20, "split that was set apart has 9 of 20 labelled images, more than 20 %"),
         (9, ["train"] * 18 + ["test", "val"], ""),
         (1, ["test"] * 20, ""),
     ],
@@ -716,11 +717,11 @@ def test_a_drawn_split_that_copies_made_far_too_large_is_said(
     label = np.repeat([0, 1], 10)
     size = np.ones(20, np.int64)
     items = Items("x", "table", [str(i) for i in range(20)], label, given, size, sha, ["a", "b"])
-    role = assign(items)
+    role = assign(items, apart=BEFORE)
     parts = {name: np.flatnonzero(role == name) for name in ("train", "val", "test")}
     split = Split(parts["train"], np.empty(0, np.int64), parts["val"], parts["test"])
     ok = np.ones(20, bool)
-    warn_of_large_splits(Cache(items, [], [], ok, {}, {}, "x"), split)
+    warn_of_large_splits(Cache(items, [], [], ok, {}, {}, "x"), split, BEFORE)
     said = capsys.readouterr().err
     sizes = {name: len(rows) for name, rows in parts.items()}
     assert bool(said) == bool(words), (sizes, said)
@@ -824,8 +825,8 @@ def test_images_that_are_added_or_moved_hardly_change_who_is_tested() -> None:
         list("abcd"),
     )
     before, after = (
-        dict(zip(one.sha256, assign(one), strict=True)),
-        dict(zip(two.sha256, assign(two), strict=True)),
+        dict(zip(one.sha256, assign(one, apart=BEFORE), strict=True)),
+        dict(zip(two.sha256, assign(two, apart=BEFORE), strict=True)),
     )
     assert sum(before[sha[i]] != after[sha[i]] for i in range(400) if i not in hidden) <= 8
     fifth = sum(int((first == c).sum()) // 5 for c in range(4))
@@ -833,7 +834,15 @@ def test_images_that_are_added_or_moved_hardly_change_who_is_tested() -> None:
     copied = dataclasses.replace(
         one, sha256=[sha[i // 2] for i in range(400)], label=np.zeros(400, np.int32), classes=["a"]
     )
-    assert sum(a != b for a, b in zip(assign(copied)[::2], assign(copied)[1::2], strict=True)) <= 2
+    assert (
+        sum(
+            a != b
+            for a, b in zip(
+                assign(copied, apart=BEFORE)[::2], assign(copied, apart=BEFORE)[1::2], strict=True
+            )
+        )
+        <= 2
+    )
 
 
 def test_a_bad_image_changes_no_other_draw(made: Made) -> None:

@@ -14,18 +14,21 @@ BINS = 15  # of confidence
 # 0.03 to 32, each 12 % above the last
 TEMPERATURES = torch.logspace(-1.5, 1.5, 61, base=10, dtype=torch.float64)
 POOL = 4_096  # labelled rows at most, to which the weights of the pool are fitted
-NEWTON, PENALTY = 50, 1e-3  # steps at most; on half of the squared weights
+NEWTON = 50  # steps at most
+# of the pool: the weights of all probes and of all graphs together where nobody judges, and twice
+# the nats that a weight which is 1 beside its usual one has to gain
+USUAL_PROBES, USUAL_GRAPHS, SHRINK = 1.0, 0.6, 4.0
 
 
 @torch.no_grad()
 def predict(
     params: Params, embeddings: Callable[[np.ndarray], Tensor], rows: np.ndarray, chunk: int = 4096
 ) -> Tensor:
-    """(E, n, C) float32 logits of E probes on the same `rows`; embeddings(rows) gives (n, D)
-    standardised inputs."""
+    """(E, n, C) float32 logits of E probes on `rows`, (n,) the same or (E, n) for each its own;
+    embeddings(rows) gives (…, n, D) standardised inputs."""
     parts = []
-    for start in range(0, len(rows), chunk):
-        parts.append(_forward(params, embeddings, rows[start : start + chunk]))
+    for start in range(0, max(1, rows.shape[-1]), chunk):
+        parts.append(_forward(params, embeddings, rows[..., start : start + chunk]))
     logits = torch.cat(parts, 1)
     return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -78,30 +81,43 @@ def pooled(scores_MEnC: Tensor, weight_ME: Tensor) -> Tensor:
     return (weight_ME[:, :, None, None] * log_softmax(scores_MEnC.double(), -1)).sum(0)
 
 
-def fit_pool(scores_MEnC: Tensor, y_n: Tensor, start_ME: Tensor) -> Tensor:
-    """(M, E) float64 weights >= 0 of `pooled` with the lowest NLL on these labelled rows (at most
-    POOL of them, evenly spaced).
+def usual_pool(probes: int, graphs: int) -> Tensor:
+    """(M,) float64 weights of `pooled` for so many probes and graphs, of which nothing is known."""
+    each = [USUAL_PROBES / max(1, probes)] * probes + [USUAL_GRAPHS / max(1, graphs)] * graphs
+    return torch.tensor(each, dtype=torch.float64)
 
-    An expert that knows nothing gets 0, and two that know the same share. One experiment after the
-    other: a batched solver adds up in another order.
+
+def fit_pool(scores_MEnC: Tensor, y_En: Tensor, start_ME: Tensor, usual_M: Tensor) -> Tensor:
+    """(M, E) float64 weights >= 0 of `pooled` with the lowest NLL on these labelled rows (at most
+    POOL of them, evenly spaced), (n,) the same or (E, n) for each experiment its own.
+
+    An expert that knows nothing gets 0, and two that know the same share. The fewer rows there are,
+    the nearer they stay to usual_M: a Gaussian prior. One experiment after the other: a batched
+    solver adds up in another order.
     """
-    every = -(-len(y_n) // POOL)
+    if not y_En.shape[-1]:
+        return usual_M.to(start_ME).unsqueeze(1).expand_as(start_ME).clone()
+    every = -(-y_En.shape[-1] // POOL)
     log_p = log_softmax(scores_MEnC[:, :, ::every].double(), -1)
+    y_En = y_En[..., ::every].expand(start_ME.shape[1], -1)
     found = []
     for e in range(start_ME.shape[1]):
-        found.append(_fit_pool(log_p[:, e], y_n[::every], start_ME[:, e].double()))
+        found.append(_fit_pool(log_p[:, e], y_En[e], start_ME[:, e].double(), usual_M))
     return torch.stack(found, 1)
 
 
-def _fit_pool(log_p_MnC: Tensor, y_n: Tensor, weight_M: Tensor) -> Tensor:
-    """The NLL is convex in the weights: Newton's method on those that are not held at 0, damped
-    until a step helps, with a slight penalty that keeps the weights of faultless experts finite."""
+def _fit_pool(log_p_MnC: Tensor, y_n: Tensor, weight_M: Tensor, usual_M: Tensor) -> Tensor:
+    """The NLL and the prior are convex in the weights: Newton's method on those that are not held
+    at 0, damped until a step helps."""
     experts, n, _ = log_p_MnC.shape
     told_Mn = log_p_MnC.gather(-1, y_n.expand(experts, -1).unsqueeze(-1)).squeeze(-1)
     eye = torch.eye(experts, dtype=torch.float64, device=weight_M.device)
+    usual_M, shrink = usual_M.to(weight_M), SHRINK / n
 
     def loss(w_M: Tensor, z_nC: Tensor) -> Tensor:
-        return (z_nC.logsumexp(-1) - w_M @ told_Mn).mean() + PENALTY / 2 * w_M.square().sum()
+        return (z_nC.logsumexp(-1) - w_M @ told_Mn).mean() + shrink / 2 * (
+            w_M - usual_M
+        ).square().sum()
 
     def mixed(w_M: Tensor) -> Tensor:
         return (w_M @ log_p_MnC.flatten(1)).view(n, -1)
@@ -112,9 +128,9 @@ def _fit_pool(log_p_MnC: Tensor, y_n: Tensor, weight_M: Tensor) -> Tensor:
     for _ in range(NEWTON):
         p_log_p = softmax(z_nC, -1) * log_p_MnC
         mean_Mn = p_log_p.sum(-1)
-        slope = (mean_Mn - told_Mn).mean(-1) + PENALTY * weight_M
+        slope = (mean_Mn - told_Mn).mean(-1) + shrink * (weight_M - usual_M)
         square = p_log_p.flatten(1) @ log_p_MnC.flatten(1).T
-        second = (square - mean_Mn @ mean_Mn.T) / n + PENALTY * eye
+        second = (square - mean_Mn @ mean_Mn.T) / n + shrink * eye
         free = ((weight_M > 0) | (slope < 0)).double()
         damped = torch.diag(damping * second.diagonal() + 1 - free)
         second = second * free * free.unsqueeze(1) + damped
@@ -149,7 +165,7 @@ def ece(logits_EnC: Tensor, y_n: Tensor) -> Tensor:
     bins = (confidence.double() * BINS).ceil().long().clamp(1, BINS) - 1
     gap = torch.zeros(len(logits_EnC), BINS, dtype=torch.float64, device=logits_EnC.device)
     gap.scatter_add_(1, bins, correct - confidence.double())
-    return gap.abs().sum(1) / len(y_n)
+    return gap.abs().sum(1) / y_n.shape[-1]
 
 
 def class_scores(pred_En: Tensor, y_n: Tensor, classes: int) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ class Purpose(enum.IntEnum):
     STEP = 2  # the uniforms of a step: dropout, sampled labels, noise (batches.py)
     LABELLED = 3  # which images of a class have labels (train/data/splits.py)
     HELD_OUT = 5  # which labelled rows validate, of arrays in memory (coview/labels.py)
+    FOLDS = 4  # which labelled rows are left out together (train/data/folds.py)
     BLOCKS = 6  # the order of blocks and rows that are read ahead (bench/stream.py)
     TO_LABEL = 8  # which rows are proposed to be labelled (to_label.py)
 

@@ -5,6 +5,7 @@ Position is arithmetic: every rank, view and restart computes the same rows and 
 anybody.
 """
 
+import functools
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -21,7 +22,9 @@ from train.algorithm.optimise import per_experiment, total
 from train.algorithm.peers import Peers
 from train.algorithm.rivals import Offer
 from train.config import ProbeSettings, TrainingSettings
+from train.data.folds import seeds_of
 from train.data.graph import Graph, statistics
+from train.data.jury import Jury, jury_of
 from train.data.reader import gather
 from train.data.splits import Split
 
@@ -104,7 +107,7 @@ class Experiment:
 @dataclass(frozen=True)
 class Task:
     """What is trained on: inputs of this process's views, all labels (N,), the experiments and a
-    split for each; the graphs, where the method has any."""
+    split for each, those of folds among them; the graphs, where the method has any."""
 
     names: list[str]
     inputs: list[Input]
@@ -113,6 +116,11 @@ class Task:
     splits: list[Split]
     experiments: list[Experiment]
     graphs: list[Graph] = field(default_factory=list)
+
+    @functools.cached_property
+    def jury(self) -> Jury:
+        """Who judges."""
+        return jury_of(seeds_of(self.splits), self.label, self.inputs[0].mean_D.device)
 
     @property
     def seeds(self) -> list[int]:

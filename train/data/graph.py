@@ -39,7 +39,7 @@ TERMS, LEFT_OUT = 128, 1e-12
 NEIGHBOURS, ALPHAS = (5, 7, 10, 20), (0.5, 0.8, 0.9, 0.99)  # chosen on validation
 # nodes times classes above which USUAL neighbours are taken unseen, and alpha alone is chosen
 LARGE = 5_000_000
-USUAL = 7
+USUAL, USUAL_ALPHA = 7, 0.9  # where nobody judges
 CHUNK = 4_096
 ASKED = 65_536  # rows whose neighbours are looked for at a time
 COLUMNS = 64  # classes solved at a time
@@ -77,8 +77,9 @@ def nearest_rows(
     """Distances and row numbers, (m, at most k) each, nearest first; without a query each row's own
     neighbours, itself left out."""
     k = min(k, len(x_nD) - (query_mD is None))
-    if k == 0:
-        return np.empty((len(x_nD), 0)), np.empty((len(x_nD), 0), np.int64)
+    asked = len(x_nD) if query_mD is None else len(query_mD)
+    if k == 0 or asked == 0:
+        return np.empty((asked, k)), np.empty((asked, k), np.int64)
     # a second, which predicting from the cache does without
     from sklearn.neighbors import NearestNeighbors  # noqa: PLC0415
 
@@ -256,9 +257,14 @@ class Graph:
         self.nodes, self.splits = nodes_of(splits[0]), splits
         self.label_N, self.classes, self.device, self.by = label_N, classes, device, by
         grid = grid_of(len(self.nodes), classes)
+        if not len(splits[0].val):
+            grid = [(USUAL, USUAL_ALPHA)]
         self.grid_E = [[one] for one in settled] if settled else [grid] * len(splits)
+        self.whole = {id(fold): split for split in splits for fold in split.folds}
+        self.agreed: dict[int, tuple[int, float]] = {}  # of a split and its folds
         most = max(k for grid in self.grid_E for k, _ in grid)
         asked = np.concatenate([splits[0].val, splits[0].test])
+        asked = asked[~np.isin(asked, self.nodes)]
         if settled:
             asked = asked[:0]
         self.row_nK, near_mK, self.recall = _neighbours(
@@ -274,9 +280,10 @@ class Graph:
 
     def solve(self, experiment: int) -> Solved:
         """The best of the grid on validation: by its score, then by likelihood, then the first."""
-        split, grid = self.splits[experiment], self.grid_E[experiment]
+        split = self.splits[experiment]
         if id(split) in self.solved:
             return self.solved[id(split)]
+        grid = self._grid(split, self.grid_E[experiment])
         best, score = None, (-1.0, 0.0)
         for told_nC, k, alpha in self._candidates(split, grid):
             found = (0.0, 0.0)
@@ -292,6 +299,25 @@ class Graph:
         if len(self.solved) == len({id(split) for split in self.splits}):
             self.links = {}
         return solved
+
+    def _grid(self, split: Split, grid: list[tuple[int, float]]) -> list[tuple[int, float]]:
+        """What is tried; with folds, what they have agreed on."""
+        whole = self.whole.get(id(split), split)
+        if whole.folds and len(grid) > 1:
+            return [self._agreed(whole, grid)]
+        return grid
+
+    def _agreed(self, whole: Split, grid: Sequence[tuple[int, float]]) -> tuple[int, float]:
+        """The best of the grid by the opinions of the split's folds."""
+        if id(whole) not in self.agreed:
+            told_G: list[list[np.ndarray]] = [[] for _ in grid]
+            for fold in whole.folds:
+                for told, (told_nC, k, _) in zip(told_G, self._candidates(fold, grid), strict=True):
+                    told.append(_mean_of(told_nC, self.near_NK[fold.val], k))
+            y_n = self.label_N[np.concatenate([fold.val for fold in whole.folds])]
+            worth_G = [_worth(np.concatenate(told), y_n, self.by) for told in told_G]
+            self.agreed[id(whole)] = grid[worth_G.index(max(worth_G))]
+        return self.agreed[id(whole)]
 
     def _candidates(
         self, split: Split, grid: Sequence[tuple[int, float]]

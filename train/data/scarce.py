@@ -43,11 +43,14 @@ class Unlearnt:
 
 
 def unlearnt(items: Items, split: Split, judges: str = "test") -> Unlearnt:
-    """judges: test or validation."""
+    """judges: test or validation; validation where there is no test image."""
+    judges = judges if len(split.test) else "validation"
     rows = split.test if judges == "test" else split.val
     classes, tested = np.arange(len(items.classes)), items.label[rows]
     learnt = np.unique(items.label[split.labelled])
     names = [items.classes[number] for number in np.setdiff1d(classes, learnt).tolist()]
+    if not len(tested):
+        return Unlearnt(names, 1.0, 1.0, judges)
     top1, balanced = np.isin(tested, learnt).mean(), np.isin(np.unique(tested), learnt).mean()
     return Unlearnt(names, float(top1), float(balanced), judges)
 

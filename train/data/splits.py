@@ -9,10 +9,13 @@ list, LABELS and the seed.
 For one seed the choices are nested: the rows of LABELS=3 are among those of LABELS=4. Those of a
 class follow from its name and its images, whatever other classes there are.
 
-A data set without a test (or validation) split gives a fifth of its labelled rows to each, the same
-for every seed, chosen by their contents; rows that a file names are not given away. ImageNet's
-published lists (1percent.txt and 10percent.txt of github.com/google-research/simclr, folder
-imagenet_subsets/) hold bare file names, which is enough.
+Test and validation rows are those that the data set names. Where it names none, a share of each
+class can be set apart (train/data/apart.py), the same for every seed, chosen by their contents;
+rows that a file names are not given away. Without validation rows the labelled ones judge
+(train/data/folds.py).
+
+ImageNet's published lists (1percent.txt and 10percent.txt of github.com/google-research/simclr,
+folder imagenet_subsets/) hold bare file names, which is enough.
 """
 
 import difflib
@@ -27,9 +30,11 @@ from base.console import counted
 from base.errors import UNKNOWN, DataQualityError, UsageError
 from cache_specs.items import Items
 from train.algorithm.streams import Purpose, place_of, stream
+from train.data.apart import AS_NAMED, Apart
 
 DRAWS = "of each class by its name"  # what a run notes down of how labelled images are drawn
 SMALLEST = 4  # images of a class that leave some for training, validation and test
+WORDS = {"validation": "VAL", "test": "TEST"}  # by which they are set apart
 ONE_EACH = "every class has one image"
 MOST_ASKED, NEAR = 10_000, 0.8  # keys among which a slip is looked for; how alike it must be
 NUMBER = re.compile(r"all|\d+|[\d.]+%")
@@ -38,22 +43,28 @@ NUMBER = re.compile(r"all|\d+|[\d.]+%")
 @dataclass(frozen=True, eq=False)
 class Split:
     """Row numbers, ascending and disjoint. `unlabelled` are the training rows whose labels are
-    hidden or unknown."""
+    hidden or unknown.
+
+    folds: of a split whose validation rows are labelled training rows, too (train/data/folds.py):
+    the same with some of these taken for unlabelled, which are their validation rows."""
 
     labelled: np.ndarray
     unlabelled: np.ndarray
     val: np.ndarray
     test: np.ndarray
+    folds: tuple["Split", ...] = ()
 
 
-def make_split(items: Items, ok: np.ndarray, labels: str, seed: int) -> Split:
+def make_split(
+    items: Items, ok: np.ndarray, labels: str, seed: int, apart: Apart = AS_NAMED
+) -> Split:
     """The split of one experiment. ok: (N,) bool, the rows usable in every view. Raises UsageError
     or DataQualityError."""
     known = items.label >= 0
     named = None
     if not NUMBER.fullmatch(labels) and Path(labels).is_file():
         named = _from_file(items, Path(labels))
-    role = assign(items, named)
+    role = assign(items, named, apart)
     val = np.flatnonzero((role == "val") & known & ok)
     test = np.flatnonzero((role == "test") & known & ok)
     pool = np.flatnonzero((role == "train") & known)
@@ -62,8 +73,13 @@ def make_split(items: Items, ok: np.ndarray, labels: str, seed: int) -> Split:
     else:
         labelled = _usable(items, named, pool[ok[pool]], labels)
     training = np.flatnonzero(((role == "train") | (role == "unlabelled")) & ok)
-    for name, rows in (("labelled training", labelled), ("validation", val), ("test", test)):
-        if len(rows) == 0:
+    asked = {
+        "labelled training": (labelled, True),
+        "validation": (val, apart.val or (role == "val").any()),
+        "test": (test, apart.test or (role == "test").any()),
+    }
+    for name, (rows, wanted) in asked.items():
+        if wanted and len(rows) == 0:
             raise _none(items, ok, name)
     return Split(labelled, np.setdiff1d(training, labelled), val, test)
 
@@ -83,40 +99,57 @@ def _none(items: Items, ok: np.ndarray, name: str) -> DataQualityError:
         have = f"every class has {counted(most, 'image')} or fewer" if most > 1 else ONE_EACH
         if classes == 1:
             have = f"there is 1 class, of {counted(most, 'image')}"
-        then = (
-            f"The cause: {have}. From {SMALLEST} images a class on, some are kept for validation "
-            "and for test: add images and type make extract once more"
-        )
+        then = f"The cause: {have}. Add images and type make extract once more"
+        if name in WORDS:
+            then = (
+                f"The cause: {have}. From {SMALLEST} images a class on, some can be set apart: "
+                f"leave {WORDS[name]} out, or add images and type make extract once more"
+            )
     else:
         then = (
             "No image of that part has a label and can be read: mend or label some, or leave its "
-            "folder or split out, and it is taken from the training images"
+            "folder or split out"
         )
     return DataQualityError(f"{told}. {then}")
 
 
-def assign(items: Items, named: np.ndarray | None = None) -> np.ndarray:
-    """(N,) str: train, val, test or unlabelled for each row. What the data set says stands; what it
-    leaves open is filled in, but not with the rows `named` as labelled: those are left out of the
-    fifth, so that a test split of other labels has at most these rows more."""
+def assign(items: Items, named: np.ndarray | None = None, apart: Apart = AS_NAMED) -> np.ndarray:
+    """(N,) str: train, val, test or unlabelled for each row. What the data set says stands. What is
+    to be set apart is not of the rows `named` as labelled: those are left out of the share, so that
+    a test split of other labels has at most these rows more. Raises UsageError where the data set
+    names what is to be set apart."""
     role = np.array(items.split, object)
     open_rows, labelled = role == "", items.label >= 0
     role[open_rows & ~labelled] = "unlabelled"
     role[open_rows & labelled] = "train"
+    if apart.trains:
+        role[role == "val"] = "train"
     given = role.copy()
-    for name, key in (("test", 1), ("val", 2)):
-        if (given == name).any():
+    for name, key, percent in (("test", 1, apart.test), ("val", 2, apart.val)):
+        there = (given == name).any()
+        if not percent or (there and apart.fills):
             continue
-        source = "train" if (role == "train").any() else "test"
+        if there:
+            raise _named_already(items, name, percent)
         for label in range(len(items.classes)):
             own = items.label == label
-            rows = _by_content(items, np.flatnonzero((role == source) & own), key)
-            whole = int(((given == source) & own).sum())
-            fifth = whole // 5 if whole >= 5 else int(len(rows) > 2)
-            role[rows[: _whole_groups(items, rows, fifth)]] = name
+            rows = _by_content(items, np.flatnonzero((role == "train") & own), key)
+            whole = int(((given == "train") & own).sum())
+            count = max(1, int(whole * percent / 100 + 1e-9)) if len(rows) > 2 else 0
+            role[rows[: _whole_groups(items, rows, count)]] = name
     if named is not None:
         role[named[given[named] == "train"]] = "train"
     return role
+
+
+def _named_already(items: Items, name: str, percent: float) -> UsageError:
+    told = {"val": ("VAL", "validation"), "test": ("TEST", "test")}
+    word, split = told[name]
+    return UsageError(
+        f"{word}={percent:g}%: {items.name!r} names a {split} split of its own, which is used: "
+        f"leave {word} out",
+        instead={word: None},
+    )
 
 
 def _by_content(items: Items, rows: np.ndarray, key: int) -> np.ndarray:

@@ -120,10 +120,8 @@ class Console(Ignore):
         scores = []
         for name, value in record["val"].items():
             scores.append(f"{name} {100 * value['top1']:.1f}")
-        return (
-            f"{self.method} {step}/{steps} ({record['phase']}), {rate:.0f} steps/s{left}; "
-            f"validation top-1: {', '.join(scores)}"
-        )
+        line = f"{self.method} {step}/{steps} ({record['phase']}), {rate:.0f} steps/s{left}"
+        return f"{line}; validation top-1: {', '.join(scores)}" if scores else line
 
 
 class Trackers(Ignore):

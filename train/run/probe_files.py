@@ -17,14 +17,20 @@ from train.data.feed import Input
 
 
 def write_probe(
-    folder: Path, method: str, name: str, best: Params, fused: Params, source: Input
+    folder: Path,
+    method: str,
+    name: str,
+    best: Params,
+    fused: Params,
+    source: Input,
+    said: Params,
 ) -> None:
     """probes/METHOD/NAME.safetensors: a view's own (E, ...) parameters, those for the joint
-    prediction, the input's mean and std."""
+    prediction, the input's mean and std, and what was said out of fold."""
     tensors = {**best}
     for key, value in fused.items():
         tensors[f"joint.{key}"] = value
-    tensors |= {"input_mean": source.mean_D, "input_std": source.std_D}
+    tensors |= {"input_mean": source.mean_D, "input_std": source.std_D, **said}
     write_tensors(folder, method, name, tensors)
 
 

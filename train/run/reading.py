@@ -17,9 +17,11 @@ from base.errors import DataQualityError, UsageError
 from cache_specs.alike import alike
 from cache_specs.items import Items
 from train.config import TrainConfig
+from train.data.apart import Apart
+from train.data.folds import splits_of, trainings
 from train.data.reader import Cache, open_cache
 from train.data.scarce import have, listed, rarer_text, unlearnt
-from train.data.splits import Split, make_split
+from train.data.splits import Split
 from train.data.texts import TEXT, how_to_encode, untold, with_texts
 from train.methods import METHODS
 from train.run.rundir import drew_otherwise, split_file
@@ -28,7 +30,6 @@ log = logging.getLogger(f"coview.{__name__}")
 
 # beyond them the heavy methods would take hours or all memory
 MOST_BYTES, MOST_LABELLED = 4e9, 50_000
-MOST_DRAWN = 0.4  # of the labelled images in a split that should have a fifth
 MOST_MEANT = 100  # a greater SEEDS is nobody's number of seeds
 
 
@@ -75,12 +76,15 @@ def _too_few_classes(items: Items) -> DataQualityError:
 def _splits(config: TrainConfig, cache: Cache) -> tuple[list[Split], list[str]]:
     """One for each seed: by the rule, or, of a run that an earlier version began, with the labelled
     images that it wrote down; and what is to be said of that."""
-    folder, splits, told = Path(config.runs) / config.run, [], []
+    folder, told = Path(config.runs) / config.run, []
+    of_each: list[str] = []
     older = drew_otherwise(folder, cache.fingerprints)
     for seed in config.seed_list():
         written = split_file(folder, seed)
         labels = str(written) if older and written.is_file() else config.labels
-        splits.append(make_split(cache.items, cache.ok, labels, seed))
+        of_each.append(labels)
+    apart = config.apart()
+    splits = splits_of(cache.items, cache.ok, of_each, config.seed_list(), apart)
     if older and config.labels != "all":
         told.append(
             f"{folder} was begun by an earlier version, which drew other labelled images for the "
@@ -156,16 +160,17 @@ def score_bytes(cache: Cache, splits: Sequence[Split]) -> int:
     """Of the float64 scores of all experts, the views and the graphs, in one split."""
     rows = max(len(splits[0].val), len(splits[0].test))
     experts = 2 * len(cache.names) + 1
-    return 8 * len(splits) * len(cache.items.classes) * rows * experts
+    return 8 * len(trainings(splits)) * len(cache.items.classes) * rows * experts
 
 
-def warn(cache: Cache, split: Split, labels: str) -> None:
+def warn(cache: Cache, split: Split, labels: str, apart: Apart) -> None:
     """Of everything that makes the results of a run mean less than they seem to."""
     cache.warn_of_drift()
     warn_of_training_copies(cache, split)
-    warn_of_large_splits(cache, split)
+    warn_of_large_splits(cache, split, apart)
     warn_of_scarce_classes(cache, split, labels)
     warn_of_missing_classes(cache, split)
+    warn_of_single_labels(cache, split)
     for (one, other), why in alike(cache.names).items():
         log.warning(f"the views {one} and {other} are too alike to teach each other much: {why}")
 
@@ -182,7 +187,10 @@ def warn_of_missing_classes(cache: Cache, split: Split) -> None:
     """Say which classes have no validation or test image: no score and no choice says anything of
     them."""
     classes = cache.items.classes
-    for name, rows in (("validation", split.val), ("test", split.test)):
+    val = split.labelled if split.folds else split.val  # see warn_of_single_labels
+    for name, rows in (("validation", val), ("test", split.test)):
+        if not len(rows):
+            continue
         lacking = np.setdiff1d(np.arange(len(classes)), cache.items.label[rows]).tolist()
         if lacking:
             log.warning(
@@ -192,17 +200,32 @@ def warn_of_missing_classes(cache: Cache, split: Split) -> None:
             )
 
 
-def warn_of_large_splits(cache: Cache, split: Split) -> None:
-    """Say where copies, which stay on one side, made a drawn split more than twice its fifth."""
+def warn_of_single_labels(cache: Cache, split: Split) -> None:
+    """Say which classes have a single label, where the labels judge, too."""
+    classes, label_N = cache.items.classes, cache.items.label
+    few = np.setdiff1d(label_N[split.labelled], label_N[split.val])
+    if split.folds and len(few):
+        log.warning(
+            f"of {len(classes):,} classes {len(few):,} {have(len(few))} labels of one image alone: "
+            f"{listed([classes[number] for number in few.tolist()])}. Nothing can judge what is "
+            f"said of {'it' if len(few) == 1 else 'them'}; two labels a class could"
+        )
+
+
+def warn_of_large_splits(cache: Cache, split: Split, apart: Apart) -> None:
+    """Say where copies, which stay on one side, made a split that was set apart more than twice its
+    share."""
     items = cache.items
-    for name, word, rows in (("val", "validation", split.val), ("test", "test", split.test)):
-        pairs = zip(items.split, items.label, strict=True)
-        whole = sum(said in ("", "train") and label >= 0 for said, label in pairs)
-        if name not in items.split and len(rows) > MOST_DRAWN * whole > 0:
+    pairs = zip(items.split, items.label, strict=True)
+    whole = sum(said in ("", "train") and label >= 0 for said, label in pairs)
+    each = [("val", "validation", split.val, apart.val), ("test", "test", split.test, apart.test)]
+    for name, word, rows, percent in each:
+        if name not in items.split and 0 < 2 * percent / 100 * whole < len(rows):
             log.warning(
-                f"the {word} split that was drawn has {len(rows):,} of {whole:,} labelled images, "
-                "more than a fifth: copies of one image stay on one side. Take the copies out, or "
-                "name the splits yourself (folders train/, val/, test/, or a column split)"
+                f"the {word} split that was set apart has {len(rows):,} of {whole:,} labelled "
+                f"images, more than {percent:g} %: copies of one image stay on one side. Take the "
+                "copies out, or name the splits yourself (folders train/, val/, test/, or a column "
+                "split)"
             )
 
 
@@ -211,6 +234,8 @@ def warn_of_training_copies(cache: Cache, split: Split) -> None:
     sha256 = cache.items.sha256
     train = {sha256[row] for rows in (split.labelled, split.unlabelled) for row in rows}
     for name, rows in (("validation", split.val), ("test", split.test)):
+        if name == "validation" and split.folds:
+            continue
         copies = sum(sha256[row] in train for row in rows)
         if copies:
             log.warning(

@@ -37,6 +37,8 @@ from train.config import PLACES, TrainConfig, command_of, make_command
 from train.data.splits import DRAWS, NUMBER, Split, read_keys
 from train.run.names import free_name
 
+AS_BEFORE = {"val": "split", "test": "20%"}  # of a run that knew neither, what it did
+
 
 def open_run(config: TrainConfig, fingerprints: dict[str, str], device: str, leader: bool) -> Path:
     """Create the run's folder, or go on in it. Raises StaleError, naming field: old -> new, if it
@@ -57,7 +59,7 @@ def open_run(config: TrainConfig, fingerprints: dict[str, str], device: str, lea
             # newer version
             wanted["settings"]["data"] = found["settings"].get("data")
         usual = _settings(type(config)())  # of settings that are younger than the run
-        found["settings"] = {**usual, **found["settings"]}
+        found["settings"] = {**usual, **AS_BEFORE, **found["settings"]}
         changed = differences(found, wanted)
         if changed:
             changed += _images_of_then(Path(config.cache), found, fingerprints)

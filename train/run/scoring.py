@@ -26,11 +26,11 @@ from train.data.scarce import forced, rarer, share_text, unlearnt
 from train.data.splits import Split
 from train.methods import METHODS, Method
 from train.run.probe_files import read_tensors
-from train.run.summary import against, read_summary, told_apart
+from train.run.summary import against, read_summary, scored, told_apart
 
 SCORES = (
     *("test_top1", "test_balanced", "test_f1", "test_nll", "test_ece"),
-    *("val_top1", "val_balanced", "val_f1"),
+    *("val_top1", "val_balanced", "val_f1", "val_nll", "val_ece"),
 )
 # what was chosen on validation: {view, joint or graph: {hyper-parameter or weight: E values}}
 Chosen = dict[str, dict[str, list[float]]]
@@ -55,6 +55,8 @@ def describe(config: TrainConfig, cache: Cache, splits: Sequence[Split]) -> dict
     contents = {
         "test": _contents(cache, split.test),
         "test_labels": _contents(cache, split.test, labels=True),
+        "val": _contents(cache, split.val),
+        "val_labels": _contents(cache, split.val, labels=True),
         "labelled": [_contents(cache, one.labelled, labels=True) for one in splits],
     }
     return {
@@ -67,6 +69,7 @@ def describe(config: TrainConfig, cache: Cache, splits: Sequence[Split]) -> dict
         "classes": len(items.classes),
         "unlearnt": dataclasses.asdict(unlearnt(items, split)),
         "fingerprints": cache.fingerprints,
+        "folds": len(split.folds),
         "joint": config.joint,
         "select": config.select,
         "rows": {
@@ -102,11 +105,16 @@ def _contents(cache: Cache, rows: np.ndarray, labels: bool = False) -> str:
 
 
 def say(
-    folder: Path, method: Method, cache: Cache, split: Split, rule: str, device: torch.device
+    folder: Path,
+    method: Method,
+    cache: Cache,
+    splits: Sequence[Split],
+    rule: str,
+    device: torch.device,
 ) -> Says:
-    """What a method's files say of the rows of split.val and split.test. rule: how the views are
-    joined; with graphs they are pooled. scikit-learn's methods keep no model: their scores were
-    written down when they were fitted."""
+    """What a method's files say of the validation rows of the seeds' splits and of their test rows.
+    rule: how the views are joined; with graphs they are pooled. scikit-learn's methods keep no
+    model: their scores were written down when they were fitted."""
     if method.classic:
         return _as_written(folder, method, cache.names, device)
     files, digests = {}, {}
@@ -118,17 +126,43 @@ def say(
         inputs = [cache.emb]
     probes = list(zip(files.values(), inputs, strict=True))
     found = []
-    for part, rows in (("val", split.val), ("test", split.test)):
+    for part, rows in (("val", splits[0].val), ("test", splits[0].test)):
+        if part == "val" and splits[0].folds:
+            found.append(out_of_fold(method, list(files.values()), pool, rule))
+            continue
         own = [_predicted(tensors, emb, rows, "") for tensors, emb in probes]
         fused = [_predicted(tensors, emb, rows, "joint.") for tensors, emb in probes]
-        if method.graphs:
-            both = pooled(torch.stack([*fused, *pool[part].float()]), pool["weight"])
-        else:
-            both = joint(fused, rule)
-        found.append(own if method.jobs == "together" else [*own, both])
+        found.append(_with_joint(method, own, fused, pool, part, rule))
     views = [] if method.jobs == "together" else cache.names
     chosen = _chosen(names_of_experts(cache.names), pool)
     return Says(views, found[0], found[1], digests, chosen)
+
+
+def out_of_fold(
+    method: Method, probes: Sequence[dict[str, Tensor]], pool: dict[str, Tensor], rule: str
+) -> list[Tensor]:
+    """(S, n, C) log-scores of each view and then of the joint, as trainings gave them that did not
+    know the labels of these rows; `together` has a joint alone. probes, pool: the tensors of the
+    method's files."""
+    own = [tensors["said"] for tensors in probes]
+    fused = [tensors["joint_said"] for tensors in probes]
+    return _with_joint(method, own, fused, pool, "val", rule)
+
+
+def _with_joint(
+    method: Method,
+    own: list[Tensor],
+    fused: list[Tensor],
+    pool: dict[str, Tensor],
+    part: str,
+    rule: str,
+) -> list[Tensor]:
+    if method.jobs == "together":
+        return own
+    if method.graphs:
+        experts = torch.stack([*fused, *pool[part].to(fused[0])])
+        return [*own, pooled(experts, pool["weight"])]
+    return [*own, joint(fused, rule)]
 
 
 def _as_written(folder: Path, method: Method, names: Sequence[str], device: torch.device) -> Says:
@@ -175,25 +209,29 @@ def summarise(
     head: dict[str, Any],
     methods: Sequence[str],
     cache: Cache,
-    split: Split,
+    splits: Sequence[Split],
     device: torch.device,
     seconds: float,
 ) -> dict[str, Any]:
-    """Score every method on the rows of split.val and split.test; write predictions.parquet and
-    then summary.json."""
+    """Score every method on the validation and test rows of the seeds' splits, where there are any;
+    write predictions.parquet and then summary.json."""
     summary: dict[str, Any] = {**head, "methods": {}}
+    judges = scored(summary)
     tables, right = [], {}
     for name in methods:
-        said = say(folder, METHODS[name], cache, split, head["joint"], device)
+        said = say(folder, METHODS[name], cache, splits, head["joint"], device)
         scores: dict[str, dict[str, Any]] = {view: {} for view in [*said.views, "joint"]}
-        for part, rows, logits in (("val", split.val, said.val), ("test", split.test, said.test)):
-            y = torch.from_numpy(cache.items.label[rows]).long().to(device)
+        for part, logits in (("val", said.val), ("test", said.test)):
+            rows_Sn = np.stack([getattr(split, part) for split in splits])
+            if not rows_Sn.size:
+                continue
+            y = torch.from_numpy(cache.items.label[rows_Sn]).long().to(device)
             for view, z in zip(scores, logits, strict=True):
                 scores[view] |= _scores(part, z, y)
             opinions = _opinions(cache.names, said.views, [z.cpu() for z in logits])
-            facts = _facts(name, part, cache.items, rows, head["seeds"])
+            facts = _facts(name, part, cache.items, rows_Sn, head["seeds"])
             tables.append({**facts, **opinions})
-            if part == "test":
+            if part == judges:
                 hits = opinions["pred"] == facts["label"]
                 right[name] = hits.reshape(len(head["seeds"]), -1)
         both = scores.pop("joint")
@@ -243,16 +281,15 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _facts(
-    method: str, part: str, items: Items, rows: np.ndarray, seeds: Sequence[int]
+    method: str, part: str, items: Items, rows_Sn: np.ndarray, seeds: Sequence[int]
 ) -> dict[str, Any]:
     """The first columns of predictions.parquet, seed after seed."""
-    count = len(seeds) * len(rows)
     return {
-        "method": [method] * count,
-        "seed": np.repeat(seeds, len(rows)),
-        "id": [items.keys[row] for row in rows] * len(seeds),
-        "split": [part] * count,
-        "label": np.tile(items.label[rows], len(seeds)),
+        "method": [method] * rows_Sn.size,
+        "seed": np.repeat(seeds, rows_Sn.shape[1]),
+        "id": [items.keys[row] for row in rows_Sn.ravel()],
+        "split": [part] * rows_Sn.size,
+        "label": items.label[rows_Sn].ravel(),
     }
 
 
@@ -290,7 +327,9 @@ def _first_choices(prob_EnC: Tensor) -> np.ndarray:
 
 
 def _write_parquet(path: Path, tables: Sequence[dict[str, Any]]) -> None:
-    """Each a row group."""
+    """Each a row group; nothing where nobody judges."""
+    if not tables:
+        return
     sink, each = io.BytesIO(), [pa.table(columns) for columns in tables]
     with pq.ParquetWriter(sink, each[0].schema, compression="zstd") as writer:
         for table in each:

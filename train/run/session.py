@@ -68,7 +68,7 @@ def session(config: TrainConfig, ground: Ground | None = None) -> Generator[Sess
         device = choose_device(config.device, config.gpus)
         cache, splits, methods = ground or read(config, aloud=leads)
         if leads:
-            warn(cache, splits[0], config.labels)
+            warn(cache, splits[0], config.labels, config.apart())
         config = dataclasses.replace(config, method=",".join(methods))  # recorded, also a default
         with own_folder(config, cache.fingerprints, device, leads) as folder:
             work = cache, splits, methods, folder, device

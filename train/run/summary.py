@@ -16,35 +16,76 @@ from train.algorithm.paired import FEW, Difference, difference
 from train.data.scarce import Unlearnt
 from train.methods import MEASURES, METHODS, Method, in_order
 
+# a score, by what it is multiplied, and its digits
+CELLS = (("top1", 100, 1), ("balanced", 100, 1), ("f1", 100, 1), ("nll", 1, 3), ("ece", 1, 3))
 CHANCE = 0.05  # below it a difference counts, divided by the number of pairs that are looked at
+UNKNOWABLE = (
+    "how good this is cannot be known: each label was used, and none left out. Two labels a class "
+    "would tell a little, a test split (TEST=20%) more"
+)
 AGAIN = (
     "Delete summary.json and type the command of the run once more, the same make train: the "
     "probes are kept, and what was made of them is made again"
 )
 
 
+def scored(summary: dict[str, Any]) -> str:
+    """The part of the images that the results stand on: "test" where there are any, "val" where
+    only these judge, "" where nobody can."""
+    rows = summary["rows"]
+    if rows["test"]:
+        return "test"
+    return "val" if rows["val"] else ""
+
+
+def kind_of(summary: dict[str, Any], part: str) -> str:
+    """What images, or scores, of a part are called."""
+    if part == "val" and summary.get("folds"):
+        return "out-of-fold"
+    return {"test": "test", "val": "validation", "": "no"}[part]
+
+
+def images_of(summary: dict[str, Any], part: str) -> str:
+    """1 test image, 40 out-of-fold images."""
+    return counted(summary["rows"][part], f"{kind_of(summary, part)} image")
+
+
+def chosen_on(summary: dict[str, Any]) -> str:
+    """By which images was chosen, and by which tested."""
+    rows = summary["rows"]
+    if not rows["val"]:
+        text = "nothing was selected: no label was left out of any training"
+    elif summary.get("folds"):
+        text = (
+            f"selected on {rows['val']:,} of the {rows['labelled']:,} labelled images, by what "
+            "trainings without their labels say of them (out-of-fold)"
+        )
+    else:
+        text = f"selected on {rows['val']:,} labelled validation images"
+    return f"{text}, tested once on {rows['test']:,}" if rows["test"] else text
+
+
 def summary_table(summary: dict[str, Any]) -> str:
     """The result as text: one line a view and method, mean ± standard deviation over the seeds, in
     percent; the joint lines against late fusion. Where it cannot tell the methods apart, it says so
     first; a run of before has no such numbers, and a dash instead."""
-    seeds, methods, rows = summary["seeds"], summary["methods"], summary["rows"]
+    seeds, methods, part = summary["seeds"], summary["methods"], scored(summary)
     paired = "supervised" in methods and len(methods) > 1 and len(summary["views"]) > 1
     body = []
     for name in in_order(methods):
         gain = ""
         if paired and name != "supervised":
             gain = _gain(methods[name].get("against"))
-        body += _lines(METHODS[name], methods[name], summary["views"], gain)
+        body += _lines(METHODS[name], methods[name], summary["views"], part, gain)
     wide = max(len(title) for title, _ in body) + 2
     lines = [
-        f"{summary['dataset']}, {summary['labels_text']}, {counted(len(seeds), 'seed')}; test "
-        "scores in %, mean ± std over seeds",
+        f"{summary['dataset']}, {summary['labels_text']}, {counted(len(seeds), 'seed')}; "
+        f"{kind_of(summary, part)} scores in %, mean ± std over seeds",
         *filter(None, [undecided(summary)]),
         f"{'':{wide}}{'top-1':>11}{'balanced':>10}{'F1':>7}{'NLL':>8}{'ECE':>8}"
         f"{'   against late fusion' if paired else ''}",
         *[f"{title:{wide}}{cells}" for title, cells in body],
-        f"selected on {rows['val']} labelled validation images, tested once on {rows['test']}; "
-        f"{summary['seconds']:.0f} s",
+        f"{chosen_on(summary)}; {summary['seconds']:.0f} s",
         *notes(summary),
     ]
     if paired:
@@ -53,30 +94,29 @@ def summary_table(summary: dict[str, Any]) -> str:
 
 
 def _lines(
-    method: Method, result: dict[str, Any], views: list[str], gain: str
+    method: Method, result: dict[str, Any], views: list[str], part: str, gain: str
 ) -> list[tuple[str, str]]:
-    """Of one method, title and cells; gain: of the joint against late fusion."""
+    """Of one method, title and cells of a part's scores; gain: of the joint against late fusion."""
     lines = []
     for view in views:  # JSON keeps no order of its own
         if view in result["views"]:
-            lines.append((f"{view}, {method.title}", _cells(result["views"][view])))
+            lines.append((f"{view}, {method.title}", _cells(result["views"][view], part)))
     if len(views) != 1 or not lines:  # one view has nothing to fuse with
-        cells = f"{_cells(result['joint'])}{gain}"
+        cells = f"{_cells(result['joint'], part)}{gain}"
         lines.append((f"{method.title}: {method.joint}", cells))
     return lines
 
 
-def _cells(scores: dict[str, Any]) -> str:
-    top1 = scores["test_top1"]
-    value = f"{100 * top1['mean']:.1f}"
-    if top1["n"] > 1:
-        value += f" ± {100 * top1['std']:.1f}"
-    of_classes = []
-    for key in ("test_balanced", "test_f1"):
-        of_classes.append(f"{100 * scores[key]['mean']:.1f}" if key in scores else "–")
-    balanced, f1 = of_classes
-    nll, ece = scores["test_nll"]["mean"], scores["test_ece"]["mean"]
-    return f"{value:>11}{balanced:>10}{f1:>7}{nll:8.3f}{ece:8.3f}"
+def _cells(scores: dict[str, Any], part: str) -> str:
+    cells = []
+    for key, scale, digits in CELLS:
+        found = scores.get(f"{part}_{key}")
+        cells.append(f"{scale * found['mean']:.{digits}f}" if found else "–")
+    top1 = scores.get(f"{part}_top1")
+    if top1 and top1["n"] > 1:
+        cells[0] += f" ± {100 * top1['std']:.1f}"
+    value, balanced, f1, nll, ece = cells
+    return f"{value:>11}{balanced:>10}{f1:>7}{nll:>8}{ece:>8}"
 
 
 def _gain(against: dict[str, Any] | None) -> str:
@@ -90,16 +130,26 @@ def doubt(share: float, n: int) -> float:
     return 2 * float(np.sqrt(p * (1 - p) / (n + 4)))
 
 
+def middle(share: float, n: int) -> float:
+    """The middle of `doubt`: of few images a share is nearer to a half than it looks."""
+    return (share * n + 2) / (n + 4)
+
+
 def limits(summary: dict[str, Any]) -> str:
-    """What the number of test images leaves open, whatever the spread over the seeds is: they have
-    them in common."""
-    common = ", and all seeds share them" if len(summary["seeds"]) > 1 else ""
-    return f"so many test images leave {_in_doubt(summary)}{common}"
+    """What the number of images that judge leaves open, whatever the spread over the seeds is: of
+    test images, these have them in common."""
+    part = scored(summary)
+    if not part:
+        return UNKNOWABLE
+    kind = kind_of(summary, part)
+    common = ", and all seeds share them" if len(summary["seeds"]) > 1 and part == "test" else ""
+    return f"so many {kind} images leave {_in_doubt(summary)}{common}"
 
 
 def _in_doubt(summary: dict[str, Any]) -> str:
-    best = max(found["joint"]["test_top1"]["mean"] for found in summary["methods"].values())
-    points = 100 * doubt(best, summary["rows"]["test"])
+    part = scored(summary)
+    best = max(found["joint"][f"{part}_top1"]["mean"] for found in summary["methods"].values())
+    points = 100 * doubt(best, summary["rows"][part])
     return f"{100 * best:.1f} % in doubt by {points:.1f} points (two standard errors)"
 
 
@@ -107,7 +157,7 @@ def undecided(summary: dict[str, Any]) -> str:
     """That no two of the methods differ by more than chance would make them; '' where some do."""
     if summary.get("told_apart", True):
         return ""
-    images = counted(summary["rows"]["test"], "test image")
+    images = images_of(summary, scored(summary))
     pairs = math.comb(len(summary["methods"]), 2)
     among = f", counting all {pairs:,} pairs (Bonferroni)" if pairs > 1 else ""
     return (
@@ -122,6 +172,12 @@ def selected_by(summary: dict[str, Any]) -> str:
     return f"val_{summary.get('select', 'top1')}"
 
 
+def selection_score(summary: dict[str, Any], method: str) -> float:
+    """The joint's score that steps and settings were chosen by; 0.0 where nothing was chosen."""
+    found = summary["methods"][method]["joint"].get(selected_by(summary))
+    return found["mean"] if found else 0.0
+
+
 def notes(summary: dict[str, Any]) -> list[str]:
     """What limits the scores, besides."""
     found = [] if undecided(summary) else [limits(summary)]
@@ -129,7 +185,7 @@ def notes(summary: dict[str, Any]) -> list[str]:
         found += filter(None, [Unlearnt(**summary["unlearnt"]).text(summary["classes"])])
     if summary.get("select", "top1") != "top1":
         chosen = MEASURES[summary["select"]]
-        found.append(f"steps and settings were chosen by {chosen} on the validation images")
+        found.append(f"steps and settings were chosen by {chosen}")
     return found
 
 
@@ -137,11 +193,11 @@ def meaning(seeds: int) -> str:
     """What ± and p of a difference mean."""
     if seeds == 1:
         return (
-            "mean difference ± its standard error, over the test images alone; what other labels, "
+            "mean difference ± its standard error, over the images alone; what other labels, "
             "weights and batches would give, one seed does not say: SEEDS=0..4"
         )
     few = "" if seeds >= FEW else "; of fewer than 5 seeds p is too careful: SEEDS=0..4"
-    return f"mean difference ± its standard error, over seeds and test images{few}"
+    return f"mean difference ± its standard error, over seeds and images{few}"
 
 
 def against(right: dict[str, np.ndarray]) -> dict[str, Difference]:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from base.locks import lock
+from train.run.summary import scored
 
 EVERY_S, AFTER_S, ORPHAN_S = 0.5, 600, 3
 ENDED = b"end"
@@ -115,10 +116,12 @@ def tested(run: Path) -> dict[str, float]:
     path, values = run / "summary.json", {}
     if not path.is_file():
         return values
-    for method, found in json.loads(path.read_text(encoding="utf-8"))["methods"].items():
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    part = scored(summary)
+    for method, found in summary["methods"].items():
         for name, scores in {**found["views"], "joint": found["joint"]}.items():
             for key, score in scores.items():
-                if key.startswith("test_"):
+                if part and key.startswith(f"{part}_"):
                     values[f"{method}/{name}/{key}"] = score["mean"]
     return values
 

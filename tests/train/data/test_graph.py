@@ -17,7 +17,7 @@ from training import config, flags, outcome, spread, train_on_ranks
 
 from base.errors import DataQualityError
 from train.algorithm.cotrain import hand_out, mct_step, teacher
-from train.algorithm.evaluate import PENALTY, fit_pool, pooled
+from train.algorithm.evaluate import SHRINK, fit_pool, pooled, usual_pool
 from train.algorithm.optimise import ce
 from train.algorithm.peers import LocalPeers
 from train.algorithm.probe import Params, forward
@@ -41,6 +41,8 @@ from train.jobs import experiments, graphs_of, make_jobs
 from train.run.checkpoint import load_checkpoint
 from train.run.session import read
 from train.selection import without
+
+USUAL = usual_pool(2, 2)
 
 
 def rows_of(n: int) -> tuple[np.ndarray, np.ndarray, Split, Split]:
@@ -172,30 +174,29 @@ def experts(seed: int = 0, n: int = 300) -> tuple[Tensor, Tensor]:
 def test_the_weights_of_the_pool_are_those_of_the_least_loss() -> None:
     """scipy's bounded L-BFGS as the oracle, an experiment at a time."""
     scores, y = experts()
-    found = fit_pool(scores, y, torch.full((4, 2), 0.25))
+    found = fit_pool(scores, y, torch.full((4, 2), 0.25), USUAL)
     for e in range(2):
         log_p = log_softmax(scores[:, e], -1)
 
         def loss(w: np.ndarray, log_p: Tensor = log_p) -> float:
             z = torch.einsum("m,mnc->nc", torch.from_numpy(w), log_p)
-            return float(torch.nn.functional.cross_entropy(z, y)) + PENALTY / 2 * float(
-                (w**2).sum()
-            )
+            held = SHRINK / len(y) / 2 * float(((w - USUAL.numpy()) ** 2).sum())
+            return float(torch.nn.functional.cross_entropy(z, y)) + held
 
         oracle = minimize(loss, np.full(4, 0.25), bounds=[(0, None)] * 4, tol=1e-12)
         assert loss(found[:, e].numpy()) <= oracle.fun + 1e-7
         np.testing.assert_allclose(found[:, e], oracle.x, atol=2e-3)
         torch.testing.assert_close(
-            fit_pool(scores[:, e : e + 1], y, torch.full((4, 1), 0.25))[:, 0],
+            fit_pool(scores[:, e : e + 1], y, torch.full((4, 1), 0.25), USUAL)[:, 0],
             found[:, e],
             rtol=1e-9,
             atol=1e-12,
         )
     assert (found >= 0).all() and (found[3] < 0.2).all()
-    again = fit_pool(scores, y, torch.zeros(4, 2))  # from nothing, and from far away
+    again = fit_pool(scores, y, torch.zeros(4, 2), USUAL)  # from nothing, and from far away
     torch.testing.assert_close(again, found, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(
-        fit_pool(scores, y, torch.full((4, 2), 20.0)), found, rtol=1e-3, atol=1e-3
+        fit_pool(scores, y, torch.full((4, 2), 20.0), USUAL), found, rtol=1e-3, atol=1e-3
     )
 
 
@@ -204,11 +205,12 @@ def test_a_faultless_expert_gets_a_finite_weight_and_a_large_split_is_thinned(
 ) -> None:
     y = torch.arange(4000) % 5
     sure = 30 * torch.nn.functional.one_hot(y, 5).double().expand(1, 1, -1, -1)
-    assert 0 < fit_pool(sure, y, torch.ones(1, 1)).item() < 100
+    assert 0 < fit_pool(sure, y, torch.ones(1, 1), torch.ones(1)).item() < 100
     monkeypatch.setattr("train.algorithm.evaluate.POOL", 1000)
     scores, y = experts(n=4000)
     assert torch.equal(
-        fit_pool(scores, y, torch.ones(4, 2)), fit_pool(scores[:, :, ::4], y[::4], torch.ones(4, 2))
+        fit_pool(scores, y, torch.ones(4, 2), USUAL),
+        fit_pool(scores[:, :, ::4], y[::4], torch.ones(4, 2), USUAL),
     )
 
 
@@ -299,11 +301,14 @@ def test_a_student_is_not_among_its_teachers(made: Made, tmp_path) -> None:
     """The weights of each teacher are those of the least loss without the student; they are kept in
     the checkpoint."""
     scores, y = experts()
-    weight = without(0, scores, y, torch.full((4, 2), 0.25, dtype=torch.float64))
+    start = torch.full((4, 2), 0.25, dtype=torch.float64)
+    weight = without(0, scores, y, start, USUAL)
     assert (weight[0] == 0).all()
-    torch.testing.assert_close(weight[1:], fit_pool(scores[1:], y, torch.full((3, 2), 0.25)))
+    torch.testing.assert_close(
+        weight[1:], fit_pool(scores[1:], y, torch.full((3, 2), 0.25), USUAL[1:])
+    )
     assert not torch.allclose(
-        weight[1:], fit_pool(scores, y, torch.full((4, 2), 0.25))[1:], atol=0.05
+        weight[1:], fit_pool(scores, y, torch.full((4, 2), 0.25), USUAL)[1:], atol=0.05
     )
     settings = config(made, tmp_path, **{**GRAPH, "method": "mct-graph"})
     run(settings)

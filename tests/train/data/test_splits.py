@@ -9,6 +9,7 @@ from conftest import Made
 from base.errors import DataQualityError
 from cache_specs.items import Items
 from train.algorithm.streams import Purpose, place_of, stream
+from train.data.apart import BEFORE
 from train.data.splits import make_split
 
 
@@ -98,8 +99,8 @@ def test_too_few_images_of_each_class_are_named_as_the_cause(
 
     ok = np.ones(len(made.items), bool)
     with pytest.raises(DataQualityError, match=message):
-        make_split(few(each), ok, "all", 0)
-    enough = make_split(few(4), ok, "all", 0)
+        make_split(few(each), ok, "all", 0, BEFORE)
+    enough = make_split(few(4), ok, "all", 0, BEFORE)
     assert len(enough.labelled) and len(enough.val) and len(enough.test)
 
 
