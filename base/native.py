@@ -2,9 +2,9 @@
 
 Freed memory is kept where models run, images are decoded or probes are trained. glibc gives large
 blocks back to the kernel at once and takes them anew for the next tensor, page by page: half of the
-time of a convolutional net on a CPU. And idle threads of OpenMP give way instead of spinning: others use the
-machine too. No number depends on either. COVIEW_KEEP_MEMORY=0, or a variable of malloc's own,
-leaves malloc as it is.
+time of a convolutional net on a CPU. And idle threads of OpenMP give way instead of spinning:
+others use the machine too. No number depends on either. COVIEW_KEEP_MEMORY=0, or a variable of
+malloc's own, leaves malloc as it is.
 """
 
 import ctypes

@@ -11,8 +11,8 @@ the same way, without co-training. One `coview train` a task and number of label
 draws at once, the same settings everywhere: the defaults. The budgets are equal: a method has the
 labels of the row and no others, of which it chooses by cross-fitting; with --val auto all have the
 large validation split of the tasks besides. Prints a table of the joint's test top-1 and writes
-bench/results/methods-equal.json (or methods.json) with every draw. What is finished is kept in --work and not
-run again. About an hour on 2 cores.
+bench/results/methods-equal.json (or methods.json) with every draw. What is finished is kept in
+--work and not run again. About two hours on 2 cores.
 """
 
 import argparse

@@ -23,7 +23,7 @@ from train.methods import METHODS, defaults, told_of_all
 
 MOST_SEEDS = 10_000
 BY_LABELS = -1  # of steps: as many as the labelled images ask for
-STEPS = {"warmup": (20, 5), "cotrain": (100, 25)}  # then: at least, and passes over these
+STEPS = {"warmup": (20, 3), "cotrain": (100, 15)}  # then: at least, and passes over these
 NAME_OF_A_RUN = re.compile(r"[\w-][\w.-]*|")
 
 
@@ -119,10 +119,10 @@ class ScheduleSettings:
 
     warmup: int = limited(BY_LABELS, least=BY_LABELS)
     """supervised steps before co-training; -1: 20, or so many that each labelled image is drawn
-    5 times"""
+    3 times"""
     cotrain: int = limited(BY_LABELS, least=BY_LABELS)
     """co-training steps; supervised trains warmup + cotrain steps; -1: 100, or so many that each
-    labelled image is drawn 25 times"""
+    labelled image is drawn 15 times"""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """of the learning rate over all steps"""
     eval_every: int = limited(20, least=1)

@@ -17,7 +17,7 @@ POOL = 4_096  # labelled rows at most, to which the weights of the pool are fitt
 NEWTON = 50  # steps at most
 # of the pool: the weights of all probes and of all graphs together where nobody judges, and twice
 # the nats that a weight which is 1 beside its usual one has to gain
-USUAL_PROBES, USUAL_GRAPHS, SHRINK = 1.0, 0.6, 4.0
+USUAL_PROBES, USUAL_GRAPHS, SHRINK = 0.5, 1.5, 4.0
 
 
 @torch.no_grad()
