@@ -23,6 +23,7 @@ from cache_specs.lookup import find_dataset
 from cache_specs.sources import dataset_name, is_gone, source_path
 from extract.data.datasets import build_items, open_dataset
 from extract.data.torchvision_sets import SETS
+from train.data.apart import BEFORE
 from train.data.splits import make_split
 
 Rows = list[tuple[str, str, str]]
@@ -616,13 +617,13 @@ def items_of(dataset_rows: Rows) -> Items:
 def test_the_published_lists_of_file_names_are_labels(tmp_path):
     items = items_of(listed(str(imagenet(tmp_path / "imagenet"))))
     ok = np.ones(len(items), bool)
-    whole = make_split(items, ok, "all", 0)
+    whole = make_split(items, ok, "all", 0, BEFORE)
     taken = [
         items.keys[row].rsplit("/", 1)[1] for row in whole.test
     ]  # drawn for test, unless a list names them
     names = ["n01440764_3.JPEG", "n01443537_7.JPEG", taken[0]]
     path = put(tmp_path / "1percent.txt", "\n".join(names) + "\n")
-    split = make_split(items, ok, str(path), 0)
+    split = make_split(items, ok, str(path), 0, BEFORE)
     assert {items.keys[row].rsplit("/", 1)[1] for row in split.labelled} == set(names)
     assert set(split.test) == set(whole.test) - set(split.labelled) and [
         items.split[row] for row in split.val
@@ -632,7 +633,7 @@ def test_the_published_lists_of_file_names_are_labels(tmp_path):
     put(
         path, "n01440764/n01440764_3.JPEG\ntrain/n01443537/n01443537_7.JPEG\n"
     )  # more of the key is as good
-    assert [items.keys[row] for row in make_split(items, ok, str(path), 0).labelled] == [
+    assert [items.keys[row] for row in make_split(items, ok, str(path), 0, BEFORE).labelled] == [
         "train/n01440764/n01440764_3.JPEG",
         "train/n01443537/n01443537_7.JPEG",
     ]
