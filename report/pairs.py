@@ -45,7 +45,7 @@ def why_not(first: Run, other: Run) -> tuple[list[int], str]:
     same labelled ones."""
     ours, theirs, part = first.summary, other.summary, first.part
     if not part or other.part != part or first.kind != other.kind:
-        return [], f"scores of {other.kind} images, not of {first.kind} ones"
+        return [], f"{other.kind} scores, not {first.kind} ones"
     same_data = ours["fingerprints"]["items"] == theirs["fingerprints"]["items"]
     if first.kind == "out-of-fold":
         seeds = _shared(first, other)

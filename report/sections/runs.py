@@ -27,7 +27,7 @@ HONEST = (
     "figure."
 )
 MEANING = (
-    "of top-1, paired by the test images and by the seeds that two runs share with the same "
+    "of top-1, paired by the images and by the seeds that two runs share with the same "
     "labelled images: mean ± standard error over both, p two-sided; of 1 seed over the images "
     "alone, of fewer than 5 too careful. With many lines some p are small by chance"
 )

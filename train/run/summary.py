@@ -42,7 +42,7 @@ def kind_of(summary: dict[str, Any], part: str) -> str:
     """What images, or scores, of a part are called."""
     if part == "val" and summary.get("folds"):
         return "out-of-fold"
-    return {"test": "test", "val": "validation", "": "no"}[part]
+    return {"test": "test", "val": "validation", "": "unknown"}[part]
 
 
 def images_of(summary: dict[str, Any], part: str) -> str:
