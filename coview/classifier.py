@@ -14,6 +14,7 @@ Nothing is printed unless `verbose`; temporary files go to a folder that is gone
 """
 
 import contextlib
+import hashlib
 import logging
 import tempfile
 import threading
@@ -158,7 +159,7 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
             )
         seed = self._seed()
         if X_val is None:
-            split = self._split(label, seed)
+            split = self._split(emb_V, label, seed)
             self.validation_rows_ = np.empty(0, np.int64) if split.folds else split.val
         else:
             more_V = self._rows(X_val, reset=False)
@@ -173,13 +174,13 @@ class CoviewClassifier(ClassifierMixin, BaseEstimator):
         self._train(emb_V, label, split, seed)
         return self
 
-    def _split(self, label: np.ndarray, seed: int) -> Split:
+    def _split(self, emb_V: list[np.ndarray], label: np.ndarray, seed: int) -> Split:
         """Without a `validation_fraction` all labelled rows train, and choose by what trainings
         without their labels say of them; otherwise that share of them is held out."""
         fraction, every = self.validation_fraction, np.arange(len(label))
         if fraction is None:
-            whole, unknown = _split(label, every, every[:0]), [""] * len(label)
-            split = with_folds(whole, label, unknown, seed)
+            whole = _split(label, every, every[:0])
+            split = with_folds(whole, label, _contents(emb_V, label), seed)
         elif 0 <= fraction < 1:
             val = hold_out(label, fraction, seed)
             split = _split(label, np.setdiff1d(every, val), val)
@@ -378,6 +379,15 @@ def _split(label: np.ndarray, train: np.ndarray, val: np.ndarray) -> Split:
     """Of the rows `train`, those with a label and those without; nobody is tested."""
     known = label[train] >= 0
     return Split(train[known], train[~known], val, np.empty(0, np.int64))
+
+
+def _contents(emb_V: list[np.ndarray], label: np.ndarray) -> list[str]:
+    """(n,) a digest of each labelled row, so that copies of one are known; '' of the others."""
+    found = [""] * len(label)
+    for row in np.flatnonzero(label >= 0).tolist():
+        whole = b"".join(emb_nD[row].tobytes() for emb_nD in emb_V)
+        found[row] = hashlib.sha256(whole).hexdigest()
+    return found
 
 
 def _in_memory(

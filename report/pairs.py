@@ -44,7 +44,9 @@ def why_not(first: Run, other: Run) -> tuple[list[int], str]:
     of a data set, or a folder and a table of it, the same test images will do; out-of-fold, the
     same labelled ones."""
     ours, theirs, part = first.summary, other.summary, first.part
-    if not part or other.part != part or first.kind != other.kind:
+    if not part or not other.part:
+        return [], "nothing tells how good one of them is: no label was left out"
+    if other.part != part or first.kind != other.kind:
         return [], f"{other.kind} scores, not {first.kind} ones"
     same_data = ours["fingerprints"]["items"] == theirs["fingerprints"]["items"]
     if first.kind == "out-of-fold":
@@ -157,7 +159,8 @@ def _gain(run: Run, line: Line, first: Run, than: Line, seeds: list[int]) -> Gai
     over = counted(len(seeds), "seed")
     if right_En is None or other_En is None:
         return replace(gain, text=f"{gain.text} ± –, {over}")
-    found = difference(right_En, other_En)
+    common = run.parts[run.method][run.part].common
+    found = difference(right_En, other_En, common)
     return replace(gain, text=f"{found}, {over}", error=found.error, p=found.p)
 
 

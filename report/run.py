@@ -32,6 +32,11 @@ class Part:
     own_sure_VEn: np.ndarray
 
     @property
+    def common(self) -> bool:
+        """Have all seeds the same images?"""
+        return all(keys == self.keys_E[0] for keys in self.keys_E)
+
+    @property
     def right_En(self) -> np.ndarray:
         return self.pred_En == self.label_En
 

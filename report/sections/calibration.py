@@ -83,10 +83,10 @@ def classes(run: Run, names: Sequence[str]) -> Section:
     joint_EC = recall(part.label_En, part.pred_En, count)
     precision_C = _precision(part, count)
     others = [name for name in run.methods if name != run.method]
-    single_C = [recall(part.label_En, own_En, count).mean(0) for own_En in part.own_VEn]
+    single_C = [_over_seeds(recall(part.label_En, own_En, count)) for own_En in part.own_VEn]
     for name in others:
         other = run.parts[name][run.part]
-        single_C.append(recall(other.label_En, other.pred_En, count).mean(0))
+        single_C.append(_over_seeds(recall(other.label_En, other.pred_En, count)))
     taken_C = _taken_for(part, names)
     columns = [
         Column("class"),
@@ -103,7 +103,8 @@ def classes(run: Run, names: Sequence[str]) -> Section:
             rows.append([name, 0, *[Cell("", None)] * (len(columns) - 3), ""])
             continue
         shares = [_share(accuracy_C[c]) for accuracy_C in single_C]
-        joint, precision = mean_sd(joint_EC[:, c]), _share(precision_C[c])
+        known_E = joint_EC[np.isfinite(joint_EC[:, c]), c]
+        joint, precision = mean_sd(known_E), _share(precision_C[c])
         rows.append([name, _of_a_seed(images[c] / seeds), joint, precision, *shares, taken_C[c]])
     whole = table(
         columns, rows, name="classes-table", filtered=f"filter {count:,} classes", tall=count > 12
@@ -115,6 +116,13 @@ def classes(run: Run, names: Sequence[str]) -> Section:
         f"On the {run.kind} images, so it tells how good the run is, and is not there to choose "
         "by: what to label next stands above. A click on a column's title sorts.",
     )
+
+
+def _over_seeds(recall_EC: np.ndarray) -> np.ndarray:
+    """(C,) means of the seeds that have images of a class."""
+    known_EC = np.isfinite(recall_EC)
+    with np.errstate(invalid="ignore"):
+        return np.where(known_EC, recall_EC, 0).sum(0) / known_EC.sum(0)
 
 
 def _of_a_seed(images: float) -> Cell:

@@ -128,8 +128,9 @@ def percent(score: dict[str, Any] | None) -> Cell:
 def scores(run: Run) -> Section:
     """The table of train/run/summary.py, sortable."""
     right, part, kind = _right(run), run.part, run.kind
-    summary: dict[str, Any] = {**run.summary, "told_apart": told_apart(right)}
-    gains = against(right) if len(summary["views"]) > 1 else {}
+    common = not part or run.parts[run.method][part].common
+    summary: dict[str, Any] = {**run.summary, "told_apart": told_apart(right, common)}
+    gains = against(right, common) if len(summary["views"]) > 1 else {}
     spread = "mean ± standard deviation over the seeds"
     measure = MEASURES[selected_by(summary).removeprefix("val_")]
     val = f"{measure} in %; models were selected by it, so it is slightly too good"

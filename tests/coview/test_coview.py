@@ -26,6 +26,7 @@ from training import QUICK, config
 from base.errors import IntegrityError, UsageError
 from cache_specs import store
 from coview import MetaCoTrainingClassifier, ProbeClassifier, open_items, open_view
+from coview.classifier import _contents
 from coview.labels import encode, hold_out
 from train.command import run
 from train.data.splits import make_split
@@ -347,6 +348,16 @@ def test_four_threads_fit_what_one_fits(made: Made) -> None:
     with ThreadPoolExecutor(4) as threads:
         for seed, found in zip((0, 1) * 4, threads.map(fitted, (0, 1) * 4), strict=True):
             assert np.array_equal(found, alone[seed])
+
+
+def test_copies_of_a_row_do_not_judge_one_another(made: Made) -> None:
+    """Each label twice, as oversampling makes them: the same folds as if they stood there once."""
+    emb_V, y, _ = some(made)
+    few, twice = np.arange(40), np.tile(np.arange(40), 2)
+    contents = _contents([emb_nD[twice] for emb_nD in emb_V], y[twice])
+    once = _contents([emb_nD[few] for emb_nD in emb_V], y[few])
+    assert contents == once * 2 and len(set(once)) == 40
+    assert _contents([emb_nD[few] for emb_nD in emb_V], np.full(40, -1)) == [""] * 40
 
 
 def test_too_few_labels_to_hold_some_out_are_said(made: Made) -> None:

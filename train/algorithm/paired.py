@@ -31,11 +31,22 @@ class Difference:
         return f"{self.points:+.1f} ± {self.error:.1f} ({chance})"
 
 
-def difference(right_En: np.ndarray, other_En: np.ndarray) -> Difference:
-    """Of (E, n) bool: which images each method has right, for each seed."""
-    found = two_way(right_En.astype(np.float64) - other_En)
-    mean, error, p = map(float, found)
+def difference(right_En: np.ndarray, other_En: np.ndarray, common: bool = True) -> Difference:
+    """Of (E, n) bool: which images each method has right, for each seed. common: the seeds have the
+    same images; where each has its own, the seeds' means alone are draws of all that varies."""
+    gain_En = right_En.astype(np.float64) - other_En
+    if not common and len(gain_En) > 1:
+        return _over_seeds(gain_En.mean(1))
+    mean, error, p = map(float, two_way(gain_En))
     return Difference(100 * mean, 100 * error, p)
+
+
+def _over_seeds(gain_E: np.ndarray) -> Difference:
+    """Student's t-test."""
+    mean, seeds = float(gain_E.mean()), len(gain_E)
+    error = float(gain_E.std(ddof=1)) / seeds**0.5
+    t = abs(mean) / error if error else (np.inf if mean else 0.0)
+    return Difference(100 * mean, 100 * error, float(2 * stdtr(seeds - 1, -t)))
 
 
 def two_way(gain_En: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,8 +8,8 @@ out-of-fold opinion. All that has to be chosen is chosen by the opinions of a se
 trainings alike; the one that knows all labels is the one that is kept. Of more than MANY rows
 one fold is left out, of at most ENOUGH: that is enough to choose by.
 
-The only row of a class is never left out, and copies of one image are in one fold. Where the data
-set has validation rows, they judge, and there are no folds.
+The only row of a class is never left out, and copies of one image in a class are in one fold. Where
+the data set has validation rows, they judge, and there are no folds.
 """
 
 from collections.abc import Sequence
@@ -38,18 +38,21 @@ def splits_of(
         if not len(split.val) and apart.choice != "none":
             split = with_folds(split, items.label, items.sha256, seed)
         found.append(split)
-    return _level(found)
+    return _level(found, items.label)
 
 
-def _level(splits: list[Split]) -> list[Split]:
-    """Where copies of images make that more rows of one seed judge than of another, the last of
-    these are not asked."""
+def _level(splits: list[Split], label_N: np.ndarray) -> list[Split]:
+    """Where copies of images make that more rows of one seed judge than of another, some of the
+    largest classes are not asked."""
     least = min(len(split.val) for split in splits)
     found = []
     for split in splits:
-        val = split.val[:least]
+        val = split.val
+        while len(val) > least:
+            largest = np.bincount(label_N[val]).argmax()
+            val = np.delete(val, np.flatnonzero(label_N[val] == largest)[-1])
         folds = [_without(split, np.intersect1d(fold.val, val)) for fold in split.folds]
-        found.append(replace(split, val=val, folds=tuple(folds)))
+        found.append(replace(split, val=val, folds=tuple(folds) if least else ()))
     return found
 
 

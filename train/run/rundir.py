@@ -59,7 +59,7 @@ def open_run(config: TrainConfig, fingerprints: dict[str, str], device: str, lea
             # newer version
             wanted["settings"]["data"] = found["settings"].get("data")
         usual = _settings(type(config)())  # of settings that are younger than the run
-        found["settings"] = {**usual, **AS_BEFORE, **found["settings"]}
+        found["settings"] = {**usual, **found["settings"]}
         changed = differences(found, wanted)
         if changed:
             changed += _images_of_then(Path(config.cache), found, fingerprints)
@@ -68,7 +68,7 @@ def open_run(config: TrainConfig, fingerprints: dict[str, str], device: str, lea
                 f"the run {folder} was made with other settings or data:\n  "
                 + "\n  ".join(changed)
                 + f"\nGive this one another name (RUN={free}), or repeat the old settings to "
-                "resume it",
+                f"resume it: {_began(config, found['settings'])}",
                 instead={"RUN": free},
             )
     elif leader:
@@ -76,6 +76,14 @@ def open_run(config: TrainConfig, fingerprints: dict[str, str], device: str, lea
         durable.write_json(folder / "environment.json", _environment(device), "run.environment")
         durable.write(path, durable.sealed(wanted), "run.config")
     return folder
+
+
+def _began(config: TrainConfig, settings: dict[str, Any]) -> str:
+    """The command of a run with these settings."""
+    places = {name: getattr(config, name) for name in ("run", "runs", "cache")}
+    labels = settings["labels"]
+    told = {**settings, **places, "labels": labels if isinstance(labels, str) else "…"}
+    return make_command(told)
 
 
 def _images_of_then(cache: Path, found: dict, fingerprints: dict[str, str]) -> list[str]:
@@ -102,6 +110,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         found = durable.read_sealed(folder / "config.json")
         whole = {name: found[name] for name in ("settings", "fingerprints", "device_type")}
+        whole["settings"] = {**AS_BEFORE, **whole["settings"]}
         return {**whole, "draws": found.get("draws", "")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(

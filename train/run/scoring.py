@@ -241,9 +241,11 @@ def summarise(
             "probes": said.sha256,
             "chosen": said.chosen,
         }
-    for name, gain in against(right).items():
+    judging_Sn = np.stack([getattr(split, judges or "val") for split in splits])
+    common = bool((judging_Sn == judging_Sn[0]).all())
+    for name, gain in against(right, common).items():
         summary["methods"][name]["against"] = dataclasses.asdict(gain)
-    summary["told_apart"] = told_apart(right)
+    summary["told_apart"] = told_apart(right, common)
     _write_parquet(folder / "predictions.parquet", tables)
     summary["files"] = _digests(folder)
     summary["seconds"] = round(seconds, 1)

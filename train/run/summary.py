@@ -70,7 +70,8 @@ def summary_table(summary: dict[str, Any]) -> str:
     percent; the joint lines against late fusion. Where it cannot tell the methods apart, it says so
     first; a run of before has no such numbers, and a dash instead."""
     seeds, methods, part = summary["seeds"], summary["methods"], scored(summary)
-    paired = "supervised" in methods and len(methods) > 1 and len(summary["views"]) > 1
+    several = len(methods) > 1 and len(summary["views"]) > 1
+    paired = several and part != "" and "supervised" in methods
     body = []
     for name in in_order(methods):
         gain = ""
@@ -200,23 +201,23 @@ def meaning(seeds: int) -> str:
     return f"mean difference ± its standard error, over seeds and images{few}"
 
 
-def against(right: dict[str, np.ndarray]) -> dict[str, Difference]:
+def against(right: dict[str, np.ndarray], common: bool = True) -> dict[str, Difference]:
     """Of each other method the difference to late fusion of the supervised probes. right: {method:
-    (E, n) bool}, which test images the joint has right."""
+    (E, n) bool}, which images the joint has right; common: the same ones of all seeds."""
     if "supervised" not in right:
         return {}
     fusion = right["supervised"]
     others = [name for name in right if name != "supervised"]
-    return {name: difference(right[name], fusion) for name in others}
+    return {name: difference(right[name], fusion, common) for name in others}
 
 
-def told_apart(right: dict[str, np.ndarray]) -> bool:
+def told_apart(right: dict[str, np.ndarray], common: bool = True) -> bool:
     """Is one of the methods better than another one by more than chance, as many pairs as there are
     (Bonferroni)? True of one method alone."""
     pairs = list(itertools.combinations(right.values(), 2))
     if not pairs:
         return True
-    return min(difference(one, other).p for one, other in pairs) < CHANCE / len(pairs)
+    return min(difference(*pair, common).p for pair in pairs) < CHANCE / len(pairs)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

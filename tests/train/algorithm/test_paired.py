@@ -180,3 +180,18 @@ def test_the_text() -> None:
     assert str(Difference(9.44, 2.06, 0.0031)) == "+9.4 ± 2.1 (p = 0.003)"
     assert str(Difference(-1.0, 0.1, 1e-5)) == "-1.0 ± 0.1 (p < 0.001)"
     assert FEW == 5  # as the tables say
+
+
+def test_where_each_seed_has_its_own_images_the_seeds_are_the_draws() -> None:
+    from scipy.stats import ttest_1samp  # pyrefly: ignore[untyped-import]  it has no stubs
+
+    chance = np.random.default_rng(0)
+    one, other = chance.random((6, 40)) < 0.8, chance.random((6, 40)) < 0.6
+    found = difference(one, other, common=False)
+    gain_E = 100 * (one.mean(1) - other.mean(1))
+    assert found.points == pytest.approx(gain_E.mean())
+    assert found.error == pytest.approx(gain_E.std(ddof=1) / 6**0.5)
+    assert found.p == pytest.approx(ttest_1samp(gain_E, 0).pvalue)
+    assert difference(one, one, common=False).p == 1
+    single = difference(one[:1], other[:1], common=False)
+    assert single == difference(one[:1], other[:1]), "of one seed the images are all there is"

@@ -102,9 +102,21 @@ def test_where_copies_make_seeds_unequal_all_have_as_many_that_judge(made: Made)
         items.sha256[row] = "the same"
     first, other = splits_of(items, ok, "2", [0, 1], CROSS)
     assert len(first.val) == len(other.val) == 18
+    assert 3 not in items.label[first.val]
     for split in (first, other):
         is_sound(split)
         assert len(split.labelled) == 20
+    of_each = np.bincount(items.label[other.val], minlength=10)
+    assert of_each.min() == 1 and of_each.max() == 2, "no class is without a judge"
+
+
+def test_where_one_seed_has_nobody_to_judge_none_has(made: Made) -> None:
+    items = replace(made.items, sha256=[*made.items.sha256])
+    ok = np.ones(len(items), bool)
+    for row in splits_of(items, ok, "2", [0], CROSS)[0].labelled:
+        items.sha256[row] = f"of class {items.label[row]}"
+    for split in splits_of(items, ok, "2", [0, 1], CROSS):
+        assert not len(split.val) and not split.folds
 
 
 def test_the_folds_of_a_seed_are_its_own_and_always_the_same(made: Made) -> None:

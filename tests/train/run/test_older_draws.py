@@ -151,3 +151,20 @@ def test_all_labels_are_the_same_ones_in_both(
     run(settings)
     assert "earlier version" not in capsys.readouterr().err
     assert json.loads((tmp_path / "a" / "summary.json").read_text())["rows"]["unlabelled"] == 0
+
+
+def test_one_that_knew_neither_val_nor_test_goes_on_with_a_fifth_for_each(
+    made: Made, older: Path, tmp_path: Path
+) -> None:
+    """And what is to be typed for that stands in the refusal."""
+    shutil.copytree(older / "half", tmp_path / "half")
+    path = tmp_path / "half" / "config.json"
+    record = durable.read_sealed(path)
+    del record["settings"]["val"], record["settings"]["test"], record["sha256"]
+    path.write_bytes(durable.sealed(record))
+    with pytest.raises(StaleError, match=r"settings\.val: split -> auto\n") as caught:
+        run(config(made, tmp_path, run="half"))
+    told = str(caught.value)
+    assert "VAL=split TEST=20%" in told and "--warmup 20" in told and "RUN=half" in told
+    run(config(made, tmp_path, run="half", val="split", test="20%"))
+    assert outcome(tmp_path / "half") == outcome(older / "whole")
