@@ -45,8 +45,9 @@ def _over_seeds(gain_E: np.ndarray) -> Difference:
     """Student's t-test."""
     mean, seeds = float(gain_E.mean()), len(gain_E)
     error = float(gain_E.std(ddof=1)) / seeds**0.5
-    t = abs(mean) / error if error else (np.inf if mean else 0.0)
-    return Difference(100 * mean, 100 * error, float(2 * stdtr(seeds - 1, -t)))
+    if not error:
+        return Difference(100 * mean, 0.0, float(mean == 0))
+    return Difference(100 * mean, 100 * error, float(2 * stdtr(seeds - 1, -abs(mean) / error)))
 
 
 def two_way(gain_En: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
