@@ -241,8 +241,7 @@ def summarise(
             "probes": said.sha256,
             "chosen": said.chosen,
         }
-    judging_Sn = np.stack([getattr(split, judges or "val") for split in splits])
-    common = bool((judging_Sn == judging_Sn[0]).all())
+    common = _in_common(splits, judges)
     for name, gain in against(right, common).items():
         summary["methods"][name]["against"] = dataclasses.asdict(gain)
     summary["told_apart"] = told_apart(right, common)
@@ -251,6 +250,12 @@ def summarise(
     summary["seconds"] = round(seconds, 1)
     durable.write(folder / "summary.json", durable.sealed(summary), "summary")
     return read_summary(folder)
+
+
+def _in_common(splits: Sequence[Split], judges: str) -> bool:
+    """Do the same rows judge all seeds?"""
+    rows_Sn = np.stack([getattr(split, judges or "val") for split in splits])
+    return bool((rows_Sn == rows_Sn[0]).all())
 
 
 def _scores(part: str, logits_EnC: Tensor, y_n: Tensor) -> dict[str, Any]:

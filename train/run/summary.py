@@ -70,8 +70,7 @@ def summary_table(summary: dict[str, Any]) -> str:
     percent; the joint lines against late fusion. Where it cannot tell the methods apart, it says so
     first; a run of before has no such numbers, and a dash instead."""
     seeds, methods, part = summary["seeds"], summary["methods"], scored(summary)
-    several = len(methods) > 1 and len(summary["views"]) > 1
-    paired = several and part != "" and "supervised" in methods
+    paired = _is_paired(summary)
     body = []
     for name in in_order(methods):
         gain = ""
@@ -92,6 +91,12 @@ def summary_table(summary: dict[str, Any]) -> str:
     if paired:
         lines.append(f"against late fusion: {meaning(len(seeds))}")
     return "\n".join(lines)
+
+
+def _is_paired(summary: dict[str, Any]) -> bool:
+    """Is there late fusion to compare others with, and somebody to judge?"""
+    several = len(summary["methods"]) > 1 and len(summary["views"]) > 1
+    return several and scored(summary) != "" and "supervised" in summary["methods"]
 
 
 def _lines(
