@@ -33,7 +33,7 @@ from cache_specs import store
 from cache_specs.spec import differences
 from predict.bundle.folder import read_model
 from predict.choose import choose_method
-from predict.model import FITTED, Expert, Model, Opinions, ViewRecord, side_by_side
+from predict.model import FITTED, Expert, Model, Opinions, ViewRecord, opinions_of, side_by_side
 from train.algorithm.probe import Params
 from train.data.apart import apart_of
 from train.data.feed import Input
@@ -141,11 +141,7 @@ class LeftOut:
 
     def opinions(self, temperature: float) -> Opinions:
         joint_nC = log_softmax(self.log_joint_nC / temperature, -1).exp().float().numpy()
-        agreement_n = np.full(len(joint_nC), np.nan, np.float32)
-        if len(self.views_VnC):
-            agrees_Vn = self.views_VnC.argmax(2) == joint_nC.argmax(1)
-            agreement_n = agrees_Vn.mean(0, dtype=np.float32)
-        return Opinions(joint_nC, self.views_VnC, agreement_n)
+        return opinions_of(joint_nC, self.views_VnC)
 
 
 def out_of_fold_of(run: Path, method: str, splits: Sequence[Split], device: str) -> LeftOut:

@@ -81,6 +81,14 @@ class Opinions:
         return top2[:, 1] - top2[:, 0]
 
 
+def opinions_of(joint_nC: np.ndarray, views_VnC: np.ndarray) -> Opinions:
+    agreement_n = np.full(len(joint_nC), np.nan, np.float32)
+    if len(views_VnC):
+        agrees_Vn = views_VnC.argmax(2) == joint_nC.argmax(1)
+        agreement_n = agrees_Vn.mean(0, dtype=np.float32)
+    return Opinions(joint_nC, views_VnC, agreement_n)
+
+
 @dataclass(frozen=True, eq=False)
 class Expert:
     """What label propagation on the views `views`, side by side, knows. nodes_MD: float32 rows of
@@ -188,11 +196,7 @@ class Model:
                 "numbers are too large. Give embeddings like those that it was trained on, of "
                 f"{', '.join(self.names)}"
             )
-        agreement_n = np.full(len(joint_nC), np.nan, np.float32)
-        if len(views_VnC):
-            agrees_Vn = views_VnC.argmax(2) == joint_nC.argmax(1)
-            agreement_n = agrees_Vn.mean(0, dtype=np.float32)
-        return Opinions(joint_nC, views_VnC, agreement_n)
+        return opinions_of(joint_nC, views_VnC)
 
     @torch.no_grad()
     def scores(self, emb_V: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
