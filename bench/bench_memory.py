@@ -98,7 +98,7 @@ def precision(args: argparse.Namespace) -> dict[str, Any]:
     os.environ |= {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     native.keep_memory()
     import torch
-    from bench_extract import random_backbone
+    from bench_models import random_backbone
 
     torch.manual_seed(0)
     spec = load_spec(args.view)

@@ -1,0 +1,82 @@
+"""Every benchmark begins and ends, at the smallest size that it has: what the commands of the pages
+do is seen before somebody waits hours for it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import server
+from conftest import ROOT
+
+BENCH = ROOT / "bench"
+TESTED_ELSEWHERE = {
+    "bench_cache",
+    "bench_decode",
+    "bench_extract",
+    "bench_labels",
+    "bench_models",
+    "bench_train",
+    "bench_zero_shot",
+    "stream",
+}
+PARTS = {"tasks", "thingsvision_loop"}  # what others run; the second by another environment
+
+
+def bench(script: str, *words: object, out: Path) -> tuple[str, dict]:
+    """What it prints, and what it writes."""
+    command = [sys.executable, BENCH / script, *map(str, words), "--out", out]
+    done = server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, deep=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout, json.loads(out.read_text())
+
+
+def test_each_has_a_test() -> None:
+    here = {path.stem for path in BENCH.glob("*.py")}
+    own = {"bench_graphs", "bench_memory", "bench_methods", "bench_start", "collapse"}
+    assert here == TESTED_ELSEWHERE | PARTS | own
+
+
+def test_methods(tmp_path: Path) -> None:
+    """The tasks are made, imported, trained on and compared."""
+    out = tmp_path / "methods.json"
+    printed, found = bench("bench_methods.py", "--quick", "--work", tmp_path / "work", out=out)
+    head, line = printed.splitlines()
+    assert "label prop." in head and line.startswith("noise 2")
+    methods = found["test_top1"]["noise 2"]
+    assert {"supervised", "logreg", "label-propagation", "mct-graph"} <= set(methods)
+    assert all(len(draws) == 3 for one in methods.values() for draws in one.values())
+    assert str(tmp_path) not in out.read_text()
+
+
+def test_graphs(tmp_path: Path) -> None:
+    printed, found = bench("bench_graphs.py", "--rows", 3000, "--rounds", 1, out=tmp_path / "g")
+    assert len(found["runs"]) == 1 and found["runs"][0]["cpu_seconds"] > 0
+    assert [line["recall"] for line in found["graphs"]] == [1, 1, 1]
+    assert len(printed.splitlines()) == 4
+
+
+def test_start(tmp_path: Path) -> None:
+    words = "--quick", "--rounds", 1, "--only", "status,mistyped,hash"
+    printed, found = bench("bench_start.py", *words, out=tmp_path / "s")
+    assert len(printed.splitlines()) == len(found["cpu_seconds"]) == 3
+
+
+@pytest.mark.parametrize("only", ["predict", "precision"])
+def test_memory(tmp_path: Path, only: str) -> None:
+    words = "--rounds", 1, "--only", only
+    _, found = bench("bench_memory.py", *words, out=tmp_path / "m.json")
+    assert list(found) == [only]
+
+
+def test_collapse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All variants, two steps each."""
+    import collapse
+
+    out = tmp_path / "c.json"
+    monkeypatch.setattr(collapse, "WARMUP", 2)
+    monkeypatch.setattr(collapse, "SEEDS", range(2))
+    monkeypatch.setattr(sys, "argv", ["collapse", "--steps", "2", "--out", str(out)])
+    collapse.main()
+    found = json.loads(out.read_text())
+    assert found["n"] == 2 and list(found["results"]) == list(collapse.VARIANTS)
