@@ -68,11 +68,10 @@ def prepare(folder: Path, photos: int, pictures: int) -> None:
         file["images"] = chance.integers(0, 256, (pictures, 96, 96, 3), np.uint8)
     (folder / "weights").mkdir()
     cache, data = ["--cache", f"{folder}/cache"], ["--data", f"{folder}/photos"]
-    views = ["--views", "tiny-clip,tiny-dinov2", "--runs", f"{folder}/runs", "--run", "a"]
-    for view in ("tiny-clip", "tiny-dinov2"):
-        cpu_of(["extract", "--view", view, *data, *cache], ROOT, folder)
-    train = ["train", *views, *data, *cache, "--labels", "4", "--warmup", "20", "--cotrain", "20"]
-    cpu_of([*train, "--method", "supervised", "--no-report"], ROOT, folder)
+    views, run = ["--views", "tiny-clip,tiny-dinov2"], ["--runs", f"{folder}/runs", "--run", "a"]
+    cpu_of(["extract", *views, *data, *cache], ROOT, folder)
+    train = ["train", *views, *run, *data, *cache, "--labels", "4", "--warmup", "20"]
+    cpu_of([*train, "--cotrain", "20", "--method", "supervised", "--no-report"], ROOT, folder)
     shutil.copytree(folder / "runs" / "a", folder / "runs" / "b")
     (folder / "weights" / "swav.safetensors").write_bytes(b"")
 

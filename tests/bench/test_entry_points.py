@@ -23,10 +23,10 @@ TESTED_ELSEWHERE = {
 PARTS = {"tasks", "thingsvision_loop"}  # what others run; the second by another environment
 
 
-def bench(script: str, *words: object, out: Path) -> tuple[str, dict]:
-    """What it prints, and what it writes."""
+def bench(script: str, *words: object, out: Path, deep: bool = True) -> tuple[str, dict]:
+    """What it prints, and what it writes. deep: as in tests/server.py."""
     command = [sys.executable, BENCH / script, *map(str, words), "--out", out]
-    done = server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, deep=True)
+    done = server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, deep=deep)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout, json.loads(out.read_text())
 
@@ -56,15 +56,16 @@ def test_graphs(tmp_path: Path) -> None:
     assert len(printed.splitlines()) == 4
 
 
+@pytest.mark.many
 def test_start(tmp_path: Path) -> None:
-    words = "--quick", "--rounds", 1, "--only", "status,mistyped,hash"
-    printed, found = bench("bench_start.py", *words, out=tmp_path / "s")
-    assert len(printed.splitlines()) == len(found["cpu_seconds"]) == 3
+    words = "--quick", "--rounds", 1, "--only", "status"
+    printed, found = bench("bench_start.py", *words, out=tmp_path / "s", deep=False)
+    assert len(printed.splitlines()) == len(found["cpu_seconds"]) == 1
 
 
-@pytest.mark.parametrize("only", ["predict", "precision"])
-def test_memory(tmp_path: Path, only: str) -> None:
-    words = "--rounds", 1, "--only", only
+@pytest.mark.parametrize(("only", "view"), [("predict", "tiny-clip"), ("precision", "swav-rn50")])
+def test_memory(tmp_path: Path, only: str, view: str) -> None:
+    words = "--rounds", 1, "--only", only, "--view", view
     _, found = bench("bench_memory.py", *words, out=tmp_path / "m.json")
     assert list(found) == [only]
 
