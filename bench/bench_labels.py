@@ -42,7 +42,8 @@ import tasks
 from bench_cache import machine
 
 from train.algorithm import to_label
-from train.data.graph import Features, links_of, nearest_rows, solve
+from train.algorithm.neighbours import CPU
+from train.data.graph import Features, links_of, nearest_on, nearest_rows, solve
 
 ROUNDS, K, ALPHA, C = 5, 7, 0.9, 10.0
 SCORERS = ("graph", "regression")
@@ -87,9 +88,9 @@ class Graph:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self.links = links_of(nearest_rows(pool.x_nD, None, K)[1])
+        self.links = links_of(nearest_on(CPU, pool.x_nD, None, K))
         self.near_mK = nearest_rows(pool.x_nD, pool.test_mD, K)[1]
-        self.views = [links_of(nearest_rows(x_nD, None, K)[1]) for x_nD in pool.views_Vn]
+        self.views = [links_of(nearest_on(CPU, x_nD, None, K)) for x_nD in pool.views_Vn]
 
     def __call__(self, known: np.ndarray) -> Opinions:
         pool = self.pool

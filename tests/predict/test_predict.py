@@ -254,6 +254,9 @@ def test_what_the_nodes_know_is_kept_and_is_what_solving_them_again_gives(
     )
     again, *_ = opened(tmp_path, made, "a", "mct-graph")
     assert len(solved) == 3
+    monkeypatch.setattr(module, "POWER", 0)  # as if the run were of a version with other links
+    with pytest.raises(StaleError, match="Train again under another RUN"):
+        opened(tmp_path, made, "a", "mct-graph")
     for one, other in zip(kept.experts, again.experts, strict=True):
         assert (
             torch.equal(one.told_EMC, other.told_EMC)

@@ -6,8 +6,9 @@ fixed experts of `mct-graph` and `supervised-graph`.
     graph(rows_EB)                                          (E, B, C) log-probabilities, E
                                                             experiments with labels of their own
 
-Label spreading (Zhou et al. 2004, Learning with local and global consistency): two rows are linked,
-with weight 1, if either is among the other's k nearest; F = (1 - alpha) (I - alpha S)^-1 Y with
+Label spreading (Zhou et al. 2004, Learning with local and global consistency) on the graph of Iscen
+et al. (2019, Label propagation for deep semi-supervised learning): A links each row with its k
+nearest, by the third power of their cosine, and W = A + A'; F = (1 - alpha) (I - alpha S)^-1 Y with
 S = D^-1/2 W D^-1/2, every row divided by its sum. A row that no label reaches gets 1 / C. Labelled
 rows keep no fixed label: the labels of others can outweigh a wrong one. All training rows are
 nodes. Read `links_of` and `solve`, then `Graph`.
@@ -33,6 +34,8 @@ from train.data.reader import gather
 from train.data.splits import Split
 
 EXACT = 10_000  # nodes up to which each is compared with all
+# of links: the power of a cosine, and the least cosine, so that nobody is without a link
+POWER, LEAST_LIKE = 3, 0.01
 # of the series of `solve`: the most terms, and the share of the first one below which one is left
 # out. At alpha 0.99 what is left out is 1e-6 of a distribution
 TERMS, LEFT_OUT = 128, 1e-12
@@ -89,29 +92,34 @@ def nearest_rows(
     return far_mk, row_mk
 
 
-Near = tuple[np.ndarray, np.ndarray]  # how far, and which: (n, K) each, the nearest first
+class Near(NamedTuple):
+    """(n, K) each, the nearest first: the cosines, and which."""
+
+    likeness: np.ndarray
+    row: np.ndarray
 
 
 def nearest_on(device: torch.device, x_nD: np.ndarray, query_mD: np.ndarray | None, k: int) -> Near:
-    """What is the smaller the nearer, and the row numbers of `nearest_rows` for rows of length 1;
-    on a GPU by products: a large set has some 1e14 of them."""
+    """`nearest_rows` of rows of length 1; on a GPU by products: a large set has some 1e14."""
     if device.type == "cpu":
-        return nearest_rows(x_nD, query_mD, k)
+        far_mk, row_mk = nearest_rows(x_nD, query_mD, k)
+        return Near(1 - far_mk**2 / 2, row_mk)
     query = None if query_mD is None else torch.from_numpy(query_mD).to(device)
     likeness, row = compare_all(torch.from_numpy(x_nD).to(device), query, k, chunk=4096)
-    return -likeness.cpu().numpy(), row.cpu().numpy()
+    return Near(likeness.cpu().numpy(), row.cpu().numpy())
 
 
-def links_of(row_nk: np.ndarray) -> Any:
+def links_of(near_nk: Near) -> Any:
     """S = D^-1/2 W D^-1/2 of the symmetric graph W, (n, n) sparse float32. The eigenvalues lie in
     [-1, 1]."""
-    n, k = row_nk.shape
+    n, k = near_nk.row.shape
+    weight_nk = np.maximum(near_nk.likeness, LEAST_LIKE).astype(np.float32) ** POWER
     one_way = csr_array(
-        (np.ones(n * k, np.float32), row_nk.ravel(), np.arange(n + 1) * k), shape=(n, n)
+        (weight_nk.ravel(), near_nk.row.ravel(), np.arange(n + 1) * k), shape=(n, n)
     )
-    both = one_way.maximum(one_way.T)
-    degree_n = np.maximum(both.sum(0, dtype=np.float64), 1)
-    scale = diags_array((degree_n**-0.5).astype(np.float32))
+    both = one_way + one_way.T
+    degree_n = both.sum(0, dtype=np.float64)
+    scale = diags_array((np.where(degree_n, degree_n, 1) ** -0.5).astype(np.float32))
     return (scale @ both @ scale).tocsr()
 
 
@@ -267,7 +275,7 @@ class Graph:
         asked = asked[~np.isin(asked, self.nodes)]
         if settled:
             asked = asked[:0]
-        self.row_nK, near_mK, self.recall = _neighbours(
+        self.own_nK, near_mK, self.recall = _neighbours(
             Features(emb_V, self.nodes), asked, min(most, len(self.nodes)), device
         )
         self.near_NK = np.zeros((len(label_N), near_mK.shape[1]), np.int32)
@@ -331,7 +339,8 @@ class Graph:
         with _progress("spreading labels", len(self.nodes), terms, "terms") as tell:
             for k, alphas in by_k.items():
                 if k not in self.links:
-                    self.links[k] = links_of(self.row_nK[:, :k])
+                    near_nk = Near(self.own_nK.likeness[:, :k], self.own_nK.row[:, :k])
+                    self.links[k] = links_of(near_nk)
                 told_A = solve(self.links[k], y_n, self.classes, alphas, tell)
                 for told_nC, alpha in zip(told_A, alphas, strict=True):
                     yield told_nC, k, alpha
@@ -412,7 +421,7 @@ class Features:
 
 def _neighbours(
     features: Features, asked: np.ndarray, k: int, device: torch.device
-) -> tuple[np.ndarray, np.ndarray, float]:
+) -> tuple[Near, np.ndarray, float]:
     """(n, at most k) nearest other nodes of each node, (m, k) nearest nodes of each row that is
     asked, and which share of them was found."""
     x_nD = features(features.nodes)
@@ -423,18 +432,19 @@ def _neighbours(
             index = Index(torch.from_numpy(x_nD), k)
             recall = index.recall
             search = functools.partial(_by_index, index, tell)
-        own_nK = search(None, k)[1].astype(np.int32)
+        found = search(None, k)
+        own_nK = Near(found.likeness.astype(np.float32), found.row.astype(np.int32))
         near = [np.empty((0, k), np.int32)]
         for first in range(0, len(asked), ASKED):
             query_mD = features(asked[first : first + ASKED])
-            near.append(search(query_mD, k)[1].astype(np.int32))
+            near.append(search(query_mD, k).row.astype(np.int32))
     return own_nK, np.concatenate(near), recall
 
 
 def _by_index(index: Index, tell: Tell, query_mD: np.ndarray | None, k: int) -> Near:
     query = None if query_mD is None else torch.from_numpy(query_mD)
     likeness, row = index(query, k, tell)
-    return -likeness.numpy(), row.numpy()
+    return Near(likeness.numpy(), row.numpy())
 
 
 @contextlib.contextmanager

@@ -29,7 +29,9 @@ from train.data.graph import (
     LEAST,
     NEIGHBOURS,
     Graph,
+    Near,
     links_of,
+    nearest_on,
     nodes_of,
     solve,
     standardise,
@@ -142,12 +144,27 @@ def test_rows_that_are_not_finite_are_refused_by_the_view() -> None:
         Graph([emb, bad], label, [one], 3, torch.device("cpu"))
 
 
+def test_links_are_the_cubes_of_cosines_both_ways() -> None:
+    """By dense products in float64; of rows that point away from all others they are faint."""
+    x = unit(np.random.default_rng(3).normal(size=(60, 6)))
+    x[0] = -unit(x[1:].mean(0, keepdims=True))[0]
+    cosine = x @ x.T - 2 * np.eye(60)
+    A = np.zeros((60, 60))
+    for i, near in enumerate(np.argsort(-cosine, 1)[:, :5]):
+        A[i, near] = np.maximum(cosine[i, near], 0.01) ** 3
+    W = A + A.T
+    expected = W / np.sqrt(np.outer(W.sum(0), W.sum(0)))
+    found = links_of(nearest_on(torch.device("cpu"), x.astype(np.float32), None, 5)).toarray()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert (W > 0).any(1).all() and W[0].max() < W[1:, 1:].max() / 2
+
+
 def test_a_far_row_is_as_exact_for_its_size_as_others() -> None:
     """A chain of 30 rows with a label at each end, against a dense solve in float64: what the far
     end says of a row is 1e-8 of a label."""
     row = np.array([[max(i - 1, 0) or 1, min(i + 1, 28)] for i in range(30)])
     row[0], row[29] = [1, 2], [28, 27]
-    links, y = links_of(row), np.full(30, -1)
+    links, y = links_of(Near(np.linspace(0.2, 1, 60).reshape(30, 2), row)), np.full(30, -1)
     y[0], y[29] = 0, 1
     dense = links.toarray().astype(np.float64)
     assert np.allclose(dense, dense.T) and np.abs(np.linalg.eigvalsh(dense)).max() < 1 + 1e-6
