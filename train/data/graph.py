@@ -102,11 +102,20 @@ class Near(NamedTuple):
 def nearest_on(device: torch.device, x_nD: np.ndarray, query_mD: np.ndarray | None, k: int) -> Near:
     """`nearest_rows` of rows of length 1; on a GPU by products: a large set has some 1e14."""
     if device.type == "cpu":
-        far_mk, row_mk = nearest_rows(x_nD, query_mD, k)
-        return Near(1 - far_mk**2 / 2, row_mk)
+        row_mk = nearest_rows(x_nD, query_mD, k)[1]
+        return Near(_cosines(x_nD, x_nD if query_mD is None else query_mD, row_mk), row_mk)
     query = None if query_mD is None else torch.from_numpy(query_mD).to(device)
     likeness, row = compare_all(torch.from_numpy(x_nD).to(device), query, k, chunk=4096)
     return Near(likeness.cpu().numpy(), row.cpu().numpy())
+
+
+def _cosines(x_nD: np.ndarray, query_mD: np.ndarray, row_mk: np.ndarray) -> np.ndarray:
+    """(m, k) float32."""
+    found_mk = np.empty(row_mk.shape, np.float32)
+    for first in range(0, len(row_mk), PART):
+        here = slice(first, first + PART)
+        found_mk[here] = np.einsum("md,mkd->mk", query_mD[here], x_nD[row_mk[here]])
+    return found_mk
 
 
 def links_of(near_nk: Near) -> Any:

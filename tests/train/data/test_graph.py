@@ -146,8 +146,8 @@ def test_rows_that_are_not_finite_are_refused_by_the_view() -> None:
 
 def test_links_are_the_cubes_of_cosines_both_ways() -> None:
     """By dense products in float64; of rows that point away from all others they are faint."""
-    x = unit(np.random.default_rng(3).normal(size=(60, 6)))
-    x[0] = -unit(x[1:].mean(0, keepdims=True))[0]
+    x = unit(np.random.default_rng(3).normal([3, 0, 0, 0, 0, 0], size=(60, 6)))
+    x[0] = [-1, 0, 0, 0, 0, 0]
     cosine = x @ x.T - 2 * np.eye(60)
     A = np.zeros((60, 60))
     for i, near in enumerate(np.argsort(-cosine, 1)[:, :5]):
@@ -156,7 +156,7 @@ def test_links_are_the_cubes_of_cosines_both_ways() -> None:
     expected = W / np.sqrt(np.outer(W.sum(0), W.sum(0)))
     found = links_of(nearest_on(torch.device("cpu"), x.astype(np.float32), None, 5)).toarray()
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert (W > 0).any(1).all() and W[0].max() < W[1:, 1:].max() / 2
+    assert 0 < W[0].max() < 1e-5 and found[0].max() > 1e-4
 
 
 def test_a_far_row_is_as_exact_for_its_size_as_others() -> None:
