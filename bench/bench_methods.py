@@ -136,7 +136,7 @@ def parts(work: Path, task: str, labels: str, seeds: str) -> dict[str, np.ndarra
             experts["val"],
             y["val"],
             torch.full(experts["val"].shape[:2], 0.2, dtype=torch.float64),
-            torch.full(experts["val"].shape[:1], 0.2, dtype=torch.float64),
+            torch.full(experts["val"].shape[:2], 0.2, dtype=torch.float64),
         )
         found[name] = 100 * top1_nll(pooled(experts["test"], weight), y["test"])[0].numpy()
     for name, change in (

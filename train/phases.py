@@ -14,7 +14,7 @@ from torch import Tensor
 
 from train.algorithm import probe
 from train.algorithm.cotrain import Told, mct_step, supervised_step
-from train.algorithm.evaluate import choices, fit_pool, usual_pool
+from train.algorithm.evaluate import choices, fit_pool
 from train.algorithm.optimise import State, fresh
 from train.algorithm.peers import Peers
 from train.algorithm.rivals import Offer, Rival, fixmatch_step, mpl_step, pseudo_step
@@ -136,9 +136,8 @@ def begin(job: Job, settings: TrainingSettings, metrics_bytes: int) -> Standing:
     pool = torch.zeros(peers.count + graphs, seeds, dtype=torch.float64, device=device)
     if graphs:
         known = torch.stack([jury.opinions(graph(jury.rows)) for graph in task.graphs])
-        usual_M = usual_pool(0, graphs)
-        alike = usual_M.to(pool).unsqueeze(1).expand(-1, seeds)
-        pool[peers.count :] = fit_pool(known, jury.y_Sn, alike, usual_M)
+        usual_GS = task.usual_MS[peers.count :].to(pool)
+        pool[peers.count :] = fit_pool(known, jury.y_Sn, usual_GS, usual_GS)
     rows_L = min(settings.batch_labelled, *[len(split.labelled) for split in task.splits])
     return Standing(
         method=job.name,

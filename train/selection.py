@@ -17,7 +17,7 @@ from torch import Tensor
 
 from base.errors import DataQualityError
 from train.algorithm.cotrain import teacher
-from train.algorithm.evaluate import calibrate, fit_pool, joint, judged, pooled, predict, usual_pool
+from train.algorithm.evaluate import calibrate, fit_pool, joint, judged, pooled, predict
 from train.algorithm.probe import Params
 from train.config import TrainingSettings
 from train.data.jury import Jury
@@ -52,25 +52,29 @@ class LateFusion:
         """The same of the graphs, too."""
         return None
 
+    def unjudged(self, standing: Standing) -> None:
+        """How they are joined where nobody judges."""
+
 
 @dataclass(frozen=True)
 class Pool:
     """The views and the graphs, whose log-probabilities for the validation rows are known. The
-    pool's weights are the experts' temperatures. teaching: there are students."""
+    pool's weights are the experts' temperatures, held near usual_MS. teaching: there are students.
+    """
 
     by: str
     known: Sequence[Tensor]
+    usual_MS: Tensor
     teaching: bool
     jury: Jury
 
     def score(self, standing: Standing, logits_V: Sequence[Tensor], y_val: Tensor) -> Score:
         experts = torch.stack([*logits_V, *self.known])
-        usual_M = usual_pool(len(logits_V), len(self.known))
-        standing.pool = fit_pool(experts, y_val, standing.pool, usual_M)
+        standing.pool = fit_pool(experts, y_val, standing.pool, self.usual_MS)
         if self.teaching:
             teach = []
             for v, weight_ME in enumerate(standing.teach):
-                teach.append(without(v, experts, y_val, weight_ME, usual_M))
+                teach.append(without(v, experts, y_val, weight_ME, self.usual_MS))
             standing.teach = torch.stack(teach)
         return judged(pooled(experts, standing.pool), y_val, self.by)
 
@@ -79,6 +83,15 @@ class Pool:
 
     def experts(self, standing: Standing) -> Tensor | None:
         return self.jury.of_each(standing.teach)
+
+    def unjudged(self, standing: Standing) -> None:
+        views = len(standing.teach)
+        standing.pool = self.usual_MS.to(standing.pool)
+        if self.teaching:
+            standing.teach = standing.pool.expand(views, -1, -1).clone()
+            for v in range(views):
+                standing.teach[v, v] = 0  # nobody is his own teacher
+        standing.fused_pool = standing.pool
 
 
 Fusion = LateFusion | Pool
@@ -90,7 +103,8 @@ def fusion_of(job: Job, settings: TrainingSettings) -> Fusion:
     if not graphs:
         return LateFusion(settings.select, settings.joint, settings.calibrate)
     known = [jury.opinions(graph(jury.rows)) for graph in graphs]
-    return Pool(settings.select, known, METHODS[job.method].unlabelled, jury)
+    teaching = METHODS[job.method].unlabelled
+    return Pool(settings.select, known, job.task.usual_MS, teaching, jury)
 
 
 def select(
@@ -104,6 +118,7 @@ def select(
     for state, source in zip(standing.states, task.inputs, strict=True):
         mine.append(jury.opinions(predict(state.shown, source, jury.rows)))
     if jury.silent:
+        fusion.unjudged(standing)
         return _last(standing)
     logits_V, y_val = peers.exchange(mine), jury.y_Sn
     scores = [judged(logits, y_val, fusion.by) for logits in logits_V]
@@ -153,12 +168,12 @@ def _improved(standing: Standing, row: int, found: tuple[Tensor, Tensor], patien
 
 
 def without(
-    v: int, experts_MEnC: Tensor, y_En: Tensor, start_ME: Tensor, usual_M: Tensor
+    v: int, experts_MEnC: Tensor, y_En: Tensor, start_ME: Tensor, usual_ME: Tensor
 ) -> Tensor:
     """The weights (M, E) of the pool of all experts but v: nobody is his own teacher."""
     rest = [m for m in range(len(experts_MEnC)) if m != v]
     weight_ME = torch.zeros_like(start_ME)
-    weight_ME[rest] = fit_pool(experts_MEnC[rest], y_En, start_ME[rest], usual_M[rest])
+    weight_ME[rest] = fit_pool(experts_MEnC[rest], y_En, start_ME[rest], usual_ME[rest])
     return weight_ME
 
 

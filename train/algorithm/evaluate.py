@@ -15,8 +15,8 @@ BINS = 15  # of confidence
 TEMPERATURES = torch.logspace(-1.5, 1.5, 61, base=10, dtype=torch.float64)
 POOL = 4_096  # labelled rows at most, to which the weights of the pool are fitted
 NEWTON = 50  # steps at most
-# of the pool: the weights of all probes and of all graphs together where nobody judges, and twice
-# the nats that a weight which is 1 beside its usual one has to gain
+# of the pool: the weights of all probes (of very many labels) and of all graphs together where
+# nobody judges, and twice the nats that a weight which is 1 beside its usual one has to gain
 USUAL_PROBES, USUAL_GRAPHS, SHRINK = 0.5, 1.5, 4.0
 
 
@@ -81,27 +81,46 @@ def pooled(scores_MEnC: Tensor, weight_ME: Tensor) -> Tensor:
     return (weight_ME[:, :, None, None] * log_softmax(scores_MEnC.double(), -1)).sum(0)
 
 
-def usual_pool(probes: int, graphs: int) -> Tensor:
-    """(M,) float64 weights of `pooled` for so many probes and graphs, of which nothing is known."""
-    each = [USUAL_PROBES / max(1, probes)] * probes + [USUAL_GRAPHS / max(1, graphs)] * graphs
-    return torch.tensor(each, dtype=torch.float64)
+def usual_pool(probes: int, labels: float, shares_GE: Tensor) -> Tensor:
+    """(M, E) float64 weights of `pooled` where nobody judges. labels: of a class, on average; one
+    teaches probes nothing that graphs do not know better. shares_GE: of the graphs in what they
+    weigh together, columns of sum 1."""
+    each = USUAL_PROBES * max(0.0, 1 - 1 / labels) / max(1, probes)
+    of_probes = shares_GE.new_full((probes, shares_GE.shape[1]), each)
+    return torch.cat([of_probes, USUAL_GRAPHS * shares_GE])
 
 
-def fit_pool(scores_MEnC: Tensor, y_En: Tensor, start_ME: Tensor, usual_M: Tensor) -> Tensor:
+def agreement(first_Gn: Tensor, classes: int) -> Tensor:
+    """(G,) float64 of sum 1: how far each of G experts, (G, n) first choices, agrees with the
+    others beyond chance, squared. No label is needed: two that know something agree, and nobody
+    agrees with noise (V-PET, arXiv 2503.09707, weighs by the like)."""
+    graphs, chance = len(first_Gn), 1 / max(2, classes)
+    agree_G = torch.ones(graphs, dtype=torch.float64, device=first_Gn.device)
+    if graphs > 1:
+        same_GG = (first_Gn.unsqueeze(1) == first_Gn).double().mean(-1)
+        others_G = (same_GG.sum(1) - 1) / (graphs - 1)
+        agree_G = ((others_G - chance) / (1 - chance)).clamp_min(0).square()
+    if not agree_G.any():
+        agree_G = torch.ones_like(agree_G)
+    return agree_G / agree_G.sum()
+
+
+def fit_pool(scores_MEnC: Tensor, y_En: Tensor, start_ME: Tensor, usual_ME: Tensor) -> Tensor:
     """(M, E) float64 weights >= 0 of `pooled` with the lowest NLL on these labelled rows (at most
     POOL of them, evenly spaced), (n,) the same or (E, n) for each experiment its own.
 
     An expert that knows nothing gets 0, and two that know the same share. The fewer rows there are,
-    the nearer they stay to usual_M: a Gaussian prior. One experiment after the other: a batched
+    the nearer they stay to usual_ME: a Gaussian prior. One experiment after the other: a batched
     solver adds up in another order.
     """
     if not y_En.shape[-1]:
-        return usual_M.to(start_ME).unsqueeze(1).expand_as(start_ME).clone()
+        return usual_ME.to(start_ME).clone()
     every = -(-y_En.shape[-1] // POOL)
     log_p = log_softmax(scores_MEnC[:, :, ::every].double(), -1)
     y_En = y_En[..., ::every].expand(start_ME.shape[1], -1)
     found = []
     for e in range(start_ME.shape[1]):
+        usual_M = usual_ME[:, e].to(log_p)
         found.append(_fit_pool(log_p[:, e], y_En[e], start_ME[:, e].double(), usual_M))
     return torch.stack(found, 1)
 
@@ -112,7 +131,7 @@ def _fit_pool(log_p_MnC: Tensor, y_n: Tensor, weight_M: Tensor, usual_M: Tensor)
     experts, n, _ = log_p_MnC.shape
     told_Mn = log_p_MnC.gather(-1, y_n.expand(experts, -1).unsqueeze(-1)).squeeze(-1)
     eye = torch.eye(experts, dtype=torch.float64, device=weight_M.device)
-    usual_M, shrink = usual_M.to(weight_M), SHRINK / n
+    shrink = SHRINK / n
 
     def loss(w_M: Tensor, z_nC: Tensor) -> Tensor:
         return (z_nC.logsumexp(-1) - w_M @ told_Mn).mean() + shrink / 2 * (

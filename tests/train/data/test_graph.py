@@ -4,11 +4,13 @@ step whose teachers know both."""
 import dataclasses
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import Made
+from safetensors.torch import load_file
 from scipy.optimize import minimize
 from steps import PLAIN, RATE, flat, numeric_gradient, setup, unflat
 from torch import Tensor
@@ -17,7 +19,7 @@ from training import config, flags, outcome, spread, train_on_ranks
 
 from base.errors import DataQualityError
 from train.algorithm.cotrain import hand_out, mct_step, teacher
-from train.algorithm.evaluate import SHRINK, fit_pool, pooled, usual_pool
+from train.algorithm.evaluate import SHRINK, agreement, fit_pool, pooled, usual_pool
 from train.algorithm.optimise import ce
 from train.algorithm.peers import LocalPeers
 from train.algorithm.probe import Params, forward
@@ -44,7 +46,7 @@ from train.run.checkpoint import load_checkpoint
 from train.run.session import read
 from train.selection import without
 
-USUAL = usual_pool(2, 2)
+USUAL = usual_pool(2, 1e9, torch.full((2, 2), 0.5, dtype=torch.float64))  # (4, 2), columns alike
 
 
 def rows_of(n: int) -> tuple[np.ndarray, np.ndarray, Split, Split]:
@@ -197,14 +199,14 @@ def test_the_weights_of_the_pool_are_those_of_the_least_loss() -> None:
 
         def loss(w: np.ndarray, log_p: Tensor = log_p) -> float:
             z = torch.einsum("m,mnc->nc", torch.from_numpy(w), log_p)
-            held = SHRINK / len(y) / 2 * float(((w - USUAL.numpy()) ** 2).sum())
+            held = SHRINK / len(y) / 2 * float(((w - USUAL[:, 0].numpy()) ** 2).sum())
             return float(torch.nn.functional.cross_entropy(z, y)) + held
 
         oracle = minimize(loss, np.full(4, 0.25), bounds=[(0, None)] * 4, tol=1e-12)
         assert loss(found[:, e].numpy()) <= oracle.fun + 1e-7
         np.testing.assert_allclose(found[:, e], oracle.x, atol=2e-3)
         torch.testing.assert_close(
-            fit_pool(scores[:, e : e + 1], y, torch.full((4, 1), 0.25), USUAL)[:, 0],
+            fit_pool(scores[:, e : e + 1], y, torch.full((4, 1), 0.25), USUAL[:, :1])[:, 0],
             found[:, e],
             rtol=1e-9,
             atol=1e-12,
@@ -217,12 +219,37 @@ def test_the_weights_of_the_pool_are_those_of_the_least_loss() -> None:
     )
 
 
+def test_who_agrees_with_others_weighs_more_where_nobody_judges() -> None:
+    """No label is asked; one that says anything at all, and one that says the same of all images,
+    weigh next to nothing; where nobody agrees, or one is alone, all are alike."""
+    chance = np.random.default_rng(0)
+    truth = chance.integers(4, size=4000)
+    blurred = [
+        np.where(chance.random(4000) < p, truth, chance.integers(4, size=4000)) for p in (0.8, 0.6)
+    ]
+    noise, dull = chance.integers(4, size=4000), np.zeros(4000, int)
+    first_Gn = torch.from_numpy(np.stack([truth, *blurred, noise, dull]))
+    share_G = agreement(first_Gn, 4)
+    assert share_G.sum().item() == pytest.approx(1)
+    assert share_G[0] > share_G[1] > share_G[2] > 10 * share_G[3:].max()
+    assert agreement(first_Gn[:1], 4).tolist() == [1] == agreement(first_Gn[:1], 1).tolist()
+    against = torch.tensor([[0, 1, 0, 1], [1, 0, 1, 0]])
+    assert agreement(against, 2).tolist() == [0.5, 0.5]
+
+
+def test_probes_weigh_the_more_the_more_labels_taught_them() -> None:
+    shares = torch.tensor([[0.25, 0.5], [0.75, 0.5]], dtype=torch.float64)
+    for labels, of_probes in ((0.5, 0), (1, 0), (2, 0.125), (4, 0.1875)):
+        found = usual_pool(2, labels, shares)
+        assert (found[:2] == of_probes).all() and torch.equal(found[2:], 1.5 * shares)
+
+
 def test_a_faultless_expert_gets_a_finite_weight_and_a_large_split_is_thinned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     y = torch.arange(4000) % 5
     sure = 30 * torch.nn.functional.one_hot(y, 5).double().expand(1, 1, -1, -1)
-    assert 0 < fit_pool(sure, y, torch.ones(1, 1), torch.ones(1)).item() < 100
+    assert 0 < fit_pool(sure, y, torch.ones(1, 1), torch.ones(1, 1)).item() < 100
     monkeypatch.setattr("train.algorithm.evaluate.POOL", 1000)
     scores, y = experts(n=4000)
     assert torch.equal(
@@ -336,6 +363,21 @@ def test_a_student_is_not_among_its_teachers(made: Made, tmp_path) -> None:
         and (progress.teach[1, 1] == 0).all()
         and (progress.teach > 0).any()
     )
+
+
+@pytest.mark.parametrize(("labels", "of_probes"), [("1", 0), ("4", 0.1875)])
+def test_where_nobody_judges_the_usual_weights_teach_and_join(
+    made: Made, tmp_path: Path, labels: str, of_probes: float
+) -> None:
+    run(config(made, tmp_path, method="mct-graph", labels=labels, val="none"))
+    progress = load_checkpoint(tmp_path / "a" / "checkpoints", 0, 1, torch.device("cpu"))
+    file = tmp_path / "a" / "probes" / "mct-graph" / "pool.safetensors"
+    weight_MS = load_file(file)["weight"]
+    assert (weight_MS[:2] == of_probes).all()
+    torch.testing.assert_close(weight_MS[2:].sum(0), torch.full((2,), 1.5, dtype=torch.float64))
+    for v in range(2):
+        assert (progress.teach[v, v] == 0).all() and (progress.teach[v, 1 - v] == of_probes).all()
+        assert torch.equal(progress.teach[v, 2:], weight_MS[2:])
 
 
 def test_each_students_anchor_is_made_with_the_weights_of_its_own_teacher(
