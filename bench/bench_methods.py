@@ -1,18 +1,20 @@
-"""Every method on four small tasks, few labels, many draws of them: make bench-methods   (or
+"""Every method on five small tasks, few labels, many draws of them: make bench-methods   (or
 python bench/bench_methods.py [--quick])
 
-    digits   scikit-learn's digits as the two bundled models see them
-    chars    60 letters, tested on type faces that no training image has
-    weak     one view knows about half as much
-    noise    one view knows nothing (see bench/tasks.py)
+    digits    scikit-learn's digits as the two bundled models see them
+    chars     60 letters, tested on type faces that no training image has
+    weak      one view knows about half as much
+    noise     one view knows nothing
+    pictures  drawings in 9 unequal classes, published ImageNet weights (see bench/tasks.py)
 
 supervised-graph is the fair control of mct-graph: supervised probes and the same graphs, pooled in
 the same way, without co-training. One `coview train` a task and number of labels a class, all
 draws at once, the same settings everywhere: the defaults. The budgets are equal: a method has the
-labels of the row and no others, of which it chooses by cross-fitting; with --val auto all have the
-large validation split of the tasks besides. Prints a table of the joint's test top-1 and writes
-bench/results/methods-equal.json (or methods.json) with every draw. What is finished is kept in
---work and not run again. About two hours on 2 cores.
+labels of the row and no others, of which it chooses by cross-fitting; so have three rivals of
+scikit-learn's (bench/rivals.py). With --val auto all have the large validation split of the tasks
+besides. Prints a table of the joint's test top-1, and how true the confidence of mct-graph is, and
+writes bench/results/methods-equal.json (or methods.json) with every draw. What is finished is kept
+in --work and not run again. About two hours on 2 cores.
 """
 
 import argparse
@@ -27,13 +29,14 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from report.run import read_predictions
+from predict.from_run import of_run
+from report.run import Part, read_predictions
 from train.algorithm.paired import Difference, difference
 from train.methods import in_order
 from train.run.summary import read_summary
 
 ROOT = Path(__file__).resolve().parent.parent
-TASKS = ("digits", "chars", "weak", "noise")
+TASKS = ("digits", "chars", "weak", "noise", "pictures")
 RIVALS = {
     "supervised": "late fusion",
     "logreg": "log. regr.",
@@ -72,18 +75,49 @@ def prepare(work: Path, tasks: list[str]) -> None:
 
 def right(folder: Path, method: str, view: str = "joint") -> np.ndarray:
     """(E, n) bool: which test images the method has right, for each draw."""
-    summary = read_summary(folder)
-    file = folder / "predictions.parquet"
-    part = read_predictions(file, summary["views"], method, len(summary["seeds"]))[method]["test"]
+    summary, part = read_summary(folder), test_of(folder, method)
     if view == "joint":
         return part.right_En
     own = [name for name in summary["views"] if name in summary["methods"][method]["views"]]
     return part.own_VEn[own.index(view)] == part.label_En
 
 
+def test_of(folder: Path, method: str) -> Part:
+    """What a method says of the test images."""
+    summary, file = read_summary(folder), folder / "predictions.parquet"
+    return read_predictions(file, summary["views"], method, len(summary["seeds"]))[method]["test"]
+
+
+def reliability(folder: Path, method: str = "mct-graph") -> dict[str, float]:
+    """The expected calibration error, mean over the draws, and by how much the confidence exceeds
+    the share that is right, in points."""
+    part = test_of(folder, method)
+    excess = 100 * (part.sure_En.mean() - part.right_En.mean())
+    ece = read_summary(folder)["methods"][method]["joint"]["test_ece"]["mean"]
+    return {"ECE": round(100 * ece, 1), "too sure by": round(float(excess), 1)}
+
+
 def top1(folder: Path, method: str, view: str = "joint") -> np.ndarray:
     """Test top-1 in %, a draw."""
     return 100 * right(folder, method, view).mean(1)
+
+
+def rivals_of(work: Path, folder: Path) -> dict[str, np.ndarray]:
+    """(E, n) bool: which test images each of scikit-learn's rivals has right with the labels of the
+    run's draws; kept beside the run."""
+    import rivals
+
+    if others(folder):
+        return others(folder)
+    _, cache, splits = of_run(folder, "mct-graph", cache=work / "cache")
+    found: dict[str, list[np.ndarray]] = {}
+    for split in splits:
+        said = rivals.predictions(cache.emb, cache.items.label, split)
+        for name, y_n in said.items():
+            found.setdefault(name, []).append(y_n == cache.items.label[split.test])
+    whole = {name: np.stack(draws) for name, draws in found.items()}
+    np.savez(folder / "rivals.npz", **whole)
+    return whole
 
 
 def parts(work: Path, task: str, labels: str, seeds: str) -> dict[str, np.ndarray]:
@@ -245,6 +279,8 @@ def main() -> None:
                 *more,
             )
             results[f"{task} {n}"] = args.work / "runs" / f"{args.val}-{task}-{n}"
+            if args.val == "cross":
+                rivals_of(args.work, results[f"{task} {n}"])
             print(f"{task}, {n} labels a class: done", file=sys.stderr, flush=True)
     print(table(results))
     ablations: dict[str, dict[str, np.ndarray]] = {}
@@ -261,6 +297,7 @@ def main() -> None:
         "seeds": args.seeds,
         "test_top1": {key: scores(folder) for key, folder in results.items()},
         "mct-graph against": {key: against(folder) for key, folder in results.items()},
+        "mct-graph's confidence": {key: reliability(folder) for key, folder in results.items()},
         "mct-graph's parts": {
             key: {name: values.round(3).tolist() for name, values in found.items()}
             for key, found in ablations.items()
@@ -278,7 +315,18 @@ def scores(folder: Path) -> dict[str, dict[str, list[float]]]:
         found[method] = {
             view: top1(folder, method, view).round(3).tolist() for view in [*views, "joint"]
         }
+    for name, right_En in others(folder).items():
+        found[name] = {"joint": (100 * right_En.mean(1)).round(3).tolist()}
     return found
+
+
+def others(folder: Path) -> dict[str, np.ndarray]:
+    """scikit-learn's rivals of the run, where they were asked."""
+    file = folder / "rivals.npz"
+    if not file.exists():
+        return {}
+    with np.load(file) as kept:
+        return {name: kept[name] for name in kept.files}
 
 
 def best_view(folder: Path) -> tuple[str, str]:
@@ -292,24 +340,31 @@ def against(folder: Path) -> dict[str, dict[str, float]]:
     over draws and test images."""
     rivals = {name: right(folder, method) for method, name in RIVALS.items()}
     rivals["best view"] = right(folder, *best_view(folder))
+    rivals |= others(folder)
     ours = right(folder, "mct-graph")
     return {name: asdict(difference(ours, rival)) for name, rival in rivals.items()}
 
 
 def table(results: dict[str, Path]) -> str:
-    """One line a task and number of labels: each method's joint, the best single view of any
-    baseline, and mct-graph against what it must not lose to."""
-    methods = in_order(read_summary(next(iter(results.values())))["methods"])
-    columns = [RIVALS.get(method, method) for method in methods] + ["best view"]
-    head = f"{'task, labels':14}" + "".join(f"{name:>16}" for name in columns)
-    gains = [f"over {name}" for name in [*RIVALS.values(), "best view"]]
-    lines = [head + "".join(f"{name:>24}" for name in gains)]
+    """In Markdown, a line a task and number of labels: each method's joint, the best single view of
+    any baseline, mct-graph against what it must not lose to, and its confidence."""
+    first = next(iter(results.values()))
+    methods = in_order(read_summary(first)["methods"])
+    more = list(dict.fromkeys(name for folder in results.values() for name in others(folder)))
+    versus = [*RIVALS.values(), "best view", *more]
+    head = ["task, labels", *[RIVALS.get(method, method) for method in methods], "best view", *more]
+    head += [f"over {name}" for name in versus] + ["ECE", "too sure by"]
+    lines = [head, ["---"] * len(head)]
     for key, folder in results.items():
         draws = [top1(folder, method) for method in methods] + [top1(folder, *best_view(folder))]
-        cells = [f"{one.mean():9.1f} ± {one.std(ddof=1):4.1f}" for one in draws]
-        found = [str(Difference(**gain)) for gain in against(folder).values()]
-        lines.append(f"{key:14}" + "".join(cells) + "".join(f"{gain:>24}" for gain in found))
-    return "\n".join(lines)
+        cells = [f"{one.mean():.1f} ± {one.std(ddof=1):.1f}" for one in draws]
+        for name in more:
+            one = 100 * others(folder).get(name, np.empty((0, 0))).mean(1)
+            cells.append(f"{one.mean():.1f} ± {one.std(ddof=1):.1f}" if len(one) else "")
+        found = against(folder)
+        gains = [str(Difference(**found[name])) if name in found else "" for name in versus]
+        lines.append([key, *cells, *gains, *map(str, reliability(folder).values())])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

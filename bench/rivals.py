@@ -6,7 +6,8 @@ ours gets, all views side by side:
     label spreading    with the library's defaults (an RBF kernel, gamma 20, alpha 0.2)
     kernel ridge       on one-hot labels, RBF; the penalty and the kernel's width by five-fold
                        cross-validation on all labelled rows, the defaults where a class has one
-    LDA                with the shrinkage of Ledoit and Wolf; not where each class has one row
+    LDA                with the shrinkage of Ledoit and Wolf; from three rows of each class on, as
+                       two do not tell it how much to shrink
 
 The embeddings are standardised by all training rows and scaled to length 1, as ours are.
 """
@@ -34,7 +35,7 @@ def predictions(
         "label spreading": _spreading(known_LD, y_L, x(split.unlabelled), test_nD),
         "kernel ridge": _kernel_ridge(known_LD, y_L, test_nD),
     }
-    if len(y_L) > len(np.unique(y_L)):
+    if np.unique(y_L, return_counts=True)[1].min() > 2:
         found["LDA"] = _lda(known_LD, y_L, test_nD)
     return found
 

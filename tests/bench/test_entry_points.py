@@ -41,8 +41,9 @@ def test_methods(tmp_path: Path) -> None:
     """The tasks are made, imported, trained on and compared."""
     out = tmp_path / "methods.json"
     printed, found = bench("bench_methods.py", "--quick", "--work", tmp_path / "work", out=out)
-    head, line = printed.splitlines()
-    assert "label prop." in head and line.startswith("noise 2")
+    head, _, line = printed.splitlines()
+    assert "| label prop. |" in head and line.startswith("| noise 2 |")
+    assert head.count("|") == line.count("|") and "kernel ridge" in head
     methods = found["test_top1"]["noise 2"]
     assert {"supervised", "logreg", "label-propagation", "mct-graph"} <= set(methods)
     assert all(len(draws) == 3 for one in methods.values() for draws in one.values())
