@@ -15,6 +15,7 @@ BINS = 15  # of confidence
 TEMPERATURES = torch.logspace(-1.5, 1.5, 61, base=10, dtype=torch.float64)
 POOL = 4_096  # labelled rows at most, to which the weights of the pool are fitted
 NEWTON = 50  # steps at most
+ROWS = 65_536  # whose entropy is computed at a time
 # of the pool: the weights of all probes (of very many labels) and of all graphs together where
 # nobody judges, and twice the nats that a weight which is 1 beside its usual one has to gain
 USUAL_PROBES, USUAL_GRAPHS, SHRINK = 0.5, 1.5, 4.0
@@ -90,19 +91,26 @@ def usual_pool(probes: int, labels: float, shares_GE: Tensor) -> Tensor:
     return torch.cat([of_probes, USUAL_GRAPHS * shares_GE])
 
 
-def agreement(first_Gn: Tensor, classes: int) -> Tensor:
-    """(G,) float64 of sum 1: how far each of G experts, (G, n) first choices, agrees with the
-    others beyond chance, squared. No label is needed: two that know something agree, and nobody
-    agrees with noise (V-PET, arXiv 2503.09707, weighs by the like)."""
-    graphs, chance = len(first_Gn), 1 / max(2, classes)
-    agree_G = torch.ones(graphs, dtype=torch.float64, device=first_Gn.device)
-    if graphs > 1:
-        same_GG = (first_Gn.unsqueeze(1) == first_Gn).double().mean(-1)
-        others_G = (same_GG.sum(1) - 1) / (graphs - 1)
-        agree_G = ((others_G - chance) / (1 - chance)).clamp_min(0).square()
-    if not agree_G.any():
-        agree_G = torch.ones_like(agree_G)
-    return agree_G / agree_G.sum()
+def certainty(p_nC: np.ndarray) -> float:
+    """How sure distributions are, 0 to 1: 1 - their mean entropy, divided by the largest. No label
+    is asked: where the labels of several classes reach the same rows, as in a view that knows
+    little of them, nobody is sure."""
+    n, classes = p_nC.shape
+    if classes == 1 or n == 0:
+        return 1.0
+    entropy = 0.0
+    for first in range(0, n, ROWS):
+        part = p_nC[first : first + ROWS].astype(np.float64)
+        entropy -= float((part * np.log(np.maximum(part, np.finfo(np.float64).tiny))).sum())
+    return max(0.0, 1 - entropy / (n * np.log(classes)))
+
+
+def shares_of(sure_G: Sequence[float]) -> Tensor:
+    """(G,) float64 of sum 1: of graphs, by the square of their certainty."""
+    square_G = torch.tensor(sure_G, dtype=torch.float64).square()
+    if not square_G.any():
+        square_G = torch.ones_like(square_G)
+    return square_G / square_G.sum()
 
 
 def fit_pool(scores_MEnC: Tensor, y_En: Tensor, start_ME: Tensor, usual_ME: Tensor) -> Tensor:

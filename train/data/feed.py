@@ -18,7 +18,7 @@ from torch import Tensor
 
 from train.algorithm import probe
 from train.algorithm.batches import LABELLED, UNLABELLED, Passes, uniforms
-from train.algorithm.evaluate import agreement, usual_pool
+from train.algorithm.evaluate import shares_of, usual_pool
 from train.algorithm.optimise import per_experiment, total
 from train.algorithm.peers import Peers
 from train.algorithm.rivals import Offer
@@ -128,8 +128,7 @@ class Task:
         """What the views and the graphs weigh in each seed's pool where nobody judges."""
         shares, labels = [], []
         for own in self.jury.own_S.tolist():
-            first_Gn = torch.stack([graph.solve(own).told_nC.argmax(1) for graph in self.graphs])
-            shares.append(agreement(first_Gn, self.classes))
+            shares.append(shares_of([graph.solve(own).sure for graph in self.graphs]))
             labels.append(len(self.splits[own].labelled) / self.classes)
         return usual_pool(len(self.names), float(np.mean(labels)), torch.stack(shares, 1))
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from base.errors import DataQualityError
 from base.progress import Progress
-from train.algorithm.evaluate import share_right
+from train.algorithm.evaluate import certainty, share_right
 from train.algorithm.neighbours import Each, Index, Tell, compare_all, cores, silent
 from train.algorithm.propagation import LEAST, log_said, said
 from train.data.reader import gather
@@ -42,7 +42,8 @@ TERMS, LEFT_OUT = 128, 1e-12
 NEIGHBOURS, ALPHAS = (5, 7, 10, 20), (0.5, 0.8, 0.9, 0.99)  # chosen on validation
 # nodes times classes above which USUAL neighbours are taken unseen, and alpha alone is chosen
 LARGE = 5_000_000
-USUAL, USUAL_ALPHA = 7, 0.9  # where nobody judges
+USUAL = 7
+USUALLY = (USUAL, 0.9)  # neighbours and alpha where nobody judges
 CHUNK = 4_096
 ASKED = 65_536  # rows whose neighbours are looked for at a time
 COLUMNS = 64  # classes solved at a time
@@ -239,11 +240,13 @@ def nodes_of(split: Split) -> np.ndarray:
 
 class Solved(NamedTuple):
     """An experiment's graph: (n, C) distributions of the nodes, and the neighbours and alpha that
-    did best on validation."""
+    did best on validation; how sure the nodes are with USUAL neighbours and alpha, so that graphs
+    can be compared."""
 
     told_nC: Tensor
     neighbours: int
     alpha: float
+    sure: float
 
 
 class Graph:
@@ -275,7 +278,7 @@ class Graph:
         self.label_N, self.classes, self.device, self.by = label_N, classes, device, by
         grid = grid_of(len(self.nodes), classes)
         if not len(splits[0].val):
-            grid = [(USUAL, USUAL_ALPHA)]
+            grid = [USUALLY]
         self.grid_E = [[one] for one in settled] if settled else [grid] * len(splits)
         self.whole = {id(fold): split for split in splits for fold in split.folds}
         self.agreed: dict[int, tuple[int, float]] = {}  # of a split and its folds
@@ -301,8 +304,13 @@ class Graph:
         if id(split) in self.solved:
             return self.solved[id(split)]
         grid = self._grid(split, self.grid_E[experiment])
-        best, score = None, (-1.0, 0.0)
-        for told_nC, k, alpha in self._candidates(split, grid):
+        asked = list(dict.fromkeys([*grid, USUALLY]))
+        best, score, sure = None, (-1.0, 0.0), 0.0
+        for told_nC, k, alpha in self._candidates(split, asked):
+            if (k, alpha) == USUALLY:
+                sure = certainty(told_nC)
+            if (k, alpha) not in grid:
+                continue
             found = (0.0, 0.0)
             if len(grid) > 1:
                 told_mC = _mean_of(told_nC, self.near_NK[split.val], k)
@@ -311,7 +319,8 @@ class Graph:
                 best, score = (told_nC, k, alpha), found
         assert best is not None, grid
         told_nC, k, alpha = best
-        solved = Solved(torch.from_numpy(told_nC).to(self.device), min(k, self.most), alpha)
+        told = torch.from_numpy(told_nC).to(self.device)
+        solved = Solved(told, min(k, self.most), alpha, sure)
         self.solved[id(split)] = solved
         if len(self.solved) == len({id(split) for split in self.splits}):
             self.links = {}

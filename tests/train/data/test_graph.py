@@ -12,6 +12,7 @@ import torch
 from conftest import Made
 from safetensors.torch import load_file
 from scipy.optimize import minimize
+from scipy.stats import entropy
 from steps import PLAIN, RATE, flat, numeric_gradient, setup, unflat
 from torch import Tensor
 from torch.nn.functional import log_softmax
@@ -19,7 +20,8 @@ from training import config, flags, outcome, spread, train_on_ranks
 
 from base.errors import DataQualityError
 from train.algorithm.cotrain import hand_out, mct_step, teacher
-from train.algorithm.evaluate import SHRINK, agreement, fit_pool, pooled, usual_pool
+from train.algorithm.evaluate import SHRINK, certainty, fit_pool, pooled, shares_of, usual_pool
+from train.algorithm.neighbours import CPU
 from train.algorithm.optimise import ce
 from train.algorithm.peers import LocalPeers
 from train.algorithm.probe import Params, forward
@@ -219,22 +221,28 @@ def test_the_weights_of_the_pool_are_those_of_the_least_loss() -> None:
     )
 
 
-def test_who_agrees_with_others_weighs_more_where_nobody_judges() -> None:
-    """No label is asked; one that says anything at all, and one that says the same of all images,
-    weigh next to nothing; where nobody agrees, or one is alone, all are alike."""
-    chance = np.random.default_rng(0)
-    truth = chance.integers(4, size=4000)
-    blurred = [
-        np.where(chance.random(4000) < p, truth, chance.integers(4, size=4000)) for p in (0.8, 0.6)
-    ]
-    noise, dull = chance.integers(4, size=4000), np.zeros(4000, int)
-    first_Gn = torch.from_numpy(np.stack([truth, *blurred, noise, dull]))
-    share_G = agreement(first_Gn, 4)
-    assert share_G.sum().item() == pytest.approx(1)
-    assert share_G[0] > share_G[1] > share_G[2] > 10 * share_G[3:].max()
-    assert agreement(first_Gn[:1], 4).tolist() == [1] == agreement(first_Gn[:1], 1).tolist()
-    against = torch.tensor([[0, 1, 0, 1], [1, 0, 1, 0]])
-    assert agreement(against, 2).tolist() == [0.5, 0.5]
+def test_who_is_sure_weighs_more_where_nobody_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """scipy's entropy as the oracle; of a large graph in pieces."""
+    p_nC = np.random.default_rng(0).dirichlet(np.full(4, 0.3), 1000).astype(np.float32)
+    expected = 1 - entropy(p_nC.astype(np.float64), axis=1).mean() / np.log(4)
+    assert certainty(p_nC) == pytest.approx(expected, abs=1e-6)
+    monkeypatch.setattr("train.algorithm.evaluate.ROWS", 64)
+    assert certainty(p_nC) == pytest.approx(expected, abs=1e-6)
+    assert certainty(np.full((9, 3), 1 / 3, np.float32)) == pytest.approx(0, abs=1e-6)
+    assert certainty(np.eye(3, dtype=np.float32)) == 1 == certainty(np.ones((5, 1), np.float32))
+    assert shares_of([0.2, 0.4, 0]).tolist() == pytest.approx([0.2, 0.8, 0])
+    assert shares_of([0, 0]).tolist() == [0.5, 0.5] and shares_of([0.3]).tolist() == [1]
+
+
+def test_a_graph_of_noise_is_less_sure() -> None:
+    """Whatever neighbours and alpha are chosen, graphs are compared with the usual ones."""
+    emb, label, one, two = rows_of(200)
+    noise = np.random.default_rng(5).normal(size=emb.shape).astype(np.float16)
+    good, bad = (Graph([x], label, [one, two], 3, CPU) for x in (emb, noise))
+    for e, split in enumerate((one, two)):
+        assert good.solve(e).sure > 1.5 * bad.solve(e).sure
+        alone = dataclasses.replace(split, val=split.val[:0])
+        assert Graph([emb], label, [alone], 3, CPU).solve(0).sure == good.solve(e).sure
 
 
 def test_probes_weigh_the_more_the_more_labels_taught_them() -> None:
