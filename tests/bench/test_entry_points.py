@@ -20,7 +20,8 @@ TESTED_ELSEWHERE = {
     "bench_zero_shot",
     "stream",
 }
-PARTS = {"tasks", "thingsvision_loop"}  # what others run; the second by another environment
+# what others run; the last by another environment
+PARTS = {"rivals", "tasks", "thingsvision_loop"}
 
 
 def bench(script: str, *words: object, out: Path, deep: bool = True) -> tuple[str, dict]:
@@ -33,7 +34,14 @@ def bench(script: str, *words: object, out: Path, deep: bool = True) -> tuple[st
 
 def test_each_has_a_test() -> None:
     here = {path.stem for path in BENCH.glob("*.py")}
-    own = {"bench_graphs", "bench_memory", "bench_methods", "bench_start", "collapse"}
+    own = {
+        "bench_experts",
+        "bench_graphs",
+        "bench_memory",
+        "bench_methods",
+        "bench_start",
+        "collapse",
+    }
     assert here == TESTED_ELSEWHERE | PARTS | own
 
 
@@ -48,6 +56,16 @@ def test_methods(tmp_path: Path) -> None:
     assert {"supervised", "logreg", "label-propagation", "mct-graph"} <= set(methods)
     assert all(len(draws) == 3 for one in methods.values() for draws in one.values())
     assert str(tmp_path) not in out.read_text()
+
+
+def test_experts(tmp_path: Path) -> None:
+    words = "--tasks", "noise", "--labels", 3, "--seeds", 2
+    printed, found = bench("bench_experts.py", *words, out=tmp_path / "e.json")
+    head, _, line = printed.splitlines()
+    assert line.startswith("| noise, 3 |") and head.count("|") == line.count("|")
+    draws = found["top1"]["noise 3"]
+    assert {"graphs", "linear", "LDA", "Gaussian", "balanced", "graphs, LDA"} <= set(draws)
+    assert all(len(values) == 2 and min(values) > 20 for values in draws.values())
 
 
 def test_graphs(tmp_path: Path) -> None:
