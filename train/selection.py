@@ -85,13 +85,14 @@ class Pool:
         return self.jury.of_each(standing.teach)
 
     def unjudged(self, standing: Standing) -> None:
+        """The joint is then as sure as its experts are on average: weights of sum 1."""
         views = len(standing.teach)
         standing.pool = self.usual_MS.to(standing.pool)
         if self.teaching:
             standing.teach = standing.pool.expand(views, -1, -1).clone()
             for v in range(views):
                 standing.teach[v, v] = 0  # nobody is his own teacher
-        standing.fused_pool = standing.pool
+        standing.fused_pool = standing.pool / standing.pool.sum(0)
 
 
 Fusion = LateFusion | Pool

@@ -381,11 +381,12 @@ def test_where_nobody_judges_the_usual_weights_teach_and_join(
     progress = load_checkpoint(tmp_path / "a" / "checkpoints", 0, 1, torch.device("cpu"))
     file = tmp_path / "a" / "probes" / "mct-graph" / "pool.safetensors"
     weight_MS = load_file(file)["weight"]
-    assert (weight_MS[:2] == of_probes).all()
-    torch.testing.assert_close(weight_MS[2:].sum(0), torch.full((2,), 1.5, dtype=torch.float64))
     for v in range(2):
-        assert (progress.teach[v, v] == 0).all() and (progress.teach[v, 1 - v] == of_probes).all()
-        assert torch.equal(progress.teach[v, 2:], weight_MS[2:])
+        teach_MS = progress.teach[v]
+        assert (teach_MS[v] == 0).all() and (teach_MS[1 - v] == of_probes).all()
+        torch.testing.assert_close(teach_MS[2:].sum(0), torch.full((2,), 1.5, dtype=torch.float64))
+        expected_MS = torch.cat([torch.full((2, 2), of_probes), teach_MS[2:]])
+        torch.testing.assert_close(weight_MS, expected_MS / (1.5 + 2 * of_probes))
 
 
 def test_each_students_anchor_is_made_with_the_weights_of_its_own_teacher(
