@@ -280,6 +280,7 @@ class Graph:
         if not len(splits[0].val):
             grid = [USUALLY]
         self.grid_E = [[one] for one in settled] if settled else [grid] * len(splits)
+        self.compared = [] if settled else [USUALLY]  # with other graphs
         self.whole = {id(fold): split for split in splits for fold in split.folds}
         self.agreed: dict[int, tuple[int, float]] = {}  # of a split and its folds
         most = max(k for grid in self.grid_E for k, _ in grid)
@@ -304,7 +305,7 @@ class Graph:
         if id(split) in self.solved:
             return self.solved[id(split)]
         grid = self._grid(split, self.grid_E[experiment])
-        asked = list(dict.fromkeys([*grid, USUALLY]))
+        asked = list(dict.fromkeys([*grid, *self.compared]))
         best, score, sure = None, (-1.0, 0.0), 0.0
         for told_nC, k, alpha in self._candidates(split, asked):
             if (k, alpha) == USUALLY:
