@@ -35,6 +35,7 @@ FLOOR = 1e-12
 INVERSE_PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 # of L-BFGS: the most, and the largest derivative of the mean loss at which it may stop
 ITERATIONS, GRADIENT = 5_000, 1e-6
+SHARED = 1_000_000  # numbers of a matrix from which on several threads multiply it
 VOTERS = (1, 3, 5, 10, 20, 50)
 USUAL = ({"C": 1.0}, {"k": 1})  # where nobody judges
 
@@ -188,6 +189,7 @@ def _logreg(
     where it stopped.
     """
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415  a second, for one method
+    from threadpoolctl import threadpool_limits  # noqa: PLC0415  as above
 
     present = np.unique(y_L)
     if len(present) == 1:  # scikit-learn refuses; the limit is certainty
@@ -200,8 +202,10 @@ def _logreg(
         basis_DL = np.linalg.qr(x_LD.T)[0]
         x_LD, *queries = (x_nD @ basis_DL for x_nD in (x_LD, *queries))
     model = LogisticRegression(solver="lbfgs", tol=GRADIENT, max_iter=ITERATIONS, warm_start=True)
+    # threads that share a small product only wait for one another
+    limits = threadpool_limits(1 if x_LD.size < SHARED else None)
     title = f"logreg on {len(y_L):,} rows x {x_LD.shape[1]:,}"
-    with Progress(title, len(INVERSE_PENALTIES), unit="fits") as progress:
+    with limits, Progress(title, len(INVERSE_PENALTIES), unit="fits") as progress:
         for C in INVERSE_PENALTIES:
             if _fits(model.set_params(C=C), x_LD, y_L):
                 yield {"C": C}, [_of_all(model, x_nD, present, classes) for x_nD in queries]
