@@ -1173,6 +1173,8 @@ NO_SITUATION = {  # each was looked at: why its command gets further, or may be 
     "extract/models/convert.py:_fetch#2",
     # a donor that changes while it is read; make repair of the donor: tests/extract/test_reuse.py
     "extract/reuse.py:_copied",
+    # a run of before whose graphs were too large to keep: tests/predict/test_predict.py
+    "predict/from_run.py:_refuse_other_links",
     # a view's file that was changed; its names are encoded anew: tests/train/test_zero_shot.py
     "cache_specs/text.py:refuse_another_tower",
     # after the images, which no situation comes to: tests/extract/models/test_towers.py

@@ -312,20 +312,26 @@ class Graph:
                 sure = certainty(told_nC)
             if (k, alpha) not in grid:
                 continue
-            found = (0.0, 0.0)
-            if len(grid) > 1:
-                told_mC = _mean_of(told_nC, self.near_NK[split.val], k)
-                found = _worth(told_mC, self.label_N[split.val], self.by)
+            found = self._judged(split, told_nC, k) if len(grid) > 1 else score
             if best is None or found > score:
                 best, score = (told_nC, k, alpha), found
         assert best is not None, grid
         told_nC, k, alpha = best
         told = torch.from_numpy(told_nC).to(self.device)
         solved = Solved(told, min(k, self.most), alpha, sure)
+        self._keep(split, solved)
+        return solved
+
+    def _keep(self, split: Split, solved: Solved) -> None:
+        """After the last one nobody needs the links."""
         self.solved[id(split)] = solved
         if len(self.solved) == len({id(split) for split in self.splits}):
             self.links = {}
-        return solved
+
+    def _judged(self, split: Split, told_nC: np.ndarray, k: int) -> tuple[float, float]:
+        """The score and the likelihood on validation."""
+        told_mC = _mean_of(told_nC, self.near_NK[split.val], k)
+        return _worth(told_mC, self.label_N[split.val], self.by)
 
     def _grid(self, split: Split, grid: list[tuple[int, float]]) -> list[tuple[int, float]]:
         """What is tried; with folds, what they have agreed on."""
