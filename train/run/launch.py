@@ -34,6 +34,7 @@ RUNNING, FAILED = -1, 1
 TORCHRUN = "import sys, coview; from train.run import launch; sys.exit(launch.torchrun())"
 GRACE_S = 5.0  # for torchrun to end by itself, once a rank has failed
 DEAD, STOPPED = "ZX", "Tt"  # states of a process: a zombie is one that torchrun has not reaped yet
+EXITING = 0x4  # the kernel's PF_EXITING, among the flags of a process
 
 
 class Board(Ignore):
@@ -189,9 +190,16 @@ def _first(which: np.ndarray) -> list[int]:
 def _life(pid: int) -> str:
     """The kernel's letter for the state of a process; X if there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return _state(Path(f"/proc/{pid}/stat").read_text())
     except OSError:
         return "X"
+
+
+def _state(stat: str) -> str:
+    """X, too, for one that is ending: the others see its connections closed before it is a zombie,
+    and on a busy machine some fail in between."""
+    state, _, _, _, _, _, flags = stat.rpartition(")")[2].split()[:7]
+    return "X" if int(flags) & EXITING else state
 
 
 def _signal_ranks(board: Board, number: int) -> None:

@@ -16,7 +16,7 @@ from training import config, outcome, train_on_ranks
 from base.errors import UsageError
 from train.algorithm.ranks import refuse_ranks
 from train.command import run
-from train.run.launch import FAILED, RUNNING, Board, _first_failed
+from train.run.launch import FAILED, RUNNING, Board, _first_failed, _state
 
 EXACT = {"precision": "float64", "warmup": 8, "cotrain": 12, "eval_every": 10, "seeds": "0..1"}
 
@@ -100,6 +100,21 @@ def test_ranks_must_share_the_views_or_the_rows_evenly(ranks: int, views: int, f
     else:
         with pytest.raises(UsageError, match=r"GPUS=\d, but .*use GPUS="):
             refuse_ranks(ranks, views)
+
+
+@pytest.mark.parametrize(
+    ("stat", "expected"),
+    [
+        ("7 (python) S 1 7 7 0 -1 4194304 101 0", "S"),
+        ("7 (a (b) Z 1) R 1 7 7 0 -1 4194304 101 0", "R"),
+        ("7 (python) T 1 7 7 0 -1 1077936384 101 0", "T"),
+        ("7 (python) R 1 7 7 0 -1 4228108 101 0", "X"),  # killed, no zombie yet
+        ("7 (python) Z 1 7 7 0 -1 4228108 101 0", "X"),
+    ],
+)
+def test_a_rank_that_is_ending_counts_as_dead(stat: str, expected: str) -> None:
+    """Else the survivor, whose connection it has closed already, would be named."""
+    assert _state(stat) == expected
 
 
 def test_ranks_that_vanish_between_two_looks_are_all_named(tmp_path: Path) -> None:
