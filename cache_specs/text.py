@@ -51,9 +51,14 @@ class ViewText:
         if "offset" in self.tensors:
             x_nE = x_nE + self.tensors["offset"]
         x_nE /= np.maximum(np.linalg.norm(x_nE, axis=1, keepdims=True), SHORTEST)
+        text_CE = self.ordered(classes)["classes"]
+        return self.tensors["scale"] * (x_nE @ text_CE.T) + self.tensors["bias"]
+
+    def ordered(self, classes: Sequence[str]) -> dict[str, np.ndarray]:
+        """The tensors, with the rows of these classes, in their order."""
         row_of = {name: row for row, name in enumerate(self.prompts)}
         text_CE = self.tensors["classes"][[row_of[name] for name in classes]]
-        return self.tensors["scale"] * (x_nE @ text_CE.T) + self.tensors["bias"]
+        return {**self.tensors, "classes": text_CE}
 
     def refuse_other_classes(self, view: View, classes: Sequence[str]) -> None:
         """Raise StaleError where the names were those of other classes."""

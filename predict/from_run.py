@@ -33,7 +33,16 @@ from cache_specs import store
 from cache_specs.spec import differences
 from predict.bundle.folder import read_model
 from predict.choose import choose_method
-from predict.model import FITTED, Expert, Model, Opinions, ViewRecord, opinions_of, side_by_side
+from predict.model import (
+    FITTED,
+    ClassNames,
+    Expert,
+    Model,
+    Opinions,
+    ViewRecord,
+    opinions_of,
+    side_by_side,
+)
 from train.algorithm.probe import Params
 from train.data.apart import apart_of
 from train.data.feed import Input
@@ -90,6 +99,7 @@ def of_run(
         weight_ME,
         1.0,
         _about(run, settings, summary, scores),
+        ClassNames.of(pool),
     )
     out = None
     if splits[0].folds:

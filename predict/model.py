@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
+from torch.nn.functional import log_softmax, normalize, softmax
 
 from base.errors import DataQualityError, UsageError
+from cache_specs.text import SHORTEST
 from train.algorithm.evaluate import TEMPERATURES, joint, pooled
 from train.algorithm.neighbours import Index
 from train.algorithm.probe import Params, forward
-from train.algorithm.propagation import log_said, said
+from train.algorithm.propagation import LEAST, log_said, said
 from train.data.feed import Input
 from train.data.graph import EXACT
+from train.data.names import NAMES, balanced
 
 # The distance, of rows of length 1, within which an image is a node: the noise of float16 is a
 # tenth of that.
@@ -143,6 +145,51 @@ class Expert:
         return log_said(found)
 
 
+@dataclass(frozen=True, eq=False)
+class ClassNames:
+    """What the names of the classes say (train/data/names.py). towers: of each view that has them,
+    by its number, the tensors of cache_specs/text.py; bias_EC: float32, each seed's constants."""
+
+    towers: dict[int, Params]
+    bias_EC: Tensor
+
+    @classmethod
+    def of(cls, tensors: Params) -> "ClassNames | None":
+        """Those among the tensors of a run or a model: names.bias, names.VIEW.KEY."""
+        if NAMES + "bias" not in tensors:
+            return None
+        towers: dict[int, Params] = {}
+        for key, value in tensors.items():
+            view, dot, part = key.removeprefix(NAMES).partition(".")
+            if key.startswith(NAMES) and dot:
+                towers.setdefault(int(view), {})[part] = value
+        return cls(dict(sorted(towers.items())), tensors[NAMES + "bias"])
+
+    @property
+    def tensors(self) -> Params:
+        """`of`, back."""
+        found = {NAMES + "bias": self.bias_EC}
+        for view, text in self.towers.items():
+            for part, value in text.items():
+                found[f"{NAMES}{view}.{part}"] = value
+        return found
+
+    def __call__(self, emb_V: Sequence[np.ndarray]) -> Tensor:
+        """(n, D_v) embeddings of all views -> (E, n, C) float32 log-probabilities."""
+        said_T = []
+        for view, text in self.towers.items():
+            x_nD = torch.from_numpy(emb_V[view]).to(self.bias_EC.device).float()
+            if "projection" in text:
+                x_nD = x_nD @ text["projection"]
+            if "offset" in text:
+                x_nD = x_nD + text["offset"]
+            x_nD = normalize(x_nD, dim=1, eps=SHORTEST)
+            logits_nC = text["scale"] * (x_nD @ text["classes"].T) + text["bias"]
+            said_T.append(softmax(logits_nC.double(), -1))
+        log_p_nC = torch.stack(said_T).mean(0).clamp_min(LEAST).log().float()
+        return balanced(log_p_nC.expand(len(self.bias_EC), -1, -1), self.bias_EC)
+
+
 def side_by_side(x_V: Sequence[Tensor]) -> Tensor:
     """(n, D) float32 rows of length 1, each view with the same share in it."""
     unit_V = []
@@ -157,8 +204,8 @@ class Model:
     """probes: of each view (of a single one that reads all of them, for concat) the tensors of the
     run's file: `joint.*` (E, …) parameters for the joint, the same without the prefix for the
     view's own opinion, and the input's mean and deviation. weight_ME: of the pool, where there are
-    experts. about: what the run's summary says of the method, with the rest of what a reader of the
-    model wants to know."""
+    experts: probes, class names where `named` has them, graphs. about: what the run's summary says
+    of the method, with the rest of what a reader of the model wants to know."""
 
     views: list[ViewRecord]
     classes: list[str]
@@ -170,6 +217,7 @@ class Model:
     weight_ME: Tensor | None
     temperature: float
     about: dict[str, Any]
+    named: ClassNames | None = None
 
     @property
     def names(self) -> list[str]:
@@ -216,8 +264,14 @@ class Model:
             fused_V.append(_logits(of_joint(probe), x_nD))
         if self.weight_ME is None:
             return torch.stack(own_V), joint(fused_V, self.rule)
-        told_G = [expert(x_V).to(fused_V[0].dtype) for expert in self.experts]
-        return torch.stack(own_V), pooled(torch.stack([*fused_V, *told_G]), self.weight_ME)
+        told_F = self._fixed(emb_V, x_V)
+        pool = torch.stack([*fused_V, *[said.to(fused_V[0].dtype) for said in told_F]])
+        return torch.stack(own_V), pooled(pool, self.weight_ME)
+
+    def _fixed(self, emb_V: Sequence[np.ndarray], x_V: Sequence[Tensor]) -> list[Tensor]:
+        """What the experts say that have not learnt: class names, graphs. x_V: standardised."""
+        named = [self.named(emb_V)] if self.named else []
+        return [*named, *[expert(x_V) for expert in self.experts]]
 
     def log_probabilities(self, views_VEnC: Tensor, joint_EnC: Tensor) -> tuple[Tensor, Tensor]:
         """(V, n, C) and (n, C) float64: the means over the seeds, of the joint the geometric one at

@@ -25,6 +25,7 @@ from cache_specs.text import ViewText
 from train.algorithm.evaluate import share_right
 from train.data.folds import trainings
 from train.data.graph import Graph, groups_of, nearest_rows, standardise, statistics, unit
+from train.data.names import softmax
 from train.data.splits import Split
 
 if TYPE_CHECKING:
@@ -303,17 +304,11 @@ def zero_shot(
             if text is not None:
                 if not np.isfinite(emb_ND[rows]).all():
                     raise _not_finite(view, len(emb_V), "zero-shot")
-                p_W.append(_softmax(text.logits(emb_ND[rows], classes)))
+                p_W.append(softmax(text.logits(emb_ND[rows], classes)))
         said = getattr(scores, part)
         said += [_log(p_nC) for p_nC in [*p_W, np.mean(p_W, 0)]]
     scores.chosen.extend({} for _ in scores.val)
     return scores
-
-
-def _softmax(logits_nC: np.ndarray) -> np.ndarray:
-    logits_nC = logits_nC.astype(np.float64)
-    p_nC = np.exp(logits_nC - logits_nC.max(1, keepdims=True))
-    return p_nC / p_nC.sum(1, keepdims=True)
 
 
 def _propagation(

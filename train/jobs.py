@@ -21,6 +21,7 @@ from train.data.feed import Experiment, Task, make_input
 from train.data.folds import trainings
 from train.data.graph import EXACT, POWER, Graph, groups_of
 from train.data.jury import Jury
+from train.data.names import Names, towers_of
 from train.data.reader import Cache
 from train.data.splits import Split
 from train.data.texts import TEXT
@@ -78,13 +79,16 @@ def kept(params: Params, jury: Jury) -> Params:
 
 
 def _write_pool(folder: Path, job: Job, done: Standing) -> None:
-    """pool: what the graphs say of validation and test rows, and all that they were weighted by."""
-    graphs, jury = job.task.graphs, job.task.jury
-    own_S = jury.own_S.tolist()
+    """pool: what class names and graphs say of validation and test rows, and all that they were
+    weighted by."""
+    task, jury = job.task, job.task.jury
+    graphs, own_S = task.graphs, jury.own_S.tolist()
     tensors = {"weight": done.fused_pool, **told(graphs, own_S), "power": torch.tensor(POWER)}
-    test = job.task.splits[0].test
-    tensors["val"] = torch.stack([jury.opinions(graph(jury.rows)) for graph in graphs]).half()
-    tensors["test"] = torch.stack([graph(test)[own_S] for graph in graphs]).half()
+    if task.told:
+        tensors |= task.told.tensors(own_S)
+    test = task.splits[0].test
+    tensors["val"] = torch.stack([jury.opinions(one(jury.rows)) for one in task.fixed]).half()
+    tensors["test"] = torch.stack([one(test)[own_S] for one in task.fixed]).half()
     for key in graphs[0].chosen:
         tensors[f"chosen.{key}"] = torch.stack([graph.chosen[key][own_S] for graph in graphs])
     write_tensors(folder, job.method, "pool", tensors)
@@ -164,6 +168,15 @@ def graphs_of(
     return found
 
 
+@functools.lru_cache(1)
+def names_of(cache: Cache, splits: tuple[Split, ...], device: torch.device) -> Names | None:
+    """What the class names say, where some view has them."""
+    if not cache.texts:
+        return None
+    towers = towers_of([cache.texts.get(view) for view in cache.names])
+    return Names(cache.emb, towers, cache.items.classes, cache.items.label, splits, device)
+
+
 def _graph_name(cache: Cache, group: Sequence[int]) -> str:
     return " and ".join(cache.names[view] for view in group)
 
@@ -227,7 +240,9 @@ def make_jobs(
     task = ground.task(cache.names, [[view] for view in peers.mine])
     if METHODS[method].graphs:
         # every process has all of them: they are small, and nobody need send them
-        task = replace(task, graphs=graphs_of(cache, tuple(task.splits), device, settings.select))
+        every = tuple(task.splits)
+        graphs = graphs_of(cache, every, device, settings.select)
+        task = replace(task, graphs=graphs, told=names_of(cache, every, device))
     return [Job(method, method, task, peers, [cache.names[view] for view in peers.mine])]
 
 

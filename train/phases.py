@@ -130,14 +130,14 @@ def begin(job: Job, settings: TrainingSettings, metrics_bytes: int) -> Standing:
             source.mean_D.dtype,
         )
         states.append(fresh({name: value.to(device) for name, value in params.items()}))
-    jury, graphs = task.jury, len(task.graphs)
+    jury, fixed = task.jury, len(task.fixed)
     seeds = len(jury.own_S)
     shape = (peers.count + 1, seeds)
-    pool = torch.zeros(peers.count + graphs, seeds, dtype=torch.float64, device=device)
-    if graphs:
-        known = torch.stack([jury.opinions(graph(jury.rows)) for graph in task.graphs])
-        usual_GS = task.usual_MS[peers.count :].to(pool)
-        pool[peers.count :] = fit_pool(known, jury.y_Sn, usual_GS, usual_GS)
+    pool = torch.zeros(peers.count + fixed, seeds, dtype=torch.float64, device=device)
+    if fixed:
+        known = torch.stack([jury.opinions(expert(jury.rows)) for expert in task.fixed])
+        usual_FS = task.usual_MS[peers.count :].to(pool)
+        pool[peers.count :] = fit_pool(known, jury.y_Sn, usual_FS, usual_FS)
     rows_L = min(settings.batch_labelled, *[len(split.labelled) for split in task.splits])
     return Standing(
         method=job.name,

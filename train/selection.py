@@ -49,7 +49,7 @@ class LateFusion:
         return None
 
     def experts(self, standing: Standing) -> Tensor | None:
-        """The same of the graphs, too."""
+        """The same of the fixed experts, too."""
         return None
 
     def unjudged(self, standing: Standing) -> None:
@@ -58,8 +58,9 @@ class LateFusion:
 
 @dataclass(frozen=True)
 class Pool:
-    """The views and the graphs, whose log-probabilities for the validation rows are known. The
-    pool's weights are the experts' temperatures, held near usual_MS. teaching: there are students.
+    """The views, and the fixed experts, whose log-probabilities for the validation rows are known:
+    class names and graphs. The pool's weights are the experts' temperatures, held near usual_MS.
+    teaching: there are students.
     """
 
     by: str
@@ -100,10 +101,10 @@ Fusion = LateFusion | Pool
 
 def fusion_of(job: Job, settings: TrainingSettings) -> Fusion:
     """How the views of this job are joined."""
-    graphs, jury = job.task.graphs, job.task.jury
-    if not graphs:
+    fixed, jury = job.task.fixed, job.task.jury
+    if not fixed:
         return LateFusion(settings.select, settings.joint, settings.calibrate)
-    known = [jury.opinions(graph(jury.rows)) for graph in graphs]
+    known = [jury.opinions(expert(jury.rows)) for expert in fixed]
     teaching = METHODS[job.method].unlabelled
     return Pool(settings.select, known, job.task.usual_MS, teaching, jury)
 

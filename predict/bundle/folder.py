@@ -5,6 +5,7 @@
                                 and the hashes of their weights; sha256 of every file below
     probes/VIEW.safetensors     the run's own files
     graphs/0.safetensors …      nodes and what they know, where the method has graphs
+    names.safetensors           what the class names look like to the views, where they have a say
     joint.onnx  README.md       for other programs, and for people
 
 model.json knows its own digest. Whatever is missing, short, added to or changed in one bit is named
@@ -27,12 +28,14 @@ from torch import Tensor
 from base import durable
 from base.errors import IntegrityError, StaleError, UsageError, nearest
 from base.phrase import quoted
-from predict.model import Expert, Model, ViewRecord
+from predict.model import ClassNames, Expert, Model, ViewRecord
 from train.algorithm.probe import Params
 from train.config import TrainConfig
 from train.methods import METHODS, with_model
 
-FORMAT, RECORD = 2, "model.json"  # in format 1 seeds were tempered, then averaged
+RECORD = "model.json"
+FORMAT, READ = 3, (2, 3)  # 1 tempered seeds, then averaged them; 2 knows no class names
+TEXT = "names.safetensors"
 OTHERS = ("README.md", "joint.onnx", "joint.onnx.data")  # beside the tensors
 RULES = typing.get_args(typing.get_type_hints(TrainConfig)["joint"])
 # What reading a damaged folder may raise.
@@ -66,6 +69,8 @@ def write_parts(model: Model, folder: Path) -> None:
             "member": expert.member_EM,
             "told": expert.told_EMC,
         }
+    if model.named:
+        found[TEXT] = model.named.tensors
     for name, tensors in found.items():
         plain = {}
         for key, value in tensors.items():
@@ -98,6 +103,7 @@ def write_record(model: Model, folder: Path) -> None:
         "about": model.about,
         "files": files,
         "graphs": graphs,
+        "named": model.named is not None,
         "weight": None if model.weight_ME is None else model.weight_ME.tolist(),
     }
     durable.write(folder / RECORD, durable.sealed(record), "model.record")
@@ -110,7 +116,7 @@ def read_model(folder: Path, device: torch.device) -> Model:
         _refuse_folder(folder)
     try:
         record = durable.read_sealed(folder / RECORD)
-        if record["format"] != FORMAT:
+        if record["format"] not in READ:
             raise _of_another_version(folder, record)
         model = _model_of(folder, record, device)
         _try(model)
@@ -162,7 +168,8 @@ def _model_of(folder: Path, record: dict[str, Any], device: torch.device) -> Mod
     _refuse(record, views)
     probes = probe_files(record["method"], [view.name for view in views])
     graphs = graph_files(len(record["graphs"]))
-    _check_files(folder, record["files"], {*probes, *graphs})
+    text = [TEXT] if record.get("named") else []
+    _check_files(folder, record["files"], {*probes, *graphs, *text})
     experts = []
     for name, graph in zip(graphs, record["graphs"], strict=True):
         parts = _tensors(folder / name, device)
@@ -182,7 +189,16 @@ def _model_of(folder: Path, record: dict[str, Any], device: torch.device) -> Mod
         weight,
         float(record["temperature"]),
         record["about"],
+        _named(_tensors(folder / TEXT, device), len(views)) if text else None,
     )
+
+
+def _named(tensors: Params, views: int) -> ClassNames:
+    """Raises ValueError where they are no class names of these views."""
+    named = ClassNames.of(tensors)
+    if named is None or not named.towers or not {*named.towers} <= {*range(views)}:
+        raise ValueError(f"{TEXT} has no class names of the model's views")
+    return named
 
 
 def _portable(spec: dict[str, Any]) -> dict[str, Any]:
@@ -208,6 +224,8 @@ def _refuse(record: dict[str, Any], views: list[ViewRecord]) -> None:
     _need(record["method"] in with_model(), f"a method of {', '.join(with_model())}")
     _need(record["joint"] in RULES, f"a joint rule of {', '.join(RULES)}")
     graphs, weight = bool(record["graphs"]), record["weight"] is not None
+    named = record.get("named", False)  # format 2 has none
+    _need(named is False or (named is True and graphs), "what class names say, or that they do not")
     _need(
         graphs == weight == METHODS[record["method"]].graphs,
         "a weight, and graphs, where the method has them, and only there",
@@ -264,10 +282,11 @@ def _try(model: Model) -> None:
     if {len(probe["b0"]) for probe in model.probes} != {seeds}:
         raise ValueError(f"{RECORD} has {seeds} seeds, the probes have others")
     weight = model.weight_ME
-    if weight is not None and weight.shape != (len(model.views) + len(model.experts), seeds):
+    experts = len(model.views) + (model.named is not None) + len(model.experts)
+    if weight is not None and weight.shape != (experts, seeds):
         raise ValueError(
             f"{RECORD} has a weight of the shape {tuple(weight.shape)}, expected one for each view "
-            "and graph, and each seed"
+            "and graph (and for the class names, where they have a say), and each seed"
         )
     p_nC = model([np.zeros((1, width), np.float32) for width in model.widths]).joint_nC
     finite = p_nC.shape == (1, classes) and np.isfinite(p_nC).all()

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from predict.model import FLOOR, SAME, Expert, Model, of_joint
+from cache_specs.text import SHORTEST
+from predict.model import FLOOR, SAME, ClassNames, Expert, Model, of_joint
 from train.algorithm.probe import Params
 from train.algorithm.propagation import LEAST
 
@@ -186,8 +187,9 @@ def _fused(b: Builder, model: Model, x_P: list[str]) -> str:
     if model.weight_ME is None:
         tiny = torch.finfo(model.probes[0]["b0"].dtype).tiny
         return _joint(b, fused_P, model.rule, len(model.classes), tiny)
-    told_G = [_expert(b, x_P, expert) for expert in model.experts]
-    return _pooled(b, model.weight_ME, [*fused_P, *told_G])
+    told_F = [_named(b, model, model.named)] if model.named else []
+    told_F += [_expert(b, x_P, expert) for expert in model.experts]
+    return _pooled(b, model.weight_ME, [*fused_P, *told_F])
 
 
 def _joint(b: Builder, z_V: list[str], rule: str, classes: int, tiny: float) -> str:
@@ -241,6 +243,26 @@ def _expert(b: Builder, x_P: list[str], expert: Expert) -> str:
         log_p = b.op("Log", b.op("Max", p, b.single(LEAST)))
         found.append(b.op("Unsqueeze", log_p, b.whole([0])))
     return b.as_double(b.op("Concat", *found, axis=0))
+
+
+def _named(b: Builder, model: Model, named: ClassNames) -> str:
+    """`ClassNames` of predict/model.py: (E, n, C) float64 log-probabilities."""
+    said_T = []
+    for view, text in named.towers.items():
+        x = model.names[view]
+        if "projection" in text:
+            x = b.op("MatMul", x, b.single(text["projection"]))
+        if "offset" in text:
+            x = b.op("Add", x, b.single(text["offset"]))
+        length = b.op("ReduceL2", x, b.whole([1]), keepdims=1)
+        unit = b.op("Div", x, b.op("Max", length, b.single(SHORTEST)))
+        like = b.op("MatMul", unit, b.single(text["classes"].T))
+        logits = b.op("Add", b.op("Mul", like, b.single(text["scale"])), b.single(text["bias"]))
+        said_T.append(b.op("Softmax", b.as_double(logits), axis=-1))
+    p = b.op("Mul", b.op("Sum", *said_T), b.double(1 / len(said_T)))
+    log_p = b.op("Log", b.op("Max", p, b.double(LEAST)))
+    shifted = b.op("Add", log_p, b.double(named.bias_EC[:, None]))
+    return b.op("LogSoftmax", shifted, axis=-1)
 
 
 def _pooled(b: Builder, weight_ME: Tensor, scores_M: list[str]) -> str:

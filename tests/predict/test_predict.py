@@ -630,14 +630,14 @@ def test_a_damaged_model_folder_is_refused_by_the_name_of_the_file(
         (
             {"format": 1},
             StaleError,
-            r"has format 1, this version reads 2 \(in the other one each seed has the "
+            r"has format 1, this version reads 3 \(in the other one each seed has the "
             r"temperature, and then they are averaged\); export it again, where its run is: make "
-            r"export-model RUN=a METHOD=mct-graph TO=\S*/model-2$",
+            r"export-model RUN=a METHOD=mct-graph TO=\S*/model-3$",
         ),
         (
-            {"format": 3, "about": None},
+            {"format": 4, "about": None},
             StaleError,
-            "has format 3, this version reads 2; export it again, where its run is: make "
+            "has format 4, this version reads 3; export it again, where its run is: make "
             "export-model RUN=… METHOD=mct-graph TO=",
         ),
         (

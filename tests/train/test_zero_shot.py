@@ -1,7 +1,6 @@
 """METHOD=zero-shot: what the names of the classes say of cached rows, without any label."""
 
 import dataclasses
-import shutil
 import types
 from pathlib import Path
 
@@ -9,54 +8,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import Made
-from training import config
+from named import CLASSES, World
 
 from base.errors import DataQualityError, IntegrityError, StaleError, UsageError
-from cache_specs import store
 from cache_specs.spec import Text
 from cache_specs.text import FILE, ViewText, read_text, write_text
-from cache_specs.view import View
 from predict.from_run import of_run
 from train.classic import zero_shot
 from train.command import run
-from train.config import TrainConfig
 from train.data.reader import open_cache
 from train.data.splits import Split, make_split
 from train.run.reading import read
 from train.run.summary import summary_table
-
-CLASSES = [str(digit) for digit in range(10)]
-
-
-class World:
-    """A copy of the cache of digits, and what its classes are called there: the mean row of each,
-    as if a text tower had guessed it."""
-
-    def __init__(self, made: Made, folder: Path) -> None:
-        self.made, self.folder = made, folder
-        shutil.copytree(made.cache, folder / "cache")
-
-    def view(self, name: str) -> View:
-        dataset = self.folder / "cache" / self.made.dataset.name
-        return store.open_view(store.view_folders(dataset, name)[0])
-
-    def name(self, view: str, classes: list[str] | None = None, scale: float = 20) -> ViewText:
-        emb, label = self.made.emb[view].astype(np.float32), self.made.items.label
-        mean_CD = np.stack([emb[label == digit].mean(0) for digit in range(10)])
-        tensors = {
-            "classes": mean_CD / np.linalg.norm(mean_CD, axis=1, keepdims=True),
-            "scale": np.array(scale, np.float32),
-            "bias": np.array(0, np.float32),
-        }
-        named = classes or CLASSES
-        tensors["classes"] = tensors["classes"][: len(named)]
-        text = ViewText(tensors, "t", {name: [f"a {name}"] for name in named})
-        write_text(self.view(view), text)
-        return text
-
-    def config(self, *views: str, **more: object) -> TrainConfig:
-        given = config(self.made, self.folder / "runs", *views, **{"method": "zero-shot", **more})
-        return dataclasses.replace(given, cache=str(self.folder / "cache"))
 
 
 @pytest.fixture
@@ -137,8 +100,9 @@ def test_without_names_it_says_what_to_type(
     )
     _, _, methods = read(world.config(method="all"), aloud=True)
     assert "zero-shot" in methods
-    told = "zero-shot is that of edges; no class names are encoded for pixels"
-    assert told in capsys.readouterr().err
+    told = "the class names of edges have a say in zero-shot, "
+    said = capsys.readouterr().err
+    assert told in said and "mct-graph; none are encoded for pixels" in said
 
 
 def test_names_of_other_classes_and_damaged_ones_are_refused(world: World) -> None:

@@ -82,13 +82,13 @@ def pooled(scores_MEnC: Tensor, weight_ME: Tensor) -> Tensor:
     return (weight_ME[:, :, None, None] * log_softmax(scores_MEnC.double(), -1)).sum(0)
 
 
-def usual_pool(probes: int, labels: float, shares_GE: Tensor) -> Tensor:
-    """(M, E) float64 weights of `pooled` where nobody judges. labels: of a class, on average; one
-    teaches probes nothing that graphs do not know better. shares_GE: of the graphs in what they
-    weigh together, columns of sum 1."""
+def usual_pool(probes: int, labels: float, names_NE: Tensor, shares_GE: Tensor) -> Tensor:
+    """(M, E) float64 weights of `pooled` where nobody judges: of the probes, the class names (N is
+    1 or 0) and the graphs. labels: of a class, on average; one teaches probes nothing that graphs
+    do not know better. shares_GE: of the graphs in what they weigh together, columns of sum 1."""
     each = USUAL_PROBES * max(0.0, 1 - 1 / labels) / max(1, probes)
     of_probes = shares_GE.new_full((probes, shares_GE.shape[1]), each)
-    return torch.cat([of_probes, USUAL_GRAPHS * shares_GE])
+    return torch.cat([of_probes, names_NE, USUAL_GRAPHS * shares_GE])
 
 
 def certainty(p_nC: np.ndarray) -> float:

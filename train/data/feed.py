@@ -26,6 +26,7 @@ from train.config import ProbeSettings, TrainingSettings
 from train.data.folds import seeds_of
 from train.data.graph import Graph, statistics
 from train.data.jury import Jury, jury_of
+from train.data.names import Names
 from train.data.reader import gather
 from train.data.splits import Split
 
@@ -108,7 +109,8 @@ class Experiment:
 @dataclass(frozen=True)
 class Task:
     """What is trained on: inputs of this process's views, all labels (N,), the experiments and a
-    split for each, those of folds among them; the graphs, where the method has any."""
+    split for each, those of folds among them; where the method has them, the graphs, and what the
+    class names say."""
 
     names: list[str]
     inputs: list[Input]
@@ -117,6 +119,12 @@ class Task:
     splits: list[Split]
     experiments: list[Experiment]
     graphs: list[Graph] = field(default_factory=list)
+    told: Names | None = None
+
+    @property
+    def fixed(self) -> list[Names | Graph]:
+        """The experts of the pool that do not learn, in its order: class names, graphs."""
+        return [*([self.told] if self.told else []), *self.graphs]
 
     @functools.cached_property
     def jury(self) -> Jury:
@@ -125,12 +133,15 @@ class Task:
 
     @functools.cached_property
     def usual_MS(self) -> Tensor:
-        """What the views and the graphs weigh in each seed's pool where nobody judges."""
-        shares, labels = [], []
+        """What each expert weighs in each seed's pool where nobody judges."""
+        shares, labels, names = [], [], []
         for own in self.jury.own_S.tolist():
             shares.append(shares_of([graph.solve(own).sure for graph in self.graphs]))
             labels.append(len(self.splits[own].labelled) / self.classes)
-        return usual_pool(len(self.names), float(np.mean(labels)), torch.stack(shares, 1))
+            names.append([self.told.usual(own)] if self.told else [])
+        names_NS = torch.tensor(names, dtype=torch.float64).T
+        mean = float(np.mean(labels))
+        return usual_pool(len(self.names), mean, names_NS, torch.stack(shares, 1))
 
     @property
     def seeds(self) -> list[int]:
@@ -186,7 +197,7 @@ class Feeder:
     ) -> tuple[list[Offer], Tensor]:
         """This process's batches, and the uniforms (V, E, U) that decide the sampled labels of all
         views. `given`: (W, E, N) or, for each view its own, (V, 1, E, N) labels from which those of
-        the unlabelled rows are taken. `pool`: (V, V + G, E) weights of the experts in each
+        the unlabelled rows are taken. `pool`: (V, V + F, E) weights of the experts in each
         teacher."""
         drawn = self._next(step, unlabelled, strong)
         made, self.hidden_EU = list(drawn.batches), drawn.hidden_EU
@@ -251,13 +262,13 @@ class Feeder:
         own = own.to(self.device, non_blocking=True)
         return Drawn(made, own, rows_EU, self._labels(rows_EU))
 
-    def _anchor(self, rows_EU: np.ndarray, weight_VGE: Tensor) -> list[Tensor]:
-        """(E, U, C) for each student: what the graphs know of these rows, weighted."""
-        scores = [graph(rows_EU).to(self.dtype) for graph in self.task.graphs]
+    def _anchor(self, rows_EU: np.ndarray, weight_VFE: Tensor) -> list[Tensor]:
+        """(E, U, C) for each student: what the F fixed experts know of these rows, weighted."""
+        scores = [expert(rows_EU).to(self.dtype) for expert in self.task.fixed]
         anchor_V = []
-        for weight_GE in weight_VGE:
+        for weight_FE in weight_VFE:
             words = []
-            for weight_E, log_p in zip(weight_GE, scores, strict=True):
+            for weight_E, log_p in zip(weight_FE, scores, strict=True):
                 words.append(per_experiment(weight_E, log_p) * log_p)
             anchor_V.append(total(words))
         return anchor_V

@@ -1,7 +1,7 @@
 """The names of the classes as the views of a cache see them: what zero-shot compares with."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from base.phrase import quoted
 from cache_specs import store
@@ -14,12 +14,10 @@ TEXT = "zero-shot"  # the method
 PRINT = "text of "  # before a view's name, of the fingerprint of its names
 
 
-def with_texts(cache: Cache, methods: Sequence[str]) -> Cache:
+def with_texts(cache: Cache) -> Cache:
     """The cache with the names that were encoded for its views, which then are part of what a run
-    was made of; as it is, where no method asks for them. Raises IntegrityError (damaged) or
-    StaleError (of other classes, by another tower)."""
-    if TEXT not in methods:
-        return cache
+    was made of. Raises IntegrityError (damaged) or StaleError (of other classes, by another
+    tower)."""
     texts, prints = {}, dict(cache.fingerprints)
     for name, folder in zip(cache.names, cache.folders, strict=True):
         view = store.open_view(folder)
@@ -54,14 +52,3 @@ def how_to_encode(cache: Cache) -> str:
         f"Type first: make extract {word}={quoted(','.join(able))} DATA={data} CLASSES=own   (or a "
         "file with a line a class: CLASSES=names.txt)"
     )
-
-
-def untold(cache: Cache) -> list[str]:
-    """That some of the views have no names, where others have."""
-    silent = [name for name in cache.names if name not in cache.texts]
-    if not silent or not cache.texts:
-        return []
-    return [
-        f"{TEXT} is that of {', '.join(cache.texts)}; no class names are encoded for "
-        f"{', '.join(silent)}"
-    ]

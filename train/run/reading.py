@@ -22,7 +22,7 @@ from train.data.folds import splits_of, trainings
 from train.data.reader import Cache, open_cache
 from train.data.scarce import have, listed, rarer_text, unlearnt
 from train.data.splits import Split
-from train.data.texts import TEXT, how_to_encode, untold, with_texts
+from train.data.texts import TEXT, how_to_encode, with_texts
 from train.methods import METHODS
 from train.run.rundir import drew_otherwise, split_file
 
@@ -45,11 +45,12 @@ def read(config: TrainConfig, aloud: bool = False, remember: bool = True) -> Gro
     classes = len(cache.items.classes)
     if classes < 2:
         raise _too_few_classes(cache.items)
-    cache = with_texts(cache, config.method_list())
+    if any(METHODS[name].text or METHODS[name].graphs for name in config.method_list()):
+        cache = with_texts(cache)
     splits, older = _splits(config, cache)
     methods, told = allowed(config, cache, splits)
     told += older
-    told += untold(cache)
+    told += told_of_texts(cache, methods)
     if config.seeds.isdecimal() and 1 < int(config.seeds) <= MOST_MEANT:
         n = int(config.seeds)
         told.append(f"SEEDS={n} is the one seed {n}; {n} are SEEDS=0..{n - 1}")
@@ -57,6 +58,16 @@ def read(config: TrainConfig, aloud: bool = False, remember: bool = True) -> Gro
         for text in told:
             log.log(NOTE, text)
     return cache, splits, methods
+
+
+def told_of_texts(cache: Cache, methods: Sequence[str]) -> list[str]:
+    """Whose class names have a say in which of the methods."""
+    if not cache.texts:
+        return []
+    having = [name for name in methods if METHODS[name].text or METHODS[name].graphs]
+    told = f"the class names of {', '.join(cache.texts)} have a say in {', '.join(having)}"
+    silent = [name for name in cache.names if name not in cache.texts]
+    return [f"{told}; none are encoded for {', '.join(silent)}" if silent else told]
 
 
 def _too_few_classes(items: Items) -> DataQualityError:
@@ -157,9 +168,9 @@ def refusals(labels: str, cache: Cache, splits: Sequence[Split]) -> list[Refusal
 
 
 def score_bytes(cache: Cache, splits: Sequence[Split]) -> int:
-    """Of the float64 scores of all experts, the views and the graphs, in one split."""
+    """Of the float64 scores of all experts, the views, class names and graphs, in one split."""
     rows = max(len(splits[0].val), len(splits[0].test))
-    experts = 2 * len(cache.names) + 1
+    experts = 2 * len(cache.names) + 1 + bool(cache.texts)
     return 8 * len(trainings(splits)) * len(cache.items.classes) * rows * experts
 
 

@@ -21,6 +21,7 @@ from cache_specs.items import Items
 from train.algorithm.evaluate import joint, metrics, pooled, predict
 from train.config import TrainConfig
 from train.data.feed import Input
+from train.data.names import NAMES
 from train.data.reader import Cache
 from train.data.scarce import forced, rarer, share_text, unlearnt
 from train.data.splits import Split
@@ -134,7 +135,7 @@ def say(
         fused = [_predicted(tensors, emb, rows, "joint.") for tensors, emb in probes]
         found.append(_with_joint(method, own, fused, pool, part, rule))
     views = [] if method.jobs == "together" else cache.names
-    chosen = _chosen(names_of_experts(cache.names), pool)
+    chosen = _chosen(names_of_experts(cache.names, NAMES + "bias" in pool), pool)
     return Says(views, found[0], found[1], digests, chosen)
 
 
@@ -174,10 +175,13 @@ def _as_written(folder: Path, method: Method, names: Sequence[str], device: torc
     return Says(views, *said, {"scores": sha256}, _chosen([*names, "joint"], tensors))
 
 
-def names_of_experts(views: Sequence[str]) -> list[str]:
-    """The names of a pool's experts: the views, and the graphs on them and on all."""
+def names_of_experts(views: Sequence[str], text: bool) -> list[str]:
+    """The names of a pool's experts: the views, the class names if there is `text`, and the graphs
+    on the views and on all."""
     graphs = [f"graph of {name}" for name in views]
-    return [*views, *graphs, "graph of all views"] if len(views) > 1 else [*views, *graphs]
+    if len(views) > 1:
+        graphs.append("graph of all views")
+    return [*views, *(["class names"] if text else []), *graphs]
 
 
 def _predicted(

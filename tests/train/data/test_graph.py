@@ -48,7 +48,10 @@ from train.run.checkpoint import load_checkpoint
 from train.run.session import read
 from train.selection import without
 
-USUAL = usual_pool(2, 1e9, torch.full((2, 2), 0.5, dtype=torch.float64))  # (4, 2), columns alike
+NOBODY = torch.empty(0, 2, dtype=torch.float64)  # no class names
+USUAL = usual_pool(
+    2, 1e9, NOBODY, torch.full((2, 2), 0.5, dtype=torch.float64)
+)  # (4, 2), columns alike
 
 
 def rows_of(n: int) -> tuple[np.ndarray, np.ndarray, Split, Split]:
@@ -248,7 +251,7 @@ def test_a_graph_of_noise_is_less_sure() -> None:
 def test_probes_weigh_the_more_the_more_labels_taught_them() -> None:
     shares = torch.tensor([[0.25, 0.5], [0.75, 0.5]], dtype=torch.float64)
     for labels, of_probes in ((0.5, 0), (1, 0), (2, 0.125), (4, 0.1875)):
-        found = usual_pool(2, labels, shares)
+        found = usual_pool(2, labels, NOBODY, shares)
         assert (found[:2] == of_probes).all() and torch.equal(found[2:], 1.5 * shares)
 
 
