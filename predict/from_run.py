@@ -40,6 +40,7 @@ from predict.model import (
     Model,
     Opinions,
     ViewRecord,
+    factors,
     opinions_of,
     side_by_side,
 )
@@ -47,7 +48,7 @@ from train.algorithm.probe import Params
 from train.data.apart import apart_of
 from train.data.feed import Input
 from train.data.folds import splits_of
-from train.data.graph import POWER, Graph, groups_of, nodes_of
+from train.data.graph import POWER, Graph, Share, alike, groups_of, nodes_of
 from train.data.reader import Cache, open_cache
 from train.data.splits import Split, make_split, spaced
 from train.data.texts import without_texts
@@ -255,19 +256,29 @@ def experts_of(
         if told_E is None:
             _refuse_other_links(pool)
             settled = list(zip(k_E, pool["chosen.alpha"][number].tolist(), strict=True))
-            told_E = _solved_again(cache, group, splits, device, settled)
+            shares = _shares(pool, group, len(splits))
+            told_E = _solved_again(cache, group, splits, device, settled, shares)
         member_EM = torch.zeros(shape_EM, dtype=torch.bool, device=device)
         told_EMC = torch.zeros(*shape_EM, len(cache.items.classes), device=device)
         for e, told_nC in enumerate(told_E):
             at = torch.from_numpy(np.searchsorted(nodes, nodes_E[e])).to(device)
             member_EM[e, at] = True
             told_EMC[e, at] = told_nC
+        share_EV = _shares(pool, group, len(splits))
+        factor_ED = factors(share_EV, [cache.emb[view].shape[1] for view in group]).to(device)
         x_V = []
         for view in group:
             read = Input([cache.emb[view]], probes[view]["input_mean"], probes[view]["input_std"])
             x_V.append(read(nodes))
-        found.append(Expert(group, side_by_side(x_V), member_EM, told_EMC, k_E))
+        found.append(Expert(group, side_by_side(x_V), member_EM, told_EMC, k_E, factor_ED))
     return found
+
+
+def _shares(pool: Params, group: Sequence[int], seeds: int) -> list[Share]:
+    """Of each seed the views' shares in a graph; in runs of before all are alike."""
+    if len(group) > 1 and "shares" in pool:
+        return [tuple(share_V) for share_V in pool["shares"].tolist()]
+    return [alike(len(group))] * seeds
 
 
 def _kept(pool: Params, number: int, nodes_E: Sequence[np.ndarray]) -> list[Tensor] | None:
@@ -295,9 +306,10 @@ def _solved_again(
     splits: Sequence[Split],
     device: torch.device,
     settled: list[tuple[int, float]],
+    shares: list[Share],
 ) -> list[Tensor]:
     emb_V, classes = [cache.emb[view] for view in group], len(cache.items.classes)
-    graph = Graph(emb_V, cache.items.label, splits, classes, device, settled)
+    graph = Graph(emb_V, cache.items.label, splits, classes, device, settled, shares)
     return [one.told_nC for one in graph.solved_E]
 
 

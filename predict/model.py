@@ -95,54 +95,76 @@ def opinions_of(joint_nC: np.ndarray, views_VnC: np.ndarray) -> Opinions:
 class Expert:
     """What label propagation on the views `views`, side by side, knows. nodes_MD: float32 rows of
     length 1; member_EM: which of them are nodes of each seed's graph; told_EMC: float32, what these
-    know; neighbours_E: the number of nearest nodes that speak for another image."""
+    know; neighbours_E: the number of nearest nodes that speak for another image. factor_ED: float32
+    to stretch the rows by for each seed, so that its views have the shares that they had in its
+    graph."""
 
     views: list[int]
     nodes_MD: Tensor
     member_EM: Tensor
     told_EMC: Tensor
     neighbours_E: list[int]
+    factor_ED: Tensor
 
     @functools.cached_property
-    def offset_EM(self) -> Tensor:
-        """What each seed adds to a node's likeness: half of its squared length, and its order."""
-        order_M = torch.arange(len(self.nodes_MD), dtype=torch.float64, device=self.nodes_MD.device)
-        offset_M = -self.nodes_MD.double().square().sum(1) / 2 - TIE * order_M
-        return torch.where(self.member_EM, offset_M, -torch.inf)
+    def alike(self) -> list[list[int]]:
+        """The seeds, together those of the same factors."""
+        groups: dict[bytes, list[int]] = {}
+        for e, factor_D in enumerate(self.factor_ED.cpu().numpy()):
+            groups.setdefault(factor_D.tobytes(), []).append(e)
+        return list(groups.values())
+
+    def offset(self, e: int, nodes_MD: Tensor) -> Tensor:
+        """(M,) what is added to a node's likeness: half of its squared length, and its order."""
+        order_M = torch.arange(len(nodes_MD), dtype=torch.float64, device=nodes_MD.device)
+        offset_M = -nodes_MD.square().sum(1) / 2 - TIE * order_M
+        return torch.where(self.member_EM[e], offset_M, -torch.inf)
 
     @functools.cached_property
-    def index(self) -> Index | None:
-        """Of the nodes, where these are too many to be compared with every image, and those of all
-        seeds."""
+    def indices(self) -> list[Index]:
+        """Of the nodes for each of `alike`, where these are too many to be compared with every
+        image, and those of all seeds; else none."""
         large = len(self.nodes_MD) > EXACT and self.nodes_MD.device.type == "cpu"
         if not large or not bool(self.member_EM.all()):
-            return None
-        return Index(self.nodes_MD, max(self.neighbours_E))
+            return []
+        most = max(self.neighbours_E)
+        return [Index(self.nodes_MD * self.factor_ED[group[0]], most) for group in self.alike]
 
     def __call__(self, x_V: Sequence[Tensor]) -> Tensor:
         """(n, D_v) standardised embeddings of all views -> (E, n, C) float32 log-probabilities."""
-        if self.index is not None:
-            return self._by_index(self.index, side_by_side([x_V[view] for view in self.views]))
-        x_nD = side_by_side([x_V[view] for view in self.views]).double()
-        likeness_nM, length_n = x_nD @ self.nodes_MD.double().T, x_nD.square().sum(1)
-        found = []
-        seeds = zip(self.offset_EM, self.told_EMC, self.neighbours_E, strict=True)
-        for offset_M, told_MC, k in seeds:
+        x_nD = side_by_side([x_V[view] for view in self.views])
+        found: dict[int, Tensor] = {}
+        for number, group in enumerate(self.alike):
+            factor_D = self.factor_ED[group[0]]
+            if self.indices:
+                index = self.indices[number]
+                found |= self._by_index(index, x_nD * factor_D, self.nodes_MD * factor_D, group)
+            else:
+                found |= self._compared(x_nD * factor_D, self.nodes_MD * factor_D, group)
+        return log_said([found[e] for e in range(len(self.told_EMC))])
+
+    def _compared(self, x_nD: Tensor, nodes_MD: Tensor, group: Sequence[int]) -> dict[int, Tensor]:
+        x_nD, nodes_MD = x_nD.double(), nodes_MD.double()
+        likeness_nM, length_n = x_nD @ nodes_MD.T, x_nD.square().sum(1)
+        found = {}
+        for e in group:
             # the largest: half of |x|^2 minus the squared distance
-            near = (likeness_nM + offset_M).topk(k)
+            near = (likeness_nM + self.offset(e, nodes_MD)).topk(self.neighbours_E[e])
             is_node_n = length_n - 2 * near.values[:, 0] < SAME**2
             others_R = torch.nonzero(~is_node_n).flatten()
-            found.append(said(told_MC, near.indices, others_R))
-        return log_said(found)
+            found[e] = said(self.told_EMC[e], near.indices, others_R)
+        return found
 
-    def _by_index(self, index: Index, x_nD: Tensor) -> Tensor:
+    def _by_index(
+        self, index: Index, x_nD: Tensor, nodes_MD: Tensor, group: Sequence[int]
+    ) -> dict[int, Tensor]:
         near_nk = index(x_nD, max(self.neighbours_E))[1]
-        nearest_nD = self.nodes_MD[near_nk[:, 0]]
+        nearest_nD = nodes_MD[near_nk[:, 0]]
         others_R = torch.nonzero((x_nD - nearest_nD).square().sum(1) >= SAME**2).flatten()
-        found = []
-        for told_MC, k in zip(self.told_EMC, self.neighbours_E, strict=True):
-            found.append(said(told_MC, near_nk[:, :k], others_R))
-        return log_said(found)
+        found = {}
+        for e in group:
+            found[e] = said(self.told_EMC[e], near_nk[:, : self.neighbours_E[e]], others_R)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,6 +210,16 @@ class ClassNames:
             said_T.append(softmax(logits_nC.double(), -1))
         log_p_nC = torch.stack(said_T).mean(0).clamp_min(LEAST).log().float()
         return balanced(log_p_nC.expand(len(self.bias_EC), -1, -1), self.bias_EC)
+
+
+def factors(share_EV: Sequence[Sequence[float]], widths: Sequence[int]) -> Tensor:
+    """(E, D) float32: what stretches rows that are side by side with equal shares, so that the
+    views have these."""
+    rows = []
+    for share_V in share_EV:
+        stretch_V = [(share * len(widths)) ** 0.5 for share in share_V]
+        rows.append(np.repeat(np.array(stretch_V, np.float32), widths))
+    return torch.from_numpy(np.stack(rows))
 
 
 def side_by_side(x_V: Sequence[Tensor]) -> Tensor:
@@ -307,7 +339,7 @@ class Model:
     def _chunks(self, emb_V: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         """The rows in pieces, at least one. Raises as __call__ does."""
         n = self._count(emb_V)
-        compared = [len(one.nodes_MD) for one in self.experts if one.index is None]
+        compared = [len(one.nodes_MD) for one in self.experts if not one.indices]
         step = max(1, min(CHUNK, CELLS // max(compared, default=1)))
         chunks = []
         for first in range(0, max(n, 1), step):

@@ -24,7 +24,15 @@ from base.progress import Progress
 from cache_specs.text import ViewText
 from train.algorithm.evaluate import share_right
 from train.data.folds import trainings
-from train.data.graph import Graph, groups_of, nearest_rows, standardise, statistics, unit
+from train.data.graph import (
+    Graph,
+    groups_of,
+    nearest_rows,
+    shares_beside,
+    standardise,
+    statistics,
+    unit,
+)
 from train.data.names import softmax
 from train.data.splits import Split
 
@@ -314,11 +322,12 @@ def zero_shot(
 def _propagation(
     emb_V: Sequence[np.ndarray], label_N: np.ndarray, classes: int, split: Split, by: str
 ) -> Scores:
-    graphs = []
+    graphs: list[Graph] = []
+    each, cpu = trainings([split]), torch.device("cpu")
     for group in groups_of(len(emb_V)):
+        shares = shares_beside(graphs) if len(group) > 1 else ()
         views = [emb_V[view] for view in group]
-        each = trainings([split])
-        graphs.append(Graph(views, label_N, each, classes, torch.device("cpu"), by=by))
+        graphs.append(Graph(views, label_N, each, classes, cpu, by, shares))
     return propagate(graphs, split)
 
 

@@ -19,7 +19,7 @@ from train.classic import GRAPH, Scores, classify, propagate, zero_shot
 from train.config import TrainConfig, TrainingSettings
 from train.data.feed import Experiment, Task, make_input
 from train.data.folds import trainings
-from train.data.graph import EXACT, POWER, Graph, groups_of
+from train.data.graph import EXACT, POWER, Graph, groups_of, shares_beside
 from train.data.jury import Jury
 from train.data.names import Names, towers_of
 from train.data.reader import Cache
@@ -89,6 +89,8 @@ def _write_pool(folder: Path, job: Job, done: Standing) -> None:
     test = task.splits[0].test
     tensors["val"] = torch.stack([jury.opinions(one(jury.rows)) for one in task.fixed]).half()
     tensors["test"] = torch.stack([one(test)[own_S] for one in task.fixed]).half()
+    if len(graphs) > 1:
+        tensors["shares"] = torch.tensor([graphs[-1].share_E[e] for e in own_S])
     for key in graphs[0].chosen:
         tensors[f"chosen.{key}"] = torch.stack([graph.chosen[key][own_S] for graph in graphs])
     write_tensors(folder, job.method, "pool", tensors)
@@ -157,7 +159,8 @@ def graphs_of(
         emb_V, name = [cache.emb[view] for view in group], _graph_name(cache, group)
         if len(items) > EXACT:
             log.log(NOTE, f"graph of {name}:")
-        graph = Graph(emb_V, items.label, splits, len(items.classes), device, by=by)
+        shares = shares_beside(found) if len(group) > 1 else ()
+        graph = Graph(emb_V, items.label, splits, len(items.classes), device, by, shares)
         found.append(graph)
         if graph.recall < POOR:
             log.warning(
@@ -169,10 +172,8 @@ def graphs_of(
 
 
 @functools.lru_cache(1)
-def names_of(cache: Cache, splits: tuple[Split, ...], device: torch.device) -> Names | None:
-    """What the class names say, where some view has them."""
-    if not cache.texts:
-        return None
+def names_of(cache: Cache, splits: tuple[Split, ...], device: torch.device) -> Names:
+    """What the class names say, which some view has; the same for all methods of a run."""
     towers = towers_of([cache.texts.get(view) for view in cache.names])
     return Names(cache.emb, towers, cache.items.classes, cache.items.label, splits, device)
 
@@ -242,7 +243,8 @@ def make_jobs(
         # every process has all of them: they are small, and nobody need send them
         every = tuple(task.splits)
         graphs = graphs_of(cache, every, device, settings.select)
-        task = replace(task, graphs=graphs, told=names_of(cache, every, device))
+        told = names_of(cache, every, device) if cache.texts else None
+        task = replace(task, graphs=graphs, told=told)
     return [Job(method, method, task, peers, [cache.names[view] for view in peers.mine])]
 
 

@@ -34,7 +34,7 @@ from train.config import TrainConfig
 from train.methods import METHODS, with_model
 
 RECORD = "model.json"
-FORMAT, READ = 3, (2, 3)  # 1 tempered seeds, then averaged them; 2 knows no class names
+FORMAT, READ = 3, (2, 3)  # 1 tempered seeds, then averaged them; 2 has no class names, nor factors
 TEXT = "names.safetensors"
 OTHERS = ("README.md", "joint.onnx", "joint.onnx.data")  # beside the tensors
 RULES = typing.get_args(typing.get_type_hints(TrainConfig)["joint"])
@@ -68,6 +68,7 @@ def write_parts(model: Model, folder: Path) -> None:
             "nodes": expert.nodes_MD,
             "member": expert.member_EM,
             "told": expert.told_EMC,
+            "factor": expert.factor_ED,
         }
     if model.named:
         found[TEXT] = model.named.tensors
@@ -174,7 +175,9 @@ def _model_of(folder: Path, record: dict[str, Any], device: torch.device) -> Mod
     for name, graph in zip(graphs, record["graphs"], strict=True):
         parts = _tensors(folder / name, device)
         told = parts["nodes"], parts["member"], parts["told"]
-        experts.append(Expert(graph["views"], *told, graph["neighbours"]))
+        alike_ED = torch.ones(len(told[1]), told[0].shape[1], device=device)  # of format 2
+        factor_ED = parts.get("factor", alike_ED)
+        experts.append(Expert(graph["views"], *told, graph["neighbours"], factor_ED))
     weight: Tensor | None = None
     if record["weight"] is not None:
         weight = torch.tensor(record["weight"], dtype=torch.float64, device=device)

@@ -213,36 +213,41 @@ def _joint(b: Builder, z_V: list[str], rule: str, classes: int, tiny: float) -> 
 
 
 def _side_by_side(b: Builder, x_V: list[str]) -> str:
-    """predict/model.py: (n, D) float64 rows of length 1."""
+    """predict/model.py: (n, D) float32 rows of length 1."""
     unit_V = []
     for x in x_V:
         length = b.op("ReduceL2", x, b.whole([1]), keepdims=1)
         zero = b.op("Equal", length, b.single(0))
         unit_V.append(b.op("Div", x, b.op("Where", zero, b.single(1), length)))
     together = b.op("Concat", *unit_V, axis=-1) if len(unit_V) > 1 else unit_V[0]
-    return b.as_double(b.op("Mul", together, b.single(len(unit_V) ** -0.5)))
+    return b.op("Mul", together, b.single(len(unit_V) ** -0.5))
 
 
 def _expert(b: Builder, x_P: list[str], expert: Expert) -> str:
     """`Expert` of predict/model.py: (E, n, C) float64 log-probabilities."""
-    x = _side_by_side(b, [x_P[view] for view in expert.views])
-    nodes = b.as_double(b.single(expert.nodes_MD))
-    likeness = b.op("MatMul", x, b.op("Transpose", nodes, perm=[1, 0]))
-    length = b.reduce("ReduceSumSquare", x, 1, keep=1)
-    found = []
-    seeds = zip(expert.offset_EM, expert.told_EMC, expert.neighbours_E, strict=True)
-    for offset_M, told_MC, k in seeds:
-        near = b.op("Add", likeness, b.double(offset_M))
-        values, places = b.ops(2, "TopK", near, b.whole([k]), axis=-1)
-        told = b.op("Gather", b.single(told_MC), places, axis=0)  # (n, k, C)
-        first = b.op("Slice", values, *[b.whole([at]) for at in (0, 1, 1)])
-        distance = b.op("Sub", length, b.op("Mul", first, b.double(2)))
-        is_node = b.op("Less", distance, b.double(SAME**2))
-        own = b.op("Gather", told, b.whole(0), axis=1)
-        p = b.op("Where", is_node, own, b.reduce("ReduceMean", told, 1))
-        log_p = b.op("Log", b.op("Max", p, b.single(LEAST)))
-        found.append(b.op("Unsqueeze", log_p, b.whole([0])))
-    return b.as_double(b.op("Concat", *found, axis=0))
+    plain = _side_by_side(b, [x_P[view] for view in expert.views])
+    nodes = b.single(expert.nodes_MD)
+    found = {}
+    for group in expert.alike:
+        factor_D = expert.factor_ED[group[0]]
+        x = b.as_double(b.op("Mul", plain, b.single(factor_D)))
+        scaled = b.as_double(b.op("Mul", nodes, b.single(factor_D)))
+        likeness = b.op("MatMul", x, b.op("Transpose", scaled, perm=[1, 0]))
+        length = b.reduce("ReduceSumSquare", x, 1, keep=1)
+        for e in group:
+            offset_M = expert.offset(e, (expert.nodes_MD * factor_D).double())
+            near = b.op("Add", likeness, b.double(offset_M))
+            values, places = b.ops(2, "TopK", near, b.whole([expert.neighbours_E[e]]), axis=-1)
+            told = b.op("Gather", b.single(expert.told_EMC[e]), places, axis=0)  # (n, k, C)
+            first = b.op("Slice", values, *[b.whole([at]) for at in (0, 1, 1)])
+            distance = b.op("Sub", length, b.op("Mul", first, b.double(2)))
+            is_node = b.op("Less", distance, b.double(SAME**2))
+            own = b.op("Gather", told, b.whole(0), axis=1)
+            p = b.op("Where", is_node, own, b.reduce("ReduceMean", told, 1))
+            log_p = b.op("Log", b.op("Max", p, b.single(LEAST)))
+            found[e] = b.op("Unsqueeze", log_p, b.whole([0]))
+    every = [found[e] for e in range(len(found))]
+    return b.as_double(b.op("Concat", *every, axis=0))
 
 
 def _named(b: Builder, model: Model, named: ClassNames) -> str:

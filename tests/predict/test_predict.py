@@ -208,7 +208,7 @@ def test_a_graph_says_of_its_nodes_and_of_others_what_it_said_in_training(
         list(zip(*(graph.chosen[key].tolist() for key in ("neighbours", "alpha")), strict=True))
         for graph in graphs
     ]
-    assert all((expert.index is None) == (exact != 200) for expert in model.experts)
+    assert all(bool(expert.indices) == (exact == 200) for expert in model.experts)
     nodes = np.union1d(splits[0].labelled, splits[0].unlabelled)
     for rows in (nodes, splits[0].val, splits[0].test):
         x_V = [
@@ -272,7 +272,7 @@ def test_a_copy_of_a_node_is_the_node_and_nodes_of_one_seed_are_not_asked_by_ano
     member = torch.ones(2, 20, dtype=torch.bool)
     member[1, 3] = False
     told = torch.softmax(torch.randn(2, 20, 4, generator=torch.Generator().manual_seed(1)), -1)
-    expert = Expert([0], nodes, member, told, [2, 3])
+    expert = Expert([0], nodes, member, told, [2, 3], torch.ones(2, 6))
     found = expert([nodes[3:4] * 7 + SAME / 10]).exp()
     far = (nodes - nodes[3]).norm(dim=1)
     near = [row for row in far.argsort().tolist() if row != 3][:3]

@@ -243,10 +243,19 @@ def test_spreading_is_the_closed_form_and_scikit_learns(classes: int) -> None:
 
 
 def test_propagation_takes_the_mean_of_the_nearest_nodes() -> None:
+    """In the graph of both views each has its share."""
     emb, label, split = small()
-    x, scores = inputs(emb, split, unit=True), classify("label-propagation", emb, label, 3, split)
+    scores = classify("label-propagation", emb, label, 3, split)
     nodes = np.concatenate([split.labelled, split.unlabelled])
     y = np.where(np.isin(nodes, split.labelled), label[nodes], -1)
+    x_V = [inputs([one], split, unit=True) for one in emb]
+    certain_V = []
+    for x in x_V:
+        F = closed_form(x[nodes], y, 3, 7, 0.95)
+        certain_V.append((1 + (F * np.log(F)).sum(1).mean() / np.log(3)) ** 2)
+    first = round(10 * certain_V[0] / sum(certain_V)) / 10
+    assert first not in (0, 0.5, 1)
+    x = np.concatenate([x_V[0] * first**0.5, x_V[1] * (1 - first) ** 0.5], 1)
 
     def inductive(rows: np.ndarray, k: int, alpha: float) -> np.ndarray:
         F = closed_form(x[nodes], y, 3, k, alpha)

@@ -19,6 +19,7 @@ ROWS = 65_536  # whose entropy is computed at a time
 # of the pool: the weights of all probes (of very many labels) and of all graphs together where
 # nobody judges, and twice the nats that a weight which is 1 beside its usual one has to gain
 USUAL_PROBES, USUAL_GRAPHS, SHRINK = 0.5, 1.5, 4.0
+ALONE = 0.1  # of the graphs' weight: what those of single views have, where there are several
 
 
 @torch.no_grad()
@@ -105,12 +106,20 @@ def certainty(p_nC: np.ndarray) -> float:
     return max(0.0, 1 - entropy / (n * np.log(classes)))
 
 
-def shares_of(sure_G: Sequence[float]) -> Tensor:
-    """(G,) float64 of sum 1: of graphs, by the square of their certainty."""
-    square_G = torch.tensor(sure_G, dtype=torch.float64).square()
-    if not square_G.any():
-        square_G = torch.ones_like(square_G)
-    return square_G / square_G.sum()
+def shares_of(sure_V: Sequence[float]) -> Tensor:
+    """(V,) float64 of sum 1: of views, by the square of their graphs' certainty."""
+    square_V = torch.tensor(sure_V, dtype=torch.float64).square()
+    if not square_V.any():
+        square_V = torch.ones_like(square_V)
+    return square_V / square_V.sum()
+
+
+def shares_of_graphs(sure_V: Sequence[float]) -> Tensor:
+    """(G,) float64 of sum 1: of the views' own graphs, and of the one of all side by side, in which
+    each view has its share already."""
+    if len(sure_V) == 1:
+        return torch.ones(1, dtype=torch.float64)
+    return torch.cat([ALONE * shares_of(sure_V), torch.tensor([1 - ALONE], dtype=torch.float64)])
 
 
 def fit_pool(scores_MEnC: Tensor, y_En: Tensor, start_ME: Tensor, usual_ME: Tensor) -> Tensor:

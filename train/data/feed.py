@@ -18,7 +18,7 @@ from torch import Tensor
 
 from train.algorithm import probe
 from train.algorithm.batches import LABELLED, UNLABELLED, Passes, uniforms
-from train.algorithm.evaluate import shares_of, usual_pool
+from train.algorithm.evaluate import shares_of_graphs, usual_pool
 from train.algorithm.optimise import per_experiment, total
 from train.algorithm.peers import Peers
 from train.algorithm.rivals import Offer
@@ -136,7 +136,8 @@ class Task:
         """What each expert weighs in each seed's pool where nobody judges."""
         shares, labels, names = [], [], []
         for own in self.jury.own_S.tolist():
-            shares.append(shares_of([graph.solve(own).sure for graph in self.graphs]))
+            alone = self.graphs[: len(self.names)]
+            shares.append(shares_of_graphs([graph.solve(own).sure for graph in alone]))
             labels.append(len(self.splits[own].labelled) / self.classes)
             names.append([self.told.usual(own)] if self.told else [])
         names_NS = torch.tensor(names, dtype=torch.float64).T

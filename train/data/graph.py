@@ -11,13 +11,15 @@ et al. (2019, Label propagation for deep semi-supervised learning): A links each
 nearest, by the third power of their cosine, and W = A + A'; F = (1 - alpha) (I - alpha S)^-1 Y with
 S = D^-1/2 W D^-1/2, every row divided by its sum. A row that no label reaches gets 1 / C. Labelled
 rows keep no fixed label: the labels of others can outweigh a wrong one. All training rows are
-nodes. Read `links_of` and `solve`, then `Graph`.
+nodes. Side by side a view has the larger a share in the cosine the surer its own graph is
+(`shares_beside`). Read `links_of` and `solve`, then `Graph`.
 """
 
 import contextlib
 import functools
 import itertools
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +29,7 @@ from torch import Tensor
 
 from base.errors import DataQualityError
 from base.progress import Progress
-from train.algorithm.evaluate import certainty, share_right
+from train.algorithm.evaluate import certainty, share_right, shares_of
 from train.algorithm.neighbours import Each, Index, Tell, compare_all, cores, silent
 from train.algorithm.propagation import LEAST, log_said, said
 from train.data.reader import gather
@@ -39,11 +41,12 @@ POWER, LEAST_LIKE = 3, 0.01
 # of the series of `solve`: the most terms, and the share of the first one below which one is left
 # out. At alpha 0.99 what is left out is 1e-6 of a distribution
 TERMS, LEFT_OUT = 128, 1e-12
-NEIGHBOURS, ALPHAS = (5, 7, 10, 20), (0.5, 0.8, 0.9, 0.99)  # chosen on validation
+NEIGHBOURS, ALPHAS = (5, 7, 10, 20), (0.5, 0.8, 0.9, 0.95, 0.99)  # chosen on validation
 # nodes times classes above which USUAL neighbours are taken unseen, and alpha alone is chosen
 LARGE = 5_000_000
 USUAL = 7
-USUALLY = (USUAL, 0.9)  # neighbours and alpha where nobody judges
+USUALLY = (USUAL, 0.95)  # neighbours and alpha where nobody judges
+STEPS = 5  # of a view's share side by side, for each view: finer ones would be one more search each
 CHUNK = 4_096
 ASKED = 65_536  # rows whose neighbours are looked for at a time
 COLUMNS = 64  # classes solved at a time
@@ -249,6 +252,19 @@ class Solved(NamedTuple):
     sure: float
 
 
+Share = tuple[float, ...]  # of sum 1: of each view in the cosine of rows that are side by side
+
+
+@dataclass(frozen=True, eq=False)
+class Nearest:
+    """own_nK: the nearest other nodes of each node. near_NK: those of each row that may be asked
+    for, of a node itself. recall: which share of them was found."""
+
+    own_nK: Near
+    near_NK: np.ndarray
+    recall: float
+
+
 class Graph:
     """What the neighbours say: the labels of each experiment, spread over the graph of one view, or
     of several side by side.
@@ -256,9 +272,8 @@ class Graph:
     emb_V: (N, D_v) each; splits: of the E experiments, whose training rows together are the same;
     val and test rows may be asked for too. The number of neighbours and the share that comes from
     them are those of the best score on each experiment's validation rows: `chosen`, `by` one of
-    MEASURES. settled: neighbours and alpha of each experiment, where they were chosen before; then
-    none is chosen, and nodes alone may be asked for. recall: the share of the nearest neighbours
-    that were found, 1.0 where all rows were compared.
+    MEASURES; or `by` are those of each experiment, chosen before: then none is chosen, and nodes
+    alone may be asked for. shares: of each experiment, of the views; by itself all alike.
 
     The neighbours are found at once, each experiment is solved when it is first asked for. Raises
     DataQualityError where an embedding is not finite.
@@ -271,33 +286,44 @@ class Graph:
         splits: Sequence[Split],
         classes: int,
         device: torch.device,
-        settled: Sequence[tuple[int, float]] = (),
-        by: str = "top1",
+        by: str | Sequence[tuple[int, float]] = "top1",
+        shares: Sequence[Share] = (),
     ) -> None:
         self.nodes, self.splits = nodes_of(splits[0]), splits
+        self.share_E = list(shares) or [alike(len(emb_V))] * len(splits)
+        self.share_of = {id(one): share for one, share in zip(splits, self.share_E, strict=True)}
         self.label_N, self.classes, self.device, self.by = label_N, classes, device, by
-        grid = grid_of(len(self.nodes), classes)
-        if not len(splits[0].val):
-            grid = [USUALLY]
-        self.grid_E = [[one] for one in settled] if settled else [grid] * len(splits)
-        self.compared = [] if settled else [USUALLY]  # with other graphs
         self.whole = {id(fold): split for split in splits for fold in split.folds}
         self.agreed: dict[int, tuple[int, float]] = {}  # of a split and its folds
-        most = max(k for grid in self.grid_E for k, _ in grid)
-        asked = np.concatenate([splits[0].val, splits[0].test])
-        asked = asked[~np.isin(asked, self.nodes)]
-        if settled:
-            asked = asked[:0]
-        self.own_nK, near_mK, self.recall = _neighbours(
-            Features(emb_V, self.nodes), asked, min(most, len(self.nodes)), device
-        )
-        self.near_NK = np.zeros((len(label_N), near_mK.shape[1]), np.int32)
-        self.near_NK[asked] = near_mK
-        self.near_NK[self.nodes] = np.arange(len(self.nodes))[:, None]
+        if isinstance(by, str):
+            grid = grid_of(len(self.nodes), classes) if len(splits[0].val) else [USUALLY]
+            self.grid_E = [grid] * len(splits)
+            self.compared = [USUALLY]  # with other graphs
+            asked = np.setdiff1d(np.concatenate([splits[0].val, splits[0].test]), self.nodes)
+        else:
+            self.grid_E, self.compared, asked = [[one] for one in by], [], self.nodes[:0]
+        most = max(max(grid)[0] for grid in self.grid_E)
+        self.most = min(most, len(self.nodes))  # neighbours that speak for a row
+        self.nearest = {
+            share: self._nearest(emb_V, share, asked) for share in dict.fromkeys(self.share_E)
+        }
         self.node_N = np.zeros(len(label_N), bool)
         self.node_N[self.nodes] = True
-        self.links: dict[int, Any] = {}
+        self.links: dict[tuple[Share, int], Any] = {}
         self.solved: dict[int, Solved] = {}  # experiments of a sweep share their seed's split
+
+    def _nearest(self, emb_V: Sequence[np.ndarray], share: Share, asked: np.ndarray) -> Nearest:
+        features = Features(emb_V, self.nodes, share)
+        own_nK, near_mK, recall = _neighbours(features, asked, self.most, self.device)
+        near_NK = np.zeros((len(self.label_N), self.most), np.int32)
+        near_NK[asked] = near_mK
+        near_NK[self.nodes] = np.arange(len(self.nodes))[:, None]
+        return Nearest(own_nK, near_NK, recall)
+
+    @property
+    def recall(self) -> float:
+        """The share of the nearest neighbours that were found, 1.0 where all rows were compared."""
+        return min(one.recall for one in self.nearest.values())
 
     def solve(self, experiment: int) -> Solved:
         """The best of the grid on validation: by its score, then by likelihood, then the first."""
@@ -330,8 +356,18 @@ class Graph:
 
     def _judged(self, split: Split, told_nC: np.ndarray, k: int) -> tuple[float, float]:
         """The score and the likelihood on validation."""
-        told_mC = _mean_of(told_nC, self.near_NK[split.val], k)
-        return _worth(told_mC, self.label_N[split.val], self.by)
+        return self._worth(self._of(split, told_nC, split.val, k), self.label_N[split.val])
+
+    def _worth(self, p_mC: np.ndarray, y_m: np.ndarray) -> tuple[float, float]:
+        """The score `by`, and the mean log-likelihood."""
+        assert isinstance(self.by, str), "what is settled is not chosen"
+        right = share_right(p_mC.argmax(1), y_m, p_mC.shape[1], self.by)
+        likely_m = np.maximum(p_mC[np.arange(len(y_m)), y_m], LEAST)
+        return right, float(np.log(likely_m).mean())
+
+    def _of(self, split: Split, told_nC: np.ndarray, rows: np.ndarray, k: int) -> np.ndarray:
+        """(m, C): what nodes that know this say of rows."""
+        return _mean_of(told_nC, self.nearest[self.share_of[id(split)]].near_NK[rows], k)
 
     def _grid(self, split: Split, grid: list[tuple[int, float]]) -> list[tuple[int, float]]:
         """What is tried; with folds, what they have agreed on."""
@@ -346,9 +382,9 @@ class Graph:
             told_G: list[list[np.ndarray]] = [[] for _ in grid]
             for fold in whole.folds:
                 for told, (told_nC, k, _) in zip(told_G, self._candidates(fold, grid), strict=True):
-                    told.append(_mean_of(told_nC, self.near_NK[fold.val], k))
+                    told.append(self._of(fold, told_nC, fold.val, k))
             y_n = self.label_N[np.concatenate([fold.val for fold in whole.folds])]
-            worth_G = [_worth(np.concatenate(told), y_n, self.by) for told in told_G]
+            worth_G = [self._worth(np.concatenate(told), y_n) for told in told_G]
             self.agreed[id(whole)] = grid[worth_G.index(max(worth_G))]
         return self.agreed[id(whole)]
 
@@ -356,6 +392,8 @@ class Graph:
         self, split: Split, grid: Sequence[tuple[int, float]]
     ) -> Iterator[tuple[np.ndarray, int, float]]:
         """(n, C) distributions of the nodes for each of the grid, in its order."""
+        share = self.share_of[id(split)]
+        own_nK = self.nearest[share].own_nK
         y_n = np.where(np.isin(self.nodes, split.labelled), self.label_N[self.nodes], -1)
         by_k: dict[int, list[float]] = {}
         for k, alpha in grid:
@@ -363,17 +401,12 @@ class Graph:
         terms = len(by_k) * TERMS * -(-self.classes // COLUMNS)
         with _progress("spreading labels", len(self.nodes), terms, "terms") as tell:
             for k, alphas in by_k.items():
-                if k not in self.links:
-                    near_nk = Near(self.own_nK.likeness[:, :k], self.own_nK.row[:, :k])
-                    self.links[k] = links_of(near_nk)
-                told_A = solve(self.links[k], y_n, self.classes, alphas, tell)
+                if (share, k) not in self.links:
+                    near_nk = Near(own_nK.likeness[:, :k], own_nK.row[:, :k])
+                    self.links[share, k] = links_of(near_nk)
+                told_A = solve(self.links[share, k], y_n, self.classes, alphas, tell)
                 for told_nC, alpha in zip(told_A, alphas, strict=True):
                     yield told_nC, k, alpha
-
-    @property
-    def most(self) -> int:
-        """The most neighbours that speak for a row."""
-        return self.near_NK.shape[1]
 
     @property
     def solved_E(self) -> list[Solved]:
@@ -393,7 +426,8 @@ class Graph:
         """(m, C) distributions of rows that are no nodes, as they are: 0 where nobody knows of a
         class."""
         one = self.solve(experiment)
-        return _mean_of(one.told_nC.cpu().numpy(), self.near_NK[rows], one.neighbours)
+        told_nC = one.told_nC.cpu().numpy()
+        return self._of(self.splits[experiment], told_nC, rows, one.neighbours)
 
     def __call__(self, rows_EB: np.ndarray) -> Tensor:
         """(E, B) row numbers, or (B,) for all experiments -> (E, B, C) float32
@@ -405,8 +439,8 @@ class Graph:
             return torch.cat(parts, 1)
         rows_EB = np.broadcast_to(rows_EB, (len(self.splits), rows_EB.shape[-1]))
         found = []
-        for one, rows_B in zip(self.solved_E, rows_EB, strict=True):
-            near_Bk = self._at(self.near_NK[rows_B, : one.neighbours])
+        for one, share, rows_B in zip(self.solved_E, self.share_E, rows_EB, strict=True):
+            near_Bk = self._at(self.nearest[share].near_NK[rows_B, : one.neighbours])
             others_R = self._at(np.flatnonzero(~self.node_N[rows_B]))
             found.append(said(one.told_nC, near_Bk, others_R))
         return log_said(found)
@@ -415,11 +449,39 @@ class Graph:
         return torch.from_numpy(places.astype(np.int64)).to(self.device, non_blocking=True)
 
 
-class Features:
-    """Rows of length 1 of one view, or of several side by side, standardised by the nodes."""
+def alike(views: int) -> Share:
+    """The same of each."""
+    return (1 / views,) * views
 
-    def __init__(self, emb_V: Sequence[np.ndarray], nodes: np.ndarray) -> None:
+
+def shares_beside(alone: Sequence[Graph]) -> list[Share]:
+    """Of each experiment the views' shares side by side: by the square of how sure their own graphs
+    are, in steps. Those of folds are their seed's."""
+    splits, found = alone[0].splits, {}
+    for experiment, split in enumerate(splits):
+        if id(split) not in alone[0].whole:
+            sure_V = [graph.solve(experiment).sure for graph in alone]
+            found[id(split)] = in_steps(shares_of(sure_V).tolist(), STEPS * len(alone))
+    return [found[id(alone[0].whole.get(id(split), split))] for split in splits]
+
+
+def in_steps(share_V: Sequence[float], steps: int) -> Share:
+    """The shares as multiples of 1 / steps, of sum 1: what is left by rounding down goes to those
+    that lost most."""
+    whole_V = np.floor(np.array(share_V) * steps + 1e-9)
+    lost_V = np.array(share_V) * steps - whole_V
+    left = round(steps - whole_V.sum())
+    whole_V[np.argsort(-lost_V, kind="stable")[:left]] += 1
+    return tuple((whole_V / steps).tolist())
+
+
+class Features:
+    """Rows of length 1 of one view, or of several side by side, standardised by the nodes. share:
+    of the views in their cosine; by itself all alike."""
+
+    def __init__(self, emb_V: Sequence[np.ndarray], nodes: np.ndarray, share: Share = ()) -> None:
         self.emb_V, self.nodes = emb_V, nodes
+        self.share = share or alike(len(emb_V))
         self.scale_V = [statistics(emb_ND, nodes) for emb_ND in emb_V]
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
@@ -427,13 +489,12 @@ class Features:
         x_nD = np.empty((len(rows), sum(emb_ND.shape[1] for emb_ND in self.emb_V)), np.float32)
         for first in range(0, len(rows), ASKED):
             here, at = slice(first, first + ASKED), 0
-            for emb_ND, scale in zip(self.emb_V, self.scale_V, strict=True):
+            for emb_ND, scale, share in zip(self.emb_V, self.scale_V, self.share, strict=True):
                 end, part_bD = at + emb_ND.shape[1], standardise(emb_ND, rows[here], *scale)
                 if not np.isfinite(part_bD).all():
                     raise self._not_finite(emb_ND)
-                x_nD[here, at:end] = unit(part_bD)
+                x_nD[here, at:end] = unit(part_bD) * np.float32(share**0.5)
                 at = end
-        x_nD *= np.float32(len(self.emb_V) ** -0.5)
         return x_nD
 
     def _not_finite(self, emb_ND: np.ndarray) -> DataQualityError:
@@ -489,10 +550,3 @@ def _mean_of(told_nC: np.ndarray, near_mK: np.ndarray, k: int) -> np.ndarray:
     for at_m in near_mk.T:
         told_mC += told_nC[at_m]
     return told_mC / near_mk.shape[1]
-
-
-def _worth(p_mC: np.ndarray, y_m: np.ndarray, by: str) -> tuple[float, float]:
-    """The score `by`, and the mean log-likelihood."""
-    right = share_right(p_mC.argmax(1), y_m, p_mC.shape[1], by)
-    likely_m = np.maximum(p_mC[np.arange(len(y_m)), y_m], LEAST)
-    return right, float(np.log(likely_m).mean())

@@ -20,7 +20,15 @@ from training import config, flags, outcome, spread, train_on_ranks
 
 from base.errors import DataQualityError
 from train.algorithm.cotrain import hand_out, mct_step, teacher
-from train.algorithm.evaluate import SHRINK, certainty, fit_pool, pooled, shares_of, usual_pool
+from train.algorithm.evaluate import (
+    SHRINK,
+    certainty,
+    fit_pool,
+    pooled,
+    shares_of,
+    shares_of_graphs,
+    usual_pool,
+)
 from train.algorithm.neighbours import CPU
 from train.algorithm.optimise import ce
 from train.algorithm.peers import LocalPeers
@@ -28,15 +36,19 @@ from train.algorithm.probe import Params, forward
 from train.command import run
 from train.data import graph as propagation
 from train.data.feed import Feeder
+from train.data.folds import trainings, with_folds
 from train.data.graph import (
     ALPHAS,
     LEAST,
     NEIGHBOURS,
+    Features,
     Graph,
     Near,
+    in_steps,
     links_of,
     nearest_on,
     nodes_of,
+    shares_beside,
     solve,
     standardise,
     statistics,
@@ -568,3 +580,69 @@ def test_a_graph_that_misses_neighbours_is_told(
     assert graph.recall < 0.98
     share = f"the graph of pixels knows {100 * graph.recall:.0f} % of the nearest neighbours of its"
     assert share in caplog.text
+
+
+# ---------------------------------------------------------------- shares of views side by side
+
+
+def test_shares_are_multiples_of_a_step_and_have_the_sum_1() -> None:
+    for given, steps, expected in (
+        ([0.64, 0.36], 10, (0.6, 0.4)),
+        ([0.65, 0.35], 10, (0.7, 0.3)),
+        ([1.0, 0.0], 10, (1.0, 0.0)),
+        ([1 / 3, 1 / 3, 1 / 3], 15, (1 / 3, 1 / 3, 1 / 3)),
+        ([0.5, 0.3, 0.2], 15, (8 / 15, 4 / 15, 3 / 15)),
+        ([0.3, 0.7], 10, (0.3, 0.7)),
+    ):
+        assert in_steps(given, steps) == pytest.approx(expected)
+    many = in_steps(np.random.default_rng(0).dirichlet(np.ones(12)).tolist(), 60)
+    assert sum(many) == pytest.approx(1) and len(many) == 12
+
+
+def test_a_view_of_noise_has_no_share_and_folds_follow_their_seed() -> None:
+    emb, label, one, _ = rows_of(200)
+    noise = np.random.default_rng(5).normal(size=emb.shape).astype(np.float16)
+    every = []
+    for seed, known in enumerate((np.arange(12), np.arange(30, 42))):
+        bare = Split(known, np.setdiff1d(nodes_of(one), known), known[:0], one.test)
+        every += trainings([with_folds(bare, label, [""] * 200, seed)])
+    alone = [Graph([x], label, every, 3, CPU) for x in (emb, noise)]
+    shares = shares_beside(alone)
+    assert len(shares) == len(every) and len({*shares[: len(every) // 2]}) == 1
+    assert all(good >= 0.7 and bad == pytest.approx(1 - good) for good, bad in shares)
+    both = Graph([emb, noise], label, every, 3, CPU, "top1", shares)
+    assert both.recall == 1
+    truth = label[one.test]
+    as_good, plain = (
+        Graph([emb, noise], label, every, 3, CPU, "top1", given)(one.test)[0].argmax(-1).numpy()
+        for given in (shares, ())
+    )
+    assert (as_good == truth).mean() >= (plain == truth).mean()
+
+
+def test_each_experiment_has_the_neighbours_of_its_own_share() -> None:
+    """As if it were alone, to the last bit."""
+    emb, label, one, two = rows_of(200)
+    views = [emb, np.random.default_rng(6).normal(size=emb.shape).astype(np.float16)]
+    shares = [(0.9, 0.1), (0.2, 0.8)]
+    both = Graph(views, label, [one, two], 3, CPU, "top1", shares)
+    for e, (split, share) in enumerate(zip((one, two), shares, strict=True)):
+        alone = Graph(views, label, [split], 3, CPU, "top1", [share])
+        assert torch.equal(both(split.test)[e], alone(split.test)[0])
+        assert torch.equal(both.solve(e).told_nC, alone.solve(0).told_nC)
+    assert not torch.equal(both(one.test)[0], both(one.test)[1])
+
+
+def test_a_share_is_that_of_the_cosine() -> None:
+    emb = [np.random.default_rng(v).normal(size=(30, 4)).astype(np.float16) for v in range(2)]
+    every = np.arange(30)
+    x, first, other = (
+        Features(views, every, share)(every)
+        for views, share in ((emb, (0.8, 0.2)), (emb[:1], ()), (emb[1:], ()))
+    )
+    np.testing.assert_allclose(x @ x.T, 0.8 * first @ first.T + 0.2 * other @ other.T, atol=1e-6)
+
+
+def test_the_graphs_of_single_views_have_a_tenth_together() -> None:
+    assert shares_of_graphs([0.3]).tolist() == [1]
+    assert shares_of_graphs([0.1, 0.2]).tolist() == pytest.approx([0.02, 0.08, 0.9])
