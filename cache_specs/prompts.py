@@ -46,17 +46,25 @@ class Names:
 
 
 def read_names(given: str, classes: Sequence[str]) -> Names:
-    """What CLASSES says of these classes. Raises UsageError for a file that is not there or no
-    text, and naming line and class for one that is unknown, missing, there twice or without a
-    name."""
-    if not classes:
+    """What CLASSES says of these classes; of a data set without any, which there are. Raises
+    UsageError for a file that is not there or no text, and naming line and class for one that is
+    unknown, missing, there twice or without a name."""
+    if given == OWN and not classes:
         raise UsageError(
-            f"CLASSES={given} gives names to classes, and the data set has none: leave it out",
-            instead={"CLASSES": None},
+            "CLASSES=own takes the classes' own names, and the data set has none: name a file with "
+            "a line a class",
+            instead={"CLASSES": UNKNOWN},
         )
     if given == OWN:
         return Names({one: (_spoken(one),) for one in classes})
     found = _parsed(given, frozenset(classes))
+    _refuse_missing(given, classes, found)
+    return found
+
+
+def _refuse_missing(given: str, classes: Sequence[str], found: Names) -> None:
+    if not classes and len(found.names) < 2:
+        raise _wrong(given, "there are fewer than two classes: write a line for each")
     missing = [one for one in classes if one not in found.names]
     if missing:
         more = f" and {len(missing) - SHOWN:,} others" if len(missing) > SHOWN else ""
@@ -65,7 +73,6 @@ def read_names(given: str, classes: Sequence[str]) -> Names:
             f"there is no line for {', '.join(map(repr, missing[:SHOWN]))}{more}: give each class "
             "of the data set one (CLASSES=own takes the classes' own names)",
         )
-    return found
 
 
 def _parsed(given: str, known: frozenset[str]) -> Names:
@@ -97,7 +104,11 @@ def _lines(given: str) -> list[str]:
 
 
 def _class_of(line: str, known: frozenset[str]) -> str:
-    """The class of a line, the longest of which the colon follows; '' where there is none."""
+    """The class of a line, the longest of which the colon follows; '' where there is none. If none
+    is known, what stands before the first colon is one."""
+    if not known:
+        head = line.partition(":")[0].strip()
+        return "" if line.startswith("#") or PLACE in line else head
     if line in known:
         return line
     parts = line.split(":")

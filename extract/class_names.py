@@ -75,7 +75,7 @@ def encode(spec: ViewSpec, view: View, naming: Naming, device: str) -> None:
         loaded = text.load_tower(spec, naming.files, device)
         tensors = text.tensors_of(loaded, [*prompts.values()])
     write_text(view, ViewText(tensors, tower, prompts, spec.text.fingerprint("")))
-    log.info(f"{told} are encoded, for METHOD=zero-shot")
+    log.info(f"{told} are encoded, for METHOD=zero-shot and as an expert of mct-graph")
 
 
 def _is_there(view: View, tower: str, prompts: dict[str, list[str]]) -> bool:

@@ -45,13 +45,13 @@ from predict.model import (
     side_by_side,
 )
 from train.algorithm.probe import Params
-from train.data.apart import apart_of
+from train.data.apart import apart_of, nobody
 from train.data.feed import Input
 from train.data.folds import splits_of
 from train.data.graph import POWER, Graph, Share, alike, groups_of, nodes_of
 from train.data.reader import Cache, open_cache
 from train.data.splits import Split, make_split, spaced
-from train.data.texts import without_texts
+from train.data.texts import labelled_by_names, with_classes, with_texts, without_texts
 from train.methods import METHODS, learns_unlabelled
 from train.run.probe_files import read_tensors
 from train.run.rundir import finished, keys_of, split_file
@@ -76,15 +76,18 @@ def of_run(
     config, summary = finished(run), read_summary(run)
     settings = config["settings"]
     method = choose_method(summary, method)
-    opened = _open(run, cache, config, summary["dataset"])
-    splits = _splits(run, opened, settings, summary)
+    opened = trained = _open(run, cache, config, summary["dataset"])
+    if summary.get("taken"):
+        opened = _named(run, opened, config)
+        trained = labelled_by_names(opened)
+    splits = _splits(run, trained, settings, summary)
     where, scores = torch.device(device), summary["methods"][method]
     names = ["concat"] if method == "concat" else opened.names
     probes = [_tensors(run, method, name, scores, where) for name in names]
     experts, weight_ME, pool = [], None, {}
     if METHODS[method].graphs:
         pool = _tensors(run, method, "pool", scores, where)
-        experts = experts_of(opened, splits, pool, probes, where)
+        experts = experts_of(trained, splits, pool, probes, where)
         weight_ME = pool["weight"]
     views = []
     for name, folder, emb_ND in zip(opened.names, opened.folders, opened.emb, strict=True):
@@ -106,7 +109,17 @@ def of_run(
     if splits[0].folds:
         said = out_of_fold(METHODS[method], probes, pool, summary["joint"])
         out = left_out(said, splits, concat=method == "concat")
-    return _held_out(model, opened, splits, out), opened, splits
+    return _held_out(model, opened, splits, out), opened, _seen(splits, trained.taken)
+
+
+def _seen(splits: list[Split], taken: int) -> list[Split]:
+    """The splits as users see them: what class names have labelled, nobody has."""
+    return [_without_labels(split) for split in splits] if taken else splits
+
+
+def _without_labels(split: Split) -> Split:
+    every = np.union1d(split.labelled, split.unlabelled)
+    return replace(split, labelled=every[:0], unlabelled=every)
 
 
 def _open(run: Path, cache: Path, config: dict[str, Any], dataset: str) -> Cache:
@@ -230,7 +243,7 @@ def _about(
 ) -> dict[str, Any]:
     """What a reader of the model wants to know, without what is private."""
     about = {key: summary[key] for key in ("dataset", "labels_text", "rows", "fingerprints")}
-    about["folds"] = summary.get("folds", 0)
+    about["folds"], about["taken"] = summary.get("folds", 0), summary.get("taken", 0)
     if not isinstance(settings["labels"], str):
         about["labels_text"] = "a list of labelled images"
     told = {key: value for key, value in settings.items() if key not in PRIVATE}
@@ -313,6 +326,21 @@ def _solved_again(
     return [one.told_nC for one in graph.solved_E]
 
 
+def _named(run: Path, opened: Cache, config: dict[str, Any]) -> Cache:
+    """With the class names of then, which are all that the run knew of labels. Raises
+    StaleError."""
+    named = with_classes(with_texts(opened))
+    changed = differences(config["fingerprints"], named.fingerprints)
+    if changed:
+        lines = "\n  ".join(changed)
+        raise StaleError(
+            f"{run} knew no label but the class names, and these are others by now:\n  {lines}\n"
+            "Train on what they are now, under another RUN, or encode those of then",
+            instead={"RUN": UNKNOWN},
+        )
+    return named
+
+
 def open_model(folder: Path, device: str = "cpu") -> Model:
     """The model in a folder that `make export-model` wrote. Raises UsageError (no such folder, or
     none of ours) or IntegrityError naming the damaged file."""
@@ -326,6 +354,8 @@ def _splits(
     of LABELS=file and of a version that drew others. Raises IntegrityError (a file was changed) or
     StaleError."""
     apart, labels, of_each = apart_of(settings), settings["labels"], []
+    if cache.taken:
+        apart, labels = nobody(apart), "all"
     items, ok = cache.items, cache.ok
     for seed in summary["seeds"]:
         written = checked(run, split_file(run, seed).relative_to(run).as_posix(), summary)

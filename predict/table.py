@@ -25,7 +25,7 @@ from base.console import counted
 from base.phrase import shown
 from cache_specs.view import STATUS
 from predict.model import Model, Opinions
-from train.run.summary import UNKNOWABLE, doubt, middle
+from train.run.summary import doubt, middle, unknowable
 
 COPIES = "image is, byte for byte, also one that the training learnt from"
 FEW = 12  # images, or fewer, are listed one by one
@@ -261,7 +261,8 @@ def _expected(model: Model, shares: Figures, new: bool) -> list[str]:
     sure = f"the mean confidence, {100 * shares.mean_confidence:.1f} %,"
     top1, _ = judged(held_out)
     if not new and top1 is None:
-        return [f"{head}: every test {COPIES}" if rows["test"] else f"{head}: {UNKNOWABLE}"]
+        why = f"every test {COPIES}" if rows["test"] else unknowable(model.about)
+        return [f"{head}: {why}"]
     if not new:
         return [
             f"{head}: {_tested(model)}, and two standard errors of so many. T{sure[1:]} is no "
@@ -292,6 +293,8 @@ def _by_confidence(model: Model, sure: str) -> str:
             "like those; of images of another kind the model is surer than it should be"
         )
     none_left = "each label was used, and none left out"
+    if model.about.get("taken"):
+        none_left = "no label was used but the names of the classes"
     why = f"every validation {COPIES}" if model.about["rows"]["val"] else none_left
     return f"{sure} is not calibrated, since {why}"
 

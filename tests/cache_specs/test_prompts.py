@@ -106,5 +106,23 @@ def test_a_file_that_is_not_there_and_a_data_set_without_classes(tmp_path: Path)
     with pytest.raises(UsageError, match=r"there is no line for .*, '4' and 95 others: give"):
         (tmp_path / "few.txt").write_text("# none")
         read_names(str(tmp_path / "few.txt"), [str(i) for i in range(100)])
-    with pytest.raises(UsageError, match="the data set has none: leave it out"):
+    with pytest.raises(UsageError, match="the data set has none: name a file with a line a class"):
         read_names("own", [])
+
+
+def test_the_names_of_a_data_set_without_classes_say_which_there_are(tmp_path: Path) -> None:
+    """A line with {} is a template there, whatever colons it has."""
+    path = tmp_path / "names.txt"
+    path.write_text("# pets\ncat\nsea_lion\n\nn02: dog; puppy\na photo: {}.\n")
+    found = read_names(str(path), [])
+    assert found.names == {"cat": ("cat",), "sea_lion": ("sea lion",), "n02": ("dog", "puppy")}
+    assert found.templates == ("a photo: {}.",)
+    for text, told in (
+        ("cat", "there are fewer than two classes: write a line for each"),
+        ("cat\ndog:", "line 2: 'dog' has no name behind the colon"),
+        ("cat\ncat: kitty", "line 2 names 'cat' again"),
+        (": cat\ndog", "line 1: the data set has no class ''"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=told):
+            read_names(str(path), [])

@@ -592,7 +592,8 @@ def named(*classes: str) -> Callable[[Path], None]:
     """Of the view of pixels these classes' names were encoded."""
 
     def write(place: Path) -> None:
-        tensors = {"classes": np.ones((len(classes), 4), np.float32)}
+        rows = np.random.default_rng(0).normal(size=(len(classes), 64)).astype(np.float32)
+        tensors = {"classes": rows, "scale": np.float32(1), "bias": np.float32(0)}
         text = ViewText(tensors, "t", {name: [name] for name in classes})
         write_text(store.open_view(next(place.glob(PIXELS))), text)
 
@@ -617,6 +618,7 @@ def no_classes(place: Path) -> None:
         path.rename(place / "pets" / path.name)
         path.parent.rmdir() if not [*path.parent.iterdir()] else None
     shutil.rmtree(place / "cache")
+    (place / "names.txt").write_text("a: capital a\nb: capital b\n")
 
 
 def no_sweep(place: Path) -> None:
@@ -764,7 +766,9 @@ SITUATIONS = (
     S("train/grid.py:check#2", "make sweep VIEWS=pixels DATA=digits GRID=lr=1 METHOD=knn"),
     # the names of classes
     S("cache_specs/prompts.py:_wrong", f"{NAMED} CLASSES=no.txt", ("own",)),
-    S("cache_specs/prompts.py:read_names", f"{NAMED} CLASSES=own", (), no_classes),
+    S("cache_specs/prompts.py:read_names", f"{NAMED} CLASSES=own", ("names.txt",), no_classes),
+    S("train/run/reading.py:_named", f"{TRAIN} LABELS=0", ("2",)),
+    S("train/data/apart.py:nobody", f"{TRAIN} LABELS=0 TEST=20%", (), named(*map(str, range(10)))),
     S(
         "extract/class_names.py:refuse_without_towers",
         "make extract VIEW=tiny-dinov2 DATA=pets CLASSES=own",
@@ -1175,6 +1179,8 @@ NO_SITUATION = {  # each was looked at: why its command gets further, or may be 
     "extract/reuse.py:_copied",
     # a run of before whose graphs were too large to keep: tests/predict/test_predict.py
     "predict/from_run.py:_refuse_other_links",
+    # class names of then, of a run without labels: tests/train/data/test_names.py
+    "predict/from_run.py:_named",
     # a view's file that was changed; its names are encoded anew: tests/train/test_zero_shot.py
     "cache_specs/text.py:refuse_another_tower",
     # after the images, which no situation comes to: tests/extract/models/test_towers.py

@@ -1,7 +1,7 @@
 """Which of the labelled images are set apart to judge: VAL= and TEST= of `make train`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from base.errors import UsageError, nearest
@@ -43,6 +43,19 @@ def apart_of(settings: Mapping[str, Any]) -> Apart:
     if val not in WAYS:
         percent = _share("VAL", val, WAYS)
     return Apart(percent, 0.0 if test == "auto" else _share("TEST", test, ("auto",)), val)
+
+
+def nobody(apart: Apart) -> Apart:
+    """Where class names have labelled, nobody judges by their word. Raises UsageError where
+    something is to be set apart."""
+    for word, percent in (("VAL", apart.val), ("TEST", apart.test)):
+        if percent:
+            raise UsageError(
+                f"{word}: {percent:g} % of the labelled images are to be set apart, and no image "
+                f"is labelled: leave {word} out",
+                instead={word: None},
+            )
+    return replace(apart, choice="none")
 
 
 def _share(word: str, given: str, ways: tuple[str, ...]) -> float:

@@ -45,7 +45,8 @@ class Cache:
     """V views of one data set. emb[v]: (N, D_v) float16, read-only in effect (copy-on-write); ok:
     (N,) bool, usable in every view. older: the images of `source` have other names or company now,
     and the data set a newer version. texts: of the views whose classes' names were encoded, where
-    they are asked for (train/data/texts.py)."""
+    they are asked for (train/data/texts.py); taken: so many images are labelled by these names, and
+    no others but those of test."""
 
     items: Items
     names: list[str]
@@ -56,6 +57,7 @@ class Cache:
     source: str
     older: bool = False
     texts: dict[str, ViewText] = field(default_factory=dict)
+    taken: int = 0
 
     @property
     def folders(self) -> list[Path]:

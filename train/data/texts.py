@@ -1,16 +1,21 @@
-"""The names of the classes as the views of a cache see them: what zero-shot compares with."""
+"""The names of the classes as the views of a cache see them: what zero-shot compares with, and what
+there is where nobody has labelled anything."""
 
 import dataclasses
 from collections.abc import Mapping
+
+import numpy as np
 
 from base.phrase import quoted
 from cache_specs import store
 from cache_specs.lookup import text_of
 from cache_specs.spec import load_spec, view_names
 from cache_specs.text import read_text
+from train.data.names import balance, softmax, told, towers_of
 from train.data.reader import Cache
 
 TEXT = "zero-shot"  # the method
+TAKEN = 16  # images of a class that are taken for labelled where none is
 PRINT = "text of "  # before a view's name, of the fingerprint of its names
 
 
@@ -27,6 +32,42 @@ def with_texts(cache: Cache) -> Cache:
             text.refuse_another_tower(view, text_of(view))
             texts[name], prints[f"{PRINT}{name}"] = text, text.sha256
     return dataclasses.replace(cache, texts=texts, fingerprints=prints)
+
+
+def labelled_by_names(cache: Cache) -> Cache:
+    """The cache as if nobody had labelled any image but those of test: labelled are, of each class,
+    the TAKEN training images of which the names are surest, constants of the classes added as in
+    train/data/names.py. The class names have to be there. Raises StaleError where those of several
+    views are of other classes."""
+    items = with_classes(cache).items
+    towers = towers_of([cache.texts.get(name) for name in cache.names])
+    testing = np.array([split == "test" for split in items.split])
+    rows = np.flatnonzero(cache.ok & ~testing)
+    log_p_nC = told(cache.emb, towers, items.classes, rows)
+    classes = len(items.classes)
+    alike_C = np.ones(classes)
+    scale_C = balance(np.exp(log_p_nC.astype(np.float64)), alike_C / classes, alike_C)
+    p_nC = softmax(log_p_nC + np.log(scale_C))
+    label = np.where(testing, items.label, -1).astype(items.label.dtype)
+    first_n = p_nC.argmax(1)
+    for number in range(classes):
+        own = np.flatnonzero(first_n == number)
+        surest = own[np.argsort(-p_nC[own, number], kind="stable")][:TAKEN]
+        label[rows[surest]] = number
+    split = ["test" if test else "train" for test in testing]
+    items = dataclasses.replace(items, label=label, split=split)
+    return dataclasses.replace(cache, items=items, taken=int((label[rows] >= 0).sum()))
+
+
+def with_classes(cache: Cache) -> Cache:
+    """The cache whose classes, if it has none, are those that were named. Raises StaleError."""
+    if cache.items.classes or not cache.texts:
+        return cache
+    classes = list(next(iter(cache.texts.values())).prompts)
+    for name, folder in zip(cache.names, cache.folders, strict=True):
+        if name in cache.texts:
+            cache.texts[name].refuse_other_classes(store.open_view(folder), classes)
+    return dataclasses.replace(cache, items=dataclasses.replace(cache.items, classes=classes))
 
 
 def without_texts(fingerprints: Mapping[str, str]) -> dict[str, str]:

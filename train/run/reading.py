@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from base.console import NOTE
-from base.errors import DataQualityError, UsageError
+from base.errors import UNKNOWN, DataQualityError, UsageError
 from cache_specs.alike import alike
 from cache_specs.items import Items
 from train.config import TrainConfig
-from train.data.apart import Apart
+from train.data.apart import Apart, nobody
 from train.data.folds import splits_of, trainings
 from train.data.reader import Cache, open_cache
 from train.data.scarce import have, listed, rarer_text, unlearnt
 from train.data.splits import Split
-from train.data.texts import TEXT, how_to_encode, with_texts
+from train.data.texts import TAKEN, TEXT, how_to_encode, labelled_by_names, with_texts
 from train.methods import METHODS
 from train.run.rundir import drew_otherwise, split_file
 
@@ -30,6 +30,7 @@ log = logging.getLogger(f"coview.{__name__}")
 
 # beyond them the heavy methods would take hours or all memory
 MOST_BYTES, MOST_LABELLED = 4e9, 50_000
+NO_LABEL = "0"  # of LABELS
 MOST_MEANT = 100  # a greater SEEDS is nobody's number of seeds
 
 
@@ -42,11 +43,9 @@ def read(config: TrainConfig, aloud: bool = False, remember: bool = True) -> Gro
     is noted in the cache. Raises CoviewError."""
     data = os.path.expanduser(config.data)
     cache = open_cache(Path(config.cache), data, config.view_list(), remember)
-    classes = len(cache.items.classes)
-    if classes < 2:
+    cache = _named(config, cache)
+    if len(cache.items.classes) < 2:
         raise _too_few_classes(cache.items)
-    if any(METHODS[name].text or METHODS[name].graphs for name in config.method_list()):
-        cache = with_texts(cache)
     splits, older = _splits(config, cache)
     methods, told = allowed(config, cache, splits)
     told += older
@@ -60,14 +59,34 @@ def read(config: TrainConfig, aloud: bool = False, remember: bool = True) -> Gro
     return cache, splits, methods
 
 
+def _named(config: TrainConfig, cache: Cache) -> Cache:
+    """With the class names, where somebody asks for them; labelled by these, where nobody else
+    labels. Raises UsageError where there are none."""
+    bare = config.labels == NO_LABEL or not (cache.items.label >= 0).any()
+    asked = [METHODS[name] for name in config.method_list()]
+    if bare or any(method.text or method.graphs for method in asked):
+        cache = with_texts(cache)
+    if bare and cache.texts:
+        return labelled_by_names(cache)
+    if config.labels == NO_LABEL:
+        raise UsageError(f"LABELS=0 needs class names. {how_to_encode(cache)}", {"LABELS": UNKNOWN})
+    return cache
+
+
 def told_of_texts(cache: Cache, methods: Sequence[str]) -> list[str]:
-    """Whose class names have a say in which of the methods."""
+    """Whose class names have a say in which of the methods, and that they alone label."""
     if not cache.texts:
         return []
     having = [name for name in methods if METHODS[name].text or METHODS[name].graphs]
     told = f"the class names of {', '.join(cache.texts)} have a say in {', '.join(having)}"
     silent = [name for name in cache.names if name not in cache.texts]
-    return [f"{told}; none are encoded for {', '.join(silent)}" if silent else told]
+    found = [f"{told}; none are encoded for {', '.join(silent)}" if silent else told]
+    if cache.taken:
+        found.append(
+            f"no label is used: of each class up to {TAKEN} images, of which the class names are "
+            f"surest, are taken for labelled ({cache.taken:,} in all)"
+        )
+    return found
 
 
 def _too_few_classes(items: Items) -> DataQualityError:
@@ -79,7 +98,8 @@ def _too_few_classes(items: Items) -> DataQualityError:
     else:
         told = (
             f"{items.name!r} has no classes; training needs at least two. Put the images into "
-            "class folders, or give a table with the columns path,label,split"
+            "class folders, or give a table with the columns path,label,split, or say what there "
+            "is, for views with a text tower: CLASSES=names.txt"
         )
     return DataQualityError(f"{told}, and extract once more")
 
@@ -93,8 +113,10 @@ def _splits(config: TrainConfig, cache: Cache) -> tuple[list[Split], list[str]]:
     for seed in config.seed_list():
         written = split_file(folder, seed)
         labels = str(written) if older and written.is_file() else config.labels
-        of_each.append(labels)
+        of_each.append("all" if cache.taken else labels)
     apart = config.apart()
+    if cache.taken:
+        apart = nobody(apart)
     splits = splits_of(cache.items, cache.ok, of_each, config.seed_list(), apart)
     if older and config.labels != "all":
         told.append(

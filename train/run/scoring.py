@@ -65,7 +65,8 @@ def describe(config: TrainConfig, cache: Cache, splits: Sequence[Split]) -> dict
         "contents": contents,
         "views": list(cache.names),
         "labels": config.labels,
-        "labels_text": _labels_text(config.labels, items, split),
+        "labels_text": _labels_text(config.labels, cache, split),
+        "taken": cache.taken,
         "seeds": config.seed_list(),
         "classes": len(items.classes),
         "unlearnt": dataclasses.asdict(unlearnt(items, split)),
@@ -82,7 +83,10 @@ def describe(config: TrainConfig, cache: Cache, splits: Sequence[Split]) -> dict
     }
 
 
-def _labels_text(labels: str, items: Items, split: Split) -> str:
+def _labels_text(labels: str, cache: Cache, split: Split) -> str:
+    items = cache.items
+    if cache.taken:
+        return "no label"
     if labels == "all":
         return "all labels"
     if forced(labels, items, split):

@@ -23,6 +23,10 @@ UNKNOWABLE = (
     "how good this is cannot be known: each label was used, and none left out. Two labels a class "
     "would tell a little, a test split (TEST=20%) more"
 )
+NAMED = (
+    "how good this is cannot be known: no label was used but the names of the classes. A test "
+    "split of labelled images would tell"
+)
 AGAIN = (
     "Delete summary.json and type the command of the run once more, the same make train: the "
     "probes are kept, and what was made of them is made again"
@@ -141,12 +145,17 @@ def middle(share: float, n: int) -> float:
     return (share * n + 2) / (n + 4)
 
 
+def unknowable(summary: dict[str, Any]) -> str:
+    """Why nobody judges. summary: of a run, or what a model says of it."""
+    return NAMED if summary.get("taken") else UNKNOWABLE
+
+
 def limits(summary: dict[str, Any]) -> str:
     """What the number of images that judge leaves open, whatever the spread over the seeds is: of
     test images, these have them in common."""
     part = scored(summary)
     if not part:
-        return UNKNOWABLE
+        return unknowable(summary)
     kind = kind_of(summary, part)
     common = ", and all seeds share them" if len(summary["seeds"]) > 1 and part == "test" else ""
     return f"so many {kind} images leave {_in_doubt(summary)}{common}"

@@ -12,16 +12,20 @@ from named import CLASSES, World
 from scipy.special import log_softmax, softmax
 
 from base import durable
-from base.errors import DataQualityError, IntegrityError
-from cache_specs.text import ViewText
+from base.errors import DataQualityError, IntegrityError, StaleError, UsageError
+from cache_specs.text import FILE, ViewText
 from predict.bundle.command import export_model
 from predict.config import ExportModelConfig
 from predict.from_run import of_run, open_model
+from predict.label import rows_of_cache
 from train.algorithm.propagation import LEAST
 from train.command import run
 from train.data.names import Names, Tower, balance, shares, towers_of
 from train.data.reader import open_cache
 from train.data.splits import Split, make_split
+from train.data.texts import labelled_by_names, with_classes, with_texts
+from train.run.reading import read
+from train.run.summary import unknowable
 
 CPU = torch.device("cpu")
 
@@ -218,3 +222,74 @@ def test_a_folder_with_names_that_are_none_is_refused(folder: Path) -> None:
         open_model(folder)
     (folder / "names.safetensors").write_bytes(whole)
     open_model(folder)
+
+
+# ---------------------------------------------------------------- no label at all
+
+
+@pytest.fixture(scope="module")
+def without_labels(world: World) -> dict:
+    return run(world.config(method="zero-shot,mct-graph", labels="0", run="none"))
+
+
+def test_without_a_label_the_surest_images_are_taken(without_labels: dict, world: World) -> None:
+    """Up to 16 of each class, and none of the labels has a say: others in their place, the same
+    probabilities to the last bit. The test split alone judges."""
+    assert without_labels["taken"] == without_labels["rows"]["labelled"] <= 16 * 10
+    assert without_labels["labels_text"] == "no label" and without_labels["rows"]["val"] == 0
+    joint = without_labels["methods"]["mct-graph"]["joint"]["test_top1"]["mean"]
+    assert joint > without_labels["methods"]["zero-shot"]["joint"]["test_top1"]["mean"] + 0.02
+    cache = open_cache(world.folder / "cache", "digits", ["pixels", "edges"])
+    items = cache.items
+    testing = np.array(items.split) == "test"
+    cache = with_texts(dataclasses.replace(cache))
+    taken = labelled_by_names(cache)
+    shuffled = items.label.copy()
+    shuffled[~testing] = np.random.default_rng(0).permutation(shuffled[~testing])
+    other = dataclasses.replace(cache, items=dataclasses.replace(items, label=shuffled))
+    again = labelled_by_names(other).items
+    assert np.array_equal(taken.items.label, again.label) and taken.items.split == again.split
+    assert np.array_equal(taken.items.label[testing], items.label[testing])
+    rows = np.flatnonzero((taken.items.label >= 0) & ~testing)
+    assert np.bincount(taken.items.label[rows], minlength=10).max() <= 16
+    assert (taken.items.label[rows] == items.label[rows]).mean() > 0.8
+
+
+def test_a_model_without_labels_labels_all_images(without_labels: dict, world: World) -> None:
+    """Those that were taken for labelled, too; of other names it is refused."""
+    folder = world.folder / "runs" / "none"
+    model, cache, splits = of_run(folder, "mct-graph", cache=world.folder / "cache")
+    assert all(len(split.labelled) == 0 and len(split.unlabelled) for split in splits)
+    rows = splits[0].test
+    found = model([emb[rows] for emb in cache.emb]).choice_n
+    means = without_labels["methods"]["mct-graph"]["joint"]["test_top1"]["values"]
+    assert abs((found == cache.items.label[rows]).mean() - np.mean(means)) < 0.05
+    assert rows_of_cache(model, cache, splits, "none").truth_n is not None
+    assert unknowable(model.about).startswith("how good this is cannot be known: no label was used")
+    before = (world.view("edges").folder / FILE).read_bytes()
+    world.name("edges", scale=6)
+    with pytest.raises(StaleError, match=r"knew no label but the class names, and these are other"):
+        of_run(folder, "mct-graph", cache=world.folder / "cache")
+    (world.view("edges").folder / FILE).write_bytes(before)
+
+
+def test_a_data_set_without_classes_has_those_that_were_named(world: World) -> None:
+    """Of all views the same ones."""
+    cache = with_texts(open_cache(world.folder / "cache", "digits", ["pixels", "edges"]))
+    items = dataclasses.replace(cache.items, classes=[], label=np.full(len(cache.items), -1))
+    bare = dataclasses.replace(cache, items=items)
+    assert with_classes(bare).items.classes == CLASSES and with_classes(cache) is cache
+    assert labelled_by_names(bare).taken == labelled_by_names(cache).taken
+    fewer = dataclasses.replace(cache.texts["edges"], prompts={c: [c] for c in CLASSES[:9]})
+    other = dataclasses.replace(bare, texts={**bare.texts, "edges": fewer})
+    with pytest.raises(StaleError, match="'9' of the data set is not among them"):
+        with_classes(other)
+
+
+def test_nothing_is_set_apart_where_nothing_is_labelled(world: World, made: Made) -> None:
+    for change, told in (({"test": "20%"}, "TEST: 20 %"), ({"val": "10%"}, "VAL: 10 %")):
+        with pytest.raises(UsageError, match=f"{told} of the labelled images are to be set apart"):
+            read(world.config(labels="0", **change))
+    nameless = dataclasses.replace(world.config(labels="0"), cache=str(made.cache))
+    with pytest.raises(UsageError, match=r"LABELS=0 needs class names\. None of the views has"):
+        read(nameless)
