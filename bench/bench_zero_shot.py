@@ -8,7 +8,8 @@ number: the share of right images, ± its binomial standard error. Half a minute
 With --labels, then: `coview train` on both bundled models (the views a and b of the tasks) with so
 many labels a class and no others, once with the names and once without, on the same draws: test
 top-1 of supervised-graph and mct-graph, and the difference ± its standard error over draws and
-images. Writes bench/results/zero-shot.json.
+images. 0: without any label, compared with zero-shot; nothing is drawn but batches and initial
+weights. Writes bench/results/zero-shot.json.
 
 chars needs the fonts of matplotlib and Hershey-Fonts (pip install -e .[tools]).
 """
@@ -98,18 +99,20 @@ def in_the_pool(task: str, text: ViewText, labels: str, seeds: str) -> list[dict
         prompts = {str(one): each for one, each in enumerate(text.prompts.values())}
         named = replace(text, prompts=prompts)  # the classes of an imported task are numbers
         write_text(store.open_view(store.view_folders(dataset, "a")[0]), named)
-        for cache in ("cache", "named"):
+        for cache in ("named",) if labels == "0" else ("cache", "named"):
             settings = ["--views", "a,b", "--data", task, "--labels", labels, "--seeds", seeds]
-            settings += ["--val", "cross", "--method", ",".join(("supervised", *METHODS))]
+            methods = ("zero-shot" if labels == "0" else "supervised", *METHODS)
+            settings += ["--val", "cross", "--method", ",".join(methods)]
             places = ["--cache", work / cache, "--runs", work / "runs", "--run", cache]
             bench_methods.call("-m coview.cli train", *settings, *places, "--threads", 1)
             run = work / "runs" / cache
-            right[cache] = {name: bench_methods.right(run, name) for name in METHODS}
+            right[cache] = {name: bench_methods.right(run, name) for name in methods}
     told = []
     for name in METHODS:
-        with_En, without_En = right["named"][name], right["cache"][name]
-        gain = asdict(difference(with_En, without_En))
-        scores = {"with": spread(with_En), "without": spread(without_En)}
+        with_En = right["named"][name]
+        other_En = right["named"]["zero-shot"] if labels == "0" else right["cache"][name]
+        gain = asdict(difference(with_En, other_En))
+        scores = {"with": spread(with_En), "without": spread(other_En)}
         told.append({"task": task, "labels": int(labels), "method": name, **scores, "gain": gain})
     return told
 
