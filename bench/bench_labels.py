@@ -98,7 +98,7 @@ class Graph:
         y_n[known] = pool.y_n[known]
 
         def told(links: Any) -> np.ndarray:
-            return solve(links, y_n, pool.classes, [ALPHA])[0]
+            return solve(links, y_n, pool.classes, [ALPHA])[0].told_nC
 
         told_nC = told(self.links)
 

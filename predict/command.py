@@ -76,11 +76,11 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
     new = True
     if cache is not None:
         new = are_new(model, labelled.sha256, cache, splits, told=dataset is not None)
-    given = labelled.keys, labelled.status_n, labelled.said
-    columns = table.columns(model, *given, config.probabilities)
+    columns = table.columns(model, labelled, config.probabilities)
     file, written = table.write_table(to, columns, replace=config.force)
     shares = table.figures(model, labelled.said, labelled.truth_n, new)
-    print(f"{table.each_image(columns)}{table.summary_text(model, labelled.said, shares, new)}")
+    told = table.summary_text(model, labelled, shares, new)
+    print(f"{table.each_image(columns)}{told}")
     if file != to:
         print(f"{to} holds something else and is kept")
     already = "" if written else ", which held just this already"

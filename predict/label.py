@@ -24,12 +24,13 @@ log = logging.getLogger(f"coview.{__name__}")
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Of n images; said: of those whose status is ok, in order; truth_n: the labels, where they are
-    known; sha256: of the files."""
+    """Of n images; said: of those whose status is ok, in order, and how familiar they are, where
+    the model can tell; truth_n: the labels, where they are known; sha256: of the files."""
 
     keys: list[str]
     status_n: np.ndarray
     said: Opinions
+    familiar_n: np.ndarray | None
     truth_n: np.ndarray | None
     sha256: list[str]
 
@@ -71,8 +72,8 @@ def rows_of_cache(model: Model, cache: Cache, splits: Sequence[Split], run: str)
             "written"
         )
     keys, sha256 = [items.keys[row] for row in rows], [items.sha256[row] for row in rows]
-    said = model([emb_ND[good] for emb_ND in cache.emb])
-    return Labelled(keys, status_n, said, truth_n, sha256)
+    emb_V = [emb_ND[good] for emb_ND in cache.emb]
+    return Labelled(keys, status_n, model(emb_V), model.familiar(emb_V), truth_n, sha256)
 
 
 def _status(cache: Cache) -> np.ndarray:

@@ -91,13 +91,17 @@ def opinions_of(joint_nC: np.ndarray, views_VnC: np.ndarray) -> Opinions:
     return Opinions(joint_nC, views_VnC, agreement_n)
 
 
+Places = tuple[Tensor, Tensor]
+
+
 @dataclass(frozen=True, eq=False)
 class Expert:
     """What label propagation on the views `views`, side by side, knows. nodes_MD: float32 rows of
     length 1; member_EM: which of them are nodes of each seed's graph; told_EMC: float32, what these
     know; neighbours_E: the number of nearest nodes that speak for another image. factor_ED: float32
     to stretch the rows by for each seed, so that its views have the shares that they had in its
-    graph."""
+    graph. reach_EM: how much of the labels reaches the nodes; reached_En: the rows that judged, by
+    trainings that did not know their labels, least first."""
 
     views: list[int]
     nodes_MD: Tensor
@@ -105,6 +109,8 @@ class Expert:
     told_EMC: Tensor
     neighbours_E: list[int]
     factor_ED: Tensor
+    reach_EM: Tensor | None = None
+    reached_En: Tensor | None = None
 
     @functools.cached_property
     def alike(self) -> list[list[int]]:
@@ -132,18 +138,37 @@ class Expert:
 
     def __call__(self, x_V: Sequence[Tensor]) -> Tensor:
         """(n, D_v) standardised embeddings of all views -> (E, n, C) float32 log-probabilities."""
+        return log_said(self._said(x_V, self.told_EMC))
+
+    def familiar(self, x_V: Sequence[Tensor]) -> Tensor | None:
+        """(n,) float64, the mean over the seeds of the share of the rows that judged which the
+        labels reach no better, the row itself among them: a conformal p-value (Vovk et al. 2005).
+        None where nobody judged."""
+        if self.reach_EM is None or self.reached_En is None or not self.reached_En.shape[1]:
+            return None
+        shares = []
+        each = self._said(x_V, self.reach_EM.unsqueeze(-1))
+        for reach_n1, reached_n in zip(each, self.reached_En, strict=True):
+            below = torch.searchsorted(reached_n, reach_n1[:, 0].contiguous(), right=True)
+            shares.append((1 + below.double()) / (1 + len(reached_n)))
+        return torch.stack(shares).mean(0)
+
+    def _said(self, x_V: Sequence[Tensor], told_EMC: Tensor) -> list[Tensor]:
+        """What nodes that know this say of images, for each seed."""
         x_nD = side_by_side([x_V[view] for view in self.views])
         found: dict[int, Tensor] = {}
         for number, group in enumerate(self.alike):
             factor_D = self.factor_ED[group[0]]
             if self.indices:
-                index = self.indices[number]
-                found |= self._by_index(index, x_nD * factor_D, self.nodes_MD * factor_D, group)
+                near = self._by_index(number, x_nD * factor_D, self.nodes_MD * factor_D)
             else:
-                found |= self._compared(x_nD * factor_D, self.nodes_MD * factor_D, group)
-        return log_said([found[e] for e in range(len(self.told_EMC))])
+                near = self._compared(x_nD * factor_D, self.nodes_MD * factor_D, group)
+            for e, (near_nk, others_R) in near.items():
+                found[e] = said(told_EMC[e], near_nk, others_R)
+        return [found[e] for e in range(len(told_EMC))]
 
-    def _compared(self, x_nD: Tensor, nodes_MD: Tensor, group: Sequence[int]) -> dict[int, Tensor]:
+    def _compared(self, x_nD: Tensor, nodes_MD: Tensor, group: Sequence[int]) -> dict[int, Places]:
+        """The nearest nodes of each image for each seed, and which images are no nodes."""
         x_nD, nodes_MD = x_nD.double(), nodes_MD.double()
         likeness_nM, length_n = x_nD @ nodes_MD.T, x_nD.square().sum(1)
         found = {}
@@ -151,20 +176,15 @@ class Expert:
             # the largest: half of |x|^2 minus the squared distance
             near = (likeness_nM + self.offset(e, nodes_MD)).topk(self.neighbours_E[e])
             is_node_n = length_n - 2 * near.values[:, 0] < SAME**2
-            others_R = torch.nonzero(~is_node_n).flatten()
-            found[e] = said(self.told_EMC[e], near.indices, others_R)
+            found[e] = near.indices, torch.nonzero(~is_node_n).flatten()
         return found
 
-    def _by_index(
-        self, index: Index, x_nD: Tensor, nodes_MD: Tensor, group: Sequence[int]
-    ) -> dict[int, Tensor]:
-        near_nk = index(x_nD, max(self.neighbours_E))[1]
+    def _by_index(self, number: int, x_nD: Tensor, nodes_MD: Tensor) -> dict[int, Places]:
+        """The same."""
+        near_nk = self.indices[number](x_nD, max(self.neighbours_E))[1]
         nearest_nD = nodes_MD[near_nk[:, 0]]
         others_R = torch.nonzero((x_nD - nearest_nD).square().sum(1) >= SAME**2).flatten()
-        found = {}
-        for e in group:
-            found[e] = said(self.told_EMC[e], near_nk[:, : self.neighbours_E[e]], others_R)
-        return found
+        return {e: (near_nk[:, : self.neighbours_E[e]], others_R) for e in self.alike[number]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,15 +299,35 @@ class Model:
         return opinions_of(joint_nC, views_VnC)
 
     @torch.no_grad()
+    def familiar(self, emb_V: Sequence[np.ndarray]) -> np.ndarray | None:
+        """(n,) float32: of each image the share of the labelled ones that the labels reach no
+        better (`Expert.familiar` on all views); None where there is no graph, or nobody judged.
+        Raises as __call__ does."""
+        if not self.experts:
+            return None
+        found = []
+        for rows in self._chunks(emb_V):
+            each = self.experts[-1].familiar(self._inputs(rows))
+            if each is None:
+                return None
+            found.append(each.float().cpu().numpy())
+        return np.concatenate(found)
+
+    def _inputs(self, emb_V: Sequence[np.ndarray]) -> list[Tensor]:
+        """What each probe reads, standardised."""
+        groups = [list(emb_V)] if self.method == "concat" else [[emb_nD] for emb_nD in emb_V]
+        every = np.arange(len(emb_V[0]))
+        found = []
+        for group, probe in zip(groups, self.probes, strict=True):
+            found.append(Input(group, probe["input_mean"], probe["input_std"])(every))
+        return found
+
+    @torch.no_grad()
     def scores(self, emb_V: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """(V, E, n, C) logits of each view's own probes, and (E, n, C) log-scores of the joint
         without its temperature; all rows at once."""
-        groups = [list(emb_V)] if self.method == "concat" else [[emb_nD] for emb_nD in emb_V]
-        every = np.arange(len(emb_V[0]))
-        x_V, own_V = [], []
-        for group, probe in zip(groups, self.probes, strict=True):
-            x_nD = Input(group, probe["input_mean"], probe["input_std"])(every)
-            x_V.append(x_nD)
+        x_V, own_V = self._inputs(emb_V), []
+        for x_nD, probe in zip(x_V, self.probes, strict=True):
             own_V.append(_logits({key: probe[key] for key in of_joint(probe)}, x_nD))
         if self.method == "concat":
             return own_V[0].new_empty(0, *own_V[0].shape), own_V[0]

@@ -38,5 +38,6 @@ def new_images(
             f"not one of the {len(items):,} images in {images} could be embedded; are they images? "
             "Nothing is written"
         )
-    said = model([emb_nD[good] for emb_nD in emb_V])
-    return Labelled(list(items.keys), status_n, said, None, list(items.sha256))
+    good_V = [emb_nD[good] for emb_nD in emb_V]
+    said, familiar_n = model(good_V), model.familiar(good_V)
+    return Labelled(list(items.keys), status_n, said, familiar_n, None, list(items.sha256))

@@ -1,10 +1,12 @@
 """What was predicted, as a table for other programs and a summary for people.
 
-    key, label, confidence, second, second_confidence, agreement, margin, status, then label_VIEW
-    and confidence_VIEW of each view, and, where they are asked for, probability_CLASS of each class
+    key, label, confidence, second, second_confidence, agreement, margin, familiar, status, then
+    label_VIEW and confidence_VIEW of each view, and, where they are asked for, probability_CLASS of
+    each class
 
-agreement is empty where no view has an opinion of its own (concat). A row of another status than ok
-has nothing but its key and that: nothing is guessed.
+agreement is empty where no view has an opinion of its own (concat), familiar where the model has no
+graph, or nobody judged it. A row of another status than ok has nothing but its key and that:
+nothing is guessed.
 """
 
 import csv
@@ -24,6 +26,7 @@ from base import durable
 from base.console import counted
 from base.phrase import shown
 from cache_specs.view import STATUS
+from predict.label import Labelled
 from predict.model import Model, Opinions
 from train.run.summary import doubt, middle, unknowable
 
@@ -31,16 +34,16 @@ COPIES = "image is, byte for byte, also one that the training learnt from"
 FEW = 12  # images, or fewer, are listed one by one
 STEPS = (0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute it
-NUMBERS = ("confidence", "second_confidence", "agreement", "margin")
+NUMBERS = ("confidence", "second_confidence", "agreement", "margin", "familiar")
+STRANGE = 0.05  # an image that is less familiar may be of none of the classes
 NUMBERS_OF = ("confidence_", "probability_")
 
 Table = dict[str, Sequence[Any] | np.ndarray]  # (n,) float32 with NaN for nothing, of a class
 
 
-def columns(
-    model: Model, keys: Sequence[str], status_n: np.ndarray, said: Opinions, all_classes: bool
-) -> Table:
-    """said: of the rows whose status is ok, in order. all_classes: with a column for each class."""
+def columns(model: Model, found: Labelled, all_classes: bool) -> Table:
+    """all_classes: with a column for each class."""
+    keys, status_n, said = found.keys, found.status_n, found.said
     ok = np.flatnonzero(status_n == 0)
 
     def column(values: Sequence[Any]) -> list[Any]:
@@ -52,7 +55,9 @@ def columns(
     def labels(choice_n: np.ndarray) -> list[Any]:
         return column([model.classes[c] for c in choice_n])
 
-    agreement = said.agreement_n.tolist() if len(said.views_VnC) else [None] * len(ok)
+    nothing: list[Any] = [None] * len(ok)
+    agreement = said.agreement_n.tolist() if len(said.views_VnC) else nothing
+    familiar = nothing if found.familiar_n is None else found.familiar_n.tolist()
     second_n, sure_n = said.second
     table: Table = {
         "key": list(keys),
@@ -62,6 +67,7 @@ def columns(
         "second_confidence": column(sure_n.tolist()),
         "agreement": column(agreement),
         "margin": column(said.margin_n.tolist()),
+        "familiar": column(familiar),
         "status": [STATUS[code] for code in status_n],
     }
     for name, p_nC in zip(model.names, said.views_VnC, strict=False):  # concat has no view's own
@@ -236,8 +242,10 @@ def each_image(table: Table) -> str:
     return "".join(lines)
 
 
-def summary_text(model: Model, said: Opinions, shares: Figures, new: bool) -> str:
-    """A histogram of the confidences, what accuracy to expect, and how often the views disagree."""
+def summary_text(model: Model, found: Labelled, shares: Figures, new: bool) -> str:
+    """A histogram of the confidences, what accuracy to expect, how many images are strange, and how
+    often the views disagree."""
+    said = found.said
     n = len(said.joint_nC)
     lines = _histogram(said.confidence_n) if n > FEW else []
     lines += _expected(model, shares, new)
@@ -245,6 +253,12 @@ def summary_text(model: Model, said: Opinions, shares: Figures, new: bool) -> st
         lines.append(
             f"found accuracy {100 * shares.found_accuracy:.1f} %: these images have labels, which "
             "were hidden in training"
+        )
+    if found.familiar_n is not None:
+        strange = int((found.familiar_n < STRANGE).sum())
+        lines.append(
+            f"{strange:,} of {counted(n, 'image')} ({100 * strange / n:.1f} %) are less familiar "
+            f"than {100 - 100 * STRANGE:.0f} % of the labelled ones: they may be of no class"
         )
     if shares.views_disagree is not None:
         disagree = 100 * shares.views_disagree

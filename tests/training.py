@@ -194,4 +194,5 @@ def spread(
     x: np.ndarray, y: np.ndarray, classes: int, neighbours: int, alphas: tuple[float, ...]
 ) -> dict[float, np.ndarray]:
     links = links_of(nearest_on(CPU, x, None, neighbours))
-    return dict(zip(alphas, solve(links, y, classes, alphas), strict=True))
+    found = [spread.told_nC for spread in solve(links, y, classes, alphas)]
+    return dict(zip(alphas, found, strict=True))

@@ -80,7 +80,8 @@ def kept(params: Params, jury: Jury) -> Params:
 
 def _write_pool(folder: Path, job: Job, done: Standing) -> None:
     """pool: what class names and graphs say of validation and test rows, and all that they were
-    weighted by."""
+    weighted by; how much of the labels reaches the nodes (reach.EXPERIMENT) and the rows that judge
+    (reached), in the graph of all views."""
     task, jury = job.task, job.task.jury
     graphs, own_S = task.graphs, jury.own_S.tolist()
     tensors = {"weight": done.fused_pool, **told(graphs, own_S), "power": torch.tensor(POWER)}
@@ -91,6 +92,10 @@ def _write_pool(folder: Path, job: Job, done: Standing) -> None:
     tensors["test"] = torch.stack([one(test)[own_S] for one in task.fixed]).half()
     if len(graphs) > 1:
         tensors["shares"] = torch.tensor([graphs[-1].share_E[e] for e in own_S])
+    reach = torch.from_numpy(graphs[-1].reach(jury.rows))
+    tensors["reached"] = jury.opinions(reach.unsqueeze(-1)).squeeze(-1)
+    for number, e in enumerate(own_S):
+        tensors[f"reach.{number}"] = torch.from_numpy(graphs[-1].solve(e).reach_n)
     for key in graphs[0].chosen:
         tensors[f"chosen.{key}"] = torch.stack([graph.chosen[key][own_S] for graph in graphs])
     write_tensors(folder, job.method, "pool", tensors)

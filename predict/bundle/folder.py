@@ -34,7 +34,8 @@ from train.config import TrainConfig
 from train.methods import METHODS, with_model
 
 RECORD = "model.json"
-FORMAT, READ = 3, (2, 3)  # 1 tempered seeds, then averaged them; 2 has no class names, nor factors
+# 1 tempered seeds, then averaged them; 2 has no class names, no factors and no reach
+FORMAT, READ = 3, (2, 3)
 TEXT = "names.safetensors"
 OTHERS = ("README.md", "joint.onnx", "joint.onnx.data")  # beside the tensors
 RULES = typing.get_args(typing.get_type_hints(TrainConfig)["joint"])
@@ -70,6 +71,8 @@ def write_parts(model: Model, folder: Path) -> None:
             "told": expert.told_EMC,
             "factor": expert.factor_ED,
         }
+        if expert.reach_EM is not None and expert.reached_En is not None:
+            found[name] |= {"reach": expert.reach_EM, "reached": expert.reached_En}
     if model.named:
         found[TEXT] = model.named.tensors
     for name, tensors in found.items():
@@ -177,7 +180,8 @@ def _model_of(folder: Path, record: dict[str, Any], device: torch.device) -> Mod
         told = parts["nodes"], parts["member"], parts["told"]
         alike_ED = torch.ones(len(told[1]), told[0].shape[1], device=device)  # of format 2
         factor_ED = parts.get("factor", alike_ED)
-        experts.append(Expert(graph["views"], *told, graph["neighbours"], factor_ED))
+        reach = parts.get("reach"), parts.get("reached")
+        experts.append(Expert(graph["views"], *told, graph["neighbours"], factor_ED, *reach))
     weight: Tensor | None = None
     if record["weight"] is not None:
         weight = torch.tensor(record["weight"], dtype=torch.float64, device=device)

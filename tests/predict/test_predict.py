@@ -37,6 +37,7 @@ from predict.config import ExportModelConfig as ExportConfig
 from predict.config import PredictConfig
 from predict.from_run import Model, choose_method, of_run, open_model
 from predict.images import backbones, spec_of
+from predict.label import Labelled
 from predict.model import SAME, Expert, Opinions, ViewRecord
 from predict.table import columns, judged, write_table
 from train.algorithm.evaluate import TEMPERATURES
@@ -101,6 +102,12 @@ def small_model(classes: list[str]) -> Model:
     return Model([view], classes, "supervised", [0], "logit-sum", [], [], None, 1.0, about)
 
 
+def found_of(said: Opinions) -> Labelled:
+    """Of images that could all be read."""
+    keys = [str(number) for number in range(len(said.joint_nC))]
+    return Labelled(keys, np.zeros(len(keys), int), said, None, None, keys)
+
+
 def test_the_second_choice_and_all_probabilities_where_they_are_asked_for(tmp_path: Path) -> None:
     """Of three images, one of which could not be read; a class whose name a spreadsheet would
     compute, and two that are equally probable."""
@@ -108,12 +115,16 @@ def test_the_second_choice_and_all_probabilities_where_they_are_asked_for(tmp_pa
     p_nC = np.array([[0.5, 0.2, 0.3], [0.4, 0.4, 0.2]], np.float32)
     said = Opinions(p_nC, p_nC[None], np.ones(2, np.float32))
     keys, status = ["1.png", "2.png", "3.png"], np.array([0, 1, 0])
-    plain = columns(model, keys, status, said, all_classes=False)
+    found = Labelled(keys, status, said, np.array([0.5, 0.01], np.float32), None, [""] * 3)
+    plain = columns(model, found, all_classes=False)
+    assert plain["familiar"] == [0.5, None, pytest.approx(0.01)]
+    unknown = columns(model, dataclasses.replace(found, familiar_n=None), all_classes=False)
+    assert unknown["familiar"] == [None] * 3
     assert plain["second"] == ["c,d", None, "=b"] and not any("probability" in n for n in plain)
     assert plain["second_confidence"] == [pytest.approx(0.3), None, pytest.approx(0.4)]
     margin = [first - second for first, second in np.sort(p_nC, 1)[:, :0:-1]]
     assert [plain["margin"][0], plain["margin"][2]] == pytest.approx(margin)
-    whole = columns(model, keys, status, said, all_classes=True)
+    whole = columns(model, found, all_classes=True)
     write_table(tmp_path / "x.parquet", whole)
     table = pq.read_table(tmp_path / "x.parquet")
     names = ["probability_a", "probability_=b", "probability_c,d"]
@@ -132,7 +143,8 @@ def test_a_table_does_not_grow_with_the_classes(tmp_path: Path) -> None:
         model = small_model([f"class {number}" for number in range(classes)])
         p_nC = chance.dirichlet(np.ones(classes), 300).astype(np.float32)
         said, keys = Opinions(p_nC, p_nC[None], np.ones(300, np.float32)), [*map(str, range(300))]
-        table = columns(model, keys, np.zeros(300, int), said, all_classes=False)
+        found = Labelled(keys, np.zeros(300, int), said, None, None, keys)
+        table = columns(model, found, all_classes=False)
         write_table(tmp_path / f"{classes}.parquet", table)
         sizes.append((tmp_path / f"{classes}.parquet").stat().st_size)
     assert sizes[1] < 2 * sizes[0]
@@ -1382,7 +1394,7 @@ def test_what_accuracy_to_expect_is_said_with_its_doubt(
     sure_nC[:, 0] = 0.8
     said = Opinions(sure_nC, np.stack([sure_nC, sure_nC]), np.ones(20, np.float32))
     shares = figures(model, said, None, new)
-    assert wanted in summary_text(model, said, shares, new)
+    assert wanted in summary_text(model, found_of(said), shares, new)
     known = shares.expected_accuracy
     assert (known is None) == (shares.expected_accuracy_doubt is None) == ("unknown" in wanted)
     assert (shares.test_accuracy, shares.test_images) == (held_out["top1"], test)
@@ -1420,7 +1432,7 @@ def test_a_confidence_that_the_test_images_contradict_does_not_lead(
     shares = figures(model, said, None, new=True)
     assert shares.expected_accuracy == (first and pytest.approx(first))
     assert shares.mean_confidence == pytest.approx(confidence)
-    text = summary_text(model, said, shares, new=True).splitlines()
+    text = summary_text(model, found_of(said), shares, new=True).splitlines()
     text = text[next(at for at, line in enumerate(text) if line.startswith("expected")) :]
     head = f"accuracy {100 * first:.1f} %, give or take " if first else "accuracy unknown: "
     assert text[0].startswith(f"expected {head}")

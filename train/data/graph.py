@@ -136,10 +136,18 @@ def links_of(near_nk: Near) -> Any:
     return (scale @ both @ scale).tocsr()
 
 
+class Spread(NamedTuple):
+    """What the nodes know: (n, C) float32 rows of sum 1; and how much of the labels has reached
+    them, (n,): the sums before they were divided."""
+
+    told_nC: np.ndarray
+    reach_n: np.ndarray
+
+
 def solve(
     links: Any, y_n: np.ndarray, classes: int, alphas: Sequence[float], tell: Tell = silent
-) -> list[np.ndarray]:
-    """(n, C) float32 rows of sum 1 for each alpha: (I - alpha S) F = (1 - alpha) Y.
+) -> list[Spread]:
+    """For each alpha: (I - alpha S) F = (1 - alpha) Y.
 
     F is a Chebyshev series in S, whose coefficients are known: with r = (1 - sqrt(1 - alpha^2)) /
     alpha, 1 / (1 - alpha x) = (1 + sum 2 r^t T_t(x)) / sqrt(1 - alpha^2) on [-1, 1]. So all alphas
@@ -148,7 +156,9 @@ def solve(
     """
     assert all(0 < alpha < 1 for alpha in alphas), alphas
     n = len(y_n)
-    told_A = [np.empty((n, classes), np.float32) for _ in alphas]
+    spread_A = []
+    for _ in alphas:
+        spread_A.append(Spread(np.empty((n, classes), np.float32), np.empty(n, np.float32)))
     cuts = np.linspace(0, n, min(-(-n // PART), PARTS) + 1).astype(np.int64).tolist()
     parts = []
     for first, end in itertools.pairwise(cuts):
@@ -158,10 +168,13 @@ def solve(
             columns = np.arange(first, min(first + COLUMNS, classes))
             Y_nC = (y_n[:, None] == columns).astype(np.float32)
             found = _series(parts, Y_nC, alphas, each, tell)
-            for told_nC, F_nC in zip(told_A, found, strict=True):
+            for (told_nC, _), F_nC in zip(spread_A, found, strict=True):
                 told_nC[:, columns] = F_nC
-        each(_divide, [(told_nC[part], classes) for told_nC in told_A for part, _ in parts])
-    return told_A
+        rows = []
+        for told_nC, reach_n in spread_A:
+            rows += [Spread(told_nC[part], reach_n[part]) for part, _ in parts]
+        each(_divide, rows)
+    return spread_A
 
 
 def _series(
@@ -214,13 +227,14 @@ def _advance(
             F_nC[rows] += weight * new
 
 
-def _divide(part: tuple[np.ndarray, int]) -> None:
+def _divide(part: Spread) -> None:
     """Rows of sum 1, in place; without a share of anything, 1 / C."""
-    F_nC, classes = part
+    F_nC, reach_n = part
     np.maximum(F_nC, 0, out=F_nC)
     total_n1 = F_nC.sum(1, keepdims=True)
     F_nC /= np.where(total_n1 > 0, total_n1, 1)
-    F_nC[total_n1[:, 0] <= 0] = 1 / classes
+    F_nC[total_n1[:, 0] <= 0] = 1 / F_nC.shape[1]
+    reach_n[:] = total_n1[:, 0]
 
 
 def grid_of(nodes: int, classes: int) -> list[tuple[int, float]]:
@@ -244,12 +258,13 @@ def nodes_of(split: Split) -> np.ndarray:
 class Solved(NamedTuple):
     """An experiment's graph: (n, C) distributions of the nodes, and the neighbours and alpha that
     did best on validation; how sure the nodes are with USUAL neighbours and alpha, so that graphs
-    can be compared."""
+    can be compared; (n,) how much of each label has reached them, on average."""
 
     told_nC: Tensor
     neighbours: int
     alpha: float
     sure: float
+    reach_n: np.ndarray
 
 
 Share = tuple[float, ...]  # of sum 1: of each view in the cosine of rows that are side by side
@@ -333,18 +348,19 @@ class Graph:
         grid = self._grid(split, self.grid_E[experiment])
         asked = list(dict.fromkeys([*grid, *self.compared]))
         best, score, sure = None, (-1.0, 0.0), 0.0
-        for told_nC, k, alpha in self._candidates(split, asked):
+        for spread, k, alpha in self._candidates(split, asked):
             if (k, alpha) == USUALLY:
-                sure = certainty(told_nC)
+                sure = certainty(spread.told_nC)
             if (k, alpha) not in grid:
                 continue
-            found = self._judged(split, told_nC, k) if len(grid) > 1 else score
+            found = self._judged(split, spread.told_nC, k) if len(grid) > 1 else score
             if best is None or found > score:
-                best, score = (told_nC, k, alpha), found
+                best, score = (spread, k, alpha), found
         assert best is not None, grid
-        told_nC, k, alpha = best
-        told = torch.from_numpy(told_nC).to(self.device)
-        solved = Solved(told, min(k, self.most), alpha, sure)
+        spread, k, alpha = best
+        told = torch.from_numpy(spread.told_nC).to(self.device)
+        reach_n = spread.reach_n / np.float32(max(1, len(split.labelled)))
+        solved = Solved(told, min(k, self.most), alpha, sure, reach_n)
         self._keep(split, solved)
         return solved
 
@@ -381,8 +397,8 @@ class Graph:
         if id(whole) not in self.agreed:
             told_G: list[list[np.ndarray]] = [[] for _ in grid]
             for fold in whole.folds:
-                for told, (told_nC, k, _) in zip(told_G, self._candidates(fold, grid), strict=True):
-                    told.append(self._of(fold, told_nC, fold.val, k))
+                for told, (spread, k, _) in zip(told_G, self._candidates(fold, grid), strict=True):
+                    told.append(self._of(fold, spread.told_nC, fold.val, k))
             y_n = self.label_N[np.concatenate([fold.val for fold in whole.folds])]
             worth_G = [self._worth(np.concatenate(told), y_n) for told in told_G]
             self.agreed[id(whole)] = grid[worth_G.index(max(worth_G))]
@@ -390,8 +406,8 @@ class Graph:
 
     def _candidates(
         self, split: Split, grid: Sequence[tuple[int, float]]
-    ) -> Iterator[tuple[np.ndarray, int, float]]:
-        """(n, C) distributions of the nodes for each of the grid, in its order."""
+    ) -> Iterator[tuple[Spread, int, float]]:
+        """What the nodes know for each of the grid, in its order."""
         share = self.share_of[id(split)]
         own_nK = self.nearest[share].own_nK
         y_n = np.where(np.isin(self.nodes, split.labelled), self.label_N[self.nodes], -1)
@@ -404,9 +420,9 @@ class Graph:
                 if (share, k) not in self.links:
                     near_nk = Near(own_nK.likeness[:, :k], own_nK.row[:, :k])
                     self.links[share, k] = links_of(near_nk)
-                told_A = solve(self.links[share, k], y_n, self.classes, alphas, tell)
-                for told_nC, alpha in zip(told_A, alphas, strict=True):
-                    yield told_nC, k, alpha
+                spread_A = solve(self.links[share, k], y_n, self.classes, alphas, tell)
+                for spread, alpha in zip(spread_A, alphas, strict=True):
+                    yield spread, k, alpha
 
     @property
     def solved_E(self) -> list[Solved]:
@@ -428,6 +444,15 @@ class Graph:
         one = self.solve(experiment)
         told_nC = one.told_nC.cpu().numpy()
         return self._of(self.splits[experiment], told_nC, rows, one.neighbours)
+
+    def reach(self, rows_EB: np.ndarray) -> np.ndarray:
+        """(E, B) row numbers, or (B,) for all experiments -> (E, B) float32: how much of each
+        label, on average, reaches these rows: the mean over their nearest nodes."""
+        rows_EB = np.broadcast_to(rows_EB, (len(self.splits), rows_EB.shape[-1]))
+        found = []
+        for one, split, rows_B in zip(self.solved_E, self.splits, rows_EB, strict=True):
+            found.append(self._of(split, one.reach_n[:, None], rows_B, one.neighbours)[:, 0])
+        return np.stack(found)
 
     def __call__(self, rows_EB: np.ndarray) -> Tensor:
         """(E, B) row numbers, or (B,) for all experiments -> (E, B, C) float32

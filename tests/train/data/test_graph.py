@@ -187,7 +187,7 @@ def test_a_far_row_is_as_exact_for_its_size_as_others() -> None:
     y[0], y[29] = 0, 1
     dense = links.toarray().astype(np.float64)
     assert np.allclose(dense, dense.T) and np.abs(np.linalg.eigvalsh(dense)).max() < 1 + 1e-6
-    for alpha, found in zip(ALPHAS, solve(links, y, 2, ALPHAS), strict=True):
+    for alpha, (found, _) in zip(ALPHAS, solve(links, y, 2, ALPHAS), strict=True):
         F = np.linalg.solve(np.eye(30) - alpha * dense, y[:, None] == np.arange(2))
         truth = F / F.sum(1, keepdims=True)
         seen = truth[:, 1] > 1e-8
