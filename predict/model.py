@@ -141,9 +141,9 @@ class Expert:
         return log_said(self._said(x_V, self.told_EMC))
 
     def familiar(self, x_V: Sequence[Tensor]) -> Tensor | None:
-        """(n,) float64, the mean over the seeds of the share of the rows that judged which the
-        labels reach no better, the row itself among them: a conformal p-value (Vovk et al. 2005).
-        None where nobody judged."""
+        """(n,) float64: the share of the rows that judged which the labels reach no better, the row
+        itself among them: a conformal p-value (Vovk et al. 2005). Its mean over the seeds is seldom
+        very small where they differ. None where nobody judged."""
         if self.reach_EM is None or self.reached_En is None or not self.reached_En.shape[1]:
             return None
         shares = []

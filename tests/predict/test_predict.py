@@ -981,6 +981,7 @@ def test_hidden_training_rows_where_every_image_has_a_label(
         "second_confidence",
         "agreement",
         "margin",
+        "familiar",
         "status",
         "label_pixels",
         "confidence_pixels",
@@ -1045,7 +1046,9 @@ def test_hidden_training_rows_where_every_image_has_a_label(
     assert (
         (tmp_path / "x.csv")
         .read_bytes()
-        .startswith(b"key,label,confidence,second,second_confidence,agreement,margin,status\r\n")
+        .startswith(
+            b"key,label,confidence,second,second_confidence,agreement,margin,familiar,status\r\n"
+        )
     )
     assert (
         b",1.000000," not in (tmp_path / "x.csv").read_bytes()
@@ -1768,3 +1771,52 @@ def test_both_commands_answer_in_json(live: Path, tmp_path: Path, command: Calla
     assert found["bytes"] == sum(
         path.stat().st_size for path in (tmp_path / "m").rglob("*") if path.is_file()
     )
+
+
+# ---------------------------------------------------------------- how familiar an image is
+
+
+def test_how_familiar_an_image_is_is_a_share_of_those_that_judged(runs: Path, made: Made) -> None:
+    """Which the labels reach no better: as the graphs said in training, counted by hand."""
+    model, cache, splits = opened(runs, made, "a", "mct-graph")
+    graphs_of.cache_clear()
+    graph = graphs_of(cache, tuple(splits), torch.device("cpu"))[-1]
+    graphs_of.cache_clear()
+    rows = splits[0].test
+    found = model.familiar(emb_of(cache, rows))
+    assert found is not None and found.dtype == np.float32
+    expected = []
+    for reach_n, known_n in zip(graph.reach(rows), graph.reach(splits[0].val), strict=True):
+        expected.append([(1 + (known_n <= one).sum()) / (1 + len(known_n)) for one in reach_n])
+    near = np.abs(found - np.mean(expected, 0)) < 2 / len(splits[0].val)
+    assert near.mean() > 0.98  # of integer pixels, some neighbours are equally near
+    for of_seed in np.array(expected):  # test images are like those that judged
+        assert abs((of_seed < 0.2).mean() - 0.2) < 0.1
+    assert (found < 0.2).mean() < 0.25
+    noise = [np.random.default_rng(0).normal(size=emb.shape) for emb in emb_of(cache, rows)]
+    strange = model.familiar([emb.astype(np.float16) for emb in noise])
+    assert strange is not None and (strange < 0.05).mean() > 3 * (found < 0.05).mean()
+
+
+def test_an_exported_model_knows_it_too_and_others_do_not(
+    runs: Path, made: Made, folder: Path
+) -> None:
+    model, cache, splits = opened(runs, made, "a", "mct-graph")
+    emb_V = emb_of(cache, splits[0].test)
+    found = open_model(folder).familiar(emb_V)
+    assert found is not None and np.array_equal(found, model.familiar(emb_V))
+    assert opened(runs, made, "a", "mct")[0].familiar(emb_V) is None
+    bare = [dataclasses.replace(one, reached_En=None) for one in model.experts]
+    assert dataclasses.replace(model, experts=bare).familiar(emb_V) is None  # of a run of before
+
+
+def test_strange_images_are_counted(runs: Path, made: Made) -> None:
+    from predict.table import figures, summary_text
+
+    model, *_ = opened(runs, made, "a", "mct")
+    said = Opinions(np.eye(10, dtype=np.float32), np.empty((0, 10, 10)), np.ones(10, np.float32))
+    familiar = np.array([0.01, 0.049, 0.05, *[0.9] * 7], np.float32)
+    found = dataclasses.replace(found_of(said), familiar_n=familiar)
+    told = summary_text(model, found, figures(model, said, None, new=True), new=True)
+    wanted = "2 of 10 images (20.0 %) are less familiar than 95 % of the labelled ones"
+    assert wanted in told
