@@ -39,6 +39,7 @@ from predict.model import (
     Expert,
     Model,
     Opinions,
+    Sight,
     ViewRecord,
     factors,
     opinions_of,
@@ -284,12 +285,13 @@ def experts_of(
             read = Input([cache.emb[view]], probes[view]["input_mean"], probes[view]["input_std"])
             x_V.append(read(nodes))
         found.append(Expert(group, side_by_side(x_V), member_EM, told_EMC, k_E, factor_ED))
-    if "reached" in pool:
-        reach_EM = torch.zeros(shape_EM, device=device)
+    if "reached" in pool and pool["reached"].shape[1]:
+        sights = []
         for e, rows in enumerate(nodes_E):
-            reach_EM[e, torch.from_numpy(np.searchsorted(nodes, rows))] = pool[f"reach.{e}"]
-        reached_En = pool["reached"].sort(-1).values
-        found[-1] = replace(found[-1], reach_EM=reach_EM, reached_En=reached_En)
+            reach_M = torch.zeros(len(nodes), device=device)
+            reach_M[torch.from_numpy(np.searchsorted(nodes, rows))] = pool[f"reach.{e}"]
+            sights.append(Sight(reach_M, pool["reached"][e].sort().values, pool[f"apart.{e}"]))
+        found[-1] = replace(found[-1], sights_E=sights)
     return found
 
 

@@ -7,8 +7,8 @@ Read `Model.scores`, then `Model.log_probabilities`.
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -91,7 +91,30 @@ def opinions_of(joint_nC: np.ndarray, views_VnC: np.ndarray) -> Opinions:
     return Opinions(joint_nC, views_VnC, agreement_n)
 
 
-Places = tuple[Tensor, Tensor]
+class Places(NamedTuple):
+    """The nearest nodes of images, (n, k), nearest first; which images are no nodes; the cosine
+    with the nearest, (n,) float64."""
+
+    near_nk: Tensor
+    others_R: Tensor
+    likeness_n: Tensor
+
+
+class Sight(NamedTuple):
+    """Of one seed, float32: how much of the labels reaches the nodes; ascending how much reaches
+    the rows that judged, by trainings that did not know their labels, and the cosine of each node
+    with the nearest other one."""
+
+    reach_M: Tensor
+    reached_n: Tensor
+    apart_n: Tensor
+
+
+def share_below(known_n: Tensor, values: Tensor) -> Tensor:
+    """float64: of the known ones, ascending, the share that is no larger, each value counted as one
+    of them."""
+    below = torch.searchsorted(known_n, values.to(known_n).contiguous(), right=True)
+    return (1 + below.double()) / (1 + len(known_n))
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +123,7 @@ class Expert:
     length 1; member_EM: which of them are nodes of each seed's graph; told_EMC: float32, what these
     know; neighbours_E: the number of nearest nodes that speak for another image. factor_ED: float32
     to stretch the rows by for each seed, so that its views have the shares that they had in its
-    graph. reach_EM: how much of the labels reaches the nodes; reached_En: the rows that judged, by
-    trainings that did not know their labels, least first."""
+    graph. sights_E: what tells how familiar an image is, where it is known."""
 
     views: list[int]
     nodes_MD: Tensor
@@ -109,8 +131,7 @@ class Expert:
     told_EMC: Tensor
     neighbours_E: list[int]
     factor_ED: Tensor
-    reach_EM: Tensor | None = None
-    reached_En: Tensor | None = None
+    sights_E: list[Sight] = field(default_factory=list)
 
     @functools.cached_property
     def alike(self) -> list[list[int]]:
@@ -142,49 +163,65 @@ class Expert:
 
     def familiar(self, x_V: Sequence[Tensor]) -> Tensor | None:
         """(n,) float64: the share of the rows that judged which the labels reach no better, the row
-        itself among them: a conformal p-value (Vovk et al. 2005). Its mean over the seeds is seldom
-        very small where they differ. None where nobody judged."""
-        if self.reach_EM is None or self.reached_En is None or not self.reached_En.shape[1]:
+        itself among them, a conformal p-value (Vovk et al. 2005); of an image that is no node also
+        of the nodes that are no farther from the others. Of two such shares the lesser counts,
+        doubled (Bonferroni). Their mean over the seeds is seldom very small where these differ.
+        None where nobody judged."""
+        if not self.sights_E:
             return None
         shares = []
-        each = self._said(x_V, self.reach_EM.unsqueeze(-1))
-        for reach_n1, reached_n in zip(each, self.reached_En, strict=True):
-            below = torch.searchsorted(reached_n, reach_n1[:, 0].contiguous(), right=True)
-            shares.append((1 + below.double()) / (1 + len(reached_n)))
+        near_E = self._near(x_V)
+        for e, sight in enumerate(self.sights_E):
+            near_nk, others_R, likeness_n = near_E[e]
+            reach_n = said(sight.reach_M.unsqueeze(-1), near_nk, others_R)[:, 0]
+            share_n = share_below(sight.reached_n, reach_n)
+            far_R = share_below(sight.apart_n, likeness_n[others_R])
+            share_n[others_R] = (2 * torch.minimum(share_n[others_R], far_R)).clamp_max(1)
+            shares.append(share_n)
         return torch.stack(shares).mean(0)
 
     def _said(self, x_V: Sequence[Tensor], told_EMC: Tensor) -> list[Tensor]:
         """What nodes that know this say of images, for each seed."""
+        near_E = self._near(x_V)
+        found = []
+        for e, told_MC in enumerate(told_EMC):
+            near_nk, others_R, _ = near_E[e]
+            found.append(said(told_MC, near_nk, others_R))
+        return found
+
+    def _near(self, x_V: Sequence[Tensor]) -> dict[int, Places]:
+        """The nearest nodes of images for each seed."""
         x_nD = side_by_side([x_V[view] for view in self.views])
-        found: dict[int, Tensor] = {}
+        found: dict[int, Places] = {}
         for number, group in enumerate(self.alike):
             factor_D = self.factor_ED[group[0]]
             if self.indices:
-                near = self._by_index(number, x_nD * factor_D, self.nodes_MD * factor_D)
+                found |= self._by_index(number, x_nD * factor_D, self.nodes_MD * factor_D)
             else:
-                near = self._compared(x_nD * factor_D, self.nodes_MD * factor_D, group)
-            for e, (near_nk, others_R) in near.items():
-                found[e] = said(told_EMC[e], near_nk, others_R)
-        return [found[e] for e in range(len(told_EMC))]
+                found |= self._compared(x_nD * factor_D, self.nodes_MD * factor_D, group)
+        return found
 
     def _compared(self, x_nD: Tensor, nodes_MD: Tensor, group: Sequence[int]) -> dict[int, Places]:
-        """The nearest nodes of each image for each seed, and which images are no nodes."""
         x_nD, nodes_MD = x_nD.double(), nodes_MD.double()
         likeness_nM, length_n = x_nD @ nodes_MD.T, x_nD.square().sum(1)
         found = {}
         for e in group:
             # the largest: half of |x|^2 minus the squared distance
             near = (likeness_nM + self.offset(e, nodes_MD)).topk(self.neighbours_E[e])
-            is_node_n = length_n - 2 * near.values[:, 0] < SAME**2
-            found[e] = near.indices, torch.nonzero(~is_node_n).flatten()
+            distance_n = length_n - 2 * near.values[:, 0]
+            others_R = torch.nonzero(distance_n >= SAME**2).flatten()
+            found[e] = Places(near.indices, others_R, 1 - distance_n / 2)
         return found
 
     def _by_index(self, number: int, x_nD: Tensor, nodes_MD: Tensor) -> dict[int, Places]:
-        """The same."""
         near_nk = self.indices[number](x_nD, max(self.neighbours_E))[1]
-        nearest_nD = nodes_MD[near_nk[:, 0]]
-        others_R = torch.nonzero((x_nD - nearest_nD).square().sum(1) >= SAME**2).flatten()
-        return {e: (near_nk[:, : self.neighbours_E[e]], others_R) for e in self.alike[number]}
+        distance_n = (x_nD - nodes_MD[near_nk[:, 0]]).square().sum(1).double()
+        others_R = torch.nonzero(distance_n >= SAME**2).flatten()
+        found = {}
+        for e in self.alike[number]:
+            own_nk = near_nk[:, : self.neighbours_E[e]]
+            found[e] = Places(own_nk, others_R, 1 - distance_n / 2)
+        return found
 
 
 @dataclass(frozen=True, eq=False)

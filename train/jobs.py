@@ -80,8 +80,9 @@ def kept(params: Params, jury: Jury) -> Params:
 
 def _write_pool(folder: Path, job: Job, done: Standing) -> None:
     """pool: what class names and graphs say of validation and test rows, and all that they were
-    weighted by; how much of the labels reaches the nodes (reach.EXPERIMENT) and the rows that judge
-    (reached), in the graph of all views."""
+    weighted by; and of the graph of all views how much of the labels reaches the nodes
+    (reach.EXPERIMENT) and the rows that judge (reached), and how near the nodes are to one another
+    (apart.EXPERIMENT)."""
     task, jury = job.task, job.task.jury
     graphs, own_S = task.graphs, jury.own_S.tolist()
     tensors = {"weight": done.fused_pool, **told(graphs, own_S), "power": torch.tensor(POWER)}
@@ -96,6 +97,7 @@ def _write_pool(folder: Path, job: Job, done: Standing) -> None:
     tensors["reached"] = jury.opinions(reach.unsqueeze(-1)).squeeze(-1)
     for number, e in enumerate(own_S):
         tensors[f"reach.{number}"] = torch.from_numpy(graphs[-1].solve(e).reach_n)
+        tensors[f"apart.{number}"] = torch.from_numpy(graphs[-1].apart(e))
     for key in graphs[0].chosen:
         tensors[f"chosen.{key}"] = torch.stack([graph.chosen[key][own_S] for graph in graphs])
     write_tensors(folder, job.method, "pool", tensors)

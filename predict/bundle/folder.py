@@ -28,7 +28,7 @@ from torch import Tensor
 from base import durable
 from base.errors import IntegrityError, StaleError, UsageError, nearest
 from base.phrase import quoted
-from predict.model import ClassNames, Expert, Model, ViewRecord
+from predict.model import ClassNames, Expert, Model, Sight, ViewRecord
 from train.algorithm.probe import Params
 from train.config import TrainConfig
 from train.methods import METHODS, with_model
@@ -71,8 +71,9 @@ def write_parts(model: Model, folder: Path) -> None:
             "told": expert.told_EMC,
             "factor": expert.factor_ED,
         }
-        if expert.reach_EM is not None and expert.reached_En is not None:
-            found[name] |= {"reach": expert.reach_EM, "reached": expert.reached_En}
+        for e, sight in enumerate(expert.sights_E):
+            for key, value in sight._asdict().items():
+                found[name][f"sight.{e}.{key}"] = value
     if model.named:
         found[TEXT] = model.named.tensors
     for name, tensors in found.items():
@@ -180,8 +181,11 @@ def _model_of(folder: Path, record: dict[str, Any], device: torch.device) -> Mod
         told = parts["nodes"], parts["member"], parts["told"]
         alike_ED = torch.ones(len(told[1]), told[0].shape[1], device=device)  # of format 2
         factor_ED = parts.get("factor", alike_ED)
-        reach = parts.get("reach"), parts.get("reached")
-        experts.append(Expert(graph["views"], *told, graph["neighbours"], factor_ED, *reach))
+        sights = []
+        while f"sight.{len(sights)}.reach_M" in parts:
+            own = [parts[f"sight.{len(sights)}.{key}"] for key in Sight._fields]
+            sights.append(Sight(*own))
+        experts.append(Expert(graph["views"], *told, graph["neighbours"], factor_ED, sights))
     weight: Tensor | None = None
     if record["weight"] is not None:
         weight = torch.tensor(record["weight"], dtype=torch.float64, device=device)

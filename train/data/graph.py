@@ -454,6 +454,11 @@ class Graph:
             found.append(self._of(split, one.reach_n[:, None], rows_B, one.neighbours)[:, 0])
         return np.stack(found)
 
+    def apart(self, experiment: int) -> np.ndarray:
+        """(n,) float32, ascending: the cosine of each node with the nearest other one."""
+        likeness_nK = self.nearest[self.share_E[experiment]].own_nK.likeness
+        return np.sort(likeness_nK[:, :1].ravel())
+
     def __call__(self, rows_EB: np.ndarray) -> Tensor:
         """(E, B) row numbers, or (B,) for all experiments -> (E, B, C) float32
         log-probabilities."""
