@@ -30,6 +30,7 @@ from train.data.names import NAMES, balanced
 SAME = 1e-2
 TIE = 1e-13  # of two nodes equally near the earlier one comes first, here as in ONNX
 CHUNK, CELLS = 4_096, 2**25  # rows at a time, and rows times nodes
+FAR = 0.1  # of the chance that an image seems strange: the part of being far from all nodes
 FITTED = 8_192  # validation rows, evenly spaced, for the temperature
 FLOOR = math.log(torch.finfo(torch.float32).tiny)  # of log-probabilities: -87.3
 
@@ -164,9 +165,9 @@ class Expert:
     def familiar(self, x_V: Sequence[Tensor]) -> Tensor | None:
         """(n,) float64: the share of the rows that judged which the labels reach no better, the row
         itself among them, a conformal p-value (Vovk et al. 2005); of an image that is no node also
-        of the nodes that are no farther from the others. Of two such shares the lesser counts,
-        doubled (Bonferroni). Their mean over the seeds is seldom very small where these differ.
-        None where nobody judged."""
+        of the nodes that are no nearer to the others. Of these two the lesser counts, divided by
+        its part of the chance, 1 - FAR and FAR (a weighted Bonferroni correction). Their mean over
+        the seeds is seldom very small where these differ. None where nobody judged."""
         if not self.sights_E:
             return None
         shares = []
@@ -176,7 +177,8 @@ class Expert:
             reach_n = said(sight.reach_M.unsqueeze(-1), near_nk, others_R)[:, 0]
             share_n = share_below(sight.reached_n, reach_n)
             far_R = share_below(sight.apart_n, likeness_n[others_R])
-            share_n[others_R] = (2 * torch.minimum(share_n[others_R], far_R)).clamp_max(1)
+            both_R = torch.minimum(share_n[others_R] / (1 - FAR), far_R / FAR)
+            share_n[others_R] = both_R.clamp_max(1)
             shares.append(share_n)
         return torch.stack(shares).mean(0)
 

@@ -16,6 +16,7 @@ TESTED_ELSEWHERE = {
     "bench_extract",
     "bench_labels",
     "bench_models",
+    "bench_pools",
     "bench_train",
     "bench_zero_shot",
     "stream",
