@@ -55,7 +55,7 @@ extract: $(STAMP)  ## embed images:  make extract VIEW=clip DATA=photos/  [VIEWS
 train: $(STAMP)  ## train probes:  make train VIEWS=clip,dinov2 DATA=photos/  [LABELS= VAL= TEST= METHOD= SEEDS= DEVICE= GPUS= CACHE= RUN= ARGS=]
 	@$(COVIEW) $@ $(EXTRA)
 
-predict: $(STAMP)  ## label images:  make predict RUN=name  [IMAGES=photos/ TO=labels.csv METHOD= MODEL=folder WEIGHTS= DEVICE= CACHE= ARGS=]
+predict: $(STAMP)  ## label images:  make predict RUN=name  [IMAGES=photos/ TO=labels.csv RISK= METHOD= MODEL=folder WEIGHTS= DEVICE= CACHE= ARGS=]
 	@$(COVIEW) $@ $(EXTRA)
 
 export-model: $(STAMP)  ## a trained model as one folder:  make export-model RUN=name TO=folder  [METHOD= CACHE= ARGS=]

@@ -38,7 +38,7 @@ COMMANDS = (
         "predict",
         "predict.config:PredictConfig",
         "predict.command:command",
-        ("RUN", "MODEL", "IMAGES", "TO", "METHOD", "WEIGHTS", "DEVICE", "CACHE"),
+        ("RUN", "MODEL", "IMAGES", "TO", "METHOD", "RISK", "WEIGHTS", "DEVICE", "CACHE"),
         "make predict RUN=demo IMAGES=photos/",
     ),
     Command(

@@ -17,6 +17,7 @@ from base.errors import UsageError
 from base.phrase import quoted
 from cache_specs.sources import dataset_name
 from cache_specs.view import status_counts
+from predict.abstain import keep, risk_of
 from predict.choose import choose_method
 from predict.config import PredictConfig
 from train.run.rundir import no_run, run_folder
@@ -76,10 +77,11 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
     new = True
     if cache is not None:
         new = are_new(model, labelled.sha256, cache, splits, told=dataset is not None)
-    columns = table.columns(model, labelled, config.probabilities)
+    kept = keep(model.about["held_out"].get("judged", []), config.risk)
+    columns = table.columns(model, labelled, config.probabilities, kept)
     file, written = table.write_table(to, columns, replace=config.force)
     shares = table.figures(model, labelled.said, labelled.truth_n, new)
-    told = table.summary_text(model, labelled, shares, new)
+    told = table.summary_text(model, labelled, shares, new, kept)
     print(f"{table.each_image(columns)}{told}")
     if file != to:
         print(f"{to} holds something else and is kept")
@@ -128,7 +130,9 @@ def _where_to(config: PredictConfig) -> tuple[Path, Path]:
 
 
 def _refuse_words(config: PredictConfig) -> None:
-    """Raise UsageError where RUN, MODEL, IMAGES and METHOD do not go together."""
+    """Raise UsageError where RUN, MODEL, IMAGES and METHOD do not go together, or RISK is none."""
+    if config.risk:
+        risk_of(config.risk)
     if config.run and config.model:
         raise UsageError("RUN and MODEL are both given, one is wanted", instead={"MODEL": None})
     if not config.run and not config.model:

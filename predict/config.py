@@ -20,6 +20,9 @@ class PredictConfig:
     MODEL, in this one)"""
     method: str = ""
     """which of the run's methods; default: mct-graph if it is there, else the best on validation"""
+    risk: str = ""
+    """5%: an image keeps its label only where it is so sure that at most this share of such labels
+    is wrong; default: all do"""
     weights: str | None = None
     """local weights, as for extract; of several views, a folder with a folder (or .safetensors
     file) of each view's name"""

@@ -205,20 +205,39 @@ def _held_out(
     most FITTED of each, whose images no seed has learnt from. out: labelled rows in place of
     validation rows, which tell, too, how often it is right."""
     val, test = (_not_learnt(model, cache, splits, part) for part in ("val", "test"))
-    found = None
+    said = None
     if out is not None and len(out.rows):
-        val, y_n = out.rows, cache.items.label[out.rows]
-        model = model.at_best(out.log_joint_nC, y_n)
-        right = float((out.log_joint_nC.argmax(-1).numpy() == y_n).mean())
-        found = {"images": len(val), "top1": right}
+        val = out.rows
+        model = model.at_best(out.log_joint_nC, cache.items.label[val])
+        said = out.opinions(model.temperature)
     elif len(val):
-        model = model.calibrated([emb_ND[val] for emb_ND in cache.emb], cache.items.label[val])
+        emb_V = [emb_ND[val] for emb_ND in cache.emb]
+        model = model.calibrated(emb_V, cache.items.label[val])
+        said = model(emb_V)
+    judged = _judged(said, cache.items.label[val])
     top1 = None
     if len(test):
         choice_n = model([emb_ND[test] for emb_ND in cache.emb]).choice_n
         top1 = float((choice_n == cache.items.label[test]).mean())
-    held_out = {"val": len(val), "test": len(test), "top1": top1, "out_of_fold": found}
+    counts = {"val": len(val), "test": len(test), "top1": top1}
+    found = _counted(judged) if out is not None else None
+    held_out: dict[str, Any] = {**counts, "out_of_fold": found, "judged": judged}
     return replace(model, about={**model.about, "held_out": held_out})
+
+
+def _counted(judged: Sequence[tuple[float, int]]) -> dict[str, Any] | None:
+    """Of how many images which share is right."""
+    if not judged:
+        return None
+    return {"images": len(judged), "top1": float(np.mean([right for _, right in judged]))}
+
+
+def _judged(said: Opinions | None, y_n: np.ndarray) -> list[tuple[float, int]]:
+    """Of the images that judge how sure the model is of its word, and whether it is right."""
+    if said is None:
+        return []
+    right_n = (said.choice_n == y_n).astype(int)
+    return list(zip(said.confidence_n.tolist(), right_n.tolist(), strict=True))
 
 
 def _not_learnt(model: Model, cache: Cache, splits: Sequence[Split], part: str) -> np.ndarray:

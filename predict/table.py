@@ -26,6 +26,7 @@ from base import durable
 from base.console import counted
 from base.phrase import shown
 from cache_specs.view import STATUS
+from predict.abstain import DOUBT, Kept
 from predict.label import Labelled
 from predict.model import Model, Opinions
 from train.run.summary import doubt, middle, unknowable
@@ -35,14 +36,15 @@ FEW = 12  # images, or fewer, are listed one by one
 STEPS = (0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute it
 NUMBERS = ("confidence", "second_confidence", "agreement", "margin", "familiar")
+UNSURE = "unsure"  # the status of an image that keeps no label
 STRANGE = 0.05  # an image that is less familiar may be of none of the classes
 NUMBERS_OF = ("confidence_", "probability_")
 
 Table = dict[str, Sequence[Any] | np.ndarray]  # (n,) float32 with NaN for nothing, of a class
 
 
-def columns(model: Model, found: Labelled, all_classes: bool) -> Table:
-    """all_classes: with a column for each class."""
+def columns(model: Model, found: Labelled, all_classes: bool, kept: Kept | None = None) -> Table:
+    """all_classes: with a column for each class. kept: which labels are, where not all."""
     keys, status_n, said = found.keys, found.status_n, found.said
     ok = np.flatnonzero(status_n == 0)
 
@@ -55,20 +57,25 @@ def columns(model: Model, found: Labelled, all_classes: bool) -> Table:
     def labels(choice_n: np.ndarray) -> list[Any]:
         return column([model.classes[c] for c in choice_n])
 
+    named: list[Any] = [model.classes[c] for c in said.choice_n]
+    status = [STATUS[code] for code in status_n]
+    if kept is not None:
+        for place in np.flatnonzero(said.confidence_n < kept.confidence):
+            named[place], status[ok[place]] = None, UNSURE
     nothing: list[Any] = [None] * len(ok)
     agreement = said.agreement_n.tolist() if len(said.views_VnC) else nothing
     familiar = nothing if found.familiar_n is None else found.familiar_n.tolist()
     second_n, sure_n = said.second
     table: Table = {
         "key": list(keys),
-        "label": labels(said.choice_n),
+        "label": column(named),
         "confidence": column(said.confidence_n.tolist()),
         "second": labels(second_n),
         "second_confidence": column(sure_n.tolist()),
         "agreement": column(agreement),
         "margin": column(said.margin_n.tolist()),
         "familiar": column(familiar),
-        "status": [STATUS[code] for code in status_n],
+        "status": status,
     }
     for name, p_nC in zip(model.names, said.views_VnC, strict=False):  # concat has no view's own
         table[f"label_{name}"] = labels(p_nC.argmax(1))
@@ -242,7 +249,21 @@ def each_image(table: Table) -> str:
     return "".join(lines)
 
 
-def summary_text(model: Model, found: Labelled, shares: Figures, new: bool) -> str:
+def _told_of_risk(said: Opinions, kept: Kept) -> str:
+    """Which labels are kept, and what is promised of them."""
+    n = len(said.joint_nC)
+    many = int((said.confidence_n >= kept.confidence).sum())
+    return (
+        f"{many:,} of {counted(n, 'image')} ({100 * many / n:.1f} %) keep a label, those of "
+        f"confidence {kept.confidence:.3f} and more: of such labels at most {100 * kept.risk:g} % "
+        f"are wrong, with {100 - 100 * DOUBT:.0f} % certainty, by {kept.sure:,} of "
+        f"{kept.images:,} images that judged"
+    )
+
+
+def summary_text(
+    model: Model, found: Labelled, shares: Figures, new: bool, kept: Kept | None = None
+) -> str:
     """A histogram of the confidences, what accuracy to expect, how many images are strange, and how
     often the views disagree."""
     said = found.said
@@ -254,6 +275,8 @@ def summary_text(model: Model, found: Labelled, shares: Figures, new: bool) -> s
             f"found accuracy {100 * shares.found_accuracy:.1f} %: these images have labels, which "
             "were hidden in training"
         )
+    if kept is not None:
+        lines.append(_told_of_risk(said, kept))
     if found.familiar_n is not None:
         strange = int((found.familiar_n < STRANGE).sum())
         lines.append(

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -1832,3 +1833,27 @@ def test_strange_images_are_counted(runs: Path, made: Made) -> None:
     told = summary_text(model, found, figures(model, said, None, new=True), new=True)
     wanted = "2 of 10 images (20.0 %) are less familiar than 95 % of the labelled ones"
     assert wanted in told
+
+
+def test_with_a_risk_the_unsure_keep_no_label(
+    runs: Path, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """All else stands there, and the summary says what is promised."""
+    path = predict(cached(made, runs, to=str(tmp_path / "x.parquet"), risk="20%"))
+    out = capsys.readouterr().out
+    table, whole = pq.read_table(path), pq.read_table(predict(cached(made, runs)))
+    unsure = np.array(table["status"].to_pylist()) == "unsure"
+    told = re.search(r"those of confidence ([0-9.]+) and more", out)
+    assert told is not None, out
+    least = float(told[1])
+    sure = table["confidence"].to_numpy()
+    assert 0 < unsure.sum() < len(unsure) and sure[unsure].max() < least + 1e-3
+    assert sure[~unsure].min() > least - 1e-3
+    assert f"{(~unsure).sum():,} of {len(unsure):,} images (" in out
+    assert "at most 20 % are wrong, with 90 % certainty" in out
+    labels, all_labels = table["label"].to_pylist(), whole["label"].to_pylist()
+    for label, other, none in zip(labels, all_labels, unsure, strict=True):
+        assert label == (None if none else other)
+    assert table["second"].equals(whole["second"]) and table["status"].null_count == 0
+    with pytest.raises(UsageError, match="RISK=20 is no share"):
+        predict(cached(made, runs, risk="20"))

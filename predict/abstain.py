@@ -1,0 +1,96 @@
+"""RISK=5%: which images keep their label, so that at most this share of such labels is wrong.
+
+The images that judged (validation, or out-of-fold) are taken from the surest one on, STEP more at a
+time; each time it is tested whether the share of wrong ones among them can be as large as RISK, by
+the upper Clopper-Pearson bound; the first time that it can ends it (fixed-sequence testing:
+Angelopoulos et al. 2021, Learn then test). So the promise holds for DOUBT of the draws of the
+images that judge, and for images like these.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import betaincinv  # pyrefly: ignore[untyped-import]  it has no stubs
+
+from base.errors import UNKNOWN, UsageError
+
+DOUBT = 0.1  # of the promise
+STEP = 1.25  # by which so many more images are taken at a time
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Labels of at least this confidence are kept, of which at most the share `risk` is wrong; by
+    how many images that was found, and how many of these are as sure."""
+
+    risk: float
+    confidence: float
+    images: int
+    sure: int
+
+
+def risk_of(given: str) -> float:
+    """5% -> 0.05. Raises UsageError."""
+    try:
+        percent = float(given.removesuffix("%"))
+    except ValueError:
+        percent = 0.0
+    if given.endswith("%") and 0 < percent < 100:
+        return percent / 100
+    share = 100 * percent if 0 < percent < 1 else percent
+    meant = f"{share:g}%" if 0 < share < 100 else UNKNOWN
+    raise UsageError(f"RISK={given} is no share such as 5%", instead={"RISK": meant})
+
+
+def keep(judged: Sequence[Sequence[float]], given: str) -> Kept | None:
+    """judged: of each image that judged its confidence, and 1 where its label was right, else 0.
+    given: RISK; None where it was not. Raises UsageError where they can promise no such risk."""
+    if not given:
+        return None
+    risk = risk_of(given)
+    sure_n, right_n = np.array(judged, np.float64).reshape(-1, 2).T
+    order = np.argsort(-sure_n, kind="stable")
+    sure_n, wrong_n = sure_n[order], np.cumsum(1 - right_n[order])
+    n, found = len(sure_n), 0
+    for count in counts(n, risk):
+        whole = int((sure_n >= sure_n[count - 1]).sum())  # those as sure as the last one, too
+        if bound(wrong_n[whole - 1], whole) > risk:
+            break
+        found = whole
+    if not found:
+        raise _none(sure_n, wrong_n, risk)
+    return Kept(risk, float(sure_n[found - 1]), n, found)
+
+
+def counts(n: int, risk: float) -> list[int]:
+    """How many of n are tested: from the fewest of which none may be wrong, to all of them."""
+    first = math.ceil(math.log(DOUBT) / math.log(1 - risk))
+    found = []
+    while first < n:
+        found.append(first)
+        first = math.ceil(STEP * first)
+    return [*found, n] if n else []
+
+
+def bound(wrong: float, count: int) -> float:
+    """The upper Clopper-Pearson bound of the share of wrong ones."""
+    return 1.0 if wrong >= count else float(betaincinv(wrong + 1, count - wrong, 1 - DOUBT))
+
+
+def _none(sure_n: np.ndarray, wrong_n: np.ndarray, risk: float) -> UsageError:
+    n = len(sure_n)
+    if not n:
+        return UsageError(
+            f"RISK={100 * risk:g}%: no image judged this model, so nothing tells how often it is "
+            "wrong: leave RISK out",
+            instead={"RISK": None},
+        )
+    least = min(bound(wrong_n[count - 1], count) for count in range(1, n + 1))
+    percent = math.ceil(100 * least)
+    return UsageError(
+        f"RISK={100 * risk:g}%: {n:,} images judged this model, and they can promise no less than "
+        f"{percent} %, for the surest of them. More labels tell more",
+        instead={"RISK": f"{percent}%" if percent < 100 else None},
+    )
