@@ -164,10 +164,10 @@ class Expert:
 
     def familiar(self, x_V: Sequence[Tensor]) -> Tensor | None:
         """(n,) float64: the share of the rows that judged which the labels reach no better, the row
-        itself among them, a conformal p-value (Vovk et al. 2005); of an image that is no node also
-        of the nodes that are no nearer to the others. Of these two the lesser counts, divided by
-        its part of the chance, 1 - FAR and FAR (a weighted Bonferroni correction). Their mean over
-        the seeds is seldom very small where these differ. None where nobody judged."""
+        itself among them, a conformal p-value (Shafer & Vovk 2008); of an image that is no node
+        also of the nodes that are no nearer to the others. Of these two the lesser counts, divided
+        by its part of the chance, 1 - FAR and FAR (a weighted Bonferroni correction). Their mean
+        over the seeds is seldom very small where they differ. None where nobody judged."""
         if not self.sights_E:
             return None
         shares = []

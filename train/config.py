@@ -39,7 +39,8 @@ class AskedSettings:
     data: str = ""
     """the data set, as it was given to extract"""
     labels: str = "all"
-    """labelled training images: 4 (a class), 10% (of each class), all, or a file of keys"""
+    """labelled training images: 4 (a class), 10% (of each class), all, a file of keys, or 0 (the
+    class names label, see extract --classes)"""
     val: str = "auto"
     """who chooses steps, settings and weights: auto (the validation split that the data name, else
     cross), cross (what is said of each labelled image by a training that does not know its label),
