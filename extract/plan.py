@@ -16,6 +16,7 @@ from cache_specs import store
 from cache_specs.spec import ViewSpec
 from cache_specs.succession import next_version
 from extract import ahead, reuse
+from extract.class_names import Naming
 from extract.config import ExtractConfig
 from extract.models.weights import called
 from extract.prepare import Ready, prepare
@@ -29,11 +30,21 @@ def plan(config: ExtractConfig, told: dict[str, Any]) -> None:
     readies = prepare(config, fetch=False)
     plans = [_plan(ready) for ready in readies]
     for ready in readies:
-        if ready.naming and not ready.naming.files:
-            hub = ready.spec.both_towers.weights.hub
-            log.info(f"{ready.spec.name}: its text tower is not here, and fetched from {hub}")
+        if ready.naming is not None:
+            log.info(_of_names(ready.spec, ready.naming))
     told |= plans[0] if len(plans) == 1 else {"dry_run": True, "views": plans}
     log.info(f"Nothing is written. To begin, type: {typed(without='--dry-run')}")
+
+
+def _of_names(spec: ViewSpec, naming: Naming) -> str:
+    """What CLASSES asks of a view with a text tower."""
+    assert spec.text is not None, f"{spec.source} has no text tower"
+    prompts = naming.names.prompts(spec.text.templates)
+    number = counted(sum(map(len, prompts.values())), "prompt")
+    told = f"{spec.name}: then the names of {len(prompts):,} classes ({number})"
+    if not naming.files:
+        told += f"; its text tower is not here, and fetched from {spec.both_towers.weights.hub}"
+    return told
 
 
 def _plan(ready: Ready) -> dict[str, Any]:

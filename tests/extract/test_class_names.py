@@ -129,7 +129,7 @@ def test_a_dry_run_says_that_a_tower_is_to_be_fetched(
     extracting: Extract, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     plan(extracting(view="siglip", classes="own"), {})
-    told = "siglip: its text tower is not here, and fetched from timm/ViT-B-16-SigLIP\n"
+    told = "(2 prompts); its text tower is not here, and fetched from timm/ViT-B-16-SigLIP\n"
     assert told in said(capsys) and not (tmp_path / "cache").exists()
 
 
