@@ -151,9 +151,10 @@ def graph_alone(emb_V: list[np.ndarray], label_N: np.ndarray, split: Split) -> d
     features = Features(emb_V, nodes)
     likeness = torch.from_numpy(features(nodes[asked])) @ torch.from_numpy(features(nodes)).T
     likeness[torch.arange(ASKED), torch.from_numpy(asked)] = -torch.inf
-    truth = likeness.topk(graph.own_nK.row.shape[1]).indices.numpy()
+    (nearest,) = graph.nearest.values()
+    truth = likeness.topk(nearest.own_nK.row.shape[1]).indices.numpy()
     same = 0
-    for one, other in zip(truth, graph.own_nK.row[asked], strict=True):
+    for one, other in zip(truth, nearest.own_nK.row[asked], strict=True):
         same += len(np.intersect1d(one, other))
     return {
         "nodes": len(nodes),

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betaincinv  # pyrefly: ignore[untyped-import]  it has no stubs
 
 from base.errors import UNKNOWN, UsageError
+from train.algorithm.paired import upper_bound
 
 DOUBT = 0.1  # of the promise
 STEP = 1.25  # by which so many more images are taken at a time
@@ -41,7 +41,7 @@ def risk_of(given: str) -> float:
         return percent / 100
     share = 100 * percent if 0 < percent < 1 else percent
     meant = f"{share:g}%" if 0 < share < 100 else UNKNOWN
-    raise UsageError(f"RISK={given} is no share such as 5%", instead={"RISK": meant})
+    raise UsageError(f"RISK={given} is no share: give one such as RISK=5%", instead={"RISK": meant})
 
 
 def keep(judged: Sequence[Sequence[float]], given: str) -> Kept | None:
@@ -75,8 +75,8 @@ def counts(n: int, risk: float) -> list[int]:
 
 
 def bound(wrong: float, count: int) -> float:
-    """The upper Clopper-Pearson bound of the share of wrong ones."""
-    return 1.0 if wrong >= count else float(betaincinv(wrong + 1, count - wrong, 1 - DOUBT))
+    """The largest share of wrong ones that the promise reckons with."""
+    return upper_bound(wrong, count, DOUBT)
 
 
 def _none(sure_n: np.ndarray, wrong_n: np.ndarray, risk: float) -> UsageError:
@@ -91,6 +91,6 @@ def _none(sure_n: np.ndarray, wrong_n: np.ndarray, risk: float) -> UsageError:
     percent = math.ceil(100 * least)
     return UsageError(
         f"RISK={100 * risk:g}%: {n:,} images judged this model, and they can promise no less than "
-        f"{percent} %, for the surest of them. More labels tell more",
+        f"{percent} %, for the surest of them: take that, or give more labels",
         instead={"RISK": f"{percent}%" if percent < 100 else None},
     )

@@ -74,15 +74,14 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
     else:
         assert cache is not None, config  # `_where_to` asks for IMAGES with MODEL
         labelled = rows_of_cache(model, cache, splits, config.run)
-    new = True
-    if cache is not None:
-        new = are_new(model, labelled.sha256, cache, splits, told=dataset is not None)
+    told = dataset is not None
+    new = cache is None or are_new(model, labelled.sha256, cache, splits, told=told)
     kept = keep(model.about["held_out"].get("judged", []), config.risk)
     columns = table.columns(model, labelled, config.probabilities, kept)
     file, written = table.write_table(to, columns, replace=config.force)
     shares = table.figures(model, labelled.said, labelled.truth_n, new)
-    told = table.summary_text(model, labelled, shares, new, kept)
-    print(f"{table.each_image(columns)}{told}")
+    print(table.each_image(columns), end="")
+    print(table.summary_text(model, labelled, shares, new, kept))
     if file != to:
         print(f"{to} holds something else and is kept")
     already = "" if written else ", which held just this already"

@@ -20,10 +20,11 @@ from cache_specs.text import SHORTEST
 from train.algorithm.evaluate import TEMPERATURES, joint, pooled
 from train.algorithm.neighbours import Index
 from train.algorithm.probe import Params, forward
-from train.algorithm.propagation import LEAST, log_said, said
+from train.algorithm.propagation import log_said, said
 from train.data.feed import Input
 from train.data.graph import EXACT
 from train.data.names import NAMES, balanced
+from train.data.towers import LEAST
 
 # The distance, of rows of length 1, within which an image is a node: the noise of float16 is a
 # tenth of that.

@@ -33,8 +33,8 @@ from train.data.graph import (
     statistics,
     unit,
 )
-from train.data.names import softmax
 from train.data.splits import Split
+from train.data.towers import softmax
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression

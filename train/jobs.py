@@ -21,10 +21,11 @@ from train.data.feed import Experiment, Task, make_input
 from train.data.folds import trainings
 from train.data.graph import EXACT, POWER, Graph, groups_of, shares_beside
 from train.data.jury import Jury
-from train.data.names import Names, towers_of
+from train.data.names import Names
 from train.data.reader import Cache
 from train.data.splits import Split
 from train.data.texts import TEXT
+from train.data.towers import towers_of
 from train.loop import fit
 from train.methods import METHODS, Method
 from train.phases import Job

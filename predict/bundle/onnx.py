@@ -24,6 +24,7 @@ from cache_specs.text import SHORTEST
 from predict.model import FLOOR, SAME, ClassNames, Expert, Model, of_joint
 from train.algorithm.probe import Params
 from train.algorithm.propagation import LEAST
+from train.data import towers
 
 OPSET = 18
 # bytes of tensors in the file itself; protobuf ends at 2 GB, and more goes into joint.onnx.data
@@ -265,7 +266,7 @@ def _named(b: Builder, model: Model, named: ClassNames) -> str:
         logits = b.op("Add", b.op("Mul", like, b.single(text["scale"])), b.single(text["bias"]))
         said_T.append(b.op("Softmax", b.as_double(logits), axis=-1))
     p = b.op("Mul", b.op("Sum", *said_T), b.double(1 / len(said_T)))
-    log_p = b.op("Log", b.op("Max", p, b.double(LEAST)))
+    log_p = b.op("Log", b.op("Max", p, b.double(towers.LEAST)))
     shifted = b.op("Add", log_p, b.double(named.bias_EC[:, None]))
     return b.op("LogSoftmax", shifted, axis=-1)
 

@@ -930,6 +930,8 @@ SITUATIONS = (
         (),
         lambda p: (p / "x.csv").touch(),
     ),
+    S("predict/abstain.py:risk_of", "make predict RUN=a RISK=0.3"),
+    S("predict/abstain.py:_none#2", "make predict RUN=a RISK=1%"),
     S("predict/choose.py:choose_method", "make predict RUN=a METHOD=supervisd"),
     S("predict/choose.py:_refuse_method", "make predict RUN=a METHOD=label-propagation"),
     S("predict/from_run.py:_open#1", "make predict RUN=a CACHE=photos"),
@@ -1179,6 +1181,8 @@ NO_SITUATION = {  # each was looked at: why its command gets further, or may be 
     "extract/reuse.py:_copied",
     # a run of before whose graphs were too large to keep: tests/predict/test_predict.py
     "predict/from_run.py:_refuse_other_links",
+    # a run that nobody judged; without RISK nothing is promised: tests/predict/test_abstain.py
+    "predict/abstain.py:_none#1",
     # class names of then, of a run without labels: tests/train/data/test_names.py
     "predict/from_run.py:_named",
     # a view's file that was changed; its names are encoded anew: tests/train/test_zero_shot.py

@@ -86,7 +86,7 @@ def test_what_cannot_be_promised_is_refused() -> None:
     [("0.1", "10%"), ("5", "5%"), ("0%", UNKNOWN), ("100%", UNKNOWN), ("x", UNKNOWN)],
 )
 def test_what_is_no_share_is_refused(given: str, instead: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(f"RISK={given} is no share")) as error:
+    with pytest.raises(UsageError, match=re.escape(f"RISK={given} is no share: give")) as error:
         risk_of(given)
     assert error.value.instead == {"RISK": instead}
     assert risk_of("5%") == 0.05

@@ -1855,5 +1855,5 @@ def test_with_a_risk_the_unsure_keep_no_label(
     for label, other, none in zip(labels, all_labels, unsure, strict=True):
         assert label == (None if none else other)
     assert table["second"].equals(whole["second"]) and table["status"].null_count == 0
-    with pytest.raises(UsageError, match="RISK=20 is no share"):
+    with pytest.raises(UsageError, match="RISK=20 is no share: give"):
         predict(cached(made, runs, risk="20"))

@@ -12,7 +12,7 @@ freedom its t keeps to its 5 % in simulations, from 100 images and 5 seeds on.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtr  # pyrefly: ignore[untyped-import]  it has no stubs
+from scipy.special import betaincinv, stdtr  # pyrefly: ignore[untyped-import]  it has no stubs
 
 FEW = 5  # of fewer seeds the degrees of freedom cannot be estimated, and theirs alone count
 
@@ -84,3 +84,9 @@ def _both(
     unsure = np.square(of_images) / free + np.square(of_rest) / (free * (seeds - 1))
     unsure = np.square(of_seeds) / (seeds - 1) + np.where(of_images > of_rest, unsure, 0)
     return total, np.maximum(np.square(total) / np.where(unsure > 0, unsure, 1), 1)
+
+
+def upper_bound(wrong: float, count: int, doubt: float) -> float:
+    """Clopper and Pearson's upper bound of the share of wrong ones, of which `wrong` were found
+    among `count`: it is too low in a share `doubt` of draws at most."""
+    return 1.0 if wrong >= count else float(betaincinv(wrong + 1, count - wrong, 1 - doubt))

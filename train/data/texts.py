@@ -11,8 +11,8 @@ from cache_specs import store
 from cache_specs.lookup import text_of
 from cache_specs.spec import load_spec, view_names
 from cache_specs.text import read_text
-from train.data.names import balance, softmax, told, towers_of
 from train.data.reader import Cache
+from train.data.towers import balance, softmax, told, towers_of
 
 TEXT = "zero-shot"  # the method
 TAKEN = 16  # images of a class that are taken for labelled where none is

@@ -18,12 +18,12 @@ from predict.bundle.command import export_model
 from predict.config import ExportModelConfig
 from predict.from_run import of_run, open_model
 from predict.label import rows_of_cache
-from train.algorithm.propagation import LEAST
 from train.command import run
-from train.data.names import Names, Tower, balance, shares, towers_of
+from train.data.names import Names
 from train.data.reader import open_cache
 from train.data.splits import Split, make_split
 from train.data.texts import labelled_by_names, with_classes, with_texts
+from train.data.towers import LEAST, Tower, balance, shares, towers_of
 from train.run.reading import read
 from train.run.summary import unknowable
 
