@@ -20,7 +20,7 @@ class ExtractConfig:
     """local weights instead of the hub's: a folder, or one .safetensors file; of several views a
     folder with VIEW/ or VIEW.safetensors for each whose weights lie there"""
     classes: str = ""
-    """what the classes are called in words, for METHOD=zero-shot: a file with a line a class
+    """what the classes are called in words, for views with a text tower: a file with a line a class
     (dog: puppy; hound), or own, the classes' own names; of views with a text tower"""
     cache: str = "cache"
     """where the embeddings go"""

@@ -8,6 +8,7 @@ neither run nor cache. Writes one row an image, and prints how sure it is.
 
 import dataclasses
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ from base.devices import devices
 from base.errors import UsageError
 from base.phrase import quoted
 from cache_specs.sources import dataset_name
-from cache_specs.view import status_counts
 from predict.abstain import keep, risk_of
 from predict.choose import choose_method
 from predict.config import PredictConfig
@@ -50,7 +50,7 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
     method = ""
     if config.run:
         method = choose_method(read_summary(run), config.method)
-        log.log(NOTE, f"opening {method} of {run}, and trying it on its validation images …")
+        log.log(NOTE, f"opening {method} of {run}, and trying it on the images that judge …")
 
     from predict import table
     from predict.from_run import of_run, open_model
@@ -64,6 +64,7 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
         model, cache, splits = of_run(run, method, device, place)
         log.info(f"run {run}: {_called(model)}")
         _tell_older(cache, config.run, bool(config.images))
+    kept = keep(model.about["held_out"].get("judged", []), config.risk)
     if dataset is not None:
         from predict.images import refuse_imported
         from predict.new import new_images
@@ -76,7 +77,6 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
         labelled = rows_of_cache(model, cache, splits, config.run)
     told = dataset is not None
     new = cache is None or are_new(model, labelled.sha256, cache, splits, told=told)
-    kept = keep(model.about["held_out"].get("judged", []), config.risk)
     columns = table.columns(model, labelled, config.probabilities, kept)
     file, written = table.write_table(to, columns, replace=config.force)
     shares = table.figures(model, labelled.said, labelled.truth_n, new)
@@ -92,9 +92,9 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
             "written": written,
             "rows": len(labelled.keys),
             "method": model.method,
-            "views": model.names,
-            "seeds": model.seeds,
-            "status": status_counts(labelled.status_n),
+            **{"views": model.names, "seeds": model.seeds},
+            "status": dict(Counter(columns["status"])),
+            "kept": table.told_of_kept(kept),
             **dataclasses.asdict(shares),
         }
     return file

@@ -167,8 +167,9 @@ class Expert:
         """(n,) float64: the share of the rows that judged which the labels reach no better, the row
         itself among them, a conformal p-value (Shafer & Vovk 2008); of an image that is no node
         also of the nodes that are no nearer to the others. Of these two the lesser counts, divided
-        by its part of the chance, 1 - FAR and FAR (a weighted Bonferroni correction). Their mean
-        over the seeds is seldom very small where they differ. None where nobody judged."""
+        by its part of the chance, 1 - FAR and FAR (a weighted Bonferroni correction). Of several
+        seeds the median, which is seldom very small where they differ. None where nobody
+        judged."""
         if not self.sights_E:
             return None
         shares = []
@@ -181,7 +182,7 @@ class Expert:
             both_R = torch.minimum(share_n[others_R] / (1 - FAR), far_R / FAR)
             share_n[others_R] = both_R.clamp_max(1)
             shares.append(share_n)
-        return torch.stack(shares).mean(0)
+        return torch.stack(shares).quantile(0.5, 0)
 
     def _said(self, x_V: Sequence[Tensor], told_EMC: Tensor) -> list[Tensor]:
         """What nodes that know this say of images, for each seed."""

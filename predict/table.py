@@ -14,7 +14,7 @@ import io
 import itertools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ FEW = 12  # images, or fewer, are listed one by one
 STEPS = (0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute it
 NUMBERS = ("confidence", "second_confidence", "agreement", "margin", "familiar")
+TOO_GOOD = ". These images were part of the training, which makes the promise a little too good"
 UNSURE = "unsure"  # the status of an image that keeps no label
 STRANGE = 0.05  # an image that is less familiar may be of none of the classes
 NUMBERS_OF = ("confidence_", "probability_")
@@ -249,15 +250,20 @@ def each_image(table: Table) -> str:
     return "".join(lines)
 
 
-def _told_of_risk(said: Opinions, kept: Kept) -> str:
-    """Which labels are kept, and what is promised of them."""
+def told_of_kept(kept: Kept | None) -> dict[str, Any] | None:
+    """For --json: which labels are kept, where RISK was given."""
+    return None if kept is None else asdict(kept)
+
+
+def _told_of_risk(said: Opinions, kept: Kept, new: bool) -> str:
+    """Which labels are kept, and what is promised of them. new: as in `figures`."""
     n = len(said.joint_nC)
     many = int((said.confidence_n >= kept.confidence).sum())
     return (
         f"{many:,} of {counted(n, 'image')} ({100 * many / n:.1f} %) keep a label, those of "
         f"confidence {kept.confidence:.3f} and more: of such labels at most {100 * kept.risk:g} % "
         f"are wrong, with {100 - 100 * DOUBT:.0f} % certainty, by {kept.sure:,} of "
-        f"{kept.images:,} images that judged"
+        f"{kept.images:,} images that judged{'' if new else TOO_GOOD}"
     )
 
 
@@ -276,7 +282,7 @@ def summary_text(
             "were hidden in training"
         )
     if kept is not None:
-        lines.append(_told_of_risk(said, kept))
+        lines.append(_told_of_risk(said, kept, new))
     if found.familiar_n is not None:
         strange = int((found.familiar_n < STRANGE).sum())
         lines.append(

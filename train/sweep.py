@@ -69,7 +69,7 @@ def sweep(config: SweepConfig, ground: Ground | None = None) -> list[dict[str, A
         if not len(s.splits[0].val):
             raise DataQualityError(
                 "a sweep ranks by labels that a training did not know, and there are none: give at "
-                "least two labels a class, or leave VAL=none out"
+                "least two labels a class (class names judge nothing), or leave VAL=none out"
             )
         with together(s.peers):
             if s.leads:

@@ -279,7 +279,14 @@ def _is_held_out(found: Any) -> bool:
         return False
     if type(val) is not int or type(test) is not int or min(val, test) < 0:
         return False
+    if not all(map(_is_judged, found.get("judged", []))):
+        return False
     return top1 is None if test == 0 else type(top1) in (int, float) and 0 <= top1 <= 1
+
+
+def _is_judged(one: Any) -> bool:
+    """The confidence in an image's label, and 1 where that is right, else 0."""
+    return isinstance(one, list) and len(one) == 2 and 0 <= one[0] <= 1 and one[1] in (0, 1)
 
 
 def _is_temperature(temperature: Any) -> bool:

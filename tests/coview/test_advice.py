@@ -767,7 +767,7 @@ SITUATIONS = (
     # the names of classes
     S("cache_specs/prompts.py:_wrong", f"{NAMED} CLASSES=no.txt", ("own",)),
     S("cache_specs/prompts.py:read_names", f"{NAMED} CLASSES=own", ("names.txt",), no_classes),
-    S("train/run/reading.py:_named", f"{TRAIN} LABELS=0", ("2",)),
+    S("train/run/reading.py:_bare#1", f"{TRAIN} LABELS=0", ("2",)),
     S("train/data/apart.py:nobody", f"{TRAIN} LABELS=0 TEST=20%", (), named(*map(str, range(10)))),
     S(
         "extract/class_names.py:refuse_without_towers",
@@ -1181,6 +1181,10 @@ NO_SITUATION = {  # each was looked at: why its command gets further, or may be 
     "extract/reuse.py:_copied",
     # a run of before whose graphs were too large to keep: tests/predict/test_predict.py
     "predict/from_run.py:_refuse_other_links",
+    # class names alone label: tests/train/data/test_names.py
+    "train/run/reading.py:_bare#2",
+    # those that judged are all wrong; the same
+    "predict/abstain.py:_none#3",
     # a run that nobody judged; without RISK nothing is promised: tests/predict/test_abstain.py
     "predict/abstain.py:_none#1",
     # class names of then, of a run without labels: tests/train/data/test_names.py

@@ -44,11 +44,11 @@ def test_images_that_are_as_sure_are_kept_together_or_not_at_all() -> None:
 
 
 def test_the_fewest_that_are_tested_can_have_no_error() -> None:
-    for n, risk in ((200, 0.05), (30, 0.1), (1000, 0.01)):
+    for n, risk in ((80, 0.05), (30, 0.1), (300, 0.01)):
         tested = counts(n, risk)
         assert tested == sorted(set(tested)) and tested[-1] == n
         assert bound(0, tested[0]) <= risk < bound(0, tested[0] - 1)
-    assert counts(10, 0.05) == [10]
+    assert counts(10, 0.05) == [10] and counts(1000, 0.05)[0] == 250 and counts(0, 0.05) == []
 
 
 def test_the_promise_holds() -> None:
@@ -76,14 +76,26 @@ def test_what_cannot_be_promised_is_refused() -> None:
     with pytest.raises(UsageError, match="no image judged this model") as error:
         keep([], "5%")
     assert error.value.instead == {"RISK": None}
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(UsageError, match="so many are wrong that they can promise noth") as error:
         keep(judged([0.9], [0]), "5%")
     assert error.value.instead == {"RISK": None}
+    first_wrong = judged(np.linspace(1, 0.5, 101).tolist(), [0] + [1] * 100)
+    for given in ("3%", "5%"):  # what is advised is then accepted
+        with pytest.raises(UsageError) as error:
+            keep(first_wrong, given)
+        assert keep(first_wrong, error.value.instead["RISK"]) is not None
 
 
 @pytest.mark.parametrize(
     ("given", "instead"),
-    [("0.1", "10%"), ("5", "5%"), ("0%", UNKNOWN), ("100%", UNKNOWN), ("x", UNKNOWN)],
+    [
+        ("0.1", "10%"),
+        ("5", "5%"),
+        ("1e-15%", UNKNOWN),
+        ("0%", UNKNOWN),
+        ("100%", UNKNOWN),
+        ("x", UNKNOWN),
+    ],
 )
 def test_what_is_no_share_is_refused(given: str, instead: str) -> None:
     with pytest.raises(UsageError, match=re.escape(f"RISK={given} is no share: give")) as error:

@@ -63,7 +63,7 @@ def with_classes(cache: Cache) -> Cache:
     """The cache whose classes, if it has none, are those that were named. Raises StaleError."""
     if cache.items.classes or not cache.texts:
         return cache
-    classes = list(next(iter(cache.texts.values())).prompts)
+    classes = list(dict.fromkeys(one for text in cache.texts.values() for one in text.prompts))
     for name, folder in zip(cache.names, cache.folders, strict=True):
         if name in cache.texts:
             cache.texts[name].refuse_other_classes(store.open_view(folder), classes)

@@ -62,15 +62,28 @@ def read(config: TrainConfig, aloud: bool = False, remember: bool = True) -> Gro
 def _named(config: TrainConfig, cache: Cache) -> Cache:
     """With the class names, where somebody asks for them; labelled by these, where nobody else
     labels. Raises UsageError where there are none."""
-    bare = config.labels == NO_LABEL or not (cache.items.label >= 0).any()
+    if config.labels == NO_LABEL or not (cache.items.label >= 0).any():
+        return _bare(config.labels, with_texts(cache))
     asked = [METHODS[name] for name in config.method_list()]
-    if bare or any(method.text or method.graphs for method in asked):
-        cache = with_texts(cache)
-    if bare and cache.texts:
-        return labelled_by_names(cache)
-    if config.labels == NO_LABEL:
-        raise UsageError(f"LABELS=0 needs class names. {how_to_encode(cache)}", {"LABELS": UNKNOWN})
+    if any(method.text or method.graphs for method in asked):
+        return with_texts(cache)
     return cache
+
+
+def _bare(labels: str, cache: Cache) -> Cache:
+    """Without a label, or with none that counts: labelled by the class names, where there are."""
+    if not cache.texts:
+        if labels == NO_LABEL:
+            how = how_to_encode(cache)
+            raise UsageError(f"LABELS=0 needs class names. {how}", {"LABELS": UNKNOWN})
+        return cache
+    if labels not in (NO_LABEL, "all"):
+        raise UsageError(
+            f"LABELS={labels}: no image of {cache.items.name!r} has a label; the class names stand "
+            "in for labels: leave LABELS out",
+            instead={"LABELS": None},
+        )
+    return labelled_by_names(cache)
 
 
 def told_of_texts(cache: Cache, methods: Sequence[str]) -> list[str]:
@@ -80,7 +93,9 @@ def told_of_texts(cache: Cache, methods: Sequence[str]) -> list[str]:
     having = [name for name in methods if METHODS[name].text or METHODS[name].graphs]
     told = f"the class names of {', '.join(cache.texts)} have a say in {', '.join(having)}"
     silent = [name for name in cache.names if name not in cache.texts]
-    found = [f"{told}; none are encoded for {', '.join(silent)}" if silent else told]
+    if silent:
+        told += f"; none are encoded for {', '.join(silent)}"
+    found = [told] if having else []
     if cache.taken:
         found.append(
             f"no label is used: of each class up to {TAKEN} images, of which the class names are "

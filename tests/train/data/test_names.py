@@ -20,7 +20,7 @@ from predict.from_run import of_run, open_model
 from predict.label import rows_of_cache
 from train.command import run
 from train.data.names import Names
-from train.data.reader import open_cache
+from train.data.reader import Cache, open_cache
 from train.data.splits import Split, make_split
 from train.data.texts import labelled_by_names, with_classes, with_texts
 from train.data.towers import LEAST, Tower, balance, shares, towers_of
@@ -280,16 +280,30 @@ def test_a_data_set_without_classes_has_those_that_were_named(world: World) -> N
     bare = dataclasses.replace(cache, items=items)
     assert with_classes(bare).items.classes == CLASSES and with_classes(cache) is cache
     assert labelled_by_names(bare).taken == labelled_by_names(cache).taken
-    fewer = dataclasses.replace(cache.texts["edges"], prompts={c: [c] for c in CLASSES[:9]})
-    other = dataclasses.replace(bare, texts={**bare.texts, "edges": fewer})
-    with pytest.raises(StaleError, match="'9' of the data set is not among them"):
-        with_classes(other)
+    for view in ("edges", "pixels"):  # whichever comes first
+        fewer = dataclasses.replace(cache.texts[view], prompts={c: [c] for c in CLASSES[:9]})
+        other = dataclasses.replace(bare, texts={**bare.texts, view: fewer})
+        with pytest.raises(StaleError, match="'9' of the data set is not among them"):
+            with_classes(other)
 
 
-def test_nothing_is_set_apart_where_nothing_is_labelled(world: World, made: Made) -> None:
+def cache_of(world: World) -> Cache:
+    return open_cache(world.folder / "cache", "digits", ["pixels", "edges"])
+
+
+def test_nothing_is_set_apart_where_nothing_is_labelled(
+    world: World, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for change, told in (({"test": "20%"}, "TEST: 20 %"), ({"val": "10%"}, "VAL: 10 %")):
         with pytest.raises(UsageError, match=f"{told} of the labelled images are to be set apart"):
             read(world.config(labels="0", **change))
+    bare = dataclasses.replace(cache_of(world).items, label=np.full(1797, -1))
+    with monkeypatch.context() as patched:
+        unlabelled = dataclasses.replace(cache_of(world), items=bare)
+        patched.setattr("train.run.reading.open_cache", lambda *_: unlabelled)
+        with pytest.raises(UsageError, match="LABELS=4: no image of 'digits' has a label") as error:
+            read(world.config(labels="4"))
+        assert error.value.instead == {"LABELS": None}
     nameless = dataclasses.replace(world.config(labels="0"), cache=str(made.cache))
     with pytest.raises(UsageError, match=r"LABELS=0 needs class names\. None of the views has"):
         read(nameless)
