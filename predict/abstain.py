@@ -3,8 +3,8 @@
 The images that judged (validation, or out-of-fold) are taken from the surest quarter on, STEP more
 at a time; each time it is tested whether the share of wrong ones among them can be as large as
 RISK, by the upper Clopper-Pearson bound; the first time that it can ends it (fixed-sequence
-testing: Angelopoulos et al. 2021, Learn then test). So the promise holds in all but DOUBT of the draws of the
-images that judge, and for images like these.
+testing: Angelopoulos et al. 2021, Learn then test). So the promise holds in all but DOUBT of the
+draws of the images that judge, and for images like these.
 """
 
 import math
