@@ -1,7 +1,7 @@
 """What the names of the classes say of an image: the expert of `mct-graph` and `supervised-graph`
 that knows no label.
 
-    names = Names(emb_V, text_V, classes, label, splits, device)    once a run
+    names = Names(emb_V, towers, classes, label, splits, device)    once a run
     names(rows_EB)                                                  (E, B, C) log-probabilities
     names.usual(experiment)                                         its weight where nobody judges
 
@@ -20,11 +20,9 @@ from torch.nn.functional import log_softmax
 
 from train.algorithm.evaluate import fit_pool
 from train.data.splits import Split, spaced
-from train.data.towers import Tower, balance, shares, told
+from train.data.towers import ROWS, Tower, constants, shares, told
 
 NAMES = "names."  # begins the names of its tensors
-ROWS = 8_192  # training images, evenly spaced, that decide the constants
-CHUNK = 4_096
 
 
 class Names:
@@ -49,15 +47,11 @@ class Names:
         rows = np.union1d(splits[0].labelled, splits[0].unlabelled)
         asked = np.unique(np.concatenate([rows, splits[0].val, splits[0].test]))
         self.log_p_NC = torch.zeros(len(label_N), len(classes))
-        for first in range(0, len(asked), CHUNK):
-            here = asked[first : first + CHUNK]
-            self.log_p_NC[here] = torch.from_numpy(told(emb_V, towers, classes, here))
-        sample = spaced(rows, ROWS)
-        p_nC = self.log_p_NC[sample].double().exp().numpy()
-        bias_E, scale_C = [], np.ones(len(classes))
+        self.log_p_NC[asked] = torch.from_numpy(told(emb_V, towers, classes, asked))
+        own_nC, bias_E = self.log_p_NC[spaced(rows, ROWS)].numpy(), []
         for split in splits:
-            scale_C = balance(p_nC, shares(label_N[split.labelled], len(classes)), scale_C)
-            bias_E.append(np.log(scale_C))
+            share_C = shares(label_N[split.labelled], len(classes))
+            bias_E.append(constants(own_nC, share_C))
         self.bias_EC = torch.from_numpy(np.stack(bias_E)).float()
 
     def __call__(self, rows_EB: np.ndarray) -> Tensor:

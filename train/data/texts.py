@@ -12,7 +12,7 @@ from cache_specs.lookup import text_of
 from cache_specs.spec import load_spec, view_names
 from cache_specs.text import read_text
 from train.data.reader import Cache
-from train.data.towers import balance, softmax, told, towers_of
+from train.data.towers import constants, surest, told, towers_of
 
 TEXT = "zero-shot"  # the method
 TAKEN = 16  # images of a class that are taken for labelled where none is
@@ -45,15 +45,13 @@ def labelled_by_names(cache: Cache) -> Cache:
     rows = np.flatnonzero(cache.ok & ~testing)
     log_p_nC = told(cache.emb, towers, items.classes, rows)
     classes = len(items.classes)
-    alike_C = np.ones(classes)
-    scale_C = balance(np.exp(log_p_nC.astype(np.float64)), alike_C / classes, alike_C)
-    p_nC = softmax(log_p_nC + np.log(scale_C))
+    bias_C = constants(log_p_nC, np.full(classes, 1 / classes))
+    first_n, sure_n = surest(log_p_nC, bias_C)
     label = np.where(testing, items.label, -1).astype(items.label.dtype)
-    first_n = p_nC.argmax(1)
     for number in range(classes):
         own = np.flatnonzero(first_n == number)
-        surest = own[np.argsort(-p_nC[own, number], kind="stable")][:TAKEN]
-        label[rows[surest]] = number
+        order = np.argsort(-sure_n[own], kind="stable")
+        label[rows[own[order[:TAKEN]]]] = number
     split = ["test" if test else "train" for test in testing]
     items = dataclasses.replace(items, label=label, split=split)
     return dataclasses.replace(cache, items=items, taken=int((label[rows] >= 0).sum()))

@@ -1,7 +1,7 @@
 """What text towers say of cached rows, by numpy alone: zero-shot, and the constants of classes.
 
 told(emb_V, towers_of(text_V), classes, rows)    (n, C) log-probabilities
-balance(p_nC, share_C, start_C)                  (C,) factors; their logarithms are the constants
+constants(log_p_nC, share_C)                     (C,) what is added to them
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from train.data.reader import gather
 
 LEAST = 1e-6  # the probability of a class that no name speaks for
 ROUNDS, CLOSE = 200, 1e-4  # of the scaling: the most, and how near the shares have to be
+ROWS, CHUNK = 8_192, 4_096  # that decide the constants, evenly spaced; that are computed at a time
 
 
 class Tower(NamedTuple):
@@ -34,6 +35,16 @@ def told(
 ) -> np.ndarray:
     """(n, C) float32 log-probabilities of rows: of the mean of the towers' probabilities, each as
     its authors compute it."""
+    found_nC = np.empty((len(rows), len(classes)), np.float32)
+    for first in range(0, len(rows), CHUNK):
+        here = slice(first, first + CHUNK)
+        found_nC[here] = _told(emb_V, towers, classes, rows[here])
+    return found_nC
+
+
+def _told(
+    emb_V: Sequence[np.ndarray], towers: Sequence[Tower], classes: Sequence[str], rows: np.ndarray
+) -> np.ndarray:
     p_nC = np.zeros((len(rows), len(classes)))
     for view, text in towers:
         emb_nD = gather(emb_V[view], rows)
@@ -43,7 +54,24 @@ def told(
                 "the class names are compared with; embed it anew, or leave it out of VIEWS="
             )
         p_nC += softmax(text.logits(emb_nD, classes)) / len(towers)
-    return np.log(np.maximum(p_nC, LEAST)).astype(np.float32)
+    return np.log(np.maximum(p_nC, LEAST))
+
+
+def constants(log_p_nC: np.ndarray, share_C: np.ndarray) -> np.ndarray:
+    """(C,) float64 that give rows, of which at most ROWS are looked at, the shares of classes."""
+    every = slice(None, None, -(-len(log_p_nC) // ROWS))
+    return np.log(balance(np.exp(log_p_nC[every].astype(np.float64)), share_C))
+
+
+def surest(log_p_nC: np.ndarray, bias_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row the first choice with the constants, (n,) int64, and its probability."""
+    first_n = np.empty(len(log_p_nC), np.int64)
+    sure_n = np.empty(len(log_p_nC))
+    for first in range(0, len(log_p_nC), CHUNK):
+        here = slice(first, first + CHUNK)
+        p_nC = softmax(log_p_nC[here] + bias_C)
+        first_n[here], sure_n[here] = p_nC.argmax(1), p_nC.max(1)
+    return first_n, sure_n
 
 
 def softmax(logits_nC: np.ndarray) -> np.ndarray:
@@ -59,10 +87,10 @@ def shares(y_L: np.ndarray, classes: int) -> np.ndarray:
     return count_C / count_C.sum()
 
 
-def balance(p_nC: np.ndarray, share_C: np.ndarray, start_C: np.ndarray) -> np.ndarray:
+def balance(p_nC: np.ndarray, share_C: np.ndarray) -> np.ndarray:
     """(C,) factors u, of mean logarithm 0, so that the mean over the rows of u p / sum(u p) is
     share_C."""
-    scale_C = start_C
+    scale_C = np.ones(len(share_C))
     for _ in range(ROUNDS):
         mean_C = scale_C * (p_nC.T @ (1 / (p_nC @ scale_C))) / len(p_nC)
         if (np.abs(mean_C - share_C) <= CLOSE * share_C).all():
