@@ -760,6 +760,10 @@ def held_out(record: dict, **changes: object) -> dict:
         (lambda record: held_out(record, test=True), "lacks how good it is"),
         (lambda record: held_out(record, val=-1), "lacks how good it is"),
         (lambda record: held_out(record, val="many"), "lacks how good it is"),
+        (lambda record: held_out(record, judged=[[0.5, 1], [0.5]]), "lacks how good it is"),
+        (lambda record: held_out(record, judged=[[1.5, 1]]), "lacks how good it is"),
+        (lambda record: held_out(record, judged=[[0.5, 2]]), "lacks how good it is"),
+        (lambda record: {"named": True}, "does not name the file names.safetensors"),
     ],
 )
 def test_a_record_that_was_edited_and_sealed_anew_leads_nowhere(
@@ -1839,7 +1843,8 @@ def test_with_a_risk_the_unsure_keep_no_label(
     runs: Path, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """All else stands there, and the summary says what is promised."""
-    path = predict(cached(made, runs, to=str(tmp_path / "x.parquet"), risk="20%"))
+    found: dict = {}
+    path = predict(cached(made, runs, to=str(tmp_path / "x.parquet"), risk="20%"), found)
     out = capsys.readouterr().out
     table, whole = pq.read_table(path), pq.read_table(predict(cached(made, runs)))
     unsure = np.array(table["status"].to_pylist()) == "unsure"
@@ -1851,6 +1856,11 @@ def test_with_a_risk_the_unsure_keep_no_label(
     assert sure[~unsure].min() > least - 1e-3
     assert f"{(~unsure).sum():,} of {len(unsure):,} images (" in out
     assert "at most 20 % are wrong, with 90 % certainty" in out
+    assert "part of the training, which makes the promise a little too good" in out
+    assert found["status"] == {"ok": int((~unsure).sum()), "unsure": int(unsure.sum())}
+    assert found["kept"]["risk"] == 0.2 and found["kept"]["confidence"] == pytest.approx(
+        least, abs=1e-3
+    )
     labels, all_labels = table["label"].to_pylist(), whole["label"].to_pylist()
     for label, other, none in zip(labels, all_labels, unsure, strict=True):
         assert label == (None if none else other)
