@@ -44,12 +44,19 @@ def risk_of(given: str) -> float:
     raise UsageError(f"RISK={given} is no share: give one such as RISK=5%", instead={"RISK": meant})
 
 
-def keep(judged: Sequence[Sequence[float]], given: str) -> Kept | None:
-    """judged: of each image that judged its confidence, and 1 where its label was right, else 0.
-    given: RISK; None where it was not. Raises UsageError where they can promise no such risk."""
+def keep(judged: Sequence[Sequence[float]] | None, given: str) -> Kept | None:
+    """judged: of each image that judged its confidence, and 1 where its label was right, else 0;
+    None in a folder that an earlier version wrote. given: RISK; None where it was not. Raises
+    UsageError where they can promise no such risk."""
     if not given:
         return None
     risk = risk_of(given)
+    if judged is None:
+        raise UsageError(
+            f"RISK={given}: an earlier version wrote this model, and did not note down how sure it "
+            "was of the images that judged: export it again from its run, or leave RISK out",
+            instead={"RISK": None},
+        )
     sure_n, right_n = np.array(judged, np.float64).reshape(-1, 2).T
     order = np.argsort(-sure_n, kind="stable")
     sure_n, wrong_n = sure_n[order], np.cumsum(1 - right_n[order])

@@ -64,7 +64,7 @@ def predict(config: PredictConfig, found: dict[str, Any] | None = None) -> Path:
         model, cache, splits = of_run(run, method, device, place)
         log.info(f"run {run}: {_called(model)}")
         _tell_older(cache, config.run, bool(config.images))
-    kept = keep(model.about["held_out"].get("judged", []), config.risk)
+    kept = keep(model.about["held_out"].get("judged"), config.risk)
     if dataset is not None:
         from predict.images import refuse_imported
         from predict.new import new_images

@@ -49,7 +49,7 @@ from train.algorithm.probe import Params
 from train.data.apart import apart_of, nobody
 from train.data.feed import Input
 from train.data.folds import splits_of
-from train.data.graph import POWER, Graph, Share, alike, groups_of, nodes_of
+from train.data.graph import POWER, Graph, Share, equal_shares, groups_of, nodes_of
 from train.data.reader import Cache, open_cache
 from train.data.splits import Split, make_split, spaced
 from train.data.texts import labelled_by_names, with_classes, with_texts, without_texts
@@ -318,7 +318,7 @@ def _shares(pool: Params, group: Sequence[int], seeds: int) -> list[Share]:
     """Of each seed the views' shares in a graph; in runs of before all are alike."""
     if len(group) > 1 and "shares" in pool:
         return [tuple(share_V) for share_V in pool["shares"].tolist()]
-    return [alike(len(group))] * seeds
+    return [equal_shares(len(group))] * seeds
 
 
 def _kept(pool: Params, number: int, nodes_E: Sequence[np.ndarray]) -> list[Tensor] | None:

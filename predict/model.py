@@ -136,7 +136,7 @@ class Expert:
     sights_E: list[Sight] = field(default_factory=list)
 
     @functools.cached_property
-    def alike(self) -> list[list[int]]:
+    def groups(self) -> list[list[int]]:
         """The seeds, together those of the same factors."""
         groups: dict[bytes, list[int]] = {}
         for e, factor_D in enumerate(self.factor_ED.cpu().numpy()):
@@ -151,13 +151,13 @@ class Expert:
 
     @functools.cached_property
     def indices(self) -> list[Index]:
-        """Of the nodes for each of `alike`, where these are too many to be compared with every
+        """Of the nodes for each of `groups`, where these are too many to be compared with every
         image, and those of all seeds; else none."""
         large = len(self.nodes_MD) > EXACT and self.nodes_MD.device.type == "cpu"
         if not large or not bool(self.member_EM.all()):
             return []
         most = max(self.neighbours_E)
-        return [Index(self.nodes_MD * self.factor_ED[group[0]], most) for group in self.alike]
+        return [Index(self.nodes_MD * self.factor_ED[group[0]], most) for group in self.groups]
 
     def __call__(self, x_V: Sequence[Tensor]) -> Tensor:
         """(n, D_v) standardised embeddings of all views -> (E, n, C) float32 log-probabilities."""
@@ -197,7 +197,7 @@ class Expert:
         """The nearest nodes of images for each seed."""
         x_nD = side_by_side([x_V[view] for view in self.views])
         found: dict[int, Places] = {}
-        for number, group in enumerate(self.alike):
+        for number, group in enumerate(self.groups):
             factor_D = self.factor_ED[group[0]]
             if self.indices:
                 found |= self._by_index(number, x_nD * factor_D, self.nodes_MD * factor_D)
@@ -222,7 +222,7 @@ class Expert:
         distance_n = (x_nD - nodes_MD[near_nk[:, 0]]).square().sum(1).double()
         others_R = torch.nonzero(distance_n >= SAME**2).flatten()
         found = {}
-        for e in self.alike[number]:
+        for e in self.groups[number]:
             own_nk = near_nk[:, : self.neighbours_E[e]]
             found[e] = Places(own_nk, others_R, 1 - distance_n / 2)
         return found

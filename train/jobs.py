@@ -94,7 +94,7 @@ def _write_pool(folder: Path, job: Job, done: Standing) -> None:
     tensors["test"] = torch.stack([one(test)[own_S] for one in task.fixed]).half()
     if len(graphs) > 1:
         tensors["shares"] = torch.tensor([graphs[-1].share_E[e] for e in own_S])
-    reach = torch.from_numpy(graphs[-1].reach(jury.rows))
+    reach = torch.from_numpy(graphs[-1].reach(jury.rows)).to(jury.y_Sn.device)
     tensors["reached"] = jury.opinions(reach.unsqueeze(-1)).squeeze(-1)
     for number, e in enumerate(own_S):
         tensors[f"reach.{number}"] = torch.from_numpy(graphs[-1].solve(e).reach_n)

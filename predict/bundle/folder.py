@@ -36,7 +36,7 @@ from train.methods import METHODS, with_model
 RECORD = "model.json"
 # 1 tempered seeds, then averaged them; 2 has no class names, no factors and no reach
 FORMAT, READ = 3, (2, 3)
-TEXT = "names.safetensors"
+NAMED = "names.safetensors"
 OTHERS = ("README.md", "joint.onnx", "joint.onnx.data")  # beside the tensors
 RULES = typing.get_args(typing.get_type_hints(TrainConfig)["joint"])
 # What reading a damaged folder may raise.
@@ -75,7 +75,7 @@ def write_parts(model: Model, folder: Path) -> None:
             for key, value in sight._asdict().items():
                 found[name][f"sight.{e}.{key}"] = value
     if model.named:
-        found[TEXT] = model.named.tensors
+        found[NAMED] = model.named.tensors
     for name, tensors in found.items():
         plain = {}
         for key, value in tensors.items():
@@ -173,19 +173,11 @@ def _model_of(folder: Path, record: dict[str, Any], device: torch.device) -> Mod
     _refuse(record, views)
     probes = probe_files(record["method"], [view.name for view in views])
     graphs = graph_files(len(record["graphs"]))
-    text = [TEXT] if record.get("named") else []
+    text = [NAMED] if record.get("named") else []
     _check_files(folder, record["files"], {*probes, *graphs, *text})
     experts = []
     for name, graph in zip(graphs, record["graphs"], strict=True):
-        parts = _tensors(folder / name, device)
-        told = parts["nodes"], parts["member"], parts["told"]
-        alike_ED = torch.ones(len(told[1]), told[0].shape[1], device=device)  # of format 2
-        factor_ED = parts.get("factor", alike_ED)
-        sights = []
-        while f"sight.{len(sights)}.reach_M" in parts:
-            own = [parts[f"sight.{len(sights)}.{key}"] for key in Sight._fields]
-            sights.append(Sight(*own))
-        experts.append(Expert(graph["views"], *told, graph["neighbours"], factor_ED, sights))
+        experts.append(_expert(_tensors(folder / name, device), graph))
     weight: Tensor | None = None
     if record["weight"] is not None:
         weight = torch.tensor(record["weight"], dtype=torch.float64, device=device)
@@ -200,15 +192,27 @@ def _model_of(folder: Path, record: dict[str, Any], device: torch.device) -> Mod
         weight,
         float(record["temperature"]),
         record["about"],
-        _named(_tensors(folder / TEXT, device), len(views)) if text else None,
+        _named(_tensors(folder / NAMED, device), len(views)) if text else None,
     )
+
+
+def _expert(parts: Params, graph: dict[str, Any]) -> Expert:
+    """Of a graph's file and what the record says of it; format 2 has neither factors nor sights."""
+    nodes_MD, member_EM = parts["nodes"], parts["member"]
+    factor_ED = parts.get("factor", nodes_MD.new_ones(len(member_EM), nodes_MD.shape[1]))
+    sights: list[Sight] = []
+    while f"sight.{len(sights)}.reach_M" in parts:
+        own = [parts[f"sight.{len(sights)}.{key}"] for key in Sight._fields]
+        sights.append(Sight(*own))
+    told = nodes_MD, member_EM, parts["told"]
+    return Expert(graph["views"], *told, graph["neighbours"], factor_ED, sights)
 
 
 def _named(tensors: Params, views: int) -> ClassNames:
     """Raises ValueError where they are no class names of these views."""
     named = ClassNames.of(tensors)
     if named is None or not named.towers or not {*named.towers} <= {*range(views)}:
-        raise ValueError(f"{TEXT} has no class names of the model's views")
+        raise ValueError(f"{NAMED} has no class names of the model's views")
     return named
 
 
@@ -299,17 +303,28 @@ def _try(model: Model) -> None:
     seeds, classes = len(model.seeds), len(model.classes)
     if {len(probe["b0"]) for probe in model.probes} != {seeds}:
         raise ValueError(f"{RECORD} has {seeds} seeds, the probes have others")
+    _need_all_seeds(model)
+    nothing_V = [np.zeros((1, width), np.float32) for width in model.widths]
+    p_nC = model(nothing_V).joint_nC
+    model.familiar(nothing_V)
+    finite = p_nC.shape == (1, classes) and np.isfinite(p_nC).all()
+    if not finite or abs(p_nC.sum() - 1) > 1e-3:
+        raise ValueError(f"the model says no probabilities of {classes} classes")
+
+
+def _need_all_seeds(model: Model) -> None:
+    """Raise ValueError where weights, or what is familiar, are not those of each seed."""
+    seeds = len(model.seeds)
     weight = model.weight_ME
-    experts = len(model.views) + (model.named is not None) + len(model.experts)
+    experts = len(model.views) + bool(model.named) + len(model.experts)
     if weight is not None and weight.shape != (experts, seeds):
         raise ValueError(
             f"{RECORD} has a weight of the shape {tuple(weight.shape)}, expected one for each view "
             "and graph (and for the class names, where they have a say), and each seed"
         )
-    p_nC = model([np.zeros((1, width), np.float32) for width in model.widths]).joint_nC
-    finite = p_nC.shape == (1, classes) and np.isfinite(p_nC).all()
-    if not finite or abs(p_nC.sum() - 1) > 1e-3:
-        raise ValueError(f"the model says no probabilities of {classes} classes")
+    sighted = {len(expert.sights_E) for expert in model.experts}
+    if not sighted <= {0, seeds}:
+        raise ValueError(f"a graph knows what is familiar to {max(sighted)} of {seeds} seeds")
 
 
 def _check_files(folder: Path, files: dict[str, dict[str, Any]], wanted: set[str]) -> None:

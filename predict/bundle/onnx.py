@@ -229,7 +229,7 @@ def _expert(b: Builder, x_P: list[str], expert: Expert) -> str:
     plain = _side_by_side(b, [x_P[view] for view in expert.views])
     nodes = b.single(expert.nodes_MD)
     found = {}
-    for group in expert.alike:
+    for group in expert.groups:
         factor_D = expert.factor_ED[group[0]]
         x = b.as_double(b.op("Mul", plain, b.single(factor_D)))
         scaled = b.as_double(b.op("Mul", nodes, b.single(factor_D)))

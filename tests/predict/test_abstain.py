@@ -73,6 +73,9 @@ def test_what_cannot_be_promised_is_refused() -> None:
     with pytest.raises(UsageError, match=r"20 images judged .* promise no less than 11 %") as error:
         keep(few, "5%")
     assert error.value.instead == {"RISK": "11%"} and keep(few, "11%") is not None
+    with pytest.raises(UsageError, match="export it again from its run, or leave RISK") as error:
+        keep(None, "5%")
+    assert error.value.instead == {"RISK": None} and keep(None, "") is None
     with pytest.raises(UsageError, match="no image judged this model") as error:
         keep([], "5%")
     assert error.value.instead == {"RISK": None}

@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import Made
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from scipy.stats import gmean
 from sklearn.metrics import accuracy_score, log_loss
 from training import QUICK, config
@@ -39,7 +39,7 @@ from predict.config import PredictConfig
 from predict.from_run import Model, choose_method, of_run, open_model
 from predict.images import backbones, spec_of
 from predict.label import Labelled
-from predict.model import SAME, Expert, Opinions, ViewRecord
+from predict.model import SAME, Expert, Opinions, Sight, ViewRecord
 from predict.table import columns, judged, write_table
 from train.algorithm.evaluate import TEMPERATURES
 from train.command import run
@@ -1867,3 +1867,44 @@ def test_with_a_risk_the_unsure_keep_no_label(
     assert table["second"].equals(whole["second"]) and table["status"].null_count == 0
     with pytest.raises(UsageError, match="RISK=20 is no share: give"):
         predict(cached(made, runs, risk="20"))
+
+
+def graphs_with(copy: Path, change: Callable[[dict], dict]) -> dict:
+    """The record of a folder whose graphs were changed, with their new digests."""
+    record = open_record(copy)
+    for path in sorted(copy.glob("graphs/*.safetensors")):
+        path.write_bytes(save(change(load_file(path))))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        name = str(path.relative_to(copy))
+        record["files"][name] = {"bytes": path.stat().st_size, "sha256": digest}
+    return record
+
+
+def test_a_folder_of_format_2_is_read(runs: Path, made: Made, folder: Path, tmp_path: Path) -> None:
+    """It knows neither class names nor shares of views, nor what is familiar or how sure it was."""
+    copy = Path(shutil.copytree(folder, tmp_path / "model"))
+    plain = ("nodes", "member", "told")
+    record = graphs_with(copy, lambda parts: {key: parts[key] for key in plain})
+    del record["named"], record["about"]["held_out"]["judged"], record["about"]["taken"]
+    (copy / "model.json").write_bytes(durable.sealed({**record, "format": 2}))
+    found = open_model(copy)
+    model, cache, splits = opened(runs, made, "a", "mct-graph")
+    emb_V = emb_of(cache, splits[0].test)
+    equal = []
+    for one in model.experts:
+        factor = torch.ones_like(one.factor_ED)
+        equal.append(dataclasses.replace(one, factor_ED=factor, sights_E=[]))
+    expected = dataclasses.replace(model, experts=equal)
+    np.testing.assert_allclose(found(emb_V).joint_nC, expected(emb_V).joint_nC, atol=1e-6)
+    assert found.familiar(emb_V) is None and "judged" not in found.about["held_out"]
+
+
+def test_a_folder_that_knows_what_is_familiar_to_some_seeds_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "model"))
+    last = [f"sight.1.{key}" for key in Sight._fields]
+    record = graphs_with(copy, lambda parts: {k: v for k, v in parts.items() if k not in last})
+    (copy / "model.json").write_bytes(durable.sealed(record))
+    with pytest.raises(IntegrityError, match="a graph knows what is familiar to 1 of 2 seeds"):
+        open_model(copy)

@@ -305,7 +305,7 @@ class Graph:
         shares: Sequence[Share] = (),
     ) -> None:
         self.nodes, self.splits = nodes_of(splits[0]), splits
-        self.share_E = list(shares) or [alike(len(emb_V))] * len(splits)
+        self.share_E = list(shares) or [equal_shares(len(emb_V))] * len(splits)
         self.share_of = {id(one): share for one, share in zip(splits, self.share_E, strict=True)}
         self.label_N, self.classes, self.device, self.by = label_N, classes, device, by
         self.whole = {id(fold): split for split in splits for fold in split.folds}
@@ -479,7 +479,7 @@ class Graph:
         return torch.from_numpy(places.astype(np.int64)).to(self.device, non_blocking=True)
 
 
-def alike(views: int) -> Share:
+def equal_shares(views: int) -> Share:
     """The same of each."""
     return (1 / views,) * views
 
@@ -511,7 +511,7 @@ class Features:
 
     def __init__(self, emb_V: Sequence[np.ndarray], nodes: np.ndarray, share: Share = ()) -> None:
         self.emb_V, self.nodes = emb_V, nodes
-        self.share = share or alike(len(emb_V))
+        self.share = share or equal_shares(len(emb_V))
         self.scale_V = [statistics(emb_ND, nodes) for emb_ND in emb_V]
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
