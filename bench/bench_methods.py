@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument(
         "--methods",
         default=METHODS,
-        help="all, or several: supervised, label-propagation, supervised-graph and mct-graph "
+        help="all, or several: supervised, logreg, label-propagation, supervised-graph, mct-graph "
         "among them",
     )
     parser.add_argument(
