@@ -48,8 +48,8 @@ class ExtractConfig:
     """images that were embedded are gone, or have other contents, on purpose: make a new version of
     the data set all the same"""
     rehash: bool = False
-    """read and hash every image again, also where path, size, times and inode of its file are those
-    of the last time"""
+    """read and hash every image and the weights again, also where path, size, times and inode of a
+    file are those of the last time"""
     name: str | None = None
     """the data set's name in the cache; default: the folder's or file's"""
     as_class: str | None = None

@@ -128,7 +128,9 @@ def _namings(
     for spec, place in zip(specs, weights, strict=True):
         naming = None
         if spec.text is not None:
-            naming = Naming(names, *find_weights(spec.both_towers, place, fetch))
+            naming = Naming(
+                names, *find_weights(spec.both_towers, place, fetch, rehash=config.rehash)
+            )
         found.append(naming)
     return found
 
@@ -140,7 +142,7 @@ def _weights(
     if not config.allow_leak:
         refuse_labels(spec, place)
     commit = kept_commit(Path(config.cache), spec, config.data)
-    files, sha256 = find_weights(spec, place, fetch, commit)
+    files, sha256 = find_weights(spec, place, fetch, commit, config.rehash)
     if not config.allow_leak:
         refuse_labels(spec, place, files)
     return files, sha256

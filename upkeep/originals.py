@@ -38,7 +38,7 @@ def find_originals(view: View, asked: str, weights: str | None, root: Path) -> O
     spec = with_pixels_of(_spec(view, asked), view.attributes["spec"])
     toml = spec.name if spec.source.parent == SPECS else str(spec.source)
     commit = view.attributes["provenance"].get("weights_commit", "")
-    files, weights_sha256 = find_weights(spec, weights, commit=commit)
+    files, weights_sha256 = find_weights(spec, weights, commit=commit, rehash=True)
     store.refuse_changed(view, spec.declared(), weights_sha256)
     folder = view.folder.parent
     source = read_source(folder)

@@ -25,17 +25,23 @@ from base.limits import of_the_disk
 from base.phrase import quoted
 from cache_specs.spec import SPECS, ViewSpec
 from extract.models.convert import weights_folder
+from extract.models.digests import digest_of
 
 log = logging.getLogger(f"coview.{__name__}")
 
 
 def find_weights(
-    spec: ViewSpec, override: str | None, fetch: bool = True, commit: str = ""
+    spec: ViewSpec,
+    override: str | None,
+    fetch: bool = True,
+    commit: str = "",
+    rehash: bool = False,
 ) -> tuple[dict[str, Path], str]:
     """The weight files of a view, {name: path}, and the sha256 over their names and contents.
     Without `fetch` the hub is not asked, and what is not here gives ({}, "").
 
     commit: of the hub's repository, where it is known; a branch such as main may have moved since.
+    rehash: the files are read, even if they have the stamps that they had when they were hashed.
 
     From `override` (WEIGHTS=: a folder with the spec's files, or the one .safetensors file), the
     spec's own folder, or the hub. Raises UsageError naming the repository and the file that are
@@ -56,7 +62,8 @@ def find_weights(
     lost = [path for path in files.values() if not path.is_file()]
     if lost:
         raise _lost(spec, lost[0], override)
-    return files, _digest(files)
+    digests = [[name, digest_of(path, rehash)] for name, path in sorted(files.items())]
+    return files, hashlib.sha256(canonical_json(digests)).hexdigest()
 
 
 def weights_of_each(specs: Sequence[ViewSpec], override: str | None) -> list[str | None]:
@@ -113,15 +120,6 @@ def _lost(spec: ViewSpec, path: Path, override: str | None) -> UsageError:
         make = f"make weights VIEW={called(spec)} FROM={UNKNOWN}"
         told += f"; of a checkpoint of another kind this makes it: {make}"
     return UsageError(told, {"WEIGHTS": UNKNOWN})
-
-
-def _digest(files: dict[str, Path]) -> str:
-    """The sha256 over the files' names and contents."""
-    digests = []
-    for name, path in sorted(files.items()):
-        with path.open("rb") as file:
-            digests.append([name, hashlib.file_digest(file, "sha256").hexdigest()])
-    return hashlib.sha256(canonical_json(digests)).hexdigest()
 
 
 def called(spec: ViewSpec) -> str:
