@@ -247,3 +247,18 @@ def test_the_tables_of_the_docs_are_what_was_measured():
         return np.mean([bench_labels.area(*one, rule) for one in every])
 
     assert max(bench_labels.RULES, key=mean) == "UHerding, h = 1"
+
+
+def test_the_error_of_true_confidences_is_that_of_a_sample():
+    """Oracle: the mean absolute error of a share of n, sqrt(2 p (1 - p) / (pi n)); no doubt, none."""
+    spec = importlib.util.spec_from_file_location(
+        "bench_methods", SCRIPT.parent / "bench_methods.py"
+    )
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    expected = (2 * 0.7 * 0.3 / (np.pi * 400)) ** 0.5
+    assert bench.least_error(np.full(400, 0.7), 4000) == pytest.approx(expected, rel=0.05)
+    two_bins = np.repeat([0.3, 0.7], 200)
+    expected = (2 * 0.7 * 0.3 / (np.pi * 200)) ** 0.5
+    assert bench.least_error(two_bins, 4000) == pytest.approx(expected, rel=0.05)
+    assert bench.least_error(np.ones(50)) == 0
