@@ -250,7 +250,7 @@ def test_the_tables_of_the_docs_are_what_was_measured():
 
 
 def test_the_error_of_true_confidences_is_that_of_a_sample():
-    """Oracle: the mean absolute error of a share of n, sqrt(2 p (1 - p) / (pi n)); no doubt, none."""
+    """Oracle: the mean absolute error of a share of n, sqrt(2 p (1 - p) / (pi n))."""
     spec = importlib.util.spec_from_file_location(
         "bench_methods", SCRIPT.parent / "bench_methods.py"
     )
