@@ -1,14 +1,14 @@
 # Coview: embed images once with frozen foundation models, then co-train probes on the cache.
 
 .DEFAULT_GOAL := help
-COMMANDS := help setup demo views weights extract train predict export-model sweep verify repair import export status gc test test-all check-gpu bench-cache bench-models bench-extract bench-train bench-methods bench-labels lock clean report compare suggest inspect doctor
+COMMANDS := help setup demo views weights extract train finetune predict export-model sweep verify repair import export status gc test test-all check-gpu bench-cache bench-models bench-extract bench-train bench-methods bench-labels lock clean report compare suggest inspect doctor
 .PHONY: $(COMMANDS)
 SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 
-NAMES := VIEW VIEWS DATA WEIGHTS CLASSES LABELS VAL TEST RISK METHOD SEEDS GRID DEVICE GPUS CACHE RUN MODEL IMAGES FROM TO ARGS RUNS N
+NAMES := VIEW VIEWS DATA WEIGHTS CLASSES LABELS VAL TEST RISK METHOD MODE SEEDS GRID DEVICE GPUS CACHE RUN MODEL IMAGES FROM TO ARGS RUNS N
 # Only what stands on the command line counts: a DATA or RUN that happens to be in the shell's environment does not.
 given = $(filter command,$(origin $1))
 GIVEN := $(filter-out VENV PYTHON3,$(foreach name,$(.VARIABLES),$(if $(call given,$(name)),$(name))))
@@ -53,6 +53,9 @@ extract: $(STAMP)  ## embed images:  make extract VIEW=clip DATA=photos/  [VIEWS
 	@$(COVIEW) $@ $(EXTRA)
 
 train: $(STAMP)  ## train probes:  make train VIEWS=clip,dinov2 DATA=photos/  [LABELS= VAL= TEST= METHOD= SEEDS= DEVICE= GPUS= CACHE= RUN= ARGS=]
+	@$(COVIEW) $@ $(EXTRA)
+
+finetune: $(STAMP)  ## tune a backbone on few labels, as a view of its own:  make finetune VIEW=clip DATA=photos/ LABELS=4  [MODE= VAL= TEST= SEEDS= WEIGHTS= DEVICE= CACHE= RUN= ARGS=]
 	@$(COVIEW) $@ $(EXTRA)
 
 predict: $(STAMP)  ## label images:  make predict RUN=name  [IMAGES=photos/ TO=labels.csv RISK= METHOD= MODEL=folder WEIGHTS= DEVICE= CACHE= ARGS=]

@@ -219,6 +219,21 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """What `make finetune` writes into the file of a view whose backbone has learnt from labels.
+
+    parent: the view that it was tuned from, by its folder in the cache. labels: of so many images;
+    seen: the sha256 of the list of these (cache_specs/tuned.py). settings: how it was tuned.
+    """
+
+    parent: str
+    mode: Literal["lora", "norms", "full"]
+    labels: int
+    seen: str = dataclasses.field(metadata={"each": (_digest,)})
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ViewSpec:
     """One view. `output`: cls (normed class token), pooled (the model's own pooling), mean (of the
     patch tokens, then the norm where the model has one for it), projected, last4 (of the last four
@@ -241,6 +256,7 @@ class ViewSpec:
     tensors: Tensors = dataclasses.field(default_factory=Tensors)
     about: About | None = None
     text: Text | None = None
+    tuned: Tuned | None = None
 
     @property
     def both_towers(self) -> "ViewSpec":
@@ -266,6 +282,8 @@ class ViewSpec:
             del values[key]
         if not self.arguments:
             del values["arguments"]
+        if self.tuned is None:
+            del values["tuned"]
         if self.tensors == Tensors():
             del values["tensors"]
         else:  # in their order, which canonical JSON would lose
@@ -396,6 +414,8 @@ def _complaints(spec: ViewSpec) -> Iterator[str]:
     }
     if spec.text is not None:
         parts["text"] = spec.text
+    if spec.tuned is not None:
+        parts["tuned"] = spec.tuned
     for group, part in parts.items():
         for field in dataclasses.fields(part):
             values = _values(getattr(part, field.name))

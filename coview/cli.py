@@ -35,6 +35,16 @@ COMMANDS = (
         "make train VIEWS=clip,dinov2 DATA=photos/",
     ),
     Command(
+        "finetune",
+        "train.finetune.config:FinetuneConfig",
+        "train.finetune.command:command",
+        (
+            *("VIEW", "DATA", "LABELS", "VAL", "TEST", "SEEDS", "MODE", "WEIGHTS"),
+            *("DEVICE", "CACHE", "RUN"),
+        ),
+        "make finetune VIEW=clip DATA=photos/ LABELS=4",
+    ),
+    Command(
         "predict",
         "predict.config:PredictConfig",
         "predict.command:command",

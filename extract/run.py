@@ -20,6 +20,7 @@ from base.errors import CoviewError, StoppedError
 from base.limits import free_memory, within_memory
 from cache_specs import integrity, store
 from cache_specs.succession import folder_of, would_relabel, write_items
+from cache_specs.tuned import keep_seen
 from cache_specs.view import View, computed_in, status_counts, write_documents
 from extract import agreed, ahead, bad_images, canary, reuse
 from extract.class_names import encode
@@ -181,6 +182,7 @@ def opened(readies: Sequence[Ready]) -> list[Opened]:
     found = []
     for model, (folder, known) in zip(models, looked, strict=True):
         view = begin(model.ready, folder, known)
+        keep_seen(view, model.ready.spec)
         found.append(Opened(model.ready, model, view, known))
     return found
 

@@ -35,6 +35,7 @@ ARROWS = {  # a room, and the rooms that it may know besides itself; the longest
         "train.config",
         "train.methods",
     ),
+    "train.finetune": ("base", "cache_specs", "extract", "train"),
     "predict": ("base", "cache_specs", "extract", "train"),
     "report": ("base", "cache_specs", "extract", "train", "predict"),
     "report.html": ("base",),
@@ -65,7 +66,11 @@ DOORS = {
     "transformers": {"extract.models.backbones", "extract.models.text"},
     "timm": {"extract.models.timm_backend"},
     "datasets": set(),
-    "torchvision": {"extract.scaling", "extract.data.torchvision_sets"},
+    "torchvision": {
+        "extract.scaling",
+        "extract.data.torchvision_sets",
+        "train.finetune.pictures",
+    },
     "huggingface_hub": {"extract.models.weights", "extract.data.hub"},
     "sklearn": {
         "extract.data.datasets",

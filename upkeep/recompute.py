@@ -26,8 +26,8 @@ from extract.embed import finish
 from extract.images import MISSING, OK, Batches
 from extract.job import Job, embed_all
 from extract.models import backbones
+from extract.originals import Originals
 from extract.run import refuse_pending
-from upkeep.originals import Originals
 
 log = logging.getLogger(f"coview.{__name__}")
 MOST_LINES = 20  # of rows that differ

@@ -20,8 +20,8 @@ from cache_specs.items import read_items
 from cache_specs.lookup import one_view
 from cache_specs.view import View
 from extract.config import ExtractConfig
+from extract.originals import find_originals
 from upkeep.config import RepairConfig
-from upkeep.originals import find_originals
 
 log = logging.getLogger(f"coview.{__name__}")
 
@@ -83,7 +83,7 @@ def _what_computes(
         return None
     from upkeep.recompute import prepare_remaker  # noqa: PLC0415  torch: only where it is used
 
-    originals = find_originals(view, config.view, config.weights, Path(config.root))
+    originals = find_originals(view, config.view, config.weights, Path(config.root), True)
     settings = ExtractConfig(
         weights=config.weights,
         device=config.device,

@@ -21,8 +21,8 @@ from cache_specs.integrity import Problem
 from cache_specs.items import read_items
 from cache_specs.lookup import find_views
 from cache_specs.view import View
+from extract.originals import find_originals
 from upkeep.config import VerifyConfig
-from upkeep.originals import find_originals
 
 log = logging.getLogger(f"coview.{__name__}")
 
@@ -136,5 +136,5 @@ def _check_computed(folder: Path, config: VerifyConfig) -> str:
         return ", imported, so there is nothing to compute it from"
     from upkeep.recompute import compare_rows  # noqa: PLC0415  torch, only where it is asked for
 
-    originals = find_originals(view, config.view, config.weights, Path(config.root))
+    originals = find_originals(view, config.view, config.weights, Path(config.root), True)
     return f", {compare_rows(view, originals, config.recompute, config.seed, config.device)}"

@@ -1072,13 +1072,13 @@ SITUATIONS = (
     ),
     S("report/run.py:read_run", "make compare RUNS=a,b", ("b,half",), broken_records),
     S(
-        "upkeep/originals.py:find_originals#1",
+        "extract/originals.py:find_originals#1",
         "make verify VIEW=tiny-clip ARGS='--recompute 1'",
         ("pets",),
         and_embedded(no_source),
     ),
     S(
-        "upkeep/originals.py:find_originals#2",
+        "extract/originals.py:find_originals#2",
         "make verify VIEW=tiny-clip ARGS='--recompute 1'",
         ("moved",),
         and_embedded(lambda p: shutil.move(p / "pets", p / "moved")),

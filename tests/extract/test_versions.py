@@ -28,12 +28,12 @@ from extract.command import command
 from extract.images import decode
 from extract.models import backbones
 from extract.models.weights import find_weights
+from extract.originals import find_originals
 from extract.run import run
 from predict.bundle.card import licence_of
 from predict.images import spec_of
 from predict.model import ViewRecord
 from train.data.reader import open_cache
-from upkeep.originals import find_originals
 from upkeep.status import status_text
 
 NOW = (SPECS / "tiny-clip.toml").read_text().replace('path = "', f'path = "{SPECS}/')

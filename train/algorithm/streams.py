@@ -22,6 +22,7 @@ class Purpose(enum.IntEnum):
     HELD_OUT = 5  # which labelled rows validate, of arrays in memory (coview/labels.py)
     FOLDS = 4  # which labelled rows are left out together (train/data/folds.py)
     BLOCKS = 6  # the order of blocks and rows that are read ahead (bench/stream.py)
+    TUNING = 7  # augmentations and mixtures of a step of fine-tuning (train/finetune)
     TO_LABEL = 8  # which rows are proposed to be labelled (to_label.py)
 
 

@@ -11,6 +11,7 @@ import mmap
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from cache_specs.lookup import find_dataset, named_view
 from cache_specs.sources import is_gone, read_source
 from cache_specs.spec import view_names
 from cache_specs.text import ViewText
+from cache_specs.tuned import seen_of
 from cache_specs.versions import dataset_folders, is_older
 from cache_specs.view import view_name
 from train.data.splits import spaced
@@ -46,7 +48,8 @@ class Cache:
     (N,) bool, usable in every view. older: the images of `source` have other names or company now,
     and the data set a newer version. texts: of the views whose classes' names were encoded, where
     they are asked for (train/data/texts.py); taken: so many images are labelled by these names, and
-    no others but those of test."""
+    no others but those of test. seen: of the views whose backbone has learnt from labels, the
+    contents of these images; tuned: what is recorded of these views."""
 
     items: Items
     names: list[str]
@@ -58,6 +61,8 @@ class Cache:
     older: bool = False
     texts: dict[str, ViewText] = field(default_factory=dict)
     taken: int = 0
+    seen: dict[str, frozenset[str]] = field(default_factory=dict)
+    tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def folders(self) -> list[Path]:
@@ -122,7 +127,7 @@ def open_cache(
     """
     folder = find_dataset(cache, data, views)
     items = read_items(folder, labels)
-    names, emb, stamps = [], [], {}
+    names, emb, stamps, seen, tuned = [], [], {}, {}, {}
     ok = np.ones(len(items), bool)
     fingerprints = {"items": items.fingerprint, "labels": items.labels_fingerprint}
     for name in views:
@@ -137,12 +142,15 @@ def open_cache(
         ok &= integrity.check(view, remember=remember) == 0
         names.append(own)
         emb.append(map_view(view))
+        if contents := seen_of(view):
+            seen[own], tuned[own] = contents, view.attributes
     if not ok.any():
         raise DataQualityError(
             f"no image of {items.name!r} could be embedded in all of the views "
             f"{', '.join(names)}; train on fewer VIEWS=, or mend the images and extract them again"
         )
-    return Cache(items, names, emb, ok, fingerprints, stamps, read_source(folder), is_older(folder))
+    where = read_source(folder), is_older(folder)
+    return Cache(items, names, emb, ok, fingerprints, stamps, *where, seen=seen, tuned=tuned)
 
 
 def _named(cache: Path, dataset: Path, name: str, views: list[str], data: str) -> store.View:

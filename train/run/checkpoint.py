@@ -78,25 +78,35 @@ class Standing:
 
 
 def save_checkpoint(folder: Path, standing: Standing, peers: Peers) -> None:
+    """Write down where a method's training stands, all ranks together."""
+    record = {
+        "method": standing.method,
+        "step": standing.step,
+        "adam_steps": standing.states[0].steps,
+        "metrics_bytes": standing.metrics_bytes,
+    }
+    tensors = {key: value.detach().clone() for key, value in _tensors(standing).items()}
+    write_checkpoint(folder, record, tensors, peers)
+
+
+def write_checkpoint(
+    folder: Path, record: dict[str, Any], tensors: dict[str, Tensor], peers: Peers
+) -> None:
     """Every rank writes its file; rank 0 publishes when all are there. A kill at any point leaves
-    the previous checkpoint in force."""
-    name = f"{standing.method}-{standing.step:08d}"
+    the previous checkpoint in force. record: the first keys of STATE."""
+    name = f"{record['method']}-{record['step']:08d}"
     temp = folder / f".{name}.tmp"
     durable.make_folder(temp)
-    data = save({key: value.detach().clone() for key, value in _tensors(standing).items()})
-    durable.write(temp / f"rank{peers.rank}.safetensors", data, "checkpoint.tensors")
+    durable.write(temp / f"rank{peers.rank}.safetensors", save(tensors), "checkpoint.tensors")
     peers.any(False)  # all files are there
     if peers.rank == 0:
-        record = {
-            "method": standing.method,
-            "step": standing.step,
+        whole = {
+            **record,
             "ranks": peers.ranks,
-            "adam_steps": standing.states[0].steps,
-            "metrics_bytes": standing.metrics_bytes,
             "files": _digests(temp),
             "outputs": [str(path.relative_to(folder.parent)) for path in _outputs(folder.parent)],
         }
-        durable.write(temp / "state.json", durable.sealed(record), "checkpoint.state")
+        durable.write(temp / "state.json", durable.sealed(whole), "checkpoint.state")
         _publish(folder, temp, name)
     peers.any(False)  # published, before anybody goes on
 
@@ -208,11 +218,28 @@ def _looked_at(folder: Path, names: set[str]) -> tuple[dict[str, dict[str, Any]]
 
 def load_checkpoint(folder: Path, rank: int, ranks: int, device: torch.device) -> Standing | None:
     """The checkpoint that LATEST names, or None if there is none or it is of a job for another
-    number of this run's processes.
+    number of this run's processes. Raises as `read_checkpoint` does; StaleError for one of another
+    version."""
+    found = read_checkpoint(folder, rank, ranks)
+    if found is None:
+        return None
+    record, loaded = found
+    if "teach" not in loaded:
+        raise StaleError(
+            f"a checkpoint in {folder} was written by another version of this program; give this "
+            "run another name (RUN=)",
+            instead={"RUN": UNKNOWN},
+        )
+    if "best_top1" in loaded:  # as it was called when nothing else could be chosen by
+        loaded["best_score"] = loaded.pop("best_top1")
+    return _standing(record, {key: value.to(device) for key, value in loaded.items()})
 
-    Raises IntegrityError, naming the file, when it was damaged since `mend` looked; StaleError for
-    one of another version.
-    """
+
+def read_checkpoint(
+    folder: Path, rank: int, ranks: int
+) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Record and tensors of the checkpoint that LATEST names, or None as above. Raises
+    IntegrityError, naming the file, when it was damaged since `mend` looked."""
     name = _latest(folder)
     if name is None:
         return None
@@ -225,17 +252,9 @@ def load_checkpoint(folder: Path, rank: int, ranks: int, device: torch.device) -
         loaded = load(_read(where, file, record))
     except SafetensorError as error:
         raise _damaged(where / file, error) from error
-    if "teach" not in loaded:
-        raise StaleError(
-            f"the checkpoint {where} was written by another version of this program; give this run "
-            "another name (RUN=)",
-            instead={"RUN": UNKNOWN},
-        )
-    if "best_top1" in loaded:  # as it was called when nothing else could be chosen by
-        loaded["best_score"] = loaded.pop("best_top1")
     # clone: what safetensors loads is not aligned as torch aligns its own memory, and alignment can
     # change the last bit of a sum
-    return _standing(record, {key: value.clone().to(device) for key, value in loaded.items()})
+    return record, {key: value.clone() for key, value in loaded.items()}
 
 
 def _standing(record: dict[str, Any], tensors: dict[str, Tensor]) -> Standing:

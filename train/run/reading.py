@@ -21,6 +21,7 @@ from train.data.apart import Apart, nobody
 from train.data.folds import splits_of, trainings
 from train.data.reader import Cache, open_cache
 from train.data.scarce import have, listed, rarer_text, unlearnt
+from train.data.seen import refuse_seen
 from train.data.splits import Split
 from train.data.texts import TAKEN, TEXT, how_to_encode, labelled_by_names, with_texts
 from train.methods import METHODS
@@ -47,6 +48,7 @@ def read(config: TrainConfig, aloud: bool = False, remember: bool = True) -> Gro
     if len(cache.items.classes) < 2:
         raise _too_few_classes(cache.items)
     splits, older = _splits(config, cache)
+    refuse_seen(cache, splits, config.seed_list())
     methods, told = allowed(config, cache, splits)
     told += older
     told += told_of_texts(cache, methods)

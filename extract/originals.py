@@ -28,8 +28,11 @@ class Originals:
     dataset: Dataset
 
 
-def find_originals(view: View, asked: str, weights: str | None, root: Path) -> Originals:
-    """asked: VIEW=, which may be a TOML file. Raises CoviewError naming what is gone or changed."""
+def find_originals(
+    view: View, asked: str, weights: str | None, root: Path, rehash: bool = False
+) -> Originals:
+    """asked: VIEW=, which may be a TOML file. rehash: of the weights, whatever is known of their
+    files. Raises CoviewError naming what is gone or changed."""
     if view.attributes["spec"]["backend"] == store.IMPORTED:
         raise UsageError(
             f"{view.folder} was imported, not computed from images: there is nothing to compute "
@@ -38,7 +41,7 @@ def find_originals(view: View, asked: str, weights: str | None, root: Path) -> O
     spec = with_pixels_of(_spec(view, asked), view.attributes["spec"])
     toml = spec.name if spec.source.parent == SPECS else str(spec.source)
     commit = view.attributes["provenance"].get("weights_commit", "")
-    files, weights_sha256 = find_weights(spec, weights, commit=commit, rehash=True)
+    files, weights_sha256 = find_weights(spec, weights, commit=commit, rehash=rehash)
     store.refuse_changed(view, spec.declared(), weights_sha256)
     folder = view.folder.parent
     source = read_source(folder)

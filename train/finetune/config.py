@@ -1,0 +1,173 @@
+"""The settings of `make finetune`. Defaults are those of published few-shot practice (CLIP-LoRA,
+arXiv 2405.18541; 2SFS, arXiv 2503.11609), so that no label need be kept back to choose by."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from base.errors import UsageError
+from train.config import BY_LABELS, TrainConfig, limited, refuse_beyond_limits
+from train.data.apart import Apart, apart_of
+
+# of the learning rate, by MODE: of low-rank factors, of norms, of the last block
+RATES = {"lora": 2e-4, "norms": 1e-3, "full": 1e-5}
+STEPS, MOST_SHOTS = 300, 16  # for each label a class; more labels than these need no more steps
+COLLAPSES = 4  # labels a class, below which all parameters are more than can be learnt
+
+
+@dataclass(frozen=True)
+class AskedTuning:
+    view: str = ""
+    """the view whose backbone is tuned; it must be extracted already"""
+    data: str = ""
+    """the data set, as it was given to extract"""
+    labels: str = "all"
+    """labelled training images, as for train: 4 (a class), 10%, all, or a file of keys"""
+    val: str = "auto"
+    """as for train: what is set apart there is not learnt from here"""
+    test: str = "auto"
+    """as for train"""
+    seeds: str = "0"
+    """one seed: of the choice of labels, as for train, of batches and augmentations"""
+    mode: Literal["lora", "norms", "full"] = "lora"
+    """what learns besides the head: low-rank additions to the queries, keys and values of all
+    blocks, the norms' gains and shifts, or all parameters"""
+    weights: str | None = None
+    """the view's weights, where they are neither in the hub's cache nor beside its TOML file"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    cache: str = "cache"
+    """where extract put the embeddings"""
+    run: str = ""
+    """the name of the run and of the new view; the same name again resumes it; default: the view's
+    with -ft"""
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    GROUP: ClassVar[str] = "tuning"
+
+    rank: int = limited(2, least=1)
+    """of --mode lora"""
+    alpha: float = limited(1.0, positive=True)
+    """of --mode lora: what is added is multiplied by alpha / rank"""
+    lr: float = limited(0.0, least=0)
+    """learning rate of AdamW; 0: 2e-4 (lora), 1e-3 (norms), 1e-5 (full)"""
+    head_lr: float = limited(1e-3, positive=True)
+    """learning rate of the head"""
+    layer_decay: float = limited(0.75, positive=True)
+    """of --mode full: each block's learning rate is so many times that of the next"""
+    weight_decay: float = limited(0.01, least=0)
+    """decoupled weight decay, but of norms and biases"""
+    clip: float = limited(1.0, positive=True)
+    """largest norm of a gradient"""
+    steps: int = limited(BY_LABELS, least=BY_LABELS)
+    """-1: 300 for each label a class (the mean), of 16 at most"""
+    warmup: float = limited(0.1, share=True)
+    """share of the steps over which the learning rates rise; then they fall as a cosine"""
+    ema: float = limited(0.0, share=True)
+    """decay of the moving average of what learns, which then is kept; 0: none"""
+    batch: int = limited(32, least=1)
+    """images a step"""
+    chunk: int = limited(0, least=0)
+    """images in memory at a time, with the gradient of the whole batch; 0: as many as fit"""
+    checkpointing: bool = False
+    """forget what is inside of the blocks and compute it again for the gradient: a third more time,
+    far less memory"""
+    checkpoint_every: int = limited(100, least=1)
+    """steps between checkpoints; a killed run loses at most these"""
+    threads: int = 0
+    """CPU threads; 0: as torch has it"""
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    GROUP: ClassVar[str] = "pictures"
+
+    crop: float = limited(0.5, positive=True)
+    """a random part of the picture, at least this share of its area; 1: the picture as extract
+    shows it"""
+    flip: bool = False
+    """also mirror half of the pictures: not where left and right differ, as in letters"""
+    randaugment: bool = False
+    """also RandAugment (Cubuk et al. 2020), as torchvision has it"""
+    mixup: float = limited(0.0, least=0)
+    """mix pictures and labels by a share drawn from Beta(mixup, mixup); 0: not"""
+
+
+@dataclass(frozen=True)
+class TuningRun:
+    GROUP: ClassVar[str] = "run"
+
+    runs: str = "runs"
+    """where runs go"""
+    root: str = "data"
+    """where torchvision's data sets are"""
+    dry_run: bool = False
+    """say what would learn, how much memory and time it would take; write nothing"""
+    json: bool = False
+    """one JSON document on stdout, for machines; what is meant for people goes to stderr"""
+
+
+OF_THE_MACHINE = ("chunk", "checkpointing", "checkpoint_every", "threads")
+PLACES = ("run", "cache", "weights", *[field.name for field in dataclasses.fields(TuningRun)])
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(TuningRun, PictureSettings, TuningSettings, AskedTuning):
+    """Tune the backbone of one view on few labels, and write it as a view of its own."""
+
+    def check(self) -> None:
+        """Raise UsageError for what can be seen without reading any data."""
+        usual = {} if self.view else {"VIEW": "clip"}
+        if not self.data:
+            usual["DATA"] = "photos/"
+        if usual:
+            told = "is missing; name it" if len(usual) == 1 else "are missing; name both"
+            raise UsageError(f"{' and '.join(usual)} {told}", instead=dict(usual))
+        refuse_beyond_limits(self)
+        if self.crop > 1:
+            raise UsageError(f"--crop is a share of the picture, at most 1, found {self.crop}")
+        if self.layer_decay > 1:
+            raise UsageError(f"--layer-decay is a share, at most 1, found {self.layer_decay}")
+        if not self.steps:
+            raise UsageError("--steps must be positive, found 0; leave it out")
+        self.seed()
+        self.apart()
+
+    def seed(self) -> int:
+        """Raises UsageError."""
+        seeds = TrainConfig(seeds=self.seeds).seed_list()
+        if len(seeds) > 1:
+            raise UsageError(
+                f"SEEDS={self.seeds}: a backbone learns the labels of one seed; for others type "
+                "the command with each of them",
+                instead={"SEEDS": str(seeds[0])},
+            )
+        return seeds[0]
+
+    def apart(self) -> Apart:
+        """VAL and TEST. Raises UsageError."""
+        return apart_of({"val": self.val, "test": self.test})
+
+    def settled(self, labelled: int, classes: int) -> "FinetuneConfig":
+        """With the steps and the learning rate that stand for as many as are needed."""
+        steps, shots = self.steps, min(labelled / classes, MOST_SHOTS)
+        if steps == BY_LABELS:
+            steps = max(STEPS, math.ceil(STEPS * shots))
+        return dataclasses.replace(self, steps=steps, lr=self.lr or RATES[self.mode])
+
+    def told(self) -> dict[str, Any]:
+        """What the file of the tuned view says of it: nothing of this machine."""
+        kinds = (TuningSettings, PictureSettings)
+        names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
+        values = {name: getattr(self, name) for name in names if name not in OF_THE_MACHINE}
+        return {"labels": self.labels, "seed": self.seed(), **values}
+
+    def settings(self) -> dict[str, Any]:
+        """All that can change the numbers."""
+        values = dataclasses.asdict(self)
+        for name in PLACES:
+            del values[name]
+        return values

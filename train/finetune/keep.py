@@ -1,0 +1,176 @@
+"""What fine-tuning leaves: a backbone of its own, as extract takes any other.
+
+    runs/clip-ft/clip-ft.toml          the view: its parent's, but for [weights] and [tuned]
+                 weights/              the tuned model, whole (low-rank parts merged)
+                 learnt.safetensors    what learnt alone: the adapter, or norms; the head
+                 seen.txt              the contents of the images whose labels it has learnt from
+                 tuned.json            written last (sealed): sha256 of each of these files
+
+What is written is read again, and must give what was tuned.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from base import durable
+from base.errors import IntegrityError
+from cache_specs.spec import Tensors, Tuned, ViewSpec, Weights, check, load_spec
+from cache_specs.tuned import FILE as SEEN
+from cache_specs.tuned import listed
+from extract.models.backbones import Backbone, load_backbone
+from extract.models.checkpoint import mapped, safetensors_of
+from extract.models.timm_backend import RESAMPLING
+from train.finetune.live import Live
+from train.finetune.thaw import merge
+
+WEIGHTS, DONE = "weights", "tuned.json"
+CLOSE = 1e-4  # of an embedding's length: as far as it may be off once it was written and read
+
+
+def is_tuned(folder: Path) -> bool:
+    """Is a fine-tuning in this folder finished?"""
+    return (folder / DONE).is_file()
+
+
+def tuned_spec(parent: ViewSpec, folder: Path, tuned: Tuned) -> ViewSpec:
+    """The view that is written: its file in `folder` is called as the folder is."""
+    arguments = {k: v for k, v in parent.arguments.items() if k not in RESAMPLING}
+    spec = dataclasses.replace(
+        parent,
+        name=folder.name,
+        source=folder / f"{folder.name}.toml",
+        weights=Weights(files=parent.weights.files, path=WEIGHTS),
+        arguments=arguments if parent.backend == "timm" else parent.arguments,
+        tensors=Tensors(),
+        about=None,
+        text=None,
+        tuned=tuned,
+    )
+    check(spec, str(spec.source))
+    return spec
+
+
+def write_tuned(
+    spec: ViewSpec,
+    parent: ViewSpec,
+    files: Mapping[str, Path],
+    live: Live,
+    seen: frozenset[str],
+    some_pixels: Tensor,
+) -> dict[str, str]:
+    """Merge what was learnt, write everything, and see that what was written gives what was tuned.
+    Returns the sha256 of each file. Raises StorageError, or IntegrityError where it does not."""
+    folder = spec.source.parent
+    learnt = {name: p.detach().cpu().contiguous() for name, p in live.named().items()}
+    learnt |= {name: getattr(live, name).cpu() for name in ("mean_D", "std_D")}
+    merge(live.backbone.model)
+    durable.make_folder(folder / WEIGHTS)
+    state = whole_state(parent, files, live.backbone)
+    written: dict[str, bytes] = {}
+    for name, path in files.items():
+        is_model = name.endswith(".safetensors")
+        data = save(state, {"format": "pt"}) if is_model else path.read_bytes()
+        written[f"{WEIGHTS}/{name}"] = data
+    written["learnt.safetensors"] = save(learnt)
+    written[SEEN] = listed(seen)
+    written[spec.source.name] = toml_of(spec).encode()
+    for name, data in written.items():
+        durable.write(folder / name, data, "tuned")
+    _refuse_other(spec, live.backbone, some_pixels)
+    return {name: hashlib.sha256(data).hexdigest() for name, data in written.items()}
+
+
+def whole_state(
+    parent: ViewSpec, files: Mapping[str, Path], backbone: Backbone
+) -> dict[str, Tensor]:
+    """The tensors of the tuned model as a checkpoint of its backend has them: of open_clip both
+    towers, the text's as it was."""
+    own = {name: tensor.detach().cpu() for name, tensor in backbone.model.state_dict().items()}
+    if parent.backend == "open_clip":
+        path = safetensors_of(parent, dict(files))
+        own = {f"visual.{name}": tensor for name, tensor in own.items()}
+        own = {**mapped(parent, load_file(path)), **own}
+    return {name: tensor.contiguous().clone() for name, tensor in own.items()}
+
+
+def _refuse_other(spec: ViewSpec, backbone: Backbone, pixels_BCHW: Tensor) -> None:
+    """Raise IntegrityError unless the view, read again, embeds these images as what was tuned."""
+    again = load_spec(str(spec.source))
+    where = spec.source.parent / WEIGHTS
+    device = str(backbone.mean.device)
+    read = load_backbone(again, {name: where / name for name in again.weights.files}, device)
+    with torch.inference_mode():
+        tuned, found = (one(pixels_BCHW.to(device), exact=True) for one in (backbone, read))
+    off = ((found - tuned).norm(dim=1) / tuned.norm(dim=1)).max().item()
+    if again.declared() != spec.declared() or not off <= CLOSE:
+        shutil.rmtree(where)
+        raise IntegrityError(
+            f"{spec.source}: what was written, read again, is not what was tuned (embeddings are "
+            f"off by {off:.1e} of their length): this backbone cannot be written as a view of its "
+            "own. Report it, with the view's TOML file; take another view meanwhile"
+        )
+
+
+def toml_of(spec: ViewSpec) -> str:
+    """A spec as its TOML file, every field written out."""
+    values = dataclasses.asdict(spec)
+    for key in ("name", "source", "about", "text"):
+        del values[key]
+    lines = [f"# tuned from {spec.tuned.parent}" if spec.tuned else "", ""]
+    tables = []
+    for key, value in values.items():
+        if not isinstance(value, dict):
+            lines += _lines({key: value})
+        elif own := _lines(value):
+            tables += ["", f"[{key}]", *own]
+    return "\n".join([*lines, *tables, ""])
+
+
+def _lines(table: Mapping[str, Any]) -> list[str]:
+    """What is not given, or empty, is left out."""
+    given = {key: value for key, value in table.items() if value not in (None, "", (), {})}
+    return [f"{_key(key)} = {_value(value)}" for key, value in given.items()]
+
+
+def _key(key: str) -> str:
+    return key if key.replace("_", "").isalnum() and key.isascii() else json.dumps(key)
+
+
+def _value(value: Any) -> str:
+    """JSON is TOML, but for tables."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(_lines(value))}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    return json.dumps(value)
+
+
+def finish(folder: Path, record: dict[str, Any]) -> None:
+    """The last thing that is written."""
+    durable.write(folder / DONE, durable.sealed(record), "tuned")
+
+
+def read_done(folder: Path) -> dict[str, Any]:
+    """What `finish` wrote. Raises IntegrityError where it, or a file that it names, is another
+    one."""
+    try:
+        record = durable.read_sealed(folder / DONE)
+        for name, sha256 in record["files"].items():
+            with (folder / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    raise ValueError(f"{name} has changed since it was written")
+    except (OSError, ValueError, KeyError) as error:
+        durable.reraise_unless_gone(folder, error)
+        raise IntegrityError(
+            f"{folder} is damaged ({error}). Delete it, and type the command that made it"
+        ) from error
+    return record

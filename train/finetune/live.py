@@ -1,0 +1,127 @@
+"""A live view: the backbone that extract has frozen, with a linear head, both of which learn.
+
+    pixels (B, 3, S, S) uint8 -> backbone -> (B, D) -> standardised as for probes -> logits (B, C)
+
+Before its first step it gives what the cache holds, up to the rounding of float16.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from extract.models.backbones import Backbone
+from train.finetune.config import FinetuneConfig
+from train.finetune.thaw import Learnt, forget_inside, thaw
+
+PENALTY = 10.0  # of the head's first weights: ||W||^2 / 2 times this on the summed loss
+ITERATIONS = 200
+# bytes a parameter that learns: its gradient and AdamW's two moments, float32
+OF_A_LEARNT = 12
+
+
+class Live(nn.Module):
+    """What is tuned. learnt: of the backbone, in the order of its parameters."""
+
+    def __init__(
+        self, backbone: Backbone, head: nn.Linear, statistics: tuple[np.ndarray, np.ndarray]
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        for name, values_D in zip(("mean_D", "std_D"), statistics, strict=True):
+            self.register_buffer(name, torch.from_numpy(values_D.astype(np.float32)))
+        self.learnt: list[Learnt] = []
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 -> (B, C) logits, float32."""
+        return self.head((self.backbone(pixels_BCHW) - self.mean_D) / self.std_D)
+
+    def thaw(self, config: FinetuneConfig) -> None:
+        """From now on the backbone learns, as the mode says. Raises UsageError."""
+        self.learnt = thaw(self.backbone.model, config)
+        if config.checkpointing:
+            forget_inside(self.backbone.model)
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """All that learns, by name."""
+        found = {learnt.name: learnt.parameter for learnt in self.learnt}
+        return {**found, **dict(self.head.named_parameters("head"))}
+
+    def groups(self, config: FinetuneConfig) -> list[dict]:
+        """AdamW's: the backbone at the mode's rate, the head at its own."""
+        decay, found = config.weight_decay, []
+        for learnt in self.learnt:
+            kept = decay if learnt.decays else 0.0
+            lr = config.lr * learnt.scale
+            found.append({"params": [learnt.parameter], "lr": lr, "weight_decay": kept})
+        head = [(self.head.weight, decay), (self.head.bias, 0.0)]
+        for parameter, kept in head:
+            found.append({"params": [parameter], "lr": config.head_lr, "weight_decay": kept})
+        return found
+
+
+def fit_head(x_LD: np.ndarray, y_L: np.ndarray, classes: int) -> nn.Linear:
+    """The logistic regression on standardised embeddings that the head begins as (LP-FT, Kumar et
+    al. 2022): else the body would be bent towards a random one. L2 penalty, so strong that the
+    labels are not yet known by heart. float64 inside; a class without a label has a column, too."""
+    x, y = torch.from_numpy(x_LD.astype(np.float64)), torch.from_numpy(y_L.astype(np.int64))
+    weight = torch.zeros(classes, x.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [weight, bias], max_iter=ITERATIONS, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        fit = cross_entropy(x @ weight.T + bias, y, reduction="sum")
+        whole = (fit + PENALTY / 2 * weight.square().sum()) / len(y)
+        whole.backward()
+        return whole
+
+    solver.step(loss)
+    head = nn.Linear(x.shape[1], classes)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+    return head
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes: of weights, gradients and moments; of what one image leaves behind for the
+    gradient."""
+
+    fixed: int
+    image: int
+
+    def most(self, free: int) -> int:
+        """Images at a time that fit into so many bytes."""
+        return max(0, free - self.fixed) // max(self.image, 1)
+
+
+def needs_of(live: Live, pixels_BCHW: Tensor) -> Needs:
+    """Measured, by what the backward pass of these images would keep; on the CPU, so that nothing
+    runs out of memory by it."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    own = {parameter.untyped_storage().data_ptr() for parameter in live.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = live(pixels_BCHW).sum()
+    images = sum(size for pointer, size in kept.items() if pointer not in own)
+    del loss
+    weights = sum(parameter.nbytes for parameter in live.parameters())
+    learnt = sum(parameter.numel() for parameter in live.named().values())
+    return Needs(weights + OF_A_LEARNT * learnt, -(-images // len(pixels_BCHW)))
+
+
+def counted(learnt: Sequence[Learnt]) -> int:
+    """Numbers that learn."""
+    return sum(one.parameter.numel() for one in learnt)

@@ -1,0 +1,191 @@
+"""The loop: rows(seed, step) -> pictures -> a step of AdamW -> now and then a checkpoint.
+
+A step is a pure function of what learns, its moments, and the step's number: a run that was killed
+goes on to the same bytes.
+"""
+
+import math
+import threading
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, one_hot
+
+from base.errors import DataQualityError, PreemptedError
+from base.progress import Progress
+from train.algorithm.batches import Passes
+from train.algorithm.peers import LocalPeers
+from train.algorithm.streams import Purpose, stream
+from train.finetune.config import FinetuneConfig
+from train.finetune.live import Live
+from train.finetune.pictures import MIX, Pictures
+from train.run.checkpoint import read_checkpoint, write_checkpoint
+
+JOB = "finetune"  # in the names of checkpoints
+Batch = tuple[Tensor, Tensor]  # (B, 3, S, S) uint8 and (B, C) float32, of each image the shares
+
+
+@dataclass
+class Tuning:
+    """What is tuned, on what. average: the moving average of what learns, where there is one."""
+
+    live: Live
+    pictures: Pictures
+    label_N: np.ndarray
+    rows: Passes
+    config: FinetuneConfig
+    device: torch.device
+    step: int = 0
+    average: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.adam = torch.optim.AdamW(self.live.groups(self.config))
+        self.rates = [group["lr"] for group in self.adam.param_groups]
+
+    def batch(self, step: int) -> Batch:
+        """What one step learns from."""
+        config, seed = self.config, self.config.seed()
+        rows_B = self.rows(step, config.batch)
+        pixels = self.pictures(rows_B, seed, step)
+        y_B = torch.from_numpy(self.label_N[rows_B]).long()
+        share_BC = one_hot(y_B, self.live.head.out_features).float()
+        if config.mixup:
+            drawn = stream(seed, Purpose.TUNING, MIX, (0, 0, step))
+            part = float(drawn.beta(config.mixup, config.mixup))
+            other = torch.from_numpy(drawn.permutation(len(rows_B)))
+            mixed = part * pixels.float() + (1 - part) * pixels[other].float()
+            pixels = mixed.round().to(torch.uint8)
+            share_BC = part * share_BC + (1 - part) * share_BC[other]
+        return pixels, share_BC
+
+    def learn(self, batch: Batch) -> float:
+        """One step on a batch, so many images at a time; returns its loss, the mean in nats."""
+        factor = warm_and_cool(self.step, self.config)
+        for group, lr in zip(self.adam.param_groups, self.rates, strict=True):
+            group["lr"] = lr * factor
+        self.adam.zero_grad()
+        pixels_BCHW, share_BC = batch
+        total = torch.zeros((), device=self.device)
+        size = self.config.chunk or len(pixels_BCHW)
+        for pixels, share in zip(pixels_BCHW.split(size), share_BC.split(size), strict=True):
+            logits = self.live(pixels.to(self.device, non_blocking=True))
+            loss = cross_entropy(logits, share.to(self.device), reduction="sum")
+            loss = loss / len(pixels_BCHW)
+            loss.backward()
+            total += loss.detach()
+        learning = self.live.named()
+        torch.nn.utils.clip_grad_norm_(learning.values(), self.config.clip)
+        self.adam.step()
+        self.step += 1
+        if self.config.ema:
+            weight = 1 - min(self.config.ema, self.step / (10 + self.step))
+            for name, parameter in learning.items():
+                before = self.average.setdefault(name, parameter.detach().clone())
+                before.lerp_(parameter.detach(), weight)
+        return float(total)
+
+    def show_average(self) -> None:
+        """What is kept in the end: the moving average, where there is one."""
+        with torch.no_grad():
+            for name, parameter in self.live.named().items():
+                if name in self.average:
+                    parameter.copy_(self.average[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a step needs besides its number."""
+        found = {f"average.{name}": value for name, value in self.average.items()}
+        for name, parameter in self.live.named().items():
+            found[f"value.{name}"] = parameter.detach()
+            for moment, value in self.adam.state.get(parameter, {}).items():
+                found[f"{moment}.{name}"] = value
+        return {name: value.cpu().contiguous().clone() for name, value in found.items()}
+
+    def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Go on after so many steps."""
+        self.step = step
+        with torch.no_grad():
+            for name, parameter in self.live.named().items():
+                parameter.copy_(tensors[f"value.{name}"])
+                state = self.adam.state[parameter]
+                state["step"] = tensors[f"step.{name}"].clone()
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    state[moment] = tensors[f"{moment}.{name}"].clone().to(parameter)
+                if self.config.ema:
+                    self.average[name] = tensors[f"average.{name}"].clone().to(parameter)
+
+
+def warm_and_cool(step: int, config: FinetuneConfig) -> float:
+    """The factor of the learning rates at a step: a rise to 1, then a half cosine down to 0."""
+    rise = math.ceil(config.warmup * config.steps)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / (config.steps - rise))
+
+
+def tune(work: Tuning, folder: Path, title: str, stop: threading.Event) -> None:
+    """Take the steps that are left, from the last checkpoint of the run in `folder`. Raises
+    PreemptedError after a stop signal (everything saved), DataQualityError where the loss is not
+    finite."""
+    checkpoints = folder / "checkpoints"
+    found = read_checkpoint(checkpoints, 0, 1)
+    if found is not None:
+        record, tensors = found
+        work.restore(record["step"], tensors)
+    config = work.config
+    with (
+        Progress(title, config.steps, work.step, "steps") as progress,
+        _ahead(work) as batches,
+    ):
+        while work.step < config.steps:
+            with progress.clock("decode"):
+                batch = next(batches)
+            with progress.clock("model"):
+                loss = work.learn(batch)
+            if not math.isfinite(loss):
+                raise _not_finite(title, work)
+            progress.advance(1)
+            last = work.step == config.steps
+            if stop.is_set() or last or work.step % config.checkpoint_every == 0:
+                _save(checkpoints, work)
+            if stop.is_set() and not last:
+                raise PreemptedError(
+                    f"stopped at step {work.step:,} of {config.steps:,}, everything is saved; the "
+                    "same command goes on from here"
+                )
+
+
+@contextmanager
+def _ahead(work: Tuning) -> Generator[Iterator[Batch]]:
+    """The batches from now on; a thread makes the next one while one is learnt from."""
+    thread = ThreadPoolExecutor(1, "pictures")
+
+    def each() -> Iterator[Batch]:
+        following: Future[Batch] = thread.submit(work.batch, work.step)
+        for step in range(work.step + 1, work.config.steps + 1):
+            batch = following.result()
+            if step < work.config.steps:
+                following = thread.submit(work.batch, step)
+            yield batch
+
+    try:
+        yield each()
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+def _save(folder: Path, work: Tuning) -> None:
+    record = {"method": JOB, "step": work.step, "adam_steps": work.step, "metrics_bytes": work.step}
+    write_checkpoint(folder, record, work.tensors(), LocalPeers(1))
+
+
+def _not_finite(title: str, work: Tuning) -> DataQualityError:
+    return DataQualityError(
+        f"{title}: the loss is not finite at step {work.step:,}. Take a smaller learning rate: "
+        f"ARGS='--lr {work.config.lr / 10:g}'; the last checkpoint is from before"
+    )
