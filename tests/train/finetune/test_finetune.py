@@ -1,0 +1,600 @@
+"""`make finetune` from its words to a view that is trained on: the oracle is the cache before the
+first step, an uninterrupted run after it."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import config, shared
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+
+from base.errors import (
+    DataQualityError,
+    IntegrityError,
+    PreemptedError,
+    StaleError,
+    UsageError,
+)
+from cache_specs import store
+from cache_specs.spec import load_spec
+from cache_specs.tuned import seen_of
+from exchange.config import ImportConfig
+from exchange.importer import import_view
+from extract.run import run as extract
+from train.config import TrainConfig
+from train.data.reader import open_cache
+from train.finetune import keep, tune
+from train.finetune import run as finetune
+from train.finetune.config import FinetuneConfig
+from train.finetune.live import PENALTY, fit_head
+from train.finetune.run import _chunk, made, read
+from train.finetune.tune import Tuning, warm_and_cool
+from train.run.reading import read as read_ground
+
+VIEWS = ("tiny-clip", "tiny-dinov2")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of the digits as both bundled models see them."""
+    cache = tmp_path_factory.mktemp("digits") / "cache"
+    asked = config(Path("digits"), cache, view="", views=",".join(VIEWS), batch=64, shard_rows=512)
+    extract(asked, {})
+    with shared(cache):
+        yield cache
+
+
+def asked(cache: Path, folder: Path, **changes: object) -> FinetuneConfig:
+    base = FinetuneConfig(
+        view="tiny-clip",
+        data="digits",
+        labels="2",
+        cache=str(cache),
+        runs=str(folder),
+        device="cpu",
+        steps=6,
+        batch=8,
+        checkpoint_every=2,
+        threads=1,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def run(settings: FinetuneConfig) -> Path:
+    """The folder of a finished run."""
+    settings.check()
+    found: dict = {}
+    finetune.run(settings, found)
+    return Path(found["run"])
+
+
+@pytest.fixture(scope="module")
+def done(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = run(asked(digits, tmp_path_factory.mktemp("runs")))
+    with shared(folder):
+        yield folder
+
+
+def outcome(folder: Path) -> dict[str, bytes]:
+    """What a run leaves that must not depend on interruptions."""
+    files = [*folder.glob("weights/*"), *folder.glob("splits/*"), *folder.glob("*.toml")]
+    files += [folder / name for name in ("learnt.safetensors", "seen.txt", "tuned.json")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+# ---------------------------------------------------------------- live equals cached
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("mode", ["lora", "norms", "full"])
+def test_before_the_first_step_the_live_view_gives_the_cache(
+    view: str, mode: str, digits: Path, tmp_path: Path
+) -> None:
+    """To the last float16 digit, for whole batches of the cache."""
+    ground = read(asked(digits, tmp_path, view=view, mode=mode))
+    work, _ = made(ground)
+    rows = range(512, 512 + 64)  # of the second shard, its first batch
+    with torch.inference_mode():
+        emb = work.live.backbone(work.pictures.as_extracted(rows)).half().numpy()
+    assert np.array_equal(emb, ground.cache.emb[0][512 : 512 + 64])
+
+
+def test_the_head_begins_as_a_logistic_regression() -> None:
+    chance = np.random.default_rng(0)
+    x_LD = chance.normal(size=(40, 7)).astype(np.float32)
+    y_L = np.repeat([0, 1, 3], [20, 10, 10])  # no image of class 2
+    head = fit_head(x_LD, y_L, 4)
+    oracle = LogisticRegression(C=1 / PENALTY, tol=1e-10, max_iter=5000).fit(x_LD, y_L)
+    with torch.no_grad():
+        p = head(torch.from_numpy(x_LD)).softmax(1).numpy()
+    assert p[:, 2].max() < 1e-3
+    assert np.allclose(p[:, [0, 1, 3]], oracle.predict_proba(x_LD), atol=1e-3)
+
+
+def test_the_head_begins_on_what_the_cache_holds(digits: Path, tmp_path: Path) -> None:
+    ground = read(asked(digits, tmp_path))
+    work, _ = made(ground)
+    rows = ground.split.labelled
+    with torch.inference_mode():
+        logits = work.live(work.pictures.as_extracted(rows.tolist()))
+    assert (logits.argmax(1).numpy() == ground.cache.items.label[rows]).mean() > 0.9
+
+
+# ---------------------------------------------------------------- a step
+
+
+def test_a_batch_is_a_function_of_seed_and_step(digits: Path, tmp_path: Path) -> None:
+    settings = asked(digits, tmp_path, mixup=0.4, flip=True, randaugment=True, batch=5)
+    one, _ = made(read(settings))
+    expected = [one.batch(step) for step in range(4)]
+    torch.rand(3)  # others draw, too
+    other, _ = made(read(settings))
+    other.pictures.kept.clear()
+    for step in (2, 0, 3, 1):
+        pixels, share = other.batch(step)
+        assert torch.equal(pixels, expected[step][0]) and torch.equal(share, expected[step][1])
+    assert not torch.equal(expected[0][0], expected[1][0])
+    different, _ = made(read(dataclasses.replace(settings, seeds="1")))
+    assert not torch.equal(different.batch(0)[0], expected[0][0])
+
+
+def test_no_draw_of_the_process_is_touched(digits: Path, tmp_path: Path) -> None:
+    work, _ = made(read(asked(digits, tmp_path, randaugment=True)))
+    before = torch.random.get_rng_state()
+    work.batch(0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_without_augmentation_a_batch_is_what_extract_shows(digits: Path, tmp_path: Path) -> None:
+    work, _ = made(read(asked(digits, tmp_path, crop=1.0)))
+    pixels, share_BC = work.batch(3)
+    rows = work.rows(3, 8).tolist()
+    assert torch.equal(pixels, work.pictures.as_extracted(rows))
+    assert torch.equal(share_BC.argmax(1), torch.from_numpy(work.label_N[rows]).long())
+    assert share_BC.sum() == 8 and share_BC.max() == 1
+
+
+def test_mixed_pictures_have_mixed_labels(digits: Path, tmp_path: Path) -> None:
+    work, _ = made(read(asked(digits, tmp_path, mixup=1.0, crop=1.0, batch=20)))
+    pixels, share_BC = work.batch(0)
+    assert torch.allclose(share_BC.sum(1), torch.ones(20))
+    assert 0 < float(share_BC.max(1).values.min()) < 1
+    plain = work.pictures.as_extracted(work.rows(0, 20).tolist())
+    assert not torch.equal(pixels, plain)
+
+
+def test_so_many_at_a_time_give_the_gradient_of_the_whole(digits: Path, tmp_path: Path) -> None:
+    learnt = []
+    for chunk in (8, 3):
+        work, _ = made(read(asked(digits, tmp_path, mode="full", chunk=chunk)))
+        losses = [work.learn(work.batch(step)) for step in range(3)]
+        learnt.append((losses, [p.detach().clone() for p in work.live.named().values()]))
+    assert learnt[0][0] == pytest.approx(learnt[1][0], rel=1e-4)
+    for whole, parts in zip(learnt[0][1], learnt[1][1], strict=True):
+        assert torch.allclose(whole, parts, atol=2e-5)
+
+
+def test_rates_rise_and_fall() -> None:
+    settings = FinetuneConfig(steps=100, warmup=0.1)
+    rates = [warm_and_cool(step, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1
+    assert np.all(np.diff(rates[10:]) < 0) and 0 < rates[99] < 1e-3
+    assert warm_and_cool(0, FinetuneConfig(steps=100, warmup=0.0)) == 1
+
+
+def test_what_is_kept_is_the_moving_average(digits: Path, tmp_path: Path) -> None:
+    work, _ = made(read(asked(digits, tmp_path, ema=0.5, lr=0.01)))
+    expected: dict[str, torch.Tensor] = {}
+    for step in range(4):
+        work.learn(work.batch(step))
+        weight = 1 - min(0.5, (step + 1) / (step + 11))
+        for name, parameter in work.live.named().items():
+            now = parameter.detach().clone()
+            expected[name] = torch.lerp(expected.get(name, now), now, weight)
+    work.show_average()
+    for name, parameter in work.live.named().items():
+        assert torch.allclose(parameter, expected[name])
+
+
+def test_it_learns(digits: Path, tmp_path: Path) -> None:
+    work, _ = made(read(asked(digits, tmp_path, lr=2e-3, crop=1.0, batch=20)))
+    losses = [work.learn(work.batch(0)) for _ in range(15)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+# ---------------------------------------------------------------- kills
+
+
+def begun(settings: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, at: int, how: str) -> None:
+    """Begin a run, and end it at a step: killed (an error that nobody expects), or asked to
+    stop."""
+    real = Tuning.learn
+    events: list[threading.Event] = []
+    stopping = tune.tune
+
+    def watched(work: Tuning, folder: Path, title: str, stop: threading.Event) -> None:
+        events.append(stop)
+        stopping(work, folder, title, stop)
+
+    def learn(work: Tuning, batch: tune.Batch) -> float:
+        if work.step == at and how == "killed":
+            raise KeyboardInterrupt
+        loss = real(work, batch)
+        if work.step == at and how == "stopped":
+            events[0].set()
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tuning, "learn", learn)
+        patch.setattr(finetune, "tune", watched)
+        with pytest.raises(KeyboardInterrupt if how == "killed" else PreemptedError):
+            run(settings)
+
+
+@pytest.mark.parametrize(("how", "at"), [("killed", 1), ("killed", 5), ("stopped", 3)])
+def test_a_run_that_was_ended_goes_on_to_the_same_bytes(
+    how: str, at: int, digits: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = asked(digits, tmp_path)
+    begun(settings, monkeypatch, at, how)
+    assert not keep.is_tuned(tmp_path / "tiny-clip-ft")
+    taken: list[int] = []
+    real = Tuning.learn
+
+    def learn(work: Tuning, batch: tune.Batch) -> float:
+        taken.append(work.step)
+        return real(work, batch)
+
+    monkeypatch.setattr(Tuning, "learn", learn)
+    assert outcome(run(settings)) == outcome(done)
+    assert taken == list(range({1: 0, 5: 4, 3: 3}[at], 6))
+
+
+@pytest.mark.parametrize("settings", [{"ema": 0.9}, {"mode": "full", "mixup": 0.2, "chunk": 3}])
+def test_so_does_one_with_an_average_or_mixtures(
+    settings: dict, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(asked(digits, tmp_path / "whole", **settings))
+    parts = asked(digits, tmp_path / "parts", **settings)
+    begun(parts, monkeypatch, 3, "stopped")
+    assert outcome(run(parts)) == outcome(whole)
+
+
+def test_a_damaged_checkpoint_is_gone_back_behind(
+    digits: Path,
+    done: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = asked(digits, tmp_path)
+    begun(settings, monkeypatch, 5, "killed")
+    newest = tmp_path / "tiny-clip-ft" / "checkpoints" / "finetune-00000004" / "rank0.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-3] ^= 1
+    newest.write_bytes(data)
+    assert outcome(run(settings)) == outcome(done)
+    assert "GOES BACK to step 2" in caplog.text
+
+
+def test_sigterm_saves_and_ends_with_75(
+    digits: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes in the middle of a step."""
+    settings, real = asked(digits, tmp_path), Tuning.learn
+
+    def learn(work: Tuning, batch: tune.Batch) -> float:
+        if work.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(work, batch)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(Tuning, "learn", learn)
+        with pytest.raises(PreemptedError, match="stopped at step 3 of 6, everything is") as told:
+            run(settings)
+    signal.signal(signal.SIGTERM, before)
+    assert told.value.exit_code == 75
+    assert outcome(run(settings)) == outcome(done)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tuning, "learn", lambda work, batch: float("nan"))
+    with pytest.raises(DataQualityError, match=r"loss is not finite at step 0.*--lr 2e-05"):
+        run(asked(digits, tmp_path))
+
+
+# ---------------------------------------------------------------- what is left, and its use
+
+
+def test_what_a_run_leaves(done: Path, digits: Path) -> None:
+    spec = load_spec(str(done / "tiny-clip-ft.toml"))
+    assert spec.tuned is not None and spec.tuned.mode == "lora" and spec.tuned.labels == 20
+    assert spec.tuned.parent.startswith("tiny-clip-")
+    assert spec.tuned.settings["rank"] == 2 and spec.tuned.settings["labels"] == "2"
+    assert not {"data", "threads", "device", "cache"} & {*spec.tuned.settings}
+    cache = open_cache(digits, "digits", ["tiny-clip"])
+    keys = (done / "splits" / "seed-0.labelled.txt").read_text().split()
+    contents = {cache.items.sha256[cache.items.keys.index(key)] for key in keys}
+    assert {*(done / "seen.txt").read_text().split()} == contents and len(contents) == 20
+    learnt = load_file(done / "learnt.safetensors")
+    assert learnt["head.weight"].shape == (10, 128) and len(learnt) == 6 + 4
+    told = json.loads((done / "tuned.json").read_bytes())
+    assert told["val"]["images"] == 355 and 0 < told["val"]["tuned"] <= 1
+
+
+def test_a_finished_run_is_shown_and_not_repeated(
+    done: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Tuning, "learn", lambda work, batch: 1 / 0)
+    caplog.set_level("INFO")
+    assert run(asked(digits, done.parent)) == done
+    assert "is finished; another RUN= tunes anew" in caplog.text
+    assert f"make extract VIEW={done}/tiny-clip-ft.toml DATA=digits" in caplog.text
+    assert "SEEDS=0" in caplog.text and "LABELS=2" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def tuned(done: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache with the tuned view besides."""
+    cache = tmp_path_factory.mktemp("tuned") / "cache"
+    shutil.copytree(digits, cache)
+    toml = str(done / "tiny-clip-ft.toml")
+    extract(config(Path("digits"), cache, view=toml, batch=64, shard_rows=512), {})
+    with shared(cache):
+        yield cache
+
+
+def trained(cache: Path, **changes: object) -> TrainConfig:
+    base = TrainConfig(
+        views="tiny-clip-ft,tiny-dinov2", data="digits", labels="2", cache=str(cache)
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def test_extract_embeds_it_as_any_other(tuned: Path, done: Path) -> None:
+    cache = open_cache(tuned, "digits", ["tiny-clip-ft", "tiny-clip"])
+    assert np.isfinite(cache.emb[0]).all()
+    assert not np.array_equal(cache.emb[0], cache.emb[1])
+    view = store.open_view(cache.folders[0])
+    assert seen_of(view) == cache.seen["tiny-clip-ft"] and len(cache.seen) == 1
+
+
+def test_it_trains_with_the_labels_that_it_has_learnt_from(tuned: Path) -> None:
+    cache, splits, _ = read_ground(trained(tuned))
+    rows = [sha256 in cache.seen["tiny-clip-ft"] for sha256 in cache.items.sha256]
+    assert set(np.flatnonzero(rows)) == set(splits[0].labelled)
+    read_ground(trained(tuned, views="tiny-clip,tiny-dinov2", val="cross"))
+
+
+REFUSED = {
+    "more labels would be used than are counted": [
+        {"labels": "1"},
+        {"seeds": "1"},
+        {"seeds": "0..1"},
+        {"val": "none"},
+    ],
+    "nobody can choose": [{"val": "cross", "labels": "file"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("told", "words"), [(told, words) for told, each in REFUSED.items() for words in each]
+)
+def test_it_refuses_other_labels_and_to_be_judged_by_its_own(
+    told: str, words: dict, tuned: Path, done: Path
+) -> None:
+    own = str(done / "splits" / "seed-0.labelled.txt")
+    words = {key: own if value == "file" else value for key, value in words.items()}
+    with pytest.raises(DataQualityError, match=told) as refusal:
+        read_ground(trained(tuned, **words))
+    better = {key.lower(): value for key, value in (refusal.value.instead or {}).items()}
+    read_ground(trained(tuned, **{**words, **better}))  # what is advised works
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_it_refuses_to_judge_images_that_it_has_seen(
+    part: str, tuned: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The labelled images are some of a split by now."""
+    cache, splits, _ = read_ground(trained(tuned))
+    roles = list(cache.items.split)
+    roles[splits[0].labelled[3]] = part
+    real = open_cache
+
+    def opened(*given: object, **more: object) -> object:
+        found = real(*given, **more)  # type: ignore[arg-type]
+        return dataclasses.replace(found, items=dataclasses.replace(found.items, split=roles))
+
+    monkeypatch.setattr("train.run.reading.open_cache", opened)
+    word = {"val": "validation", "test": "test"}[part]
+    with pytest.raises(DataQualityError, match=f"labels of 1 of 356 images of the {word}") as told:
+        read_ground(trained(tuned))
+    assert told.value.instead == {"VIEWS": "tiny-dinov2"}
+    read_ground(trained(tuned, views="tiny-dinov2", method="supervised"))
+
+
+def folder_of(cache: Path, view: str) -> Path:
+    return next(cache.glob(f"digits-*/{view}-[0-9a-f]*[0-9a-f]"))
+
+
+@pytest.mark.parametrize("harm", ["missing", "shorter", "empty"])
+def test_without_its_list_it_is_not_trained_on_until_extract_brings_it(
+    harm: str, tuned: Path, done: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(tuned, cache)
+    path = folder_of(cache, "tiny-clip-ft") / "seen.txt"
+    data = path.read_bytes()
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if harm == "empty" else data[65:])
+    with pytest.raises(IntegrityError, match=r"seen.txt is missing or damaged.*make extract"):
+        read_ground(trained(cache))
+    again = config(Path("digits"), cache, view=str(done / "tiny-clip-ft.toml"))
+    extract(dataclasses.replace(again, batch=64, shard_rows=512), {})
+    assert path.read_bytes() == data
+    read_ground(trained(cache))
+
+
+def test_a_view_whose_own_list_is_another_is_not_embedded(
+    done: Path, digits: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(done, tmp_path / "tiny-clip-ft")
+    (tmp_path / "tiny-clip-ft" / "seen.txt").write_text("0" * 64 + "\n")
+    shutil.copytree(digits, tmp_path / "cache")
+    toml = str(tmp_path / "tiny-clip-ft" / "tiny-clip-ft.toml")
+    with pytest.raises(IntegrityError, match=r"not the list that .* was written with"):
+        extract(config(Path("digits"), tmp_path / "cache", view=toml, batch=64), {})
+
+
+def test_what_is_tuned_from_a_tuned_view_has_seen_the_labels_of_both(
+    tuned: Path, tmp_path: Path
+) -> None:
+    labels = tmp_path / "more.txt"
+    cache = open_cache(tuned, "digits", ["tiny-clip-ft"])
+    train = [row for row, part in enumerate(cache.items.split) if part == "train"]
+    rows = [row for row in train if cache.items.sha256[row] not in cache.seen["tiny-clip-ft"]]
+    labels.write_text("".join(f"{cache.items.keys[row]}\n" for row in rows[:30]))
+    again = asked(tuned, tmp_path, view="tiny-clip-ft", labels=str(labels), run="twice", steps=2)
+    spec = load_spec(str(run(again) / "twice.toml"))
+    assert spec.tuned is not None and spec.tuned.labels == 50
+    assert spec.tuned.parent.startswith("tiny-clip-ft-")
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"view": ""}, "VIEW is missing"),
+        ({"view": "", "data": ""}, "VIEW and DATA are missing"),
+        ({"seeds": "0..1"}, "learns the labels of one seed"),
+        ({"crop": 1.5}, "--crop is a share"),
+        ({"crop": 0.0}, "--crop must be positive"),
+        ({"layer_decay": 1.5}, "--layer-decay is a share"),
+        ({"steps": 0}, "--steps must be positive"),
+        ({"rank": 0}, "--rank must be at least 1"),
+        ({"val": "maybe"}, "VAL=maybe"),
+    ],
+)
+def test_words_that_are_wrong_are_told_before_anything_is_read(changes: dict, told: str) -> None:
+    settings = dataclasses.replace(FinetuneConfig(view="clip", data="x"), **changes)
+    with pytest.raises(UsageError, match=told):
+        settings.check()
+
+
+def test_defaults_follow_the_number_of_labels() -> None:
+    settings = FinetuneConfig()
+    assert settings.settled(10, 10).steps == 300 and settings.settled(40, 10).steps == 1200
+    assert settings.settled(5, 10).steps == 300 and settings.settled(10_000, 10).steps == 4800
+    assert settings.settled(10, 10).lr == 2e-4
+    assert dataclasses.replace(settings, mode="full").settled(10, 10).lr == 1e-5
+    assert dataclasses.replace(settings, lr=0.5, steps=7).settled(10, 10).steps == 7
+
+
+def test_an_imported_view_has_no_backbone(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", embeddings=np.eye(4, dtype=np.float16), y=[0, 0, 1, 1])
+    source, cache = str(tmp_path / "mine.npz"), str(tmp_path / "cache")
+    import_view(ImportConfig(view="mine", source=source, name="four", cache=cache))
+    with pytest.raises(UsageError, match="was imported, not computed from images"):
+        read(FinetuneConfig(view="mine", data="four", cache=cache))
+
+
+def test_other_settings_under_the_same_name_are_refused(done: Path, digits: Path) -> None:
+    with pytest.raises(StaleError, match=r"settings.rank: 2 -> 4") as told:
+        run(asked(digits, done.parent, rank=4))
+    assert told.value.instead == {"RUN": "tiny-clip-ft-2"}
+
+
+def test_a_finished_run_that_was_changed_is_refused(
+    done: Path, digits: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(done, tmp_path / "tiny-clip-ft")
+    (tmp_path / "tiny-clip-ft" / "tiny-clip-ft.toml").write_text("")
+    with pytest.raises(
+        IntegrityError, match=r"tiny-clip-ft\.toml has changed since it was written"
+    ):
+        run(asked(digits, tmp_path))
+
+
+def test_all_parameters_and_few_labels_are_warned_of(
+    digits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(asked(digits, tmp_path, mode="full", labels="1", steps=1))
+    assert "1 labels a class: all parameters" in caplog.text
+    assert "MODE=lora" in caplog.text
+
+
+def test_so_many_images_at_a_time_as_fit(digits: Path, tmp_path: Path) -> None:
+    settings = asked(digits, tmp_path, batch=32)
+    _, needs = made(read(settings))
+
+    def free_for(images: float) -> int:
+        return int((needs.fixed + images * needs.image) / 0.8) + 1000
+
+    assert _chunk(settings, needs, free_for(40)) == 32
+    assert _chunk(settings, needs, free_for(31)) == 16
+    assert _chunk(settings, needs, free_for(1)) == 1
+    with pytest.raises(UsageError, match=r"32 images at a time need .* GB, of which") as told:
+        _chunk(dataclasses.replace(settings, chunk=32), needs, free_for(20))
+    assert told.value.instead == {"--chunk": "16"}
+    with pytest.raises(UsageError, match="--checkpointing"):
+        _chunk(settings, needs, free_for(0.5))
+
+
+def test_what_runs_out_of_memory_is_told_what_to_take(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def learn(work: Tuning, batch: tune.Batch) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Tuning, "learn", learn)
+    with pytest.raises(UsageError, match="memory does not suffice for this fine-tuning") as told:
+        run(asked(digits, tmp_path))
+    assert told.value.instead == {"--chunk": "4", "RUN": "…"}
+
+
+def test_a_dry_run_writes_nothing(
+    digits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    found: dict = {}
+    finetune.run(asked(digits, tmp_path / "runs", dry_run=True), found)
+    assert not (tmp_path / "runs").exists() and found["seconds"] >= 0
+    assert "6 tensors of the backbone learn, 4,608 of 621,056 numbers" in caplog.text
+    assert "it would take about" in caplog.text
+
+
+def test_an_image_that_is_another_by_now_is_named(digits: Path, tmp_path: Path) -> None:
+    ground = read(asked(digits, tmp_path))
+    work, _ = made(ground)
+    row = int(ground.split.labelled[0])
+    work.pictures.kept.clear()
+    work.pictures.read = lambda row: b"something else"
+    with pytest.raises(DataQualityError, match=ground.cache.items.keys[row]):
+        work.pictures.as_extracted([row])
+
+
+def test_the_command_line(command: Callable, digits: Path, done: Path, tmp_path: Path) -> None:
+    """With a mistake or two; --json says where the view is."""
+    words = ("--data", "digits", "--cache", digits, "--runs", tmp_path, "--steps", 2)
+    wrong = command("finetune", "--view", "tiny-clop", *words)
+    assert wrong.returncode == 2 and "did you mean 'tiny-clip'" in wrong.stderr
+    fine = command("finetune", "--view", "tiny-clip", "--labels", 1, "--json", *words)
+    assert fine.returncode == 0, fine.stderr
+    told = json.loads(fine.stdout)
+    assert Path(told["view"]).is_file() and told["result"]["labels"] == 10
