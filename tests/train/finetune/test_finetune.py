@@ -525,9 +525,7 @@ def test_a_finished_run_that_was_changed_is_refused(
 ) -> None:
     shutil.copytree(done, tmp_path / "tiny-clip-ft")
     (tmp_path / "tiny-clip-ft" / "tiny-clip-ft.toml").write_text("")
-    with pytest.raises(
-        IntegrityError, match=r"tiny-clip-ft\.toml has changed since it was written"
-    ):
+    with pytest.raises(IntegrityError, match=r"\.toml has changed since it was written"):
         run(asked(digits, tmp_path))
 
 
