@@ -167,6 +167,12 @@ gmacs = 1
 licence = "MIT"
 probing = "none"
 alike.clip = "the same images"
+[tuned]
+parent = "v-0123456789ab"
+mode = "lora"
+labels = 40
+seen = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
+settings.rank = 2
 [weights]""",
 )
 FURTHER = {
@@ -179,6 +185,11 @@ FURTHER = {
     "weights.key": ('"teacher"', '"student"'),
     "preprocess.decoder": ("[preprocess]", "[preprocess]\ndecoder = 'scaled'"),
     "weights.files": ("b.safetensors", "c.safetensors"),
+    "tuned.parent": ("v-0123456789ab", "w-0123456789ab"),
+    "tuned.mode": ('mode = "lora"', 'mode = "full"'),
+    "tuned.labels": ("labels = 40", "labels = 41"),
+    "tuned.seen": ('"00112233', '"10112233'),
+    "tuned.settings.rank": ("rank = 2", "rank = 4"),
 }
 
 
@@ -239,9 +250,9 @@ def test_no_declared_field_is_left_out_of_the_fingerprint(tmp_path):
     fields = leaves(spec.declared())
     full = leaves(load(tmp_path, FULL).declared())
     assert (
-        len(full) == len(dataclasses.fields(ViewSpec)) - 8 + 6 + 11 + 2 + 3
-    )  # name, source, about, text; weights, preprocess, arguments, tensors -> their fields
-    assert len(fields) == len(full) - 2 - 2 - 3  # what need not be there
+        len(full) == len(dataclasses.fields(ViewSpec)) - 9 + 6 + 11 + 2 + 3 + 5
+    )  # name, source, about, text; weights, preprocess, arguments, tensors, tuned -> their fields
+    assert len(fields) == len(full) - 2 - 2 - 3 - 5  # what need not be there
     for path in fields:
         declared = spec.declared()
         inner = declared

@@ -698,6 +698,9 @@ SITUATIONS = (
     S("base/commands.py:_no_flag", "coview train --views pixels edges --data digits"),
     S("base/commands.py:_no_flag", "coview predict --images my photos"),
     S("base/commands.py:_no_flag", f"{TRAIN} ARGS='--warmup 20 30'"),
+    S("train/finetune/config.py:check", "make finetune VIEW=tiny-clip"),
+    S("train/finetune/config.py:check", "make finetune"),
+    S("train/finetune/config.py:seed", "make finetune VIEW=tiny-clip DATA=pets SEEDS=0..4"),
     S("the parser", "coview import --view got --from other.npz --data pets"),
     S("the parser", "coview predict --run a --image photos x"),
     S("the parser", "coview predict --run a --data photos"),
@@ -1170,6 +1173,19 @@ def test_what_a_message_advises_gets_further(
 
 
 NO_SITUATION = {  # each was looked at: why its command gets further, or may be the same
+    # extract brings the list; what is advised is read: tests/train/finetune/test_finetune.py
+    "cache_specs/tuned.py:seen_of",
+    "cache_specs/tuned.py:keep_seen",
+    "train/data/seen.py:refuse_seen",
+    "train/data/seen.py:_refuse_judged",
+    "train/data/seen.py:_more_labels",
+    # images at a time that fit, another mode, another name: tests/train/finetune
+    "train/finetune/run.py:_chunk",
+    "train/finetune/run.py:_refuse_other",
+    "train/finetune/thaw.py:thaw",
+    # another view, which is not an imported one; make extract, once there are two classes
+    "train/finetune/run.py:read#1",
+    "train/finetune/run.py:read#2",
     # tests/base/test_limits.py: with half the batch, or after memory was freed
     "base/limits.py:too_little",
     # make repair takes a lost canary anew: tests/upkeep/test_maintenance.py

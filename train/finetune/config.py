@@ -128,9 +128,9 @@ class FinetuneConfig(TuningRun, PictureSettings, TuningSettings, AskedTuning):
             raise UsageError(f"{' and '.join(usual)} {told}", instead=dict(usual))
         refuse_beyond_limits(self)
         if self.crop > 1:
-            raise UsageError(f"--crop is a share of the picture, at most 1, found {self.crop}")
+            raise UsageError(f"--crop must be at most 1, a share of the picture, found {self.crop}")
         if self.layer_decay > 1:
-            raise UsageError(f"--layer-decay is a share, at most 1, found {self.layer_decay}")
+            raise UsageError(f"--layer-decay must be at most 1, found {self.layer_decay}")
         if not self.steps:
             raise UsageError("--steps must be positive, found 0; leave it out")
         self.seed()
@@ -141,8 +141,8 @@ class FinetuneConfig(TuningRun, PictureSettings, TuningSettings, AskedTuning):
         seeds = TrainConfig(seeds=self.seeds).seed_list()
         if len(seeds) > 1:
             raise UsageError(
-                f"SEEDS={self.seeds}: a backbone learns the labels of one seed; for others type "
-                "the command with each of them",
+                f"SEEDS={self.seeds}: a backbone learns the labels of one seed; to tune others, "
+                "type the command once for each",
                 instead={"SEEDS": str(seeds[0])},
             )
         return seeds[0]
