@@ -21,6 +21,7 @@ from report.inspect import measures
 from report.inspect.measures import Dimensions, Near, Overlap
 from train.data.reader import Cache
 from train.data.scarce import unlearnt
+from train.data.seen import told_of_tuned, tuned_of
 from train.data.splits import Split, spaced
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -35,6 +36,7 @@ BORDERS = (  # a held-out role, and one on the other side
 KNOWN = ("labelled", "val")  # roles whose labels may be looked at
 ASKED, BANK = 10_000, 65_536  # rows of the nearest-neighbour vote at most
 SHOWN = 12  # groups of images on the page
+LEARNT = "what is asked of the labels of these images, it knows already: its kNN is too good"
 # Rules of thumb: CKA and kappa of views too alike; share of images from which little is to be
 # learnt; labelled images for a verdict.
 ALIKE, SAME_ERRORS, LITTLE, ENOUGH = 0.95, 0.8, 0.02, 30
@@ -105,6 +107,7 @@ def look(cache: Cache, split: Split) -> dict[str, Any]:
         "rows": {name: len(getattr(split, name)) for name in ROLES},
         "unusable": int((~cache.ok).sum()),
         "classes": voters.classes,
+        "tuned": tuned_of(cache),
         "unlearnt": asdict(unlearnt(items, split, "validation")),
         "views": views,
         "k": voters.k,
@@ -115,6 +118,11 @@ def look(cache: Cache, split: Split) -> dict[str, Any]:
         "near": _near(near, items, role, len(held)),
         "pairs": pairs,
     }
+
+
+def told_tuned(found: dict[str, Any]) -> list[str]:
+    """What is to be said of views whose backbones have learnt from labels."""
+    return [f"{text}; {LEARNT}" for text in told_of_tuned(found["tuned"])]
 
 
 def _blocks(emb_ND: np.ndarray) -> Iterator[np.ndarray]:

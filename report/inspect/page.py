@@ -22,7 +22,7 @@ from report.html.page import (
     table,
     tag,
 )
-from report.inspect.findings import crossing_text, differ_text
+from report.inspect.findings import crossing_text, differ_text, told_tuned
 from report.pictures import Pictures, card_of
 from train.data.reader import Cache
 from train.data.scarce import Unlearnt
@@ -63,7 +63,8 @@ def page_of(found: dict[str, Any], cache: Cache, dataset: Path, root: Path) -> s
     told = tag("p", f"{', '.join(names)}; {rows}; {found['classes']} classes.", class_="lead")
     short = Unlearnt(**found["unlearnt"]).text(found["classes"])
     warned = note(f"{short[0].upper()}{short[1:]}.", warning=True) if short else ""
-    intro = join([told, warned, command(found["next"])])
+    learnt = [note(f"{text[0].upper()}{text[1:]}.", warning=True) for text in told_tuned(found)]
+    intro = join([told, warned, *learnt, command(found["next"])])
     return page(found["dataset"], sections, kind="inspection", intro=intro)
 
 

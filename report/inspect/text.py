@@ -3,7 +3,7 @@
 from typing import Any
 
 from base.console import counted
-from report.inspect.findings import crossing_text, differ_text
+from report.inspect.findings import crossing_text, differ_text, told_tuned
 from train.data.scarce import Unlearnt
 
 SHOWN = 5  # groups of copies and near-duplicates
@@ -29,6 +29,7 @@ def text_of(found: dict[str, Any]) -> str:
         f"{found['asked']:,} of them, each by the others (the commonest class: "
         f"{found['chance']:.1%})",
         *_equal(found["views"]),
+        *told_tuned(found),
         "",
         *_leaks(found["copies"], found["near"]),
     ]

@@ -37,6 +37,7 @@ def test_each_has_a_test() -> None:
     here = {path.stem for path in BENCH.glob("*.py")}
     own = {
         "bench_experts",
+        "bench_finetune",
         "bench_graphs",
         "bench_memory",
         "bench_methods",
@@ -67,6 +68,19 @@ def test_experts(tmp_path: Path) -> None:
     draws = found["top1"]["noise 3"]
     assert {"graphs", "linear", "LDA", "Gaussian", "balanced", "graphs, LDA"} <= set(draws)
     assert all(len(values) == 2 and min(values) > 20 for values in draws.values())
+
+
+@pytest.mark.many
+def test_finetune(tmp_path: Path) -> None:
+    """Two steps each, but the whole way: tuned, embedded, trained on."""
+    words = "--quick", "--work", tmp_path / "w"
+    printed, found = bench("bench_finetune.py", *words, out=tmp_path / "f")
+    assert [row["way"] for row in found["rows"]] == [
+        f"{way}, {method}" for way in ("frozen", "lora") for method in ("probes", "co-training")
+    ]
+    assert all(len(row["top1"]) == 2 and min(row["top1"]) > 30 for row in found["rows"])
+    assert found["rows"][-1]["seconds"] > 0 and found["rows"][-1]["GB"] > 0
+    assert len(printed.splitlines()) == 4
 
 
 def test_graphs(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """A view that has learnt from labels is not judged by them, nor lent them where they are hidden."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,20 @@ def refuse_seen(cache: Cache, splits: Sequence[Split], seeds: Sequence[int]) -> 
             hidden = split.unlabelled[seen_N[split.unlabelled]]
             if len(hidden):
                 raise _more_labels(cache, name, seed, hidden)
+
+
+def tuned_of(cache: Cache) -> dict[str, str]:
+    """Of each view whose backbone has learnt from labels: how, and of how many images."""
+    found = {}
+    for name, contents in cache.seen.items():
+        mode = cache.tuned[name]["spec"]["tuned"]["mode"]
+        found[name] = f"{mode}, on the labels of {counted(len(contents), 'image')}"
+    return found
+
+
+def told_of_tuned(tuned: Mapping[str, str]) -> list[str]:
+    """tuned: as `tuned_of` has it."""
+    return [f"the backbone of {name} was tuned ({how})" for name, how in tuned.items()]
 
 
 def _refuse_judged(cache: Cache, name: str, part: str, rows: np.ndarray, of: int) -> None:

@@ -31,6 +31,7 @@ from base.errors import (
     did_you_mean,
     nearest,
 )
+from base.phrase import line_of
 from cache_specs.items import Items, read_items
 from cache_specs.spec import differences
 from train.config import PLACES, TrainConfig, command_of, make_command
@@ -173,6 +174,12 @@ def finished(folder: Path, typed: str = "") -> dict[str, Any]:
         raise UsageError(
             f"RUN={typed}: {folder} is a sweep, which keeps scores, but no model. To train and "
             f"test its best, type: {best}"
+        )
+    if "mode" in config["settings"]:
+        of_then = {"VIEW": str(folder / f"{folder.name}.toml"), "DATA": config["settings"]["data"]}
+        raise UsageError(
+            f"RUN={typed}: {folder} is a tuned backbone, which keeps no probes. It is a view: to "
+            f"train on it, embed with it first: {line_of('extract', of_then)}"
         )
     if not is_finished(folder):
         labels = config["settings"]["labels"]

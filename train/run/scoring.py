@@ -24,6 +24,7 @@ from train.data.feed import Input
 from train.data.names import NAMES
 from train.data.reader import Cache
 from train.data.scarce import forced, rarer, share_text, unlearnt
+from train.data.seen import tuned_of
 from train.data.splits import Split
 from train.methods import METHODS, Method
 from train.run.probe_files import read_tensors
@@ -67,6 +68,7 @@ def describe(config: TrainConfig, cache: Cache, splits: Sequence[Split]) -> dict
         "labels": config.labels,
         "labels_text": _labels_text(config.labels, cache, split),
         "taken": cache.taken,
+        "tuned": tuned_of(cache),
         "seeds": config.seed_list(),
         "classes": len(items.classes),
         "unlearnt": dataclasses.asdict(unlearnt(items, split)),

@@ -14,6 +14,7 @@ from base.console import counted
 from base.errors import UNKNOWN, IntegrityError
 from train.algorithm.paired import FEW, Difference, difference
 from train.data.scarce import Unlearnt
+from train.data.seen import told_of_tuned
 from train.methods import MEASURES, METHODS, Method, in_order
 
 # a score, by what it is multiplied, and its digits
@@ -196,6 +197,7 @@ def selection_score(summary: dict[str, Any], method: str) -> float:
 def notes(summary: dict[str, Any]) -> list[str]:
     """What limits the scores, besides."""
     found = [] if undecided(summary) else [limits(summary)]
+    found += told_of_tuned(summary.get("tuned", {}))
     if "unlearnt" in summary:
         found += filter(None, [Unlearnt(**summary["unlearnt"]).text(summary["classes"])])
     if summary.get("select", "top1") != "top1":

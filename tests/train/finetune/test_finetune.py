@@ -30,6 +30,10 @@ from cache_specs.tuned import seen_of
 from exchange.config import ImportConfig
 from exchange.importer import import_view
 from extract.run import run as extract
+from report.config import InspectConfig
+from report.inspect.run import run as inspect
+from report.inspect.text import text_of
+from train.command import run as train
 from train.config import TrainConfig
 from train.data.reader import open_cache
 from train.finetune import keep, tune
@@ -39,6 +43,8 @@ from train.finetune.live import PENALTY, fit_head
 from train.finetune.run import _chunk, made, read
 from train.finetune.tune import Tuning, warm_and_cool
 from train.run.reading import read as read_ground
+from train.run.rundir import run_folder
+from train.run.summary import notes
 
 VIEWS = ("tiny-clip", "tiny-dinov2")
 
@@ -423,6 +429,27 @@ def test_it_refuses_to_judge_images_that_it_has_seen(
         read_ground(trained(tuned))
     assert told.value.instead == {"VIEWS": "tiny-dinov2"}
     read_ground(trained(tuned, views="tiny-dinov2", method="supervised"))
+
+
+def test_who_asks_the_run_itself_is_told_that_it_is_a_view(done: Path) -> None:
+    with pytest.raises(UsageError, match=r"is a tuned backbone.*make extract VIEW=.*DATA=digits"):
+        run_folder(str(done.parent), "tiny-clip-ft")
+
+
+def test_table_and_inspect_say_that_it_was_tuned(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    said = "the backbone of tiny-clip-ft was tuned (lora, on the labels of 20 images)"
+    settings = trained(tuned, method="supervised", runs=str(tmp_path), run="a", report=False)
+    quick = {"warmup": 2, "cotrain": 2, "eval_every": 2, "tensorboard": "off", "threads": 1}
+    summary = train(dataclasses.replace(settings, **quick))
+    assert said in notes(summary)
+    asked = InspectConfig(
+        views="tiny-clip-ft,tiny-dinov2", data="digits", labels="2", cache=str(tuned)
+    )
+    found = inspect(dataclasses.replace(asked, to=str(tmp_path / "i.html")))
+    assert f"{said}; what is asked of the labels" in text_of(found)
+    assert "(lora, on the labels of 20 images)" in (tmp_path / "i.html").read_text()
 
 
 def folder_of(cache: Path, view: str) -> Path:
