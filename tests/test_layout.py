@@ -177,7 +177,6 @@ def test_the_algorithm_knows_torch_only() -> None:
         "torch.nn.functional",
         "train.algorithm.optimise",
         "train.algorithm.peers",
-        "train.algorithm.probe",
     }
 
 

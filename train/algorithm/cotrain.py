@@ -26,7 +26,6 @@ from train.algorithm.optimise import (
     total,
 )
 from train.algorithm.peers import Peers
-from train.algorithm.probe import forward
 
 # What a step says of itself: losses of this process's views, feedback of all views, (E,) each;
 # labels given, (E, U).
@@ -96,7 +95,7 @@ def mct_step(
     # views' logits (see `teacher`)
     z = []
     for view, b in zip(views, batches, strict=True):
-        z.append(forward(view.params, b.emb_EUD, b.keep_U, method.chunk))
+        z.append(view.logits(b.emb_EUD, b.keep_U, method.chunk))
     y_V, z_V = label(detached(z), draws_VEU, anchor, peers, method)
 
     # 2 learn: each student steps on the labels it was given
@@ -150,7 +149,7 @@ def losses_L(views: Sequence[State], batches: Sequence[Batch], method: StepRule)
     """CE(f_v(L_v; t_v), y) of each view, (E,) each."""
     found = []
     for view, b in zip(views, batches, strict=True):
-        found.append(ce(forward(view.params, b.emb_ELD, b.keep_L, method.chunk), b.y_EL))
+        found.append(ce(view.logits(b.emb_ELD, b.keep_L, method.chunk), b.y_EL))
     return found
 
 
@@ -232,7 +231,7 @@ def feedback(
         return inner(l, g)
     if method.feedback == "difference":
         with torch.no_grad():
-            before = ce(forward(old.params, b.emb_ELD), b.y_EL)
-            after = ce(forward(new.params, b.emb_ELD), b.y_EL)
+            before = ce(old.logits(b.emb_ELD), b.y_EL)
+            after = ce(new.logits(b.emb_ELD), b.y_EL)
         return peers.average(before - after)
     return torch.zeros(len(b.y_EL), dtype=b.emb_ELD.dtype, device=b.emb_ELD.device)

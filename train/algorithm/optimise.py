@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from torch.nn.functional import log_softmax
 
-from train.algorithm.probe import ROW, Layout, Params, layout
+from train.algorithm.probe import ROW, Layout, Params, forward, layout
+
+Forward = Callable[[Params, Tensor, Sequence[Tensor], int], Tensor]
 
 # torch.optim.Adam(fused=True) without its bookkeeping: one pass, over memory that is written over
 fused_adam = functools.partial(
@@ -34,7 +36,8 @@ fused_adam = functools.partial(
 class State:
     """One view: parameters and Adam's moments, (E, P) each, the number of Adam steps taken, the
     moving average of the parameters (None without one), and what else a method remembers from step
-    to step ((E, ...) tensors). layout: which parameter lies where."""
+    to step ((E, ...) tensors). layout: which parameter lies where. forward: parameters and inputs
+    to logits; a probe's, or that of a whole network (train/finetune/live.py)."""
 
     layout: Layout
     flat_EP: Tensor
@@ -43,12 +46,17 @@ class State:
     steps: int = 0
     average_EP: Tensor | None = None
     memory: Params = field(default_factory=dict)
+    forward: Forward = forward
 
     @functools.cached_property
     def params(self) -> Params:
         """The parameters by name, as `forward` takes them; autograd follows them."""
         named = self.layout.named(self.flat_EP)
         return {name: p.requires_grad_() for name, p in named.items()}
+
+    def logits(self, x_EBD: Tensor, keep: Sequence[Tensor] = (), chunk: int = 0) -> Tensor:
+        """(E, B, C) of these inputs; keep, chunk: see `probe.forward`."""
+        return self.forward(self.params, x_EBD, keep, chunk)
 
     @property
     def shown(self) -> Params:
@@ -152,14 +160,22 @@ def ce(logits_EBC: Tensor, y_EB: Tensor, weight_EB: Tensor | None = None) -> Ten
 
 def grad(loss_E: Tensor, view: State, keep_graph: bool = False) -> Tensor:
     """(E, P), the gradient of each experiment's loss for its own parameters. The experiments do not
-    mix: their sum's gradient is theirs."""
+    mix: their sum's gradient is theirs. What plays no part, as the mask token of a backbone, has a
+    gradient of zero."""
     params = view.params
-    found = torch.autograd.grad(loss_E.sum(), list(params.values()), retain_graph=keep_graph)
+    found = torch.autograd.grad(
+        loss_E.sum(),
+        list(params.values()),
+        retain_graph=keep_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
     return view.layout.flat(dict(zip(params, found, strict=True)))
 
 
-def fresh(params: Params) -> State:
+def fresh(params: Params, forward: Forward = forward) -> State:
     """A state before its first step."""
     where = layout(params)
     flat_EP = where.flat(params)
-    return State(where, flat_EP, torch.zeros_like(flat_EP), torch.zeros_like(flat_EP))
+    zeros = torch.zeros_like(flat_EP), torch.zeros_like(flat_EP)
+    return State(where, flat_EP, *zeros, forward=forward)

@@ -20,7 +20,7 @@ from torch.nn.functional import softmax
 from train.algorithm.cotrain import Batch, StepRule, Told, feedback, hand_out, temperature_of
 from train.algorithm.optimise import State, ce, detached, grad, optimise, total
 from train.algorithm.peers import Peers
-from train.algorithm.probe import Params, forward
+from train.algorithm.probe import Params
 
 # of the moving averages of FreeMatch and SoftMatch, which have 0.999 for a million steps
 MOMENTUM = 0.99
@@ -75,7 +75,7 @@ def fixmatch_step(
     memories, losses, labels, weights = [], [], [], []
     for view, b in zip(views, batches, strict=True):
         with torch.no_grad():
-            p_EUC = softmax(forward(view.params, b.emb_EUD).double(), -1)
+            p_EUC = softmax(view.logits(b.emb_EUD).double(), -1)
         memory, y, weight = weigh(p_EUC, view.memory, peers, method)
         memories.append(memory)
         labels.append(y)
@@ -131,8 +131,8 @@ def _step(
     losses_L: list[Tensor] = []
     losses_U: list[Tensor] = []
     for view, b, loss in zip(views, batches, losses, strict=True):
-        loss_L = ce(forward(view.params, b.emb_ELD, b.keep_L, method.chunk), b.y_EL)
-        loss_U = loss(forward(view.params, b.emb_EUD, b.keep_U, method.chunk))
+        loss_L = ce(view.logits(b.emb_ELD, b.keep_L, method.chunk), b.y_EL)
+        loss_U = loss(view.logits(b.emb_EUD, b.keep_U, method.chunk))
         done.append(optimise(view, peers.average(grad(loss_L + loss_U, view)), method.adam))
         losses_L.append(loss_L.detach())
         losses_U.append(loss_U.detach())
@@ -154,15 +154,15 @@ def mpl_step(
     """
     student, teacher = views
     b, b_t = batches
-    z_t = forward(teacher.params, b_t.emb_EUD, b_t.keep_U, method.chunk)
+    z_t = teacher.logits(b_t.emb_EUD, b_t.keep_U, method.chunk)
     y_EU = hand_out(z_t.detach(), draws_VEU[0], temperature_of(method, 0))
-    loss_U = ce(forward(student.params, b.emb_EUD, b.keep_U, method.chunk), y_EU)
+    loss_U = ce(student.logits(b.emb_EUD, b.keep_U, method.chunk), y_EU)
     g = grad(loss_U, student)
     learnt = optimise(student, g, method.adam)
-    loss_L = ce(forward(learnt.params, b.emb_ELD, b.keep_L, method.chunk), b.y_EL)
+    loss_L = ce(learnt.logits(b.emb_ELD, b.keep_L, method.chunk), b.y_EL)
     l = grad(loss_L, learnt)
     h = feedback(student, learnt, g, l, b, peers, method)
-    loss_T = ce(forward(teacher.params, b_t.emb_ELD, b_t.keep_L, method.chunk), b_t.y_EL)
+    loss_T = ce(teacher.logits(b_t.emb_ELD, b_t.keep_L, method.chunk), b_t.y_EL)
     t = grad(h * ce(z_t, y_EU) + loss_T, teacher)
     return [optimise(learnt, l, method.adam, own=True), optimise(teacher, t, method.adam)], {
         "unlabelled": detached([loss_U, loss_U]),

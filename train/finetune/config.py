@@ -12,7 +12,7 @@ from train.data.apart import Apart, apart_of
 
 # of the learning rate, by MODE: of low-rank factors, of norms, of the last block
 RATES = {"lora": 2e-4, "norms": 1e-3, "full": 1e-5}
-STEPS, MOST_SHOTS = 300, 16  # for each label a class; more labels than these need no more steps
+STEPS, LEAST, MOST = 100, 300, 1600  # for each label a class; and in all
 COLLAPSES = 4  # labels a class, below which all parameters are more than can be learnt
 
 
@@ -63,7 +63,7 @@ class TuningSettings:
     clip: float = limited(1.0, positive=True)
     """largest norm of a gradient"""
     steps: int = limited(BY_LABELS, least=BY_LABELS)
-    """-1: 300 for each label a class (the mean), of 16 at most"""
+    """-1: 100 for each label a class (the mean), at least 300, at most 1,600"""
     warmup: float = limited(0.1, share=True)
     """share of the steps over which the learning rates rise; then they fall as a cosine"""
     ema: float = limited(0.0, share=True)
@@ -85,7 +85,7 @@ class TuningSettings:
 class PictureSettings:
     GROUP: ClassVar[str] = "pictures"
 
-    crop: float = limited(0.5, positive=True)
+    crop: float = limited(0.8, positive=True)
     """a random part of the picture, at least this share of its area; 1: the picture as extract
     shows it"""
     flip: bool = False
@@ -153,9 +153,9 @@ class FinetuneConfig(TuningRun, PictureSettings, TuningSettings, AskedTuning):
 
     def settled(self, labelled: int, classes: int) -> "FinetuneConfig":
         """With the steps and the learning rate that stand for as many as are needed."""
-        steps, shots = self.steps, min(labelled / classes, MOST_SHOTS)
+        steps = self.steps
         if steps == BY_LABELS:
-            steps = max(STEPS, math.ceil(STEPS * shots))
+            steps = min(MOST, max(LEAST, math.ceil(STEPS * labelled / classes)))
         return dataclasses.replace(self, steps=steps, lr=self.lr or RATES[self.mode])
 
     def told(self) -> dict[str, Any]:

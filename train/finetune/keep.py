@@ -71,7 +71,7 @@ def write_tuned(
     Returns the sha256 of each file. Raises StorageError, or IntegrityError where it does not."""
     folder = spec.source.parent
     learnt = {name: p.detach().cpu().contiguous() for name, p in live.named().items()}
-    learnt |= {name: getattr(live, name).cpu() for name in ("mean_D", "std_D")}
+    learnt |= {name: getattr(live.body, name).cpu() for name in ("mean_D", "std_D")}
     merge(live.backbone.model)
     durable.make_folder(folder / WEIGHTS)
     state = whole_state(parent, files, live.backbone)

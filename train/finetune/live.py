@@ -11,16 +11,35 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from extract.models.backbones import Backbone
+from train.algorithm.optimise import Forward
+from train.algorithm.probe import Params, forward
 from train.finetune.config import FinetuneConfig
 from train.finetune.thaw import Learnt, forget_inside, thaw
 
+BODY = "body."  # before the names of a body's parameters
 PENALTY = 10.0  # of the head's first weights: ||W||^2 / 2 times this on the summed loss
 ITERATIONS = 200
 # bytes a parameter that learns: its gradient and AdamW's two moments, float32
 OF_A_LEARNT = 12
+
+
+class Body(nn.Module):
+    """A backbone, and the statistics by which probes standardise what it gives."""
+
+    def __init__(self, backbone: Backbone, statistics: tuple[np.ndarray, np.ndarray]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        for name, values_D in zip(("mean_D", "std_D"), statistics, strict=True):
+            self.register_buffer(name, torch.from_numpy(values_D.astype(np.float32)))
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 -> (B, D), in the dtype of the statistics."""
+        return (self.backbone(pixels_BCHW) - self.mean_D) / self.std_D
 
 
 class Live(nn.Module):
@@ -30,14 +49,16 @@ class Live(nn.Module):
         self, backbone: Backbone, head: nn.Linear, statistics: tuple[np.ndarray, np.ndarray]
     ) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, head
-        for name, values_D in zip(("mean_D", "std_D"), statistics, strict=True):
-            self.register_buffer(name, torch.from_numpy(values_D.astype(np.float32)))
+        self.body, self.head = Body(backbone, statistics), head
         self.learnt: list[Learnt] = []
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.body.backbone
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, C) logits, float32."""
-        return self.head((self.backbone(pixels_BCHW) - self.mean_D) / self.std_D)
+        return self.head(self.body(pixels_BCHW))
 
     def thaw(self, config: FinetuneConfig) -> None:
         """From now on the backbone learns, as the mode says. Raises UsageError."""
@@ -87,6 +108,39 @@ def fit_head(x_LD: np.ndarray, y_L: np.ndarray, classes: int) -> nn.Linear:
         head.weight.copy_(weight)
         head.bias.copy_(bias)
     return head
+
+
+def forward_of(body: Body) -> Forward:
+    """The forward of a live view as the step of co-training takes it (train/algorithm/cotrain.py):
+    of one experiment (E = 1), parameters of the probe and, with BODY before their names, of the
+    body; inputs (1, B, 3, S, S) uint8."""
+
+    def whole(params: Params, pixels_1BCHW: Tensor, keep: Sequence[Tensor]) -> Tensor:
+        own = {name.removeprefix(BODY): p[0] for name, p in params.items() if BODY in name}
+        probe = {name: p for name, p in params.items() if BODY not in name}
+        emb_BD = functional_call(body, own, (pixels_1BCHW[0],))
+        return forward(probe, emb_BD.unsqueeze(0).to(probe["b0"]), keep)
+
+    def in_chunks(
+        params: Params, pixels_1BCHW: Tensor, keep: Sequence[Tensor] = (), chunk: int = 0
+    ) -> Tensor:
+        """chunk: so many images at a time are in memory, and computed again for the gradient."""
+        if not 0 < chunk < pixels_1BCHW.shape[1]:
+            return whole(params, pixels_1BCHW, keep)
+        parts = []
+        for first in range(0, pixels_1BCHW.shape[1], chunk):
+            here = slice(first, first + chunk)
+            given = params, pixels_1BCHW[:, here], [k[..., here, :] for k in keep]
+            parts.append(checkpoint(whole, *given, use_reentrant=False, preserve_rng_state=False))
+        return torch.cat(parts, 1)
+
+    return in_chunks
+
+
+def params_of(body: Body, probe: Params) -> Params:
+    """Of a live view whose body learns as it was thawed: what `forward_of` takes."""
+    learning = {n: p for n, p in body.named_parameters() if p.requires_grad}
+    return {**probe, **{f"{BODY}{n}": p.detach()[None] for n, p in learning.items()}}
 
 
 @dataclass(frozen=True)

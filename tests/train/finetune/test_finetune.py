@@ -526,8 +526,8 @@ def test_words_that_are_wrong_are_told_before_anything_is_read(changes: dict, to
 
 def test_defaults_follow_the_number_of_labels() -> None:
     settings = FinetuneConfig()
-    assert settings.settled(10, 10).steps == 300 and settings.settled(40, 10).steps == 1200
-    assert settings.settled(5, 10).steps == 300 and settings.settled(10_000, 10).steps == 4800
+    assert settings.settled(10, 10).steps == 300 and settings.settled(45, 10).steps == 450
+    assert settings.settled(5, 10).steps == 300 and settings.settled(10_000, 10).steps == 1600
     assert settings.settled(10, 10).lr == 2e-4
     assert dataclasses.replace(settings, mode="full").settled(10, 10).lr == 1e-5
     assert dataclasses.replace(settings, lr=0.5, steps=7).settled(10, 10).steps == 7
