@@ -128,7 +128,7 @@ def test_two_live_views_teach_each_other_and_chunks_change_nothing(
             keep = dropped(U, number, torch.float32), dropped(L, 4, torch.float32)
             batches.append(Batch(*seen, labels(L, 7), *keep))
         draws = torch.rand(2, 1, U, generator=torch.Generator().manual_seed(5)).double()
-        rule = StepRule(Adam(1e-3), feedback, chunk=chunk)
+        rule = StepRule(Adam(update=descend(0.1)), feedback, chunk=chunk)
         done, told = mct_step(states, batches, draws, LocalPeers(2), rule)
         assert all(h.abs() > 0 for h in told["feedback"])
         results.append((told, [state.flat_EP for state in done]))
