@@ -8,7 +8,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 
-NAMES := VIEW VIEWS DATA WEIGHTS CLASSES LABELS VAL TEST RISK METHOD MODE SEEDS GRID DEVICE GPUS CACHE RUN MODEL IMAGES FROM TO ARGS RUNS N
+NAMES := VIEW VIEWS DATA WEIGHTS CLASSES LABELS VAL TEST RISK METHOD LIVE MODE SEEDS GRID DEVICE GPUS CACHE RUN MODEL IMAGES FROM TO ARGS RUNS N
 # Only what stands on the command line counts: a DATA or RUN that happens to be in the shell's environment does not.
 given = $(filter command,$(origin $1))
 GIVEN := $(filter-out VENV PYTHON3,$(foreach name,$(.VARIABLES),$(if $(call given,$(name)),$(name))))
@@ -52,7 +52,7 @@ weights: $(STAMP)  ## the authors' checkpoint of a view to safetensors, once:  m
 extract: $(STAMP)  ## embed images:  make extract VIEW=clip DATA=photos/  [VIEWS=clip,dinov2 WEIGHTS= CLASSES= DEVICE= GPUS= CACHE= ARGS=]
 	@$(COVIEW) $@ $(EXTRA)
 
-train: $(STAMP)  ## train probes:  make train VIEWS=clip,dinov2 DATA=photos/  [LABELS= VAL= TEST= METHOD= SEEDS= DEVICE= GPUS= CACHE= RUN= ARGS=]
+train: $(STAMP)  ## train probes:  make train VIEWS=clip,dinov2 DATA=photos/  [LABELS= VAL= TEST= METHOD= SEEDS= LIVE= MODE= DEVICE= GPUS= CACHE= RUN= ARGS=]
 	@$(COVIEW) $@ $(EXTRA)
 
 finetune: $(STAMP)  ## tune a backbone on few labels, as a view of its own:  make finetune VIEW=clip DATA=photos/ LABELS=4  [MODE= VAL= TEST= SEEDS= WEIGHTS= DEVICE= CACHE= RUN= ARGS=]

@@ -10,15 +10,19 @@ from typing import Any
 from base.console import NOTE
 from base.errors import UNKNOWN
 from base.phrase import line_of
+from coview.live import TrainingConfig
 from train.command import command as train_alone
 from train.config import TrainConfig
 
 log = logging.getLogger(f"coview.{__name__}")
 
 
-def train(config: TrainConfig, found: dict[str, Any]) -> None:
-    """make train; then report.html, unless that of a finished run is there, and what to type next.
-    Whatever goes wrong with the page is one line and changes nothing else."""
+def train(asked: TrainingConfig, found: dict[str, Any]) -> None:
+    """make train, of tuned backbones where LIVE names some; then report.html, unless that of a
+    finished run is there, and what to type next. Whatever goes wrong with the page is one line and
+    changes nothing else."""
+    asked.check()
+    config = with_tuned(asked)
     folder = train_alone(config, found)
     if folder is None:
         return
@@ -34,6 +38,52 @@ def train(config: TrainConfig, found: dict[str, Any]) -> None:
     if command:
         but = ", though nothing shows yet which method is best" if undecided(summary) else ""
         log.log(NOTE, f"to label images with it{but}, type: {command}")
+
+
+def with_tuned(config: TrainingConfig) -> TrainConfig:
+    """Tune the live views, embed with what comes out, and return the training on that. What is
+    finished is not done again. Raises CoviewError."""
+    plain = config.frozen()
+    if not config.live_list():
+        return plain
+    from base.devices import devices
+    from extract.config import ExtractConfig
+    from extract.run import run as extract
+    from train.finetune.config import FinetuneConfig
+    from train.finetune.run import run as finetune
+
+    devices(config.device, config.gpus)
+    views, judged = [], True
+    for view in config.view_list():
+        if view not in config.live_list():
+            views.append(view)
+            continue
+        name = f"{config.run}-{Path(view).stem}"
+        settings = FinetuneConfig(
+            view=view,
+            data=config.data,
+            labels=config.labels,
+            val=config.val,
+            test=config.test,
+            seeds=config.seeds,
+            mode=config.mode,
+            device=config.device,
+            cache=config.cache,
+            runs=config.runs,
+            run=name,
+        )
+        settings.check()
+        found: dict = {}
+        finetune(settings, found, say=False)
+        judged = found["judged"]
+        places = {"cache": config.cache, "device": config.device, "gpus": config.gpus}
+        extract(ExtractConfig(view=found["view"], data=config.data, **places), {})
+        views.append(name)
+    val = plain.val
+    if val == "auto" and not judged:
+        val = "none"
+        log.log(NOTE, "nobody chooses (VAL=none): the tuned backbones know the labels that would")
+    return dataclasses.replace(plain, views=",".join(views), val=val)
 
 
 def next_step(config: TrainConfig, summary: dict[str, Any]) -> str:

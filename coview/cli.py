@@ -29,9 +29,9 @@ COMMANDS = (
     ),
     Command(
         "train",
-        "train.config:TrainConfig",
+        "coview.live:TrainingConfig",
         "coview.chain:train",
-        (*TRAINED, *MACHINE, "RUN"),
+        (*TRAINED, "LIVE", "MODE", *MACHINE, "RUN"),
         "make train VIEWS=clip,dinov2 DATA=photos/",
     ),
     Command(

@@ -65,16 +65,18 @@ class Ground:
         return len(self.cache.items.classes)
 
 
-def run(config: FinetuneConfig, found: dict[str, Any]) -> None:
-    """Tune, write the view, say what to type next. Raises CoviewError."""
+def run(config: FinetuneConfig, found: dict[str, Any], say: bool = True) -> None:
+    """Tune, write the view, and `say` what to type next. Raises CoviewError."""
     native.keep_memory()
     ground = read(config)
     found |= {"run": str(ground.folder), "view": str(_toml(ground.folder))}
+    found["judged"] = len(ground.split.val) > 0
     if keep.is_tuned(ground.folder):
         _refuse_other(ground)
         found["result"] = keep.read_done(ground.folder)
         log.info(f"{ground.folder} is finished; another RUN= tunes anew")
-        _say_next(ground)
+        if say:
+            _say_next(ground)
         return
     work, needs = made(ground)
     _say_what_learns(ground, work, needs)
@@ -87,7 +89,8 @@ def run(config: FinetuneConfig, found: dict[str, Any]) -> None:
         with within_memory("this fine-tuning", *_less(work.config)):
             tune(work, ground.folder, ground.view, stop)
         found["result"] = _finish(ground, work)
-    _say_next(ground)
+    if say:
+        _say_next(ground)
 
 
 def read(config: FinetuneConfig) -> Ground:
