@@ -23,6 +23,9 @@ def train(asked: TrainingConfig, found: dict[str, Any]) -> None:
     changes nothing else."""
     asked.check()
     config = with_tuned(asked)
+    if asked.dry_run and asked.live_list():
+        log.log(NOTE, "what the tuned views are embedded and trained in depends on what comes out")
+        return
     folder = train_alone(config, found)
     if folder is None:
         return
@@ -71,10 +74,13 @@ def with_tuned(config: TrainingConfig) -> TrainConfig:
             cache=config.cache,
             runs=config.runs,
             run=name,
+            dry_run=config.dry_run,
         )
         settings.check()
         found: dict = {}
         finetune(settings, found, say=False)
+        if config.dry_run:
+            continue
         judged = found["judged"]
         places = {"cache": config.cache, "device": config.device, "gpus": config.gpus}
         extract(ExtractConfig(view=found["view"], data=config.data, **places), {})

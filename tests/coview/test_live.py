@@ -79,6 +79,13 @@ def test_it_is_the_three_commands(cache: Path, monkeypatch: pytest.MonkeyPatch) 
     train(settings, {})  # what is finished is not done again
 
 
+def test_a_dry_run_writes_nothing(cache: Path, capsys: pytest.CaptureFixture) -> None:
+    train(asked(cache, dry_run=True), {})
+    assert not (cache.parent / "runs").exists()
+    assert not list(cache.glob("*/a-*"))
+    assert capsys.readouterr().out.count("it would take about") == 2
+
+
 def test_one_of_two(cache: Path) -> None:
     plain = with_tuned(asked(cache, live="tiny-dinov2", mode="norms"))
     assert plain.views == "tiny-clip,a-tiny-dinov2" and type(plain) is TrainConfig
