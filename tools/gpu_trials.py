@@ -5,6 +5,7 @@ the product before a GPU has shown that it pays.
     schedule    the paper's ImageNet 10 % schedule, from timed steps
     towers      CLIP L/14 as it is, with QuickGELU in one kernel, with torch's fused attention, with
                 both, beside DINOv2 L/14
+    live        a step of fine-tuning CLIP L/14 and DINOv2 L/14, with and without checkpointing
     jpegs       nvJPEG beside Pillow
 
 On a CPU each does the same in a tiny size, so that a slip is found without a GPU: numbers are
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "bench"))
@@ -42,6 +43,8 @@ from train.algorithm.cotrain import Batch, mct_step
 from train.algorithm.optimise import State, fused_adam, norm, per_experiment
 from train.algorithm.peers import LocalPeers
 from train.config import TrainConfig
+from train.finetune.config import FinetuneConfig
+from train.finetune.live import Live
 
 Told = Callable[[str, object, bool], None]  # what, value, is it as it should be
 ROUNDS = 5  # a figure is their median; all ways take turns in each
@@ -311,6 +314,70 @@ def towers(lines: Told, work: Path, device: str) -> None:
             lines(f"{name}: greatest difference to it as it is", far, far < most)
 
 
+# --- live backbones
+
+
+def live(lines: Told, work: Path, device: str) -> None:
+    """A step of fine-tuning as it is, and forgetting what is inside of the blocks: how fast, how
+    much memory, and that the gradient is the same. In the precision of the view."""
+    cuda = device == "cuda"
+    batch = 32 if cuda else 4
+    for name in ("clip", "dinov2"):
+        for mode in ("lora", "full"):
+            steps, gradients = {}, {}
+            for forgets in (False, True):
+                how = "forgetful" if forgets else "as it is"
+                step = Step(name, mode, forgets, batch, device)
+                steps[how] = step
+                gradients[how] = step.gradient()
+            what = f"{name} L/14, {mode}"
+            far = distance(gradients["forgetful"], gradients["as it is"])
+            lines(f"{what}: greatest difference of a forgetful gradient", far, far < 0.05)
+            seconds = in_turns({**steps}, device, ROUNDS if cuda else 1)
+            for how, step in steps.items():
+                speed = figure(device, batch / seconds[how], 0)
+                lines(f"{what}, {how}, images/s of a step", speed, True)
+                lines(f"{what}, {how}, peak GB", figure(device, step.peak(), 2), True)
+
+
+class Step:
+    """A step of AdamW on one batch of noise."""
+
+    def __init__(self, name: str, mode: str, forgets: bool, batch: int, device: str) -> None:
+        backbone = a_backbone(name, device)
+        width, self.device = backbone.width, device
+        torch.manual_seed(0)
+        head = nn.Linear(width, 10)
+        self.live = Live(backbone, head, (np.zeros(width), np.ones(width))).to(device)
+        config = FinetuneConfig(mode=mode, checkpointing=forgets).settled(40, 10)
+        self.live.thaw(config)
+        self.live.to(device)
+        self.adam = torch.optim.AdamW(self.live.groups(config))
+        side = load_spec(backbone.origin.stem).preprocess.crop
+        draws = torch.Generator().manual_seed(0)
+        shape = batch, 3, side, side
+        pixels = torch.randint(256, shape, dtype=torch.uint8, generator=draws)
+        self.pixels, self.y = pixels.to(device), torch.arange(batch, device=device) % 10
+
+    def __call__(self) -> None:
+        self.adam.zero_grad()
+        cross_entropy(self.live(self.pixels), self.y).backward()
+        self.adam.step()
+
+    def gradient(self) -> Tensor:
+        cross_entropy(self.live(self.pixels), self.y).backward()
+        parts = [p.grad.flatten() for p in self.live.named().values() if p.grad is not None]
+        return torch.cat(parts)
+
+    def peak(self) -> float:
+        """GB of one step; of a GPU alone."""
+        if self.device != "cuda":
+            return 0.0
+        torch.cuda.reset_peak_memory_stats()
+        self()
+        return torch.cuda.max_memory_allocated() / 1e9
+
+
 # --- JPEG
 
 
@@ -355,4 +422,4 @@ def pixels_of(data: bytes) -> np.ndarray:
     return np.asarray(picture(data).image)
 
 
-TRIALS = graphs, schedule, towers, jpegs
+TRIALS = graphs, schedule, towers, live, jpegs

@@ -29,11 +29,15 @@ def test_every_trial_runs_and_no_figure_is_told_of_a_cpu(
         assert figures.pop(what) == 0
     for way in ("QuickGELU in one kernel", "fused attention", "both"):
         assert figures.pop(f"clip L/14, {way}: greatest difference to it as it is") < 1e-5
+    for name in ("clip", "dinov2"):
+        for mode in ("lora", "full"):
+            what = f"{name} L/14, {mode}: greatest difference of a forgetful gradient"
+            assert figures.pop(what) < 1e-4
     jpeg = "2 JPEG files of 500 x 375"
     assert figures.pop(f"{jpeg}, mean difference in levels") < 1
     assert figures.pop(f"{jpeg}, share of levels as Pillow's") > 0.9
     assert figures.pop(f"{jpeg}, greatest difference in levels") < 20
-    assert len(figures) == 18 and set(figures.values()) == {"unrun"}
+    assert len(figures) == 18 + 16 and set(figures.values()) == {"unrun"}
 
 
 def test_fused_attention_is_that_of_the_module() -> None:

@@ -1,11 +1,15 @@
 """A live view is a view: the step of co-training takes its forward, and knows no difference. The
 oracle: the step on cached embeddings, and finite differences."""
 
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, importing
 from models import pixels
 from test_thaw import backbone_of, bundled, of_timm
 from torch import Tensor
@@ -13,7 +17,7 @@ from torch import Tensor
 from train.algorithm import probe
 from train.algorithm.cotrain import Batch, StepRule, mct_step, supervised_step
 from train.algorithm.optimise import Adam, State, ce, fresh
-from train.algorithm.peers import LocalPeers
+from train.algorithm.peers import LocalPeers, Peers
 from train.algorithm.probe import Shape
 from train.finetune.config import FinetuneConfig
 from train.finetune.live import BODY, Body, forward_of, params_of
@@ -138,3 +142,56 @@ def test_two_live_views_teach_each_other_and_chunks_change_nothing(
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     for one, other in zip(whole, chunks, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def both(folder: Path) -> tuple[list[State], list[Batch], Tensor]:
+    """Two live views whose norms learn, and their rows."""
+    states, batches = [], []
+    for number, name in enumerate(NAMES):
+        body = body_of(name, folder, "norms")
+        states.append(fresh(params_of(body, probe_of(body, torch.float32)), forward_of(body)))
+        seen = shown(body, U, number)[None], shown(body, L, 9)[None]
+        keep = dropped(U, number, torch.float32), dropped(L, 4, torch.float32)
+        batches.append(Batch(*seen, labels(L, 7), *keep))
+    draws = torch.rand(2, 1, U, generator=torch.Generator().manual_seed(5)).double()
+    return states, batches, draws
+
+
+def three_steps(peers: Peers, folder: Path) -> list[Tensor]:
+    """Of the views of this process."""
+    states, batches, draws = both(folder)
+    mine, own = [states[v] for v in peers.mine], [batches[v] for v in peers.mine]
+    for _ in range(3):
+        mine, _ = mct_step(mine, own, draws, peers, StepRule(Adam(1e-3), temperature=0.5))
+    return [state.flat_EP for state in mine]
+
+
+RANK = """
+import sys, torch
+from pathlib import Path
+torch.set_num_threads(1)
+from test_live import three_steps
+from train.algorithm.peers import GroupPeers
+peers = GroupPeers(2, torch.device("cpu"))
+folder = Path(sys.argv[1])
+torch.save(three_steps(peers, folder)[0], folder / f"{peers.rank}.pt")
+peers.close()
+"""
+
+
+@pytest.mark.many
+def test_two_ranks_with_a_live_view_each_are_one_process_to_the_last_bit(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = []
+    for rank in ("0", "1"):
+        where = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        paths = (ROOT, ROOT / "tests", Path(__file__).parent)
+        env = importing(*paths, OMP_NUM_THREADS="1", **where)
+        ranks.append(subprocess.Popen([sys.executable, "-c", RANK, str(tmp_path)], env=env))
+    assert [one.wait(200) for one in ranks] == [0, 0]
+    whole = three_steps(LocalPeers(2), tmp_path)
+    for rank, expected in enumerate(whole):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert torch.equal(found, expected)
