@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from base.console import counted
 from base.errors import UsageError, nearest
 from base.phrase import quoted
 from cache_specs import integrity, store
@@ -21,6 +22,7 @@ from cache_specs.items import Items, read_items
 from cache_specs.lookup import find_dataset
 from cache_specs.sources import read_source
 from cache_specs.spec import view_names
+from cache_specs.tuned import FILE, seen_of
 from train.data.reader import map_view
 
 log = logging.getLogger(f"coview.{__name__}")
@@ -41,6 +43,11 @@ def open_view(path: str | os.PathLike) -> np.ndarray:
     integrity.check(view)
     emb_ND = map_view(view).view()
     emb_ND.flags.writeable = False
+    if seen := seen_of(view):
+        log.warning(
+            f"{folder}: this backbone was tuned on the labels of {counted(len(seen), 'image')} "
+            f"(contents in {folder / FILE}): do not judge by them"
+        )
     log.info(f"{folder}: {emb_ND.shape[0]:,} x {emb_ND.shape[1]} {emb_ND.dtype}, checked")
     return emb_ND
 

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from base.errors import UNKNOWN, StaleError, UsageError
 from base.limits import within_memory
 from base.phrase import line_of
 from cache_specs import store
+from cache_specs.items import Items
 from cache_specs.spec import Tuned, differences
 from cache_specs.tuned import digest
-from extract.models.backbones import load_backbone
+from extract.data.datasets import Dataset
+from extract.models.backbones import load_backbone, precision_of
 from extract.originals import Originals, find_originals
 from train.algorithm.batches import LABELLED, Passes
 from train.algorithm.peers import choose_device
@@ -124,16 +127,31 @@ def made(ground: Ground) -> tuple[Tuning, Needs]:
     emb_ND = ground.cache.emb[0]
     known = statistics(emb_ND, np.union1d(rows, ground.split.unlabelled))
     head = fit_head(standardise(emb_ND, rows, *known), items.label[rows], ground.classes)
-    backbone = load_backbone(ground.originals.spec, ground.originals.files, "cpu")
+    spec = ground.originals.spec
+    backbone = load_backbone(spec, ground.originals.files, "cpu")
     live = Live(backbone, head, known)
     live.thaw(config)
-    spec = ground.originals.spec
-    pictures = Pictures(ground.originals.dataset.read, items, spec.preprocess, config)
+    read_row = by_key(ground.originals.dataset, items)
+    pictures = Pictures(read_row, items, spec.preprocess, config)
     needs = needs_of(live, pictures.as_extracted(rows[:MEASURED].tolist()))
     config = dataclasses.replace(config, chunk=_chunk(config, needs, free_bytes(ground.device)))
     passes = Passes(rows, config.seed(), LABELLED)
     live.to(ground.device)
+    backbone.precision = precision_of(spec, ground.device.type)
     return Tuning(live, pictures, items.label, passes, config, ground.device), needs
+
+
+def by_key(dataset: Dataset, items: Items) -> Callable[[int], bytes]:
+    """What reads the image of a row of the item list: the folder may hold others besides by now."""
+    place_of = {key: place for place, key in enumerate(dataset.keys)}
+
+    def read_row(row: int) -> bytes:
+        place = place_of.get(items.keys[row])
+        if place is None:
+            raise FileNotFoundError(items.keys[row])
+        return dataset.read(place)
+
+    return read_row
 
 
 def free_bytes(device: torch.device) -> int:

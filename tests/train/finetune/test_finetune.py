@@ -27,6 +27,7 @@ from base.errors import (
 from cache_specs import store
 from cache_specs.spec import load_spec
 from cache_specs.tuned import seen_of
+from coview import open_view
 from exchange.config import ImportConfig
 from exchange.importer import import_view
 from extract.run import run as extract
@@ -377,6 +378,12 @@ def test_extract_embeds_it_as_any_other(tuned: Path, done: Path) -> None:
     assert seen_of(view) == cache.seen["tiny-clip-ft"] and len(cache.seen) == 1
 
 
+def test_python_users_are_warned(tuned: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (dataset,) = tuned.glob("digits-*")
+    assert open_view(dataset / "tiny-clip-ft").shape == (1797, 128)
+    assert "tuned on the labels of 20 images" in caplog.text
+
+
 def test_it_trains_with_the_labels_that_it_has_learnt_from(tuned: Path) -> None:
     cache, splits, _ = read_ground(trained(tuned))
     rows = [sha256 in cache.seen["tiny-clip-ft"] for sha256 in cache.items.sha256]
@@ -612,6 +619,23 @@ def test_an_image_that_is_another_by_now_is_named(digits: Path, tmp_path: Path) 
     work.pictures.read = lambda row: b"something else"
     with pytest.raises(DataQualityError, match=ground.cache.items.keys[row]):
         work.pictures.as_extracted([row])
+
+
+def test_images_that_were_added_or_are_gone_meanwhile(photos: Path, tmp_path: Path) -> None:
+    """A row is found by its key, whatever lies beside it by now."""
+    folder, cache = tmp_path / "photos", tmp_path / "cache"
+    shutil.copytree(photos, folder)
+    extract(config(folder, cache), {})
+    settings = asked(cache, tmp_path / "runs", data=str(folder), labels="all")
+    before, _ = made(read(settings))
+    first = sorted((folder / "a").iterdir())[0]
+    shutil.copy(first, folder / "a" / "000-a new one.png")
+    after, _ = made(read(settings))
+    rows = [0, 5, 17, 40]
+    assert torch.equal(after.pictures.as_extracted(rows), before.pictures.as_extracted(rows))
+    first.unlink()
+    with pytest.raises(DataQualityError, match=f"a/{first.name}.* is gone"):
+        made(read(settings))
 
 
 def test_the_command_line(command: Callable, digits: Path, done: Path, tmp_path: Path) -> None:
