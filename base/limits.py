@@ -5,12 +5,14 @@ import errno
 import re
 import resource
 from collections.abc import Generator, Mapping
+from pathlib import Path
 
 from base.errors import UsageError
 
 FILES = 65_536  # open files that are enough for anything here
 OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 FULL = re.compile(r"No space left|Disk quota exceeded|os error (28|122)\b")
+MEMORY = Path("/proc/meminfo")
 MEMORY_WORDS = re.compile(
     r"out of memory|ALLOC_FAILED|can't allocate memory|not enough memory|Cannot allocate memory"
 )
@@ -44,6 +46,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and bool(MEMORY_WORDS.search(str(error)))
+
+
+def available_memory(device: str) -> int:
+    """Bytes that can be had on a device: of a GPU what is free, of the machine what would be free
+    without its caches."""
+    if device != "cpu":
+        import torch  # noqa: PLC0415  seconds, for who asks of a GPU, and has it loaded
+
+        return torch.cuda.mem_get_info(device)[0]
+    said = dict(line.split(":") for line in MEMORY.read_text(encoding="utf-8").splitlines())
+    return int(said["MemAvailable"].split()[0]) * 1024
 
 
 def free_memory(device: str) -> str:

@@ -36,7 +36,7 @@ from train.algorithm.paired import Difference, difference
 from train.command import run as train
 from train.config import TrainConfig
 from train.finetune.config import FinetuneConfig
-from train.finetune.run import made, read
+from train.finetune.ground import made, read, wanted
 from train.finetune.run import run as finetune
 
 VIEWS = ("tiny-clip", "tiny-dinov2")
@@ -124,7 +124,7 @@ def rows_of(args: argparse.Namespace, task: str, data: str, labels: str) -> list
                 )
                 if view == VIEWS[0] and not seed:
                     work, needs = made(read(settings))
-                    memory[mode] = (needs.fixed + work.config.chunk * needs.image) / 1e9
+                    memory[mode] = wanted(work.config, needs, work.config.chunk) / 1e9
                 finetune(settings, {})
                 embed(args.work, data, str(args.work / "runs" / name / f"{name}.toml"))
                 tuned.append(name)

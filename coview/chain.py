@@ -83,7 +83,7 @@ def with_tuned(config: TrainingConfig) -> TrainConfig:
             continue
         judged = found["judged"]
         places = {"cache": config.cache, "device": config.device, "gpus": config.gpus}
-        extract(ExtractConfig(view=found["view"], data=config.data, **places), {})
+        extract(ExtractConfig(view=found["views"][0], data=config.data, **places), {})
         views.append(name)
     val = plain.val
     if val == "auto" and not judged:

@@ -39,7 +39,7 @@ COMMANDS = (
         "train.finetune.config:FinetuneConfig",
         "train.finetune.command:command",
         (
-            *("VIEW", "DATA", "LABELS", "VAL", "TEST", "SEEDS", "MODE", "WEIGHTS"),
+            *("VIEW", "VIEWS", "DATA", "LABELS", "VAL", "TEST", "SEEDS", "MODE", "WEIGHTS"),
             *("DEVICE", "CACHE", "RUN"),
         ),
         "make finetune VIEW=clip DATA=photos/ LABELS=4",

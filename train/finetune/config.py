@@ -20,6 +20,8 @@ COLLAPSES = 4  # labels a class, below which all parameters are more than can be
 class AskedTuning:
     view: str = ""
     """the view whose backbone is tuned; it must be extracted already"""
+    views: str = ""
+    """several views instead, comma-separated, which teach each other while they learn"""
     data: str = ""
     """the data set, as it was given to extract"""
     labels: str = "all"
@@ -120,12 +122,29 @@ class FinetuneConfig(TuningRun, PictureSettings, TuningSettings, AskedTuning):
 
     def check(self) -> None:
         """Raise UsageError for what can be seen without reading any data."""
-        usual = {} if self.view else {"VIEW": "clip"}
+        views = self.view_list()
+        usual = {} if views else {"VIEW": "clip"}
         if not self.data:
             usual["DATA"] = "photos/"
         if usual:
             told = "is missing; name it" if len(usual) == 1 else "are missing; name both"
             raise UsageError(f"{' and '.join(usual)} {told}", instead=dict(usual))
+        if self.view and self.views:
+            raise UsageError(
+                "VIEW and VIEWS are given: VIEW tunes one, VIEWS several that teach each other; "
+                "take one of the two",
+                instead={"VIEW": None},
+            )
+        if len(set(views)) < len(views):
+            once = ",".join(dict.fromkeys(views))
+            raise UsageError(f"VIEWS={self.views}: name each view once", instead={"VIEWS": once})
+        if self.view and len(views) > 1:
+            raise UsageError(
+                f"VIEW={self.view} are several views; tuned together they are VIEWS",
+                instead={"VIEW": None, "VIEWS": self.view},
+            )
+        if self.mixup and len(views) > 1:
+            raise UsageError("--mixup is of one view alone: leave it out, or tune one by one")
         refuse_beyond_limits(self)
         if self.crop > 1:
             raise UsageError(f"--crop must be at most 1, a share of the picture, found {self.crop}")
@@ -135,6 +154,10 @@ class FinetuneConfig(TuningRun, PictureSettings, TuningSettings, AskedTuning):
             raise UsageError("--steps must be positive, found 0; leave it out")
         self.seed()
         self.apart()
+
+    def view_list(self) -> list[str]:
+        """The views that are tuned."""
+        return [name.strip() for name in (self.view or self.views).split(",") if name.strip()]
 
     def seed(self) -> int:
         """Raises UsageError."""

@@ -29,6 +29,7 @@ from cache_specs.tuned import listed
 from extract.models.backbones import Backbone, load_backbone
 from extract.models.checkpoint import mapped, safetensors_of
 from extract.models.timm_backend import RESAMPLING
+from extract.originals import Originals
 from train.finetune.live import Live
 from train.finetune.thaw import merge
 
@@ -60,12 +61,7 @@ def tuned_spec(parent: ViewSpec, folder: Path, tuned: Tuned) -> ViewSpec:
 
 
 def write_tuned(
-    spec: ViewSpec,
-    parent: ViewSpec,
-    files: Mapping[str, Path],
-    live: Live,
-    seen: frozenset[str],
-    some_pixels: Tensor,
+    spec: ViewSpec, original: Originals, live: Live, seen: frozenset[str], some_pixels: Tensor
 ) -> dict[str, str]:
     """Merge what was learnt, write everything, and see that what was written gives what was tuned.
     Returns the sha256 of each file. Raises StorageError, or IntegrityError where it does not."""
@@ -74,9 +70,9 @@ def write_tuned(
     learnt |= {name: getattr(live.body, name).cpu() for name in ("mean_D", "std_D")}
     merge(live.backbone.model)
     durable.make_folder(folder / WEIGHTS)
-    state = whole_state(parent, files, live.backbone)
+    state = whole_state(original.spec, original.files, live.backbone)
     written: dict[str, bytes] = {}
-    for name, path in files.items():
+    for name, path in original.files.items():
         is_model = name.endswith(".safetensors")
         data = save(state, {"format": "pt"}) if is_model else path.read_bytes()
         written[f"{WEIGHTS}/{name}"] = data

@@ -1,13 +1,10 @@
-"""From the words of `make finetune` to a tuned view: what is learnt from, what learns, how much of
-it fits into memory; then the loop (train/finetune/tune.py), and what it leaves
+"""From the words of `make finetune` to tuned views: what is learnt from, what learns
+(train/finetune/ground.py); then the loop (train/finetune/tune.py), and what it leaves
 (train/finetune/keep.py)."""
 
 import dataclasses
 import logging
-import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +13,19 @@ import torch
 
 from base import durable, locks, native
 from base.console import NOTE, clock_text, counted
-from base.errors import UNKNOWN, StaleError, UsageError
+from base.errors import UNKNOWN, StaleError
 from base.limits import within_memory
 from base.phrase import line_of
-from cache_specs import store
-from cache_specs.items import Items
 from cache_specs.spec import Tuned, differences
 from cache_specs.tuned import digest
-from extract.data.datasets import Dataset
-from extract.models.backbones import load_backbone, precision_of
-from extract.originals import Originals, find_originals
-from train.algorithm.batches import LABELLED, Passes
-from train.algorithm.peers import choose_device
-from train.data.graph import standardise, statistics
-from train.data.reader import Cache, open_cache
+from train.data.graph import standardise
 from train.data.scarce import unlearnt
-from train.data.splits import Split, make_split, spaced
+from train.data.splits import spaced
 from train.finetune import keep
 from train.finetune.config import COLLAPSES, FinetuneConfig
-from train.finetune.live import Live, Needs, fit_head, needs_of
-from train.finetune.pictures import Pictures
-from train.finetune.tune import Tuning, tune
+from train.finetune.ground import Ground, known_of, made, read, wanted
+from train.finetune.live import Needs, fit_head
+from train.finetune.tune import Work, tune
 from train.run.checkpoint import mend
 from train.run.names import free_name
 from train.run.rundir import keys_of, split_file
@@ -44,35 +33,13 @@ from train.run.session import stop_signals
 
 log = logging.getLogger(f"coview.{__name__}")
 LOOKED_AT = 2_000  # validation images at most that are embedded to say what was gained
-MEASURED = 2  # images whose memory is measured
-SHARE = 0.8  # of the memory that is free
-
-
-@dataclass(frozen=True)
-class Ground:
-    """What a view is tuned on. folder: of the run."""
-
-    config: FinetuneConfig
-    cache: Cache
-    originals: Originals
-    split: Split
-    folder: Path
-    device: torch.device
-
-    @property
-    def view(self) -> str:
-        return self.cache.names[0]
-
-    @property
-    def classes(self) -> int:
-        return len(self.cache.items.classes)
 
 
 def run(config: FinetuneConfig, found: dict[str, Any], say: bool = True) -> None:
-    """Tune, write the view, and `say` what to type next. Raises CoviewError."""
+    """Tune, write the views, and `say` what to type next. Raises CoviewError."""
     native.keep_memory()
     ground = read(config)
-    found |= {"run": str(ground.folder), "view": str(_toml(ground.folder))}
+    found |= {"run": str(ground.folder), "views": [*map(str, ground.tomls)]}
     found["judged"] = len(ground.split.val) > 0
     if keep.is_tuned(ground.folder):
         _refuse_other(ground)
@@ -84,107 +51,16 @@ def run(config: FinetuneConfig, found: dict[str, Any], say: bool = True) -> None
     work, needs = made(ground)
     _say_what_learns(ground, work, needs)
     if config.dry_run:
-        _rehearse(ground, work, found)
+        _rehearse(work, found)
         return
     with stop_signals() as stop, locks.lock(durable.make_folder(ground.folder)):
-        work = dataclasses.replace(work, config=_begin(ground, work.config))
+        work.config = _begin(ground, work.config)
         mend(ground.folder)
         with within_memory("this fine-tuning", *_less(work.config)):
-            tune(work, ground.folder, ground.view, stop)
+            tune(work, ground.folder, ", ".join(ground.cache.names), stop)
         found["result"] = _finish(ground, work)
     if say:
         _say_next(ground)
-
-
-def read(config: FinetuneConfig) -> Ground:
-    """Raises CoviewError for what is wrong with words and data."""
-    data = os.path.expanduser(config.data)
-    cache = open_cache(Path(config.cache), data, [config.view])
-    view = store.open_view(cache.folders[0])
-    if view.attributes["spec"]["backend"] == store.IMPORTED:
-        raise UsageError(
-            f"the view {cache.names[0]!r} was imported, not computed from images: there is no "
-            "backbone to tune. Take one that extract has embedded (make views lists them)",
-            instead={"VIEW": UNKNOWN},
-        )
-    if len(cache.items.classes) < 2:
-        raise UsageError(
-            f"{cache.items.name!r} has fewer than two classes: there is nothing to tell apart. Put "
-            "images into class folders, and type make extract once more"
-        )
-    device = choose_device(config.device, 1)
-    originals = find_originals(view, config.view, config.weights, Path(config.root))
-    split = make_split(cache.items, cache.ok, config.labels, config.seed(), config.apart())
-    config = config.settled(len(split.labelled), len(cache.items.classes))
-    folder = Path(config.runs) / (config.run or f"{cache.names[0]}-ft")
-    return Ground(config, cache, originals, split, folder, device)
-
-
-def made(ground: Ground) -> tuple[Tuning, Needs]:
-    """What is tuned, on the device, and the memory that it needs."""
-    config, items, rows = ground.config, ground.cache.items, ground.split.labelled
-    torch.set_num_threads(config.threads or torch.get_num_threads())
-    emb_ND = ground.cache.emb[0]
-    known = statistics(emb_ND, np.union1d(rows, ground.split.unlabelled))
-    head = fit_head(standardise(emb_ND, rows, *known), items.label[rows], ground.classes)
-    spec = ground.originals.spec
-    backbone = load_backbone(spec, ground.originals.files, "cpu")
-    live = Live(backbone, head, known)
-    live.thaw(config)
-    read_row = by_key(ground.originals.dataset, items)
-    pictures = Pictures(read_row, items, spec.preprocess, config)
-    needs = needs_of(live, pictures.as_extracted(rows[:MEASURED].tolist()))
-    config = dataclasses.replace(config, chunk=_chunk(config, needs, free_bytes(ground.device)))
-    passes = Passes(rows, config.seed(), LABELLED)
-    live.to(ground.device)
-    backbone.precision = precision_of(spec, ground.device.type)
-    return Tuning(live, pictures, items.label, passes, config, ground.device), needs
-
-
-def by_key(dataset: Dataset, items: Items) -> Callable[[int], bytes]:
-    """What reads the image of a row of the item list: the folder may hold others besides by now."""
-    place_of = {key: place for place, key in enumerate(dataset.keys)}
-
-    def read_row(row: int) -> bytes:
-        place = place_of.get(items.keys[row])
-        if place is None:
-            raise FileNotFoundError(items.keys[row])
-        return dataset.read(place)
-
-    return read_row
-
-
-def free_bytes(device: torch.device) -> int:
-    """Of memory, on the device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _chunk(config: FinetuneConfig, needs: Needs, free: int) -> int:
-    """Images at a time: as asked, else the batch, halved until it fits. Raises UsageError where not
-    even that fits."""
-    most = needs.most(int(SHARE * free))
-    size = config.batch
-    while size > max(most, 1):
-        size = -(-size // 2)
-    asked = min(config.chunk, config.batch) or size
-    if asked <= most:
-        return asked
-    told = (
-        f"{counted(asked, 'image')} at a time need {(needs.fixed + asked * needs.image) / 1e9:.1f} "
-        f"GB, of which {free / 1e9:.1f} GB are free"
-    )
-    if most:
-        raise UsageError(
-            f"{told}; {counted(size, 'image')} at a time would fit, with the gradient of the same "
-            f"batch of {config.batch}",
-            instead={"--chunk": str(size)},
-        )
-    raise UsageError(
-        f"{told}. Tune less (MODE=lora), forget what is inside of the blocks "
-        "(ARGS=--checkpointing), or take a smaller view"
-    )
 
 
 def _begin(ground: Ground, config: FinetuneConfig) -> FinetuneConfig:
@@ -194,8 +70,7 @@ def _begin(ground: Ground, config: FinetuneConfig) -> FinetuneConfig:
     if path.is_file():
         settled = _refuse_other(ground)
         return dataclasses.replace(config, **settled)
-    threads = torch.get_num_threads()
-    settled = {"chunk": config.chunk, "threads": threads}
+    settled = {"chunk": config.chunk, "threads": torch.get_num_threads()}
     durable.make_folder(ground.folder / "splits")
     keys = keys_of(ground.cache.items, ground.split)
     durable.write(split_file(ground.folder, config.seed()), keys, "run.split")
@@ -225,30 +100,34 @@ def _refuse_other(ground: Ground) -> dict[str, Any]:
     kept = {key: begun.get(key) for key in _wanted(ground)}
     changed = differences(kept, _wanted(ground))
     if changed:
-        free = free_name(ground.folder)
+        free = Path(free_name(ground.folder)).name
         raise StaleError(
             f"{ground.folder} was made with other settings or data:\n  "
             + "\n  ".join(changed)
-            + f"\nGive this one another name (RUN={free.rpartition('/')[2]}), or repeat the old "
-            "settings to resume it",
-            instead={"RUN": free.rpartition("/")[2]},
+            + f"\nGive this one another name (RUN={free}), or repeat the old settings to resume it",
+            instead={"RUN": free},
         )
     return begun["settled"]
 
 
-def _say_what_learns(ground: Ground, work: Tuning, needs: Needs) -> None:
-    config, live, shots = work.config, work.live, len(ground.split.labelled) / ground.classes
-    numbers = sum(one.parameter.numel() for one in live.learnt)
-    whole = sum(parameter.numel() for parameter in live.backbone.parameters())
-    head = live.head.weight.numel() + live.head.bias.numel()
-    need = needs.fixed + config.chunk * needs.image
+def _say_what_learns(ground: Ground, work: Work, needs: list[Needs]) -> None:
+    config, shots = work.config, len(ground.split.labelled) / ground.classes
+    for name, live in zip(ground.cache.names, work.lives, strict=True):
+        numbers = sum(one.parameter.numel() for one in live.learnt)
+        whole = sum(parameter.numel() for parameter in live.backbone.parameters())
+        head = live.head.weight.numel() + live.head.bias.numel()
+        log.info(
+            f"{name}, mode {config.mode}: {counted(len(live.learnt), 'tensor')} of the backbone "
+            f"learn, {numbers:,} of {whole:,} numbers, and a head of {head:,}"
+        )
+    others = ""
+    if len(work.lives) > 1:
+        others = f" and {counted(len(ground.split.unlabelled), 'unlabelled one')}"
     log.info(
-        f"{ground.view}, mode {config.mode}: {counted(len(live.learnt), 'tensor')} of the backbone "
-        f"learn, {numbers:,} of {whole:,} numbers, and a head of {head:,}; from "
-        f"{counted(len(ground.split.labelled), 'labelled image')} of {ground.classes} classes, "
-        f"{config.steps:,} steps of {config.batch} images, {config.chunk} at a time, in some "
-        f"{need / 1e9:.2g} GB. Dropout, drop-path and the statistics of BatchNorm stay as they are "
-        "when images are embedded"
+        f"from {counted(len(ground.split.labelled), 'labelled image')}{others} of {ground.classes} "
+        f"classes, {config.steps:,} steps of {config.batch} images, {config.chunk} at a time, in "
+        f"some {wanted(config, needs, config.chunk) / 1e9:.2g} GB. Dropout, drop-path and the "
+        "statistics of BatchNorm stay as they are when images are embedded"
     )
     if config.mode == "full" and shots < COLLAPSES:
         log.warning(
@@ -261,12 +140,13 @@ def _say_what_learns(ground: Ground, work: Tuning, needs: Needs) -> None:
         log.warning(lacking)
 
 
-def _rehearse(ground: Ground, work: Tuning, found: dict[str, Any]) -> None:
+def _rehearse(work: Work, found: dict[str, Any]) -> None:
     """How long it would take, by one step after the first."""
+    seconds = 0.0
     for step in range(2):
-        batch, begun = work.batch(step), time.monotonic()
-        work.learn(batch)
-    seconds = (time.monotonic() - begun) * work.config.steps
+        begun = time.monotonic()
+        work.learn(work.batch(step))
+        seconds = (time.monotonic() - begun) * work.config.steps
     found["seconds"] = round(seconds, 1)
     log.info(f"it would take about {clock_text(seconds)}; nothing was written")
 
@@ -282,66 +162,77 @@ def _less(config: FinetuneConfig) -> tuple[str, dict[str, str | None]]:
     }
 
 
-def _finish(ground: Ground, work: Tuning) -> dict[str, Any]:
-    """Write the view; returns what is said of it."""
-    work.show_average()
-    config, cache, rows = ground.config, ground.cache, ground.split.labelled
-    gained = _gained(ground, work)
-    parent = cache.folders[0].name
-    seen = frozenset(cache.items.sha256[row] for row in rows)
-    seen |= cache.seen.get(ground.view, frozenset())
-    tuned = Tuned(parent, config.mode, len(seen), digest(seen), config.told())
-    spec = keep.tuned_spec(ground.originals.spec, ground.folder, tuned)
-    some = work.pictures.as_extracted(rows[:16].tolist())
-    files = keep.write_tuned(
-        spec, ground.originals.spec, ground.originals.files, work.live, seen, some
-    )
-    record = {"parent": parent, "labels": len(seen), **gained, "files": files}
+def _finish(ground: Ground, work: Work) -> dict[str, Any]:
+    """Write the views; returns what is said of them."""
+    work.show()
+    record: dict[str, Any] = {"views": {}, "files": {}}
+    for view in range(len(work.lives)):
+        told, files = _write(ground, work, view)
+        record["views"][ground.tomls[view].stem] = told
+        where = ground.tomls[view].parent.relative_to(ground.folder)
+        record["files"] |= {str(where / name): sha256 for name, sha256 in files.items()}
     keep.finish(ground.folder, record)
     return record
 
 
-def _gained(ground: Ground, work: Tuning) -> dict[str, Any]:
+def _write(ground: Ground, work: Work, view: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """One of the views: what is said of it, and the sha256 of its files."""
+    config, cache, rows = ground.config, ground.cache, ground.split.labelled
+    gained = _gained(ground, work, view)
+    parent, original = cache.folders[view].name, ground.originals[view]
+    # a view that was taught by another one knows what that one has seen
+    seen = frozenset(cache.items.sha256[row] for row in rows).union(*cache.seen.values())
+    with_others = [name for name in cache.names if name != cache.names[view]]
+    settings = {**config.told(), **({"with": with_others} if with_others else {})}
+    tuned = Tuned(parent, config.mode, len(seen), digest(seen), settings)
+    spec = keep.tuned_spec(original.spec, ground.tomls[view].parent, tuned)
+    some = work.pictures[view].as_extracted(rows[:16].tolist())
+    files = keep.write_tuned(spec, original, work.lives[view], seen, some)
+    return {"parent": parent, "labels": len(seen), **gained}, files
+
+
+def _gained(ground: Ground, work: Work, view: int) -> dict[str, Any]:
     """Top-1 of head and backbone on validation images that the data name, before and after; nothing
     where there are none. Nothing is chosen by it, and the test split is not touched."""
     rows = spaced(ground.split.val, LOOKED_AT)
     if not len(rows):
         return {}
-    y_n, emb_ND = ground.cache.items.label[rows], ground.cache.emb[0]
-    own = ground.split.labelled
-    known = statistics(emb_ND, np.union1d(own, ground.split.unlabelled))
-    label_N = ground.cache.items.label
+    label_N, emb_ND = ground.cache.items.label, ground.cache.emb[view]
+    own, known = ground.split.labelled, known_of(ground, view)
     head = fit_head(standardise(emb_ND, own, *known), label_N[own], ground.classes)
     with torch.inference_mode():
         x_nD = torch.from_numpy(standardise(emb_ND, rows, *known))
-        before = float((head(x_nD).argmax(1).numpy() == y_n).mean())
+        before = float((head(x_nD).argmax(1).numpy() == label_N[rows]).mean())
         right = 0
         for part in np.array_split(rows, max(1, len(rows) // work.config.batch)):
-            pixels = work.pictures.as_extracted(part.tolist()).to(ground.device)
-            right += int((work.live(pixels).argmax(1).cpu().numpy() == label_N[part]).sum())
+            pixels = work.pictures[view].as_extracted(part.tolist()).to(ground.device)
+            first = work.lives[view](pixels).argmax(1).cpu().numpy()
+            right += int((first == label_N[part]).sum())
     return {"val": {"images": len(rows), "frozen": before, "tuned": right / len(rows)}}
 
 
-def _toml(folder: Path) -> Path:
-    return folder / f"{folder.name}.toml"
-
-
 def _say_next(ground: Ground) -> None:
-    done = keep.read_done(ground.folder)
-    if val := done.get("val"):
-        log.info(
-            f"of {counted(val['images'], 'validation image')} the frozen view with its head has "
-            f"{100 * val['frozen']:.1f} % right, the tuned one {100 * val['tuned']:.1f} %"
-        )
+    done, extracts = keep.read_done(ground.folder), []
     data = {"DATA": ground.config.data}
-    extract = line_of("extract", {"VIEW": str(_toml(ground.folder)), **data})
-    words = {"VIEWS": f"{ground.folder.name},{UNKNOWN}", **data}
+    for name, told in done["views"].items():
+        if val := told.get("val"):
+            log.info(
+                f"{name}: of {counted(val['images'], 'validation image')} the frozen view with its "
+                f"head has {100 * val['frozen']:.1f} % right, the tuned one "
+                f"{100 * val['tuned']:.1f} %"
+            )
+    names = [toml.stem for toml in ground.tomls]
+    for toml in ground.tomls:
+        extracts.append(line_of("extract", {"VIEW": str(toml), **data}))
+    others = [] if len(names) > 1 else [UNKNOWN]
+    words = {"VIEWS": ",".join([*names, *others]), **data}
     words |= {"LABELS": ground.config.labels, "SEEDS": str(ground.config.seed())}
     if not len(ground.split.val):
         words["VAL"] = "none"
     log.log(
         NOTE,
-        f"{_toml(ground.folder)} is a view now, which has learnt from the labels of "
-        f"{counted(done['labels'], 'image')} and is not judged by them. To embed all images with "
-        f"it, and train, type:\n  {extract}\n  {line_of('train', words)}",
+        f"{', '.join(map(str, ground.tomls))}: a view as any other now, which has learnt from the "
+        f"labels of {counted(next(iter(done['views'].values()))['labels'], 'image')} and is not "
+        "judged by them. To embed all images, and train, type:\n  "
+        + "\n  ".join([*extracts, line_of("train", words)]),
     )

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -33,10 +34,11 @@ Batch = tuple[Tensor, Tensor]  # (B, 3, S, S) uint8 and (B, C) float32, of each 
 
 @dataclass
 class Tuning:
-    """What is tuned, on what. average: the moving average of what learns, where there is one."""
+    """What is tuned, one view alone, on what. average: the moving average of what learns, where
+    there is one."""
 
-    live: Live
-    pictures: Pictures
+    lives: list[Live]
+    pictures: list[Pictures]
     label_N: np.ndarray
     rows: Passes
     config: FinetuneConfig
@@ -45,6 +47,7 @@ class Tuning:
     average: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        (self.live,) = self.lives
         self.adam = torch.optim.AdamW(self.live.groups(self.config))
         self.rates = [group["lr"] for group in self.adam.param_groups]
 
@@ -52,7 +55,7 @@ class Tuning:
         """What one step learns from."""
         config, seed = self.config, self.config.seed()
         rows_B = self.rows(step, config.batch)
-        pixels = self.pictures(rows_B, seed, step)
+        pixels = self.pictures[0](rows_B, seed, step)
         y_B = torch.from_numpy(self.label_N[rows_B]).long()
         share_BC = one_hot(y_B, self.live.head.out_features).float()
         if config.mixup:
@@ -90,8 +93,8 @@ class Tuning:
                 before.lerp_(parameter.detach(), weight)
         return float(total)
 
-    def show_average(self) -> None:
-        """What is kept in the end: the moving average, where there is one."""
+    def show(self) -> None:
+        """What is kept in the end stands in the model: the moving average, where there is one."""
         with torch.no_grad():
             for name, parameter in self.live.named().items():
                 if name in self.average:
@@ -128,7 +131,22 @@ def warm_and_cool(step: int, config: FinetuneConfig) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / (config.steps - rise))
 
 
-def tune(work: Tuning, folder: Path, title: str, stop: threading.Event) -> None:
+class Work(Protocol):
+    """What is tuned, one view or several together. A step takes `config.chunk` images at a time."""
+
+    lives: list[Live]
+    pictures: list[Pictures]
+    config: FinetuneConfig
+    step: int
+
+    def batch(self, step: int) -> Any: ...
+    def learn(self, batch: Any) -> float: ...
+    def tensors(self) -> dict[str, Tensor]: ...
+    def restore(self, step: int, tensors: dict[str, Tensor]) -> None: ...
+    def show(self) -> None: ...
+
+
+def tune(work: Work, folder: Path, title: str, stop: threading.Event) -> None:
     """Take the steps that are left, from the last checkpoint of the run in `folder`. Raises
     PreemptedError after a stop signal (everything saved), DataQualityError where the loss is not
     finite."""
@@ -161,12 +179,12 @@ def tune(work: Tuning, folder: Path, title: str, stop: threading.Event) -> None:
 
 
 @contextmanager
-def _ahead(work: Tuning) -> Generator[Iterator[Batch]]:
+def _ahead(work: Work) -> Generator[Iterator[Any]]:
     """The batches from now on; a thread makes the next one while one is learnt from."""
     thread = ThreadPoolExecutor(1, "pictures")
 
-    def each() -> Iterator[Batch]:
-        following: Future[Batch] = thread.submit(work.batch, work.step)
+    def each() -> Iterator[Any]:
+        following: Future[Any] = thread.submit(work.batch, work.step)
         for step in range(work.step + 1, work.config.steps + 1):
             batch = following.result()
             if step < work.config.steps:
@@ -179,12 +197,12 @@ def _ahead(work: Tuning) -> Generator[Iterator[Batch]]:
         thread.shutdown(cancel_futures=True)
 
 
-def _save(folder: Path, work: Tuning) -> None:
+def _save(folder: Path, work: Work) -> None:
     record = {"method": JOB, "step": work.step, "adam_steps": work.step, "metrics_bytes": work.step}
     write_checkpoint(folder, record, work.tensors(), LocalPeers(1))
 
 
-def _not_finite(title: str, work: Tuning) -> DataQualityError:
+def _not_finite(title: str, work: Work) -> DataQualityError:
     return DataQualityError(
         f"{title}: the loss is not finite at step {work.step:,}. Take a smaller learning rate: "
         f"ARGS='--lr {work.config.lr / 10:g}'; the last checkpoint is from before"

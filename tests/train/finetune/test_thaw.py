@@ -12,8 +12,10 @@ from torch import nn
 from base.errors import IntegrityError, UsageError
 from cache_specs.spec import SPECS, Tuned, ViewSpec, load_spec
 from cache_specs.tuned import digest
+from extract.data.datasets import Dataset
 from extract.models.backbones import Backbone
 from extract.models.timm_backend import build_timm
+from extract.originals import Originals
 from train.finetune import keep
 from train.finetune.config import FinetuneConfig
 from train.finetune.live import Live, needs_of
@@ -231,7 +233,8 @@ def tuned(spec: ViewSpec, folder: Path, mode: str) -> tuple[ViewSpec, torch.Tens
     seen = frozenset({"0" * 64, "f" * 64})
     told = Tuned("parent-0123456789ab", mode, 2, digest(seen), {"rank": 2, "a b": [1, 2.5]})
     made = keep.tuned_spec(spec, folder, told)
-    keep.write_tuned(made, spec, files_of(spec), live, seen, shown(spec))
+    original = Originals(spec, files_of(spec), Dataset)  # type: ignore[arg-type]
+    keep.write_tuned(made, original, live, seen, shown(spec))
     return made, expected
 
 

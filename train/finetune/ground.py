@@ -1,0 +1,184 @@
+"""What is tuned, on what, and how much of it fits into memory."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from base.console import counted
+from base.errors import UNKNOWN, CoviewError, UsageError
+from base.limits import available_memory
+from cache_specs import store
+from cache_specs.items import Items
+from extract.data.datasets import Dataset
+from extract.models.backbones import load_backbone, precision_of
+from extract.originals import Originals, find_originals
+from train.algorithm.batches import LABELLED, UNLABELLED, Passes
+from train.algorithm.peers import choose_device
+from train.data.graph import standardise, statistics
+from train.data.reader import Cache, open_cache
+from train.data.splits import Split, make_split
+from train.finetune.config import FinetuneConfig
+from train.finetune.live import Live, Needs, fit_head, needs_of
+from train.finetune.pictures import Pictures
+from train.finetune.together import Together
+from train.finetune.tune import Tuning, Work
+
+MEASURED = 2  # images whose memory is measured
+SHARE = 0.8  # of the memory that is free
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What views are tuned on. folder: of the run; originals: of each view."""
+
+    config: FinetuneConfig
+    cache: Cache
+    originals: list[Originals]
+    split: Split
+    folder: Path
+    device: torch.device
+
+    @property
+    def classes(self) -> int:
+        return len(self.cache.items.classes)
+
+    @property
+    def tomls(self) -> list[Path]:
+        """Of the views that are written. One has the run's own name; several have theirs
+        besides."""
+        folders = [self.folder]
+        if len(self.originals) > 1:
+            name = self.folder.name
+            folders = [self.folder / f"{name}-{view}" for view in self.cache.names]
+        return [folder / f"{folder.name}.toml" for folder in folders]
+
+
+def read(config: FinetuneConfig) -> Ground:
+    """Raises CoviewError for what is wrong with words and data."""
+    data, asked = os.path.expanduser(config.data), config.view_list()
+    cache = open_cache(Path(config.cache), data, asked)
+    if len(cache.items.classes) < 2:
+        raise UsageError(
+            f"{cache.items.name!r} has fewer than two classes: there is nothing to tell apart. Put "
+            "images into class folders, and type make extract once more"
+        )
+    device, originals = choose_device(config.device, 1), []
+    for name, folder in zip(asked, cache.folders, strict=True):
+        originals.append(_originals(config, name, folder))
+    split = make_split(cache.items, cache.ok, config.labels, config.seed(), config.apart())
+    if len(asked) > 1 and not len(split.unlabelled):
+        raise UsageError(
+            f"LABELS={config.labels} leaves no unlabelled image, by which views teach each other. "
+            "Give fewer (LABELS=4, LABELS=10%), or tune one by one: VIEW",
+        )
+    config = config.settled(len(split.labelled), len(cache.items.classes))
+    several = "together" if len(asked) > 1 else cache.names[0]
+    folder = Path(config.runs) / (config.run or f"{several}-ft")
+    return Ground(config, cache, originals, split, folder, device)
+
+
+def _originals(config: FinetuneConfig, name: str, folder: Path) -> Originals:
+    view = store.open_view(folder)
+    if view.attributes["spec"]["backend"] == store.IMPORTED:
+        raise UsageError(
+            f"the view {name!r} was imported, not computed from images: there is no backbone to "
+            "tune. Take one that extract has embedded (make views lists them)",
+            instead={"VIEW": UNKNOWN},
+        )
+    return find_originals(view, name, config.weights, Path(config.root))
+
+
+def made(ground: Ground) -> tuple[Work, list[Needs]]:
+    """What is tuned, on the device, and the memory that each view needs. Raises CoviewError."""
+    config, rows, label_N = ground.config, ground.split.labelled, ground.cache.items.label
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    lives, pictures, needs = [], [], []
+    for view, original in enumerate(ground.originals):
+        live, shown = _live(ground, view, original)
+        lives.append(live)
+        pictures.append(shown)
+        needs.append(needs_of(live, shown.as_extracted(rows[:MEASURED].tolist())))
+    chunk = chunk_of(config, needs, available_memory(str(ground.device)))
+    config = dataclasses.replace(config, chunk=chunk)
+    for live, original in zip(lives, ground.originals, strict=True):
+        live.to(ground.device)
+        live.backbone.precision = precision_of(original.spec, ground.device.type)
+    passes = Passes(rows, config.seed(), LABELLED)
+    if len(lives) == 1:
+        return Tuning(lives, pictures, label_N, passes, config, ground.device), needs
+    others = Passes(ground.split.unlabelled, config.seed(), UNLABELLED)
+    return Together(lives, pictures, label_N, passes, others, config, ground.device), needs
+
+
+def _live(ground: Ground, view: int, original: Originals) -> tuple[Live, Pictures]:
+    items, rows, emb_ND = ground.cache.items, ground.split.labelled, ground.cache.emb[view]
+    known = known_of(ground, view)
+    head = fit_head(standardise(emb_ND, rows, *known), items.label[rows], ground.classes)
+    live = Live(load_backbone(original.spec, original.files, "cpu"), head, known)
+    live.thaw(ground.config)
+    read_row = by_key(original.dataset, items)
+    return live, Pictures(read_row, items, original.spec.preprocess, ground.config)
+
+
+def known_of(ground: Ground, view: int) -> tuple[np.ndarray, np.ndarray]:
+    """The statistics by which probes standardise a view."""
+    rows = np.union1d(ground.split.labelled, ground.split.unlabelled)
+    return statistics(ground.cache.emb[view], rows)
+
+
+def by_key(dataset: Dataset, items: Items) -> Callable[[int], bytes]:
+    """What reads the image of a row of the item list: the folder may hold others besides by now."""
+    place_of = {key: place for place, key in enumerate(dataset.keys)}
+
+    def read_row(row: int) -> bytes:
+        place = place_of.get(items.keys[row])
+        if place is None:
+            raise FileNotFoundError(items.keys[row])
+        return dataset.read(place)
+
+    return read_row
+
+
+def wanted(config: FinetuneConfig, needs: Sequence[Needs], size: int) -> int:
+    """Bytes, where so many images are in memory at a time. Views that learn together keep labelled
+    and unlabelled ones of all, unless they are in parts."""
+    fixed = sum(one.fixed for one in needs)
+    if len(needs) > 1 and size == config.batch:
+        return fixed + 2 * size * sum(one.image for one in needs)
+    return fixed + size * max(one.image for one in needs)
+
+
+def chunk_of(config: FinetuneConfig, needs: Sequence[Needs], free: int) -> int:
+    """Images at a time: as asked, else the batch, halved until it fits. Raises UsageError where not
+    even that fits."""
+    size = config.batch
+    while size > 1 and wanted(config, needs, size) > SHARE * free:
+        size = -(-size // 2)
+    asked = min(config.chunk, config.batch) or size
+    if wanted(config, needs, asked) <= SHARE * free:
+        return asked
+    raise _too_much(config, needs, asked, size, free)
+
+
+def _too_much(
+    config: FinetuneConfig, needs: Sequence[Needs], asked: int, size: int, free: int
+) -> CoviewError:
+    told = (
+        f"{counted(asked, 'image')} at a time need {wanted(config, needs, asked) / 1e9:.1f} GB, of "
+        f"which {free / 1e9:.1f} GB are free"
+    )
+    if wanted(config, needs, size) <= SHARE * free:
+        return UsageError(
+            f"{told}; {counted(size, 'image')} at a time would fit, with the gradient of the same "
+            f"batch of {config.batch}",
+            instead={"--chunk": str(size)},
+        )
+    return UsageError(
+        f"{told}. Tune less (MODE=lora), forget what is inside of the blocks "
+        "(ARGS=--checkpointing), or take a smaller view"
+    )
