@@ -323,6 +323,18 @@ def config(photos: Path, cache: Path, **changes: object) -> ExtractConfig:
     return dataclasses.replace(base, **changes)
 
 
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of the digits as both bundled models see them."""
+    from extract.run import run
+
+    cache = tmp_path_factory.mktemp("digits") / "cache"
+    both = config(Path("digits"), cache, view="", views="tiny-clip,tiny-dinov2")
+    run(dataclasses.replace(both, batch=64, shard_rows=512), {})
+    with shared(cache):
+        yield cache
+
+
 EXTRACT = """
 import json, sys
 from extract.config import ExtractConfig

@@ -2,6 +2,7 @@
 the other give."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,10 +30,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    asked = extraction(Path("digits"), tmp_path / "cache", view="", views=VIEWS, batch=64)
-    extract(dataclasses.replace(asked, shard_rows=512), {})
-    return tmp_path / "cache"
+def cache(digits: Path, tmp_path: Path) -> Path:
+    """A copy of what all tests share."""
+    return Path(shutil.copytree(digits, tmp_path / "cache"))
 
 
 def asked(cache: Path, **changes: object) -> TrainingConfig:

@@ -50,16 +50,6 @@ from train.run.summary import notes
 VIEWS = ("tiny-clip", "tiny-dinov2")
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of the digits as both bundled models see them."""
-    cache = tmp_path_factory.mktemp("digits") / "cache"
-    asked = config(Path("digits"), cache, view="", views=",".join(VIEWS), batch=64, shard_rows=512)
-    extract(asked, {})
-    with shared(cache):
-        yield cache
-
-
 def asked(cache: Path, folder: Path, **changes: object) -> FinetuneConfig:
     base = FinetuneConfig(
         view="tiny-clip",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import config
-from test_finetune import VIEWS, asked, begun, digits, outcome, run, trained
+from test_finetune import VIEWS, asked, begun, outcome, run, trained
 from torch import Tensor, nn
 
 from base.errors import UsageError
@@ -21,8 +21,6 @@ from train.finetune.ground import made, read, wanted
 from train.finetune.live import BODY
 from train.finetune.together import Together, adamw
 from train.run.reading import read as read_ground
-
-assert digits  # a fixture
 
 
 def both(cache: Path, folder: Path, **changes: object) -> FinetuneConfig:
