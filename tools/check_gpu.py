@@ -6,9 +6,10 @@ Extracts the bundled views on the GPU and on the CPU and compares them row by ro
 and compares the accuracies; repeats the GPU run, once with embeddings that are not kept on the GPU,
 and asks for the same bytes; runs two views through torchrun with as many GPUs as there are (one
 rank, NCCL, on a machine with one); labels images on both, from the cache and live; writes a report;
-extracts with --compile; asks doctor (NCCL, driver); tries what could be faster and is used nowhere
-yet (gpu_trials.py; --only trials does nothing else). Goes on after a failure. Prints a table,
-writes it as JSON, and exits with 1 if a line is not as it should be.
+tunes both backbones together, on both; extracts with --compile; asks doctor (NCCL, driver); tries
+what could be faster and is used nowhere yet (gpu_trials.py; --only trials does nothing else). Goes
+on after a failure. Prints a table, writes it as JSON, and exits with 1 if a line is not as it
+should be.
 """
 
 import argparse
@@ -111,6 +112,25 @@ def extract(lines: Lines, work: Path, device: str) -> None:
             (gpu * cpu).sum(1) / np.linalg.norm(gpu, axis=1) / np.linalg.norm(cpu, axis=1)
         ).min()
         lines(f"{view}: smallest cosine to the CPU's row", round(float(cosine), 6), cosine > 0.999)
+
+
+def tuned(lines: Lines, work: Path, device: str) -> None:
+    """Both backbones learn from each other on either device, and are embedded on it."""
+    for where in dict.fromkeys((device, "cpu")):
+        places = "--cache", work / where, "--device", where, "--data", "digits"
+        words = "--views", ",".join(VIEWS), "--labels", 3, "--steps", 40, "--run", f"t-{where}"
+        what = f"finetune both views together on {where}"
+        lines.seconds(what, "finetune", *words, *places, "--runs", work / "runs")
+        for view in VIEWS:
+            name = f"t-{where}-{view}"
+            toml = work / "runs" / f"t-{where}" / name / f"{name}.toml"
+            lines.seconds(f"extract {view}, tuned on {where}", "extract", "--view", toml, *places)
+    for view in VIEWS:
+        gpu, cpu = (rows_of(work / where, f"t-{where}-{view}") for where in (device, "cpu"))
+        lengths = np.linalg.norm(gpu, axis=1) * np.linalg.norm(cpu, axis=1)
+        cosine = ((gpu * cpu).sum(1) / lengths).min()
+        what = f"{view}, tuned: smallest cosine to the row of the one tuned on the CPU"
+        lines(what, round(float(cosine), 4), cosine > 0.95)
 
 
 def compiled(lines: Lines, work: Path, device: str) -> None:
@@ -326,6 +346,7 @@ def main() -> int:
         functools.partial(train, how=QUICK if options.quick else FULL),
         predict,
         report,
+        tuned,
         compiled,
         doctor,
     )
