@@ -122,8 +122,7 @@ def tuned(lines: Lines, work: Path, device: str) -> None:
         what = f"finetune both views together on {where}"
         lines.seconds(what, "finetune", *words, *places, "--runs", work / "runs")
         for view in VIEWS:
-            name = f"t-{where}-{view}"
-            toml = work / "runs" / f"t-{where}" / name / f"{name}.toml"
+            toml = work / "runs" / f"t-{where}" / f"t-{where}-{view}.toml"
             lines.seconds(f"extract {view}, tuned on {where}", "extract", "--view", toml, *places)
     for view in VIEWS:
         gpu, cpu = (rows_of(work / where, f"t-{where}-{view}") for where in (device, "cpu"))

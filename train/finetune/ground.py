@@ -51,11 +51,10 @@ class Ground:
     def tomls(self) -> list[Path]:
         """Of the views that are written. One has the run's own name; several have theirs
         besides."""
-        folders = [self.folder]
-        if len(self.originals) > 1:
-            name = self.folder.name
-            folders = [self.folder / f"{name}-{view}" for view in self.cache.names]
-        return [folder / f"{folder.name}.toml" for folder in folders]
+        name = self.folder.name
+        if len(self.originals) == 1:
+            return [self.folder / f"{name}.toml"]
+        return [self.folder / f"{name}-{view}.toml" for view in self.cache.names]
 
 
 def read(config: FinetuneConfig) -> Ground:

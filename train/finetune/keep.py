@@ -1,10 +1,10 @@
 """What fine-tuning leaves: a backbone of its own, as extract takes any other.
 
-    runs/clip-ft/clip-ft.toml          the view: its parent's, but for [weights] and [tuned]
-                 weights/              the tuned model, whole (low-rank parts merged)
-                 learnt.safetensors    what learnt alone: the adapter, or norms; the head
-                 seen.txt              the contents of the images whose labels it has learnt from
-                 tuned.json            written last (sealed): sha256 of each of these files
+    runs/clip-ft/clip-ft.toml                  the view: its parent's, but for [weights], [tuned]
+                 clip-ft/                      the tuned model, whole (low-rank parts merged)
+                 clip-ft.learnt.safetensors    what learnt alone: the adapter, or norms; the head
+                 seen.txt                      the contents of the images whose labels it has seen
+                 tuned.json                    written last (sealed): sha256 of each of these
 
 What is written is read again, and must give what was tuned.
 """
@@ -33,7 +33,7 @@ from extract.originals import Originals
 from train.finetune.live import Live
 from train.finetune.thaw import merge
 
-WEIGHTS, DONE = "weights", "tuned.json"
+DONE = "tuned.json"
 CLOSE = 1e-4  # of an embedding's length: as far as it may be off once it was written and read
 
 
@@ -42,14 +42,14 @@ def is_tuned(folder: Path) -> bool:
     return (folder / DONE).is_file()
 
 
-def tuned_spec(parent: ViewSpec, folder: Path, tuned: Tuned) -> ViewSpec:
-    """The view that is written: its file in `folder` is called as the folder is."""
+def tuned_spec(parent: ViewSpec, toml: Path, tuned: Tuned) -> ViewSpec:
+    """The view that is written; its weights lie beside its file, in a folder of its name."""
     arguments = {k: v for k, v in parent.arguments.items() if k not in RESAMPLING}
     spec = dataclasses.replace(
         parent,
-        name=folder.name,
-        source=folder / f"{folder.name}.toml",
-        weights=Weights(files=parent.weights.files, path=WEIGHTS),
+        name=toml.stem,
+        source=toml,
+        weights=Weights(files=parent.weights.files, path=toml.stem),
         arguments=arguments if parent.backend == "timm" else parent.arguments,
         tensors=Tensors(),
         about=None,
@@ -69,14 +69,14 @@ def write_tuned(
     learnt = {name: p.detach().cpu().contiguous() for name, p in live.named().items()}
     learnt |= {name: getattr(live.body, name).cpu() for name in ("mean_D", "std_D")}
     merge(live.backbone.model)
-    durable.make_folder(folder / WEIGHTS)
+    durable.make_folder(folder / spec.name)
     state = whole_state(original.spec, original.files, live.backbone)
     written: dict[str, bytes] = {}
     for name, path in original.files.items():
         is_model = name.endswith(".safetensors")
         data = save(state, {"format": "pt"}) if is_model else path.read_bytes()
-        written[f"{WEIGHTS}/{name}"] = data
-    written["learnt.safetensors"] = save(learnt)
+        written[f"{spec.name}/{name}"] = data
+    written[f"{spec.name}.learnt.safetensors"] = save(learnt)
     written[SEEN] = listed(seen)
     written[spec.source.name] = toml_of(spec).encode()
     for name, data in written.items():
@@ -101,7 +101,7 @@ def whole_state(
 def _refuse_other(spec: ViewSpec, backbone: Backbone, pixels_BCHW: Tensor) -> None:
     """Raise IntegrityError unless the view, read again, embeds these images as what was tuned."""
     again = load_spec(str(spec.source))
-    where = spec.source.parent / WEIGHTS
+    where = spec.source.parent / spec.name
     device = str(backbone.mean.device)
     read = load_backbone(again, {name: where / name for name in again.weights.files}, device)
     with torch.inference_mode():

@@ -169,8 +169,7 @@ def _finish(ground: Ground, work: Work) -> dict[str, Any]:
     for view in range(len(work.lives)):
         told, files = _write(ground, work, view)
         record["views"][ground.tomls[view].stem] = told
-        where = ground.tomls[view].parent.relative_to(ground.folder)
-        record["files"] |= {str(where / name): sha256 for name, sha256 in files.items()}
+        record["files"] |= files
     keep.finish(ground.folder, record)
     return record
 
@@ -185,7 +184,7 @@ def _write(ground: Ground, work: Work, view: int) -> tuple[dict[str, Any], dict[
     with_others = [name for name in cache.names if name != cache.names[view]]
     settings = {**config.told(), **({"with": with_others} if with_others else {})}
     tuned = Tuned(parent, config.mode, len(seen), digest(seen), settings)
-    spec = keep.tuned_spec(original.spec, ground.tomls[view].parent, tuned)
+    spec = keep.tuned_spec(original.spec, ground.tomls[view], tuned)
     some = work.pictures[view].as_extracted(rows[:16].tolist())
     files = keep.write_tuned(spec, original, work.lives[view], seen, some)
     return {"parent": parent, "labels": len(seen), **gained}, files

@@ -232,7 +232,7 @@ def tuned(spec: ViewSpec, folder: Path, mode: str) -> tuple[ViewSpec, torch.Tens
         expected = live.backbone(shown(spec), exact=True)
     seen = frozenset({"0" * 64, "f" * 64})
     told = Tuned("parent-0123456789ab", mode, 2, digest(seen), {"rank": 2, "a b": [1, 2.5]})
-    made = keep.tuned_spec(spec, folder, told)
+    made = keep.tuned_spec(spec, folder / f"{folder.name}.toml", told)
     original = Originals(spec, files_of(spec), Dataset)  # type: ignore[arg-type]
     keep.write_tuned(made, original, live, seen, shown(spec))
     return made, expected
@@ -265,7 +265,7 @@ def test_a_view_that_would_not_give_it_is_not_left_there(
     monkeypatch.setattr(keep, "whole_state", other)
     with pytest.raises(IntegrityError, match="is not what was tuned"):
         tuned(spec, tmp_path / "a", "lora")
-    assert not (tmp_path / "a" / "weights").exists()
+    assert not (tmp_path / "a" / "a").exists()
 
 
 def test_the_text_tower_stays_as_it_was(tmp_path: Path) -> None:
