@@ -48,13 +48,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(MEMORY_WORDS.search(str(error)))
 
 
-def available_memory(device: str) -> int:
-    """Bytes that can be had on a device: of a GPU what is free, of the machine what would be free
-    without its caches."""
-    if device != "cpu":
-        import torch  # noqa: PLC0415  seconds, for who asks of a GPU, and has it loaded
-
-        return torch.cuda.mem_get_info(device)[0]
+def available_memory() -> int:
+    """Bytes of the machine's memory that can be had: what would be free without its caches."""
     said = dict(line.split(":") for line in MEMORY.read_text(encoding="utf-8").splitlines())
     return int(said["MemAvailable"].split()[0]) * 1024
 

@@ -48,9 +48,18 @@ def seen_of(view: View) -> frozenset[str]:
 
 def keep_seen(view: View, spec: ViewSpec) -> None:
     """Put the list that lies beside the view's TOML file beside its embeddings, unless it is there.
-    Raises IntegrityError where it is another one, or gone."""
+    Raises as `own_list` does."""
     if spec.tuned is None or _intact(view.folder / FILE, spec.tuned.seen) is not None:
         return
+    data = own_list(spec)
+    with store.writer_lock(view.folder):
+        durable.write(view.folder / FILE, data, "seen")
+
+
+def own_list(spec: ViewSpec) -> bytes:
+    """The list that lies beside the TOML file of a tuned view. Raises IntegrityError where it is
+    another one, or gone."""
+    assert spec.tuned is not None, spec.name
     path = spec.source.parent / FILE
     data = _intact(path, spec.tuned.seen)
     if data is None:
@@ -59,8 +68,7 @@ def keep_seen(view: View, spec: ViewSpec) -> None:
             f"whose labels the view has learnt from. Put it back, or tune again: make finetune "
             f"VIEW={UNKNOWN} DATA={UNKNOWN}"
         )
-    with store.writer_lock(view.folder):
-        durable.write(view.folder / FILE, data, "seen")
+    return data
 
 
 def _intact(path: Path, sha256: str) -> bytes | None:

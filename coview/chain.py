@@ -4,11 +4,12 @@ it."""
 import dataclasses
 import logging
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from base.console import NOTE
-from base.errors import UNKNOWN
+from base.errors import UNKNOWN, CoviewError, StaleError
 from base.phrase import line_of
 from coview.live import TrainingConfig
 from train.command import command as train_alone
@@ -56,12 +57,13 @@ def with_tuned(config: TrainingConfig) -> TrainConfig:
     from train.finetune.run import run as finetune
 
     devices(config.device, config.gpus)
+    _refuse_taken(config)
     views, judged = [], True
     for view in config.view_list():
         if view not in config.live_list():
             views.append(view)
             continue
-        name = f"{config.run}-{Path(view).stem}"
+        name = config.tuned_name(view)
         settings = FinetuneConfig(
             view=view,
             data=config.data,
@@ -78,7 +80,11 @@ def with_tuned(config: TrainingConfig) -> TrainConfig:
         )
         settings.check()
         found: dict = {}
-        finetune(settings, found, say=False)
+        try:
+            finetune(settings, found, say=False)
+        except CoviewError as error:
+            error.instead = _of_train(error.instead, config)
+            raise
         if config.dry_run:
             continue
         judged = found["judged"]
@@ -90,6 +96,36 @@ def with_tuned(config: TrainingConfig) -> TrainConfig:
         val = "none"
         log.log(NOTE, "nobody chooses (VAL=none): the tuned backbones know the labels that would")
     return dataclasses.replace(plain, views=",".join(views), val=val)
+
+
+def _refuse_taken(config: TrainingConfig) -> None:
+    """Raise StaleError, before anything is tuned, where the run is one of other views."""
+    from train.run.names import free_name
+    from train.run.rundir import read_config
+
+    folder = Path(config.runs) / config.run
+    if not (folder / "config.json").is_file():
+        return
+    live = config.live_list()
+    views = [config.tuned_name(view) if view in live else view for view in config.view_list()]
+    found = read_config(folder)["settings"]
+    if found.get("views") != ",".join(views):
+        raise StaleError(
+            f"the run {folder} is one of the views {found.get('views')}, and these would be "
+            f"{','.join(views)}: give this one another name",
+            instead={"RUN": Path(free_name(folder)).name},
+        )
+
+
+def _of_train(instead: Mapping[str, str | None], config: TrainingConfig) -> dict[str, str | None]:
+    """What finetune would have changed in its command, as `make train` can: another name of the run
+    is another one here, too; what it has no word for is left to the message."""
+    from train.run.names import free_name
+
+    found = {word: value for word, value in instead.items() if word in ("LABELS", "DEVICE")}
+    if "RUN" in instead:
+        found["RUN"] = Path(free_name(Path(config.runs) / config.run)).name
+    return found
 
 
 def next_step(config: TrainConfig, summary: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ train like any others, as the authors of Meta Co-Training do it.
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from base.errors import UsageError, did_you_mean, nearest
@@ -48,6 +49,10 @@ class TrainingConfig(TrainConfig, LiveSettings):
                 )
         return asked
 
+    def tuned_name(self, view: str) -> str:
+        """Of the view that becomes of this one."""
+        return f"{self.run}-{Path(view).stem}"
+
     def check(self) -> None:
         """Raises UsageError."""
         super().check()
@@ -56,6 +61,12 @@ class TrainingConfig(TrainConfig, LiveSettings):
         if not self.run:
             raise UsageError(
                 "LIVE needs RUN: the tuned backbones are called after it", instead={"RUN": "live"}
+            )
+        if self.val == "cross":
+            raise UsageError(
+                "VAL=cross with LIVE: the labels that would judge are those that the backbones "
+                "learn from. Leave VAL out, or set some apart (VAL=10%)",
+                instead={"VAL": None},
             )
         if len(self.seed_list()) > 1:
             raise UsageError(

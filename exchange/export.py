@@ -30,6 +30,7 @@ from base.phrase import quoted
 from cache_specs import integrity, store
 from cache_specs.items import Items, read_items
 from cache_specs.lookup import one_view
+from cache_specs.tuned import FILE, seen_of
 from cache_specs.view import STATUS, View
 from exchange.arrays import open_h5
 from exchange.config import ExportConfig
@@ -83,6 +84,12 @@ def export_view(config: ExportConfig) -> Path:
     exported = _checked(folder)
     _write_whole(exported, to)
     view, bad = exported.view, int((exported.status > 0).sum())
+    if seen := seen_of(view):
+        log.warning(
+            f"{view.name}: its backbone was tuned on the labels of {counted(len(seen), 'image')} "
+            f"(contents in {folder / FILE}), which {to.name} does not say: who imports it must "
+            "judge by none of them"
+        )
     lacking = f"; {counted(bad, 'row')} without an embedding (NaN, see status)" if bad else ""
     log.info(
         f"{view.name}: {view.n:,} rows x {view.width} float16 of {exported.items.name} in {to}, "

@@ -20,7 +20,7 @@ from base.errors import CoviewError, StoppedError
 from base.limits import free_memory, within_memory
 from cache_specs import integrity, store
 from cache_specs.succession import folder_of, would_relabel, write_items
-from cache_specs.tuned import keep_seen
+from cache_specs.tuned import keep_seen, own_list
 from cache_specs.view import View, computed_in, status_counts, write_documents
 from extract import agreed, ahead, bad_images, canary, reuse
 from extract.class_names import encode
@@ -177,6 +177,8 @@ def embed_all(under_way: Sequence[Begun]) -> None:
 
 def opened(readies: Sequence[Ready]) -> list[Opened]:
     """All views are looked at before the first is begun."""
+    for ready in readies:
+        refuse_without_list(ready)
     models = [LazyModel(ready) for ready in readies]
     looked = [look(model) for model in models]
     found = []
@@ -185,6 +187,16 @@ def opened(readies: Sequence[Ready]) -> list[Opened]:
         keep_seen(view, model.ready.spec)
         found.append(Opened(model.ready, model, view, known))
     return found
+
+
+def refuse_without_list(ready: Ready) -> None:
+    """Raise IntegrityError where a new view of a tuned backbone lacks the list of whom it has
+    seen."""
+    spec = ready.spec
+    folder = folder_of(ready.cache, ready.items, ready.source, ready.changed)
+    place = store.view_folder(folder, spec.name, spec.declared(), ready.weights_sha256)
+    if spec.tuned is not None and not store.is_created(place):
+        own_list(spec)
 
 
 def go_on(one: Opened) -> Begun:

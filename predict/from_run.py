@@ -255,6 +255,7 @@ def learnt_from(cache: Cache, splits: Sequence[Split]) -> tuple[set[str], set[st
     for part in ("labelled", "unlabelled"):
         rows = functools.reduce(np.union1d, [getattr(split, part) for split in splits])
         found.append({cache.items.sha256[row] for row in rows.tolist()} - {""})
+    found[0].update(*cache.seen.values())  # what backbones have learnt from
     return found[0], found[0] | found[1]
 
 

@@ -28,7 +28,8 @@ NAME_OF_A_RUN = re.compile(r"[\w-][\w.-]*|")
 
 
 def limited(default: float, **limits: Any) -> Any:
-    """A field with a `least` value, or one that is `positive`, or a `share` in [0, 1)."""
+    """A field with a `least` or a `most` value, or one that is `positive`, or a `share` in
+    [0, 1)."""
     return dataclasses.field(default=default, metadata=limits)
 
 
@@ -258,7 +259,7 @@ class TrainConfig(RunSettings, TrainingSettings, AskedSettings):
                 f"--patience {self.patience} is less than --eval-every {self.eval_every}, the "
                 "steps from look to look: give at least that, or 0 for none"
             )
-        _refuse_name(self.run, self.runs)
+        refuse_name(self.run, self.runs)
         self.seed_list()
 
 
@@ -283,7 +284,8 @@ def _refuse_missing(views: list[str], data: str) -> None:
         raise UsageError(f"{' and '.join(usual)} {told}", instead=dict(usual))
 
 
-def _refuse_name(run: str, runs: str) -> None:
+def refuse_name(run: str, runs: str) -> None:
+    """Raise UsageError for what is no name of a run."""
     if not NAME_OF_A_RUN.fullmatch(run):
         better = re.sub(r"[^\w.-]+", "-", Path(run).name).lstrip(".")
         raise UsageError(
@@ -325,8 +327,9 @@ def refuse_beyond_limits(settings: Any) -> None:
 
 def _missed(value: Any, limits: Mapping[str, Any]) -> str:
     """The limit that a value is beyond; '' where it is within all."""
-    if "least" in limits and value < limits["least"]:
-        return f"at least {limits['least']}"
+    for word, side in (("least", -1), ("most", 1)):
+        if word in limits and side * (value - limits[word]) > 0:
+            return f"at {word} {limits[word]}"
     if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
     if "positive" in limits and value <= 0:

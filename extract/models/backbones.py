@@ -22,6 +22,7 @@ from base import native
 from base.errors import UsageError, did_you_mean
 from cache_specs.spec import ViewSpec
 from extract.models.checkpoint import mapped, require_fit, safetensors_of
+from extract.models.leaks import refuse_tuned
 from extract.models.timm_backend import Features, load_timm
 
 TRANSFORMERS_FILES = ("config.json", "model.safetensors")
@@ -33,7 +34,9 @@ class Backbone(nn.Module):
 
     def __init__(self, model: nn.Module, features: Features, spec: ViewSpec) -> None:
         super().__init__()
-        self.model, self.features = model, features
+        self.model = model
+        # in a tuple, which registers nothing: where it is the model itself, that has one name
+        self.held = (features,)
         self.compiled: Features | None = None
         prep = spec.preprocess
         self.register_buffer("mean", torch.tensor(prep.mean).view(3, 1, 1), persistent=False)
@@ -46,6 +49,11 @@ class Backbone(nn.Module):
         self.to(memory_format=self.layout)
         self.requires_grad_(False)
         self.eval()
+
+    @property
+    def features(self) -> Features:
+        """Normalised images (B, 3, S, S) -> (B, D)."""
+        return self.held[0]
 
     def train(self, mode: bool = True) -> "Backbone":
         return super().train(False)
@@ -75,7 +83,7 @@ class Backbone(nn.Module):
 def load_backbone(spec: ViewSpec, files: dict[str, Path], device: str) -> Backbone:
     """Build the model, load `files` (see extract/models/weights.py) and freeze it on `device`, in
     the precision that this has. Raises UsageError naming what does not fit."""
-    safetensors_of(spec, files)
+    refuse_tuned(spec, safetensors_of(spec, files))
     native.keep_memory()
     # float32 means float32, also in the convolution of the patches
     torch.backends.cudnn.allow_tf32 = False

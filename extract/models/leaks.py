@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from base.errors import UsageError
 from cache_specs.spec import ViewSpec
+from cache_specs.tuned import FILE as SEEN
 
 # Ways to train without labels, as they stand in the names of weights.
 UNLABELLED = r"mae|mim|jepa|dino|ibot|data2vec|beit|moco|simclr|byol|swav"
@@ -34,6 +35,22 @@ def refuse_labels(
             "they must not have. Take weights that were trained without labels, or, where that is "
             "meant, say so: --allow-leak",
             instead={"--allow-leak": ""},
+        )
+
+
+def refuse_tuned(spec: ViewSpec, path: Path) -> None:
+    """Raise UsageError for weights that `make finetune` wrote, under a spec that does not say so:
+    whom they have seen would be forgotten."""
+    try:
+        with safe_open(path, "pt") as file:
+            seen = (file.metadata() or {}).get(SEEN, "")
+    except (OSError, SafetensorError):  # who loads them says so
+        return
+    if seen != (spec.tuned.seen if spec.tuned else ""):
+        raise UsageError(
+            f"the weights of {spec.name!r} ({path}) were tuned on labels by make finetune, and "
+            f"{spec.source} does not say on which. Name the view that was written with them: "
+            "VIEW=runs/…/NAME.toml"
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import config as extraction
 
-from base.errors import DataQualityError, UsageError
+from base.errors import StaleError, UsageError
 from coview.chain import train, with_tuned
 from coview.live import TrainingConfig
 from extract.run import run as extract
@@ -57,6 +57,7 @@ def asked(cache: Path, **changes: object) -> TrainingConfig:
 
 def test_it_is_the_three_commands(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = asked(cache)
+    other = Path(shutil.copytree(cache, cache.parent / "other"))
     train(settings, {})
     summary = read_summary(cache.parent / "runs" / "a")
     assert summary["views"] == ["a-tiny-clip", "a-tiny-dinov2"]
@@ -64,11 +65,12 @@ def test_it_is_the_three_commands(cache: Path, monkeypatch: pytest.MonkeyPatch) 
 
     runs = str(cache.parent / "by hand")
     for view in VIEWS.split(","):
-        one = FinetuneConfig(view=view, data="digits", labels="2", cache=str(cache), runs=runs)
+        one = FinetuneConfig(view=view, data="digits", labels="2", cache=str(other), runs=runs)
         finetune(dataclasses.replace(one, run=f"a-{view}", device="cpu"), {})
         toml = f"{runs}/a-{view}/a-{view}.toml"
-        extract(extraction(Path("digits"), cache, view=toml, batch=64, shard_rows=512), {})
+        extract(extraction(Path("digits"), other, view=toml, batch=64, shard_rows=512), {})
     plain = dataclasses.replace(settings.frozen(), views="a-tiny-clip,a-tiny-dinov2", runs=runs)
+    plain = dataclasses.replace(plain, cache=str(other))
     again = train_alone(plain)
     assert again["methods"] == summary["methods"]
 
@@ -92,11 +94,24 @@ def test_one_of_two(cache: Path) -> None:
     assert plain.val == "auto"  # the digits name a validation split, which nobody learnt from
 
 
+def test_a_run_of_other_views_is_refused_before_anything_is_tuned(cache: Path) -> None:
+    plain = asked(cache).frozen()
+    train_alone(plain)
+    with pytest.raises(StaleError, match="is one of the views tiny-clip,tiny-dinov2") as told:
+        train(asked(cache), {})
+    assert told.value.instead == {"RUN": "a-2"}
+    assert not list((cache.parent / "runs").glob("a-*"))
+
+
+def test_other_labels_need_another_name_of_the_run_itself(cache: Path) -> None:
+    with_tuned(asked(cache, live="tiny-clip"))
+    with pytest.raises(StaleError, match=r"settings\.labels") as told:
+        with_tuned(asked(cache, live="tiny-clip", labels="1"))
+    assert told.value.instead == {"RUN": "a-2"}
+
+
 def test_where_nobody_else_judges_nobody_does(cache: Path) -> None:
     """Of a data set that names no validation split."""
-    with pytest.raises(DataQualityError, match="nobody can choose") as told:
-        train(asked(cache, val="cross", live="tiny-clip"), {})
-    assert told.value.instead == {"VAL": "none"}
     plain = with_tuned(asked(cache, val="none", live="tiny-clip", run="b"))
     assert plain.val == "none"
 
@@ -122,6 +137,7 @@ def test_without_live_nothing_changes(cache: Path) -> None:
         ({"live": "swav"}, "'swav' is none of VIEWS", {"LIVE": "all"}),
         ({"run": ""}, "LIVE needs RUN", {"RUN": "live"}),
         ({"seeds": "0..2"}, "learns the labels of one seed", {"SEEDS": "0"}),
+        ({"val": "cross"}, "VAL=cross with LIVE: the labels that would judge", {"VAL": None}),
     ],
 )
 def test_what_is_wrong_is_told_at_once(

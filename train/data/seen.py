@@ -18,19 +18,28 @@ def refuse_seen(cache: Cache, splits: Sequence[Split], seeds: Sequence[int]) -> 
     for name, contents in cache.seen.items():
         seen_N = np.array([sha256 in contents for sha256 in cache.items.sha256])
         for seed, split in zip(seeds, splits, strict=True):
-            for part, rows in (("test", split.test), ("validation", split.val)):
-                if not split.folds or part == "test":
-                    _refuse_judged(cache, name, part, rows[seen_N[rows]], len(rows))
-            if split.folds and seen_N[split.labelled].any():
-                raise DataQualityError(
-                    f"the view {name!r} has learnt from the labels that would judge it: without a "
-                    "validation split that the data name, nobody can choose. Take everything as "
-                    "usual (VAL=none), or name a validation split that it was not tuned on",
-                    {"VAL": "none"},
-                )
-            hidden = split.unlabelled[seen_N[split.unlabelled]]
-            if len(hidden):
-                raise _more_labels(cache, name, seed, hidden)
+            _refuse_split(cache, name, seen_N, seed, split)
+
+
+def _refuse_split(cache: Cache, name: str, seen_N: np.ndarray, seed: int, split: Split) -> None:
+    judging = [("test", split.test)]
+    if not split.folds:
+        judging.append(("validation", split.val))
+    elif seen_N[split.labelled].any():
+        raise DataQualityError(
+            f"the view {name!r} has learnt from the labels that would judge it: without a "
+            "validation split that the data name, nobody can choose. Take everything as usual "
+            "(VAL=none), or name a validation split that it was not tuned on",
+            {"VAL": "none"},
+        )
+    for part, rows in judging:
+        _refuse_judged(cache, name, part, rows[seen_N[rows]], len(rows))
+    # copies of what is labelled are known anyway
+    known = {cache.items.sha256[row] for row in split.labelled}
+    rows = split.unlabelled[seen_N[split.unlabelled]]
+    hidden = [row for row in rows.tolist() if cache.items.sha256[row] not in known]
+    if hidden:
+        raise _more_labels(cache, name, seed, hidden)
 
 
 def tuned_of(cache: Cache) -> dict[str, str]:
@@ -59,7 +68,7 @@ def _refuse_judged(cache: Cache, name: str, part: str, rows: np.ndarray, of: int
     )
 
 
-def _more_labels(cache: Cache, name: str, seed: int, rows: np.ndarray) -> DataQualityError:
+def _more_labels(cache: Cache, name: str, seed: int, rows: Sequence[int]) -> DataQualityError:
     tuned = cache.tuned[name]
     settings = tuned["spec"]["tuned"]["settings"]
     told = (

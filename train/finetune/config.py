@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from base.errors import UsageError
-from train.config import BY_LABELS, TrainConfig, limited, refuse_beyond_limits
+from train.config import BY_LABELS, TrainConfig, limited, refuse_beyond_limits, refuse_name
 from train.data.apart import Apart, apart_of
 
 # of the learning rate, by MODE: of low-rank factors, of norms, of the last block
@@ -58,7 +58,7 @@ class TuningSettings:
     """learning rate of AdamW; 0: 2e-4 (lora), 1e-3 (norms), 1e-5 (full)"""
     head_lr: float = limited(1e-3, positive=True)
     """learning rate of the head"""
-    layer_decay: float = limited(0.75, positive=True)
+    layer_decay: float = limited(0.75, positive=True, most=1)
     """of --mode full: each block's learning rate is so many times that of the next"""
     weight_decay: float = limited(0.01, least=0)
     """decoupled weight decay, but of norms and biases"""
@@ -75,8 +75,8 @@ class TuningSettings:
     chunk: int = limited(0, least=0)
     """images in memory at a time, with the gradient of the whole batch; 0: as many as fit"""
     checkpointing: bool = False
-    """forget what is inside of the blocks and compute it again for the gradient: a third more time,
-    far less memory"""
+    """of one view: forget what is inside of the blocks and compute it again for the gradient, in a
+    third more time and far less memory (several views forget what --chunk leaves out)"""
     checkpoint_every: int = limited(100, least=1)
     """steps between checkpoints; a killed run loses at most these"""
     threads: int = 0
@@ -87,7 +87,7 @@ class TuningSettings:
 class PictureSettings:
     GROUP: ClassVar[str] = "pictures"
 
-    crop: float = limited(0.8, positive=True)
+    crop: float = limited(0.8, positive=True, most=1)
     """a random part of the picture, at least this share of its area; 1: the picture as extract
     shows it"""
     flip: bool = False
@@ -129,10 +129,20 @@ class FinetuneConfig(TuningRun, PictureSettings, TuningSettings, AskedTuning):
         if usual:
             told = "is missing; name it" if len(usual) == 1 else "are missing; name both"
             raise UsageError(f"{' and '.join(usual)} {told}", instead=dict(usual))
+        self._refuse_views(views)
+        refuse_name(self.run, self.runs)
+        refuse_beyond_limits(self)
+        if not self.steps:
+            raise UsageError("--steps must be positive, found 0; leave it out")
+        self.seed()
+        self.apart()
+
+    def _refuse_views(self, views: list[str]) -> None:
+        """Raise UsageError for what does not go together."""
         if self.view and self.views:
             raise UsageError(
-                "VIEW and VIEWS are given: VIEW tunes one, VIEWS several that teach each other; "
-                "take one of the two",
+                f"VIEW={self.view} and VIEWS={self.views}: the one tunes a view, the other several "
+                "that teach each other; take one of the two",
                 instead={"VIEW": None},
             )
         if len(set(views)) < len(views):
@@ -143,17 +153,9 @@ class FinetuneConfig(TuningRun, PictureSettings, TuningSettings, AskedTuning):
                 f"VIEW={self.view} are several views; tuned together they are VIEWS",
                 instead={"VIEW": None, "VIEWS": self.view},
             )
-        if self.mixup and len(views) > 1:
-            raise UsageError("--mixup is of one view alone: leave it out, or tune one by one")
-        refuse_beyond_limits(self)
-        if self.crop > 1:
-            raise UsageError(f"--crop must be at most 1, a share of the picture, found {self.crop}")
-        if self.layer_decay > 1:
-            raise UsageError(f"--layer-decay must be at most 1, found {self.layer_decay}")
-        if not self.steps:
-            raise UsageError("--steps must be positive, found 0; leave it out")
-        self.seed()
-        self.apart()
+        for flag, given in (("--mixup", self.mixup), ("--checkpointing", self.checkpointing)):
+            if given and len(views) > 1:
+                raise UsageError(f"{flag} is of one view alone: leave it out, or tune one by one")
 
     def view_list(self) -> list[str]:
         """The views that are tuned."""

@@ -14,6 +14,7 @@ from base.errors import UNKNOWN, CoviewError, UsageError
 from base.limits import available_memory
 from cache_specs import store
 from cache_specs.items import Items
+from cache_specs.spec import view_names
 from extract.data.datasets import Dataset
 from extract.models.backbones import load_backbone, precision_of
 from extract.originals import Originals, find_originals
@@ -23,7 +24,7 @@ from train.data.graph import standardise, statistics
 from train.data.reader import Cache, open_cache
 from train.data.splits import Split, make_split
 from train.finetune.config import FinetuneConfig
-from train.finetune.live import Live, Needs, fit_head, needs_of
+from train.finetune.live import ALONE, TOGETHER, Live, Needs, fit_head, needs_of
 from train.finetune.pictures import Pictures
 from train.finetune.together import Together
 from train.finetune.tune import Tuning, Work
@@ -59,8 +60,8 @@ class Ground:
 
 def read(config: FinetuneConfig) -> Ground:
     """Raises CoviewError for what is wrong with words and data."""
-    data, asked = os.path.expanduser(config.data), config.view_list()
-    cache = open_cache(Path(config.cache), data, asked)
+    asked = config.view_list()
+    cache = _open(config)
     if len(cache.items.classes) < 2:
         raise UsageError(
             f"{cache.items.name!r} has fewer than two classes: there is nothing to tell apart. Put "
@@ -78,7 +79,37 @@ def read(config: FinetuneConfig) -> Ground:
     config = config.settled(len(split.labelled), len(cache.items.classes))
     several = "together" if len(asked) > 1 else cache.names[0]
     folder = Path(config.runs) / (config.run or f"{several}-ft")
-    return Ground(config, cache, originals, split, folder, device)
+    ground = Ground(config, cache, originals, split, folder, device)
+    for toml in ground.tomls:
+        _refuse_name(ground, toml)
+    return ground
+
+
+def _open(config: FinetuneConfig) -> Cache:
+    """Raises as `open_cache` does; an error that would have other VIEWS means VIEW, where that is
+    what was given."""
+    try:
+        return open_cache(Path(config.cache), os.path.expanduser(config.data), config.view_list())
+    except CoviewError as error:
+        if config.view and "VIEWS" in error.instead:
+            error.instead["VIEW"] = error.instead.pop("VIEWS")
+        raise
+
+
+def _refuse_name(ground: Ground, toml: Path) -> None:
+    """Raise UsageError where another view has the name."""
+    dataset = ground.cache.folders[0].parent
+    others = []
+    for folder in store.called(store.view_folders(dataset), toml.stem):
+        made_of = store.open_view(folder).attributes["provenance"].get("spec_file", "")
+        if Path(made_of) != toml.resolve():
+            others.append(folder)
+    if others or toml.stem in view_names():
+        raise UsageError(
+            f"RUN={ground.folder.name}: the tuned view would be called {toml.stem!r}, and another "
+            "view is; give the run another name",
+            instead={"RUN": f"{ground.cache.names[0]}-tuned"},
+        )
 
 
 def _originals(config: FinetuneConfig, name: str, folder: Path) -> Originals:
@@ -95,14 +126,15 @@ def _originals(config: FinetuneConfig, name: str, folder: Path) -> Originals:
 def made(ground: Ground) -> tuple[Work, list[Needs]]:
     """What is tuned, on the device, and the memory that each view needs. Raises CoviewError."""
     config, rows, label_N = ground.config, ground.split.labelled, ground.cache.items.label
-    torch.set_num_threads(config.threads or torch.get_num_threads())
+    config = dataclasses.replace(config, threads=config.threads or torch.get_num_threads())
+    torch.set_num_threads(config.threads)
     lives, pictures, needs = [], [], []
     for view, original in enumerate(ground.originals):
         live, shown = _live(ground, view, original)
         lives.append(live)
         pictures.append(shown)
         needs.append(needs_of(live, shown.as_extracted(rows[:MEASURED].tolist())))
-    chunk = chunk_of(config, needs, available_memory(str(ground.device)))
+    chunk = chunk_of(config, needs, free_bytes(ground.device))
     config = dataclasses.replace(config, chunk=chunk)
     for live, original in zip(lives, ground.originals, strict=True):
         live.to(ground.device)
@@ -143,10 +175,18 @@ def by_key(dataset: Dataset, items: Items) -> Callable[[int], bytes]:
     return read_row
 
 
+def free_bytes(device: torch.device) -> int:
+    """Of memory, on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return available_memory()
+
+
 def wanted(config: FinetuneConfig, needs: Sequence[Needs], size: int) -> int:
     """Bytes, where so many images are in memory at a time. Views that learn together keep labelled
     and unlabelled ones of all, unless they are in parts."""
-    fixed = sum(one.fixed for one in needs)
+    each = ALONE if len(needs) == 1 else TOGETHER
+    fixed = sum(one.weights + each * one.learnt for one in needs)
     if len(needs) > 1 and size == config.batch:
         return fixed + 2 * size * sum(one.image for one in needs)
     return fixed + size * max(one.image for one in needs)

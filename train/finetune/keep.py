@@ -23,9 +23,9 @@ from torch import Tensor
 
 from base import durable
 from base.errors import IntegrityError
-from cache_specs.spec import Tensors, Tuned, ViewSpec, Weights, check, load_spec
+from cache_specs.spec import Tensors, Tuned, ViewSpec, Weights, check
 from cache_specs.tuned import FILE as SEEN
-from cache_specs.tuned import listed
+from cache_specs.tuned import digest, listed
 from extract.models.backbones import Backbone, load_backbone
 from extract.models.checkpoint import mapped, safetensors_of
 from extract.models.timm_backend import RESAMPLING
@@ -73,15 +73,18 @@ def write_tuned(
     state = whole_state(original.spec, original.files, live.backbone)
     written: dict[str, bytes] = {}
     for name, path in original.files.items():
-        is_model = name.endswith(".safetensors")
-        data = save(state, {"format": "pt"}) if is_model else path.read_bytes()
+        data = path.read_bytes()
+        if name.endswith(".safetensors"):
+            # one key, since safetensors keeps no order of several: the same bytes again
+            data = save(state, {SEEN: digest(seen)})
         written[f"{spec.name}/{name}"] = data
     written[f"{spec.name}.learnt.safetensors"] = save(learnt)
     written[SEEN] = listed(seen)
-    written[spec.source.name] = toml_of(spec).encode()
     for name, data in written.items():
         durable.write(folder / name, data, "tuned")
     _refuse_other(spec, live.backbone, some_pixels)
+    written[spec.source.name] = toml_of(spec).encode()  # last: with it there is a view
+    durable.write(spec.source, written[spec.source.name], "tuned")
     return {name: hashlib.sha256(data).hexdigest() for name, data in written.items()}
 
 
@@ -99,20 +102,20 @@ def whole_state(
 
 
 def _refuse_other(spec: ViewSpec, backbone: Backbone, pixels_BCHW: Tensor) -> None:
-    """Raise IntegrityError unless the view, read again, embeds these images as what was tuned."""
-    again = load_spec(str(spec.source))
+    """Raise IntegrityError unless the weights, read again, embed these images as what was tuned;
+    then they are taken away."""
     where = spec.source.parent / spec.name
     device = str(backbone.mean.device)
-    read = load_backbone(again, {name: where / name for name in again.weights.files}, device)
+    read = load_backbone(spec, {name: where / name for name in spec.weights.files}, device)
     with torch.inference_mode():
         tuned, found = (one(pixels_BCHW.to(device), exact=True) for one in (backbone, read))
     off = ((found - tuned).norm(dim=1) / tuned.norm(dim=1)).max().item()
-    if again.declared() != spec.declared() or not off <= CLOSE:
+    if not off <= CLOSE:
         shutil.rmtree(where)
         raise IntegrityError(
-            f"{spec.source}: what was written, read again, is not what was tuned (embeddings are "
-            f"off by {off:.1e} of their length): this backbone cannot be written as a view of its "
-            "own. Report it, with the view's TOML file; take another view meanwhile"
+            f"{where}: what was written, read again, is not what was tuned (embeddings are off by "
+            f"{off:.1e} of their length): this backbone cannot be written as a view of its own. "
+            "Report it, with the view's TOML file; take another view meanwhile"
         )
 
 

@@ -24,8 +24,9 @@ from train.finetune.thaw import Learnt, forget_inside, thaw
 BODY = "body."  # before the names of a body's parameters
 PENALTY = 10.0  # of the head's first weights: ||W||^2 / 2 times this on the summed loss
 ITERATIONS = 200
-# bytes a parameter that learns: its gradient and AdamW's two moments, float32
-OF_A_LEARNT = 12
+# bytes a number that learns, float32: alone its gradient, AdamW's two moments and the average; in a
+# state of the step of co-training also itself, rate and decay, two gradients, and the next state
+ALONE, TOGETHER = 16, 60
 
 
 class Body(nn.Module):
@@ -145,15 +146,12 @@ def params_of(body: Body, probe: Params) -> Params:
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes: of weights, gradients and moments; of what one image leaves behind for the
-    gradient."""
+    """Bytes of the weights, and of what one image leaves behind for the gradient; how many numbers
+    learn."""
 
-    fixed: int
+    weights: int
+    learnt: int
     image: int
-
-    def most(self, free: int) -> int:
-        """Images at a time that fit into so many bytes."""
-        return max(0, free - self.fixed) // max(self.image, 1)
 
 
 def needs_of(live: Live, pixels_BCHW: Tensor) -> Needs:
@@ -173,9 +171,4 @@ def needs_of(live: Live, pixels_BCHW: Tensor) -> Needs:
     del loss
     weights = sum(parameter.nbytes for parameter in live.parameters())
     learnt = sum(parameter.numel() for parameter in live.named().values())
-    return Needs(weights + OF_A_LEARNT * learnt, -(-images // len(pixels_BCHW)))
-
-
-def counted(learnt: Sequence[Learnt]) -> int:
-    """Numbers that learn."""
-    return sum(one.parameter.numel() for one in learnt)
+    return Needs(weights, learnt, -(-images // len(pixels_BCHW)))

@@ -2,9 +2,10 @@
 (train/finetune/ground.py); then the loop (train/finetune/tune.py), and what it leaves
 (train/finetune/keep.py)."""
 
-import dataclasses
 import logging
+import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,15 @@ def run(config: FinetuneConfig, found: dict[str, Any], say: bool = True) -> None
         if say:
             _say_next(ground)
         return
-    work, needs = made(ground)
+    settled = _refuse_other(ground) if (ground.folder / "config.json").is_file() else {}
+    work, needs = made(replace(ground, config=replace(ground.config, **settled)))
     _say_what_learns(ground, work, needs)
     if config.dry_run:
         _rehearse(work, found)
         return
     with stop_signals() as stop, locks.lock(durable.make_folder(ground.folder)):
-        work.config = _begin(ground, work.config)
+        if not settled:
+            _begin(ground, work.config)
         mend(ground.folder)
         with within_memory("this fine-tuning", *_less(work.config)):
             tune(work, ground.folder, ", ".join(ground.cache.names), stop)
@@ -63,19 +66,14 @@ def run(config: FinetuneConfig, found: dict[str, Any], say: bool = True) -> None
         _say_next(ground)
 
 
-def _begin(ground: Ground, config: FinetuneConfig) -> FinetuneConfig:
-    """The run's folder, begun now or found; returns the settings, with what was settled when it was
-    begun. Raises StaleError where it was begun with others."""
-    path = ground.folder / "config.json"
-    if path.is_file():
-        settled = _refuse_other(ground)
-        return dataclasses.replace(config, **settled)
-    settled = {"chunk": config.chunk, "threads": torch.get_num_threads()}
+def _begin(ground: Ground, config: FinetuneConfig) -> None:
+    """The run's folder, with what was settled: a run that goes on keeps to it."""
+    settled = {"chunk": config.chunk, "threads": config.threads}
     durable.make_folder(ground.folder / "splits")
     keys = keys_of(ground.cache.items, ground.split)
     durable.write(split_file(ground.folder, config.seed()), keys, "run.split")
+    path = ground.folder / "config.json"
     durable.write(path, durable.sealed({**_wanted(ground), "settled": settled}), "run.config")
-    return dataclasses.replace(config, **settled)
 
 
 def _wanted(ground: Ground) -> dict[str, Any]:
@@ -97,8 +95,11 @@ def _refuse_other(ground: Ground) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         durable.reraise_unless_gone(path, error)
         begun = {}
-    kept = {key: begun.get(key) for key in _wanted(ground)}
-    changed = differences(kept, _wanted(ground))
+    now = _wanted(ground)
+    kept = {key: begun.get(key) for key in now}
+    if kept["settings"] and kept["fingerprints"] == now["fingerprints"]:
+        kept["settings"]["data"] = now["settings"]["data"]  # the same images, whatever DATA says
+    changed = differences(kept, now)
     if changed:
         free = Path(free_name(ground.folder)).name
         raise StaleError(
@@ -192,8 +193,11 @@ def _write(ground: Ground, work: Work, view: int) -> tuple[dict[str, Any], dict[
 
 def _gained(ground: Ground, work: Work, view: int) -> dict[str, Any]:
     """Top-1 of head and backbone on validation images that the data name, before and after; nothing
-    where there are none. Nothing is chosen by it, and the test split is not touched."""
-    rows = spaced(ground.split.val, LOOKED_AT)
+    where there are none that no backbone has learnt from. Nothing is chosen by it, and the test
+    split is not touched."""
+    learnt: set[str] = set().union(*ground.cache.seen.values())
+    fresh = [row for row in ground.split.val if ground.cache.items.sha256[row] not in learnt]
+    rows = spaced(np.array(fresh, np.int64), LOOKED_AT)
     if not len(rows):
         return {}
     label_N, emb_ND = ground.cache.items.label, ground.cache.emb[view]
@@ -207,31 +211,41 @@ def _gained(ground: Ground, work: Work, view: int) -> dict[str, Any]:
             pixels = work.pictures[view].as_extracted(part.tolist()).to(ground.device)
             first = work.lives[view](pixels).argmax(1).cpu().numpy()
             right += int((first == label_N[part]).sum())
-    return {"val": {"images": len(rows), "frozen": before, "tuned": right / len(rows)}}
+    return {"val": {"images": len(rows), "before": before, "tuned": right / len(rows)}}
 
 
 def _say_next(ground: Ground) -> None:
-    done, extracts = keep.read_done(ground.folder), []
-    data = {"DATA": ground.config.data}
-    for name, told in done["views"].items():
-        if val := told.get("val"):
+    told = keep.read_done(ground.folder)["views"]
+    for name, one in told.items():
+        if val := one.get("val"):
             log.info(
-                f"{name}: of {counted(val['images'], 'validation image')} the frozen view with its "
-                f"head has {100 * val['frozen']:.1f} % right, the tuned one "
-                f"{100 * val['tuned']:.1f} %"
+                f"{name}: of {counted(val['images'], 'validation image')} the view as it was has "
+                f"{100 * val['before']:.1f} % right with its head, tuned {100 * val['tuned']:.1f} %"
             )
-    names = [toml.stem for toml in ground.tomls]
-    for toml in ground.tomls:
-        extracts.append(line_of("extract", {"VIEW": str(toml), **data}))
-    others = [] if len(names) > 1 else [UNKNOWN]
-    words = {"VIEWS": ",".join([*names, *others]), **data}
-    words |= {"LABELS": ground.config.labels, "SEEDS": str(ground.config.seed())}
-    if not len(ground.split.val):
-        words["VAL"] = "none"
+    labels = counted(next(iter(told.values()))["labels"], "image")
     log.log(
         NOTE,
         f"{', '.join(map(str, ground.tomls))}: a view as any other now, which has learnt from the "
-        f"labels of {counted(next(iter(done['views'].values()))['labels'], 'image')} and is not "
-        "judged by them. To embed all images, and train, type:\n  "
-        + "\n  ".join([*extracts, line_of("train", words)]),
+        f"labels of {labels} and is not judged by them. To embed all images, and train, type:\n  "
+        + "\n  ".join(_following(ground)),
     )
+
+
+def _following(ground: Ground) -> list[str]:
+    """The commands that embed with the tuned views, and train on them."""
+    config, found = ground.config, []
+    data = {"DATA": config.data}
+    if config.cache != FinetuneConfig.cache:
+        data["CACHE"] = config.cache
+    more = {"ARGS": f"--root {shlex.quote(config.root)}"}
+    for toml in ground.tomls:
+        elsewhere = more if config.root != FinetuneConfig.root else {}
+        found.append(line_of("extract", {"VIEW": str(toml), **data, **elsewhere}))
+    names = [toml.stem for toml in ground.tomls]
+    if len(names) == 1:
+        names.append(UNKNOWN)
+    words = {"VIEWS": ",".join(names), **data, "LABELS": config.labels}
+    words |= {"SEEDS": str(config.seed()), "VAL": config.val, "TEST": config.test}
+    if config.val == "auto" and not len(ground.split.val):
+        words["VAL"] = "none"
+    return [*found, line_of("train", {w: v for w, v in words.items() if v != "auto"})]

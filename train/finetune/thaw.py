@@ -48,6 +48,11 @@ class LowRank(nn.Module):
     ) -> None:
         super().__init__()
         rows, width = weight_OI.shape
+        if rank > min(rows // parts, width):
+            raise UsageError(
+                f"--rank {rank} must be at most {min(rows // parts, width)}: the weights are "
+                f"{rows // parts} x {width}"
+            )
         bound = 1 / math.sqrt(width)
         a = torch.empty(parts, rank, width).uniform_(-bound, bound, generator=generator)
         self.a_PRI = nn.Parameter(a.to(weight_OI))
@@ -139,25 +144,27 @@ def merge(model: nn.Module) -> None:
 def forget_inside(model: nn.Module) -> int:
     """From now on the blocks' inner values are computed again for the gradient (Chen et al. 2016).
     Returns the number of blocks."""
-    blocks = max(_chains(model), key=len, default=())
+    blocks = [block for chain in _chains(model) for block in chain]
     for block in blocks:
         block.forward = _forgetful(block.forward)
     return len(blocks)
 
 
 def _chains(model: nn.Module) -> list[Sequence[nn.Module]]:
-    """Modules of one kind, one after the other."""
+    """Modules of one kind, one after the other, that hold no such chain themselves: the blocks of a
+    transformer, or of each stage."""
     found: list[Sequence[nn.Module]] = []
     for module in model.modules():
-        if isinstance(module, nn.ModuleList | nn.Sequential):
-            parts = list(module)
-            if len({type(part) for part in parts}) == 1:
-                found.append(parts)
+        parts = list(module) if isinstance(module, nn.ModuleList | nn.Sequential) else []
+        alike = len(parts) > 1 and len({type(part) for part in parts}) == 1
+        if alike and not any(_chains(part) for part in parts):
+            found.append(parts)
     return found
 
 
 def _forgetful(forward: Callable[..., Any]) -> Callable[..., Any]:
     def again(*inputs: Any, **named: Any) -> Any:
-        return checkpoint(forward, *inputs, use_reentrant=False, **named)
+        # nothing inside is drawn, and another thread draws pictures from the one generator
+        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **named)
 
     return again

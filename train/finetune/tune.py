@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from base.errors import DataQualityError, PreemptedError
+from base.errors import UNKNOWN, DataQualityError, PreemptedError
 from base.progress import Progress
 from train.algorithm.batches import Passes
 from train.algorithm.peers import LocalPeers
@@ -115,10 +115,11 @@ class Tuning:
         with torch.no_grad():
             for name, parameter in self.live.named().items():
                 parameter.copy_(tensors[f"value.{name}"])
-                state = self.adam.state[parameter]
-                state["step"] = tensors[f"step.{name}"].clone()
-                for moment in ("exp_avg", "exp_avg_sq"):
-                    state[moment] = tensors[f"{moment}.{name}"].clone().to(parameter)
+                if f"step.{name}" in tensors:  # else it has had no gradient, as a mask token
+                    state = self.adam.state[parameter]
+                    state["step"] = tensors[f"step.{name}"].clone()
+                    for moment in ("exp_avg", "exp_avg_sq"):
+                        state[moment] = tensors[f"{moment}.{name}"].clone().to(parameter)
                 if self.config.ema:
                     self.average[name] = tensors[f"average.{name}"].clone().to(parameter)
 
@@ -204,6 +205,7 @@ def _save(folder: Path, work: Work) -> None:
 
 def _not_finite(title: str, work: Work) -> DataQualityError:
     return DataQualityError(
-        f"{title}: the loss is not finite at step {work.step:,}. Take a smaller learning rate: "
-        f"ARGS='--lr {work.config.lr / 10:g}'; the last checkpoint is from before"
+        f"{title}: the loss is not finite at step {work.step:,}. Take a smaller learning rate, in "
+        "a run of its own",
+        {"--lr": f"{work.config.lr / 10:g}", "RUN": UNKNOWN},
     )

@@ -54,6 +54,7 @@ def open_run(config: TrainConfig, fingerprints: dict[str, str], device: str, lea
     path = folder / "config.json"
     if path.is_file():
         found = read_config(folder)
+        refuse_backbone(folder, found, config.run)
         wanted["draws"] = found["draws"]  # what an earlier version drew is kept to
         if found["fingerprints"] == fingerprints:
             # the same images, whatever DATA calls them: photos/, or photos-1f2e3d4c once it has a
@@ -175,12 +176,7 @@ def finished(folder: Path, typed: str = "") -> dict[str, Any]:
             f"RUN={typed}: {folder} is a sweep, which keeps scores, but no model. To train and "
             f"test its best, type: {best}"
         )
-    if "mode" in config["settings"]:
-        of_then = {"VIEW": str(folder / f"{folder.name}.toml"), "DATA": config["settings"]["data"]}
-        raise UsageError(
-            f"RUN={typed}: {folder} is a tuned backbone, which keeps no probes. It is a view: to "
-            f"train on it, embed with it first: {line_of('extract', of_then)}"
-        )
+    refuse_backbone(folder, config, typed)
     if not is_finished(folder):
         labels = config["settings"]["labels"]
         plain = {"labels": labels if isinstance(labels, str) else "…", "run": folder.name}
@@ -189,6 +185,18 @@ def finished(folder: Path, typed: str = "") -> dict[str, Any]:
             f"began it once more: {make_command({**config['settings'], **plain})}"
         )
     return config
+
+
+def refuse_backbone(folder: Path, config: dict[str, Any], typed: str) -> None:
+    """Raise UsageError where the run is one of `make finetune`."""
+    if "mode" not in config["settings"]:
+        return
+    toml = next(iter(sorted(folder.glob("*.toml"))), folder / f"{folder.name}.toml")
+    of_then = {"VIEW": str(toml), "DATA": config["settings"]["data"]}
+    raise UsageError(
+        f"RUN={typed}: {folder} is a tuned backbone, which keeps no probes. It is a view: to train "
+        f"on it, under another RUN, embed with it first: {line_of('extract', of_then)}"
+    )
 
 
 def _no_such_run(folder: Path, typed: str, named: Sequence[str]) -> UsageError:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import config
+from safetensors.torch import load_file
 from test_finetune import VIEWS, asked, begun, outcome, run, trained
 from torch import Tensor, nn
 
@@ -94,6 +95,31 @@ def learnt(work: Together, steps: int = 3) -> list[Tensor]:
     return [state.flat_EP for state in work.states]
 
 
+def test_what_learnt_is_written_down(digits: Path, tmp_path: Path) -> None:
+    """Not the zeros that it began as."""
+    folder = run(both(digits, tmp_path, lr=1e-2))
+    for view in VIEWS:
+        learnt = load_file(folder / f"both-{view}.learnt.safetensors")
+        factors = [value for name, value in learnt.items() if name.endswith(".b")]
+        assert len(factors) >= 3 and all(value.norm() > 0 for value in factors)
+
+
+def test_the_models_stay_whole(digits: Path, tmp_path: Path) -> None:
+    """After steps, what learns are parameters of the model as before."""
+    work = work_of(both(digits, tmp_path, mode="norms"))
+    before = [{name: id(p) for name, p in live.named_parameters()} for live in work.lives]
+    learnt(work, 2)
+    assert [{name: id(p) for name, p in live.named_parameters()} for live in work.lives] == before
+    work.show()
+    for live, state in zip(work.lives, work.states, strict=True):
+        own = {id(p) for p in live.parameters()}
+        assert all(id(one.parameter) in own for one in live.learnt)
+        pixels = work.pictures[work.lives.index(live)].as_extracted(range(3))
+        with torch.no_grad():
+            logits = state.forward(state.shown, pixels[None], (), 0)[0]
+            torch.testing.assert_close(logits, live(pixels))
+
+
 def test_hidden_labels_teach_nothing(digits: Path, tmp_path: Path) -> None:
     """What is unlabelled may have any label: the same bytes."""
     settings = both(digits, tmp_path)
@@ -157,7 +183,8 @@ def test_what_comes_out_is_embedded_and_trained_on(digits: Path, tmp_path: Path)
 def test_memory_is_that_of_all_views_and_both_kinds_of_images(digits: Path, tmp_path: Path) -> None:
     settings = both(digits, tmp_path, batch=32)
     _, needs = made(read(settings))
-    fixed, images = sum(one.fixed for one in needs), sum(one.image for one in needs)
+    fixed = sum(one.weights + 60 * one.learnt for one in needs)
+    images = sum(one.image for one in needs)
     assert wanted(settings, needs, 32) == fixed + 64 * images
     assert wanted(settings, needs, 8) == fixed + 8 * max(one.image for one in needs)
 
@@ -165,10 +192,11 @@ def test_memory_is_that_of_all_views_and_both_kinds_of_images(digits: Path, tmp_
 @pytest.mark.parametrize(
     ("changes", "told", "instead"),
     [
-        ({"view": "tiny-clip"}, "VIEW and VIEWS are given", {"VIEW": None}),
+        ({"view": "tiny-clip"}, "take one of the two", {"VIEW": None}),
         ({"views": "a,b,a"}, "name each view once", {"VIEWS": "a,b"}),
         ({"views": "", "view": "a,b"}, "are several views", {"VIEW": None, "VIEWS": "a,b"}),
         ({"mixup": 0.2}, "--mixup is of one view alone", {}),
+        ({"checkpointing": True}, "--checkpointing is of one view alone", {}),
     ],
 )
 def test_words_that_do_not_go_together(changes: dict, told: str, instead: dict) -> None:
