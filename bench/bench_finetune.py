@@ -8,7 +8,8 @@ settings are the defaults, no validation label is used, and the test split is re
 
 Prints a line a task, budget and way: joint test top-1, mean ± std over the draws; what it gains
 over frozen co-training, paired, ± its standard error over draws and images; seconds a draw (both
-views: tuning and embedding), and the memory that tuning needs. Writes bench/results/finetune.json.
+views: tuning and embedding), and the memory that tuning needs; and what a step through both
+backbones costs beside one on cached rows. Writes bench/results/finetune.json.
 
 chars needs the fonts of matplotlib and Hershey-Fonts (pip install -e .[tools]).
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -32,11 +34,15 @@ from bench_cache import machine
 
 from extract.config import ExtractConfig
 from extract.run import run as extract
+from train.algorithm.cotrain import Batch, StepRule, mct_step
+from train.algorithm.optimise import Adam, fresh
 from train.algorithm.paired import Difference, difference
+from train.algorithm.peers import LocalPeers
 from train.command import run as train
 from train.config import TrainConfig
+from train.data.graph import standardise
 from train.finetune.config import FinetuneConfig
-from train.finetune.ground import made, read, wanted
+from train.finetune.ground import known_of, made, read, wanted
 from train.finetune.run import run as finetune
 
 VIEWS = ("tiny-clip", "tiny-dinov2")
@@ -68,12 +74,47 @@ def main() -> None:
         data = data_of(task, args.work)
         for name in VIEWS:
             embed(args.work, data, name)
+        if task == "digits":
+            found["step, ms"] = cost(args.work, 3 if args.quick else 31)
         for labels in args.labels.split(","):
             for told in rows_of(args, task, data, labels):
                 found["rows"].append(told)
                 print(line_of(told), flush=True)
                 args.out.parent.mkdir(parents=True, exist_ok=True)
                 args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def cost(work: Path, rounds: int) -> dict[str, Any]:
+    """A step of meta co-training through both backbones, and the same on cached rows with the same
+    heads, in turns: median milliseconds."""
+    settings = FinetuneConfig(
+        views=",".join(VIEWS), data="digits", labels="4", cache=str(work / "cache"), threads=1
+    )
+    ground = read(settings)
+    live, _ = made(ground)
+    states = []
+    for one in live.lives:
+        states.append(
+            fresh({"w0": one.head.weight.detach().T[None], "b0": one.head.bias[None, None]})
+        )
+    rule, took = StepRule(Adam(1e-3), temperature=0.5), {"live": [], "cached": []}
+    for step in range(rounds + 1):
+        batches, draws = live.batch(step)
+        rows_U, rows_L = (passes(step, settings.batch) for passes in (live.rows_U, live.rows_L))
+        cached = []
+        for view, batch in enumerate(batches):
+            known = known_of(ground, view)
+            parts = [standardise(ground.cache.emb[view], rows, *known) for rows in (rows_U, rows_L)]
+            cached.append(Batch(*[torch.from_numpy(part)[None] for part in parts], batch.y_EL))
+        for name in took:
+            begun = time.perf_counter()
+            if name == "live":
+                live.learn((batches, draws))
+            else:
+                states, _ = mct_step(states, cached, draws, LocalPeers(2), rule)
+            took[name].append(1000 * (time.perf_counter() - begun))
+    found = {name: float(np.median(times[1:])) for name, times in took.items()}
+    return {**found, "times": found["live"] / found["cached"], "n": rounds}
 
 
 def data_of(task: str, work: Path) -> str:
