@@ -103,12 +103,11 @@ def whole_state(
 
 def _refuse_other(spec: ViewSpec, backbone: Backbone, pixels_BCHW: Tensor) -> None:
     """Raise IntegrityError unless the weights, read again, embed these images as what was tuned;
-    then they are taken away."""
+    then they are taken away. On the CPU: a GPU may have no room for a second model."""
     where = spec.source.parent / spec.name
-    device = str(backbone.mean.device)
-    read = load_backbone(spec, {name: where / name for name in spec.weights.files}, device)
+    read = load_backbone(spec, {name: where / name for name in spec.weights.files}, "cpu")
     with torch.inference_mode():
-        tuned, found = (one(pixels_BCHW.to(device), exact=True) for one in (backbone, read))
+        tuned, found = (one(pixels_BCHW, exact=True) for one in (backbone.cpu(), read))
     off = ((found - tuned).norm(dim=1) / tuned.norm(dim=1)).max().item()
     if not off <= CLOSE:
         shutil.rmtree(where)
