@@ -4,6 +4,7 @@
 
 import logging
 import shlex
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -172,6 +173,7 @@ def _finish(ground: Ground, work: Work) -> dict[str, Any]:
         record["views"][ground.tomls[view].stem] = told
         record["files"] |= files
     keep.finish(ground.folder, record)
+    shutil.rmtree(ground.folder / "checkpoints")  # several times what learnt
     return record
 
 

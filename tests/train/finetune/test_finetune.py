@@ -368,6 +368,7 @@ def test_what_a_run_leaves(done: Path, digits: Path) -> None:
     keys = (done / "splits" / "seed-0.labelled.txt").read_text().split()
     contents = {cache.items.sha256[cache.items.keys.index(key)] for key in keys}
     assert {*(done / "seen.txt").read_text().split()} == contents and len(contents) == 20
+    assert not (done / "checkpoints").exists()
     learnt = load_file(done / "tiny-clip-ft.learnt.safetensors")
     assert learnt["head.weight"].shape == (10, 128) and len(learnt) == 6 + 4
     told = json.loads((done / "tuned.json").read_bytes())
