@@ -76,11 +76,13 @@ def test_finetune(tmp_path: Path) -> None:
     words = "--quick", "--work", tmp_path / "w"
     printed, found = bench("bench_finetune.py", *words, out=tmp_path / "f")
     assert [row["way"] for row in found["rows"]] == [
-        f"{way}, {method}" for way in ("frozen", "lora") for method in ("probes", "co-training")
+        f"{way}, {method}"
+        for way in ("frozen", "frozen and cross-fitted", "lora")
+        for method in ("probes", "co-training")
     ]
     assert all(len(row["top1"]) == 2 and min(row["top1"]) > 30 for row in found["rows"])
     assert found["rows"][-1]["seconds"] > 0 and found["rows"][-1]["GB"] > 0
-    assert len(printed.splitlines()) == 4
+    assert len(printed.splitlines()) == 6 and found["step, ms"]["times"] > 1
 
 
 def test_graphs(tmp_path: Path) -> None:
