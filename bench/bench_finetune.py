@@ -10,7 +10,8 @@ views may be cross-fitted besides, which those that know the labels may not.
 Prints a line a task, budget and way: joint test top-1, mean ± std over the draws; what it gains
 over frozen co-training as it is by default (cross-fitted), paired, ± its standard error over draws
 and images; seconds a draw (both views: tuning and embedding), and the memory that tuning needs; and
-what a step through both backbones costs beside one on cached rows. Writes bench/results/finetune.json.
+what a step through both backbones costs beside one on cached rows. Writes
+bench/results/finetune.json.
 
 chars needs the fonts of matplotlib and Hershey-Fonts (pip install -e .[tools]).
 """
