@@ -22,7 +22,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from train.algorithm import cotrain, probe
+from train.algorithm import probe
 from train.algorithm.batches import LABELLED, UNLABELLED, Passes, uniforms
 from train.algorithm.cotrain import Batch, StepRule, mct_step, supervised_step
 from train.algorithm.optimise import Adam, fresh
@@ -124,7 +124,7 @@ def run(
     seen_L = [Passes(pool, seed, LABELLED) for pool, seed in zip(labelled, SEEDS, strict=True)]
     seen_U = [Passes(pool, seed, UNLABELLED) for pool, seed in zip(hidden, SEEDS, strict=True)]
     states = [
-        fresh(probe.init(SEEDS, v, x.shape[1], 10, SHAPE, torch.float32))
+        fresh(probe.init(SEEDS, v, x.shape[1], 10, SHAPE, torch.float32), mine)
         for v, x in enumerate(views)
     ]
     method = StepRule(
@@ -147,46 +147,42 @@ def run(
             )
         return (z.argmax(-1) == y_val).double().mean(1).numpy()
 
-    before, cotrain.forward = cotrain.forward, mine
-    try:
-        for step in range(warmup + cotrain_steps):
-            at_L, at_U = (
-                torch.from_numpy(np.stack([rows(step, size) for rows in of_seeds]))
-                for of_seeds, size in ((seen_L, 40), (seen_U, 128))
+    for step in range(warmup + cotrain_steps):
+        at_L, at_U = (
+            torch.from_numpy(np.stack([rows(step, size) for rows in of_seeds]))
+            for of_seeds, size in ((seen_L, 40), (seen_U, 128))
+        )
+        batches = [
+            Batch(
+                x[at_U],
+                x[at_L],
+                torch.from_numpy(y)[at_L],
+                probe.dropout(SEEDS, step, 2 * v, 128, SHAPE, at_L.device, torch.float32),
+                probe.dropout(SEEDS, step, 2 * v + 1, 40, SHAPE, at_L.device, torch.float32),
             )
-            batches = [
-                Batch(
-                    x[at_U],
-                    x[at_L],
-                    torch.from_numpy(y)[at_L],
-                    probe.dropout(SEEDS, step, 2 * v, 128, SHAPE, at_L.device, torch.float32),
-                    probe.dropout(SEEDS, step, 2 * v + 1, 40, SHAPE, at_L.device, torch.float32),
-                )
-                for v, x in enumerate(views)
-            ]
-            draws = torch.from_numpy(
-                np.stack([[uniforms(seed, step, 8 + v, 128) for seed in SEEDS] for v in range(2)])
-            )
-            if step < warmup:
-                states, _ = supervised_step(states, batches, LocalPeers(2), method)
-            else:
-                states, _ = mct_step(states, batches, draws, LocalPeers(2), method)
-            if (step + 1) % 20 == 0:
-                now = scores()
-                best = np.maximum(best, now)
-                if step + 1 == warmup:
-                    found["warm-up"] = now.tolist()
-        found |= {"best": best.tolist(), "end": scores().tolist()}
-        with torch.no_grad():
-            z = sum(
-                mine(state.params, x[torch.from_numpy(np.stack(hidden))])
-                for state, x in zip(states, views, strict=True)
-            )
-        found["largest class"] = [
-            float(np.bincount(row, minlength=10).max() / len(row)) for row in z.argmax(-1).numpy()
+            for v, x in enumerate(views)
         ]
-    finally:
-        cotrain.forward = before
+        draws = torch.from_numpy(
+            np.stack([[uniforms(seed, step, 8 + v, 128) for seed in SEEDS] for v in range(2)])
+        )
+        if step < warmup:
+            states, _ = supervised_step(states, batches, LocalPeers(2), method)
+        else:
+            states, _ = mct_step(states, batches, draws, LocalPeers(2), method)
+        if (step + 1) % 20 == 0:
+            now = scores()
+            best = np.maximum(best, now)
+            if step + 1 == warmup:
+                found["warm-up"] = now.tolist()
+    found |= {"best": best.tolist(), "end": scores().tolist()}
+    with torch.no_grad():
+        z = sum(
+            mine(state.params, x[torch.from_numpy(np.stack(hidden))])
+            for state, x in zip(states, views, strict=True)
+        )
+    found["largest class"] = [
+        float(np.bincount(row, minlength=10).max() / len(row)) for row in z.argmax(-1).numpy()
+    ]
     return found
 
 

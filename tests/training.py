@@ -13,6 +13,7 @@ import numpy as np
 import server
 from conftest import ROOT, Made
 
+from coview.live import TrainingConfig
 from train.algorithm.neighbours import CPU
 from train.config import TrainConfig
 from train.data.graph import links_of, nearest_on, solve
@@ -46,6 +47,11 @@ def config(made: Made, folder: Path, *views: str, **changes: object) -> TrainCon
             **changes,
         },
     )
+
+
+def typed(settings: TrainConfig) -> TrainingConfig:
+    """As `make train` has it."""
+    return TrainingConfig(**dataclasses.asdict(settings))
 
 
 def flags(settings: TrainConfig) -> list[str]:

@@ -86,7 +86,7 @@ def test_finetune(tmp_path: Path) -> None:
 
 
 def test_graphs(tmp_path: Path) -> None:
-    printed, found = bench("bench_graphs.py", "--rows", 3000, "--rounds", 1, out=tmp_path / "g")
+    printed, found = bench("bench_graphs.py", "--rows", 1200, "--rounds", 1, out=tmp_path / "g")
     assert len(found["runs"]) == 1 and found["runs"][0]["cpu_seconds"] > 0
     assert [line["recall"] for line in found["graphs"]] == [1, 1, 1]
     assert len(printed.splitlines()) == 4
@@ -99,7 +99,10 @@ def test_start(tmp_path: Path) -> None:
     assert len(printed.splitlines()) == len(found["cpu_seconds"]) == 1
 
 
-@pytest.mark.parametrize(("only", "view"), [("predict", "tiny-clip"), ("precision", "swav-rn50")])
+@pytest.mark.parametrize(
+    ("only", "view"),
+    [pytest.param("predict", "tiny-clip", marks=pytest.mark.many), ("precision", "swav-rn50")],
+)
 def test_memory(tmp_path: Path, only: str, view: str) -> None:
     words = "--rounds", 1, "--only", only, "--view", view
     _, found = bench("bench_memory.py", *words, out=tmp_path / "m.json")

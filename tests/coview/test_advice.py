@@ -700,6 +700,9 @@ SITUATIONS = (
     S("base/commands.py:_no_flag", f"{TRAIN} ARGS='--warmup 20 30'"),
     S("train/finetune/config.py:check", "make finetune VIEW=tiny-clip"),
     S("train/finetune/config.py:check", "make finetune"),
+    S("train/finetune/config.py:_refuse_views#1", "make finetune VIEW=a VIEWS=b,c DATA=pets"),
+    S("train/finetune/config.py:_refuse_views#2", "make finetune VIEWS=b,c,b DATA=pets"),
+    S("train/finetune/config.py:_refuse_views#3", "make finetune VIEW=b,c DATA=pets"),
     S("train/finetune/config.py:seed", "make finetune VIEW=tiny-clip DATA=pets SEEDS=0..4"),
     S("the parser", "coview import --view got --from other.npz --data pets"),
     S("the parser", "coview predict --run a --image photos x"),
@@ -737,7 +740,7 @@ SITUATIONS = (
     S("extract/settings.py:_refuse_name", "make extract VIEW=mine DATA=pets ARGS='--name /a'"),
     S("extract/bad_images.py:allowed", "make extract VIEW=mine DATA=pets ARGS='--max-bad x'"),
     S("train/config.py:_refuse_missing", "make train VIEWS=pixels"),
-    S("train/config.py:_refuse_name", f"{TRAIN} RUN='my runs/one'"),
+    S("train/config.py:refuse_name", f"{TRAIN} RUN='my runs/one'"),
     S("train/config.py:_refuse_unknown", f"{TRAIN} METHOD=mtc"),
     S("train/config.py:_refuse_unknown", f"{TRAIN} METHOD=xyzzy"),
     S("train/config.py:_refuse_twice", f"{TRAIN} METHOD=mct,mct"),
@@ -1175,17 +1178,20 @@ def test_what_a_message_advises_gets_further(
 NO_SITUATION = {  # each was looked at: why its command gets further, or may be the same
     # extract brings the list; what is advised is read: tests/train/finetune/test_finetune.py
     "cache_specs/tuned.py:seen_of",
-    "cache_specs/tuned.py:keep_seen",
-    "train/data/seen.py:refuse_seen",
+    "cache_specs/tuned.py:own_list",
+    "extract/models/leaks.py:refuse_tuned",
+    "train/data/seen.py:_refuse_split",
     "train/data/seen.py:_refuse_judged",
     "train/data/seen.py:_more_labels",
     # images at a time that fit, another mode, another name: tests/train/finetune
-    "train/finetune/run.py:_chunk",
+    "train/finetune/ground.py:_refuse_name",
+    "train/finetune/ground.py:_too_much",
     "train/finetune/run.py:_refuse_other",
+    "train/finetune/tune.py:_not_finite",
     "train/finetune/thaw.py:thaw",
     # another view, which is not an imported one; make extract, once there are two classes
-    "train/finetune/run.py:read#1",
-    "train/finetune/run.py:read#2",
+    "train/finetune/ground.py:_originals",
+    "train/finetune/ground.py:read",
     # tests/base/test_limits.py: with half the batch, or after memory was freed
     "base/limits.py:too_little",
     # make repair takes a lost canary anew: tests/upkeep/test_maintenance.py

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from browser import Browser
 from conftest import pixels_and_edges, reseal, write_views
+from training import typed
 
 from base import durable
 from base.errors import IntegrityError, UsageError
@@ -668,7 +669,7 @@ def test_a_page_that_fails_changes_nothing(
 
     try:
         monkeypatch.setattr("report.write.write_report", fail)
-        train(digits, {})
+        train(typed(digits), {})
         assert (
             "its page was not written (ZeroDivisionError a bug). Type: make report RUN=digits"
             in capsys.readouterr().err
@@ -676,15 +677,15 @@ def test_a_page_that_fails_changes_nothing(
         assert files == {
             path: path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()
         }
-        train(dataclasses.replace(digits, report=False), {})
+        train(typed(dataclasses.replace(digits, report=False)), {})
         assert "page was not written" not in capsys.readouterr().err
         monkeypatch.undo()
-        train(digits, {})
+        train(typed(digits), {})
         assert (
             f"report {path_of(digits)}\n" in capsys.readouterr().err
             and path_of(digits).read_bytes() == kept
         )
-        train(digits, {})  # again, when all is there
+        train(typed(digits), {})  # again, when all is there
         command = next_step(digits, json.loads((folder / "summary.json").read_text()))
         assert capsys.readouterr().err.endswith(
             f"report {path_of(digits)}\nto label images with it, though nothing shows yet which "

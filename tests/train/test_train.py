@@ -21,7 +21,7 @@ import torch
 from conftest import Made, write_view
 from safetensors.numpy import load_file
 from sklearn.metrics import balanced_accuracy_score, f1_score
-from training import _is_rank, config, flags, outcome, start, train_on_ranks, wait_for
+from training import _is_rank, config, flags, outcome, start, train_on_ranks, typed, wait_for
 
 from base import durable, locks
 from base.console import NOTE
@@ -262,7 +262,7 @@ def test_a_table_that_cannot_tell_says_so_first(made: Made, tmp_path: Path, caps
         path = tmp_path / "a" / "summary.json"
         changed = {name: value for name, value in summary.items() if name != "sha256"}
         path.write_bytes(durable.sealed({**changed, "told_apart": apart}))
-        train_and_report(config(made, tmp_path), {})
+        train_and_report(typed(config(made, tmp_path)), {})
         assert words in capsys.readouterr().err
 
 

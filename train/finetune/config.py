@@ -150,7 +150,7 @@ class FinetuneConfig(TuningRun, PictureSettings, TuningSettings, AskedTuning):
             raise UsageError(f"VIEWS={self.views}: name each view once", instead={"VIEWS": once})
         if self.view and len(views) > 1:
             raise UsageError(
-                f"VIEW={self.view} are several views; tuned together they are VIEWS",
+                f"VIEW={self.view} are several views; to tune them together, name them in VIEWS",
                 instead={"VIEW": None, "VIEWS": self.view},
             )
         for flag, given in (("--mixup", self.mixup), ("--checkpointing", self.checkpointing)):

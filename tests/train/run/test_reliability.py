@@ -596,6 +596,7 @@ def test_ranks_whose_job_was_killed_save_and_end_and_the_same_command_goes_on(
     assert all_bytes(tmp_path / "a") == all_bytes(tmp_path / "whole")
 
 
+@pytest.mark.many
 def test_torchrun_with_restarts_resumes_by_itself(
     made: Made, tmp_path: Path, launch: Launch
 ) -> None:
