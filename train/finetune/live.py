@@ -155,8 +155,18 @@ class Needs:
 
 
 def needs_of(live: Live, pixels_BCHW: Tensor) -> Needs:
-    """Measured, by what the backward pass of these images would keep; on the CPU, so that nothing
-    runs out of memory by it."""
+    """Measured, by what the backward pass of one image and of all of these would keep; on the CPU,
+    so that nothing runs out of memory by it."""
+    one, every = kept_by(live, pixels_BCHW[:1]), kept_by(live, pixels_BCHW)
+    image = max(1, -(-(every - one) // max(1, len(pixels_BCHW) - 1)))
+    # what is there once, whatever the number of images: such as weights with what is added to them
+    weights = sum(parameter.nbytes for parameter in live.parameters()) + max(0, one - image)
+    learnt = sum(parameter.numel() for parameter in live.named().values())
+    return Needs(weights, learnt, image)
+
+
+def kept_by(live: Live, pixels_BCHW: Tensor) -> int:
+    """Bytes that these images leave behind for the gradient, besides the parameters."""
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -164,11 +174,9 @@ def needs_of(live: Live, pixels_BCHW: Tensor) -> Needs:
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    own = {parameter.untyped_storage().data_ptr() for parameter in live.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = live(pixels_BCHW).sum()
-    images = sum(size for pointer, size in kept.items() if pointer not in own)
+    for parameter in live.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
     del loss
-    weights = sum(parameter.nbytes for parameter in live.parameters())
-    learnt = sum(parameter.numel() for parameter in live.named().values())
-    return Needs(weights, learnt, -(-images // len(pixels_BCHW)))
+    return sum(kept.values())

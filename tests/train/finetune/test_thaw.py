@@ -204,7 +204,7 @@ def test_forgetting_costs_time_and_changes_no_gradient(name: str, tmp_path: Path
     assert len(gradients[0]) == len(gradients[1])
     for plain, again in zip(*gradients, strict=True):
         assert torch.allclose(plain, again, rtol=1e-4, atol=1e-6 * float(plain.abs().max()))
-    assert needs[1].image < needs[0].image and needs[1].weights == needs[0].weights
+    assert needs[1].image < needs[0].image and needs[1].learnt == needs[0].learnt
 
 
 def test_forgetting_leaves_the_generator_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,8 +247,19 @@ def test_memory_grows_with_images_and_weights(spec: ViewSpec) -> None:
     live.thaw(FinetuneConfig(mode="full"))
     few, more = needs_of(live, shown(spec, 2)), needs_of(live, shown(spec, 6))
     whole = sum(p.numel() for p in live.parameters())
-    assert few.weights == more.weights == 4 * whole and few.learnt == more.learnt == whole
+    assert few.learnt == more.learnt == whole
+    assert 4 * whole <= few.weights < 4 * whole + 3 * few.image
+    assert few.weights == pytest.approx(more.weights, rel=0.05)
     assert few.image == pytest.approx(more.image, rel=0.05)
+
+
+def test_what_is_there_once_is_not_counted_for_each_image(tmp_path: Path) -> None:
+    """The sums of weights and low-rank factors, 576 x 192 a block: the first of three needs no
+    gradient of its input, and so not its weights."""
+    live = live_of(of_timm(tmp_path, "vit"))
+    live.thaw(FinetuneConfig(mode="lora"))
+    found = needs_of(live, shown(of_timm(tmp_path, "vit"), 2))
+    assert found.weights >= 4 * (sum(p.numel() for p in live.parameters()) + 2 * 576 * 192)
 
 
 def tuned(spec: ViewSpec, folder: Path, mode: str) -> tuple[ViewSpec, torch.Tensor]:
