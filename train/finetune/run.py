@@ -248,6 +248,6 @@ def _following(ground: Ground) -> list[str]:
         names.append(UNKNOWN)
     words = {"VIEWS": ",".join(names), **data, "LABELS": config.labels}
     words |= {"SEEDS": str(config.seed()), "VAL": config.val, "TEST": config.test}
-    if config.val == "auto" and not len(ground.split.val):
-        words["VAL"] = "none"
+    if config.val in ("auto", "cross") and not len(ground.split.val):
+        words["VAL"] = "none"  # the labels that would be cross-fitted are known
     return [*found, line_of("train", {w: v for w, v in words.items() if v != "auto"})]

@@ -387,6 +387,23 @@ def test_a_finished_run_is_shown_and_not_repeated(
     assert "SEEDS=0" in caplog.text and "LABELS=2" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"val": "cross"}, "LABELS=2 SEEDS=0 VAL=none"),
+        ({"val": "none", "seeds": "3"}, "LABELS=2 SEEDS=3 VAL=none"),
+        ({"val": "split", "root": "my data"}, "LABELS=2 SEEDS=0 VAL=split"),
+    ],
+)
+def test_what_to_type_next_repeats_what_was_given(
+    changes: dict, words: str, digits: Path, tmp_path: Path
+) -> None:
+    extract_line, train_line = finetune._following(read(asked(digits, tmp_path, **changes)))
+    assert train_line.endswith(words) and f"CACHE={digits}" in train_line
+    assert f"VIEW={tmp_path}/tiny-clip-ft/tiny-clip-ft.toml DATA=digits" in extract_line
+    assert ("--root" in extract_line) == ("root" in changes)
+
+
 @pytest.fixture(scope="module")
 def tuned(done: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache with the tuned view besides."""
