@@ -193,9 +193,11 @@ def refuse_without_list(ready: Ready) -> None:
     """Raise IntegrityError where a new view of a tuned backbone lacks the list of whom it has
     seen."""
     spec = ready.spec
+    if spec.tuned is None:
+        return
     folder = folder_of(ready.cache, ready.items, ready.source, ready.changed)
     place = store.view_folder(folder, spec.name, spec.declared(), ready.weights_sha256)
-    if spec.tuned is not None and not store.is_created(place):
+    if not store.is_created(place):
         own_list(spec)
 
 

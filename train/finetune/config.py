@@ -1,5 +1,5 @@
-"""The settings of `make finetune`. Defaults are those of published few-shot practice (CLIP-LoRA,
-arXiv 2405.18541; 2SFS, arXiv 2503.11609), so that no label need be kept back to choose by."""
+"""The settings of `make finetune`: fixed ones, so that no label need be kept back to choose by.
+Rank, alpha, batch, weight decay and the rate of `lora` are CLIP-LoRA's (arXiv 2405.18541)."""
 
 import dataclasses
 import math

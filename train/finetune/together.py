@@ -25,14 +25,14 @@ from train.algorithm.optimise import (
 )
 from train.algorithm.peers import LocalPeers
 from train.algorithm.probe import Params
+from train.config import StepSettings
+from train.data.feed import DRAW, PURPOSES
 from train.finetune.config import FinetuneConfig
 from train.finetune.live import BODY, Live, forward_of, params_of
 from train.finetune.pictures import Pictures
 from train.finetune.tune import warm_and_cool
 
 BETAS, EPS = (0.9, 0.999), 1e-8
-TEMPERATURE = 0.5  # of the teachers, as `make train` has it
-DRAW = 5  # of a step's streams: those of views on cached rows are other numbers
 KINDS = {"value": "flat_EP", "mean": "mean_EP", "square": "square_EP", "average": "average_EP"}
 
 
@@ -63,7 +63,7 @@ class Together:
             both = shown(np.concatenate([rows_U, rows_L]), seed, step)
             pixels_U, pixels_L = both.split([len(rows_U), len(rows_L)])
             found.append(Batch(pixels_U[None], pixels_L[None], y_EL))
-            draws.append(uniforms(seed, step, DRAW + 8 * view, len(rows_U)))
+            draws.append(uniforms(seed, step, view * PURPOSES + DRAW, len(rows_U)))
         return found, torch.from_numpy(np.stack(draws))[:, None]
 
     def learn(self, batch: tuple[list[Batch], Tensor]) -> float:
@@ -73,7 +73,9 @@ class Together:
         def update(view: State, g_EP: Tensor) -> State:
             return adamw(view, g_EP, factor, config.clip)
 
-        rule = StepRule(Adam(update=update), temperature=TEMPERATURE, chunk=config.chunk)
+        rule = StepRule(
+            Adam(update=update), temperature=StepSettings.temperature, chunk=config.chunk
+        )
         batches, draws_VEU = self._moved(*batch)
         peers = LocalPeers(len(self.states))
         states, told = mct_step(self.states, batches, draws_VEU, peers, rule)
