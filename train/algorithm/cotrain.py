@@ -34,9 +34,10 @@ Told = dict[str, list[Tensor]]
 
 @dataclass(frozen=True)
 class Batch:
-    """One view's rows of one step: embeddings (E, U, D) and (E, L, D), labels (E, L) int64, dropout
-    factors of either forward; anchor_VEUC: what else each student's teacher knows of the unlabelled
-    rows, log-probabilities that are added to its own."""
+    """One view's rows of one step: embeddings (E, U, D) and (E, L, D), or of a live view pixels
+    (1, U, 3, S, S) and (1, L, 3, S, S); labels (E, L) int64, dropout factors of either forward;
+    anchor_VEUC: what else each student's teacher knows of the unlabelled rows, log-probabilities
+    that are added to its own."""
 
     emb_EUD: Tensor
     emb_ELD: Tensor

@@ -13,7 +13,7 @@ functions: nothing here holds state.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -127,7 +127,7 @@ def forward(params: Params, x_EBD: Tensor, keep: Sequence[Tensor] = (), chunk: i
     accumulation; Chen et al. 2016).
     """
     if 0 < chunk < x_EBD.shape[1]:
-        return _in_chunks(params, x_EBD, keep, chunk)
+        return in_chunks(forward, params, x_EBD, keep, chunk)
     if params["b0"].dim() == 3:
         return _layers(params, x_EBD, keep)
     members = params["b0"].shape[1]
@@ -137,12 +137,15 @@ def forward(params: Params, x_EBD: Tensor, keep: Sequence[Tensor] = (), chunk: i
     return combine(z.unflatten(0, (-1, members)))
 
 
-def _in_chunks(params: Params, x_EBD: Tensor, keep: Sequence[Tensor], chunk: int) -> Tensor:
+def in_chunks(
+    whole: Callable[..., Tensor], params: Params, x_EBD: Tensor, keep: Sequence[Tensor], chunk: int
+) -> Tensor:
+    """whole(params, x, keep) of so many rows at a time, see `forward`."""
     parts = []
     for first in range(0, x_EBD.shape[1], chunk):
         here = slice(first, first + chunk)
         given = params, x_EBD[:, here], [k[..., here, :] for k in keep]
-        parts.append(checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=False))
+        parts.append(checkpoint(whole, *given, use_reentrant=False, preserve_rng_state=False))
     return torch.cat(parts, 1)
 
 

@@ -17,6 +17,7 @@ from cache_specs.items import Items
 from cache_specs.spec import view_names
 from extract.data.datasets import Dataset
 from extract.models.backbones import load_backbone, precision_of
+from extract.models.weights import none_below, weights_below
 from extract.originals import Originals, find_originals
 from train.algorithm.batches import LABELLED, UNLABELLED, Passes
 from train.algorithm.peers import choose_device
@@ -68,8 +69,9 @@ def read(config: FinetuneConfig) -> Ground:
             "images into class folders, and type make extract once more"
         )
     device, originals = choose_device(config.device, 1), []
-    for name, folder in zip(asked, cache.folders, strict=True):
-        originals.append(_originals(config, name, folder))
+    weights = _weights(config, cache.names)
+    for name, folder, where in zip(asked, cache.folders, weights, strict=True):
+        originals.append(_originals(config, name, folder, where))
     split = make_split(cache.items, cache.ok, config.labels, config.seed(), config.apart())
     if len(asked) > 1 and not len(split.unlabelled):
         raise UsageError(
@@ -112,7 +114,17 @@ def _refuse_name(ground: Ground, toml: Path) -> None:
         )
 
 
-def _originals(config: FinetuneConfig, name: str, folder: Path) -> Originals:
+def _weights(config: FinetuneConfig, names: Sequence[str]) -> list[str | None]:
+    """WEIGHTS= for each view, as extract has it. Raises UsageError."""
+    if config.weights is None or len(names) == 1:
+        return [config.weights] * len(names)
+    found = weights_below(config.weights, names)
+    if not any(found):
+        raise none_below(config.weights, names)
+    return found
+
+
+def _originals(config: FinetuneConfig, name: str, folder: Path, weights: str | None) -> Originals:
     view = store.open_view(folder)
     if view.attributes["spec"]["backend"] == store.IMPORTED:
         raise UsageError(
@@ -120,7 +132,7 @@ def _originals(config: FinetuneConfig, name: str, folder: Path) -> Originals:
             "tune. Take one that extract has embedded (make views lists them)",
             instead={"VIEW": UNKNOWN},
         )
-    return find_originals(view, name, config.weights, Path(config.root))
+    return find_originals(view, name, weights, Path(config.root))
 
 
 def made(ground: Ground) -> tuple[Work, list[Needs]]:

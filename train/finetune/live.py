@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 
 from extract.models.backbones import Backbone
 from train.algorithm.optimise import Forward
-from train.algorithm.probe import Params, forward
+from train.algorithm.probe import Params, forward, in_chunks
 from train.finetune.config import FinetuneConfig
 from train.finetune.thaw import Learnt, forget_inside, thaw
 
@@ -122,20 +121,15 @@ def forward_of(body: Body) -> Forward:
         emb_BD = functional_call(body, own, (pixels_1BCHW[0],))
         return forward(probe, emb_BD.unsqueeze(0).to(probe["b0"]), keep)
 
-    def in_chunks(
+    def live(
         params: Params, pixels_1BCHW: Tensor, keep: Sequence[Tensor] = (), chunk: int = 0
     ) -> Tensor:
-        """chunk: so many images at a time are in memory, and computed again for the gradient."""
-        if not 0 < chunk < pixels_1BCHW.shape[1]:
-            return whole(params, pixels_1BCHW, keep)
-        parts = []
-        for first in range(0, pixels_1BCHW.shape[1], chunk):
-            here = slice(first, first + chunk)
-            given = params, pixels_1BCHW[:, here], [k[..., here, :] for k in keep]
-            parts.append(checkpoint(whole, *given, use_reentrant=False, preserve_rng_state=False))
-        return torch.cat(parts, 1)
+        """chunk: see `probe.forward`."""
+        if 0 < chunk < pixels_1BCHW.shape[1]:
+            return in_chunks(whole, params, pixels_1BCHW, keep, chunk)
+        return whole(params, pixels_1BCHW, keep)
 
-    return in_chunks
+    return live
 
 
 def params_of(body: Body, probe: Params) -> Params:

@@ -13,7 +13,7 @@ from test_finetune import VIEWS, asked, begun, outcome, run, trained
 from torch import Tensor, nn
 
 from base.errors import UsageError
-from cache_specs.spec import load_spec
+from cache_specs.spec import SPECS, load_spec
 from extract.run import run as extract
 from train.algorithm.optimise import fresh
 from train.finetune import keep
@@ -204,6 +204,18 @@ def test_words_that_do_not_go_together(changes: dict, told: str, instead: dict) 
     with pytest.raises(UsageError, match=told) as error:
         dataclasses.replace(settings, **changes).check()
     assert error.value.instead == instead
+
+
+def test_weights_of_several_views_lie_under_their_names(digits: Path, tmp_path: Path) -> None:
+    from shutil import copytree
+
+    with pytest.raises(UsageError, match="none is there"):
+        read(both(digits, tmp_path, weights=str(tmp_path)))
+    for view in VIEWS:
+        copytree(SPECS / "weights" / view, tmp_path / view)
+    ground = read(both(digits, tmp_path, weights=str(tmp_path)))
+    for view, original in zip(VIEWS, ground.originals, strict=True):
+        assert {path.parent for path in original.files.values()} == {tmp_path / view}
 
 
 def test_without_unlabelled_images_nobody_teaches(digits: Path, tmp_path: Path) -> None:
