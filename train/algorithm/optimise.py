@@ -146,9 +146,14 @@ def average(view: State, decay: float) -> State:
     small in the first steps."""
     if decay == 0:
         return view
-    weight = 1 - min(decay, (1 + view.steps) / (10 + view.steps))
+    weight = newest(decay, view.steps)
     before_EP = view.flat_EP if view.average_EP is None else view.average_EP
     return replace(view, average_EP=torch.lerp(before_EP, view.flat_EP, weight))
+
+
+def newest(decay: float, steps: int) -> float:
+    """What the newest parameters weigh in their moving average after so many steps."""
+    return 1 - min(decay, (1 + steps) / (10 + steps))
 
 
 def ce(logits_EBC: Tensor, y_EB: Tensor, weight_EB: Tensor | None = None) -> Tensor:

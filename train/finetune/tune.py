@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from base.errors import UNKNOWN, DataQualityError, PreemptedError
 from base.progress import Progress
 from train.algorithm.batches import Passes
+from train.algorithm.optimise import newest
 from train.algorithm.peers import LocalPeers
 from train.algorithm.streams import Purpose, stream
 from train.finetune.config import FinetuneConfig
@@ -87,7 +88,7 @@ class Tuning:
         self.adam.step()
         self.step += 1
         if self.config.ema:
-            weight = 1 - min(self.config.ema, self.step / (10 + self.step))
+            weight = newest(self.config.ema, self.step)
             for name, parameter in learning.items():
                 before = self.average.setdefault(name, parameter.detach().clone())
                 before.lerp_(parameter.detach(), weight)

@@ -196,7 +196,7 @@ def test_what_is_kept_is_the_moving_average(digits: Path, tmp_path: Path) -> Non
     expected: dict[str, torch.Tensor] = {}
     for step in range(4):
         work.learn(work.batch(step))
-        weight = 1 - min(0.5, (step + 1) / (step + 11))
+        weight = 1 - min(0.5, (step + 2) / (step + 11))
         for name, parameter in work.live.named().items():
             now = parameter.detach().clone()
             expected[name] = torch.lerp(expected.get(name, now), now, weight)
