@@ -63,6 +63,8 @@ class Server:
         self.one_at_a_time = threading.Lock()
         words = [*prefix, sys.executable, __file__, str(theirs.fileno()), *modules]
         self.environment = {**os.environ, **FIXED}
+        for name in FOLLOWED:  # a fork's own; the test that asks first may have put fakes there
+            self.environment.pop(name, None)
         self.process = PLAIN(
             words,
             cwd=ROOT,

@@ -165,10 +165,14 @@ def train_on_ranks(settings: TrainConfig, ranks: int) -> None:
     assert codes == [0] * ranks, log.read_text()
 
 
-def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for(path: Path, process: subprocess.Popen | None, seconds: float = 120) -> None:
+    """Until a file has bytes. process: who writes it and must be alive; None: one that is not
+    ours."""
     end = time.monotonic() + seconds
     while not (path.is_file() and path.stat().st_size):
-        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        if process is not None:
+            assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"{path} is not written"
         time.sleep(0.05)
 
 
