@@ -55,7 +55,7 @@ extract: $(STAMP)  ## embed images:  make extract VIEW=clip DATA=photos/  [VIEWS
 train: $(STAMP)  ## train probes:  make train VIEWS=clip,dinov2 DATA=photos/  [LABELS= VAL= TEST= METHOD= SEEDS= LIVE= MODE= DEVICE= GPUS= CACHE= RUN= ARGS=]
 	@$(COVIEW) $@ $(EXTRA)
 
-finetune: $(STAMP)  ## tune a backbone on few labels, as a view of its own:  make finetune VIEW=clip DATA=photos/ LABELS=4  [VIEWS= MODE= VAL= TEST= SEEDS= WEIGHTS= DEVICE= CACHE= RUN= ARGS=]
+finetune: $(STAMP)  ## tune a backbone on few labels, as a view of its own:  make finetune VIEW=clip DATA=photos/ LABELS=4  [VIEWS= MODE= VAL= TEST= SEEDS= WEIGHTS= DEVICE= GPUS= CACHE= RUN= ARGS=]
 	@$(COVIEW) $@ $(EXTRA)
 
 predict: $(STAMP)  ## label images:  make predict RUN=name  [IMAGES=photos/ TO=labels.csv RISK= METHOD= MODEL=folder WEIGHTS= DEVICE= CACHE= ARGS=]

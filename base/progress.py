@@ -38,7 +38,8 @@ class Progress:
     `done` may start above 0.
 
     With `live`, a file that tells other processes the same, and the seconds of `clock`. A part of
-    a `whole` is not shown itself, and advances that.
+    a `whole` is not shown itself, and advances that. shown=False: of all but one of several
+    processes that do the same.
     """
 
     def __init__(
@@ -49,13 +50,14 @@ class Progress:
         unit: str = "images",
         live: Path | None = None,
         whole: Self | None = None,
+        shown: bool = True,
     ) -> None:
         self.title, self.total, self.done, self.unit = title, total, done, unit
         self.live, self.whole, self.last_file = live, whole, 0.0
         self.clock = Clock() if whole is None else whole.clock
         self.first = done
         self.start = self.last_line = time.monotonic()
-        self.heard = is_heard() and whole is None
+        self.heard = shown and is_heard() and whole is None
         self.bar = None
         if self.heard and sys.stderr.isatty():
             self.bar = _bar(title, total, done, unit)

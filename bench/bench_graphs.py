@@ -15,6 +15,7 @@ import argparse
 import datetime
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -125,11 +126,10 @@ def coview(tree: Path, words: list[str], folder: Path) -> dict[str, float]:
     """A command in a process of its own: seconds, CPU seconds, peak memory in GB."""
     begun = time.monotonic()
     with (folder / "log.txt").open("w") as log:
-        actions = [(os.POSIX_SPAWN_DUP2, log.fileno(), number) for number in (1, 2)]
         argv = [sys.executable, "-m", "coview.cli", *words]
-        environ = {**os.environ, "PYTHONPATH": str(tree)}
-        child = os.posix_spawn(sys.executable, argv, environ, file_actions=actions)
-        _, status, used = os.wait4(child, 0)
+        process = subprocess.Popen(argv, cwd=tree, stdout=log, stderr=log)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
     if status:
         raise SystemExit((folder / "log.txt").read_text()[-2000:])
     return {

@@ -87,7 +87,7 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
 
 
 def ready(folder: Path, checkout: Path) -> None:
-    """The caches of the digits and a run of a moment."""
+    """The caches of the digits and a run of a moment, of a checkout's own."""
     for view in ("tiny-clip", "tiny-dinov2"):
         run(checkout, ["extract", "--view", view, "--data", "digits"], folder)
     short = ["--seeds", "0", "--warmup", "20", "--cotrain", "20", "--method", "mct-graph"]
@@ -140,8 +140,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-memory-") as place:
         folder = Path(place)
         todo = commands(args)
-        if set(todo) - {"extract"}:
-            ready(folder, ROOT)
+        for side, checkout in (("before", args.before), ("now", ROOT)):
+            (folder / side).mkdir()
+            if set(todo) - {"extract"}:
+                ready(folder / side, checkout)
         for name, words in todo.items():
             section = f"{name} {args.name}".strip()
             results[section] = turns(args, words, folder)
@@ -157,13 +159,14 @@ def turns(args: argparse.Namespace, words: list[str], folder: Path) -> dict[str,
     sides: dict[str, list[dict[str, float]]] = {"before": [], "now": []}
     for number in range(args.rounds + 1):
         for side, taken in sides.items():
+            own = folder / side
             for old in ("runs/timed", "labels.csv", *(["cache"] if "extract" in words else [])):
-                shutil.rmtree(folder / old, ignore_errors=True)
-                (folder / old).unlink(missing_ok=True)
+                shutil.rmtree(own / old, ignore_errors=True)
+                (own / old).unlink(missing_ok=True)
             if side == "before" and args.before == ROOT:
                 os.environ["COVIEW_KEEP_MEMORY"] = "0"
             checkout = args.before if side == "before" else ROOT
-            took = run(checkout, words, folder)
+            took = run(checkout, words, own)
             os.environ.pop("COVIEW_KEEP_MEMORY", None)
             if number:
                 taken.append(took)

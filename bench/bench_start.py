@@ -5,8 +5,8 @@ where all is in the cache already; and of hashing HDF5 pictures.
                                 [--only doctor,predict] [--out bench/results/start.json]
 
 All commands, or --only those whose name has one of these words, take turns for several rounds, with
---before also those of another checkout, by the same Python and on the same cache; a figure is the
-median over the rounds with [lowest to highest].
+--before also those of another checkout, by the same Python, each on the cache that it has made; a
+figure is the median over the rounds with [lowest to highest].
 """
 
 import argparse
@@ -55,8 +55,9 @@ def commands(folder: Path, pictures: int) -> dict[str, list[str]]:
     }
 
 
-def prepare(folder: Path, photos: int, pictures: int) -> None:
-    """Photos, two views of them, a run and its copy, an HDF5 file, and a converted checkpoint."""
+def prepare(folder: Path, checkout: Path, photos: int, pictures: int) -> None:
+    """Photos, and of a checkout two views of them, a run and its copy; an HDF5 file, and a
+    converted checkpoint."""
     chance = np.random.default_rng(0)
     for number in range(photos):
         split = "unlabelled" if number % 5 == 0 else f"{'ab'[number % 2]}"
@@ -69,9 +70,10 @@ def prepare(folder: Path, photos: int, pictures: int) -> None:
     (folder / "weights").mkdir()
     cache, data = ["--cache", f"{folder}/cache"], ["--data", f"{folder}/photos"]
     views, run = ["--views", "tiny-clip,tiny-dinov2"], ["--runs", f"{folder}/runs", "--run", "a"]
-    cpu_of(["extract", *views, *data, *cache], ROOT, folder)
+    for view in views[1].split(","):  # one by one, as an earlier one did it
+        cpu_of(["extract", "--view", view, *data, *cache], checkout, folder)
     train = ["train", *views, *run, *data, *cache, "--labels", "4", "--warmup", "20"]
-    cpu_of([*train, "--cotrain", "20", "--method", "supervised", "--no-report"], ROOT, folder)
+    cpu_of([*train, "--cotrain", "20", "--method", "supervised", "--no-report"], checkout, folder)
     shutil.copytree(folder / "runs" / "a", folder / "runs" / "b")
     (folder / "weights" / "swav.safetensors").write_bytes(b"")
 
@@ -114,17 +116,19 @@ def main() -> None:
     head = {"date": datetime.date.today().isoformat(), "machine": machine(), "photos": photos}
     found: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        prepare(folder, photos, pictures)
+        for which, checkout in checkouts.items():
+            (Path(name) / which).mkdir()
+            prepare(Path(name) / which, checkout, photos, pictures)
         time.sleep(4)  # files that are younger are hashed again
-        chosen = {}
-        for what, words in commands(folder, pictures).items():
+        chosen = []
+        for what in commands(Path(name), pictures):
             if any(word in what for word in args.only.split(",")):
-                chosen[what] = words
+                chosen.append(what)
         for turn in range(-1, args.rounds):  # the first one fills caches, and does not count
-            for what, words in chosen.items():
+            for what in chosen:
                 for which, checkout in checkouts.items():
-                    seconds = cpu_of(words, checkout, folder)
+                    folder = Path(name) / which
+                    seconds = cpu_of(commands(folder, pictures)[what], checkout, folder)
                     if turn >= 0:
                         found.setdefault(what, {}).setdefault(which, []).append(seconds)
             report = {**head, "rounds": max(0, turn + 1), "cpu_seconds": spreads(found)}

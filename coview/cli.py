@@ -40,7 +40,7 @@ COMMANDS = (
         "train.finetune.command:command",
         (
             *("VIEW", "VIEWS", "DATA", "LABELS", "VAL", "TEST", "SEEDS", "MODE", "WEIGHTS"),
-            *("DEVICE", "CACHE", "RUN"),
+            *("DEVICE", "GPUS", "CACHE", "RUN"),
         ),
         "make finetune VIEW=clip DATA=photos/ LABELS=4",
     ),

@@ -1,5 +1,6 @@
 """A short training, in this process or in another one, and what it leaves."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -198,6 +199,19 @@ def _is_rank(environ: Path, rank: int, folder: Path) -> bool:
         )
     except OSError:
         return False
+
+
+def rank_of(folder: Path, rank: int, seconds: float = 60) -> int:
+    """The process id of a rank whose command line names this folder."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(StopIteration):
+            return next(
+                int(path.parent.name)
+                for path in Path("/proc").glob("[0-9]*/environ")
+                if _is_rank(path, rank, folder)
+            )
+    raise AssertionError(f"there is no rank {rank}")
 
 
 def spread(

@@ -7,17 +7,22 @@ replicas: rank r has view r mod V and the r // V-th part of each batch's rows; t
 view average their gradients, and the first replicas speak to the first, the second to the second.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from base.devices import devices
+from base.limits import is_out_of_memory
 from train.algorithm.ranks import refuse_ranks, under_torchrun
+
+Rows = TypeVar("Rows", Tensor, np.ndarray)
 
 
 class Peers(Protocol):
@@ -42,6 +47,10 @@ class Peers(Protocol):
         """True on every rank if it is true on one."""
 
     def close(self) -> None: ...
+
+
+class LostError(RuntimeError):
+    """What was to be exchanged was not: another process is gone, or waits no longer."""
 
 
 class LocalPeers:
@@ -102,23 +111,37 @@ class GroupPeers:
         padded = [mine[min(slot, len(mine) - 1)] for slot in range(self.slots)]
         sent = torch.stack(padded).contiguous()
         received = [torch.empty_like(sent) for _ in range(self.across)]
-        dist.all_gather(received, sent, self.views)
+        with _lost():
+            dist.all_gather(received, sent, self.views)
         return [received[v % self.across][v // self.across] for v in range(self.count)]
 
     def average(self, value: Tensor) -> Tensor:
         if self.replicas == 1:
             return value
         summed = value.contiguous().clone()
-        dist.all_reduce(summed, group=self.twins)
+        with _lost():
+            dist.all_reduce(summed, group=self.twins)
         return summed / self.replicas
 
     def any(self, flag: bool) -> bool:
         value = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-        return bool(value.item())
+        with _lost():
+            dist.all_reduce(value, dist.ReduceOp.MAX)
+            return bool(value.item())
 
     def close(self) -> None:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _lost() -> Generator[None]:
+    """Raise LostError for what NCCL and gloo say of a connection."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise LostError(str(error)) from error
 
 
 def _join(device: torch.device, timeout: timedelta) -> None:
@@ -136,6 +159,14 @@ def _join(device: torch.device, timeout: timedelta) -> None:
         timeout=timeout,
         device_id=device if gpu else None,
     )
+
+
+def part_of(rows: Rows, peers: Peers, axis: int = 0) -> Rows:
+    """This replica's part of the rows of a whole batch."""
+    size = rows.shape[axis] // peers.replicas
+    here = [slice(None)] * axis
+    here.append(slice(peers.replica * size, (peers.replica + 1) * size))
+    return rows[tuple(here)]
 
 
 def make_peers(count: int, device: torch.device, timeout_s: float = 120) -> LocalPeers | GroupPeers:

@@ -17,6 +17,16 @@ def my_rank() -> int:
     return int(os.environ["RANK"]) if under_torchrun() else 0
 
 
+def ranks_of(gpus: int, views: int) -> int:
+    """How many processes there are: as many as torchrun started, that of `launch` or somebody's
+    own, who need not say --gpus; else `gpus`. Raises UsageError."""
+    ranks = int(os.environ["WORLD_SIZE"]) if under_torchrun() else gpus
+    if gpus not in (1, ranks):
+        raise UsageError(f"--gpus {gpus}, but torchrun started {ranks} processes; leave --gpus out")
+    refuse_ranks(ranks, views)
+    return ranks
+
+
 def refuse_ranks(ranks: int, views: int) -> None:
     """Raise UsageError unless every view gets a rank (a rank may have several), or every view
     equally many."""

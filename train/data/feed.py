@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from train.algorithm import probe
 from train.algorithm.batches import LABELLED, UNLABELLED, Passes, uniforms
 from train.algorithm.evaluate import shares_of_graphs, usual_pool
 from train.algorithm.optimise import per_experiment, total
-from train.algorithm.peers import Peers
+from train.algorithm.peers import Peers, part_of
 from train.algorithm.rivals import Offer
 from train.config import ProbeSettings, TrainingSettings
 from train.data.folds import seeds_of
@@ -34,7 +33,6 @@ from train.data.splits import Split
 PURPOSES = 8
 KEEP_L, KEEP_U, DRAW, INIT, NOISE = range(5)
 RESIDENT = 0.4  # of the GPU's free memory, that a view's embeddings may take
-Rows = TypeVar("Rows", np.ndarray, Tensor)
 
 
 @dataclass(frozen=True)
@@ -259,7 +257,7 @@ class Feeder:
                 stream = view * PURPOSES + DRAW
                 for e, seed in enumerate(task.seeds):
                     draws_VEU[view, e] = uniforms(seed, step, stream, size_U)
-        own = torch.from_numpy(np.ascontiguousarray(self._part(draws_VEU, 2)))
+        own = torch.from_numpy(np.ascontiguousarray(part_of(draws_VEU, peers, 2)))
         own = own.to(self.device, non_blocking=True)
         return Drawn(made, own, rows_EU, self._labels(rows_EU))
 
@@ -276,7 +274,7 @@ class Feeder:
 
     def _rows(self, pools: Sequence[Passes], step: int, size: int) -> np.ndarray:
         """This replica's, (E, n): each experiment draws from its own pool."""
-        return self._part(np.stack([rows(step, size) for rows in pools]))
+        return part_of(np.stack([rows(step, size) for rows in pools]), self.peers, 1)
 
     def _labels(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(self.task.label[rows]).long().to(self.device, non_blocking=True)
@@ -284,16 +282,9 @@ class Feeder:
     def _keep(self, step: int, view: int, purpose: int, size: int) -> list[Tensor]:
         seeds, stream = self.task.seeds, view * PURPOSES + purpose
         whole = probe.dropout(seeds, step, stream, size, self.shape, self.device, self.dtype)
-        return [self._part(factor, factor.dim() - 2) for factor in whole]
+        return [part_of(factor, self.peers, factor.dim() - 2) for factor in whole]
 
     def _noise(self, step: int, view: int, width: int) -> Tensor:
         seeds, stream = self.task.seeds, view * PURPOSES + NOISE
         whole = probe.noise(seeds, step, stream, self.size_U, width, self.device, self.dtype)
-        return self._part(whole)
-
-    def _part(self, rows: Rows, axis: int = 1) -> Rows:
-        """This replica's part of the rows of a whole batch."""
-        size = rows.shape[axis] // self.peers.replicas
-        here = [slice(None)] * axis
-        here.append(slice(self.peers.replica * size, (self.peers.replica + 1) * size))
-        return rows[tuple(here)]
+        return part_of(whole, self.peers, 1)

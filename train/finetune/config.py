@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from base.errors import UsageError
+from train.algorithm.ranks import refuse_ranks
 from train.config import BY_LABELS, TrainConfig, limited, refuse_beyond_limits, refuse_name
 from train.data.apart import Apart, apart_of
 
@@ -39,6 +40,9 @@ class AskedTuning:
     """the view's weights, where they are neither in the hub's cache nor beside its TOML file"""
     device: str = "auto"
     """auto, cpu or cuda"""
+    gpus: int = limited(1, least=1)
+    """processes, each with its own GPU: the views are dealt out to them; more of them than views, a
+    multiple, deal out the images of each batch, too"""
     cache: str = "cache"
     """where extract put the embeddings"""
     run: str = ""
@@ -130,6 +134,7 @@ class FinetuneConfig(TuningRun, PictureSettings, TuningSettings, AskedTuning):
             told = "is missing; name it" if len(usual) == 1 else "are missing; name both"
             raise UsageError(f"{' and '.join(usual)} {told}", instead=dict(usual))
         self._refuse_views(views)
+        self._refuse_gpus(views)
         refuse_name(self.run, self.runs)
         refuse_beyond_limits(self)
         if not self.steps:
@@ -157,9 +162,30 @@ class FinetuneConfig(TuningRun, PictureSettings, TuningSettings, AskedTuning):
             if given and len(views) > 1:
                 raise UsageError(f"{flag} is of one view alone: leave it out, or tune one by one")
 
+    def _refuse_gpus(self, views: list[str]) -> None:
+        """Raise UsageError unless views and images can be dealt out to so many processes."""
+        refuse_ranks(self.gpus, len(views))
+        replicas = self.replicas()
+        if self.batch % replicas:
+            fitting = -(-self.batch // replicas) * replicas
+            raise UsageError(
+                f"GPUS={self.gpus} deal out the images of each batch in {replicas} equal parts, "
+                f"and --batch {self.batch} has none; use --batch {fitting}",
+                instead={"--batch": str(fitting)},
+            )
+        if self.mixup and replicas > 1:
+            raise UsageError(
+                "--mixup is of one process for each view: leave it out, or type GPUS=1",
+                instead={"GPUS": "1"},
+            )
+
     def view_list(self) -> list[str]:
         """The views that are tuned."""
         return [name.strip() for name in (self.view or self.views).split(",") if name.strip()]
+
+    def replicas(self) -> int:
+        """Processes that have the same view, each with its part of a batch."""
+        return max(1, self.gpus // len(self.view_list()))
 
     def seed(self) -> int:
         """Raises UsageError."""

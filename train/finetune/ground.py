@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from base.console import counted
+from base.devices import devices
 from base.errors import UNKNOWN, CoviewError, UsageError
 from base.limits import available_memory
 from cache_specs import store
@@ -20,7 +21,8 @@ from extract.models.backbones import load_backbone, precision_of
 from extract.models.weights import none_below, weights_below
 from extract.originals import Originals, find_originals
 from train.algorithm.batches import LABELLED, UNLABELLED, Passes
-from train.algorithm.peers import choose_device
+from train.algorithm.peers import LocalPeers, Peers, choose_device
+from train.algorithm.ranks import under_torchrun
 from train.data.graph import standardise, statistics
 from train.data.reader import Cache, open_cache
 from train.data.splits import Split, make_split
@@ -50,6 +52,13 @@ class Ground:
         return len(self.cache.items.classes)
 
     @property
+    def seen(self) -> frozenset[str]:
+        """The contents of the images whose labels teach: those of the run, and what any of its
+        views has seen before, since a view that is taught by another one learns that, too."""
+        own = [self.cache.items.sha256[row] for row in self.split.labelled]
+        return frozenset(own).union(*self.cache.seen.values())
+
+    @property
     def tomls(self) -> list[Path]:
         """Of the views that are written. One has the run's own name; several have theirs
         besides."""
@@ -68,7 +77,7 @@ def read(config: FinetuneConfig) -> Ground:
             f"{cache.items.name!r} has fewer than two classes: there is nothing to tell apart. Put "
             "images into class folders, and type make extract once more"
         )
-    device, originals = choose_device(config.device, 1), []
+    originals = []
     weights = _weights(config, cache.names)
     for name, folder, where in zip(asked, cache.folders, weights, strict=True):
         originals.append(_originals(config, name, folder, where))
@@ -81,10 +90,17 @@ def read(config: FinetuneConfig) -> Ground:
     config = config.settled(len(split.labelled), len(cache.items.classes))
     several = "together" if len(asked) > 1 else cache.names[0]
     folder = Path(config.runs) / (config.run or f"{several}-ft")
-    ground = Ground(config, cache, originals, split, folder, device)
+    ground = Ground(config, cache, originals, split, folder, _device(config))
     for toml in ground.tomls:
         _refuse_name(ground, toml)
     return ground
+
+
+def _device(config: FinetuneConfig) -> torch.device:
+    """This process's; of one that only watches others the first."""
+    if config.gpus > 1 and not under_torchrun():
+        return torch.device(devices(config.device, config.gpus)[0])
+    return choose_device(config.device, config.gpus)
 
 
 def _open(config: FinetuneConfig) -> Cache:
@@ -135,30 +151,34 @@ def _originals(config: FinetuneConfig, name: str, folder: Path, weights: str | N
     return find_originals(view, name, weights, Path(config.root))
 
 
-def made(ground: Ground) -> tuple[Work, list[Needs]]:
-    """What is tuned, on the device, and the memory that each view needs. Raises CoviewError."""
+def made(ground: Ground, peers: Peers | None = None) -> tuple[Work, list[Needs]]:
+    """What is tuned by this process, on the device, and the memory that each of its views needs.
+    peers: those of all processes; None: this one alone. Raises CoviewError."""
+    peers = peers or LocalPeers(len(ground.originals))
     config, rows, label_N = ground.config, ground.split.labelled, ground.cache.items.label
     config = dataclasses.replace(config, threads=config.threads or torch.get_num_threads())
     torch.set_num_threads(config.threads)
     lives, pictures, needs = [], [], []
-    for view, original in enumerate(ground.originals):
-        live, shown = _live(ground, view, original)
+    for view in peers.mine:
+        live, shown = _live(ground, view)
         lives.append(live)
         pictures.append(shown)
         needs.append(needs_of(live, shown.as_extracted(rows[:MEASURED].tolist())))
-    chunk = chunk_of(config, needs, free_bytes(ground.device))
+    chunk = chunk_of(config, needs, free_bytes(ground.device), peers)
     config = dataclasses.replace(config, chunk=chunk)
-    for live, original in zip(lives, ground.originals, strict=True):
+    for view, live in zip(peers.mine, lives, strict=True):
         live.to(ground.device)
-        live.backbone.precision = precision_of(original.spec, ground.device.type)
+        live.backbone.precision = precision_of(ground.originals[view].spec, ground.device.type)
     passes = Passes(rows, config.seed(), LABELLED)
-    if len(lives) == 1:
-        return Tuning(lives, pictures, label_N, passes, config, ground.device), needs
+    if peers.count == 1:
+        return Tuning(lives, pictures, label_N, passes, config, ground.device, peers), needs
     others = Passes(ground.split.unlabelled, config.seed(), UNLABELLED)
-    return Together(lives, pictures, label_N, passes, others, config, ground.device), needs
+    work = Together(lives, pictures, label_N, passes, others, config, ground.device, peers)
+    return work, needs
 
 
-def _live(ground: Ground, view: int, original: Originals) -> tuple[Live, Pictures]:
+def _live(ground: Ground, view: int) -> tuple[Live, Pictures]:
+    original = ground.originals[view]
     items, rows, emb_ND = ground.cache.items, ground.split.labelled, ground.cache.emb[view]
     known = known_of(ground, view)
     head = fit_head(standardise(emb_ND, rows, *known), items.label[rows], ground.classes)
@@ -196,21 +216,23 @@ def free_bytes(device: torch.device) -> int:
 
 def wanted(config: FinetuneConfig, needs: Sequence[Needs], size: int) -> int:
     """Bytes, where so many images are in memory at a time. Views that learn together keep labelled
-    and unlabelled ones of all, unless they are in parts."""
-    each = ALONE if len(needs) == 1 else TOGETHER
+    and unlabelled ones of all that this process has, unless they are in parts."""
+    together = len(config.view_list()) > 1
+    each = TOGETHER if together else ALONE
     fixed = sum(one.weights + each * one.learnt for one in needs)
-    if len(needs) > 1 and size == config.batch:
+    if together and size == config.batch // config.replicas():
         return fixed + 2 * size * sum(one.image for one in needs)
     return fixed + size * max(one.image for one in needs)
 
 
-def chunk_of(config: FinetuneConfig, needs: Sequence[Needs], free: int) -> int:
-    """Images at a time: as asked, else the batch, halved until it fits. Raises UsageError where not
-    even that fits."""
-    size = config.batch
-    while size > 1 and wanted(config, needs, size) > SHARE * free:
+def chunk_of(config: FinetuneConfig, needs: Sequence[Needs], free: int, peers: Peers) -> int:
+    """Images at a time: as asked, else a process's part of the batch, halved until it fits in every
+    process. Raises UsageError where not even that fits."""
+    part = config.batch // config.replicas()
+    size = part
+    while size > 1 and peers.any(wanted(config, needs, size) > SHARE * free):
         size = -(-size // 2)
-    asked = min(config.chunk, config.batch) or size
+    asked = min(config.chunk, part) or size
     if wanted(config, needs, asked) <= SHARE * free:
         return asked
     raise _too_much(config, needs, asked, size, free)

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from base import durable
 from base.errors import IntegrityError
 from cache_specs.spec import Tensors, Tuned, ViewSpec, Weights, check
 from cache_specs.tuned import FILE as SEEN
-from cache_specs.tuned import digest, listed
 from extract.models.backbones import Backbone, load_backbone
 from extract.models.checkpoint import mapped, safetensors_of
 from extract.models.timm_backend import RESAMPLING
@@ -60,12 +59,11 @@ def tuned_spec(parent: ViewSpec, toml: Path, tuned: Tuned) -> ViewSpec:
     return spec
 
 
-def write_tuned(
-    spec: ViewSpec, original: Originals, live: Live, seen: frozenset[str], some_pixels: Tensor
-) -> dict[str, str]:
+def write_tuned(spec: ViewSpec, original: Originals, live: Live, some_pixels: Tensor) -> None:
     """Merge what was learnt, write everything, and see that what was written gives what was tuned.
-    Returns the sha256 of each file. Raises StorageError, or IntegrityError where it does not."""
+    Raises StorageError, or IntegrityError where it does not."""
     folder = spec.source.parent
+    assert spec.tuned is not None
     learnt = {name: p.detach().cpu().contiguous() for name, p in live.named().items()}
     learnt |= {name: getattr(live.body, name).cpu() for name in ("mean_D", "std_D")}
     merge(live.backbone.model)
@@ -76,16 +74,27 @@ def write_tuned(
         data = path.read_bytes()
         if name.endswith(".safetensors"):
             # one key, since safetensors keeps no order of several: the same bytes again
-            data = save(state, {SEEN: digest(seen)})
+            data = save(state, {SEEN: spec.tuned.seen})
         written[f"{spec.name}/{name}"] = data
     written[f"{spec.name}.learnt.safetensors"] = save(learnt)
-    written[SEEN] = listed(seen)
     for name, data in written.items():
         durable.write(folder / name, data, "tuned")
     _refuse_other(spec, live.backbone, some_pixels)
-    written[spec.source.name] = toml_of(spec).encode()  # last: with it there is a view
-    durable.write(spec.source, written[spec.source.name], "tuned")
-    return {name: hashlib.sha256(data).hexdigest() for name, data in written.items()}
+    durable.write(spec.source, toml_of(spec).encode(), "tuned")  # last: with it there is a view
+
+
+def files_of(tomls: Sequence[Path], originals: Sequence[Originals]) -> dict[str, str]:
+    """The sha256 of each file that was written for these views."""
+    folder, names = tomls[0].parent, [SEEN]
+    for toml, original in zip(tomls, originals, strict=True):
+        names += [toml.name, f"{toml.stem}.learnt.safetensors"]
+        names += [f"{toml.stem}/{name}" for name in original.files]
+    return {name: _sha256(folder / name) for name in names}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def whole_state(
@@ -163,9 +172,8 @@ def read_done(folder: Path) -> dict[str, Any]:
     try:
         record = durable.read_sealed(folder / DONE)
         for name, sha256 in record["files"].items():
-            with (folder / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    raise ValueError(f"{name} has changed since it was written")
+            if _sha256(folder / name) != sha256:
+                raise ValueError(f"{name} has changed since it was written")
     except (OSError, ValueError, KeyError) as error:
         durable.reraise_unless_gone(folder, error)
         raise IntegrityError(

@@ -58,12 +58,12 @@ class Pictures:
         """What extract shows the model."""
         return torch.stack([pipeline(self.prep)(self._decoded(row)) for row in rows])
 
-    def __call__(self, rows: np.ndarray, seed: int, step: int) -> Tensor:
-        """What one step learns from."""
+    def __call__(self, rows: np.ndarray, places: np.ndarray, seed: int, step: int) -> Tensor:
+        """What one step learns from, or a part of it: rows, and their places in the whole batch."""
         if self.plain:
             return self.as_extracted(rows.tolist())
         found = []
-        for place, row in enumerate(rows.tolist()):
+        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
             picture_3HW = self._picture(row)
             with DRAWING, torch.random.fork_rng(devices=[]):
                 drawn = stream(seed, Purpose.TUNING, AUGMENT, (0, place, step))

@@ -3,9 +3,11 @@
 (train/finetune/keep.py)."""
 
 import logging
+import os
 import shlex
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,10 @@ from base.errors import UNKNOWN, StaleError
 from base.limits import within_memory
 from base.phrase import line_of
 from cache_specs.spec import Tuned, differences
-from cache_specs.tuned import digest
+from cache_specs.tuned import FILE as SEEN
+from cache_specs.tuned import digest, listed
+from train.algorithm.peers import make_peers
+from train.algorithm.ranks import BOARD, my_rank, ranks_of, under_torchrun
 from train.data.graph import standardise
 from train.data.scarce import unlearnt
 from train.data.splits import spaced
@@ -29,42 +34,63 @@ from train.finetune.ground import Ground, known_of, made, read, wanted
 from train.finetune.live import Needs, fit_head
 from train.finetune.tune import Work, tune
 from train.run.checkpoint import mend
+from train.run.launch import launch
+from train.run.log import Listener
 from train.run.names import free_name
 from train.run.rundir import keys_of, split_file
-from train.run.session import stop_signals
+from train.run.session import stop_signals, together, watched
 
 log = logging.getLogger(f"coview.{__name__}")
+TIMEOUT_S = 3600  # that processes wait for each other: one may write, or judge, for long
 LOOKED_AT = 2_000  # validation images at most that are embedded to say what was gained
 
 
 def run(config: FinetuneConfig, found: dict[str, Any], say: bool = True) -> None:
     """Tune, write the views, and `say` what to type next. Raises CoviewError."""
     native.keep_memory()
-    ground = read(config)
-    found |= {"run": str(ground.folder), "views": [*map(str, ground.tomls)]}
-    found["judged"] = len(ground.split.val) > 0
-    if keep.is_tuned(ground.folder):
-        _refuse_other(ground)
+    rank, gpus = my_rank(), ranks_of(config.gpus, len(config.view_list()))
+    with watched(rank) as board:
+        ground = read(replace(config, gpus=gpus))
+        found |= {"run": str(ground.folder), "views": [*map(str, ground.tomls)]}
+        found["judged"] = len(ground.split.val) > 0
+        settled = _refuse_other(ground) if (ground.folder / "config.json").is_file() else {}
+        if config.dry_run:
+            _rehearse(ground, settled, found)
+            return
+        if keep.is_tuned(ground.folder):
+            log.info(f"{ground.folder} is finished; another RUN= tunes anew")
+        elif gpus > 1 and not under_torchrun():
+            launch(gpus, ground.cache.names)
+        else:
+            _tune(ground, settled, board)
+        if rank or BOARD in os.environ:  # another process tells
+            return
         found["result"] = keep.read_done(ground.folder)
-        log.info(f"{ground.folder} is finished; another RUN= tunes anew")
         if say:
             _say_next(ground)
-        return
-    settled = _refuse_other(ground) if (ground.folder / "config.json").is_file() else {}
-    work, needs = made(replace(ground, config=replace(ground.config, **settled)))
-    _say_what_learns(ground, work, needs)
-    if config.dry_run:
-        _rehearse(work, found)
-        return
-    with stop_signals() as stop, locks.lock(durable.make_folder(ground.folder)):
-        if not settled:
-            _begin(ground, work.config)
-        mend(ground.folder)
-        with within_memory("this fine-tuning", *_less(work.config)):
-            tune(work, ground.folder, ", ".join(ground.cache.names), stop)
-        found["result"] = _finish(ground, work)
-    if say:
-        _say_next(ground)
+
+
+def _tune(ground: Ground, settled: dict[str, Any], board: Listener) -> None:
+    """In each of the processes."""
+    peers = make_peers(len(ground.cache.names), ground.device, TIMEOUT_S)
+    leads = peers.rank == 0
+    with together(peers), stop_signals() as stop:
+        work, needs = made(_as_settled(ground, settled), peers)
+        _say_what_learns(ground, work, needs)
+        folder = durable.make_folder(ground.folder)
+        with locks.lock(folder) if leads else nullcontext():
+            if leads and not settled:
+                _begin(ground, work.config)
+            if leads:
+                mend(folder)
+            peers.any(False)  # begun and mended, before the others look
+            with within_memory("this fine-tuning", *_less(work.config)):
+                tune(work, folder, ", ".join(ground.cache.names), stop, board)
+            _finish(ground, work)
+
+
+def _as_settled(ground: Ground, settled: dict[str, Any]) -> Ground:
+    return replace(ground, config=replace(ground.config, **settled))
 
 
 def _begin(ground: Ground, config: FinetuneConfig) -> None:
@@ -73,6 +99,7 @@ def _begin(ground: Ground, config: FinetuneConfig) -> None:
     durable.make_folder(ground.folder / "splits")
     keys = keys_of(ground.cache.items, ground.split)
     durable.write(split_file(ground.folder, config.seed()), keys, "run.split")
+    durable.write(ground.folder / SEEN, listed(ground.seen), "tuned")
     path = ground.folder / "config.json"
     durable.write(path, durable.sealed({**_wanted(ground), "settled": settled}), "run.config")
 
@@ -113,8 +140,12 @@ def _refuse_other(ground: Ground) -> dict[str, Any]:
 
 
 def _say_what_learns(ground: Ground, work: Work, needs: list[Needs]) -> None:
-    config, shots = work.config, len(ground.split.labelled) / ground.classes
-    for name, live in zip(ground.cache.names, work.lives, strict=True):
+    config, peers = work.config, work.peers
+    shots = len(ground.split.labelled) / ground.classes
+    for view, live in zip(peers.mine, work.lives, strict=True):
+        if peers.replica:
+            return
+        name = ground.cache.names[view]
         numbers = sum(one.parameter.numel() for one in live.learnt)
         whole = sum(parameter.numel() for parameter in live.backbone.parameters())
         head = live.head.weight.numel() + live.head.bias.numel()
@@ -122,14 +153,17 @@ def _say_what_learns(ground: Ground, work: Work, needs: list[Needs]) -> None:
             f"{name}, mode {config.mode}: {counted(len(live.learnt), 'tensor')} of the backbone "
             f"learn, {numbers:,} of {whole:,} numbers, and a head of {head:,}"
         )
+    if peers.rank:
+        return
     others = ""
-    if len(work.lives) > 1:
+    if peers.count > 1:
         others = f" and {counted(len(ground.split.unlabelled), 'unlabelled one')}"
+    each = " a process" if peers.ranks > 1 else ""
     log.info(
         f"from {counted(len(ground.split.labelled), 'labelled image')}{others} of {ground.classes} "
         f"classes, {config.steps:,} steps of {config.batch} images, {config.chunk} at a time, in "
-        f"some {wanted(config, needs, config.chunk) / 1e9:.2g} GB. Dropout, drop-path and the "
-        "statistics of BatchNorm stay as they are when images are embedded"
+        f"some {wanted(config, needs, config.chunk) / 1e9:.2g} GB{each}. Dropout, drop-path and "
+        "the statistics of BatchNorm stay as they are when images are embedded"
     )
     if config.mode == "full" and shots < COLLAPSES:
         log.warning(
@@ -142,15 +176,21 @@ def _say_what_learns(ground: Ground, work: Work, needs: list[Needs]) -> None:
         log.warning(lacking)
 
 
-def _rehearse(work: Work, found: dict[str, Any]) -> None:
-    """How long it would take, by one step after the first."""
+def _rehearse(ground: Ground, settled: dict[str, Any], found: dict[str, Any]) -> None:
+    """How long it would take, by one step after the first, in this process alone."""
+    alone = replace(ground, config=replace(ground.config, gpus=1))
+    work, needs = made(_as_settled(alone, settled))
+    _say_what_learns(ground, work, needs)
     seconds = 0.0
     for step in range(2):
         begun = time.monotonic()
         work.learn(work.batch(step))
         seconds = (time.monotonic() - begun) * work.config.steps
     found["seconds"] = round(seconds, 1)
-    log.info(f"it would take about {clock_text(seconds)}; nothing was written")
+    told = f"about {clock_text(seconds)}"
+    if ground.config.gpus > 1:
+        told = f"less than {clock_text(seconds)}, which one process alone takes"
+    log.info(f"it would take {told}; nothing was written")
 
 
 def _less(config: FinetuneConfig) -> tuple[str, dict[str, str | None]]:
@@ -164,44 +204,54 @@ def _less(config: FinetuneConfig) -> tuple[str, dict[str, str | None]]:
     }
 
 
-def _finish(ground: Ground, work: Work) -> dict[str, Any]:
-    """Write the views; returns what is said of them."""
+def _finish(ground: Ground, work: Work) -> None:
+    """Write the views, each by the process that has it; then one seals what all have written."""
+    peers = work.peers
+    if peers.replica:
+        return
     work.show()
-    record: dict[str, Any] = {"views": {}, "files": {}}
-    for view in range(len(work.lives)):
-        told, files = _write(ground, work, view)
-        record["views"][ground.tomls[view].stem] = told
-        record["files"] |= files
-    keep.finish(ground.folder, record)
+    gained = []
+    for place in range(len(peers.mine)):
+        before, tuned, images = _gained(ground, work, place)
+        _write(ground, work, place)
+        numbers = torch.tensor([before, tuned, images], dtype=torch.float64)
+        gained.append(numbers.to(ground.device))
+    gained_V = peers.exchange(gained)  # from here on everything is written
+    if peers.rank:
+        return
+    told: dict[str, dict[str, Any]] = {}
+    for toml, folder, gain in zip(ground.tomls, ground.cache.folders, gained_V, strict=True):
+        before, tuned, images = gain.tolist()
+        told[toml.stem] = {"parent": folder.name, "labels": len(ground.seen)}
+        if images:
+            told[toml.stem]["val"] = {"images": int(images), "before": before, "tuned": tuned}
+    files = keep.files_of(ground.tomls, ground.originals)
+    keep.finish(ground.folder, {"views": told, "files": files})
     shutil.rmtree(ground.folder / "checkpoints")  # several times what learnt
-    return record
 
 
-def _write(ground: Ground, work: Work, view: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """One of the views: what is said of it, and the sha256 of its files."""
-    config, cache, rows = ground.config, ground.cache, ground.split.labelled
-    gained = _gained(ground, work, view)
-    parent, original = cache.folders[view].name, ground.originals[view]
-    # a view that was taught by another one knows what that one has seen
-    seen = frozenset(cache.items.sha256[row] for row in rows).union(*cache.seen.values())
+def _write(ground: Ground, work: Work, place: int) -> None:
+    """One of this process's views."""
+    config, cache, view = ground.config, ground.cache, work.peers.mine[place]
+    parent, original, seen = cache.folders[view].name, ground.originals[view], ground.seen
     with_others = [name for name in cache.names if name != cache.names[view]]
     settings = {**config.told(), **({"with": with_others} if with_others else {})}
     tuned = Tuned(parent, config.mode, len(seen), digest(seen), settings)
     spec = keep.tuned_spec(original.spec, ground.tomls[view], tuned)
-    some = work.pictures[view].as_extracted(rows[:16].tolist())
-    files = keep.write_tuned(spec, original, work.lives[view], seen, some)
-    return {"parent": parent, "labels": len(seen), **gained}, files
+    some = work.pictures[place].as_extracted(ground.split.labelled[:16].tolist())
+    keep.write_tuned(spec, original, work.lives[place], some)
 
 
-def _gained(ground: Ground, work: Work, view: int) -> dict[str, Any]:
-    """Top-1 of head and backbone on validation images that the data name, before and after; nothing
-    where there are none that no backbone has learnt from. Nothing is chosen by it, and the test
+def _gained(ground: Ground, work: Work, place: int) -> tuple[float, float, int]:
+    """Top-1 of head and backbone on validation images that the data name, before and after, and how
+    many these are; none that a backbone has learnt from. Nothing is chosen by it, and the test
     split is not touched."""
+    view = work.peers.mine[place]
     learnt: set[str] = set().union(*ground.cache.seen.values())
     fresh = [row for row in ground.split.val if ground.cache.items.sha256[row] not in learnt]
     rows = spaced(np.array(fresh, np.int64), LOOKED_AT)
     if not len(rows):
-        return {}
+        return 0.0, 0.0, 0
     label_N, emb_ND = ground.cache.items.label, ground.cache.emb[view]
     own, known = ground.split.labelled, known_of(ground, view)
     head = fit_head(standardise(emb_ND, own, *known), label_N[own], ground.classes)
@@ -210,10 +260,10 @@ def _gained(ground: Ground, work: Work, view: int) -> dict[str, Any]:
         before = float((head(x_nD).argmax(1).numpy() == label_N[rows]).mean())
         right = 0
         for part in np.array_split(rows, max(1, len(rows) // work.config.batch)):
-            pixels = work.pictures[view].as_extracted(part.tolist()).to(ground.device)
-            first = work.lives[view](pixels).argmax(1).cpu().numpy()
+            pixels = work.pictures[place].as_extracted(part.tolist()).to(ground.device)
+            first = work.lives[place](pixels).argmax(1).cpu().numpy()
             right += int((first == label_N[part]).sum())
-    return {"val": {"images": len(rows), "before": before, "tuned": right / len(rows)}}
+    return before, right / len(rows), len(rows)
 
 
 def _say_next(ground: Ground) -> None:

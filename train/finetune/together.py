@@ -23,7 +23,7 @@ from train.algorithm.optimise import (
     norm,
     per_experiment,
 )
-from train.algorithm.peers import LocalPeers
+from train.algorithm.peers import Peers, part_of
 from train.algorithm.probe import Params
 from train.config import StepSettings
 from train.data.feed import DRAW, PURPOSES
@@ -38,7 +38,8 @@ KINDS = {"value": "flat_EP", "mean": "mean_EP", "square": "square_EP", "average"
 
 @dataclass
 class Together:
-    """Views that learn together. label_N: labels; read at rows_L alone."""
+    """This process's views, and by `peers` those of others, which learn together. label_N: labels;
+    read at rows_L alone."""
 
     lives: list[Live]
     pictures: list[Pictures]
@@ -47,6 +48,7 @@ class Together:
     rows_U: Passes
     config: FinetuneConfig
     device: torch.device
+    peers: Peers
     step: int = 0
     states: list[State] = field(default_factory=list)
 
@@ -56,18 +58,21 @@ class Together:
     def batch(self, step: int) -> tuple[list[Batch], Tensor]:
         """What one step learns from, and the uniforms that decide the labels."""
         config, seed = self.config, self.config.seed()
-        rows_L, rows_U = (rows(step, config.batch) for rows in (self.rows_L, self.rows_U))
-        y_EL = torch.from_numpy(self.label_N[rows_L]).long()[None]
+        places_2B = np.arange(2 * config.batch).reshape(2, -1)
+        rows_2B = np.stack([rows(step, config.batch) for rows in (self.rows_U, self.rows_L)])
+        places_2b, rows_2b = (part_of(whole, self.peers, 1) for whole in (places_2B, rows_2B))
+        y_EL = torch.from_numpy(self.label_N[rows_2b[1]]).long()[None]
         found, draws = [], []
-        for view, shown in enumerate(self.pictures):
-            both = shown(np.concatenate([rows_U, rows_L]), seed, step)
-            pixels_U, pixels_L = both.split([len(rows_U), len(rows_L)])
+        for shown in self.pictures:
+            pixels_U, pixels_L = shown(rows_2b.ravel(), places_2b.ravel(), seed, step).chunk(2)
             found.append(Batch(pixels_U[None], pixels_L[None], y_EL))
-            draws.append(uniforms(seed, step, view * PURPOSES + DRAW, len(rows_U)))
+        for view in range(self.peers.count):
+            drawn = uniforms(seed, step, view * PURPOSES + DRAW, config.batch)
+            draws.append(part_of(drawn, self.peers))
         return found, torch.from_numpy(np.stack(draws))[:, None]
 
     def learn(self, batch: tuple[list[Batch], Tensor]) -> float:
-        """One step; returns the mean loss of the labelled pictures, in nats."""
+        """One step; returns the mean loss of this process's labelled pictures, in nats."""
         factor, config = warm_and_cool(self.step, self.config), self.config
 
         def update(view: State, g_EP: Tensor) -> State:
@@ -77,8 +82,7 @@ class Together:
             Adam(update=update), temperature=StepSettings.temperature, chunk=config.chunk
         )
         batches, draws_VEU = self._moved(*batch)
-        peers = LocalPeers(len(self.states))
-        states, told = mct_step(self.states, batches, draws_VEU, peers, rule)
+        states, told = mct_step(self.states, batches, draws_VEU, self.peers, rule)
         self.states = [average(state, config.ema) for state in states]
         self.step += 1
         return float(torch.stack(told["labelled"]).mean())

@@ -22,12 +22,13 @@ from base.errors import UNKNOWN, DataQualityError, PreemptedError
 from base.progress import Progress
 from train.algorithm.batches import Passes
 from train.algorithm.optimise import newest
-from train.algorithm.peers import LocalPeers
+from train.algorithm.peers import Peers, part_of
 from train.algorithm.streams import Purpose, stream
 from train.finetune.config import FinetuneConfig
 from train.finetune.live import Live
 from train.finetune.pictures import MIX, Pictures
 from train.run.checkpoint import read_checkpoint, write_checkpoint
+from train.run.log import Listener
 
 JOB = "finetune"  # in the names of checkpoints
 Batch = tuple[Tensor, Tensor]  # (B, 3, S, S) uint8 and (B, C) float32, of each image the shares
@@ -35,8 +36,8 @@ Batch = tuple[Tensor, Tensor]  # (B, 3, S, S) uint8 and (B, C) float32, of each 
 
 @dataclass
 class Tuning:
-    """What is tuned, one view alone, on what. average: the moving average of what learns, where
-    there is one."""
+    """What is tuned, one view alone, on what. peers: other processes with the same view, each with
+    its part of a batch. average: the moving average of what learns, where there is one."""
 
     lives: list[Live]
     pictures: list[Pictures]
@@ -44,6 +45,7 @@ class Tuning:
     rows: Passes
     config: FinetuneConfig
     device: torch.device
+    peers: Peers
     step: int = 0
     average: dict[str, Tensor] = field(default_factory=dict)
 
@@ -55,8 +57,9 @@ class Tuning:
     def batch(self, step: int) -> Batch:
         """What one step learns from."""
         config, seed = self.config, self.config.seed()
-        rows_B = self.rows(step, config.batch)
-        pixels = self.pictures[0](rows_B, seed, step)
+        places_B = part_of(np.arange(config.batch), self.peers)
+        rows_B = self.rows(step, config.batch)[places_B]
+        pixels = self.pictures[0](rows_B, places_B, seed, step)
         y_B = torch.from_numpy(self.label_N[rows_B]).long()
         share_BC = one_hot(y_B, self.live.head.out_features).float()
         if config.mixup:
@@ -69,7 +72,8 @@ class Tuning:
         return pixels, share_BC
 
     def learn(self, batch: Batch) -> float:
-        """One step on a batch, so many images at a time; returns its loss, the mean in nats."""
+        """One step on a batch, so many images at a time; returns the loss of this process's part,
+        the mean in nats."""
         factor = warm_and_cool(self.step, self.config)
         for group, lr in zip(self.adam.param_groups, self.rates, strict=True):
             group["lr"] = lr * factor
@@ -84,6 +88,9 @@ class Tuning:
             loss.backward()
             total += loss.detach()
         learning = self.live.named()
+        for parameter in learning.values():
+            if parameter.grad is not None:
+                parameter.grad = self.peers.average(parameter.grad)
         torch.nn.utils.clip_grad_norm_(learning.values(), self.config.clip)
         self.adam.step()
         self.step += 1
@@ -139,6 +146,7 @@ class Work(Protocol):
     lives: list[Live]
     pictures: list[Pictures]
     config: FinetuneConfig
+    peers: Peers
     step: int
 
     def batch(self, step: int) -> Any: ...
@@ -148,18 +156,18 @@ class Work(Protocol):
     def show(self) -> None: ...
 
 
-def tune(work: Work, folder: Path, title: str, stop: threading.Event) -> None:
-    """Take the steps that are left, from the last checkpoint of the run in `folder`. Raises
-    PreemptedError after a stop signal (everything saved), DataQualityError where the loss is not
-    finite."""
-    checkpoints = folder / "checkpoints"
-    found = read_checkpoint(checkpoints, 0, 1)
+def tune(work: Work, folder: Path, title: str, stop: threading.Event, listener: Listener) -> None:
+    """Take the steps that are left, from the last checkpoint of the run in `folder`; all processes
+    together. listener: who is told of each. Raises PreemptedError after a stop signal (everything
+    saved), DataQualityError where the loss is not finite."""
+    checkpoints, peers = folder / "checkpoints", work.peers
+    found = read_checkpoint(checkpoints, peers.rank, peers.ranks)
     if found is not None:
         record, tensors = found
         work.restore(record["step"], tensors)
     config = work.config
     with (
-        Progress(title, config.steps, work.step, "steps") as progress,
+        Progress(title, config.steps, work.step, "steps", shown=peers.rank == 0) as progress,
         _ahead(work) as batches,
     ):
         while work.step < config.steps:
@@ -167,13 +175,14 @@ def tune(work: Work, folder: Path, title: str, stop: threading.Event) -> None:
                 batch = next(batches)
             with progress.clock("model"):
                 loss = work.learn(batch)
-            if not math.isfinite(loss):
+            if peers.any(not math.isfinite(loss)):
                 raise _not_finite(title, work)
             progress.advance(1)
-            last = work.step == config.steps
-            if stop.is_set() or last or work.step % config.checkpoint_every == 0:
+            listener.step(work.step)
+            last, stopping = work.step == config.steps, peers.any(stop.is_set())
+            if stopping or last or work.step % config.checkpoint_every == 0:
                 _save(checkpoints, work)
-            if stop.is_set() and not last:
+            if stopping and not last:
                 raise PreemptedError(
                     f"stopped at step {work.step:,} of {config.steps:,}, everything is saved; the "
                     "same command goes on from here"
@@ -201,7 +210,7 @@ def _ahead(work: Work) -> Generator[Iterator[Any]]:
 
 def _save(folder: Path, work: Work) -> None:
     record = {"method": JOB, "step": work.step, "adam_steps": work.step, "metrics_bytes": work.step}
-    write_checkpoint(folder, record, work.tensors(), LocalPeers(1))
+    write_checkpoint(folder, record, work.tensors(), work.peers)
 
 
 def _not_finite(title: str, work: Work) -> DataQualityError:

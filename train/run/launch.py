@@ -105,7 +105,6 @@ def _start(gpus: int, board: Path) -> subprocess.Popen:
     threads = max(1, (os.cpu_count() or 1) // gpus)
     environment = {
         "OMP_NUM_THREADS": str(threads),
-        "LOGLEVEL": "CRITICAL",
         **os.environ,
         "PYTHONSAFEPATH": "1",  # a train.py in the folder that one stands in is not ours
         BOARD: str(board),
@@ -226,6 +225,7 @@ def torchrun() -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
     from torch.distributed.run import main  # noqa: PLC0415
 
+    logging.disable()  # LOGLEVEL does not reach all of its loggers
     try:
         main(sys.argv[1:])
     except ChildFailedError:

@@ -11,6 +11,7 @@ Whatever ends it, those who watch the ranks learn the exit code.
 import contextlib
 import dataclasses
 import importlib.util
+import logging
 import os
 import signal
 import threading
@@ -27,7 +28,7 @@ from base.console import is_heard
 from base.errors import CoviewError, PreemptedError, StoppedError, UsageError
 from base.interrupt import heeded
 from base.limits import is_out_of_memory
-from train.algorithm.peers import LocalPeers, Peers, choose_device, make_peers
+from train.algorithm.peers import LocalPeers, LostError, Peers, choose_device, make_peers
 from train.algorithm.ranks import BOARD, my_rank, under_torchrun
 from train.config import RunSettings, TrainConfig
 from train.data.reader import Cache
@@ -38,6 +39,8 @@ from train.run.log import Console, Ignore, Jsonl, Listener, Listeners, Trackers
 from train.run.reading import Ground, read, warn
 from train.run.rundir import is_finished, open_run, write_splits
 from train.run.start import KEPT
+
+log = logging.getLogger(f"coview.{__name__}")
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,12 @@ def watched(rank: int) -> Generator[Ignore, None, None]:
         code = 0
     except CoviewError as error:
         code = error.exit_code
+        raise
+    except LostError as error:
+        if isinstance(board, Board):  # who watches the ranks says which of them has failed
+            why = " ".join(str(error).split())[:200]
+            log.warning(f"rank {rank} waits for the others no longer: {why}")
+            raise SystemExit(FAILED) from None
         raise
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):

@@ -14,9 +14,9 @@ from typing import Any
 from base.commands import amend
 from base.console import NOTE
 from base.devices import devices
-from base.errors import CoviewError, StoppedError, UsageError
+from base.errors import CoviewError, StoppedError
 from base.limits import within_memory
-from train.algorithm.ranks import BOARD, my_rank, refuse_ranks, under_torchrun
+from train.algorithm.ranks import BOARD, my_rank, ranks_of, under_torchrun
 from train.config import TrainConfig
 from train.run.launch import launch
 from train.run.names import free_name
@@ -75,14 +75,8 @@ def start(
 
 
 def _run_here_or_launch(config: TrainConfig, run: Callable[[Any], Any]) -> None:
-    if under_torchrun():  # of `launch`, or somebody's own torchrun, which need not say --gpus
-        ranks = int(os.environ["WORLD_SIZE"])
-        if config.gpus not in (1, ranks):
-            raise UsageError(
-                f"--gpus {config.gpus}, but torchrun started {ranks} processes; leave --gpus out"
-            )
-        refuse_ranks(ranks, len(config.view_list()))
-        run(dataclasses.replace(config, gpus=ranks))
+    if under_torchrun():
+        run(dataclasses.replace(config, gpus=ranks_of(config.gpus, len(config.view_list()))))
         return
     log.log(NOTE, f"run {Path(config.runs) / config.run}")
     if config.gpus > 1:

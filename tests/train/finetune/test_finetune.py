@@ -35,6 +35,7 @@ from extract.run import run as extract
 from report.config import InspectConfig
 from report.inspect.run import run as inspect
 from report.inspect.text import text_of
+from train.algorithm.peers import LocalPeers
 from train.command import run as train
 from train.config import TrainConfig
 from train.data.reader import open_cache
@@ -45,6 +46,7 @@ from train.finetune.config import FinetuneConfig
 from train.finetune.ground import chunk_of, made, read
 from train.finetune.live import PENALTY, fit_head
 from train.finetune.tune import Tuning, warm_and_cool
+from train.run.log import Listener
 from train.run.reading import read as read_ground
 from train.run.rundir import run_folder
 from train.run.summary import notes
@@ -226,9 +228,11 @@ def begun(
     real, stopping = kind.learn, tune.tune
     events: list[threading.Event] = []
 
-    def watched(work: tune.Work, folder: Path, title: str, stop: threading.Event) -> None:
+    def watched(
+        work: tune.Work, folder: Path, title: str, stop: threading.Event, listener: Listener
+    ) -> None:
         events.append(stop)
-        stopping(work, folder, title, stop)
+        stopping(work, folder, title, stop, listener)
 
     def learn(work: tune.Work, batch: object) -> float:
         if work.step == at and how == "killed":
@@ -479,7 +483,7 @@ def test_nor_does_it_judge_itself_by_what_it_has_seen(
     split = dataclasses.replace(ground.split, val=np.union1d(ground.split.val[:7], rows))
     ground = dataclasses.replace(ground, split=split)
     work, _ = made(ground)
-    assert finetune._gained(ground, work, 0)["val"]["images"] == 7
+    assert finetune._gained(ground, work, 0)[2] == 7
 
 
 def test_predict_counts_what_backbones_have_learnt(tuned: Path) -> None:
@@ -712,18 +716,20 @@ def test_so_many_images_at_a_time_as_fit(digits: Path, tmp_path: Path) -> None:
     settings = asked(digits, tmp_path, batch=32)
     _, needs = made(read(settings))
 
+    peers = LocalPeers(1)
+
     def free_for(images: float) -> int:
         (one,) = needs
         return int((one.weights + 16 * one.learnt + images * one.image) / 0.8) + 1000
 
-    assert chunk_of(settings, needs, free_for(40)) == 32
-    assert chunk_of(settings, needs, free_for(31)) == 16
-    assert chunk_of(settings, needs, free_for(1)) == 1
+    assert chunk_of(settings, needs, free_for(40), peers) == 32
+    assert chunk_of(settings, needs, free_for(31), peers) == 16
+    assert chunk_of(settings, needs, free_for(1), peers) == 1
     with pytest.raises(UsageError, match=r"32 images at a time need .* GB, of which") as told:
-        chunk_of(dataclasses.replace(settings, chunk=32), needs, free_for(20))
+        chunk_of(dataclasses.replace(settings, chunk=32), needs, free_for(20), peers)
     assert told.value.instead == {"--chunk": "16"}
     with pytest.raises(UsageError, match="--checkpointing"):
-        chunk_of(settings, needs, free_for(0.5))
+        chunk_of(settings, needs, free_for(0.5), peers)
 
 
 def test_what_runs_out_of_memory_is_told_what_to_take(

@@ -273,7 +273,7 @@ def tuned(spec: ViewSpec, folder: Path, mode: str) -> tuple[ViewSpec, torch.Tens
     told = Tuned("parent-0123456789ab", mode, 2, digest(seen), {"rank": 2, "a b": [1, 2.5]})
     made = keep.tuned_spec(spec, folder / f"{folder.name}.toml", told)
     original = Originals(spec, files_of(spec), Dataset)  # type: ignore[arg-type]
-    keep.write_tuned(made, original, live, seen, shown(spec))
+    keep.write_tuned(made, original, live, shown(spec))
     return made, expected
 
 

@@ -1,7 +1,6 @@
 """Killed, stopped, frozen, damaged: a run that is launched again ends with the bytes of a run that
 nothing disturbed, or says why it cannot."""
 
-import contextlib
 import dataclasses
 import os
 import random
@@ -10,14 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import server
 from conftest import ROOT, Made, importing
-from training import HARMED, _is_rank, flags, on_ranks, outcome, start, wait_for, wait_until_gone
+from training import HARMED, flags, on_ranks, outcome, rank_of, start, wait_for, wait_until_gone
 from training import config as plain_config
 
 from train.algorithm.ranks import views_of
@@ -531,6 +529,7 @@ def test_a_rank_that_ends_badly_ends_the_job_in_time_with_code_7(
         rf"rank 1 \(\S*edges.toml\) ({how}) at step 1[45]; .* goes on from the last checkpoint",
         message,
     ), message
+    assert "Traceback" not in errors or end == "raising"  # that of who has failed, if any
     pids = (tmp_path / "pids").read_text().split()
     assert len(pids) == 2
     for pid in pids:
@@ -544,18 +543,6 @@ def test_the_message_names_the_views_of_a_replica() -> None:
 
 def rank_1(folder: Path) -> int:
     return rank_of(folder, 1)
-
-
-def rank_of(folder: Path, rank: int, seconds: float = 60) -> int:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with contextlib.suppress(StopIteration):
-            return next(
-                int(path.parent.name)
-                for path in Path("/proc").glob("[0-9]*/environ")
-                if _is_rank(path, rank, folder)
-            )
-    raise AssertionError(f"there is no rank {rank}")
 
 
 @MANY

@@ -1,0 +1,268 @@
+"""`make finetune … GPUS=2`: what one process would give, or with replicas nearly; ended and begun
+again the same bytes. The processes are gloo's, on the CPU."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import server
+import torch
+from conftest import ROOT, shared
+from safetensors.torch import load_file
+from test_finetune import VIEWS, asked, outcome, run
+from test_teaching import both
+from training import on_ranks, rank_of, wait_for
+
+from base.errors import UsageError
+from train.finetune.config import FinetuneConfig
+from train.finetune.ground import made, read
+from train.finetune.live import Needs
+from train.finetune.together import Together
+from train.finetune.tune import Tuning
+
+HARMED = """
+import os, sys, time
+from coview.cli import run
+from train.finetune.together import Together
+from train.finetune.tune import Tuning
+
+at_step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+
+def harmed(plain):
+    def learn(work, batch):
+        if work.step == at_step:
+            os.kill(os.getpid(), number)
+            time.sleep(0.2)
+        return plain(work, batch)
+    return learn
+
+for kind in (Together, Tuning):
+    kind.learn = harmed(kind.learn)
+run()
+"""
+
+
+def words(settings: FinetuneConfig) -> list[str]:
+    found = ["finetune"]
+    for field in dataclasses.fields(settings):
+        value, name = getattr(settings, field.name), field.name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append(f"--{name}" if value else f"--no-{name}")
+        elif value not in (None, ""):
+            found += [f"--{name}", str(value)]
+    return found
+
+
+def on_two(
+    settings: FinetuneConfig, rank: int = 0, step: int = -1, number: int = signal.SIGKILL
+) -> tuple[list[int], str]:
+    """The exit statuses of both processes, and what they said. step: at which a signal hits one."""
+    program = ["-m", "coview.cli"]
+    if step >= 0:
+        program = ["-c", HARMED, str(step), str(int(number))]
+    log = Path(settings.runs) / "log.txt"
+    log.parent.mkdir(exist_ok=True)
+    log.unlink(missing_ok=True)
+    codes = on_ranks(words(settings), 2, log, {rank: (program, {})})
+    return codes, log.read_text()
+
+
+def alone_with_two(cache: Path, folder: Path) -> FinetuneConfig:
+    """One view, whose batches two processes share."""
+    return asked(cache, folder, gpus=2, ema=0.5)
+
+
+@pytest.fixture(scope="module")
+def one_process(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = run(both(digits, tmp_path_factory.mktemp("one")))
+    with shared(folder):
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def replicas(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    settings = alone_with_two(digits, tmp_path_factory.mktemp("replicas"))
+    codes, said = on_two(settings)
+    assert codes == [0, 0], said
+    folder = Path(settings.runs) / "tiny-clip-ft"
+    with shared(folder):
+        yield folder
+
+
+# ---------------------------------------------------------------- the same numbers
+
+
+def test_a_view_a_process_gives_what_one_process_gives(
+    digits: Path, one_process: Path, tmp_path: Path
+) -> None:
+    """To the last byte. Each process says what learns of its own view, one of them the rest."""
+    codes, said = on_two(both(digits, tmp_path, gpus=2))
+    assert codes == [0, 0], said
+    assert outcome(tmp_path / "both") == outcome(one_process)
+    for view in VIEWS:
+        assert said.count(f"{view}, mode lora: ") == 1
+    assert said.count("labelled images and") == said.count("To embed all images") == 1
+    told = json.loads((tmp_path / "both" / "tuned.json").read_bytes())["views"]
+    assert {*told} == {f"both-{view}" for view in VIEWS}
+    assert all(one["val"]["images"] == 355 for one in told.values())
+
+
+def test_shared_batches_give_nearly_what_one_process_gives(
+    replicas: Path, digits: Path, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(alone_with_two(digits, tmp_path), gpus=1)
+    learnt = [load_file(p / "tiny-clip-ft.learnt.safetensors") for p in (run(settings), replicas)]
+    for name, value in learnt[0].items():
+        torch.testing.assert_close(learnt[1][name], value, atol=2e-5, rtol=1e-3)
+    assert (replicas / "seen.txt").read_bytes() == (tmp_path / "tiny-clip-ft/seen.txt").read_bytes()
+
+
+class Half:
+    """Peers of one of two replicas whose other one is not there."""
+
+    ranks = replicas = 2
+
+    def __init__(self, replica: int, count: int) -> None:
+        self.rank = self.replica = replica
+        self.count, self.mine = count, list(range(count))
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+
+@pytest.mark.parametrize("kind", [Tuning, Together])
+def test_the_parts_of_a_batch_are_the_batch(kind: type, digits: Path, tmp_path: Path) -> None:
+    """Crops and all: they are drawn by the place in the whole batch."""
+    several = kind is Together
+    settings = (both if several else asked)(digits, tmp_path, batch=8, flip=True)
+    ground = read(settings)
+    count = len(ground.originals)
+    whole, _ = made(ground)
+    parts = []
+    for replica in range(2):
+        part, _ = made(dataclasses.replace(ground), Half(replica, count))  # type: ignore[arg-type]
+        parts.append(part.batch(3))
+    if not several:
+        for place, expected in enumerate(whole.batch(3)):
+            assert torch.equal(torch.cat([part[place] for part in parts]), expected)
+        return
+    batches, draws_VEU = whole.batch(3)
+    assert torch.equal(torch.cat([draws for _, draws in parts], 2), draws_VEU)
+    for view, batch in enumerate(batches):
+        for name in ("emb_EUD", "emb_ELD", "y_EL"):
+            found = torch.cat([getattr(part[view], name) for part, _ in parts], 1)
+            assert torch.equal(found, getattr(batch, name))
+
+
+# ---------------------------------------------------------------- ended, and begun again
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_costs_the_steps_since_the_checkpoint(
+    rank: int, digits: Path, one_process: Path, tmp_path: Path
+) -> None:
+    settings = both(digits, tmp_path, gpus=2)
+    codes, said = on_two(settings, rank, step=3)
+    assert codes[rank] == -signal.SIGKILL and 0 not in codes, said
+    assert (tmp_path / "both" / "checkpoints" / "finetune-00000002").is_dir()
+    assert not list((tmp_path / "both").glob("*.toml"))
+    codes, said = on_two(settings)
+    assert codes == [0, 0] and "GOES BACK" not in said, said
+    assert outcome(tmp_path / "both") == outcome(one_process)
+
+
+def test_a_signal_to_one_stops_both_and_they_go_on_to_the_same_bytes(
+    digits: Path, replicas: Path, tmp_path: Path
+) -> None:
+    settings = alone_with_two(digits, tmp_path)
+    codes, said = on_two(settings, 1, step=2, number=signal.SIGTERM)
+    assert codes == [75, 75], said
+    assert "stopped at step 3 of 6, everything is saved" in said
+    codes, said = on_two(settings)
+    assert codes == [0, 0], said
+    assert outcome(tmp_path / "tiny-clip-ft") == outcome(replicas)
+
+
+def test_another_number_of_processes_is_another_run(
+    digits: Path, replicas: Path, tmp_path: Path
+) -> None:
+    settings = alone_with_two(digits, tmp_path)
+    on_two(settings, 0, step=3)
+    log = tmp_path / "again.txt"
+    codes = on_ranks(words(dataclasses.replace(settings, gpus=1)), 1, log, torchrun=False)
+    assert codes == [6] and "settings.gpus: 2 -> 1" in log.read_text()
+
+
+def test_the_command_starts_them_and_says_who_died(digits: Path, tmp_path: Path) -> None:
+    """By torchrun, as a user does it; a process that dies ends all, with exit code 7."""
+    settings = both(digits, tmp_path, gpus=2, steps=100_000)
+    process = server.Popen(
+        [sys.executable, "-m", "coview.cli", *words(settings)],
+        cwd=ROOT,
+        env={**server.FIXED, "COVIEW_MAKE": "", **os.environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(tmp_path / "both" / "checkpoints" / "LATEST", process)
+    os.kill(rank_of(tmp_path, 1), signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 7, errors
+    assert "rank 1 (tiny-dinov2) died at step" in errors
+    assert "finetune" in errors.splitlines()[-1] and "Traceback" not in errors
+
+
+# ---------------------------------------------------------------- words, memory
+
+
+@pytest.mark.parametrize(
+    ("changes", "told", "instead"),
+    [
+        ({"gpus": 3}, "GPUS=3, but 2 views are dealt out", {"GPUS": "2"}),
+        ({"gpus": 0}, "use GPUS=1", {"GPUS": "1"}),
+        ({"gpus": 4, "batch": 7}, "in 2 equal parts, and --batch 7", {"--batch": "8"}),
+        ({"views": "", "view": "a", "gpus": 2, "mixup": 0.1}, "of one process for", {"GPUS": "1"}),
+    ],
+)
+def test_what_cannot_be_dealt_out(changes: dict, told: str, instead: dict) -> None:
+    settings = FinetuneConfig(views="tiny-clip,tiny-dinov2", data="digits")
+    with pytest.raises(UsageError, match=told) as error:
+        dataclasses.replace(settings, **changes).check()
+    assert error.value.instead == instead
+
+
+def test_all_processes_take_as_many_images_at_a_time_as_fit_in_each(
+    digits: Path, tmp_path: Path
+) -> None:
+    """One has room for 16, another one, by its word, for 4 alone."""
+    from train.finetune.ground import chunk_of
+
+    class Full(Half):
+        asked = 0
+
+        def any(self, flag: bool) -> bool:
+            self.asked += 1
+            return flag or self.asked <= 2
+
+    settings = asked(digits, tmp_path, batch=32, gpus=2)
+    needs = [Needs(weights=1000, learnt=10, image=100)]
+    assert chunk_of(settings, needs, 10**9, Half(0, 1)) == 16  # type: ignore[arg-type]
+    assert chunk_of(settings, needs, 10**9, Full(0, 1)) == 4  # type: ignore[arg-type]
+
+
+def test_a_dry_run_is_of_one_process(
+    digits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from train.finetune import run as finetune
+
+    caplog.set_level("INFO")
+    found: dict = {}
+    finetune.run(both(digits, tmp_path / "runs", gpus=2, dry_run=True), found)
+    assert "which one process alone takes; nothing was written" in caplog.text
+    assert found["seconds"] >= 0 and not (tmp_path / "runs").exists()
