@@ -323,9 +323,22 @@ def _summary(text: str, width: int) -> str:
     return textwrap.shorten(first, width, placeholder=" …")
 
 
-def started() -> list[str]:
-    """What `python -m` needs to run this very command in another process."""
-    return [CURRENT.place.partition(":")[0], CURRENT.typed.command, *CURRENT.typed.argv()]
+def started(name: str, settings: Any) -> list[str]:
+    """What `python -m` needs to run a command with these settings in another process, of which
+    messages speak of the command that was typed."""
+    return [CURRENT.place.partition(":")[0], name, *argv_of(settings)]
+
+
+def argv_of(settings: Any) -> list[str]:
+    """The flags that say these settings, each of them but those that are None."""
+    found = []
+    for one in dataclasses.fields(settings):
+        value, flag = getattr(settings, one.name), one.name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            found.append(f"--{flag}={value}")
+    return found
 
 
 def typed(without: str = "", instead: Mapping[str, str | None] | None = None) -> str:

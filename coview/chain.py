@@ -3,15 +3,17 @@ it."""
 
 import dataclasses
 import logging
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from base.console import NOTE
-from base.errors import UNKNOWN, CoviewError, StaleError
+from base.errors import UNKNOWN, CoviewError, StaleError, UsageError
 from base.phrase import line_of
 from coview.live import TrainingConfig
+from train.algorithm.ranks import under_torchrun
 from train.command import command as train_alone
 from train.config import TrainConfig
 
@@ -56,6 +58,11 @@ def with_tuned(config: TrainingConfig) -> TrainConfig:
     from train.finetune.config import FinetuneConfig
     from train.finetune.run import run as finetune
 
+    if under_torchrun():
+        raise UsageError(
+            "LIVE is not for torchrun: one process tunes, embeds, and starts the others itself. "
+            "Type the command alone, with GPUS for torchrun's --nproc-per-node"
+        )
     devices(config.device, config.gpus)
     _refuse_taken(config)
     views, judged = [], True
@@ -73,6 +80,7 @@ def with_tuned(config: TrainingConfig) -> TrainConfig:
             seeds=config.seeds,
             mode=config.mode,
             device=config.device,
+            gpus=math.gcd(config.gpus, FinetuneConfig.batch),  # equal parts of a batch
             cache=config.cache,
             runs=config.runs,
             run=name,

@@ -34,7 +34,7 @@ def command(config: TrainConfig, found: dict[str, Any]) -> Path | None:
 
         found |= rehearse(config, ground)
         return None
-    return start(config, run, found)
+    return start("train", config, run, found)
 
 
 def command_sweep(config: SweepConfig, found: dict[str, Any]) -> None:
@@ -43,7 +43,7 @@ def command_sweep(config: SweepConfig, found: dict[str, Any]) -> None:
     from train.run.start import begin, start
 
     begin()
-    start(config, run_sweep, found, "sweep.json")
+    start("sweep", config, run_sweep, found, "sweep.json")
 
 
 def run_sweep(config: SweepConfig) -> list[dict[str, Any]]:

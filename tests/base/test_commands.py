@@ -176,17 +176,30 @@ def test_a_command_is_amended_for_the_processes_that_it_starts_too(run, monkeypa
     def do(settings: Settings, found: dict[str, Any]) -> None:
         for change in (("VIEW", "b"), ("VIEW", None)):
             amend(*change)
-            said.extend([typed(), child(), commands.started()])
+            said.extend([typed(), child()])
 
     run("import", "--view", "a", "--force", do=do)
     assert said == [
         "coview import --view b --force",
         "True coview import --view b --source x --force",
-        ["table_of_tests", "import", "--view", "b", "--force"],
         "coview import --force",
         "True coview import --source x --force",
-        ["table_of_tests", "import", "--force"],
     ]
+
+
+@pytest.mark.parametrize("value", ["-x", "--force", "a b", "", "a=b"])
+def test_another_process_is_told_the_settings(value: str, run) -> None:
+    told, first = [], []
+
+    def do(settings: Settings, found: dict[str, Any]) -> None:
+        settings = dataclasses.replace(settings, view=value, force=True)
+        told.extend(commands.started("import", settings))
+        first.append(settings)
+
+    assert run("import", do=do) == 0
+    assert told[:2] == ["table_of_tests", "import"]
+    assert run("import", *told[2:], do=lambda settings, _: first.append(settings)) == 0
+    assert first[0] == first[1] and first[0].view == value
 
 
 @pytest.mark.parametrize("left", ["", "{", "[]", '{"typed": 1, "place": "x"}', '{"typed": {}}'])

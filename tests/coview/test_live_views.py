@@ -152,3 +152,25 @@ def test_the_words_of_make(command: Callable, tmp_path: Path) -> None:
     words = ("--views", VIEWS, "--data", "digits", "--cache", tmp_path, "--live", "tiny-clop")
     done = command("train", *words)
     assert done.returncode == 2 and "LIVE=tiny-clip" in done.stderr
+
+
+def test_torchrun_of_ones_own_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    with pytest.raises(UsageError, match="LIVE is not for torchrun.*with GPUS for"):
+        with_tuned(asked(cache))
+
+
+@pytest.mark.many
+def test_on_two_processes_all_three_steps_are(cache: Path, command: Callable) -> None:
+    """Tuned with shared batches, embedded, trained with a view each; the command goes on from what
+    is finished."""
+    words = ("--views", VIEWS, "--data", "digits", "--cache", cache, "--labels", 1, "--gpus", 2)
+    short = ("--warmup", 4, "--cotrain", 4, "--method", "mct", "--device", "cpu")
+    runs = ("--runs", cache.parent / "runs", "--run", "a", "--live", "all", "--threads", 1)
+    done = command("train", *words, *short, *runs)
+    assert done.returncode == 0, done.stderr
+    folder = cache.parent / "runs" / "a"
+    assert read_summary(folder)["views"] == ["a-tiny-clip", "a-tiny-dinov2"]
+    assert (folder.parent / "a-tiny-clip" / "a-tiny-clip.toml").is_file()
+    again = command("train", *words, *short, *runs)
+    assert again.returncode == 0 and "is finished" in again.stderr + again.stdout

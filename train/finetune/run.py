@@ -60,7 +60,7 @@ def run(config: FinetuneConfig, found: dict[str, Any], say: bool = True) -> None
         if keep.is_tuned(ground.folder):
             log.info(f"{ground.folder} is finished; another RUN= tunes anew")
         elif gpus > 1 and not under_torchrun():
-            launch(gpus, ground.cache.names)
+            launch("finetune", config, ground.cache.names)
         else:
             _tune(ground, settled, board)
         if rank or BOARD in os.environ:  # another process tells

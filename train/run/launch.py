@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -79,9 +79,10 @@ class Asked(threading.Event):
         self.set()
 
 
-def launch(gpus: int, views: list[str]) -> None:
-    """Run this same command in `gpus` processes. Raises CoviewError: RankDiedError, or one with the
-    exit code that a rank chose."""
+def launch(command: str, settings: Any, views: list[str]) -> None:
+    """Run a command in `settings.gpus` processes. Raises CoviewError: RankDiedError, or one with
+    the exit code that a rank chose."""
+    gpus = settings.gpus
     with tempfile.TemporaryDirectory(prefix="coview-") as folder:
         path = Path(folder) / "ranks.bin"
         path.write_bytes(np.array([[0, 0, RUNNING]] * gpus, np.int64).tobytes())
@@ -89,7 +90,7 @@ def launch(gpus: int, views: list[str]) -> None:
         signal.signal(signal.SIGTERM, lambda *_: asked.set())
         # the ranks, in sessions of their own, do not hear it
         signal.signal(signal.SIGINT, lambda *_: asked.press())
-        torchrun = _start(gpus, path)
+        torchrun = _start(gpus, path, started(command, settings))
         try:
             failure, seconds = _watch(torchrun, board, asked)
         finally:
@@ -100,7 +101,7 @@ def launch(gpus: int, views: list[str]) -> None:
         raise _told(failure or Failure([0], "died"), seconds, board, asked, views)
 
 
-def _start(gpus: int, board: Path) -> subprocess.Popen:
+def _start(gpus: int, board: Path, words: list[str]) -> subprocess.Popen:
     """torchrun, in a session of its own, silent."""
     threads = max(1, (os.cpu_count() or 1) // gpus)
     environment = {
@@ -110,7 +111,7 @@ def _start(gpus: int, board: Path) -> subprocess.Popen:
         BOARD: str(board),
     }
     flags = ["--standalone", "--nproc-per-node", str(gpus), "-m", "--"]
-    command = [sys.executable, "-c", TORCHRUN, *flags, *started()]
+    command = [sys.executable, "-c", TORCHRUN, *flags, *words]
     return subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.PIPE)
 
 

@@ -44,14 +44,15 @@ def look(config: TrainConfig) -> Ground | None:
 
 
 def start(
+    command: str,
     config: TrainConfig,
     run: Callable[[Any], Any],
     found: dict[str, Any],
     outcome: str = "summary.json",
 ) -> Path | None:
-    """Run a command. Returns the run's folder; None in all but one of several processes. Without a
-    name the run is called by date and time. outcome: the file it ends with, which `found` gets too.
-    """
+    """Run a command of this name. Returns the run's folder; None in all but one of several
+    processes. Without a name the run is called by date and time. outcome: the file it ends with,
+    which `found` gets too."""
     made_up = not config.run
     if made_up:
         now = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -61,7 +62,7 @@ def start(
     found["run"] = str(folder)
     try:
         with within_memory("this training", *_less(config, made_up)):
-            _run_here_or_launch(config, run)
+            _run_here_or_launch(command, config, run)
     except KeyboardInterrupt:
         raise StoppedError(KEPT) from None
     except CoviewError:
@@ -74,14 +75,14 @@ def start(
     return folder
 
 
-def _run_here_or_launch(config: TrainConfig, run: Callable[[Any], Any]) -> None:
+def _run_here_or_launch(command: str, config: TrainConfig, run: Callable[[Any], Any]) -> None:
     if under_torchrun():
         run(dataclasses.replace(config, gpus=ranks_of(config.gpus, len(config.view_list()))))
         return
     log.log(NOTE, f"run {Path(config.runs) / config.run}")
     if config.gpus > 1:
         read(config)  # what is wrong with the data is said once, before any rank starts
-        launch(config.gpus, config.view_list())
+        launch(command, config, config.view_list())
     else:
         run(config)
 

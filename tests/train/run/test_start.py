@@ -31,5 +31,5 @@ def test_too_little_memory_says_what_changes_no_gradient(
     (tmp_path / "demo").mkdir()
     config = TrainConfig(views="a,b", data="d", runs=str(tmp_path), **changes)
     with pytest.raises(UsageError, match=r"not suffice for this training \(CUDA") as told:
-        start(config, too_large, {})
+        start("train", config, too_large, {})
     assert told.value.instead == instead and "fewer SEEDS" in str(told.value)
