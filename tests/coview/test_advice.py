@@ -675,6 +675,7 @@ LOST = "cache/pets-*/mine-*", "cache/pets-*/pixels-*"
 TRAIN, PIXELS = "make train VIEWS=pixels,edges DATA=digits", "cache/digits-*/pixels-*"
 NAMED, ZERO_SHOT = "make extract VIEW=tiny-clip DATA=pets", f"{TRAIN} METHOD=zero-shot"
 OWN = "digits", "own"  # DATA, CLASSES
+MIXED = "ARGS='--mixup 0.2'"
 SITUATIONS = (
     # words that stand on the line
     S("base/commands.py:_chosen", "coview predcit --run a"),
@@ -700,6 +701,8 @@ SITUATIONS = (
     S("base/commands.py:_no_flag", f"{TRAIN} ARGS='--warmup 20 30'"),
     S("train/finetune/config.py:check", "make finetune VIEW=tiny-clip"),
     S("train/finetune/config.py:check", "make finetune"),
+    S("train/finetune/config.py:_refuse_gpus#1", "make finetune VIEW=b DATA=pets GPUS=3"),
+    S("train/finetune/config.py:_refuse_gpus#2", f"make finetune VIEW=b DATA=pets GPUS=2 {MIXED}"),
     S("train/finetune/config.py:_refuse_views#1", "make finetune VIEW=a VIEWS=b,c DATA=pets"),
     S("train/finetune/config.py:_refuse_views#2", "make finetune VIEWS=b,c,b DATA=pets"),
     S("train/finetune/config.py:_refuse_views#3", "make finetune VIEW=b,c DATA=pets"),

@@ -156,7 +156,7 @@ def test_the_words_of_make(command: Callable, tmp_path: Path) -> None:
 
 def test_torchrun_of_ones_own_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
-    with pytest.raises(UsageError, match="LIVE is not for torchrun.*with GPUS for"):
+    with pytest.raises(UsageError, match=r"LIVE is not for torchrun.*with GPUS for"):
         with_tuned(asked(cache))
 
 

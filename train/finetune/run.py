@@ -54,11 +54,11 @@ def run(config: FinetuneConfig, found: dict[str, Any], say: bool = True) -> None
         found |= {"run": str(ground.folder), "views": [*map(str, ground.tomls)]}
         found["judged"] = len(ground.split.val) > 0
         settled = _refuse_other(ground) if (ground.folder / "config.json").is_file() else {}
-        if config.dry_run:
-            _rehearse(ground, settled, found)
-            return
         if keep.is_tuned(ground.folder):
             log.info(f"{ground.folder} is finished; another RUN= tunes anew")
+        elif config.dry_run:
+            _rehearse(ground, settled, found)
+            return
         elif gpus > 1 and not under_torchrun():
             launch("finetune", config, ground.cache.names)
         else:
@@ -76,7 +76,8 @@ def _tune(ground: Ground, settled: dict[str, Any], board: Listener) -> None:
     leads = peers.rank == 0
     with together(peers), stop_signals() as stop:
         work, needs = made(_as_settled(ground, settled), peers)
-        _say_what_learns(ground, work, needs)
+        _say_what_learns(ground, work)
+        _say_from_what(ground, work, needs)
         folder = durable.make_folder(ground.folder)
         with locks.lock(folder) if leads else nullcontext():
             if leads and not settled:
@@ -139,23 +140,27 @@ def _refuse_other(ground: Ground) -> dict[str, Any]:
     return begun["settled"]
 
 
-def _say_what_learns(ground: Ground, work: Work, needs: list[Needs]) -> None:
-    config, peers = work.config, work.peers
-    shots = len(ground.split.labelled) / ground.classes
-    for view, live in zip(peers.mine, work.lives, strict=True):
-        if peers.replica:
-            return
+def _say_what_learns(ground: Ground, work: Work) -> None:
+    """Each process of its own views."""
+    if work.peers.replica:
+        return
+    for view, live in zip(work.peers.mine, work.lives, strict=True):
         name = ground.cache.names[view]
         numbers = sum(one.parameter.numel() for one in live.learnt)
         whole = sum(parameter.numel() for parameter in live.backbone.parameters())
         head = live.head.weight.numel() + live.head.bias.numel()
         log.info(
-            f"{name}, mode {config.mode}: {counted(len(live.learnt), 'tensor')} of the backbone "
-            f"learn, {numbers:,} of {whole:,} numbers, and a head of {head:,}"
+            f"{name}, mode {ground.config.mode}: {counted(len(live.learnt), 'tensor')} of the "
+            f"backbone learn, {numbers:,} of {whole:,} numbers, and a head of {head:,}"
         )
+
+
+def _say_from_what(ground: Ground, work: Work, needs: list[Needs]) -> None:
+    """One process, for all."""
+    config, peers = work.config, work.peers
     if peers.rank:
         return
-    others = ""
+    shots, others = len(ground.split.labelled) / ground.classes, ""
     if peers.count > 1:
         others = f" and {counted(len(ground.split.unlabelled), 'unlabelled one')}"
     each = " a process" if peers.ranks > 1 else ""
@@ -180,7 +185,8 @@ def _rehearse(ground: Ground, settled: dict[str, Any], found: dict[str, Any]) ->
     """How long it would take, by one step after the first, in this process alone."""
     alone = replace(ground, config=replace(ground.config, gpus=1))
     work, needs = made(_as_settled(alone, settled))
-    _say_what_learns(ground, work, needs)
+    _say_what_learns(ground, work)
+    _say_from_what(ground, work, needs)
     seconds = 0.0
     for step in range(2):
         begun = time.monotonic()
