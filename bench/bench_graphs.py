@@ -12,6 +12,7 @@ Runs of 20,000 rows take turns --rounds times; a larger one runs once.
 """
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -27,6 +28,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench_cache import machine
 
+from exchange.config import ImportConfig
+from exchange.importer import import_view
 from train.data.graph import Features, Graph, groups_of, nodes_of
 from train.data.splits import Split
 
@@ -52,7 +55,7 @@ def main() -> None:
     for rows in map(int, args.rows.split(",")):
         emb_V, label_N, split = made(rows)
         with tempfile.TemporaryDirectory() as folder:
-            fill(Path(folder), trees["after"], emb_V, label_N, split)
+            fill(Path(folder), emb_V, label_N, split)
             for number in range(1 if rows > ONCE else args.rounds):
                 for name, tree in trees.items():
                     told = whole_run(Path(folder), tree, f"{name}{number}")
@@ -97,20 +100,18 @@ def made(rows: int) -> tuple[list[np.ndarray], np.ndarray, Split]:
     return emb_V, label_N, Split(known, np.setdiff1d(train, known), val, test)
 
 
-def fill(
-    folder: Path, tree: Path, emb_V: list[np.ndarray], label_N: np.ndarray, split: Split
-) -> None:
+def fill(folder: Path, emb_V: list[np.ndarray], label_N: np.ndarray, split: Split) -> None:
     """A cache in the folder, of which the training labels are all known."""
     part_N = np.full(len(label_N), "train", "<U5")
     part_N[split.val], part_N[split.test] = "val", "test"
     keys = np.array([f"{row:07d}" for row in range(len(label_N))])
-    for name, emb_ND, more in zip(
-        "ab", emb_V, (["--name", "made"], ["--data", "made"]), strict=True
-    ):
+    for name, emb_ND in zip("ab", emb_V, strict=True):
         path = folder / f"{name}.npz"
         np.savez(path, embeddings=emb_ND, keys=keys, y=label_N, split=part_N)
-        words = ["import", "--view", name, "--source", str(path), *more]
-        coview(tree, [*words, "--cache", str(folder / "cache")], folder)
+        asked = ImportConfig(view=name, source=str(path), cache=str(folder / "cache"))
+        # the first one makes the data set, the other one joins it
+        more = {"name": "made"} if name == "a" else {"data": "made"}
+        import_view(dataclasses.replace(asked, **more))
         path.unlink()
 
 

@@ -267,7 +267,7 @@ def main() -> None:
         tasks, labels, args.seeds, more = (
             ["noise"],
             ["2"],
-            "0..2",
+            "0..1",
             ["--warmup", 10, "--cotrain", 10, "--eval-every", 10],
         )
     prepare(args.work, tasks)

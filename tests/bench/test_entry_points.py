@@ -56,7 +56,7 @@ def test_methods(tmp_path: Path) -> None:
     assert head.count("|") == line.count("|") and "kernel ridge" in head
     methods = found["test_top1"]["noise 2"]
     assert {"supervised", "logreg", "label-propagation", "mct-graph"} <= set(methods)
-    assert all(len(draws) == 3 for one in methods.values() for draws in one.values())
+    assert all(len(draws) == 2 for one in methods.values() for draws in one.values())
     assert str(tmp_path) not in out.read_text()
 
 

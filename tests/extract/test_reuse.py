@@ -270,7 +270,7 @@ def test_what_is_gone_is_refused_and_the_command_that_is_told_makes_a_version(wo
     assert "1 gone; 17 of 17 are known by their content" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.many)])
+@pytest.mark.parametrize("stride", [8, pytest.param(1, marks=pytest.mark.many)])
 def test_killed_at_any_fault_point_it_goes_on_with_the_same_donors_and_ends_with_the_same_bytes(
     world, stride
 ):

@@ -317,7 +317,7 @@ def covered(made: Made, tmp_path: Path, seeds: str) -> np.ndarray:
 
 
 def test_what_is_expected_out_of_fold_mostly_holds(made: Made, tmp_path: Path) -> None:
-    assert covered(made, tmp_path, "0..11").sum() >= 9
+    assert covered(made, tmp_path, "0..7").sum() >= 6
 
 
 @pytest.mark.many
