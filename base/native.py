@@ -10,6 +10,7 @@ malloc's own, leaves malloc as it is.
 import ctypes
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 KEEP = "COVIEW_KEEP_MEMORY"
@@ -19,6 +20,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, NEVER = -1, -3, -1
 # bytes: blocks below the first are kept (more than a batch of activations); an older glibc takes no
 # more than the second
 BELOW = (1 << 28, 1 << 25)
+USUAL = 1 << 17  # as malloc has it at first
 PROCESSOR, QUOTA = Path("/proc/cpuinfo"), Path("/sys/fs/cgroup/cpu.max")
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of Intel and AMD, of Intel, of ARM
 
@@ -31,12 +33,24 @@ def give_way() -> None:
 def keep_memory() -> bool:
     """Tell malloc of this process; again, it does nothing. Is memory kept? (On glibc alone: others
     have no such switch.)"""
+    return _told(BELOW, NEVER)
+
+
+def keep_no_memory() -> bool:
+    """From now on large blocks go back to the kernel as soon as they are free: half as much time
+    again, but no holes between blocks, which may be as large as these. Is it so?"""
+    return _told((USUAL,), USUAL)
+
+
+def _told(above: Sequence[int], free: int) -> bool:
+    """Blocks of the first number of bytes that this glibc takes are the kernel's, and more than
+    `free` at the end of the heap is given back."""
     libc = ctypes.CDLL(None)
     if why_not_kept() or not hasattr(libc, "gnu_get_libc_version"):
         return False
-    if not any(libc.mallopt(M_MMAP_THRESHOLD, size) for size in BELOW):
+    if not any(libc.mallopt(M_MMAP_THRESHOLD, size) for size in above):
         return False
-    return bool(libc.mallopt(M_TRIM_THRESHOLD, NEVER))
+    return bool(libc.mallopt(M_TRIM_THRESHOLD, free))
 
 
 def give_back() -> None:

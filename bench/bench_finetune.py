@@ -168,7 +168,7 @@ def rows_of(args: argparse.Namespace, task: str, data: str, labels: str) -> list
                 )
                 if view == VIEWS[0] and not seed:
                     work, needs = made(read(settings))
-                    memory[mode] = wanted(work.config, needs, work.config.chunk) / 1e9
+                    memory[mode] = wanted(work.config, needs, work.config.chunk, work.device) / 1e9
                 finetune(settings, {})
                 embed(args.work, data, str(args.work / "runs" / name / f"{name}.toml"))
                 tuned.append(name)

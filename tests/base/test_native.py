@@ -86,6 +86,16 @@ def test_what_a_c_library_refuses_is_not_claimed(
     assert native.keep_memory() is kept and libc.told == told
 
 
+def test_what_is_free_may_be_given_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    libc = Libc(1 << 31)
+    monkeypatch.setattr(native.ctypes, "CDLL", lambda name: libc)
+    for name in (native.KEEP, *native.OF_MALLOC):
+        monkeypatch.delenv(name, raising=False)
+    assert native.keep_no_memory() and libc.told == [(-3, 1 << 17), (-1, 1 << 17)]
+    monkeypatch.setenv(native.OF_MALLOC[0], "4096")  # the user's word
+    assert not native.keep_no_memory() and len(libc.told) == 2
+
+
 @pytest.mark.parametrize("own", [None, "ACTIVE"])
 def test_idle_threads_give_way_unless_the_user_says_otherwise(
     own: str | None, monkeypatch: pytest.MonkeyPatch

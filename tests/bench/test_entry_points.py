@@ -39,6 +39,7 @@ def test_each_has_a_test() -> None:
         "bench_experts",
         "bench_finetune",
         "bench_graphs",
+        "bench_live_memory",
         "bench_memory",
         "bench_methods",
         "bench_start",
@@ -83,6 +84,13 @@ def test_finetune(tmp_path: Path) -> None:
     assert all(len(row["top1"]) == 2 and min(row["top1"]) > 30 for row in found["rows"])
     assert found["rows"][-1]["seconds"] > 0 and found["rows"][-1]["GB"] > 0
     assert len(printed.splitlines()) == 6 and found["step, ms"]["times"] > 1
+
+
+@pytest.mark.many
+def test_live_memory(tmp_path: Path) -> None:
+    printed, found = bench("bench_live_memory.py", "--quick", out=tmp_path / "l", deep=False)
+    (row,) = found["rows"]
+    assert len(printed.splitlines()) == 1 and row["reckoned_GB"] > 0 and row["grew_by_GB"] > 0
 
 
 def test_graphs(tmp_path: Path) -> None:

@@ -187,6 +187,10 @@ class FinetuneConfig(TuningRun, PictureSettings, TuningSettings, AskedTuning):
         """Processes that have the same view, each with its part of a batch."""
         return max(1, self.gpus // len(self.view_list()))
 
+    def part(self) -> int:
+        """Images of a batch that one process has."""
+        return self.batch // self.replicas()
+
     def seed(self) -> int:
         """Raises UsageError."""
         seeds = TrainConfig(seeds=self.seeds).seed_list()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from base import native
 from base.console import counted
 from base.devices import devices
 from base.errors import UNKNOWN, CoviewError, UsageError
@@ -34,6 +35,8 @@ from train.finetune.tune import Tuning, Work
 
 MEASURED = 2  # images whose memory is measured
 SHARE = 0.8  # of the memory that is free
+LIBRARIES = 1 << 29  # bytes a view that those of matrix products keep for themselves
+HOLES = 1.6  # malloc's: memory that it takes for what images leave behind, as a multiple
 
 
 @dataclass(frozen=True)
@@ -164,8 +167,10 @@ def made(ground: Ground, peers: Peers | None = None) -> tuple[Work, list[Needs]]
         lives.append(live)
         pictures.append(shown)
         needs.append(needs_of(live, shown.as_extracted(rows[:MEASURED].tolist())))
-    chunk = chunk_of(config, needs, free_bytes(ground.device), peers)
+    chunk = chunk_of(config, needs, ground.device, peers)
     config = dataclasses.replace(config, chunk=chunk)
+    if chunk < config.part():
+        native.keep_no_memory()
     for view, live in zip(peers.mine, lives, strict=True):
         live.to(ground.device)
         live.backbone.precision = precision_of(ground.originals[view].spec, ground.device.type)
@@ -214,38 +219,47 @@ def free_bytes(device: torch.device) -> int:
     return available_memory()
 
 
-def wanted(config: FinetuneConfig, needs: Sequence[Needs], size: int) -> int:
+def wanted(config: FinetuneConfig, needs: Sequence[Needs], size: int, device: torch.device) -> int:
     """Bytes, where so many images are in memory at a time. Views that learn together keep labelled
     and unlabelled ones of all that this process has, unless they are in parts."""
-    together = len(config.view_list()) > 1
+    together, whole = len(config.view_list()) > 1, size == config.part()
     each = TOGETHER if together else ALONE
-    fixed = sum(one.weights + each * one.learnt for one in needs)
-    if together and size == config.batch // config.replicas():
-        return fixed + 2 * size * sum(one.image for one in needs)
-    return fixed + size * max(one.image for one in needs)
+    fixed = sum(LIBRARIES + one.weights + each * one.learnt for one in needs)
+    images = size * max(one.image for one in needs)
+    if together and whole:
+        images = 2 * size * sum(one.image for one in needs)
+    if whole and device.type == "cpu":  # in parts no memory is kept
+        images = round(HOLES * images)
+    return fixed + images
 
 
-def chunk_of(config: FinetuneConfig, needs: Sequence[Needs], free: int, peers: Peers) -> int:
+def chunk_of(
+    config: FinetuneConfig, needs: Sequence[Needs], device: torch.device, peers: Peers
+) -> int:
     """Images at a time: as asked, else a process's part of the batch, halved until it fits in every
     process. Raises UsageError where not even that fits."""
-    part = config.batch // config.replicas()
+    part, room = config.part(), SHARE * free_bytes(device)
+
+    def fits(size: int) -> bool:
+        return wanted(config, needs, size, device) <= room
+
     size = part
-    while size > 1 and peers.any(wanted(config, needs, size) > SHARE * free):
+    while size > 1 and peers.any(not fits(size)):
         size = -(-size // 2)
     asked = min(config.chunk, part) or size
-    if wanted(config, needs, asked) <= SHARE * free:
+    if fits(asked):
         return asked
-    raise _too_much(config, needs, asked, size, free)
+    fitting = size if fits(size) else 0
+    raise _too_much(config, asked, wanted(config, needs, asked, device), room, fitting)
 
 
-def _too_much(
-    config: FinetuneConfig, needs: Sequence[Needs], asked: int, size: int, free: int
-) -> CoviewError:
+def _too_much(config: FinetuneConfig, asked: int, need: int, room: float, size: int) -> CoviewError:
+    """size: images at a time that would fit; 0: none."""
     told = (
-        f"{counted(asked, 'image')} at a time need {wanted(config, needs, asked) / 1e9:.1f} GB, of "
-        f"which {free / 1e9:.1f} GB are free"
+        f"{counted(asked, 'image')} at a time need {need / 1e9:.1f} GB, and {room / 1e9:.1f} GB of "
+        "what is free are for that"
     )
-    if wanted(config, needs, size) <= SHARE * free:
+    if size:
         return UsageError(
             f"{told}; {counted(size, 'image')} at a time would fit, with the gradient of the same "
             f"batch of {config.batch}",

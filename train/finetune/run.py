@@ -164,11 +164,12 @@ def _say_from_what(ground: Ground, work: Work, needs: list[Needs]) -> None:
     if peers.count > 1:
         others = f" and {counted(len(ground.split.unlabelled), 'unlabelled one')}"
     each = " a process" if peers.ranks > 1 else ""
+    need = wanted(config, needs, config.chunk, ground.device) / 1e9
     log.info(
         f"from {counted(len(ground.split.labelled), 'labelled image')}{others} of {ground.classes} "
         f"classes, {config.steps:,} steps of {config.batch} images, {config.chunk} at a time, in "
-        f"some {wanted(config, needs, config.chunk) / 1e9:.2g} GB{each}. Dropout, drop-path and "
-        "the statistics of BatchNorm stay as they are when images are embedded"
+        f"some {need:.2g} GB{each}. Dropout, drop-path and the statistics of BatchNorm "
+        "stay as they are when images are embedded"
     )
     if config.mode == "full" and shots < COLLAPSES:
         log.warning(

@@ -43,8 +43,8 @@ from train.data.seen import refuse_seen
 from train.finetune import keep, tune
 from train.finetune import run as finetune
 from train.finetune.config import FinetuneConfig
-from train.finetune.ground import chunk_of, made, read
-from train.finetune.live import PENALTY, fit_head
+from train.finetune.ground import HOLES, LIBRARIES, SHARE, chunk_of, made, read
+from train.finetune.live import PENALTY, Needs, fit_head
 from train.finetune.tune import Tuning, warm_and_cool
 from train.run.log import Listener
 from train.run.reading import read as read_ground
@@ -305,7 +305,7 @@ def test_a_run_goes_on_with_the_threads_and_parts_that_it_began_with(
             return real(work, batch)
 
         monkeypatch.setattr(Tuning, "learn", learn)
-        monkeypatch.setattr("train.finetune.ground.free_bytes", lambda device: 20_000_000)
+        monkeypatch.setattr("train.finetune.ground.free_bytes", lambda device: LIBRARIES * 1.3)
         run(settings)
     finally:
         torch.set_num_threads(1)
@@ -712,24 +712,35 @@ def test_all_parameters_and_few_labels_are_warned_of(
     assert "MODE=lora" in caplog.text
 
 
-def test_so_many_images_at_a_time_as_fit(digits: Path, tmp_path: Path) -> None:
-    settings = asked(digits, tmp_path, batch=32)
-    _, needs = made(read(settings))
+def test_so_many_images_at_a_time_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, cpu = FinetuneConfig(view="a", batch=32), torch.device("cpu")
+    needs, peers = [Needs(weights=5_000, learnt=100, image=1_000_000)], LocalPeers(1)
 
-    peers = LocalPeers(1)
+    def found(room: float, **changes: object) -> int:
+        monkeypatch.setattr("train.finetune.ground.free_bytes", lambda _: int(room / SHARE) + 9)
+        return chunk_of(dataclasses.replace(settings, **changes), needs, cpu, peers)
 
-    def free_for(images: float) -> int:
-        (one,) = needs
-        return int((one.weights + 16 * one.learnt + images * one.image) / 0.8) + 1000
-
-    assert chunk_of(settings, needs, free_for(40), peers) == 32
-    assert chunk_of(settings, needs, free_for(31), peers) == 16
-    assert chunk_of(settings, needs, free_for(1), peers) == 1
-    with pytest.raises(UsageError, match=r"32 images at a time need .* GB, of which") as told:
-        chunk_of(dataclasses.replace(settings, chunk=32), needs, free_for(20), peers)
+    fixed = LIBRARIES + 5_000 + 16 * 100
+    for size, images in ((32, 32 * HOLES), (16, 16), (8, 8), (1, 1)):
+        assert found(fixed + images * 1e6) == size
+        assert found(fixed + images * 1e6 - 1e5, chunk=1) == 1 if size > 1 else True
+    assert found(fixed + 32 * HOLES * 1e6 - 100) == 16
+    with pytest.raises(UsageError, match=r"32 images at a time need 0.6 GB, and 0.6 GB") as told:
+        found(fixed + 20e6, chunk=32)
     assert told.value.instead == {"--chunk": "16"}
     with pytest.raises(UsageError, match="--checkpointing"):
-        chunk_of(settings, needs, free_for(0.5), peers)
+        found(fixed + 0.5e6)
+
+
+@pytest.mark.parametrize(("chunk", "kept"), [(8, True), (3, False)])
+def test_where_images_come_in_parts_malloc_keeps_none(
+    chunk: int, kept: bool, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the holes between its blocks would be as large as the parts that are spared."""
+    told: list[bool] = []
+    monkeypatch.setattr("base.native.keep_no_memory", lambda: told.append(True))
+    made(read(asked(digits, tmp_path, chunk=chunk)))
+    assert bool(told) != kept
 
 
 def test_what_runs_out_of_memory_is_told_what_to_take(

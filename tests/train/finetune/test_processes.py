@@ -21,7 +21,7 @@ from training import on_ranks, rank_of, wait_for
 
 from base.errors import UsageError
 from train.finetune.config import FinetuneConfig
-from train.finetune.ground import made, read
+from train.finetune.ground import chunk_of, made, read
 from train.finetune.live import Needs
 from train.finetune.together import Together
 from train.finetune.tune import Tuning
@@ -238,10 +238,9 @@ def test_what_cannot_be_dealt_out(changes: dict, told: str, instead: dict) -> No
 
 
 def test_all_processes_take_as_many_images_at_a_time_as_fit_in_each(
-    digits: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One has room for 16, another one, by its word, for 4 alone."""
-    from train.finetune.ground import chunk_of
 
     class Full(Half):
         asked = 0
@@ -250,10 +249,11 @@ def test_all_processes_take_as_many_images_at_a_time_as_fit_in_each(
             self.asked += 1
             return flag or self.asked <= 2
 
-    settings = asked(digits, tmp_path, batch=32, gpus=2)
+    settings, cpu = FinetuneConfig(view="a", batch=32, gpus=2), torch.device("cpu")
     needs = [Needs(weights=1000, learnt=10, image=100)]
-    assert chunk_of(settings, needs, 10**9, Half(0, 1)) == 16  # type: ignore[arg-type]
-    assert chunk_of(settings, needs, 10**9, Full(0, 1)) == 4  # type: ignore[arg-type]
+    monkeypatch.setattr("train.finetune.ground.free_bytes", lambda device: 10**9)
+    assert chunk_of(settings, needs, cpu, Half(0, 1)) == 16  # type: ignore[arg-type]
+    assert chunk_of(settings, needs, cpu, Full(0, 1)) == 4  # type: ignore[arg-type]
 
 
 def test_a_dry_run_is_of_one_process(

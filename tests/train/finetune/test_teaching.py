@@ -18,7 +18,7 @@ from extract.run import run as extract
 from train.algorithm.optimise import fresh
 from train.finetune import keep
 from train.finetune.config import FinetuneConfig
-from train.finetune.ground import made, read, wanted
+from train.finetune.ground import HOLES, LIBRARIES, made, read, wanted
 from train.finetune.live import BODY
 from train.finetune.together import Together, adamw
 from train.run.reading import read as read_ground
@@ -183,10 +183,13 @@ def test_what_comes_out_is_embedded_and_trained_on(digits: Path, tmp_path: Path)
 def test_memory_is_that_of_all_views_and_both_kinds_of_images(digits: Path, tmp_path: Path) -> None:
     settings = both(digits, tmp_path, batch=32)
     _, needs = made(read(settings))
-    fixed = sum(one.weights + 60 * one.learnt for one in needs)
-    images = sum(one.image for one in needs)
-    assert wanted(settings, needs, 32) == fixed + 64 * images
-    assert wanted(settings, needs, 8) == fixed + 8 * max(one.image for one in needs)
+    fixed = sum(LIBRARIES + one.weights + 60 * one.learnt for one in needs)
+    images = 64 * sum(one.image for one in needs)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert wanted(settings, needs, 32, gpu) == fixed + images
+    assert wanted(settings, needs, 32, cpu) == fixed + round(HOLES * images)
+    for device in (cpu, gpu):
+        assert wanted(settings, needs, 8, device) == fixed + 8 * max(one.image for one in needs)
 
 
 @pytest.mark.parametrize(
