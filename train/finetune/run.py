@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import shutil
+import threading
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -49,7 +50,9 @@ def run(config: FinetuneConfig, found: dict[str, Any], say: bool = True) -> None
     """Tune, write the views, and `say` what to type next. Raises CoviewError."""
     native.keep_memory()
     rank, gpus = my_rank(), ranks_of(config.gpus, len(config.view_list()))
-    with watched(rank) as board:
+    tunes = not config.dry_run and (gpus == 1 or under_torchrun())  # else it plans, or watches
+    heard = stop_signals() if tunes else nullcontext(threading.Event())
+    with watched(rank) as board, heard as stop:
         ground = read(replace(config, gpus=gpus))
         found |= {"run": str(ground.folder), "views": [*map(str, ground.tomls)]}
         found["judged"] = len(ground.split.val) > 0
@@ -59,10 +62,10 @@ def run(config: FinetuneConfig, found: dict[str, Any], say: bool = True) -> None
         elif config.dry_run:
             _rehearse(ground, settled, found)
             return
-        elif gpus > 1 and not under_torchrun():
-            launch("finetune", config, ground.cache.names)
+        elif tunes:
+            _tune(ground, settled, board, stop)
         else:
-            _tune(ground, settled, board)
+            launch("finetune", config, ground.cache.names)
         if rank or BOARD in os.environ:  # another process tells
             return
         found["result"] = keep.read_done(ground.folder)
@@ -70,11 +73,11 @@ def run(config: FinetuneConfig, found: dict[str, Any], say: bool = True) -> None
             _say_next(ground)
 
 
-def _tune(ground: Ground, settled: dict[str, Any], board: Listener) -> None:
+def _tune(ground: Ground, settled: dict[str, Any], board: Listener, stop: threading.Event) -> None:
     """In each of the processes."""
     peers = make_peers(len(ground.cache.names), ground.device, TIMEOUT_S)
     leads = peers.rank == 0
-    with together(peers), stop_signals() as stop:
+    with together(peers):
         work, needs = made(_as_settled(ground, settled), peers)
         _say_what_learns(ground, work)
         _say_from_what(ground, work, needs)

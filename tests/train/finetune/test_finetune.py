@@ -350,6 +350,24 @@ def test_sigterm_saves_and_ends_with_75(
     assert outcome(run(settings)) == outcome(done)
 
 
+def test_sigterm_while_models_are_loaded_is_heard(
+    digits: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, real = asked(digits, tmp_path), finetune.made
+
+    def made_slowly(*given: object) -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*given)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "made", made_slowly)
+        with pytest.raises(PreemptedError, match="stopped at step 1 of 6, everything is"):
+            run(settings)
+    signal.signal(signal.SIGTERM, before)
+    assert outcome(run(settings)) == outcome(done)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
