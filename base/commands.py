@@ -522,6 +522,8 @@ def _mended(error: CoviewError, advises: bool) -> dict[str, str | None]:
 def _say(error: CoviewError) -> int:
     """On stderr. A message that ends with no command of its own gets the one that this process is;
     changed, where the error says how, or begins with the name of what is wrong in it."""
+    if error.told:
+        return error.exit_code
     names = "|".join(one.name for one in CURRENT.table)
     message = rendered(str(error))
     advises = bool(re.search(rf"\b(make|coview) ({names})\b", message))

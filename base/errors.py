@@ -18,9 +18,12 @@ class CoviewError(Exception):
     instead: the change to the command that the message asks for, {"RUN": "demo-2"}: names of make,
     None to leave one out, UNKNOWN for a value that the user must know, and flags of ARGS,
     {"--force": ""}. The command is then shown with it.
+
+    of_all: every process of a run raises it, and one says it. told: it has been said.
     """
 
     exit_code = 1
+    of_all = told = False
 
     def __init__(self, message: str = "", instead: Mapping[str, str | None] | None = None) -> None:
         super().__init__(message)
@@ -53,6 +56,7 @@ class RankDiedError(CoviewError):
 
 class PreemptedError(CoviewError):
     exit_code = 75
+    of_all = True
 
 
 class StoppedError(CoviewError):

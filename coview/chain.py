@@ -130,7 +130,7 @@ def _of_train(instead: Mapping[str, str | None], config: TrainingConfig) -> dict
     is another one here, too; what it has no word for is left to the message."""
     from train.run.names import free_name
 
-    found = {word: value for word, value in instead.items() if word in ("LABELS", "DEVICE")}
+    found = {word: value for word, value in instead.items() if word in ("LABELS", "DEVICE", "GPUS")}
     if "RUN" in instead:
         found["RUN"] = Path(free_name(Path(config.runs) / config.run)).name
     return found

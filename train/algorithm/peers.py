@@ -74,6 +74,20 @@ class LocalPeers:
         pass
 
 
+class OneOfSeveral(LocalPeers):
+    """One process of several that are not there: the others would say what it says. To see what it
+    takes."""
+
+    def __init__(self, count: int, ranks: int, rank: int) -> None:
+        self.count, self.ranks, self.rank = count, ranks, rank
+        across = min(ranks, count)
+        self.mine = list(range(rank % across, count, across))
+        self.replica, self.replicas = rank // count, max(1, ranks // count)
+
+    def exchange(self, mine: Sequence[Tensor]) -> list[Tensor]:
+        return [mine[view % len(mine)] for view in range(self.count)]
+
+
 class GroupPeers:
     """The views on the ranks of a torch.distributed group (NCCL on CUDA, gloo on the CPU), as
     torchrun describes it in the environment."""
@@ -163,7 +177,8 @@ def _join(device: torch.device, timeout: timedelta) -> None:
 
 def part_of(rows: Rows, peers: Peers, axis: int = 0) -> Rows:
     """This replica's part of the rows of a whole batch."""
-    size = rows.shape[axis] // peers.replicas
+    size, left = divmod(rows.shape[axis], peers.replicas)
+    assert not left, (rows.shape, axis, peers.replicas)
     here = [slice(None)] * axis
     here.append(slice(peers.replica * size, (peers.replica + 1) * size))
     return rows[tuple(here)]

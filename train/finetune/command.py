@@ -6,6 +6,8 @@ embeds and train reads as any other. The same command with the same RUN resumes 
 
 from typing import Any
 
+from base.commands import CURRENT
+from base.errors import CoviewError
 from train.finetune.config import FinetuneConfig
 
 
@@ -14,4 +16,9 @@ def command(config: FinetuneConfig, found: dict[str, Any]) -> None:
     config.check()
     from train.finetune.run import run
 
-    run(config, found)
+    try:
+        run(config, found)
+    except CoviewError as error:
+        if CURRENT.typed.command != "finetune":  # make train LIVE= has started this process
+            error.instead = {}  # it has other words
+        raise

@@ -117,7 +117,8 @@ class TuningRun:
 
 
 OF_THE_MACHINE = ("chunk", "checkpointing", "checkpoint_every", "threads")
-PLACES = ("run", "cache", "weights", *[field.name for field in dataclasses.fields(TuningRun)])
+PLACES = ("run", "gpus", "cache", "weights")
+PLACES += tuple(field.name for field in dataclasses.fields(TuningRun))
 
 
 @dataclass(frozen=True)

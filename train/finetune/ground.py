@@ -169,7 +169,7 @@ def made(ground: Ground, peers: Peers | None = None) -> tuple[Work, list[Needs]]
         needs.append(needs_of(live, shown.as_extracted(rows[:MEASURED].tolist())))
     chunk = chunk_of(config, needs, ground.device, peers)
     config = dataclasses.replace(config, chunk=chunk)
-    if chunk < config.part():
+    if chunk < config.part() and ground.device.type == "cpu":
         native.keep_no_memory()
     for view, live in zip(peers.mine, lives, strict=True):
         live.to(ground.device)
@@ -212,11 +212,12 @@ def by_key(dataset: Dataset, items: Items) -> Callable[[int], bytes]:
     return read_row
 
 
-def free_bytes(device: torch.device) -> int:
-    """Of memory, on the device."""
+def free_bytes(device: torch.device, processes: int) -> int:
+    """Of memory, on the device; of the machine's for each of so many processes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return available_memory()
+    # torchrun may have others on other machines
+    return available_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", processes))
 
 
 def wanted(config: FinetuneConfig, needs: Sequence[Needs], size: int, device: torch.device) -> int:
@@ -238,7 +239,7 @@ def chunk_of(
 ) -> int:
     """Images at a time: as asked, else a process's part of the batch, halved until it fits in every
     process. Raises UsageError where not even that fits."""
-    part, room = config.part(), SHARE * free_bytes(device)
+    part, room = config.part(), SHARE * free_bytes(device, config.gpus)
 
     def fits(size: int) -> bool:
         return wanted(config, needs, size, device) <= room
@@ -265,7 +266,7 @@ def _too_much(config: FinetuneConfig, asked: int, need: int, room: float, size: 
             f"batch of {config.batch}",
             instead={"--chunk": str(size)},
         )
-    return UsageError(
-        f"{told}. Tune less (MODE=lora), forget what is inside of the blocks "
-        "(ARGS=--checkpointing), or take a smaller view"
-    )
+    forget = ""
+    if len(config.view_list()) == 1:
+        forget = "forget what is inside of the blocks (ARGS=--checkpointing), "
+    return UsageError(f"{told}. Tune less (MODE=lora), {forget}or take a smaller view")

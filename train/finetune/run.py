@@ -18,13 +18,13 @@ import torch
 
 from base import durable, locks, native
 from base.console import NOTE, clock_text, counted
-from base.errors import UNKNOWN, StaleError
+from base.errors import UNKNOWN, StaleError, UsageError
 from base.limits import within_memory
 from base.phrase import line_of
 from cache_specs.spec import Tuned, differences
 from cache_specs.tuned import FILE as SEEN
 from cache_specs.tuned import digest, listed
-from train.algorithm.peers import make_peers
+from train.algorithm.peers import OneOfSeveral, Peers, make_peers
 from train.algorithm.ranks import BOARD, my_rank, ranks_of, under_torchrun
 from train.data.graph import standardise
 from train.data.scarce import unlearnt
@@ -52,20 +52,20 @@ def run(config: FinetuneConfig, found: dict[str, Any], say: bool = True) -> None
     rank, gpus = my_rank(), ranks_of(config.gpus, len(config.view_list()))
     tunes = not config.dry_run and (gpus == 1 or under_torchrun())  # else it plans, or watches
     heard = stop_signals() if tunes else nullcontext(threading.Event())
+    config = replace(config, gpus=gpus)
     with watched(rank) as board, heard as stop:
-        ground = read(replace(config, gpus=gpus))
+        config.check()  # of as many processes as torchrun has started
+        ground = read(config)
         found |= {"run": str(ground.folder), "views": [*map(str, ground.tomls)]}
         found["judged"] = len(ground.split.val) > 0
-        settled = _refuse_other(ground) if (ground.folder / "config.json").is_file() else {}
-        if keep.is_tuned(ground.folder):
-            log.info(f"{ground.folder} is finished; another RUN= tunes anew")
-        elif config.dry_run:
-            _rehearse(ground, settled, found)
-            return
-        elif tunes:
-            _tune(ground, settled, board, stop)
-        else:
-            launch("finetune", config, ground.cache.names)
+        if tunes:
+            _tune(ground, board, stop)
+        elif not _is_finished(ground, rank == 0):
+            if config.dry_run and rank == 0:
+                _rehearse(ground, found)
+            if config.dry_run:
+                return
+            launch("finetune", config, ground.cache.names, "after this step")
         if rank or BOARD in os.environ:  # another process tells
             return
         found["result"] = keep.read_done(ground.folder)
@@ -73,33 +73,53 @@ def run(config: FinetuneConfig, found: dict[str, Any], say: bool = True) -> None
             _say_next(ground)
 
 
-def _tune(ground: Ground, settled: dict[str, Any], board: Listener, stop: threading.Event) -> None:
-    """In each of the processes."""
-    peers = make_peers(len(ground.cache.names), ground.device, TIMEOUT_S)
-    leads = peers.rank == 0
-    with together(peers):
-        work, needs = made(_as_settled(ground, settled), peers)
-        _say_what_learns(ground, work)
-        _say_from_what(ground, work, needs)
-        folder = durable.make_folder(ground.folder)
-        with locks.lock(folder) if leads else nullcontext():
+def _tune(ground: Ground, board: Listener, stop: threading.Event) -> None:
+    """In each of the processes. What is there is looked at under the lock."""
+    leads = my_rank() == 0
+    folder = durable.make_folder(ground.folder)
+    with locks.lock(folder) if leads else nullcontext():
+        peers = make_peers(len(ground.cache.names), ground.device, TIMEOUT_S)
+        with together(peers):
+            if _is_finished(ground, leads):
+                return
+            settled = _refuse_other(ground)
+            work, needs = _made(ground, settled, peers)
+            _say_what_learns(ground, work)
+            _say_from_what(ground, work, needs)
+            peers.any(False)  # all have looked
             if leads and not settled:
                 _begin(ground, work.config)
             if leads:
                 mend(folder)
-            peers.any(False)  # begun and mended, before the others look
+            peers.any(False)  # begun and mended
             with within_memory("this fine-tuning", *_less(work.config)):
                 tune(work, folder, ", ".join(ground.cache.names), stop, board)
             _finish(ground, work)
 
 
-def _as_settled(ground: Ground, settled: dict[str, Any]) -> Ground:
-    return replace(ground, config=replace(ground.config, **settled))
+def _is_finished(ground: Ground, aloud: bool) -> bool:
+    """Raises StaleError where what is finished is another one."""
+    if not keep.is_tuned(ground.folder):
+        return False
+    _refuse_other(ground)
+    if aloud:
+        log.info(f"{ground.folder} is finished; another RUN= tunes anew")
+    return True
+
+
+def _made(ground: Ground, settled: dict[str, Any], peers: Peers) -> tuple[Work, list[Needs]]:
+    """With what was settled when the run was begun."""
+    try:
+        return made(replace(ground, config=replace(ground.config, **settled)), peers)
+    except UsageError as error:
+        if settled and "--chunk" in error.instead:
+            error.instead["RUN"] = UNKNOWN  # it is another run
+        raise
 
 
 def _begin(ground: Ground, config: FinetuneConfig) -> None:
     """The run's folder, with what was settled: a run that goes on keeps to it."""
-    settled = {"chunk": config.chunk, "threads": config.threads}
+    settled = {"chunk": config.chunk, "threads": config.threads, "processes": config.gpus}
     durable.make_folder(ground.folder / "splits")
     keys = keys_of(ground.cache.items, ground.split)
     durable.write(split_file(ground.folder, config.seed()), keys, "run.split")
@@ -119,9 +139,11 @@ def _wanted(ground: Ground) -> dict[str, Any]:
 
 
 def _refuse_other(ground: Ground) -> dict[str, Any]:
-    """Raise StaleError where the folder holds a run of other settings or data. Returns what was
-    settled when it was begun."""
+    """What was settled when the run was begun; nothing of a new one. Raises StaleError where the
+    folder holds a run of other settings or data, or one that goes on in other processes."""
     path = ground.folder / "config.json"
+    if not path.is_file():
+        return {}
     try:
         begun = durable.read_sealed(path)
     except (OSError, ValueError) as error:
@@ -129,6 +151,9 @@ def _refuse_other(ground: Ground) -> dict[str, Any]:
         begun = {}
     now = _wanted(ground)
     kept = {key: begun.get(key) for key in now}
+    if kept["settings"]:  # with those that are younger than the run
+        kept["settings"] = {**FinetuneConfig().settings(), **kept["settings"]}
+        kept["settings"].pop("gpus", None)
     if kept["settings"] and kept["fingerprints"] == now["fingerprints"]:
         kept["settings"]["data"] = now["settings"]["data"]  # the same images, whatever DATA says
     changed = differences(kept, now)
@@ -139,6 +164,13 @@ def _refuse_other(ground: Ground) -> dict[str, Any]:
             + "\n  ".join(changed)
             + f"\nGive this one another name (RUN={free}), or repeat the old settings to resume it",
             instead={"RUN": free},
+        )
+    processes = begun["settled"].pop("processes", 1)
+    if processes != ground.config.gpus and not keep.is_tuned(ground.folder):
+        raise StaleError(
+            f"{ground.folder} was begun with GPUS={processes}, of which its checkpoints are: go on "
+            "so, or give this one another name",
+            instead={"GPUS": str(processes)},
         )
     return begun["settled"]
 
@@ -185,22 +217,22 @@ def _say_from_what(ground: Ground, work: Work, needs: list[Needs]) -> None:
         log.warning(lacking)
 
 
-def _rehearse(ground: Ground, settled: dict[str, Any], found: dict[str, Any]) -> None:
-    """How long it would take, by one step after the first, in this process alone."""
-    alone = replace(ground, config=replace(ground.config, gpus=1))
-    work, needs = made(_as_settled(alone, settled))
-    _say_what_learns(ground, work)
-    _say_from_what(ground, work, needs)
-    seconds = 0.0
-    for step in range(2):
+def _rehearse(ground: Ground, found: dict[str, Any]) -> None:
+    """What each process needs, and how long the slowest would take, by one step after the first; of
+    several each alone, as if the others were there."""
+    config, settled, seconds = ground.config, _refuse_other(ground), []
+    views = len(ground.cache.names)
+    for rank in range(min(config.gpus, views)):
+        work, needs = _made(ground, settled, OneOfSeveral(views, config.gpus, rank))
+        _say_what_learns(ground, work)
+        _say_from_what(ground, work, needs)
+        work.learn(work.batch(0))
         begun = time.monotonic()
-        work.learn(work.batch(step))
-        seconds = (time.monotonic() - begun) * work.config.steps
-    found["seconds"] = round(seconds, 1)
-    told = f"about {clock_text(seconds)}"
-    if ground.config.gpus > 1:
-        told = f"less than {clock_text(seconds)}, which one process alone takes"
-    log.info(f"it would take {told}; nothing was written")
+        work.learn(work.batch(1))
+        seconds.append((time.monotonic() - begun) * work.config.steps)
+    found["seconds"] = round(max(seconds), 1)
+    waiting = ", besides what processes wait for each other" if config.gpus > 1 else ""
+    log.info(f"it would take about {clock_text(max(seconds))}{waiting}; nothing was written")
 
 
 def _less(config: FinetuneConfig) -> tuple[str, dict[str, str | None]]:

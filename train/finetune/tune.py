@@ -214,8 +214,10 @@ def _save(folder: Path, work: Work) -> None:
 
 
 def _not_finite(title: str, work: Work) -> DataQualityError:
-    return DataQualityError(
+    error = DataQualityError(
         f"{title}: the loss is not finite at step {work.step:,}. Take a smaller learning rate, in "
         "a run of its own",
         {"--lr": f"{work.config.lr / 10:g}", "RUN": UNKNOWN},
     )
+    error.of_all = True
+    return error

@@ -65,38 +65,39 @@ class Asked(threading.Event):
     """Set when the ranks are to stop. Ctrl-C: the first is handed to them, who save; the second
     ends everything."""
 
-    pressed = False
+    def __init__(self, stops: str) -> None:
+        super().__init__()
+        self.pressed, self.stops = False, stops
 
     def press(self) -> None:
         if self.pressed:
             raise KeyboardInterrupt
         self.pressed = True
-        log.log(
-            NOTE,
-            "stopping at the next look at the validation images, and saving (Ctrl-C again stops at "
-            "once)",
-        )
+        log.log(NOTE, f"stopping {self.stops}, and saving (Ctrl-C again stops at once)")
         self.set()
 
 
-def launch(command: str, settings: Any, views: list[str]) -> None:
-    """Run a command in `settings.gpus` processes. Raises CoviewError: RankDiedError, or one with
-    the exit code that a rank chose."""
+def launch(command: str, settings: Any, views: list[str], stops: str) -> None:
+    """Run a command in `settings.gpus` processes. stops: when they do, once they are asked to.
+    Raises CoviewError: RankDiedError, or one with the exit code that a rank chose."""
     gpus = settings.gpus
     with tempfile.TemporaryDirectory(prefix="coview-") as folder:
         path = Path(folder) / "ranks.bin"
         path.write_bytes(np.array([[0, 0, RUNNING]] * gpus, np.int64).tobytes())
-        board, asked = Board(str(path)), Asked()
-        signal.signal(signal.SIGTERM, lambda *_: asked.set())
-        # the ranks, in sessions of their own, do not hear it
-        signal.signal(signal.SIGINT, lambda *_: asked.press())
+        board, asked = Board(str(path)), Asked(stops)
+        before = {
+            signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: asked.set()),
+            # the ranks, in sessions of their own, do not hear it
+            signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: asked.press()),
+        }
         torchrun = _start(gpus, path, started(command, settings))
         try:
             failure, seconds = _watch(torchrun, board, asked)
         finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
             _kill(torchrun, board)
-        if failure is None and torchrun.returncode == 0:
+        if failure is None and (torchrun.returncode == 0 or (board.rows[:, CODE] == 0).all()):
             return
         raise _told(failure or Failure([0], "died"), seconds, board, asked, views)
 
@@ -133,12 +134,13 @@ def _told(
     """What the user is told of it. Without a rank that failed torchrun itself did."""
     rank = failure.ranks[0]
     code, step = int(board.rows[rank, CODE]), int(board.rows[rank, STEP])
-    if code == PreemptedError.exit_code and asked.pressed:
-        return StoppedError("stopped, everything is saved")
+    if code == PreemptedError.exit_code:
+        told = f"stopped at step {step:,}, everything is saved; the same command goes on from here"
+        return StoppedError(told) if asked.pressed else PreemptedError(told)
     if code > FAILED:
         told = f"rank {rank} ended the run with exit code {code}; its message stands above"
         error = CoviewError(told)
-        error.exit_code = code
+        error.exit_code, error.told = code, True
         return error
     named = []
     for one in failure.ranks:
@@ -155,7 +157,8 @@ def _watch(torchrun: subprocess.Popen, board: Board, asked: Asked) -> tuple[Fail
     while torchrun.poll() is None:
         time.sleep(0.1)
         if asked.is_set():
-            _signal_ranks(board, signal.SIGTERM)  # again and again: one may not have been there yet
+            # again and again: one may not have been there yet
+            _signal_ranks(board, signal.SIGTERM, among=board.rows[:, CODE] == RUNNING)
         if failure is None:
             failure, since = _first_failed(board), time.monotonic()
         elif time.monotonic() - since > GRACE_S:
@@ -202,8 +205,8 @@ def _state(stat: str) -> str:
     return "X" if int(flags) & EXITING else state
 
 
-def _signal_ranks(board: Board, number: int) -> None:
-    for pid in board.rows[:, PID]:
+def _signal_ranks(board: Board, number: int, among: slice | np.ndarray = slice(None)) -> None:
+    for pid in board.rows[among, PID]:
         if pid and _life(int(pid)) not in DEAD:
             os.kill(int(pid), number)
 

@@ -101,13 +101,14 @@ def watched(rank: int) -> Generator[Ignore, None, None]:
         code = 0
     except CoviewError as error:
         code = error.exit_code
+        # who watches the ranks says that they stopped
+        watches = isinstance(board, Board) and isinstance(error, PreemptedError)
+        error.told = watches or (error.of_all and rank > 0)
         raise
-    except LostError as error:
-        if isinstance(board, Board):  # who watches the ranks says which of them has failed
-            why = " ".join(str(error).split())[:200]
-            log.warning(f"rank {rank} waits for the others no longer: {why}")
-            raise SystemExit(FAILED) from None
-        raise
+    except LostError as error:  # the one that has failed says why, or who watches the ranks
+        why = " ".join(str(error).split())[:200]
+        log.warning(f"rank {rank} waits for the others no longer: {why}")
+        raise SystemExit(FAILED) from None
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             code = UsageError.exit_code  # as `start` will say
@@ -126,7 +127,7 @@ def stop_signals() -> Generator[threading.Event, None, None]:
         pressed.set()
         stop.set()
 
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     plan = "stopping after this step, and saving (Ctrl-C again stops at once)"
     heard: AbstractContextManager = heeded(press, plan, f"{KEPT}\nTo go on, type: {typed()}")
     if under_torchrun():  # it hands Ctrl-C on, so that one press may come twice
@@ -139,6 +140,8 @@ def stop_signals() -> Generator[threading.Event, None, None]:
         if pressed.is_set():
             raise StoppedError(*error.args) from None
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 @contextmanager

@@ -82,7 +82,8 @@ def _run_here_or_launch(command: str, config: TrainConfig, run: Callable[[Any], 
     log.log(NOTE, f"run {Path(config.runs) / config.run}")
     if config.gpus > 1:
         read(config)  # what is wrong with the data is said once, before any rank starts
-        launch(command, config, config.view_list())
+        stops = "at the next look at the validation images"
+        launch(command, config, config.view_list(), stops)
     else:
         run(config)
 

@@ -4,6 +4,7 @@ again the same bytes. The processes are gloo's, on the CPU."""
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,13 +20,17 @@ from test_finetune import VIEWS, asked, outcome, run
 from test_teaching import both
 from training import on_ranks, rank_of, wait_for
 
-from base.errors import UsageError
+from base import durable
+from base.errors import StaleError, UsageError
+from train.algorithm.peers import OneOfSeveral
+from train.algorithm.ranks import views_of
 from train.finetune.config import FinetuneConfig
 from train.finetune.ground import chunk_of, made, read
 from train.finetune.live import Needs
 from train.finetune.together import Together
 from train.finetune.tune import Tuning
 
+MANY = pytest.mark.many
 HARMED = """
 import os, sys, time
 from coview.cli import run
@@ -183,7 +188,8 @@ def test_a_signal_to_one_stops_both_and_they_go_on_to_the_same_bytes(
     settings = alone_with_two(digits, tmp_path)
     codes, said = on_two(settings, 1, step=2, number=signal.SIGTERM)
     assert codes == [75, 75], said
-    assert "stopped at step 3 of 6, everything is saved" in said
+    assert said.count("stopped at step 3 of 6, everything is saved") == 1
+    assert said.count("To go on, type") == 1
     codes, said = on_two(settings)
     assert codes == [0, 0], said
     assert outcome(tmp_path / "tiny-clip-ft") == outcome(replicas)
@@ -196,12 +202,22 @@ def test_another_number_of_processes_is_another_run(
     on_two(settings, 0, step=3)
     log = tmp_path / "again.txt"
     codes = on_ranks(words(dataclasses.replace(settings, gpus=1)), 1, log, torchrun=False)
-    assert codes == [6] and "settings.gpus: 2 -> 1" in log.read_text()
+    assert codes == [6] and "was begun with GPUS=2" in log.read_text()
+    assert "GPUS=2" in log.read_text().splitlines()[-1]
 
 
 def test_the_command_starts_them_and_says_who_died(digits: Path, tmp_path: Path) -> None:
     """By torchrun, as a user does it; a process that dies ends all, with exit code 7."""
-    settings = both(digits, tmp_path, gpus=2, steps=100_000)
+    process = begun_by_the_command(both(digits, tmp_path, gpus=2, steps=100_000), tmp_path / "both")
+    os.kill(rank_of(tmp_path, 1), signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 7, errors
+    assert "rank 1 (tiny-dinov2) died at step" in errors
+    assert "finetune" in errors.splitlines()[-1] and "Traceback" not in errors
+
+
+def begun_by_the_command(settings: FinetuneConfig, folder: Path) -> subprocess.Popen:
+    """`make finetune` as a user types it, once its first checkpoint is there."""
     process = server.Popen(
         [sys.executable, "-m", "coview.cli", *words(settings)],
         cwd=ROOT,
@@ -210,12 +226,73 @@ def test_the_command_starts_them_and_says_who_died(digits: Path, tmp_path: Path)
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for(tmp_path / "both" / "checkpoints" / "LATEST", process)
-    os.kill(rank_of(tmp_path, 1), signal.SIGKILL)
+    wait_for(folder / "checkpoints" / "LATEST", process)
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=MANY)]
+)
+def test_a_signal_to_the_command_is_said_once(
+    number: int, code: int, digits: Path, tmp_path: Path
+) -> None:
+    process = begun_by_the_command(both(digits, tmp_path, gpus=2, steps=100_000), tmp_path / "both")
+    process.send_signal(number)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 7, errors
-    assert "rank 1 (tiny-dinov2) died at step" in errors
-    assert "finetune" in errors.splitlines()[-1] and "Traceback" not in errors
+    assert process.returncode == code, errors
+    assert errors.count("everything is saved") == errors.count("To go on, type") == 1, errors
+    assert errors.count("stopping after this step") == (code == 130)
+
+
+def test_what_all_say_is_said_by_one(digits: Path, tmp_path: Path) -> None:
+    codes, said = on_two(both(digits, tmp_path, gpus=2, lr=1e30, steps=50))
+    assert codes == [3, 3] and said.count("the loss is not finite at step") == 1, said
+
+
+def test_torchrun_of_ones_own_is_held_to_the_same_rules(digits: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    codes = on_ranks(words(asked(digits, tmp_path, batch=32)), 3, log)
+    assert codes == [2, 2, 2] and "in 3 equal parts, and --batch 32 has none" in log.read_text()
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_left_alone(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the first look at the folder and the lock."""
+    from train.finetune import run as finetune
+
+    settings, read_only = asked(digits, tmp_path), finetune.read
+    other = dataclasses.replace(settings, lr=0.01)
+
+    def slowly(config: FinetuneConfig) -> object:
+        ground = read_only(config)
+        with monkeypatch.context() as patch:
+            patch.setattr(finetune, "read", read_only)
+            run(settings)
+        return ground
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "read", slowly)
+        with pytest.raises(StaleError, match=r"settings\.lr: 0\.0002 -> 0\.01"):
+            run(other)
+    expected = outcome(tmp_path / "tiny-clip-ft")
+    assert outcome(run(settings)) == expected
+
+
+def test_a_finished_run_is_shown_whatever_gpus_says(replicas: Path, digits: Path) -> None:
+    settings = alone_with_two(digits, replicas.parent)
+    assert run(dataclasses.replace(settings, gpus=1)) == replicas
+
+
+def test_a_run_of_before_has_the_settings_that_are_younger(
+    digits: Path, one_process: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(one_process, tmp_path / "both")
+    path = tmp_path / "both" / "config.json"
+    begun = durable.read_sealed(path)
+    del begun["settings"]["ema"], begun["settled"]["processes"], begun["sha256"]
+    path.write_bytes(durable.sealed(begun))
+    assert run(both(digits, tmp_path)) == tmp_path / "both"
 
 
 # ---------------------------------------------------------------- words, memory
@@ -251,12 +328,12 @@ def test_all_processes_take_as_many_images_at_a_time_as_fit_in_each(
 
     settings, cpu = FinetuneConfig(view="a", batch=32, gpus=2), torch.device("cpu")
     needs = [Needs(weights=1000, learnt=10, image=100)]
-    monkeypatch.setattr("train.finetune.ground.free_bytes", lambda device: 10**9)
+    monkeypatch.setattr("train.finetune.ground.free_bytes", lambda *_: 10**9)
     assert chunk_of(settings, needs, cpu, Half(0, 1)) == 16  # type: ignore[arg-type]
     assert chunk_of(settings, needs, cpu, Full(0, 1)) == 4  # type: ignore[arg-type]
 
 
-def test_a_dry_run_is_of_one_process(
+def test_a_dry_run_takes_each_process_as_it_is_alone(
     digits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from train.finetune import run as finetune
@@ -264,5 +341,18 @@ def test_a_dry_run_is_of_one_process(
     caplog.set_level("INFO")
     found: dict = {}
     finetune.run(both(digits, tmp_path / "runs", gpus=2, dry_run=True), found)
-    assert "which one process alone takes; nothing was written" in caplog.text
+    assert "besides what processes wait for each other; nothing was written" in caplog.text
     assert found["seconds"] >= 0 and not (tmp_path / "runs").exists()
+    for view in VIEWS:
+        assert caplog.text.count(f"{view}, mode lora") == 1
+    assert "GB a process" in caplog.text
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 4])
+def test_a_process_alone_has_the_views_and_the_part_that_it_would_have(gpus: int) -> None:
+    for rank in range(gpus):
+        alone = OneOfSeveral(2, gpus, rank)
+        assert [str(view) for view in alone.mine] == views_of(rank, gpus, ["0", "1"])
+        assert (alone.replica, alone.replicas) == (rank // 2, max(1, gpus // 2))
+        said = alone.exchange([torch.tensor(view) for view in alone.mine])
+        assert len(said) == 2 and all(int(said[view]) == view for view in alone.mine)
