@@ -345,7 +345,7 @@ def test_sigterm_saves_and_ends_with_75(
         patch.setattr(Tuning, "learn", learn)
         with pytest.raises(PreemptedError, match="stopped at step 3 of 6, everything is") as told:
             run(settings)
-    signal.signal(signal.SIGTERM, before)
+    assert signal.getsignal(signal.SIGTERM) is before
     assert told.value.exit_code == 75
     assert outcome(run(settings)) == outcome(done)
 
@@ -364,7 +364,7 @@ def test_sigterm_while_models_are_loaded_is_heard(
         patch.setattr(finetune, "made", made_slowly)
         with pytest.raises(PreemptedError, match="stopped at step 1 of 6, everything is"):
             run(settings)
-    signal.signal(signal.SIGTERM, before)
+    assert signal.getsignal(signal.SIGTERM) is before
     assert outcome(run(settings)) == outcome(done)
 
 
