@@ -58,19 +58,21 @@ def run(config: FinetuneConfig, found: dict[str, Any], say: bool = True) -> None
         ground = read(config)
         found |= {"run": str(ground.folder), "views": [*map(str, ground.tomls)]}
         found["judged"] = len(ground.split.val) > 0
+        if config.dry_run and not keep.is_tuned(ground.folder):
+            _rehearse(ground, found)
+            return
         if tunes:
             _tune(ground, board, stop)
         elif not _is_finished(ground, rank == 0):
-            if config.dry_run and rank == 0:
-                _rehearse(ground, found)
-            if config.dry_run:
-                return
             launch("finetune", config, ground.cache.names, "after this step")
-        if rank or BOARD in os.environ:  # another process tells
-            return
-        found["result"] = keep.read_done(ground.folder)
-        if say:
-            _say_next(ground)
+        if rank == 0 and BOARD not in os.environ:  # else another process tells
+            _tell(ground, found, say)
+
+
+def _tell(ground: Ground, found: dict[str, Any], say: bool) -> None:
+    found["result"] = keep.read_done(ground.folder)
+    if say:
+        _say_next(ground)
 
 
 def _tune(ground: Ground, board: Listener, stop: threading.Event) -> None:
@@ -218,8 +220,10 @@ def _say_from_what(ground: Ground, work: Work, needs: list[Needs]) -> None:
 
 
 def _rehearse(ground: Ground, found: dict[str, Any]) -> None:
-    """What each process needs, and how long the slowest would take, by one step after the first; of
-    several each alone, as if the others were there."""
+    """What each process needs, and how long the slowest would take, by one step after the first: by
+    one process for all, each alone, as if the others were there."""
+    if my_rank():
+        return
     config, settled, seconds = ground.config, _refuse_other(ground), []
     views = len(ground.cache.names)
     for rank in range(min(config.gpus, views)):
