@@ -1189,7 +1189,8 @@ NO_SITUATION = {  # each was looked at: why its command gets further, or may be 
     # images at a time that fit, another mode, another name: tests/train/finetune
     "train/finetune/ground.py:_refuse_name",
     "train/finetune/ground.py:_too_much",
-    "train/finetune/run.py:_refuse_other",
+    "train/finetune/run.py:_refuse_other#1",
+    "train/finetune/run.py:_refuse_other#2",
     "train/finetune/tune.py:_not_finite",
     "train/finetune/thaw.py:thaw",
     # another view, which is not an imported one; make extract, once there are two classes
