@@ -14,6 +14,7 @@ import numpy as np
 import server
 from conftest import ROOT, Made
 
+from base.commands import argv_of
 from coview.live import TrainingConfig
 from train.algorithm.neighbours import CPU
 from train.config import TrainConfig
@@ -56,16 +57,7 @@ def typed(settings: TrainConfig) -> TrainingConfig:
 
 
 def flags(settings: TrainConfig) -> list[str]:
-    values = dataclasses.asdict(settings)
-    words = []
-    for name, value in values.items():
-        name = name.replace("_", "-")
-        words += (
-            [f"--{name}" if value else f"--no-{name}"]
-            if isinstance(value, bool)
-            else [f"--{name}", str(value)]
-        )
-    return words
+    return argv_of(settings)
 
 
 def outcome(folder: Path) -> dict[str, object]:

@@ -155,7 +155,6 @@ def _refuse_other(ground: Ground) -> dict[str, Any]:
     kept = {key: begun.get(key) for key in now}
     if kept["settings"]:  # with those that are younger than the run
         kept["settings"] = {**FinetuneConfig().settings(), **kept["settings"]}
-        kept["settings"].pop("gpus", None)
     if kept["settings"] and kept["fingerprints"] == now["fingerprints"]:
         kept["settings"]["data"] = now["settings"]["data"]  # the same images, whatever DATA says
     changed = differences(kept, now)

@@ -21,6 +21,7 @@ from test_teaching import both
 from training import on_ranks, rank_of, wait_for
 
 from base import durable
+from base.commands import argv_of
 from base.errors import StaleError, UsageError
 from train.algorithm.peers import OneOfSeveral
 from train.algorithm.ranks import views_of
@@ -54,14 +55,7 @@ run()
 
 
 def words(settings: FinetuneConfig) -> list[str]:
-    found = ["finetune"]
-    for field in dataclasses.fields(settings):
-        value, name = getattr(settings, field.name), field.name.replace("_", "-")
-        if isinstance(value, bool):
-            found.append(f"--{name}" if value else f"--no-{name}")
-        elif value not in (None, ""):
-            found += [f"--{name}", str(value)]
-    return found
+    return ["finetune", *argv_of(settings)]
 
 
 def on_two(
