@@ -21,20 +21,21 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench_cache import machine
 
 CASES = (  # views, mode, images in memory at a time (of 8), does it forget what is inside?
-    ("clip-b16", "lora", 8, False),
-    ("clip-b16", "lora", 8, True),
-    ("clip-b16", "norms", 8, False),
-    ("clip-b16", "full", 8, False),
-    ("clip-b16", "full", 2, False),
-    ("clip-b16,dinov2-b14", "lora", 8, False),
-    ("clip-b16,dinov2-b14", "lora", 2, False),
-    ("clip-b16,dinov2-b14", "full", 2, False),
+    ("clip-b16", "lora", 8, False, 1),  # and to how many processes is it dealt out?
+    ("clip-b16", "lora", 8, True, 1),
+    ("clip-b16", "norms", 8, False, 1),
+    ("clip-b16", "full", 8, False, 1),
+    ("clip-b16", "full", 2, False, 1),
+    ("clip-b16", "full", 2, False, 2),
+    ("clip-b16,dinov2-b14", "lora", 8, False, 1),
+    ("clip-b16,dinov2-b14", "lora", 2, False, 1),
+    ("clip-b16,dinov2-b14", "full", 2, False, 1),
 )
-QUICK = (("swav-rn50", "norms", 2, False),)
+QUICK = (("swav-rn50", "norms", 2, False, 1),)
 BATCH, CLASSES = 8, 10
 
 
-def measured(views: str, mode: str, chunk: int, forgets: bool) -> dict[str, float]:
+def measured(views: str, mode: str, chunk: int, forgets: bool, processes: int) -> dict[str, float]:
     """GB that were reckoned, and by which this process grew."""
     import torch
     from bench_models import random_backbone
@@ -43,10 +44,11 @@ def measured(views: str, mode: str, chunk: int, forgets: bool) -> dict[str, floa
     from base import native
     from cache_specs.spec import load_spec
     from train.algorithm.batches import LABELLED, UNLABELLED, Passes
-    from train.algorithm.peers import LocalPeers
+    from train.algorithm.peers import make_peers
     from train.finetune.config import FinetuneConfig
     from train.finetune.ground import wanted
     from train.finetune.live import Live, needs_of
+    from train.finetune.shards import deal_out
     from train.finetune.together import Together
     from train.finetune.tune import Tuning
 
@@ -55,8 +57,16 @@ def measured(views: str, mode: str, chunk: int, forgets: bool) -> dict[str, floa
         random_backbone(load_spec(name))
     trim()
     config = FinetuneConfig(
-        views=views, mode=mode, chunk=chunk, batch=BATCH, checkpointing=forgets, steps=10
+        views=views,
+        mode=mode,
+        chunk=chunk,
+        batch=BATCH,
+        checkpointing=forgets,
+        steps=10,
+        gpus=processes,
     ).settled(40, CLASSES)
+    cpu = torch.device("cpu")
+    peers = make_peers(len(views.split(",")), cpu)
     before, lives, needs, pictures = bytes_of("VmRSS"), [], [], []
     for name in views.split(","):
         spec = load_spec(name)
@@ -68,12 +78,15 @@ def measured(views: str, mode: str, chunk: int, forgets: bool) -> dict[str, floa
         lives.append(live)
         pictures.append(Noise(spec.preprocess.crop))
         needs.append(needs_of(live, pictures[-1](np.arange(2), np.arange(2), 0, 0)))
+        if processes > 1:
+            deal_out(live, cpu, processes)
+            needs[-1] = needs[-1].dealt_out(processes)
     trim()  # what making the models has left
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now on
     rows, label_N = np.arange(64), np.arange(64) % CLASSES
-    own, cpu, peers = Passes(rows, 0, LABELLED), torch.device("cpu"), LocalPeers(len(lives))
+    own = Passes(rows, 0, LABELLED)
     if len(lives) == 1:
-        work = Tuning(lives, pictures, label_N, own, config, cpu, peers)
+        work = Tuning(lives, pictures, label_N, own, config, cpu, peers, processes > 1)
     else:
         others = Passes(rows, 0, UNLABELLED)
         work = Together(lives, pictures, label_N, own, others, config, cpu, peers)
@@ -131,13 +144,17 @@ def main() -> None:
         return
     found: dict[str, Any] = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "rows": []}
     for case in QUICK if args.quick else CASES:
+        views, mode, chunk, forgets, processes = case
         command = [sys.executable, __file__, "--one", json.dumps(case)]
+        if processes > 1:
+            start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+            command[1:1] = [*start, str(processes)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         told = json.loads(done.stdout.splitlines()[-1])
-        views, mode, chunk, forgets = case
-        found["rows"].append({"views": views, "mode": mode, "chunk": chunk, "forgets": forgets})
-        found["rows"][-1] |= told
+        kind = {"views": views, "mode": mode, "chunk": chunk, "forgets": forgets}
+        found["rows"].append({**kind, "processes": processes, **told})
         how = f"{chunk} of {BATCH} images at a time{', forgetful' if forgets else ''}"
+        how += f", {processes} processes" if processes > 1 else ""
         print(
             f"{views:22}{mode:7}{how:45}reckoned {told['reckoned_GB']:.2f} GB, "
             f"grew by {told['grew_by_GB']:.2f}",

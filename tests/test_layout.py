@@ -61,7 +61,12 @@ DOORS = {
     "zarr": {"cache_specs.view", "exchange.arrays"},
     "wandb": {"train.run.tracker"},
     "tensorboard": {"train.run.tracker"},
-    "torch.distributed": {"train.algorithm.peers", "train.run.launch", "upkeep.torch_checks"},
+    "torch.distributed": {
+        "train.algorithm.peers",
+        "train.finetune.shards",
+        "train.run.launch",
+        "upkeep.torch_checks",
+    },
     "open_clip": {"extract.models.backbones", "extract.models.text"},
     "transformers": {"extract.models.backbones", "extract.models.text"},
     "timm": {"extract.models.timm_backend"},

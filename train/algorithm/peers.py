@@ -125,7 +125,7 @@ class GroupPeers:
         padded = [mine[min(slot, len(mine) - 1)] for slot in range(self.slots)]
         sent = torch.stack(padded).contiguous()
         received = [torch.empty_like(sent) for _ in range(self.across)]
-        with _lost():
+        with lost():
             dist.all_gather(received, sent, self.views)
         return [received[v % self.across][v // self.across] for v in range(self.count)]
 
@@ -133,13 +133,13 @@ class GroupPeers:
         if self.replicas == 1:
             return value
         summed = value.contiguous().clone()
-        with _lost():
+        with lost():
             dist.all_reduce(summed, group=self.twins)
         return summed / self.replicas
 
     def any(self, flag: bool) -> bool:
         value = torch.tensor(int(flag), device=self.device)
-        with _lost():
+        with lost():
             dist.all_reduce(value, dist.ReduceOp.MAX)
             return bool(value.item())
 
@@ -148,7 +148,7 @@ class GroupPeers:
 
 
 @contextlib.contextmanager
-def _lost() -> Generator[None]:
+def lost() -> Generator[None]:
     """Raise LostError for what NCCL and gloo say of a connection."""
     try:
         yield

@@ -22,7 +22,7 @@ from extract.models.backbones import load_backbone, precision_of
 from extract.models.weights import none_below, weights_below
 from extract.originals import Originals, find_originals
 from train.algorithm.batches import LABELLED, UNLABELLED, Passes
-from train.algorithm.peers import LocalPeers, Peers, choose_device
+from train.algorithm.peers import LocalPeers, OneOfSeveral, Peers, choose_device
 from train.algorithm.ranks import under_torchrun
 from train.data.graph import standardise, statistics
 from train.data.reader import Cache, open_cache
@@ -30,6 +30,7 @@ from train.data.splits import Split, make_split
 from train.finetune.config import FinetuneConfig
 from train.finetune.live import ALONE, TOGETHER, Live, Needs, fit_head, needs_of
 from train.finetune.pictures import Pictures
+from train.finetune.shards import deal_out, put_together
 from train.finetune.together import Together
 from train.finetune.tune import Tuning, Work
 
@@ -41,7 +42,8 @@ HOLES = 1.6  # malloc's: memory that it takes for what images leave behind, as a
 
 @dataclass(frozen=True)
 class Ground:
-    """What views are tuned on. folder: of the run; originals: of each view."""
+    """What views are tuned on. folder: of the run; originals: of each view; dealt: whether the
+    view was dealt out to its processes when the run was begun, None where it is not begun."""
 
     config: FinetuneConfig
     cache: Cache
@@ -49,6 +51,7 @@ class Ground:
     split: Split
     folder: Path
     device: torch.device
+    dealt: bool | None = None
 
     @property
     def classes(self) -> int:
@@ -167,16 +170,20 @@ def made(ground: Ground, peers: Peers | None = None) -> tuple[Work, list[Needs]]
         lives.append(live)
         pictures.append(shown)
         needs.append(needs_of(live, shown.as_extracted(rows[:MEASURED].tolist())))
+    dealt = _is_dealt(ground, needs, peers)
+    if dealt:
+        needs = [one.dealt_out(peers.replicas) for one in needs]
     chunk = chunk_of(config, needs, ground.device, peers)
     config = dataclasses.replace(config, chunk=chunk)
     if chunk < config.part() and ground.device.type == "cpu":
         native.keep_no_memory()
     for view, live in zip(peers.mine, lives, strict=True):
-        live.to(ground.device)
+        _place(live, ground.device, peers, dealt)
         live.backbone.precision = precision_of(ground.originals[view].spec, ground.device.type)
     passes = Passes(rows, config.seed(), LABELLED)
     if peers.count == 1:
-        return Tuning(lives, pictures, label_N, passes, config, ground.device, peers), needs
+        work = Tuning(lives, pictures, label_N, passes, config, ground.device, peers, dealt)
+        return work, needs
     others = Passes(ground.split.unlabelled, config.seed(), UNLABELLED)
     work = Together(lives, pictures, label_N, passes, others, config, ground.device, peers)
     return work, needs
@@ -191,6 +198,27 @@ def _live(ground: Ground, view: int) -> tuple[Live, Pictures]:
     live.thaw(ground.config)
     read_row = by_key(original.dataset, items)
     return live, Pictures(read_row, items, original.spec.preprocess, ground.config)
+
+
+def _place(live: Live, device: torch.device, peers: Peers, dealt: bool) -> None:
+    """On the device, or the process's part of it; there are no parts where the others are not."""
+    if not dealt:
+        live.to(device)
+    elif not isinstance(peers, OneOfSeveral):
+        deal_out(live, device, peers.replicas)
+
+
+def put_back(ground: Ground, work: Work) -> None:
+    """What was dealt out stands in one model again, on the CPU, of the first process; all call
+    this."""
+    named = put_together(work.lives[0])
+    if work.peers.replica:
+        return
+    whole, _ = _live(ground, 0)
+    with torch.no_grad():
+        for name, parameter in whole.named().items():
+            parameter.copy_(named[name])
+    work.lives = [whole]
 
 
 def known_of(ground: Ground, view: int) -> tuple[np.ndarray, np.ndarray]:
@@ -232,6 +260,21 @@ def wanted(config: FinetuneConfig, needs: Sequence[Needs], size: int, device: to
     if whole and device.type == "cpu":  # in parts no memory is kept
         images = round(HOLES * images)
     return fixed + images
+
+
+def _is_dealt(ground: Ground, needs: Sequence[Needs], peers: Peers) -> bool:
+    """A view whose batches several processes share is dealt out to them, too, where it does not
+    fit in each with even one image."""
+    if ground.dealt is not None:
+        return ground.dealt
+    shared = peers.count == 1 and peers.replicas > 1
+    return shared and too_large(ground, needs, peers)
+
+
+def too_large(ground: Ground, needs: Sequence[Needs], peers: Peers) -> bool:
+    """Whether one image is too much for any of the processes."""
+    room = SHARE * free_bytes(ground.device, ground.config.gpus)
+    return peers.any(wanted(ground.config, needs, 1, ground.device) > room)
 
 
 def chunk_of(

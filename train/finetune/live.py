@@ -6,7 +6,7 @@ Before its first step it gives what the cache holds, up to the rounding of float
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from extract.models.backbones import Backbone
 from train.algorithm.optimise import Forward
 from train.algorithm.probe import Params, forward, in_chunks
 from train.finetune.config import FinetuneConfig
-from train.finetune.thaw import Learnt, forget_inside, thaw
+from train.finetune.thaw import Learnt, blocks_of, forget_inside, thaw
 
 BODY = "body."  # before the names of a body's parameters
 PENALTY = 10.0  # of the head's first weights: ||W||^2 / 2 times this on the summed loss
@@ -141,11 +141,17 @@ def params_of(body: Body, probe: Params) -> Params:
 @dataclass(frozen=True)
 class Needs:
     """Bytes of the weights, and of what one image leaves behind for the gradient; how many numbers
-    learn."""
+    learn. at_once: bytes that are put together for a moment, where the rest is dealt out."""
 
     weights: int
     learnt: int
     image: int
+    at_once: int = 0
+
+    def dealt_out(self, processes: int) -> "Needs":
+        """Of each of so many processes that have a part of it all (train/finetune/shards.py)."""
+        weights = -(-self.weights // processes) + self.at_once
+        return replace(self, weights=weights, learnt=-(-self.learnt // processes))
 
 
 def needs_of(live: Live, pixels_BCHW: Tensor) -> Needs:
@@ -156,7 +162,20 @@ def needs_of(live: Live, pixels_BCHW: Tensor) -> Needs:
     # what is there once, whatever the number of images: such as weights with what is added to them
     weights = sum(parameter.nbytes for parameter in live.parameters()) + max(0, one - image)
     learnt = sum(parameter.numel() for parameter in live.named().values())
-    return Needs(weights, learnt, image)
+    return Needs(weights, learnt, image, _at_once(live))
+
+
+def _at_once(live: Live) -> int:
+    """Two blocks, since the next one is fetched ahead, what belongs to no block, and the gradients
+    of all these."""
+    sizes = [_with_gradients(block) for block in blocks_of(live.backbone.model)]
+    outside = _with_gradients(live) - sum(sizes)
+    return outside + sum(sorted(sizes)[-2:])
+
+
+def _with_gradients(module: nn.Module) -> int:
+    """Bytes."""
+    return sum(p.nbytes * (1 + p.requires_grad) for p in module.parameters())
 
 
 def kept_by(live: Live, pixels_BCHW: Tensor) -> int:

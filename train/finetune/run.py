@@ -31,7 +31,7 @@ from train.data.scarce import unlearnt
 from train.data.splits import spaced
 from train.finetune import keep
 from train.finetune.config import COLLAPSES, FinetuneConfig
-from train.finetune.ground import Ground, known_of, made, read, wanted
+from train.finetune.ground import Ground, known_of, made, put_back, read, wanted
 from train.finetune.live import Needs, fit_head
 from train.finetune.tune import Work, tune
 from train.run.checkpoint import mend
@@ -90,7 +90,7 @@ def _tune(ground: Ground, board: Listener, stop: threading.Event) -> None:
             _say_from_what(ground, work, needs)
             peers.any(False)  # all have looked
             if leads and not settled:
-                _begin(ground, work.config)
+                _begin(ground, work)
             if leads:
                 mend(folder)
             peers.any(False)  # begun and mended
@@ -111,17 +111,21 @@ def _is_finished(ground: Ground, aloud: bool) -> bool:
 
 def _made(ground: Ground, settled: dict[str, Any], peers: Peers) -> tuple[Work, list[Needs]]:
     """With what was settled when the run was begun."""
+    known = dict(settled)
+    dealt = known.pop("dealt", False) if settled else None  # a run of before knows nothing of it
     try:
-        return made(replace(ground, config=replace(ground.config, **settled)), peers)
+        return made(replace(ground, config=replace(ground.config, **known), dealt=dealt), peers)
     except UsageError as error:
         if settled and "--chunk" in error.instead:
             error.instead["RUN"] = UNKNOWN  # it is another run
         raise
 
 
-def _begin(ground: Ground, config: FinetuneConfig) -> None:
+def _begin(ground: Ground, work: Work) -> None:
     """The run's folder, with what was settled: a run that goes on keeps to it."""
+    config = work.config
     settled = {"chunk": config.chunk, "threads": config.threads, "processes": config.gpus}
+    settled["dealt"] = work.dealt
     durable.make_folder(ground.folder / "splits")
     keys = keys_of(ground.cache.items, ground.split)
     durable.write(split_file(ground.folder, config.seed()), keys, "run.split")
@@ -207,6 +211,11 @@ def _say_from_what(ground: Ground, work: Work, needs: list[Needs]) -> None:
         f"some {need:.2g} GB{each}. Dropout, drop-path and the statistics of BatchNorm "
         "stay as they are when images are embedded"
     )
+    if work.dealt:
+        log.info(
+            f"too large for one process: each of {peers.replicas} has a part of every parameter "
+            "(FSDP2)"
+        )
     if config.mode == "full" and shots < COLLAPSES:
         log.warning(
             f"{shots:.3g} labels a class: all parameters of a backbone are more than so few can "
@@ -229,6 +238,9 @@ def _rehearse(ground: Ground, found: dict[str, Any]) -> None:
         work, needs = _made(ground, settled, OneOfSeveral(views, config.gpus, rank))
         _say_what_learns(ground, work)
         _say_from_what(ground, work, needs)
+        if work.dealt:
+            log.info("how long it takes is seen when all of them run; nothing was written")
+            return
         work.learn(work.batch(0))
         begun = time.monotonic()
         work.learn(work.batch(1))
@@ -252,15 +264,19 @@ def _less(config: FinetuneConfig) -> tuple[str, dict[str, str | None]]:
 def _finish(ground: Ground, work: Work) -> None:
     """Write the views, each by the process that has it; then one seals what all have written."""
     peers = work.peers
-    if peers.replica:
+    if peers.replica and not work.dealt:
         return
     work.show()
     gained = []
     for place in range(len(peers.mine)):
-        before, tuned, images = _gained(ground, work, place)
-        _write(ground, work, place)
-        numbers = torch.tensor([before, tuned, images], dtype=torch.float64)
+        numbers = torch.tensor(_gained(ground, work, place), dtype=torch.float64)
         gained.append(numbers.to(ground.device))
+    if work.dealt:
+        put_back(ground, work)
+    if peers.replica:
+        return
+    for place in range(len(peers.mine)):
+        _write(ground, work, place)
     gained_V = peers.exchange(gained)  # from here on everything is written
     if peers.rank:
         return
@@ -300,7 +316,7 @@ def _gained(ground: Ground, work: Work, place: int) -> tuple[float, float, int]:
     label_N, emb_ND = ground.cache.items.label, ground.cache.emb[view]
     own, known = ground.split.labelled, known_of(ground, view)
     head = fit_head(standardise(emb_ND, own, *known), label_N[own], ground.classes)
-    with torch.inference_mode():
+    with torch.no_grad():  # what is dealt out knows no inference_mode
         x_nD = torch.from_numpy(standardise(emb_ND, rows, *known))
         before = float((head(x_nD).argmax(1).numpy() == label_N[rows]).mean())
         right = 0

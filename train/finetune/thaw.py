@@ -144,15 +144,19 @@ def merge(model: nn.Module) -> None:
 def forget_inside(model: nn.Module) -> int:
     """From now on the blocks' inner values are computed again for the gradient (Chen et al. 2016).
     Returns the number of blocks."""
-    blocks = [block for chain in _chains(model) for block in chain]
+    blocks = blocks_of(model)
     for block in blocks:
         block.forward = _forgetful(block.forward)
     return len(blocks)
 
 
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a transformer, or of each stage, in the model's order."""
+    return [block for chain in _chains(model) for block in chain]
+
+
 def _chains(model: nn.Module) -> list[Sequence[nn.Module]]:
-    """Modules of one kind, one after the other, that hold no such chain themselves: the blocks of a
-    transformer, or of each stage."""
+    """Modules of one kind, one after the other, that hold no such chain themselves."""
     found: list[Sequence[nn.Module]] = []
     for module in model.modules():
         parts = list(module) if isinstance(module, nn.ModuleList | nn.Sequential) else []

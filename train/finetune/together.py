@@ -49,6 +49,7 @@ class Together:
     config: FinetuneConfig
     device: torch.device
     peers: Peers
+    dealt: bool = False  # views that teach each other are whole, each in a process
     step: int = 0
     states: list[State] = field(default_factory=list)
 

@@ -8,7 +8,7 @@ import math
 import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,11 +22,12 @@ from base.errors import UNKNOWN, DataQualityError, PreemptedError
 from base.progress import Progress
 from train.algorithm.batches import Passes
 from train.algorithm.optimise import newest
-from train.algorithm.peers import Peers, part_of
+from train.algorithm.peers import Peers, lost, part_of
 from train.algorithm.streams import Purpose, stream
 from train.finetune.config import FinetuneConfig
 from train.finetune.live import Live
 from train.finetune.pictures import MIX, Pictures
+from train.finetune.shards import own_part, with_part
 from train.run.checkpoint import read_checkpoint, write_checkpoint
 from train.run.log import Listener
 
@@ -37,7 +38,8 @@ Batch = tuple[Tensor, Tensor]  # (B, 3, S, S) uint8 and (B, C) float32, of each 
 @dataclass
 class Tuning:
     """What is tuned, one view alone, on what. peers: other processes with the same view, each with
-    its part of a batch. average: the moving average of what learns, where there is one."""
+    its part of a batch. dealt: and with its part of the view (train/finetune/shards.py). average:
+    the moving average of what learns, where there is one."""
 
     lives: list[Live]
     pictures: list[Pictures]
@@ -46,6 +48,7 @@ class Tuning:
     config: FinetuneConfig
     device: torch.device
     peers: Peers
+    dealt: bool = False
     step: int = 0
     average: dict[str, Tensor] = field(default_factory=dict)
 
@@ -74,11 +77,14 @@ class Tuning:
     def learn(self, batch: Batch) -> float:
         """One step on a batch, so many images at a time; returns the loss of this process's part,
         the mean in nats."""
+        with lost() if self.dealt else nullcontext():
+            return self._learn(*batch)
+
+    def _learn(self, pixels_BCHW: Tensor, share_BC: Tensor) -> float:
         factor = warm_and_cool(self.step, self.config)
         for group, lr in zip(self.adam.param_groups, self.rates, strict=True):
             group["lr"] = lr * factor
         self.adam.zero_grad()
-        pixels_BCHW, share_BC = batch
         total = torch.zeros((), device=self.device)
         size = self.config.chunk or len(pixels_BCHW)
         for pixels, share in zip(pixels_BCHW.split(size), share_BC.split(size), strict=True):
@@ -89,7 +95,7 @@ class Tuning:
             total += loss.detach()
         learning = self.live.named()
         for parameter in learning.values():
-            if parameter.grad is not None:
+            if parameter.grad is not None and not self.dealt:  # then it is the mean already
                 parameter.grad = self.peers.average(parameter.grad)
         torch.nn.utils.clip_grad_norm_(learning.values(), self.config.clip)
         self.adam.step()
@@ -109,27 +115,27 @@ class Tuning:
                     parameter.copy_(self.average[name])
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a step needs besides its number."""
+        """All that a step needs besides its number, of this process."""
         found = {f"average.{name}": value for name, value in self.average.items()}
         for name, parameter in self.live.named().items():
             found[f"value.{name}"] = parameter.detach()
             for moment, value in self.adam.state.get(parameter, {}).items():
                 found[f"{moment}.{name}"] = value
-        return {name: value.cpu().contiguous().clone() for name, value in found.items()}
+        return {name: own_part(value).cpu().contiguous().clone() for name, value in found.items()}
 
     def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Go on after so many steps."""
         self.step = step
         with torch.no_grad():
             for name, parameter in self.live.named().items():
-                parameter.copy_(tensors[f"value.{name}"])
+                own_part(parameter).copy_(tensors[f"value.{name}"])
                 if f"step.{name}" in tensors:  # else it has had no gradient, as a mask token
                     state = self.adam.state[parameter]
                     state["step"] = tensors[f"step.{name}"].clone()
                     for moment in ("exp_avg", "exp_avg_sq"):
-                        state[moment] = tensors[f"{moment}.{name}"].clone().to(parameter)
+                        state[moment] = with_part(parameter, tensors[f"{moment}.{name}"])
                 if self.config.ema:
-                    self.average[name] = tensors[f"average.{name}"].clone().to(parameter)
+                    self.average[name] = with_part(parameter, tensors[f"average.{name}"])
 
 
 def warm_and_cool(step: int, config: FinetuneConfig) -> float:
@@ -147,6 +153,7 @@ class Work(Protocol):
     pictures: list[Pictures]
     config: FinetuneConfig
     peers: Peers
+    dealt: bool
     step: int
 
     def batch(self, step: int) -> Any: ...

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import server
 import torch
-from conftest import ROOT, shared
+from conftest import ROOT, config, shared
 from safetensors.torch import load_file
 from test_finetune import VIEWS, asked, outcome, run
 from test_teaching import both
@@ -23,10 +23,12 @@ from training import on_ranks, rank_of, wait_for
 from base import durable
 from base.commands import argv_of
 from base.errors import StaleError, UsageError
+from cache_specs.spec import SPECS
+from extract.run import run as extract
 from train.algorithm.peers import OneOfSeveral
 from train.algorithm.ranks import views_of
 from train.finetune.config import FinetuneConfig
-from train.finetune.ground import chunk_of, made, read
+from train.finetune.ground import SHARE, chunk_of, made, read, wanted
 from train.finetune.live import Needs
 from train.finetune.together import Together
 from train.finetune.tune import Tuning
@@ -35,10 +37,11 @@ MANY = pytest.mark.many
 HARMED = """
 import os, sys, time
 from coview.cli import run
+from train.finetune import ground
 from train.finetune.together import Together
 from train.finetune.tune import Tuning
 
-at_step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+at_step, number, dealt = (int(sys.argv.pop(1)) for _ in range(3))
 
 def harmed(plain):
     def learn(work, batch):
@@ -50,6 +53,8 @@ def harmed(plain):
 
 for kind in (Together, Tuning):
     kind.learn = harmed(kind.learn)
+if dealt:
+    ground.too_large = lambda *_: True
 run()
 """
 
@@ -59,16 +64,23 @@ def words(settings: FinetuneConfig) -> list[str]:
 
 
 def on_two(
-    settings: FinetuneConfig, rank: int = 0, step: int = -1, number: int = signal.SIGKILL
+    settings: FinetuneConfig,
+    rank: int = 0,
+    step: int = -1,
+    number: int = signal.SIGKILL,
+    dealt: bool = False,
 ) -> tuple[list[int], str]:
-    """The exit statuses of both processes, and what they said. step: at which a signal hits one."""
-    program = ["-m", "coview.cli"]
-    if step >= 0:
-        program = ["-c", HARMED, str(step), str(int(number))]
+    """The exit statuses of both processes, and what they said. step: at which a signal hits one;
+    dealt: the view is taken for too large for one process."""
+    programs = {}
+    for each in range(2) if dealt else [rank] * (step >= 0):
+        hit = step if each == rank else -1
+        program = ["-c", HARMED, str(hit), str(int(number)), str(int(dealt))]
+        programs[each] = (program, {})
     log = Path(settings.runs) / "log.txt"
     log.parent.mkdir(exist_ok=True)
     log.unlink(missing_ok=True)
-    codes = on_ranks(words(settings), 2, log, {rank: (program, {})})
+    codes = on_ranks(words(settings), 2, log, programs)
     return codes, log.read_text()
 
 
@@ -176,6 +188,43 @@ def test_a_process_that_is_killed_costs_the_steps_since_the_checkpoint(
     assert outcome(tmp_path / "both") == outcome(one_process)
 
 
+@pytest.mark.parametrize(
+    "place",
+    ["2:tuned.rename", *(pytest.param(p, marks=MANY) for p in ("1:tuned.half", "3:tuned.done"))],
+)
+def test_a_process_that_is_killed_while_it_writes_its_view(
+    place: str, digits: Path, one_process: Path, tmp_path: Path
+) -> None:
+    """All steps were taken: none is taken again, and what is left is written anew."""
+    settings = both(digits, tmp_path, gpus=2)
+    log = tmp_path / "log.txt"
+    harm = {1: (["-m", "coview.cli"], {"COVIEW_FAULT": f"kill:{place}"})}
+    codes = on_ranks(words(settings), 2, log, harm)
+    assert codes[1] == -signal.SIGKILL and 0 not in codes, log.read_text()
+    assert not (tmp_path / "both" / "tuned.json").exists()
+    assert (tmp_path / "both" / "checkpoints" / "finetune-00000006").is_dir()
+    codes, said = on_two(settings, 0, step=0)  # a step would be the end of it
+    assert codes == [0, 0], said
+    assert outcome(tmp_path / "both") == outcome(one_process)
+
+
+@MANY
+def test_three_views_on_two_processes_are_those_of_one(digits: Path, tmp_path: Path) -> None:
+    """By the command, as a user types it: one of the two has two views."""
+    cache, third = shutil.copytree(digits, tmp_path / "cache"), tmp_path / "third.toml"
+    text = (SPECS / "tiny-clip.toml").read_text(encoding="utf-8")
+    folder = json.dumps(str(SPECS / "weights" / "tiny-clip"))
+    third.write_text(text.replace('"weights/tiny-clip"', folder).partition("[text]")[0])
+    extract(dataclasses.replace(config(Path("digits"), cache, view=str(third)), batch=64), {})
+    views = f"{','.join(VIEWS)},third"
+    alone = run(both(cache, tmp_path / "alone", views=views))
+    settings = both(cache, tmp_path / "two", views=views, gpus=2)
+    process = begun_by_the_command(settings, None)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert outcome(tmp_path / "two" / "both") == outcome(alone)
+
+
 def test_a_signal_to_one_stops_both_and_they_go_on_to_the_same_bytes(
     digits: Path, replicas: Path, tmp_path: Path
 ) -> None:
@@ -210,8 +259,8 @@ def test_the_command_starts_them_and_says_who_died(digits: Path, tmp_path: Path)
     assert "finetune" in errors.splitlines()[-1] and "Traceback" not in errors
 
 
-def begun_by_the_command(settings: FinetuneConfig, folder: Path) -> subprocess.Popen:
-    """`make finetune` as a user types it, once its first checkpoint is there."""
+def begun_by_the_command(settings: FinetuneConfig, folder: Path | None) -> subprocess.Popen:
+    """`make finetune` as a user types it, once its first checkpoint is there (None: at once)."""
     process = server.Popen(
         [sys.executable, "-m", "coview.cli", *words(settings)],
         cwd=ROOT,
@@ -220,7 +269,8 @@ def begun_by_the_command(settings: FinetuneConfig, folder: Path) -> subprocess.P
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for(folder / "checkpoints" / "LATEST", process)
+    if folder is not None:
+        wait_for(folder / "checkpoints" / "LATEST", process)
     return process
 
 
@@ -287,6 +337,111 @@ def test_a_run_of_before_has_the_settings_that_are_younger(
     del begun["settings"]["ema"], begun["settled"]["processes"], begun["sha256"]
     path.write_bytes(durable.sealed(begun))
     assert run(both(digits, tmp_path)) == tmp_path / "both"
+
+
+# ---------------------------------------------------------------- dealt out
+
+
+def too_large(cache: Path, folder: Path, mode: str = "full") -> FinetuneConfig:
+    return dataclasses.replace(alone_with_two(cache, folder), mode=mode, chunk=2)
+
+
+@pytest.fixture(scope="module")
+def dealt(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    settings = too_large(digits, tmp_path_factory.mktemp("dealt"))
+    codes, said = on_two(settings, dealt=True)
+    assert codes == [0, 0], said
+    assert said.count("too large for one process: each of 2 has a part of every parameter") == 1
+    folder = Path(settings.runs) / "tiny-clip-ft"
+    with shared(folder):
+        yield folder
+
+
+def differences_of(folder: Path, other: Path) -> dict[str, float]:
+    """The largest of each tensor that learnt."""
+    names = [path / "tiny-clip-ft.learnt.safetensors" for path in (folder, other)]
+    found, expected = map(load_file, names)
+    assert found.keys() == expected.keys()
+    return {name: float((found[name] - expected[name]).abs().max()) for name in found}
+
+
+def test_a_view_that_is_dealt_out_is_nearly_that_of_one_process(
+    dealt: Path, digits: Path, tmp_path: Path
+) -> None:
+    """What is judged before and after is the same, too."""
+    alone = run(dataclasses.replace(too_large(digits, tmp_path), gpus=1))
+    assert max(differences_of(dealt, alone).values()) < 2e-5
+    told = [json.loads((p / "tuned.json").read_bytes())["views"] for p in (dealt, alone)]
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("mode", ["lora", pytest.param("norms", marks=MANY)])
+def test_a_part_of_it_may_learn_alone(mode: str, digits: Path, tmp_path: Path) -> None:
+    settings = too_large(digits, tmp_path / "dealt", mode)
+    codes, said = on_two(settings, dealt=True)
+    assert codes == [0, 0], said
+    alone = run(dataclasses.replace(settings, runs=str(tmp_path / "alone"), gpus=1))
+    assert max(differences_of(tmp_path / "dealt" / "tiny-clip-ft", alone).values()) < 2e-5
+
+
+def test_what_is_dealt_out_goes_on_to_the_same_bytes(
+    dealt: Path, digits: Path, tmp_path: Path
+) -> None:
+    """Stopped, each has its part of everything; then one is killed. It stays dealt out, even if
+    there were room for the whole by now."""
+    settings = too_large(digits, tmp_path)
+    codes, said = on_two(settings, 1, 2, signal.SIGTERM, dealt=True)
+    assert codes == [75, 75], said
+    parts = [
+        load_file(tmp_path / f"tiny-clip-ft/checkpoints/finetune-00000003/rank{rank}.safetensors")
+        for rank in range(2)
+    ]
+    whole = load_file(dealt / "tiny-clip-ft.learnt.safetensors")
+    for kind in ("value", "exp_avg", "exp_avg_sq", "average"):
+        for name in whole.keys() - {"mean_D", "std_D"}:
+            own = [part[f"{kind}.{name}"] for part in parts]
+            assert torch.cat(own).shape == whole[name].shape
+            assert len(whole[name]) < 2 or max(map(len, own)) < len(whole[name])
+    codes, said = on_two(settings, 1, 5)
+    assert codes[1] == -signal.SIGKILL and 0 not in codes, said
+    assert "Traceback" not in said
+    codes, said = on_two(settings)
+    assert codes == [0, 0], said
+    assert outcome(tmp_path / "tiny-clip-ft") == outcome(dealt)
+
+
+def test_what_does_not_fit_into_each_process_is_dealt_out(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a fake limit: at which one image more is at hand than the whole leaves room for. A dry run
+    says so."""
+    from train.finetune import run as finetune
+
+    settings = dataclasses.replace(too_large(digits, tmp_path / "runs"), chunk=1)
+    ground, two, cpu = read(settings), OneOfSeveral(1, 2, 0), torch.device("cpu")
+    work, needs = made(ground, two)
+    assert not work.dealt
+    whole = wanted(work.config, needs, 1, cpu)
+    part = wanted(work.config, [needs[0].dealt_out(2)], 1, cpu)
+    assert part < whole
+
+    def free(room: int) -> None:
+        monkeypatch.setattr("train.finetune.ground.free_bytes", lambda *_: room / SHARE + 1)
+
+    free(whole)
+    assert not made(ground, two)[0].dealt
+    free(part)
+    assert made(ground, two)[0].dealt
+    assert made(dataclasses.replace(ground, dealt=True), two)[0].dealt
+    with pytest.raises(UsageError, match="1 image at a time need"):
+        made(dataclasses.replace(ground, dealt=False), two)
+    caplog.set_level("INFO")
+    finetune.run(dataclasses.replace(settings, dry_run=True), {})
+    assert "too large for one process" in caplog.text
+    assert "is seen when all of them run; nothing was written" in caplog.text
+    free(part - 2)
+    with pytest.raises(UsageError, match="Tune less"):
+        made(ground, two)
 
 
 # ---------------------------------------------------------------- words, memory

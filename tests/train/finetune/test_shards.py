@@ -1,0 +1,84 @@
+"""A live view that is dealt out: for a model of each library what it was, in one process of a group
+of one; test_processes.py has two."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from test_thaw import live_of, modes, shown, spec, stirred  # noqa: F401  spec is a fixture
+
+from cache_specs.spec import ViewSpec
+from train.finetune.config import FinetuneConfig
+from train.finetune.live import Live, Needs, needs_of
+from train.finetune.shards import deal_out, own_part, put_together, with_part
+from train.finetune.thaw import blocks_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def group() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def gradients_of(live: Live, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    live(pixels).square().sum().backward()
+    named = live.named().items()
+    return {name: own_part(p.grad) for name, p in named if p.grad is not None}
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_it_is_what_it_was(spec: ViewSpec, forgets: bool) -> None:  # noqa: F811
+    """Logits, gradients, values; blocks that forget what is inside, too."""
+    for mode in modes(spec):
+        lives = [live_of(spec) for _ in range(2)]
+        for live in lives:
+            live.thaw(FinetuneConfig(mode=mode, checkpointing=forgets))
+            stirred(live)
+        plain, dealt = lives
+        deal_out(dealt, CPU, 1)
+        with torch.no_grad():
+            close(dealt(shown(spec)), plain(shown(spec)))
+        grads, expected = (gradients_of(live, shown(spec)) for live in (dealt, plain))
+        assert grads.keys() == expected.keys()
+        for name, grad in grads.items():
+            close(grad, expected[name])
+        values = put_together(dealt)
+        assert list(values) == list(plain.named())
+        for name, value in plain.named().items():
+            assert torch.equal(values[name], value), name
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_part_is_the_memory_of_the_whole(spec: ViewSpec) -> None:  # noqa: F811
+    live = live_of(spec)
+    live.thaw(FinetuneConfig(mode="norms"))
+    deal_out(live, CPU, 1)
+    parameter = live.head.bias
+    with torch.no_grad():
+        own_part(parameter).fill_(7)
+    assert put_together(live)["head.bias"].eq(7).all()
+    other = with_part(parameter, torch.arange(3.0))
+    assert type(other) is type(parameter.data)
+    assert torch.equal(own_part(other), torch.arange(3.0))
+    assert torch.equal(own_part(torch.ones(2)), torch.ones(2))
+
+
+def test_what_each_process_needs(spec: ViewSpec) -> None:  # noqa: F811
+    """Its part, and for a moment two blocks and what belongs to none, with their gradients."""
+    live = live_of(spec)
+    live.thaw(FinetuneConfig(mode="full"))
+    needs = needs_of(live, shown(spec, 2))
+    numbers = sorted(sum(p.numel() for p in b.parameters()) for b in blocks_of(live.backbone.model))
+    whole = sum(p.numel() for p in live.parameters())
+    assert needs.at_once == 8 * (whole - sum(numbers[:-2]))
+    part = needs.dealt_out(4)
+    assert part.weights == -(-needs.weights // 4) + needs.at_once
+    assert part.learnt == -(-whole // 4) and part.image == needs.image
+    assert Needs(7, 3, 5).dealt_out(2) == Needs(4, 2, 5)
