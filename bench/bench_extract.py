@@ -163,7 +163,7 @@ def plain_loop(view: str, weights: str | None, folder: Path, device: str) -> flo
     from extract.models.weights import find_weights
 
     spec = load_spec(view)
-    backbone = load_backbone(spec, find_weights(spec, weights)[0], device)
+    backbone = load_backbone(spec, find_weights(spec, weights)[0], device, folded=False)
     prep, size = spec.preprocess, spec.preprocess.resize
     steps = transforms.Compose(
         [

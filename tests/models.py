@@ -98,10 +98,9 @@ def write_weights(
     )
 
 
-def load(spec: ViewSpec) -> Backbone:
-    return load_backbone(
-        spec, {name: spec.source.parent / name for name in spec.weights.files}, "cpu"
-    )
+def load(spec: ViewSpec, folded: bool = True) -> Backbone:
+    files = {name: spec.source.parent / name for name in spec.weights.files}
+    return load_backbone(spec, files, "cpu", folded)
 
 
 def drawn(name: str, shape: Sequence[int], seed: int = 0) -> torch.Tensor:

@@ -22,6 +22,7 @@ from base import native
 from base.errors import UsageError, did_you_mean
 from cache_specs.spec import ViewSpec
 from extract.models.checkpoint import mapped, require_fit, safetensors_of
+from extract.models.fold import fold
 from extract.models.leaks import refuse_tuned
 from extract.models.timm_backend import Features, load_timm
 
@@ -46,6 +47,7 @@ class Backbone(nn.Module):
         # A ViT has the one convolution of its patches.
         convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
         self.layout = torch.channels_last if convolutions > 4 else torch.contiguous_format
+        self.crop = prep.crop
         self.to(memory_format=self.layout)
         self.requires_grad_(False)
         self.eval()
@@ -57,6 +59,16 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> "Backbone":
         return super().train(False)
+
+    def fold(self) -> None:
+        """From now on a convolution and the BatchNorm behind it are one (extract/models/fold.py):
+        for who does not tune the model."""
+        if self.layout == torch.channels_last:
+            images = torch.randn(
+                2, 3, self.crop, self.crop, generator=torch.Generator().manual_seed(0)
+            )
+            fold(self.model, self.features, images.contiguous(memory_format=self.layout))
+            self.to(memory_format=self.layout)
 
     def compile_features(self) -> None:
         """From now on what is computed in `precision` goes through torch.compile; `exact`
@@ -80,9 +92,12 @@ class Backbone(nn.Module):
         return emb_BD
 
 
-def load_backbone(spec: ViewSpec, files: dict[str, Path], device: str) -> Backbone:
+def load_backbone(
+    spec: ViewSpec, files: dict[str, Path], device: str, folded: bool = True
+) -> Backbone:
     """Build the model, load `files` (see extract/models/weights.py) and freeze it on `device`, in
-    the precision that this has. Raises UsageError naming what does not fit."""
+    the precision that this has. folded: for who does not tune it. Raises UsageError naming what
+    does not fit."""
     refuse_tuned(spec, safetensors_of(spec, files))
     native.keep_memory()
     # float32 means float32, also in the convolution of the patches
@@ -94,7 +109,10 @@ def load_backbone(spec: ViewSpec, files: dict[str, Path], device: str) -> Backbo
         raise UsageError(
             f"the weights of {spec.name!r} cannot be read ({listed}): {error}. Fetch them again"
         ) from error
-    backbone = Backbone(model, features, spec).to(device)
+    backbone = Backbone(model, features, spec)
+    if folded:
+        backbone.fold()
+    backbone.to(device)
     backbone.precision = precision_of(spec, device)
     return backbone
 

@@ -194,7 +194,8 @@ def _live(ground: Ground, view: int) -> tuple[Live, Pictures]:
     items, rows, emb_ND = ground.cache.items, ground.split.labelled, ground.cache.emb[view]
     known = known_of(ground, view)
     head = fit_head(standardise(emb_ND, rows, *known), items.label[rows], ground.classes)
-    live = Live(load_backbone(original.spec, original.files, "cpu"), head, known)
+    backbone = load_backbone(original.spec, original.files, "cpu", folded=False)
+    live = Live(backbone, head, known)
     live.thaw(ground.config)
     read_row = by_key(original.dataset, items)
     return live, Pictures(read_row, items, original.spec.preprocess, ground.config)

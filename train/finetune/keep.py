@@ -114,7 +114,8 @@ def _refuse_other(spec: ViewSpec, backbone: Backbone, pixels_BCHW: Tensor) -> No
     """Raise IntegrityError unless the weights, read again, embed these images as what was tuned;
     then they are taken away. On the CPU: a GPU may have no room for a second model."""
     where = spec.source.parent / spec.name
-    read = load_backbone(spec, {name: where / name for name in spec.weights.files}, "cpu")
+    files = {name: where / name for name in spec.weights.files}
+    read = load_backbone(spec, files, "cpu", folded=False)
     with torch.inference_mode():
         tuned, found = (one(pixels_BCHW, exact=True) for one in (backbone.cpu(), read))
     off = ((found - tuned).norm(dim=1) / tuned.norm(dim=1)).max().item()

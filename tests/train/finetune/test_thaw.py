@@ -57,7 +57,7 @@ def spec(request: pytest.FixtureRequest, tmp_path: Path) -> ViewSpec:
 def backbone_of(spec: ViewSpec) -> Backbone:
     from extract.models.backbones import load_backbone
 
-    return load_backbone(spec, files_of(spec), "cpu")
+    return load_backbone(spec, files_of(spec), "cpu", folded=False)
 
 
 def live_of(spec: ViewSpec, classes: int = 3) -> Live:

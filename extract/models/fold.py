@@ -1,0 +1,68 @@
+"""The BatchNorms of a frozen convolutional net, folded into the convolutions before them: each time
+one pass less over what these give. The same function; its float32 rounds otherwise, by some 1e-5.
+
+    norm(conv(x)) = a conv(x) + b = conv'(x)    a, b: of the norm's statistics, gain and shift
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+CLOSE = 1e-3  # of the largest number, as far as the output may be off: else a pair was none
+
+
+def fold(model: nn.Module, features: Callable[[Tensor], Tensor], images_BCHW: Tensor) -> int:
+    """Fold what can be folded of a model in eval mode, for ever; returns how many norms. features:
+    what is computed by it, of any images. Where these come out otherwise it stays as it was."""
+    with torch.no_grad():
+        pairs, before = _pairs(model, features, images_BCHW)
+        names = {module: name for name, module in model.named_modules()}
+        for conv, norm in pairs:
+            model.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm))
+            model.set_submodule(names[norm], _rest_of(norm) or norm)
+        off = (features(images_BCHW) - before).abs().max()
+    if off <= CLOSE * before.abs().max():
+        return len(pairs)
+    for module in (one for pair in pairs for one in pair):
+        model.set_submodule(names[module], module)
+    return 0
+
+
+def _pairs(
+    model: nn.Module, features: Callable[[Tensor], Tensor], images_BCHW: Tensor
+) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], Tensor]:
+    """Convolutions and the norms that take what they give, each used once; and the features."""
+    used: list[nn.Module] = []
+    given: list[tuple[Tensor, nn.Conv2d]] = []  # kept, so that no other tensor takes its place
+    found: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+
+    def gives(conv: nn.Conv2d, _: object, output: Tensor) -> None:
+        used.append(conv)
+        given.append((output, conv))
+
+    def takes(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
+        used.append(norm)
+        found.extend((conv, norm) for output, conv in given if output is inputs[0])
+
+    hooks = []
+    for module in model.modules():
+        if type(module) is nn.Conv2d:
+            hooks.append(module.register_forward_hook(gives))
+        elif isinstance(module, nn.BatchNorm2d) and _rest_of(module) is not None:
+            hooks.append(module.register_forward_pre_hook(takes))
+    before = features(images_BCHW)
+    for hook in hooks:
+        hook.remove()
+    return [pair for pair in found if all(used.count(one) == 1 for one in pair)], before
+
+
+def _rest_of(norm: nn.BatchNorm2d) -> nn.Module | None:
+    """What it does besides; None where nobody knows."""
+    if type(norm) is nn.BatchNorm2d:
+        return nn.Identity()
+    if type(norm).__name__ == "BatchNormAct2d":  # timm's, which holds its activation
+        return nn.Sequential(cast(nn.Module, norm.drop), cast(nn.Module, norm.act))
+    return None
