@@ -8,7 +8,8 @@ and test. For each number of rows: `coview train` as it is by default, in a proc
 (wall, CPU and peak memory), with --before also by another checkout; then each graph alone: finding
 the neighbours, the recall on a sample by comparing with all, spreading the labels.
 
-Runs of 20,000 rows take turns --rounds times; a larger one runs once.
+Runs of 20,000 rows take turns --rounds times, larger ones --large times; a run of the other
+checkout that takes longer than --limit seconds is ended.
 """
 
 import argparse
@@ -16,8 +17,10 @@ import dataclasses
 import datetime
 import json
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,7 @@ from train.data.graph import Features, Graph, groups_of, nodes_of
 from train.data.splits import Split
 
 CLASSES, HIDDEN, WIDTH, WAVES, LABELS = 100, 15, 512, 256, 10
-ONCE = 50_000  # rows above which a run is not repeated
+LARGE = 50_000  # rows
 ASKED = 500  # rows on which the recall is measured
 
 
@@ -44,7 +47,10 @@ def main() -> None:
     )
     parser.add_argument("--rows", default="20000,200000", help="comma-separated")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--large", type=int, default=1)
+    parser.add_argument("--whole", action="store_true", help="whole runs only, no graphs alone")
     parser.add_argument("--before", type=Path, help="another checkout, to compare whole runs with")
+    parser.add_argument("--limit", type=float, help="seconds of a run of that checkout")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/graphs.json")
     args = parser.parse_args()
     trees = {"after": Path(__file__).parent.parent.resolve()}
@@ -56,12 +62,13 @@ def main() -> None:
         emb_V, label_N, split = made(rows)
         with tempfile.TemporaryDirectory() as folder:
             fill(Path(folder), emb_V, label_N, split)
-            for number in range(1 if rows > ONCE else args.rounds):
+            for number in range(args.large if rows > LARGE else args.rounds):
                 for name, tree in trees.items():
-                    told = whole_run(Path(folder), tree, f"{name}{number}")
+                    limit = args.limit if name == "before" else None
+                    told = whole_run(Path(folder), tree, f"{name}{number}", limit)
                     found["runs"].append({"rows": rows, "tree": name, **told})
                     say(found["runs"][-1], args.out, found)
-        for group in groups_of(2):
+        for group in [] if args.whole else groups_of(2):
             told = graph_alone([emb_V[view] for view in group], label_N, split)
             found["graphs"].append({"rows": rows, "views": len(group), **told})
             say(found["graphs"][-1], args.out, found)
@@ -115,15 +122,18 @@ def fill(folder: Path, emb_V: list[np.ndarray], label_N: np.ndarray, split: Spli
         path.unlink()
 
 
-def whole_run(folder: Path, tree: Path, run: str) -> dict[str, float]:
-    """`coview train` with its default methods."""
+def whole_run(folder: Path, tree: Path, run: str, limit: float | None = None) -> dict[str, float]:
+    """`coview train` with its default methods; ended after `limit` seconds."""
     words = ["--views", "a,b", "--data", "made", "--labels", str(LABELS), "--run", run]
     places = ["--cache", str(folder / "cache"), "--runs", str(folder / "runs"), "--no-report"]
-    return coview(tree, ["train", *words, *places], folder)
+    return coview(tree, ["train", *words, *places], folder, limit)
 
 
-def coview(tree: Path, words: list[str], folder: Path) -> dict[str, float]:
-    """A command in a process of its own: seconds, CPU seconds, peak memory in GB."""
+def coview(
+    tree: Path, words: list[str], folder: Path, limit: float | None = None
+) -> dict[str, float]:
+    """A command in a process of its own: seconds, CPU seconds, peak memory in GB; what it had taken
+    until the limit, where it was ended."""
     begun = time.monotonic()
     with (folder / "log.txt").open("w") as log:
         actions = [(os.POSIX_SPAWN_DUP2, log.fileno(), number) for number in (1, 2)]
@@ -131,13 +141,18 @@ def coview(tree: Path, words: list[str], folder: Path) -> dict[str, float]:
         argv = [sys.executable, "-P", "-m", "coview.cli", *words]
         environ = {**os.environ, "PYTHONPATH": str(tree)}
         child = os.posix_spawn(sys.executable, argv, environ, file_actions=actions)
+        alarm = threading.Timer(limit or 0, os.kill, (child, signal.SIGKILL))
+        if limit is not None:
+            alarm.start()
         _, status, used = os.wait4(child, 0)
-    if status:
+        alarm.cancel()
+    if status and os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
         raise SystemExit((folder / "log.txt").read_text()[-2000:])
     return {
         "seconds": round(time.monotonic() - begun, 1),
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
         "peak_gb": round(used.ru_maxrss / 1e6, 2),
+        **({"ended": True} if status else {}),
     }
 
 

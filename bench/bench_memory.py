@@ -4,13 +4,15 @@ memory.
     python bench/bench_memory.py --before ../coview-before --images photos/ --view lite0.toml
     python bench/bench_memory.py --before . --only extract,predict
     python bench/bench_memory.py --only precision --view clip-b16
+    python bench/bench_memory.py --before ../coview-before --only forward --view resnet50.toml
 
 `--before .` compares this checkout with itself under COVIEW_KEEP_MEMORY=0, so that only what malloc
 does differs. What is told of a command is the wall time, the CPU time in user space and in the
 kernel of all its processes, and the largest sum of the resident sets that these had at one moment
 (shared pages count in each), looked at every 0.1 s. The first round fills the page cache and is not
 counted. `precision` is a model alone (random weights, batches of 2) in bfloat16 and in float32,
-in turns, on a processor that is kept from its instructions beyond AVX2. Writes
+in turns, on a processor that is kept from its instructions beyond AVX2. `forward` is a model alone
+(random weights, batches of 16) as each checkout loads it for extraction. Writes
 bench/results/memory.json, a section a command.
 """
 
@@ -34,6 +36,21 @@ from cache_specs.spec import load_spec
 
 ROOT = Path(__file__).parent.parent
 OUT = Path(__file__).parent / "results" / "memory.json"
+FORWARD = """
+import sys, time, torch
+from pathlib import Path
+from cache_specs.spec import load_spec
+from extract.models.backbones import load_backbone
+spec, file = load_spec(sys.argv[1]), Path(sys.argv[2])
+backbone = load_backbone(spec, {spec.weights.files[0]: file}, "cpu")
+pixels = torch.randint(256, (16, 3, spec.preprocess.crop, spec.preprocess.crop), dtype=torch.uint8)
+with torch.inference_mode():
+    backbone(pixels)
+    begun = time.perf_counter()
+    for _ in range(4):
+        backbone(pixels)
+    print(4 * 16 / (time.perf_counter() - begun))
+"""
 TRAIN = ("--views", "tiny-clip,tiny-dinov2", "--data", "digits", "--labels", "3")
 
 
@@ -118,6 +135,29 @@ def precision(args: argparse.Namespace) -> dict[str, Any]:
     return {**head(), **what, "cpu_seconds_an_image": seconds}
 
 
+def forward(args: argparse.Namespace) -> dict[str, Any]:
+    """Images a second."""
+    from bench_extract import weights_for
+
+    rates: dict[str, list[float]] = {"before": [], "now": []}
+    with tempfile.TemporaryDirectory(prefix="bench-memory-") as place:
+        folder = Path(str(weights_for(args.view, None, Path(place))))
+        (file,) = folder.glob("*.safetensors")
+        for _ in range(args.rounds):
+            for side, found in rates.items():
+                checkout = args.before if side == "before" else ROOT
+                done = subprocess.run(
+                    [sys.executable, "-P", "-c", FORWARD, str(Path(args.view).resolve()), file],
+                    env={**os.environ, "PYTHONPATH": str(checkout)},
+                    stdout=subprocess.PIPE,
+                    check=True,
+                    text=True,
+                )
+                found.append(float(done.stdout))
+    told = {side: spread(found) for side, found in rates.items()}
+    return {**head(), "view": Path(args.view).stem, "images_a_second": told}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -125,7 +165,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, default=ROOT, help="an earlier checkout, or this")
     parser.add_argument("--images", default="digits")
     parser.add_argument("--view", default="tiny-clip")
-    parser.add_argument("--only", default="extract,train,predict", help="or precision")
+    parser.add_argument("--only", default="extract,train,predict", help="or precision, or forward")
     parser.add_argument("--name", default="", help="of the section, beside the command's")
     parser.add_argument("--seeds", default="0..4")
     parser.add_argument("--method", default="mct-graph")
@@ -137,6 +177,10 @@ def main() -> None:
     if args.only == "precision":
         results["precision"] = precision(args)
         print(json.dumps(results["precision"], indent=1))
+    if args.only == "forward":
+        section = f"forward {Path(args.view).stem}"
+        results[section] = forward(args)
+        print(section, json.dumps(results[section]["images_a_second"], indent=1), flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-memory-") as place:
         folder = Path(place)
         todo = commands(args)
