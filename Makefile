@@ -1,7 +1,7 @@
 # Coview: embed images once with frozen foundation models, then co-train probes on the cache.
 
 .DEFAULT_GOAL := help
-COMMANDS := help setup demo views weights extract train finetune predict export-model sweep verify repair import export status gc test test-all check-gpu bench-cache bench-models bench-extract bench-train bench-methods bench-labels lock clean report compare suggest inspect doctor
+COMMANDS := help setup demo views weights extract train finetune predict export-model sweep verify repair import export push pull status gc test test-all check-gpu bench-cache bench-models bench-extract bench-train bench-methods bench-labels lock clean report compare suggest inspect doctor
 .PHONY: $(COMMANDS)
 SHELL := /bin/bash
 VENV := .venv
@@ -89,6 +89,12 @@ import: $(STAMP)  ## embeddings from elsewhere:  make import VIEW=mine FROM=x.np
 	@$(COVIEW) $@ $(EXTRA)
 
 export: $(STAMP)  ## embeddings to elsewhere:  make export VIEW=clip TO=clip.h5|.npz|.parquet  [DATA= CACHE= ARGS=]
+	@$(COVIEW) $@ $(EXTRA)
+
+push: $(STAMP)  ## a finished view into an object store:  make push VIEW=clip DATA=photos/ TO=s3://bucket/views  [CACHE= ARGS=--labels]
+	@$(COVIEW) $@ $(EXTRA)
+
+pull: $(STAMP)  ## finished views from an object store:  make pull FROM=s3://bucket/views  [VIEW= DATA= CACHE=]
 	@$(COVIEW) $@ $(EXTRA)
 
 gc: $(STAMP)  ## remove what no finished view needs, after asking  [CACHE=]

@@ -142,6 +142,18 @@ def remove(path: Path, point: str) -> None:
         raise cannot_write(path, error) from error
 
 
+def rename(before: Path, after: Path, point: str) -> None:
+    """Give a file or folder, whose contents are on the disk, its name, so that it keeps that after
+    a power cut. Raises StorageError as `write` does."""
+    try:
+        fault(f"{point}.rename")
+        before.rename(after)
+        fault(f"{point}.folder")
+        fsync_folder(after.parent)
+    except OSError as error:
+        raise cannot_write(after, error) from error
+
+
 def write_json(path: Path, value: Any, point: str) -> None:
     """`write` for JSON: sorted keys, NaN refused, a newline at the end."""
     write(path, _json(value), point)
@@ -176,7 +188,11 @@ def read_sealed(path: Path) -> dict[str, Any]:
     name = f"{path.parent.name}/{path.name}"
     if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would never end
         raise ValueError(f"{name} is no regular file")
-    data = path.read_bytes()
+    return unsealed(path.read_bytes(), name)
+
+
+def unsealed(data: bytes, name: str) -> dict[str, Any]:
+    """The document of a file's bytes. Raises ValueError, which names it, likewise."""
     try:
         document = json.loads(data)
         digest = _place(document)["sha256"]

@@ -125,6 +125,20 @@ def read_seal(view: View) -> dict[str, Any]:
     return document
 
 
+def seal_of(view: View, data: bytes) -> list[dict[str, Any]]:
+    """The records of the shards of a view that is not here yet, by the bytes of its complete.json.
+    Raises IntegrityError where they are damaged, or another view's."""
+    try:
+        document = durable.unsealed(data, "complete.json")
+        _check_seal(view, document)
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            f"the seal of {view.name!r} is damaged ({error}). Push the view again from where it is "
+            "whole"
+        ) from error
+    return document["shards"]
+
+
 def _check_seal(view: View, document: dict[str, Any]) -> None:
     of = (document["view"], document["n"], len(document["shards"]))
     if of != (view.identity, view.n, view.shards):

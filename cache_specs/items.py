@@ -97,7 +97,7 @@ def read_items(folder: Path, labels: str = "") -> Items:
                 f"{folder} has format {version}, this version reads {FORMAT}; run `make extract` "
                 "into another CACHE"
             )
-        items = _items_of(record, _table_of_record(place, record["items_sha256"]))
+        items = _listed(record, _table_of_record(place, record["items_sha256"]))
         recorded = (record["fingerprint"], record["rows"])
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise IntegrityError(
@@ -122,7 +122,20 @@ def _table_of_record(place: Path, sha256: str) -> bytes:
     return table
 
 
-def _items_of(record: dict[str, Any], data: bytes) -> Items:
+def items_of(record: bytes, table: bytes) -> Items:
+    """The list whose two files hold this. Raises ValueError, KeyError or TypeError where they are
+    no list, or damaged."""
+    told = durable.unsealed(record, "dataset.json")
+    try:
+        items = _listed(told, table)
+    except pa.ArrowException as error:
+        raise ValueError(f"items.parquet is none: {error}") from error
+    if (items.fingerprint, len(items)) != (told["fingerprint"], told["rows"]):
+        raise ValueError("items.parquet is of other images")
+    return items
+
+
+def _listed(record: dict[str, Any], data: bytes) -> Items:
     found, expected = hashlib.sha256(data).hexdigest(), record["items_sha256"]
     if found != expected:
         raise ValueError(f"items.parquet is damaged: sha256 {found[:12]}, expected {expected[:12]}")
@@ -184,6 +197,25 @@ def parquet(items: Items) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
+
+
+def record_of(items: Items, source: str, version: int, table: bytes) -> bytes:
+    """The bytes of dataset.json."""
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "name": items.name,
+        "adapter": items.adapter,
+        "rows": len(items),
+        "classes": items.classes,
+        "fingerprint": items.fingerprint,
+        "items_sha256": hashlib.sha256(table).hexdigest(),
+        "source": source,
+    }
+    if items.as_class:
+        record["as_class"] = list(items.as_class)
+    if version:
+        record["version"] = version
+    return durable.sealed(record)
 
 
 def said(items: Items) -> list[tuple[str, str]]:

@@ -11,7 +11,6 @@ writes both again.
 """
 
 import dataclasses
-import hashlib
 import logging
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -21,7 +20,7 @@ from base import durable, locks
 from base.commands import typed
 from base.errors import IntegrityError, StaleError
 from base.phrase import quoted
-from cache_specs.items import FORMAT, Items, parquet, read_items, said
+from cache_specs.items import Items, parquet, read_items, record_of, said
 from cache_specs.sources import dataset_name, is_gone, read_source, where
 from cache_specs.versions import IMPORTED, dataset_folders, every_dataset, latest, version_of
 
@@ -62,7 +61,7 @@ def write_items(
         same_table = _is_file(folder / "items.parquet", table)
         if not same_table:
             _relabel(folder, items, source)  # a run that was trained on the old labels stays usable
-        record = _record(items, source, number, table)
+        record = record_of(items, source, number, table)
         if not same_table or not _is_file(folder / "dataset.json", record):
             durable.write(folder / "items.parquet", table, "items")
             durable.write(folder / "dataset.json", record, "dataset")
@@ -104,24 +103,6 @@ def next_version(
         return max(number, 0), folder, []
     lines = [_succession(other, items, source, changed) for other in others]
     return top + 1, others[-1], lines
-
-
-def _record(items: Items, source: str, version: int, table: bytes) -> bytes:
-    record: dict[str, Any] = {
-        "format": FORMAT,
-        "name": items.name,
-        "adapter": items.adapter,
-        "rows": len(items),
-        "classes": items.classes,
-        "fingerprint": items.fingerprint,
-        "items_sha256": hashlib.sha256(table).hexdigest(),
-        "source": source,
-    }
-    if items.as_class:
-        record["as_class"] = list(items.as_class)
-    if version:
-        record["version"] = version
-    return durable.sealed(record)
 
 
 def _succession(other: Path, items: Items, source: str, changed: bool) -> str:
@@ -198,7 +179,8 @@ def _is_renamed(folder: Path, record: dict[str, Any], items: Items) -> bool:
 
 def _relabel(folder: Path, items: Items, source: str) -> None:
     """Keep the old labels, and say that labels change. Raises StaleError where they are another
-    file's or folder's, and would replace those of the first."""
+    file's or folder's, and would replace those of the first; of a list that make pull has brought
+    nobody here knows where its images are."""
     try:
         old, known = read_items(folder), read_source(folder)
     except IntegrityError:
@@ -206,7 +188,7 @@ def _relabel(folder: Path, items: Items, source: str) -> None:
     changed = sum(a != b for a, b in zip(said(old), said(items), strict=True))
     if not changed:
         return
-    if known != source:
+    if known not in ("", source):
         raise StaleError(
             f"{folder} has these very images with the labels of {known}; {changed} of {len(items)} "
             f"labels or splits of {source} are others. To keep both, give this one a name: "

@@ -135,6 +135,20 @@ COMMANDS = (
         ("VIEW", "DATA", "TO", "CACHE"),
         "make export VIEW=clip DATA=photos/ TO=clip.h5",
     ),
+    Command(
+        "push",
+        "exchange.config:PushConfig",
+        "exchange.remote.command:push",
+        ("VIEW", "DATA", "TO", "CACHE"),
+        "make push VIEW=clip DATA=photos/ TO=s3://bucket/views",
+    ),
+    Command(
+        "pull",
+        "exchange.config:PullConfig",
+        "exchange.remote.command:pull",
+        ("FROM", "VIEW", "DATA", "CACHE"),
+        "make pull FROM=s3://bucket/views",
+    ),
     Command("gc", "upkeep.config:GcConfig", "upkeep.gc:command", ("CACHE",), "make gc"),
     Command(
         "doctor",

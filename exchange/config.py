@@ -1,4 +1,4 @@
-"""The settings of import and export, from which their command lines are made."""
+"""The settings of import, export, push and pull, from which their command lines are made."""
 
 from dataclasses import dataclass
 
@@ -51,3 +51,35 @@ class ExportConfig:
     """where the embeddings are"""
     force: bool = False
     """replace the file if it is there"""
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    """Put one finished view into an object store, whole, every byte read back. Once more: what
+    lacks."""
+
+    view: str = ""
+    """the view's name"""
+    data: str = ""
+    """the data set; may be left out where only one has this view"""
+    to: str = ""
+    """s3://bucket/prefix, gs://…, az://…, or a folder; who one is stands in the environment"""
+    cache: str = "cache"
+    """where the embeddings are"""
+    labels: bool = False
+    """the labels of the images, too; otherwise the list of images goes without them"""
+
+
+@dataclass(frozen=True)
+class PullConfig:
+    """Bring finished views from an object store into the cache; every byte is checked. Once more:
+    what lacks."""
+
+    source: str = ""
+    """FROM: what TO of push was, or a data set or view below it"""
+    view: str = ""
+    """the view's name; without it all that lie there"""
+    data: str = ""
+    """of this data set alone"""
+    cache: str = "cache"
+    """where the embeddings go"""

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from base import durable, locks
 from base.errors import IntegrityError, UsageError
 from cache_specs import integrity, mend, store
 from cache_specs.items import Items
@@ -63,7 +64,10 @@ def import_view(config: ImportConfig) -> View:
         else:
             items, place = own_items(source, n, config.name, as_class)
             refuse_other_file(cache, items, source)
-        with staged(cache, source, array, place, items) as (emb_ND, status_N):
+        with (
+            locks.shared_lock(durable.make_folder(cache), locks.USERS),
+            staged(cache, source, array, place, items) as (emb_ND, status_N),
+        ):
             if folder is None:
                 folder = write_items(cache, items, source_path(config.data or str(path)))
             view = _create(config, folder, items, emb_ND, status_N, array)

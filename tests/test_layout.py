@@ -71,6 +71,7 @@ DOORS = {
     "transformers": {"extract.models.backbones", "extract.models.text"},
     "timm": {"extract.models.timm_backend"},
     "datasets": set(),
+    "obstore": {"exchange.remote.objects"},
     "torchvision": {
         "extract.scaling",
         "extract.data.torchvision_sets",

@@ -115,6 +115,9 @@ def _waste_of(dataset: Path, unfinished: bool) -> Iterator[Waste]:
         else:
             yield from _waste_in(folder)
     yield from going
+    for folder in sorted((dataset / store.ARRIVING).glob("*")) if unfinished else []:
+        if not locks.lock_holder(folder):
+            yield _measured(folder, "a view that make pull has not brought whole")
     free = len(going) == len(folders) and not locks.lock_holder(dataset)
     if free and _is_ours(dataset, folders):
         yield _measured(dataset, f"an item list without a view{_before(dataset)}")
@@ -207,9 +210,13 @@ def _locked_by(path: Path) -> Path:
 
 def _remove_folder(folder: Path) -> None:
     """A view's or a data set's, unless it was finished, or begun, meanwhile."""
-    if (folder / "complete.json").is_file() or store.named_folders(folder):
+    arriving = folder.parent.name == store.ARRIVING
+    if store.named_folders(folder) or ((folder / "complete.json").is_file() and not arriving):
         return
     for name in ("zarr.json", "dataset.json"):  # first what says that it is one
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder)
     durable.fsync_folder(folder.parent)
+    if arriving:
+        with contextlib.suppress(OSError):  # others are there
+            folder.parent.rmdir()

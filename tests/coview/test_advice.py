@@ -32,6 +32,8 @@ from cache_specs.succession import write_items
 from cache_specs.text import FILE, ViewText, write_text
 from cache_specs.view import write_documents
 from coview.cli import COMMANDS
+from exchange.config import PushConfig
+from exchange.remote.push import push
 from extract.data.datasets import build_items, open_dataset
 from extract.run import run
 from train.command import run as train
@@ -621,6 +623,32 @@ def no_classes(place: Path) -> None:
     (place / "names.txt").write_text("a: capital a\nb: capital b\n")
 
 
+def pushed(place: Path) -> None:
+    to = str(place / "there")
+    push(PushConfig(view="mine", data="pets", to=to, cache=str(place / "cache")))
+
+
+def pushed_and_changed(place: Path) -> None:
+    """Other bytes than those that lie there."""
+    pushed(place)
+    view = store.open_view(view_of(place, "mine"))
+    emb_RD, status_R = np.zeros((view.rows, view.width), np.float16), np.zeros(view.rows, np.uint8)
+    emb_RD[view.n :] = np.nan
+    store.write_shard(view, 0, emb_RD, status_R)
+    integrity.seal(view)
+
+
+def pushed_and_other_images(place: Path) -> None:
+    pushed(place)
+    (pets,) = (place / "cache").glob("pets-*")
+    pets.rename(pets.with_name("pets-00000000"))
+
+
+def pushed_and_unfinished(place: Path) -> None:
+    pushed(place)
+    (view_of(place, "mine") / "complete.json").unlink()
+
+
 def no_sweep(place: Path) -> None:
     (place / "runs" / "half" / "sweep.json").write_text("{}")
 
@@ -668,6 +696,7 @@ class Situation:
         return f"{self.site.rpartition('/')[2]} {self.line}"[:80]
 
 
+PUSH = "make push VIEW=mine DATA=pets TO=there"
 S = Situation
 PETS, REPAIR = "make train VIEWS=mine DATA=pets", "make repair VIEW=pixels DATA=digits"
 IMPORT = "make import VIEW=got FROM=two.npz DATA=pets"
@@ -978,6 +1007,14 @@ SITUATIONS = (
         (),
         lambda p: (p / "x.h5").touch(),
     ),
+    S("exchange/remote/push.py:push", "make push VIEW=mine", ("pets", "there")),
+    S("exchange/remote/push.py:_refuse_other", PUSH, ("elsewhere",), pushed_and_changed),
+    S("exchange/remote/pull.py:pull", "make pull", ("there",)),
+    S("exchange/remote/pull.py:_nothing#1", "make pull FROM=there"),
+    S("exchange/remote/pull.py:_nothing#2", "make pull FROM=there VIEW=mime", (), pushed),
+    S("exchange/remote/pull.py:_nothing#3", "make pull FROM=there DATA=photos", (), pushed),
+    S("exchange/remote/pull.py:_put_items", "make pull FROM=there", (), pushed_and_other_images),
+    S("exchange/remote/pull.py:_own", "make pull FROM=there", (), pushed_and_unfinished),
     # damage
     S("cache_specs/integrity.py:read_seal#1", TRAIN, ("digits",), lose(f"{PIXELS}/complete.json")),
     S("cache_specs/integrity.py:read_seal#2", TRAIN, (), cut(f"{PIXELS}/complete.json")),
@@ -1179,6 +1216,8 @@ def test_what_a_message_advises_gets_further(
 
 
 NO_SITUATION = {  # each was looked at: why its command gets further, or may be the same
+    # a file that changes while it is sent
+    "exchange/remote/push.py:_deliver",
     # extract brings the list; what is advised is read: tests/train/finetune/test_finetune.py
     "cache_specs/tuned.py:seen_of",
     "cache_specs/tuned.py:own_list",

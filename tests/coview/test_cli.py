@@ -793,7 +793,7 @@ def test_the_makefile_and_the_table_of_commands_say_the_same() -> None:
 
 VERBS = (
     "add|allow|choose|copy|cut|delete|divide|download|extract|fetch|fill|get|give|go|goes|"
-    "import|keep|leave|let|look|make|match|mend|merge|move|multiply|name|open|press|put|read|"
+    "import|keep|leave|let|look|make|match|mend|merge|move|multiply|name|open|press|push|put|read|"
     "remove|rename|repeat|replace|run|runs|save|saved|set|split|stop|take|train|try|turn|type|"
     "unpack|use|wait|write|begins|kept"
 )

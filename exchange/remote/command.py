@@ -1,0 +1,32 @@
+"""make push, make pull: what they need is imported when they run, and is an extra."""
+
+import importlib.util
+import sys
+from typing import Any
+
+from base.errors import UsageError
+from exchange.config import PullConfig, PushConfig
+
+
+def push(config: PushConfig, found: dict[str, Any]) -> None:
+    """make push."""
+    _require_obstore("push")
+    from exchange.remote import push as remote
+
+    found["at"] = remote.push(config)
+
+
+def pull(config: PullConfig, found: dict[str, Any]) -> None:
+    """make pull."""
+    _require_obstore("pull")
+    from exchange.remote import pull as remote
+
+    found["views"] = [str(view.folder) for view in remote.pull(config)]
+
+
+def _require_obstore(target: str) -> None:
+    if importlib.util.find_spec("obstore") is None:
+        raise UsageError(
+            f"make {target} needs obstore, which is not installed. Type: {sys.executable} -m pip "
+            "install 'obstore>=0.8'   (the extra `remote` of this project)"
+        )

@@ -1,0 +1,585 @@
+"""make push, make pull: over the wire of S3, through a proxy that does harm. What comes out is what
+went in, to the last byte, or there is none."""
+
+import dataclasses
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import objects
+import obstore
+import pytest
+import server
+import zarr
+from conftest import NOTES, ROOT, config
+
+from base import durable, locks
+from base.errors import IntegrityError, StaleError, StorageError, UsageError
+from cache_specs import integrity, store
+from cache_specs.items import read_items
+from exchange.config import PullConfig, PushConfig
+from exchange.remote import command
+from exchange.remote import objects as remote
+from exchange.remote.card import about_of
+from exchange.remote.pull import pull
+from exchange.remote.push import push
+from extract.run import run as extract
+from train.data.reader import open_cache
+from upkeep.config import GcConfig
+from upkeep.gc import collect, waste
+
+TO = f"s3://{objects.BUCKET}/views"
+MANY = pytest.mark.many
+
+
+@pytest.fixture(scope="module")
+def server_of_module() -> Iterator[objects.Wire]:
+    with objects.s3() as wire:
+        yield wire
+
+
+@pytest.fixture
+def wire(server_of_module: objects.Wire, monkeypatch: pytest.MonkeyPatch) -> Iterator[objects.Wire]:
+    """Nothing has passed, nothing lies there, and a store that fails is waited for shortly."""
+    for name, value in objects.environment(server_of_module).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(remote, "PATIENCE", remote.timedelta(seconds=1.5))
+    server_of_module.harm = lambda request: None
+    place = remote.Place(TO)
+    for name in place.sizes("digits-6f88bbf1"):
+        obstore.delete(place.store, name)
+    server_of_module.requests.clear()
+    yield server_of_module
+
+
+@pytest.fixture(scope="module")
+def cache(digits: Path) -> Path:
+    return digits
+
+
+def pushed(cache: Path, to: str = TO, **changes: object) -> str:
+    asked = PushConfig(view="tiny-clip", data="digits", to=str(to), cache=str(cache))
+    return push(dataclasses.replace(asked, **changes))
+
+
+def pulled(cache: Path, source: str = TO, **changes: object) -> list[store.View]:
+    return pull(dataclasses.replace(PullConfig(source=str(source), cache=str(cache)), **changes))
+
+
+def folder_of(cache: Path, view: str = "tiny-clip") -> Path:
+    (found,) = cache.glob(f"digits-*/{view}-????????????")
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of a view, but for what only remembers that somebody was there."""
+    beside = (*NOTES, "agreed.json")
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in beside]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+# ---------------------------------------------------------------- there and back
+
+
+def test_what_comes_back_is_what_went_to_the_last_byte(
+    wire: objects.Wire, cache: Path, tmp_path: Path
+) -> None:
+    at = pushed(cache)
+    assert at == f"{TO}/{folder_of(cache).parent.name}/{folder_of(cache).name}"
+    (view,) = pulled(tmp_path / "there")
+    assert view.folder == folder_of(tmp_path / "there")
+    assert contents(view.folder) == contents(folder_of(cache))
+    assert integrity.root(view) == integrity.root(store.open_view(folder_of(cache)))
+    assert not list((tmp_path / "there").rglob(".pull"))
+    (last,) = [one for one in wire.requests if one.method == "PUT"][-1:]
+    assert last.path.endswith("/complete.json")
+
+
+def test_no_label_goes_unless_it_is_asked_for(
+    wire: objects.Wire, cache: Path, tmp_path: Path
+) -> None:
+    own = read_items(folder_of(cache).parent)
+    pushed(cache)
+    pulled(tmp_path / "without")
+    items = read_items(folder_of(tmp_path / "without").parent)
+    assert (items.label == -1).all() and not items.classes
+    assert items.keys == own.keys and items.sha256 == own.sha256 and items.split == own.split
+    pushed(cache, labels=True)
+    pulled(tmp_path / "with")
+    items = read_items(folder_of(tmp_path / "with").parent)
+    assert np.array_equal(items.label, own.label) and items.classes == own.classes
+    pushed(cache)  # once more without: they are not taken away
+    pulled(tmp_path / "still")
+    assert (read_items(folder_of(tmp_path / "still").parent).label >= 0).all()
+
+
+def test_it_trains_as_the_cache_that_it_came_from(
+    wire: objects.Wire, cache: Path, tmp_path: Path
+) -> None:
+    pushed(cache, labels=True)
+    pushed(cache, view="tiny-dinov2")
+    assert len(pulled(tmp_path)) == 2
+    views = ["tiny-clip", "tiny-dinov2"]
+    there, here = (open_cache(place, "digits", views) for place in (tmp_path, cache))
+    assert there.fingerprints == here.fingerprints
+    assert there.items.labels_fingerprint == here.items.labels_fingerprint
+    for found, expected in zip(there.emb, here.emb, strict=True):
+        assert np.array_equal(found[:], expected[:])
+
+
+def test_labels_that_the_cache_has_stay(wire: objects.Wire, cache: Path, tmp_path: Path) -> None:
+    pushed(cache)
+    copy = shutil.copytree(cache, tmp_path / "cache")
+    shutil.rmtree(folder_of(copy))
+    pulled(copy)
+    assert (read_items(folder_of(copy).parent).label >= 0).all()
+    assert contents(folder_of(copy)) == contents(folder_of(cache))
+
+
+def test_extract_gives_labels_to_what_came_without_and_embeds_nothing(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed(cache, tmp_path / "disk")
+    pulled(tmp_path / "there", tmp_path / "disk")
+    before = contents(folder_of(tmp_path / "there"))
+    monkeypatch.setattr("cache_specs.store.write_shard", None)
+    found: dict = {}
+    extract(config(Path("digits"), tmp_path / "there"), found)
+    own = read_items(folder_of(cache).parent)
+    items = read_items(folder_of(tmp_path / "there").parent)
+    assert np.array_equal(items.label, own.label) and items.classes == own.classes
+    assert contents(folder_of(tmp_path / "there")) == before
+
+
+def test_a_reader_of_zarr_opens_it_there(wire: objects.Wire, cache: Path) -> None:
+    at = pushed(cache)
+    there = zarr.storage.ObjectStore(remote.Place(at).store, read_only=True)
+    found = zarr.open_group(there, mode="r")
+    own = zarr.open_group(str(folder_of(cache)), mode="r")
+    assert np.array_equal(found["embeddings"][:], own["embeddings"][:], equal_nan=True)
+    assert found.attrs["view"] == "tiny-clip"
+
+
+def test_a_folder_is_a_place_too(cache: Path, tmp_path: Path) -> None:
+    pushed(cache, tmp_path / "disk" / "views")
+    pulled(tmp_path / "there", tmp_path / "disk" / "views")
+    assert contents(folder_of(tmp_path / "there")) == contents(folder_of(cache))
+
+
+@pytest.mark.parametrize("below", ["", "/digits-6f88bbf1", "/view"])
+def test_from_may_be_the_data_set_or_the_view(
+    below: str, wire: objects.Wire, cache: Path, tmp_path: Path
+) -> None:
+    at = pushed(cache)
+    (view,) = pulled(tmp_path, at if below == "/view" else f"{TO}{below}/")
+    assert contents(view.folder) == contents(folder_of(cache))
+
+
+def test_views_and_data_sets_can_be_chosen(wire: objects.Wire, cache: Path, tmp_path: Path) -> None:
+    pushed(cache)
+    pushed(cache, view="tiny-dinov2")
+    (view,) = pulled(tmp_path, view="tiny-dinov2", data="digits")
+    assert view.name == "tiny-dinov2"
+    with pytest.raises(UsageError, match="did you mean 'tiny-clip'"):
+        pulled(tmp_path, view="tiny-clib")
+    with pytest.raises(UsageError, match="has views of digits") as error:
+        pulled(tmp_path, view="tiny-clip", data="photos/")
+    assert error.value.instead == {"DATA": "digits"}
+
+
+def test_the_card_says_what_it_is(wire: objects.Wire, cache: Path) -> None:
+    place, at = remote.Place(TO), folder_of(cache)
+    pushed(cache)
+    text = (place.get(f"{at.parent.name}/{at.name}/README.md") or b"").decode()
+    view = store.open_view(at)
+    for told in ("1,797, of digits", view.attributes["weights_sha256"], "open_clip"):
+        assert told in text, told
+    assert f"make pull FROM={TO} VIEW=tiny-clip" in text
+    clip = dataclasses.replace(view, folder=Path("clip-000000000000"))
+    assert about_of(clip) == {
+        "model": "CLIP ViT-L/14 (OpenAI), image tower",
+        "licence": "MIT",
+    }
+    mine = {**view.attributes, "provenance": {"spec_file": "/home/me/clip.toml"}}
+    assert about_of(dataclasses.replace(clip, attributes=mine)) == {}
+
+
+# ---------------------------------------------------------------- once more
+
+
+def test_once_more_sends_and_fetches_nothing(
+    wire: objects.Wire, cache: Path, tmp_path: Path
+) -> None:
+    pushed(cache)
+    sent = wire.count("PUT")
+    pushed(cache)
+    again = [one.path for one in wire.requests if one.method == "PUT"][sent:]
+    assert [path.rpartition("/")[2] for path in again] == ["README.md", "complete.json"]
+    pulled(tmp_path)
+    fetched = wire.count("GET")
+    pulled(tmp_path)
+    assert wire.count("GET") - fetched <= 6  # lists, and the seal
+
+
+def killed_at(wire: objects.Wire, words: list[str], method: str, number: int) -> None:
+    """`coview WORDS` in a process that dies when its request of that number comes in."""
+    process = server.Popen(
+        [sys.executable, "-m", "coview.cli", *words],
+        cwd=ROOT,
+        env={**os.environ, **server.FIXED, "COVIEW_MAKE": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    first = wire.count(method)
+
+    def harm(request: objects.Request) -> str | None:
+        if request.method == method and request.number == first + number:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return "cut"
+        return None
+
+    wire.harm = harm
+    said, _ = process.communicate(timeout=60)
+    wire.harm = lambda request: None
+    assert process.returncode == -signal.SIGKILL, said
+
+
+@pytest.mark.parametrize(
+    "number", [1, 9, 20, *(pytest.param(n, marks=MANY) for n in (2, 5, 13, 16, 18, 19))]
+)
+def test_a_push_that_is_killed_leaves_no_view_and_goes_on(
+    number: int, wire: objects.Wire, cache: Path, tmp_path: Path
+) -> None:
+    words = ["push", "--view", "tiny-clip", "--data", "digits", "--to", TO, "--cache", str(cache)]
+    killed_at(wire, words, "PUT", number)
+    with pytest.raises(UsageError, match="no finished view lies in"):
+        pulled(tmp_path / "early")
+    assert not (tmp_path / "early").exists()
+    pushed(cache)
+    pulled(tmp_path / "there")
+    assert contents(folder_of(tmp_path / "there")) == contents(folder_of(cache))
+
+
+@pytest.mark.parametrize(
+    "number", [5, 13, 18, *(pytest.param(n, marks=MANY) for n in (1, 4, 6, 8, 11, 16))]
+)
+def test_a_pull_that_is_killed_leaves_no_view_and_goes_on(
+    number: int, wire: objects.Wire, cache: Path, tmp_path: Path
+) -> None:
+    pushed(cache)
+    words = ["pull", "--source", TO, "--cache", str(tmp_path / "there")]
+    killed_at(wire, words, "GET", number)
+    assert not list((tmp_path / "there").glob("digits-*/tiny-clip-????????????"))
+    here = len(list((tmp_path / "there").glob("digits-*/.pull/*/embeddings/c/*/0")))
+    wire.requests.clear()
+    pulled(tmp_path / "there")
+    assert contents(folder_of(tmp_path / "there")) == contents(folder_of(cache))
+    fetched = [one for one in wire.requests if "/embeddings/c/" in one.path]
+    assert len(fetched) == 4 - here
+
+
+@pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
+def test_a_disk_that_fails_at_any_step_costs_no_more_than_that_step(
+    error: str, wire: objects.Wire, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed(cache)
+    for number in itertools.count(1, 7):
+        monkeypatch.setattr(durable, "_passed", 0)
+        monkeypatch.setenv("COVIEW_FAULT", f"{error}:{number}")
+        try:
+            pulled(tmp_path / "there")
+            break
+        except StorageError:
+            assert not list((tmp_path / "there").glob("digits-*/tiny-clip-????????????"))
+    assert number > 8
+    monkeypatch.delenv("COVIEW_FAULT")
+    assert contents(folder_of(tmp_path / "there")) == contents(folder_of(cache))
+
+
+# ---------------------------------------------------------------- a bad wire
+
+
+def once(kind: str | int, method: str, end: str) -> objects.Harm:
+    """To the first request of that method whose path ends so."""
+    done: list[objects.Request] = []
+
+    def harm(request: objects.Request) -> str | int | None:
+        path = request.path.partition("?")[0]
+        if request.method == method and path.endswith(end) and not done:
+            done.append(request)
+            return kind
+        return None
+
+    return harm
+
+
+SHARD, SEAL = "/embeddings/c/2/0", "/complete.json"
+
+
+@pytest.mark.parametrize("kind", [503, 429, 500, "cut", "late", "deaf", "flip-sent"])
+@pytest.mark.parametrize("end", [SHARD, SEAL])
+def test_a_push_gets_over_one_fault(
+    kind: str | int, end: str, wire: objects.Wire, cache: Path, tmp_path: Path
+) -> None:
+    wire.harm = once(kind, "PUT", end)
+    if (kind, end) == ("flip-sent", SEAL):
+        with pytest.raises(IntegrityError, match="is not what was written"):
+            pushed(cache)
+        return
+    pushed(cache)
+    pulled(tmp_path)
+    assert contents(folder_of(tmp_path)) == contents(folder_of(cache))
+
+
+@pytest.mark.parametrize("kind", [503, 429, 500, "cut", "half", "short", "flip", "late"])
+@pytest.mark.parametrize("end", [SHARD])
+def test_a_pull_gets_over_one_fault(
+    kind: str | int, end: str, wire: objects.Wire, cache: Path, tmp_path: Path
+) -> None:
+    pushed(cache)
+    wire.harm = once(kind, "GET", end)
+    pulled(tmp_path)
+    assert contents(folder_of(tmp_path)) == contents(folder_of(cache))
+
+
+def always(kind: str | int, method: str, end: str) -> objects.Harm:
+    def harm(request: objects.Request) -> str | int | None:
+        hit = request.method == method and request.path.partition("?")[0].endswith(end)
+        return kind if hit else None
+
+    return harm
+
+
+def test_what_is_never_kept_is_never_sealed(
+    wire: objects.Wire, cache: Path, tmp_path: Path
+) -> None:
+    wire.harm = always("flip-sent", "PUT", SHARD)
+    with pytest.raises(IntegrityError, match=f"{SHARD}: what is read there is not what was"):
+        pushed(cache)
+    with pytest.raises(UsageError, match="no finished view"):
+        pulled(tmp_path)
+
+
+@pytest.mark.parametrize("name", [SHARD, "/status/c/0", SEAL, "/zarr.json", "/items.parquet"])
+def test_what_was_changed_there_does_not_come_in(
+    name: str, wire: objects.Wire, cache: Path, tmp_path: Path
+) -> None:
+    """By name; and once it is mended what had arrived is not fetched again."""
+    pushed(cache)
+    wire.harm = always("flip", "GET", name)
+    with pytest.raises(IntegrityError, match=r"Push (it|the view) again"):
+        pulled(tmp_path)
+    assert not list(tmp_path.glob("digits-*/tiny-clip-????????????"))
+    wire.harm = lambda request: None
+    pulled(tmp_path)
+    assert contents(folder_of(tmp_path)) == contents(folder_of(cache))
+
+
+@pytest.mark.parametrize("kind", [503, "cut"])
+@pytest.mark.parametrize("method", ["PUT", "GET"])
+def test_a_store_that_never_answers_is_an_error_in_time(
+    kind: str | int, method: str, wire: objects.Wire, cache: Path, tmp_path: Path
+) -> None:
+    wire.harm = always(kind, method, "")
+    with pytest.raises(StorageError, match="type the same command: it goes on from here"):
+        pushed(cache)
+    wire.harm = lambda request: None
+    pushed(cache)
+    wire.harm = always(kind, "GET", SHARD)
+    with pytest.raises(StorageError, match=SHARD):
+        pulled(tmp_path)
+
+
+# ---------------------------------------------------------------- others
+
+
+def test_the_same_view_with_other_bytes_is_refused_on_both_ends(
+    wire: objects.Wire, cache: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(cache, tmp_path / "cache")
+    folder = folder_of(copy)
+    view = store.open_view(folder)
+    emb, status = np.zeros((view.rows, view.width), np.float16), np.zeros(view.rows, np.uint8)
+    store.write_shard(view, 0, emb, status)
+    integrity.seal(view)
+    pushed(cache)
+    with pytest.raises(StaleError, match="holds the same view with other bytes"):
+        pushed(copy)
+    with pytest.raises(StaleError, match="with other bytes"):
+        pulled(copy)
+
+
+def test_what_has_been_begun_here_is_not_replaced(
+    wire: objects.Wire, cache: Path, tmp_path: Path
+) -> None:
+    pushed(cache)
+    copy = shutil.copytree(cache, tmp_path / "cache")
+    (folder_of(copy) / "complete.json").unlink()
+    before = contents(folder_of(copy))
+    with pytest.raises(StaleError, match=r"is not finished\. Finish it"):
+        pulled(copy)
+    assert contents(folder_of(copy)) == before
+    with pytest.raises(UsageError, match="not finished"):
+        pushed(copy)
+
+
+def test_other_images_of_the_same_name_are_refused(
+    wire: objects.Wire, cache: Path, tmp_path: Path
+) -> None:
+    pushed(cache)
+    other = tmp_path / "cache" / "digits-00000000"
+    other.mkdir(parents=True)
+    shutil.copy(folder_of(cache).parent / "dataset.json", other)
+    with pytest.raises(StaleError, match="has other images of that name") as error:
+        pulled(tmp_path / "cache")
+    assert error.value.instead == {"CACHE": f"{tmp_path / 'cache'}-2"}
+
+
+def test_a_name_that_is_another_views_is_refused(cache: Path, tmp_path: Path) -> None:
+    """Somebody has renamed folders there."""
+    pushed(cache, tmp_path / "disk")
+    at = folder_of(tmp_path / "disk")
+    other = at.rename(at.with_name("tiny-clip-000000000000"))
+    with pytest.raises(IntegrityError, match="damaged or another view's"):
+        pulled(tmp_path / "there", tmp_path / "disk")
+    other.rename(at)
+    at.parent.rename(at.parent.with_name("digits-00000000"))
+    with pytest.raises(IntegrityError, match="it is that of digits-6f88bbf1"):
+        pulled(tmp_path / "elsewhere", tmp_path / "disk")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_folders_that_are_no_views_are_passed_over(cache: Path, tmp_path: Path) -> None:
+    pushed(cache, tmp_path / "disk")
+    for name in ("notes", "digits-6f88bbf1/notes", ".x-6f88bbf1", "empty-6f88bbf1/v-000000000000"):
+        (tmp_path / "disk" / name).mkdir(parents=True)
+        (tmp_path / "disk" / name / "complete.json").write_text("{}" if "v-" not in name else "")
+    (tmp_path / "disk/empty-6f88bbf1/v-000000000000/complete.json").unlink()
+    assert len(pulled(tmp_path / "there", tmp_path / "disk")) == 1
+
+
+def test_a_damaged_view_is_not_pushed(wire: objects.Wire, cache: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(cache, tmp_path / "cache")
+    path = folder_of(copy) / "embeddings" / "c" / "1" / "0"
+    path.write_bytes(objects.flipped(path.read_bytes()))
+    with pytest.raises(IntegrityError, match="has changed since it was written"):
+        pushed(copy)
+    assert wire.count("PUT") == 0
+
+
+def test_one_pull_at_a_time_writes_a_view(wire: objects.Wire, cache: Path, tmp_path: Path) -> None:
+    pushed(cache)
+    pulled(tmp_path)
+    folder = folder_of(tmp_path)
+    staging = folder.parent / ".pull" / folder.name
+    staging.parent.mkdir()
+    folder.rename(staging)
+    with locks.lock(staging), pytest.raises(StorageError, match="is being written by process"):
+        pulled(tmp_path)
+
+
+def test_what_a_pull_has_left_goes_with_gc_when_it_is_asked_for(
+    cache: Path, tmp_path: Path
+) -> None:
+    pushed(cache, tmp_path / "disk")
+    (view,) = pulled(tmp_path / "there", tmp_path / "disk")
+    staging = view.folder.parent / store.ARRIVING / view.folder.name
+    shutil.copytree(view.folder, staging)
+    assert not list(waste(tmp_path / "there"))
+    with locks.lock(staging):
+        assert not list(waste(tmp_path / "there", unfinished=True))
+    collect(GcConfig(cache=str(tmp_path / "there"), unfinished=True, yes=True))
+    assert not staging.parent.exists() and view.is_complete
+
+
+def test_gc_waits_for_a_pull(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the list of images and the view there is nothing else to hold it back."""
+    from exchange.remote import pull as module
+
+    def meanwhile(*_: object) -> None:
+        with pytest.raises(StorageError, match="nothing is removed"):
+            collect(GcConfig(cache=str(tmp_path / "there"), yes=True))
+        raise KeyboardInterrupt
+
+    pushed(cache, tmp_path / "disk")
+    monkeypatch.setattr(module, "_bring", meanwhile)
+    with pytest.raises(KeyboardInterrupt):
+        pulled(tmp_path / "there", tmp_path / "disk")
+
+
+# ---------------------------------------------------------------- words, secrets
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("ftp://x/y", "is no place for views"),
+        ("s3:///views", "is no place for views"),
+        (f"s3://AKIA:{objects.SECRET}@bucket/views", "belong into the environment"),
+        (f"s3://bucket/views?X-Amz-Signature={objects.SECRET}", "belong into the environment"),
+    ],
+)
+def test_addresses_that_are_none(address: str, told: str, cache: Path, tmp_path: Path) -> None:
+    for act in (lambda: pushed(cache, address), lambda: pulled(tmp_path, address)):
+        with pytest.raises(UsageError, match=told) as error:
+            act()
+        assert objects.SECRET not in str(error.value)
+
+
+def test_what_is_missing_is_named(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"TO is missing\. Type: make push VIEW=tiny-clip"):
+        push(PushConfig(view="tiny-clip"))
+    with pytest.raises(UsageError, match="VIEW is missing"):
+        push(PushConfig(to=TO))
+    with pytest.raises(
+        UsageError, match=r"FROM is missing\. Type: make pull FROM=…\nA place is s3://"
+    ):
+        pull(PullConfig())
+    with pytest.raises(UsageError, match="no finished view lies in"):
+        pulled(tmp_path / "there", tmp_path / "nothing")
+
+
+def test_without_obstore_the_commands_say_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    for act, asked in ((command.push, PushConfig()), (command.pull, PullConfig())):
+        with pytest.raises(UsageError, match="pip install 'obstore"):
+            act(asked, {})
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_secret_is_said_or_written(
+    fails: bool, wire: objects.Wire, cache: Path, tmp_path: Path
+) -> None:
+    """Of the whole way, also where the store refuses: 403."""
+    if fails:
+        wire.harm = lambda request: 403 if SHARD in request.path else None
+    said = ""
+    for words in (
+        ["push", "--view", "tiny-clip", "--data", "digits", "--to", TO, "--cache", str(cache)],
+        ["pull", "--source", TO, "--cache", str(tmp_path)],
+    ):
+        done = server.Popen(
+            [sys.executable, "-m", "coview.cli", *words],
+            cwd=ROOT,
+            env={**os.environ, **server.FIXED, "COVIEW_MAKE": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        said += done.communicate(timeout=60)[0]
+        assert done.returncode == (0 if not fails else done.returncode), said
+    wire.harm = lambda request: None
+    assert "Traceback" not in said and objects.SECRET not in said
+    place = remote.Place(TO)
+    for name in place.sizes("digits-6f88bbf1"):
+        assert objects.SECRET.encode() not in (place.get(name) or b"")
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or objects.SECRET.encode() not in path.read_bytes()
