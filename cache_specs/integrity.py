@@ -131,7 +131,7 @@ def seal_of(view: View, data: bytes) -> list[dict[str, Any]]:
     try:
         document = durable.unsealed(data, "complete.json")
         _check_seal(view, document)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(
             f"the seal of {view.name!r} is damaged ({error}). Push the view again from where it is "
             "whole"

@@ -123,16 +123,33 @@ def _table_of_record(place: Path, sha256: str) -> bytes:
 
 
 def items_of(record: bytes, table: bytes) -> Items:
-    """The list whose two files hold this. Raises ValueError, KeyError or TypeError where they are
+    """The list whose two files hold this, wherever they come from. Raises ValueError where they are
     no list, or damaged."""
     told = durable.unsealed(record, "dataset.json")
     try:
+        if told["format"] != FORMAT:
+            raise ValueError(f"it has format {told['format']}, this version reads {FORMAT}")
         items = _listed(told, table)
-    except pa.ArrowException as error:
-        raise ValueError(f"items.parquet is none: {error}") from error
-    if (items.fingerprint, len(items)) != (told["fingerprint"], told["rows"]):
-        raise ValueError("items.parquet is of other images")
+        if (items.fingerprint, len(items)) != (told["fingerprint"], told["rows"]):
+            raise ValueError("items.parquet is of other images")
+        if not _is_sound(items):
+            raise ValueError("it says what no list says")
+        parquet(items)  # raises where a column is of another kind
+    except (pa.ArrowException, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"it is none ({type(error).__name__}: {error})") from error
     return items
+
+
+def _is_sound(items: Items) -> bool:
+    """Whether labels, splits and words are such."""
+    words = [items.name, items.adapter, *items.classes, *items.as_class]
+    return (
+        isinstance(items.classes, list)
+        and all(isinstance(word, str) for word in words)
+        and set(items.split) <= set(SPLITS)
+        and items.label.dtype == np.int32
+        and bool(((items.label >= -1) & (items.label < len(items.classes))).all())
+    )
 
 
 def _listed(record: dict[str, Any], data: bytes) -> Items:

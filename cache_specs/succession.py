@@ -49,7 +49,8 @@ def write_items(
     table = parquet(items)  # beforehand: others wait for the lock
     # two extractions of one new data set, or of two states of one, may be started at once
     with locks.lock(cache, wait=True):
-        items = _moved(cache, items, source)
+        if source:  # else nobody here knows where the images are
+            items = _moved(cache, items, source)
         folder = cache / items.folder_name
         if seen is not None:  # before the images were read
             refuse_overtaken(cache, items, seen)
@@ -65,7 +66,8 @@ def write_items(
         if not same_table or not _is_file(folder / "dataset.json", record):
             durable.write(folder / "items.parquet", table, "items")
             durable.write(folder / "dataset.json", record, "dataset")
-        follow(cache, folder, items, was, source)
+        if source:
+            follow(cache, folder, items, was, source)
     for line in lines:
         log.info(
             f"{line}. {folder.name} is the current version now, {before.name} stays for what was "
@@ -179,8 +181,8 @@ def _is_renamed(folder: Path, record: dict[str, Any], items: Items) -> bool:
 
 def _relabel(folder: Path, items: Items, source: str) -> None:
     """Keep the old labels, and say that labels change. Raises StaleError where they are another
-    file's or folder's, and would replace those of the first; of a list that make pull has brought
-    nobody here knows where its images are."""
+    file's or folder's, and would replace those of the first; a list that make pull has brought
+    without labels has none to replace."""
     try:
         old, known = read_items(folder), read_source(folder)
     except IntegrityError:
@@ -188,11 +190,11 @@ def _relabel(folder: Path, items: Items, source: str) -> None:
     changed = sum(a != b for a, b in zip(said(old), said(items), strict=True))
     if not changed:
         return
-    if known not in ("", source):
+    if known != source and (known or (old.label >= 0).any()):
         raise StaleError(
-            f"{folder} has these very images with the labels of {known}; {changed} of {len(items)} "
-            f"labels or splits of {source} are others. To keep both, give this one a name: "
-            f"ARGS='--name {items.name}-2'. To replace them, first delete "
+            f"{folder} has these very images with the labels of {known or 'another machine'}; "
+            f"{changed} of {len(items)} labels or splits of {source} are others. To keep both, "
+            f"give this one a name: ARGS='--name {items.name}-2'. To replace them, first delete "
             f"{folder / 'dataset.json'}",
             instead={"--name": f"{items.name}-2"},
         )

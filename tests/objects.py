@@ -21,6 +21,7 @@ class Request:
     method: str
     path: str
     number: int
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 Harm = Callable[[Request], str | int | None]
@@ -40,9 +41,9 @@ class Wire:
     def count(self, method: str) -> int:
         return sum(one.method == method for one in self.requests)
 
-    def note(self, method: str, path: str) -> Request:
+    def note(self, method: str, path: str, headers: dict[str, str]) -> Request:
         with self.lock:
-            request = Request(method, path, self.count(method) + 1)
+            request = Request(method, path, self.count(method) + 1, headers)
             self.requests.append(request)
         return request
 
@@ -107,7 +108,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def pass_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        harm = self.wire.harm(self.wire.note(self.command, self.path))
+        known = {name.title(): value for name, value in self.headers.items()}
+        harm = self.wire.harm(self.wire.note(self.command, self.path, known))
         if isinstance(harm, int):
             self.answer(harm, {}, b"<Error><Code>SlowDown</Code></Error>")
             return

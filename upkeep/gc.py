@@ -115,8 +115,8 @@ def _waste_of(dataset: Path, unfinished: bool) -> Iterator[Waste]:
         else:
             yield from _waste_in(folder)
     yield from going
-    for folder in sorted((dataset / store.ARRIVING).glob("*")) if unfinished else []:
-        if not locks.lock_holder(folder):
+    for folder in store.named_folders(dataset / store.ARRIVING) if unfinished else []:
+        if not locks.lock_holder(folder) and not folder.is_symlink():
             yield _measured(folder, "a view that make pull has not brought whole")
     free = len(going) == len(folders) and not locks.lock_holder(dataset)
     if free and _is_ours(dataset, folders):
@@ -160,6 +160,8 @@ def _is_ours(dataset: Path, folders: Sequence[Path]) -> bool:
     """Would removing the folder take nothing with it that is not ours?"""
     ours = {"dataset.json", "items.parquet", stamps.FILE, ".lock"}
     ours |= {folder.name for folder in folders}
+    if not any((dataset / store.ARRIVING).glob("*")):
+        ours.add(store.ARRIVING)
     return {path.name for path in dataset.iterdir()} <= ours
 
 

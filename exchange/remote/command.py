@@ -1,7 +1,10 @@
 """make push, make pull: what they need is imported when they run, and is an extra."""
 
+import contextlib
 import importlib.util
+import signal
 import sys
+from collections.abc import Generator
 from typing import Any
 
 from base.errors import UsageError
@@ -13,7 +16,8 @@ def push(config: PushConfig, found: dict[str, Any]) -> None:
     _require_obstore("push")
     from exchange.remote import push as remote
 
-    found["at"] = remote.push(config)
+    with _ended_by_ctrl_c():
+        found["at"] = remote.push(config)
 
 
 def pull(config: PullConfig, found: dict[str, Any]) -> None:
@@ -21,7 +25,19 @@ def pull(config: PullConfig, found: dict[str, Any]) -> None:
     _require_obstore("pull")
     from exchange.remote import pull as remote
 
-    found["views"] = [str(view.folder) for view in remote.pull(config)]
+    with _ended_by_ctrl_c():
+        found["views"] = [str(view.folder) for view in remote.pull(config)]
+
+
+@contextlib.contextmanager
+def _ended_by_ctrl_c() -> Generator[None]:
+    """At once, even while a store does not answer: what waits for it is no Python. Nothing is lost
+    by it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
 def _require_obstore(target: str) -> None:

@@ -3,50 +3,83 @@ to obstore, which zarr itself can use.
 
 Who one is comes from the environment, as that library reads it (AWS_ACCESS_KEY_ID, AWS_REGION,
 AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS …); nothing of it is written down. A store that
-answers 429 or 5xx, or not at all, is asked again, later and later.
+answers 429 or 5xx, or hangs up, is asked again, later and later, for PATIENCE.
 """
 
 import os
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from base.errors import StorageError, UsageError
 
 EXAMPLES = "A place is s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, or a folder"
-SCHEMES = ("s3", "gs", "az")
-PATIENCE = timedelta(minutes=3)  # with a store that throttles, or does not answer
+# where the library looks for how long one object may take; what the user has said stands
+TIMEOUT = {"s3": "AWS_TIMEOUT", "gs": "GOOGLE_TIMEOUT", "az": "AZURE_TIMEOUT"}
+ONE = "300 seconds"  # on a slow line
+PATIENCE = timedelta(minutes=3)  # with a store that throttles, or hangs up
+SECRET = re.compile(r"//[^/@\s]*@")  # what stands before a host
+NO_SUCH = re.compile(r"\b501\b|NotImplemented")  # said of a conditional write
 
 
 class Place:
     """The objects below an address, by their names; `/` parts these as in paths."""
 
-    def __init__(self, address: str) -> None:
-        """Raises UsageError for what is no address. Nothing is asked yet."""
+    def __init__(self, address: str, make: bool = False) -> None:
+        """make: a folder that is not there. Raises UsageError for what is no address; nothing is
+        asked yet."""
+        self.folder: Path | None = None
         self.address = address.rstrip("/") or address
-        self.store = _store(self.address)
+        _refuse(self.address)
+        with self._failing("open", ""):
+            if "://" in address:
+                os.environ.setdefault(TIMEOUT[urlsplit(address).scheme], ONE)
+                self.store: ObjectStore = from_url(self.address, retry_config=retrying())
+                return
+            self.folder = Path(os.path.expanduser(self.address)).absolute()
+            self.address = str(self.folder)
+            if not make and not self.folder.is_dir():
+                raise UsageError(f"there is no folder {self.folder}; name another place")
+            self.store = LocalStore(self.folder, mkdir=True)
 
     def put(self, name: str, data: bytes, once: bool = False) -> bool:
-        """Write an object, whole or not at all. once: unless it is there; then False."""
+        """Write an object, whole or not at all. once: unless it is there; then False. A store that
+        knows no such condition is asked before."""
         with self._failing("write", name):
+            if not once:
+                obstore.put(self.store, name, data, use_multipart=False)
+                return True
             try:
-                mode = "create" if once else "overwrite"
-                obstore.put(self.store, name, data, mode=mode, use_multipart=False)
+                obstore.put(self.store, name, data, mode="create", use_multipart=False)
             except AlreadyExistsError:
                 return False
+            except BaseError as error:
+                if not (isinstance(error, NotSupportedError) or NO_SUCH.search(str(error))):
+                    raise
+                return self.get(name) is None and self.put(name, data)
         return True
 
-    def get(self, name: str) -> bytes | None:
-        """All of an object; None where there is none."""
+    def get(self, name: str, size: int | None = None) -> bytes | None:
+        """All of an object; None where there is none, or (where that is known) none of this
+        size."""
+        if self.folder is not None:
+            path = self.folder / name
+            if path.exists() and not path.is_file():
+                return None  # a FIFO would never end
         with self._failing("read", name):
             try:
-                return obstore.get(self.store, name).bytes().to_bytes()
+                found = obstore.get(self.store, name)
+                if size not in (None, found.meta["size"]):
+                    return None
+                return found.bytes().to_bytes()
             except FileNotFoundError:
                 return None
 
@@ -71,7 +104,7 @@ class Place:
         try:
             yield
         except (BaseError, OSError) as error:
-            why = " ".join(str(error).split())
+            why = SECRET.sub("//…@", " ".join(str(error).split()))
             raise StorageError(
                 f"cannot {how} {self.address}/{name}: {why[:600]}. What has arrived stays; see to "
                 "the network, and to who you are (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL "
@@ -80,17 +113,24 @@ class Place:
             ) from error
 
 
-def _store(address: str) -> ObjectStore:
-    """obstore's. Raises UsageError."""
-    if "://" not in address:
-        return LocalStore(Path(os.path.expanduser(address)).absolute(), mkdir=True)
+def retrying() -> Any:
+    """As long as PATIENCE lasts, each time twice as late."""
+    first, last = timedelta(milliseconds=100), timedelta(seconds=15)
+    slower = {"init_backoff": first, "max_backoff": last, "base": 2}
+    return {"max_retries": 1000, "retry_timeout": PATIENCE, "backoff": slower}
+
+
+def _refuse(address: str) -> None:
+    """Raise UsageError for what is no address."""
     parts = urlsplit(address)
-    if "@" in parts.netloc or parts.query or parts.fragment:
+    if "@" in parts.netloc or ("://" in address and (parts.query or parts.fragment)):
         # not shown: it may hold a secret
         raise UsageError(
             "an address is scheme://bucket/prefix and no more. Put keys and tokens into the "
             "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY …), where no history keeps them"
         )
-    if parts.scheme not in SCHEMES or not parts.netloc:
+    far = "://" in address
+    if far and (parts.scheme not in TIMEOUT or not parts.netloc):
         raise UsageError(f"{address} is no place for views, name another one. {EXAMPLES}")
-    return from_url(address, retry_config={"max_retries": 10, "retry_timeout": PATIENCE})
+    if not far and re.match(r"\w+:/", address):
+        raise UsageError(f"{address} is no place for views, name another one. {EXAMPLES}")

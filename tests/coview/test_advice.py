@@ -644,6 +644,45 @@ def pushed_and_other_images(place: Path) -> None:
     pets.rename(pets.with_name("pets-00000000"))
 
 
+def pushed_and_begun(place: Path) -> None:
+    """By somebody else."""
+    pushed(place)
+    (view,) = (place / "there").glob("pets-*/mine-*")
+    (view / "complete.json").unlink()
+    (view / "zarr.json").write_text("{}")
+
+
+def other_labels_there(place: Path) -> None:
+    pushed(place)
+    (dataset,) = (place / "there").glob("pets-*")
+    items = read_items(dataset)
+    items = dataclasses.replace(items, label=items.label + 1, classes=["z"])
+    shutil.rmtree(dataset)
+    write_items(place / "there", items)
+
+
+def in_use(place: Path) -> None:
+    (place / "cache" / ".lock-users").touch()
+
+
+def two_versions(place: Path) -> None:
+    pushed(place)
+    (pets,) = (place / "there").glob("pets-*")
+    shutil.copytree(pets, pets.with_name("pets-00000000"))
+
+
+def two_views(place: Path) -> None:
+    pushed(place)
+    (view,) = (place / "there").glob("pets-*/mine-*")
+    shutil.copytree(view, view.with_name("mine-000000000000"))
+
+
+def pushed_and_twin(place: Path) -> None:
+    pushed(place)
+    view = view_of(place, "mine")
+    view.rename(view.with_name("mine-000000000000"))
+
+
 def pushed_and_unfinished(place: Path) -> None:
     pushed(place)
     (view_of(place, "mine") / "complete.json").unlink()
@@ -1008,9 +1047,20 @@ SITUATIONS = (
         lambda p: (p / "x.h5").touch(),
     ),
     S("exchange/remote/push.py:push", "make push VIEW=mine", ("pets", "there")),
-    S("exchange/remote/push.py:_refuse_other", PUSH, ("elsewhere",), pushed_and_changed),
+    S("exchange/remote/push.py:_is_there", PUSH, ("elsewhere",), pushed_and_changed),
     S("exchange/remote/pull.py:pull", "make pull", ("there",)),
-    S("exchange/remote/pull.py:_nothing#1", "make pull FROM=there"),
+    S(
+        "exchange/remote/pull.py:_nothing#1",
+        "make pull FROM=there",
+        (),
+        lambda p: (p / "there").mkdir(),
+    ),
+    S("exchange/remote/push.py:_claim", PUSH, ("elsewhere",), pushed_and_begun),
+    S("exchange/remote/push.py:_put_items", f"{PUSH} ARGS=--labels", ("else",), other_labels_there),
+    S("exchange/remote/push.py:_refuse_cache", f"{PUSH[:-5]}cache", ("elsewhere",), in_use),
+    S("exchange/remote/pull.py:_refuse_namesakes#1", "make pull FROM=there", (), two_versions),
+    S("exchange/remote/pull.py:_refuse_namesakes#2", "make pull FROM=there", (), two_views),
+    S("exchange/remote/pull.py:_refuse_twin", "make pull FROM=there", (), pushed_and_twin),
     S("exchange/remote/pull.py:_nothing#2", "make pull FROM=there VIEW=mime", (), pushed),
     S("exchange/remote/pull.py:_nothing#3", "make pull FROM=there DATA=photos", (), pushed),
     S("exchange/remote/pull.py:_put_items", "make pull FROM=there", (), pushed_and_other_images),

@@ -23,12 +23,15 @@ from base import durable, locks
 from base.errors import IntegrityError, StaleError, StorageError, UsageError
 from cache_specs import integrity, store
 from cache_specs.items import read_items
+from cache_specs.sources import read_source
+from cache_specs.succession import write_items
+from cache_specs.view import DOCUMENTS, write_documents
 from exchange.config import PullConfig, PushConfig
 from exchange.remote import command
 from exchange.remote import objects as remote
 from exchange.remote.card import about_of
 from exchange.remote.pull import pull
-from exchange.remote.push import push
+from exchange.remote.push import _say_what_keys_tell, push
 from extract.run import run as extract
 from train.data.reader import open_cache
 from upkeep.config import GcConfig
@@ -112,8 +115,8 @@ def test_what_comes_back_is_what_went_to_the_last_byte(
     assert contents(view.folder) == contents(folder_of(cache))
     assert integrity.root(view) == integrity.root(store.open_view(folder_of(cache)))
     assert not list((tmp_path / "there").rglob(".pull"))
-    (last,) = [one for one in wire.requests if one.method == "PUT"][-1:]
-    assert last.path.endswith("/complete.json")
+    put = [one.path for one in wire.requests if one.method == "PUT"]
+    assert put[0].endswith(f"{view.folder.name}/zarr.json") and put[-1].endswith("/complete.json")
 
 
 def test_no_label_goes_unless_it_is_asked_for(
@@ -235,8 +238,7 @@ def test_once_more_sends_and_fetches_nothing(
     pushed(cache)
     sent = wire.count("PUT")
     pushed(cache)
-    again = [one.path for one in wire.requests if one.method == "PUT"][sent:]
-    assert [path.rpartition("/")[2] for path in again] == ["README.md", "complete.json"]
+    assert wire.count("PUT") == sent
     pulled(tmp_path)
     fetched = wire.count("GET")
     pulled(tmp_path)
@@ -388,7 +390,7 @@ def test_what_was_changed_there_does_not_come_in(
 ) -> None:
     """By name; and once it is mended what had arrived is not fetched again."""
     wire.harm = always("flip", "GET", name)
-    with pytest.raises(IntegrityError, match=r"Push (it|the view) again"):
+    with pytest.raises(IntegrityError, match=r"(?i)push (it|the view) again"):
         pulled(tmp_path, shelf)
     assert not list(tmp_path.glob("digits-*/tiny-clip-????????????"))
     wire.harm = lambda request: None
@@ -460,13 +462,13 @@ def test_a_name_that_is_another_views_is_refused(cache: Path, tmp_path: Path) ->
     pushed(cache, tmp_path / "disk")
     at = folder_of(tmp_path / "disk")
     other = at.rename(at.with_name("tiny-clip-000000000000"))
-    with pytest.raises(IntegrityError, match="damaged or another view's"):
+    with pytest.raises(IntegrityError, match="missing, damaged or another view's"):
         pulled(tmp_path / "there", tmp_path / "disk")
     other.rename(at)
     at.parent.rename(at.parent.with_name("digits-00000000"))
     with pytest.raises(IntegrityError, match="it is that of digits-6f88bbf1"):
         pulled(tmp_path / "elsewhere", tmp_path / "disk")
-    assert not list((tmp_path / "elsewhere").glob("*-*"))
+    assert not list((tmp_path / "elsewhere").rglob("dataset.json"))
 
 
 def test_folders_that_are_no_views_are_passed_over(cache: Path, tmp_path: Path) -> None:
@@ -499,6 +501,265 @@ def test_one_pull_at_a_time_writes_a_view(
         pulled(tmp_path, shelf)
 
 
+def test_who_has_begun_a_folder_has_it(cache: Path, tmp_path: Path) -> None:
+    """Of two that push one view, embedded by each, one does nothing there."""
+    copy, disk = shutil.copytree(cache, tmp_path / "cache"), tmp_path / "disk"
+    other = folder_of(copy)
+    shutil.rmtree(other)
+    pushed(cache, disk)
+    elsewhere(folder_of(cache), other)
+    (folder_of(disk) / "complete.json").unlink()
+    before = contents(folder_of(disk))
+    with pytest.raises(StaleError, match="has been begun from another cache and is not finished"):
+        pushed(copy, disk)
+    assert contents(folder_of(disk)) == before
+
+
+def elsewhere(view: Path, to: Path) -> None:
+    """The same embeddings, as if another checkout had made them."""
+    was = store.open_view(view)
+    told = {**was.attributes, "provenance": {"spec_file": "/elsewhere/tiny-clip.toml"}}
+    for name in ("embeddings", "status", "commits"):
+        (to / name).mkdir(parents=True)
+    write_documents(to, told)
+    now = store.open_view(to)
+    for shard in range(was.shards):
+        first, last = was.bounds(shard)
+        emb, status = store.read_rows(was, range(first, last))
+        emb_RD = np.full((was.rows, was.width), np.nan, np.float16)
+        status_R = np.zeros(was.rows, np.uint8)
+        emb_RD[: last - first], status_R[: last - first] = emb, status
+        store.write_shard(now, shard, emb_RD, status_R)
+    integrity.seal(now)
+
+
+def test_the_same_embeddings_are_the_same_view_wherever_they_were_made(
+    cache: Path, tmp_path: Path
+) -> None:
+    copy, disk = shutil.copytree(cache, tmp_path / "cache"), tmp_path / "disk"
+    other = folder_of(copy)
+    shutil.rmtree(other)
+    elsewhere(folder_of(cache), other)
+    pushed(cache, disk)
+    before = contents(folder_of(disk))
+    pushed(copy, disk)
+    pulled(copy, disk)
+    assert contents(folder_of(disk)) == before
+
+
+def test_labels_that_lie_there_are_not_replaced(cache: Path, tmp_path: Path) -> None:
+    copy, disk = shutil.copytree(cache, tmp_path / "cache"), tmp_path / "disk"
+    pushed(cache, disk, labels=True)
+    folder = folder_of(copy).parent
+    items = read_items(folder)
+    some = np.where(np.arange(len(items)) < 9, -1, items.label).astype(np.int32)
+    write_items(copy, dataclasses.replace(items, label=some), read_source(folder))
+    with pytest.raises(StaleError, match="has other labels, which stay"):
+        pushed(copy, disk, labels=True)
+    pushed(copy, disk)
+    pulled(tmp_path / "there", disk)
+    assert (read_items(folder_of(tmp_path / "there").parent).label >= 0).all()
+
+
+def test_labels_from_elsewhere_are_not_replaced_by_extract(cache: Path, tmp_path: Path) -> None:
+    pushed(cache, tmp_path / "disk", labels=True)
+    pulled(tmp_path / "there", tmp_path / "disk")
+    items = read_items(folder_of(cache).parent)
+    other = dataclasses.replace(items, label=np.roll(items.label, 1))
+    with pytest.raises(StaleError, match="with the labels of another machine"):
+        write_items(tmp_path / "there", other, "digits")
+
+
+def test_a_cache_is_no_place_to_push_to(cache: Path) -> None:
+    with pytest.raises(UsageError, match="is a cache, which its own commands write to"):
+        pushed(cache, cache)
+
+
+def test_a_list_that_was_cut_short_is_put_again(cache: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    pushed(cache, disk)
+    table = folder_of(disk).parent / "items.parquet"
+    table.write_bytes(table.read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match="Push it again from where it is whole"):
+        pulled(tmp_path / "there", disk)
+    pushed(cache, disk)
+    pulled(tmp_path / "there", disk)
+
+
+def test_the_list_is_read_back_too(wire: objects.Wire, cache: Path, tmp_path: Path) -> None:
+    wire.harm = once("flip-sent", "PUT", "/items.parquet")
+    pushed(cache)
+    pulled(tmp_path)
+
+
+def test_a_store_without_conditional_writes_will_do(
+    wire: objects.Wire, cache: Path, tmp_path: Path
+) -> None:
+    def harm(request: objects.Request) -> int | None:
+        return 501 if request.headers.get("If-None-Match") else None
+
+    wire.harm = harm
+    pushed(cache)
+    pulled(tmp_path)
+    assert contents(folder_of(tmp_path)) == contents(folder_of(cache))
+
+
+def test_views_and_data_sets_of_one_name_are_told_apart(cache: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    pushed(cache, disk)
+    at = folder_of(disk)
+    shutil.copytree(at, at.with_name("tiny-clip-000000000000"))
+    with pytest.raises(UsageError, match="several views called 'tiny-clip'") as error:
+        pulled(tmp_path / "there", disk)
+    assert error.value.instead["VIEW"].startswith("tiny-clip-")
+    assert len(pulled(tmp_path / "there", disk, view=at.name)) == 1
+    shutil.rmtree(at.with_name("tiny-clip-000000000000"))
+    shutil.copytree(at.parent, disk / "digits-00000000")
+    with pytest.raises(UsageError, match="several data sets called 'digits'") as error:
+        pulled(tmp_path / "there", disk)
+    assert error.value.instead["DATA"].startswith("digits-")
+    assert len(pulled(tmp_path / "other", disk, data=at.parent.name)) == 1
+
+
+def test_one_that_cannot_be_had_keeps_no_other_back(cache: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    for view in ("tiny-clip", "tiny-dinov2"):
+        pushed(cache, disk, view=view)
+    (folder_of(disk) / "zarr.json").unlink()
+    with pytest.raises(IntegrityError, match="what describes it is missing"):
+        pulled(tmp_path / "there", disk)
+    assert folder_of(tmp_path / "there", "tiny-dinov2")
+
+
+def test_another_view_of_that_name_here_is_refused(cache: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    pushed(cache, disk)
+    copy = shutil.copytree(cache, tmp_path / "cache")
+    folder_of(copy).rename(folder_of(copy).with_name("tiny-clip-000000000000"))
+    with pytest.raises(StaleError, match="of another spec or other weights") as error:
+        pulled(copy, disk)
+    assert error.value.instead == {"CACHE": f"{copy}-2"}
+
+
+def test_what_is_damaged_here_is_mended_from_there(cache: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    pushed(cache, disk)
+    (view,) = pulled(tmp_path / "there", disk)
+    view.embeddings_file(1).unlink()
+    path = view.status_file(0)
+    path.write_bytes(objects.flipped(path.read_bytes()))
+    pulled(tmp_path / "there", disk)
+    assert contents(view.folder) == contents(folder_of(cache))
+
+
+def test_what_another_view_has_left_half_is_begun_anew(cache: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    pushed(cache, disk)
+    pulled(tmp_path / "there", disk)
+    folder = folder_of(tmp_path / "there")
+    staging = folder.parent / store.ARRIVING / folder.name
+    staging.parent.mkdir()
+    folder.rename(staging)
+    (staging / "zarr.json").write_text("{}")
+    (staging / "embeddings" / "c" / "9").mkdir()
+    pulled(tmp_path / "there", disk)
+    assert contents(folder) == contents(folder_of(cache))
+
+
+def test_images_that_the_cache_knows_by_another_name_are_left_alone(
+    cache: Path, tmp_path: Path
+) -> None:
+    """Their folder is gone for now; what comes is not taken for it."""
+    disk, there = tmp_path / "disk", tmp_path / "there"
+    pushed(cache, disk)
+    items = read_items(folder_of(cache).parent)
+    nobody = np.full(len(items), -1, np.int32)
+    other = dataclasses.replace(items, name="pics", label=nobody, classes=[])
+    own = write_items(there, other, "/gone/pics")
+    before = (own / "dataset.json").read_bytes()
+    (view,) = pulled(there, disk)
+    assert view.folder.parent.name == "digits-6f88bbf1"
+    assert (own / "dataset.json").read_bytes() == before
+    assert read_items(view.folder.parent).keys == items.keys
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": 0},
+        {"items_fingerprint": None},
+        {"items_fingerprint": 7},
+        {"view": "tiny-dinov2"},
+        {"format": 9},
+        {"spec": []},
+    ],
+    ids=str,
+)
+def test_a_description_that_is_none_does_not_come_in(
+    change: dict, cache: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    pushed(cache, disk)
+    for name in DOCUMENTS:
+        path = folder_of(disk) / name
+        told = durable.read_sealed(path)
+        told["attributes"] = {**told["attributes"], **change}
+        path.write_bytes(durable.sealed(told))
+    with pytest.raises(IntegrityError, match="what describes it"):
+        pulled(tmp_path / "there", disk)
+    assert not list((tmp_path / "there").glob("*/tiny-clip*"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"classes": ["0"]},
+        {"classes": [1, 2]},
+        {"classes": None},
+        {"as_class": 5},
+        {"adapter": {}},
+        {"rows": 3},
+        {"name": "../x"},
+    ],
+    ids=str,
+)
+def test_a_list_that_is_none_does_not_come_in(change: dict, cache: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    pushed(cache, disk, labels=True)
+    path = folder_of(disk).parent / "dataset.json"
+    path.write_bytes(durable.sealed({**durable.read_sealed(path), **change}))
+    with pytest.raises(IntegrityError, match="the list of images in"):
+        pulled(tmp_path / "there", disk)
+    assert not list((tmp_path / "there").rglob("dataset.json"))
+
+
+def test_a_canary_that_is_none_does_not_come_in(cache: Path, tmp_path: Path) -> None:
+    pushed(cache, tmp_path / "disk")
+    (folder_of(tmp_path / "disk") / "canary.json").write_text("{}")
+    with pytest.raises(IntegrityError, match=r"canary\.json"):
+        pulled(tmp_path / "there", tmp_path / "disk")
+
+
+def test_what_is_no_file_is_not_waited_for(cache: Path, tmp_path: Path) -> None:
+    pushed(cache, tmp_path / "disk")
+    path = folder_of(tmp_path / "disk") / "embeddings" / "c" / "1" / "0"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(IntegrityError, match="embeddings/c/1/0: it is not there"):
+        pulled(tmp_path / "there", tmp_path / "disk")
+
+
+def test_where_one_stands_names_a_place_too(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed(cache, tmp_path / "disk")
+    view = folder_of(tmp_path / "disk")
+    for number, where in enumerate((view, view.parent)):
+        monkeypatch.chdir(where)
+        assert len(pulled(tmp_path / f"there{number}", ".")) == 1
+
+
 def test_what_a_pull_has_left_goes_with_gc_when_it_is_asked_for(
     cache: Path, tmp_path: Path
 ) -> None:
@@ -507,10 +768,13 @@ def test_what_a_pull_has_left_goes_with_gc_when_it_is_asked_for(
     staging = view.folder.parent / store.ARRIVING / view.folder.name
     shutil.copytree(view.folder, staging)
     assert not list(waste(tmp_path / "there"))
+    (staging.parent / "notes.txt").touch()
+    (staging.parent / "other-000000000000").symlink_to(view.folder)
     with locks.lock(staging):
         assert not list(waste(tmp_path / "there", unfinished=True))
     collect(GcConfig(cache=str(tmp_path / "there"), unfinished=True, yes=True))
-    assert not staging.parent.exists() and view.is_complete
+    assert not staging.exists() and view.is_complete and (view.folder / "zarr.json").exists()
+    assert len([*staging.parent.iterdir()]) == 2
 
 
 def test_gc_waits_for_a_pull(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -536,8 +800,12 @@ def test_gc_waits_for_a_pull(cache: Path, tmp_path: Path, monkeypatch: pytest.Mo
     [
         ("ftp://x/y", "is no place for views"),
         ("s3:///views", "is no place for views"),
-        (f"s3://AKIA:{objects.SECRET}@bucket/views", "keys and tokens into the environment"),
-        (f"s3://bucket/views?X-Amz-Signature={objects.SECRET}", "keys and tokens into the environment"),
+        ("s3:/bucket/views", "is no place for views"),
+        (f"s3://AKIA:{objects.SECRET}@bucket/views", "keys and tokens into"),
+        (
+            f"s3://bucket/views?X-Amz-Signature={objects.SECRET}",
+            "keys and tokens into",
+        ),
     ],
 )
 def test_addresses_that_are_none(address: str, told: str, cache: Path, tmp_path: Path) -> None:
@@ -556,8 +824,41 @@ def test_what_is_missing_is_named(cache: Path, tmp_path: Path) -> None:
         UsageError, match=r"FROM is missing\. Type: make pull FROM=…\nA place is s3://"
     ):
         pull(PullConfig())
-    with pytest.raises(UsageError, match="no finished view lies in"):
+    with pytest.raises(UsageError, match="there is no folder"):
         pulled(tmp_path / "there", tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+    with pytest.raises(UsageError, match="no finished view lies in"):
+        pulled(tmp_path / "there", tmp_path)
+
+
+def test_what_obstore_says_of_an_address_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(StorageError, match="cannot open az://container/views"):
+        remote.Place("az://container/views")
+    with pytest.raises(StorageError, match="cannot open /proc/nope"):
+        remote.Place("/proc/nope/x", make=True)
+
+
+def test_a_secret_before_a_host_is_not_said(
+    wire: objects.Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:{objects.SECRET}@127.0.0.1:1")
+    monkeypatch.setattr(remote, "PATIENCE", remote.timedelta(seconds=0.1))
+    with pytest.raises(StorageError) as error:
+        remote.Place(TO).inside()
+    assert objects.SECRET not in str(error.value) and "127.0.0.1" in str(error.value)
+
+
+def test_labels_in_keys_are_told_before_anything_goes(
+    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    items = read_items(folder_of(cache).parent)
+    keys = [f"{items.classes[label]}/{row:05}.png" for row, label in enumerate(items.label)]
+    _say_what_keys_tell(dataclasses.replace(items, keys=keys))
+    assert f"the labels of 1,797 images stand in their keys, such as {keys[0]!r}" in caplog.text
+    caplog.clear()
+    _say_what_keys_tell(items)
+    assert not caplog.text
 
 
 def test_without_obstore_the_commands_say_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ view average their gradients, and the first replicas speak to the first, the sec
 
 import contextlib
 import os
+import re
 from collections.abc import Generator, Sequence
 from datetime import timedelta
 from typing import Protocol, TypeVar
@@ -22,6 +23,7 @@ from base.devices import devices
 from base.limits import is_out_of_memory
 from train.algorithm.ranks import refuse_ranks, under_torchrun
 
+OF_CONNECTIONS = re.compile(r"gloo|NCCL|[Cc]onnection|[Ss]ocket|[Tt]imed out")
 Rows = TypeVar("Rows", Tensor, np.ndarray)
 
 
@@ -154,6 +156,17 @@ def lost() -> Generator[None]:
         yield
     except RuntimeError as error:
         if is_out_of_memory(error):
+            raise
+        raise LostError(str(error)) from error
+
+
+@contextlib.contextmanager
+def lost_in_between() -> Generator[None]:
+    """The same for what computes and exchanges at once: only what is said of a connection."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or OF_CONNECTIONS.search(str(error))):
             raise
         raise LostError(str(error)) from error
 

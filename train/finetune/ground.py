@@ -30,7 +30,7 @@ from train.data.splits import Split, make_split
 from train.finetune.config import FinetuneConfig
 from train.finetune.live import ALONE, TOGETHER, Live, Needs, fit_head, needs_of
 from train.finetune.pictures import Pictures
-from train.finetune.shards import deal_out, put_together
+from train.finetune.shards import can_be_dealt_out, deal_out, put_together
 from train.finetune.together import Together
 from train.finetune.tune import Tuning, Work
 
@@ -170,7 +170,7 @@ def made(ground: Ground, peers: Peers | None = None) -> tuple[Work, list[Needs]]
         lives.append(live)
         pictures.append(shown)
         needs.append(needs_of(live, shown.as_extracted(rows[:MEASURED].tolist())))
-    dealt = _is_dealt(ground, needs, peers)
+    dealt = all(map(can_be_dealt_out, lives)) and _is_dealt(ground, needs, peers)
     if dealt:
         needs = [one.dealt_out(peers.replicas) for one in needs]
     chunk = chunk_of(config, needs, ground.device, peers)
@@ -212,7 +212,7 @@ def _place(live: Live, device: torch.device, peers: Peers, dealt: bool) -> None:
 def put_back(ground: Ground, work: Work) -> None:
     """What was dealt out stands in one model again, on the CPU, of the first process; all call
     this."""
-    named = put_together(work.lives[0])
+    named = put_together(work.lives[0], keeps=not work.peers.replica)
     if work.peers.replica:
         return
     whole, _ = _live(ground, 0)
@@ -254,7 +254,7 @@ def wanted(config: FinetuneConfig, needs: Sequence[Needs], size: int, device: to
     and unlabelled ones of all that this process has, unless they are in parts."""
     together, whole = len(config.view_list()) > 1, size == config.part()
     each = TOGETHER if together else ALONE
-    fixed = sum(LIBRARIES + one.weights + each * one.learnt for one in needs)
+    fixed = sum(LIBRARIES + one.weights + one.once + each * one.learnt for one in needs)
     images = size * max(one.image for one in needs)
     if together and whole:
         images = 2 * size * sum(one.image for one in needs)
@@ -292,7 +292,7 @@ def chunk_of(
     while size > 1 and peers.any(not fits(size)):
         size = -(-size // 2)
     asked = min(config.chunk, part) or size
-    if fits(asked):
+    if not peers.any(not fits(asked)):
         return asked
     fitting = size if fits(size) else 0
     raise _too_much(config, asked, wanted(config, needs, asked, device), room, fitting)

@@ -141,11 +141,13 @@ def params_of(body: Body, probe: Params) -> Params:
 @dataclass(frozen=True)
 class Needs:
     """Bytes of the weights, and of what one image leaves behind for the gradient; how many numbers
-    learn. at_once: bytes that are put together for a moment, where the rest is dealt out."""
+    learn. once: bytes that are left behind whatever the number of images, such as weights with what
+    is added to them; at_once: that are put together for a moment, where the rest is dealt out."""
 
     weights: int
     learnt: int
     image: int
+    once: int = 0
     at_once: int = 0
 
     def dealt_out(self, processes: int) -> "Needs":
@@ -159,18 +161,17 @@ def needs_of(live: Live, pixels_BCHW: Tensor) -> Needs:
     so that nothing runs out of memory by it."""
     one, every = kept_by(live, pixels_BCHW[:1]), kept_by(live, pixels_BCHW)
     image = max(1, -(-(every - one) // max(1, len(pixels_BCHW) - 1)))
-    # what is there once, whatever the number of images: such as weights with what is added to them
-    weights = sum(parameter.nbytes for parameter in live.parameters()) + max(0, one - image)
+    weights = sum(parameter.nbytes for parameter in live.parameters())
     learnt = sum(parameter.numel() for parameter in live.named().values())
-    return Needs(weights, learnt, image, _at_once(live))
+    return Needs(weights, learnt, image, max(0, one - image), _at_once(live))
 
 
 def _at_once(live: Live) -> int:
     """Two blocks, since the next one is fetched ahead, what belongs to no block, and the gradients
-    of all these."""
+    of all these; twice, since they go through a buffer."""
     sizes = [_with_gradients(block) for block in blocks_of(live.backbone.model)]
     outside = _with_gradients(live) - sum(sizes)
-    return outside + sum(sorted(sizes)[-2:])
+    return 2 * (outside + sum(sorted(sizes)[-2:]))
 
 
 def _with_gradients(module: nn.Module) -> int:

@@ -24,7 +24,7 @@ from base.phrase import line_of
 from cache_specs.spec import Tuned, differences
 from cache_specs.tuned import FILE as SEEN
 from cache_specs.tuned import digest, listed
-from train.algorithm.peers import OneOfSeveral, Peers, make_peers
+from train.algorithm.peers import OneOfSeveral, Peers, lost_in_between, make_peers
 from train.algorithm.ranks import BOARD, my_rank, ranks_of, under_torchrun
 from train.data.graph import standardise
 from train.data.scarce import unlearnt
@@ -239,6 +239,7 @@ def _rehearse(ground: Ground, found: dict[str, Any]) -> None:
         _say_what_learns(ground, work)
         _say_from_what(ground, work, needs)
         if work.dealt:
+            found["seconds"] = None
             log.info("how long it takes is seen when all of them run; nothing was written")
             return
         work.learn(work.batch(0))
@@ -268,9 +269,10 @@ def _finish(ground: Ground, work: Work) -> None:
         return
     work.show()
     gained = []
-    for place in range(len(peers.mine)):
-        numbers = torch.tensor(_gained(ground, work, place), dtype=torch.float64)
-        gained.append(numbers.to(ground.device))
+    with lost_in_between() if work.dealt else nullcontext():
+        for place in range(len(peers.mine)):
+            numbers = torch.tensor(_gained(ground, work, place), dtype=torch.float64)
+            gained.append(numbers.to(ground.device))
     if work.dealt:
         put_back(ground, work)
     if peers.replica:

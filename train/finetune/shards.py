@@ -7,8 +7,6 @@ A block of the backbone is put together when it is its turn, and its gradients a
 dealt out again: what `Peers.average` does for processes that hold all of it.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
@@ -17,22 +15,37 @@ from torch.distributed.tensor import DTensor
 
 from train.algorithm.peers import lost
 from train.finetune.live import Live
-from train.finetune.thaw import blocks_of
+from train.finetune.thaw import Learnt, blocks_of
 
 
 def deal_out(live: Live, device: torch.device, processes: int) -> None:
     """From now on this process has its part of the live view, on the device; each of them calls
     this. What learns is another tensor than before."""
-    names = {parameter: name for name, parameter in live.named_parameters()}
-    with torch.no_grad():
-        for parameter in names:
-            parameter.data = parameter.data.contiguous()  # else FSDP cannot cut it
+    # by number: whoever holds a parameter keeps all of it on the device
+    places = {id(parameter): place for place, parameter in live.named_parameters()}
+    learnt = [(places[id(one.parameter)], one.name, one.scale, one.decays) for one in live.learnt]
+    live.learnt = []
+    _straighten(live)
     mesh = init_device_mesh(device.type, (processes,))
     for block in blocks_of(live.backbone.model):
         fully_shard(block, mesh=mesh)
     fully_shard(live, mesh=mesh)
     dealt = dict(live.named_parameters())
-    live.learnt = [replace(one, parameter=dealt[names[one.parameter]]) for one in live.learnt]
+    for place, name, scale, decays in learnt:
+        live.learnt.append(Learnt(name, dealt[place], scale, decays))
+
+
+def _straighten(live: Live) -> None:
+    """FSDP cuts only what lies in one piece, channels first."""
+    with torch.no_grad():
+        for parameter in live.parameters():
+            parameter.data = parameter.data.contiguous()
+
+
+def can_be_dealt_out(live: Live) -> bool:
+    """FSDP cuts parameters along their first axis, and knows none that has two places."""
+    places = list(live.named_parameters(remove_duplicate=False))
+    return len(places) == len(dict(live.named_parameters())) and all(p.dim() for _, p in places)
 
 
 def own_part(value: Tensor) -> Tensor:
@@ -47,8 +60,8 @@ def with_part(like: Tensor, part: Tensor) -> Tensor:
     return found
 
 
-def put_together(live: Live) -> dict[str, Tensor]:
-    """All of what learns, by name, on the CPU; every process calls this."""
+def put_together(live: Live, keeps: bool = True) -> dict[str, Tensor]:
+    """All of what learns, by name, on the CPU, of a process that keeps it; every one calls this."""
     found = {}
     assert isinstance(live, FSDPModule)
     live.reshard()  # what belongs to no block stays together after a forward pass alone
@@ -56,5 +69,7 @@ def put_together(live: Live) -> dict[str, Tensor]:
         for name, parameter in live.named().items():
             value = parameter.detach()
             assert isinstance(value, DTensor), name
-            found[name] = value.full_tensor().cpu()
+            whole = value.full_tensor()
+            if keeps:
+                found[name] = whole.cpu()
     return found

@@ -152,7 +152,8 @@ def forget_inside(model: nn.Module) -> int:
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The blocks of a transformer, or of each stage, in the model's order."""
-    return [block for chain in _chains(model) for block in chain]
+    blocks = [block for chain in _chains(model) for block in chain]
+    return list(dict.fromkeys(blocks))  # one may have two places
 
 
 def _chains(model: nn.Module) -> list[Sequence[nn.Module]]:

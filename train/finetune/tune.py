@@ -22,7 +22,7 @@ from base.errors import UNKNOWN, DataQualityError, PreemptedError
 from base.progress import Progress
 from train.algorithm.batches import Passes
 from train.algorithm.optimise import newest
-from train.algorithm.peers import Peers, lost, part_of
+from train.algorithm.peers import Peers, lost_in_between, part_of
 from train.algorithm.streams import Purpose, stream
 from train.finetune.config import FinetuneConfig
 from train.finetune.live import Live
@@ -77,7 +77,7 @@ class Tuning:
     def learn(self, batch: Batch) -> float:
         """One step on a batch, so many images at a time; returns the loss of this process's part,
         the mean in nats."""
-        with lost() if self.dealt else nullcontext():
+        with lost_in_between() if self.dealt else nullcontext():
             return self._learn(*batch)
 
     def _learn(self, pixels_BCHW: Tensor, share_BC: Tensor) -> float:

@@ -417,6 +417,8 @@ def test_what_does_not_fit_into_each_process_is_dealt_out(
     says so."""
     from train.finetune import run as finetune
 
+    # of three small blocks two, with their buffers, are more than all of them
+    monkeypatch.setattr("train.finetune.live._at_once", lambda live: 10**6)
     settings = dataclasses.replace(too_large(digits, tmp_path / "runs"), chunk=1)
     ground, two, cpu = read(settings), OneOfSeveral(1, 2, 0), torch.device("cpu")
     work, needs = made(ground, two)
@@ -436,7 +438,9 @@ def test_what_does_not_fit_into_each_process_is_dealt_out(
     with pytest.raises(UsageError, match="1 image at a time need"):
         made(dataclasses.replace(ground, dealt=False), two)
     caplog.set_level("INFO")
-    finetune.run(dataclasses.replace(settings, dry_run=True), {})
+    found: dict = {}
+    finetune.run(dataclasses.replace(settings, dry_run=True), found)
+    assert found["seconds"] is None
     assert "too large for one process" in caplog.text
     assert "is seen when all of them run; nothing was written" in caplog.text
     free(part - 2)

@@ -1,17 +1,20 @@
 """A live view that is dealt out: for a model of each library what it was, in one process of a group
 of one; test_processes.py has two."""
 
+import gc
+import weakref
 from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.distributed as dist
-from test_thaw import live_of, modes, shown, spec, stirred  # noqa: F401  spec is a fixture
+from test_thaw import bundled, live_of, modes, shown, spec, stirred  # noqa: F401  spec: a fixture
+from torch import nn
 
 from cache_specs.spec import ViewSpec
 from train.finetune.config import FinetuneConfig
 from train.finetune.live import Live, Needs, needs_of
-from train.finetune.shards import deal_out, own_part, put_together, with_part
+from train.finetune.shards import can_be_dealt_out, deal_out, own_part, put_together, with_part
 from train.finetune.thaw import blocks_of
 
 CPU = torch.device("cpu")
@@ -71,14 +74,44 @@ def test_a_part_is_the_memory_of_the_whole(spec: ViewSpec) -> None:  # noqa: F81
 
 
 def test_what_each_process_needs(spec: ViewSpec) -> None:  # noqa: F811
-    """Its part, and for a moment two blocks and what belongs to none, with their gradients."""
+    """Its part, and for a moment two blocks and what belongs to none, with their gradients, and a
+    buffer for these; what is left behind once is not shared."""
     live = live_of(spec)
     live.thaw(FinetuneConfig(mode="full"))
     needs = needs_of(live, shown(spec, 2))
     numbers = sorted(sum(p.numel() for p in b.parameters()) for b in blocks_of(live.backbone.model))
     whole = sum(p.numel() for p in live.parameters())
-    assert needs.at_once == 8 * (whole - sum(numbers[:-2]))
+    assert needs.at_once == 16 * (whole - sum(numbers[:-2])) and needs.weights == 4 * whole
     part = needs.dealt_out(4)
-    assert part.weights == -(-needs.weights // 4) + needs.at_once
-    assert part.learnt == -(-whole // 4) and part.image == needs.image
-    assert Needs(7, 3, 5).dealt_out(2) == Needs(4, 2, 5)
+    assert part.weights == whole + needs.at_once
+    assert part.learnt == -(-whole // 4)
+    assert (part.image, part.once) == (needs.image, needs.once)
+    assert Needs(7, 3, 5, 9, 2).dealt_out(2) == Needs(6, 2, 5, 9, 2)
+
+
+def test_nobody_holds_what_was_dealt_out(spec: ViewSpec) -> None:  # noqa: F811
+    """Else all of it would lie on each device: the parameters of before are gone."""
+    live = live_of(spec)
+    live.thaw(FinetuneConfig(mode="norms"))
+    before = [weakref.ref(parameter) for parameter in live.parameters()]
+    deal_out(live, CPU, 1)
+    gc.collect()
+    assert not [one for one in before if one() is not None]
+
+
+class Scalar(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+
+def test_what_fsdp_cannot_cut_is_not_dealt_out() -> None:
+    live = live_of(bundled("tiny-clip"))
+    assert can_be_dealt_out(live)
+    live.body.scalar = Scalar()
+    assert not can_be_dealt_out(live)
+    tied = live_of(bundled("tiny-clip"))
+    tied.body.other = nn.Linear(3, 3)
+    tied.body.again = nn.Linear(3, 3)
+    tied.body.again.weight = tied.body.other.weight
+    assert not can_be_dealt_out(tied)

@@ -183,7 +183,7 @@ def test_what_comes_out_is_embedded_and_trained_on(digits: Path, tmp_path: Path)
 def test_memory_is_that_of_all_views_and_both_kinds_of_images(digits: Path, tmp_path: Path) -> None:
     settings = both(digits, tmp_path, batch=32)
     _, needs = made(read(settings))
-    fixed = sum(LIBRARIES + one.weights + 60 * one.learnt for one in needs)
+    fixed = sum(LIBRARIES + one.weights + one.once + 60 * one.learnt for one in needs)
     images = 64 * sum(one.image for one in needs)
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert wanted(settings, needs, 32, gpu) == fixed + images
