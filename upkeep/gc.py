@@ -115,12 +115,16 @@ def _waste_of(dataset: Path, unfinished: bool) -> Iterator[Waste]:
         else:
             yield from _waste_in(folder)
     yield from going
-    for folder in store.named_folders(dataset / store.ARRIVING) if unfinished else []:
-        if not locks.lock_holder(folder) and not folder.is_symlink():
-            yield _measured(folder, "a view that make pull has not brought whole")
+    yield from _arriving(dataset, unfinished)
     free = len(going) == len(folders) and not locks.lock_holder(dataset)
     if free and _is_ours(dataset, folders):
         yield _measured(dataset, f"an item list without a view{_before(dataset)}")
+
+
+def _arriving(dataset: Path, unfinished: bool) -> Iterator[Waste]:
+    for folder in store.named_folders(dataset / store.ARRIVING) if unfinished else ():
+        if not locks.lock_holder(folder) and not folder.is_symlink():
+            yield _measured(folder, "a view that make pull has not brought whole")
 
 
 def _why_it_goes(folder: Path, unfinished: bool) -> str:

@@ -94,18 +94,28 @@ def _there(place: Place) -> tuple[Place, Found]:
     """All finished views, wherever FROM points to."""
     folders, objects = place.inside()
     above, _, own = place.address.rpartition("/")
-    if SEAL in objects and VIEW.fullmatch(own):
-        root, _, dataset = above.rpartition("/")
-        if root.rstrip("/:") and SET.fullmatch(dataset):
-            return Place(root), [(dataset, own)]
-    if DATASET in objects and SET.fullmatch(own) and above.rstrip("/:"):
+    root, _, dataset = above.rpartition("/")
+    if SEAL in objects and VIEW.fullmatch(own) and _holds(root, dataset):
+        return Place(root), [(dataset, own)]
+    if DATASET in objects and _holds(above, own):
         place, folders = Place(above), [own]
-    found = []
+    found = Found()
     for dataset in filter(SET.fullmatch, folders):
-        for folder in filter(VIEW.fullmatch, place.inside(dataset)[0]):
-            if SEAL in place.inside(f"{dataset}/{folder}")[1]:
-                found.append((dataset, folder))
+        found += _finished(place, dataset)
     return place, found
+
+
+def _holds(above: str, dataset: str) -> bool:
+    """Whether these are a place and a data set below it, by their names."""
+    return bool(above.rstrip("/:")) and SET.fullmatch(dataset) is not None
+
+
+def _finished(place: Place, dataset: str) -> Found:
+    found = []
+    for folder in filter(VIEW.fullmatch, place.inside(dataset)[0]):
+        if SEAL in place.inside(f"{dataset}/{folder}")[1]:
+            found.append((dataset, folder))
+    return found
 
 
 def _nothing(place: Place, config: PullConfig, found: Found) -> UsageError:

@@ -170,9 +170,7 @@ def made(ground: Ground, peers: Peers | None = None) -> tuple[Work, list[Needs]]
         lives.append(live)
         pictures.append(shown)
         needs.append(needs_of(live, shown.as_extracted(rows[:MEASURED].tolist())))
-    dealt = all(map(can_be_dealt_out, lives)) and _is_dealt(ground, needs, peers)
-    if dealt:
-        needs = [one.dealt_out(peers.replicas) for one in needs]
+    dealt, needs = _dealt(ground, lives, needs, peers)
     chunk = chunk_of(config, needs, ground.device, peers)
     config = dataclasses.replace(config, chunk=chunk)
     if chunk < config.part() and ground.device.type == "cpu":
@@ -263,13 +261,18 @@ def wanted(config: FinetuneConfig, needs: Sequence[Needs], size: int, device: to
     return fixed + images
 
 
-def _is_dealt(ground: Ground, needs: Sequence[Needs], peers: Peers) -> bool:
-    """A view whose batches several processes share is dealt out to them, too, where it does not
-    fit in each with even one image."""
-    if ground.dealt is not None:
-        return ground.dealt
-    shared = peers.count == 1 and peers.replicas > 1
-    return shared and too_large(ground, needs, peers)
+def _dealt(
+    ground: Ground, lives: Sequence[Live], needs: list[Needs], peers: Peers
+) -> tuple[bool, list[Needs]]:
+    """Whether a view whose batches several processes share is dealt out to them, too: where it does
+    not fit in each with even one image. And what each of them needs then."""
+    dealt = ground.dealt
+    if dealt is None:
+        shared = peers.count == 1 and peers.replicas > 1 and all(map(can_be_dealt_out, lives))
+        dealt = shared and too_large(ground, needs, peers)
+    if dealt:
+        needs = [one.dealt_out(peers.replicas) for one in needs]
+    return dealt, needs
 
 
 def too_large(ground: Ground, needs: Sequence[Needs], peers: Peers) -> bool:

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -268,11 +269,8 @@ def _finish(ground: Ground, work: Work) -> None:
     if peers.replica and not work.dealt:
         return
     work.show()
-    gained = []
     with lost_in_between() if work.dealt else nullcontext():
-        for place in range(len(peers.mine)):
-            numbers = torch.tensor(_gained(ground, work, place), dtype=torch.float64)
-            gained.append(numbers.to(ground.device))
+        gained = [_gained(ground, work, place) for place in range(len(peers.mine))]
     if work.dealt:
         put_back(ground, work)
     if peers.replica:
@@ -280,8 +278,12 @@ def _finish(ground: Ground, work: Work) -> None:
     for place in range(len(peers.mine)):
         _write(ground, work, place)
     gained_V = peers.exchange(gained)  # from here on everything is written
-    if peers.rank:
-        return
+    if peers.rank == 0:
+        _seal(ground, gained_V)
+
+
+def _seal(ground: Ground, gained_V: Sequence[torch.Tensor]) -> None:
+    """The record of all views, and no checkpoints any more."""
     told: dict[str, dict[str, Any]] = {}
     for toml, folder, gain in zip(ground.tomls, ground.cache.folders, gained_V, strict=True):
         before, tuned, images = gain.tolist()
@@ -305,16 +307,16 @@ def _write(ground: Ground, work: Work, place: int) -> None:
     keep.write_tuned(spec, original, work.lives[place], some)
 
 
-def _gained(ground: Ground, work: Work, place: int) -> tuple[float, float, int]:
-    """Top-1 of head and backbone on validation images that the data name, before and after, and how
-    many these are; none that a backbone has learnt from. Nothing is chosen by it, and the test
-    split is not touched."""
+def _gained(ground: Ground, work: Work, place: int) -> torch.Tensor:
+    """(3,) float64, on the device: top-1 of head and backbone on validation images that the data
+    name, before and after, and how many these are; none that a backbone has learnt from. Nothing is
+    chosen by it, and the test split is not touched."""
     view = work.peers.mine[place]
     learnt: set[str] = set().union(*ground.cache.seen.values())
     fresh = [row for row in ground.split.val if ground.cache.items.sha256[row] not in learnt]
     rows = spaced(np.array(fresh, np.int64), LOOKED_AT)
     if not len(rows):
-        return 0.0, 0.0, 0
+        return torch.zeros(3, dtype=torch.float64, device=ground.device)
     label_N, emb_ND = ground.cache.items.label, ground.cache.emb[view]
     own, known = ground.split.labelled, known_of(ground, view)
     head = fit_head(standardise(emb_ND, own, *known), label_N[own], ground.classes)
@@ -326,7 +328,8 @@ def _gained(ground: Ground, work: Work, place: int) -> tuple[float, float, int]:
             pixels = work.pictures[place].as_extracted(part.tolist()).to(ground.device)
             first = work.lives[place](pixels).argmax(1).cpu().numpy()
             right += int((first == label_N[part]).sum())
-    return before, right / len(rows), len(rows)
+    told = before, right / len(rows), len(rows)
+    return torch.tensor(told, dtype=torch.float64, device=ground.device)
 
 
 def _say_next(ground: Ground) -> None:
