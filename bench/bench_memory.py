@@ -12,8 +12,8 @@ kernel of all its processes, and the largest sum of the resident sets that these
 (shared pages count in each), looked at every 0.1 s. The first round fills the page cache and is not
 counted. `precision` is a model alone (random weights, batches of 2) in bfloat16 and in float32,
 in turns, on a processor that is kept from its instructions beyond AVX2. `forward` is a model alone
-(random weights, batches of 16) as each checkout loads it for extraction. Writes
-bench/results/memory.json, a section a command.
+(random weights, batches of 16) as each checkout loads it for extraction, `folding` one with its
+BatchNorms folded and as it was, in turns. Writes bench/results/memory.json, a section a command.
 """
 
 import argparse
@@ -158,6 +158,33 @@ def forward(args: argparse.Namespace) -> dict[str, Any]:
     return {**head(), "view": Path(args.view).stem, "images_a_second": told}
 
 
+def folding(args: argparse.Namespace) -> dict[str, Any]:
+    """Images a second, in this process; and how far the embeddings are off."""
+    import torch
+    from bench_extract import weights_for
+
+    from extract.models.backbones import load_backbone
+
+    spec = load_spec(args.view)
+    shape = 16, 3, spec.preprocess.crop, spec.preprocess.crop
+    pixels = torch.randint(256, shape, dtype=torch.uint8)
+    with tempfile.TemporaryDirectory(prefix="bench-memory-") as place, torch.inference_mode():
+        folder = Path(str(weights_for(args.view, None, Path(place))))
+        files = {name: folder / name for name in spec.weights.files}
+        kinds = {"as it was": False, "folded": True}
+        backbones = {kind: load_backbone(spec, files, "cpu", fold) for kind, fold in kinds.items()}
+        emb_BD, folded_BD = (backbone(pixels) for backbone in backbones.values())
+        rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for _ in range(args.rounds):
+            for kind, backbone in backbones.items():
+                begun = time.perf_counter()
+                backbone(pixels)
+                rates[kind].append(len(pixels) / (time.perf_counter() - begun))
+    off = ((folded_BD - emb_BD).norm(dim=1) / emb_BD.norm(dim=1)).max()
+    told = {kind: spread(found) for kind, found in rates.items()}
+    return {**head(), "view": spec.name, "images_a_second": told, "largest_difference": float(off)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -165,7 +192,9 @@ def main() -> None:
     parser.add_argument("--before", type=Path, default=ROOT, help="an earlier checkout, or this")
     parser.add_argument("--images", default="digits")
     parser.add_argument("--view", default="tiny-clip")
-    parser.add_argument("--only", default="extract,train,predict", help="or precision, or forward")
+    parser.add_argument(
+        "--only", default="extract,train,predict", help="or precision, forward, folding"
+    )
     parser.add_argument("--name", default="", help="of the section, beside the command's")
     parser.add_argument("--seeds", default="0..4")
     parser.add_argument("--method", default="mct-graph")
@@ -177,10 +206,11 @@ def main() -> None:
     if args.only == "precision":
         results["precision"] = precision(args)
         print(json.dumps(results["precision"], indent=1))
-    if args.only == "forward":
-        section = f"forward {Path(args.view).stem}"
-        results[section] = forward(args)
-        print(section, json.dumps(results[section]["images_a_second"], indent=1), flush=True)
+    for name, measure in (("forward", forward), ("folding", folding)):
+        if args.only == name:
+            section = f"{name} {Path(args.view).stem}"
+            results[section] = measure(args)
+            print(section, json.dumps(results[section]["images_a_second"], indent=1), flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-memory-") as place:
         folder = Path(place)
         todo = commands(args)
