@@ -274,9 +274,8 @@ def begun_by_the_command(settings: FinetuneConfig, folder: Path | None) -> subpr
     return process
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=MANY)]
-)
+@MANY
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_to_the_command_is_said_once(
     number: int, code: int, digits: Path, tmp_path: Path
 ) -> None:

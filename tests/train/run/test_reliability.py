@@ -498,7 +498,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize(
-    "end", ["exiting", "frozen", *(pytest.param(end, marks=MANY) for end in ("raising", "killed"))]
+    "end", ["exiting", *(pytest.param(end, marks=MANY) for end in ("frozen", "raising", "killed"))]
 )  # killed: test_train.py
 def test_a_rank_that_ends_badly_ends_the_job_in_time_with_code_7(
     made: Made, tmp_path: Path, end: str
