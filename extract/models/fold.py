@@ -19,7 +19,8 @@ def fold(model: nn.Module, features: Callable[[Tensor], Tensor], images_BCHW: Te
     what is computed by it, of any images. Where these come out otherwise, or do not come, it stays
     as it was."""
     names = {module: name for name, module in model.named_modules()}
-    with torch.no_grad():
+    # inference tensors do not tell whether something was done to them
+    with torch.inference_mode(False), torch.no_grad():
         pairs, before_BD = _pairs(model, features, images_BCHW)
         if not pairs:
             return 0

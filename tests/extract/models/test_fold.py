@@ -159,9 +159,11 @@ def ordinary(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if not hasattr(module, "weight_orig")]
 
 
-def test_the_plain_one_is_folded() -> None:
-    model = Net().eval().requires_grad_(False)
-    images = torch.randn(2, 3, 8, 8)
-    expected = model(images)
-    assert fold(model, model, images) == 1
-    torch.testing.assert_close(model(images), expected)
+@pytest.mark.parametrize("inference", [False, True])
+def test_the_plain_one_is_folded(inference: bool) -> None:
+    with torch.inference_mode(inference):
+        model = Net().eval().requires_grad_(False)
+        images = torch.randn(2, 3, 8, 8)
+        expected = model(images)
+        assert fold(model, model, images) == 1
+        torch.testing.assert_close(model(images), expected)
