@@ -79,7 +79,7 @@ class Huge(Twice):
     """The same, beside a feature that is larger than all others."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([super().forward(x), torch.full((len(x), 1), 4000.0)], 1)
+        return torch.cat([super().forward(x), torch.full((len(x), 1), 4e6)], 1)
 
 
 class Again(Net):
