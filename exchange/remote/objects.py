@@ -61,8 +61,9 @@ class Place:
                 obstore.put(self.store, name, data, mode="create", use_multipart=False)
             except AlreadyExistsError:
                 return False
-            except BaseError as error:
-                if not (isinstance(error, NotSupportedError) or NO_SUCH.search(str(error))):
+            except (BaseError, NotImplementedError) as error:
+                known = isinstance(error, NotImplementedError | NotSupportedError)
+                if not known and not NO_SUCH.search(str(error)):
                     raise
                 return self.get(name) is None and self.put(name, data)
         return True

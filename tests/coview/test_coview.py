@@ -60,6 +60,7 @@ def some(
 # ---------------------------------------------------------------- scikit-learn's conventions
 
 
+@pytest.mark.many
 def test_scikit_learns_own_checks_of_the_single_view_probe() -> None:
     probe = ProbeClassifier(hidden=16, lr=5e-3, warmup=20, cotrain=40, random_state=0, device="cpu")
     with pytest.warns():  # few labels, and what the checks provoke on purpose

@@ -56,6 +56,7 @@ def type_(script: Path, folder: Path, *words: object, code: int | None = 0) -> s
     return done.stdout
 
 
+@pytest.mark.many
 @pytest.mark.skipif(not SCRIPT.is_file(), reason="coview is not installed; type make setup")
 def test_two_ranks_in_a_folder_with_a_train_py_of_its_own(
     made: Made, tmp_path: Path, user: Path

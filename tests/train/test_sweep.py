@@ -146,6 +146,7 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_ranking(
         sweep(config)
 
 
+@pytest.mark.many
 def test_a_sweep_on_two_processes_is_that_of_one(
     made: Made, tmp_path: Path, command: Callable
 ) -> None:

@@ -130,6 +130,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.many
 def test_of_checks_in_one_process_none_hides_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """One hangs, one dies, one raises: the fourth is answered all the same, in any order."""
     monkeypatch.setattr(machine, "CHECKS", machine.OURS + PROBES)
