@@ -42,6 +42,7 @@ def test_each_has_a_test() -> None:
         "bench_live_memory",
         "bench_memory",
         "bench_methods",
+        "bench_remote",
         "bench_start",
         "collapse",
     }
@@ -91,6 +92,17 @@ def test_live_memory(tmp_path: Path) -> None:
     printed, found = bench("bench_live_memory.py", "--quick", out=tmp_path / "l", deep=False)
     (row,) = found["rows"]
     assert len(printed.splitlines()) == 1 and row["reckoned_GB"] > 0 and row["grew_by_GB"] > 0
+
+
+@pytest.mark.many
+def test_remote(tmp_path: Path) -> None:
+    """A folder, and a server that the bench itself begins."""
+    words = "--mb", 4, "--rounds", 1
+    printed, found = bench("bench_remote.py", *words, out=tmp_path / "r", deep=False)
+    assert {*found["MB_per_s"]} == {"folder", "S3"} and printed.count("obstore, fetched") == 2
+    for told in found["MB_per_s"].values():
+        assert [*told] == ["push", "obstore, sent and read", "pull", "obstore, fetched"]
+        assert all(rate["median"] > 0 for rate in told.values())
 
 
 def test_graphs(tmp_path: Path) -> None:

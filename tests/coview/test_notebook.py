@@ -59,6 +59,7 @@ def test_the_notebook_holds_its_outputs_and_nothing_of_where_it_ran() -> None:
     )
 
 
+@pytest.mark.many
 def test_the_notebook_runs(made: Made, tmp_path: Path) -> None:
     """On two cheap views and with little training."""
     text = (

@@ -25,6 +25,7 @@ from cache_specs import integrity, store
 from cache_specs.items import read_items
 from cache_specs.sources import read_source
 from cache_specs.succession import write_items
+from cache_specs.tuned import digest, listed, seen_of
 from cache_specs.view import DOCUMENTS, write_documents
 from exchange.config import PullConfig, PushConfig
 from exchange.remote import command
@@ -521,10 +522,10 @@ def test_who_has_begun_a_folder_has_it(cache: Path, tmp_path: Path) -> None:
     assert contents(folder_of(disk)) == before
 
 
-def elsewhere(view: Path, to: Path) -> None:
+def elsewhere(view: Path, to: Path, **changes: object) -> None:
     """The same embeddings, as if another checkout had made them."""
     was = store.open_view(view)
-    told = {**was.attributes, "provenance": {"spec_file": "/elsewhere/tiny-clip.toml"}}
+    told = {**was.attributes, "provenance": {"spec_file": "/elsewhere/tiny-clip.toml"}, **changes}
     for name in ("embeddings", "status", "commits"):
         (to / name).mkdir(parents=True)
     write_documents(to, told)
@@ -537,6 +538,29 @@ def elsewhere(view: Path, to: Path) -> None:
         emb_RD[: last - first], status_R[: last - first] = emb, status
         store.write_shard(now, shard, emb_RD, status_R)
     integrity.seal(now)
+
+
+def test_a_tuned_view_brings_the_list_of_what_it_must_not_judge(
+    cache: Path, tmp_path: Path
+) -> None:
+    copy, disk = shutil.copytree(cache, tmp_path / "cache"), tmp_path / "disk"
+    own, contents_seen = folder_of(copy), frozenset({"0" * 64, "1" * 64})
+    was = store.open_view(own).attributes
+    tuned = {"parent": own.name, "mode": "lora", "labels": 2, "seen": digest(contents_seen)}
+    spec = {**was["spec"], "tuned": {**tuned, "settings": {}}}
+    folder = store.view_folder(own.parent, "tiny-clip", spec, was["weights_sha256"])
+    elsewhere(own, folder, spec=spec)
+    shutil.rmtree(own)
+    with pytest.raises(IntegrityError, match=r"seen\.txt is missing or damaged"):
+        pushed(copy, disk)
+    (folder / "seen.txt").write_bytes(listed(contents_seen))
+    pushed(copy, disk)
+    assert "must not be judged" in (folder_of(disk) / "README.md").read_text()
+    (view,) = pulled(tmp_path / "there", disk)
+    assert seen_of(view) == contents_seen
+    (folder_of(disk) / "seen.txt").unlink()
+    with pytest.raises(IntegrityError, match="it lacks a file"):
+        pulled(tmp_path / "other", disk)
 
 
 def test_the_same_embeddings_are_the_same_view_wherever_they_were_made(

@@ -249,6 +249,7 @@ def test_another_number_of_processes_is_another_run(
     assert "GPUS=2" in log.read_text().splitlines()[-1]
 
 
+@pytest.mark.many
 def test_the_command_starts_them_and_says_who_died(digits: Path, tmp_path: Path) -> None:
     """By torchrun, as a user does it; a process that dies ends all, with exit code 7."""
     process = begun_by_the_command(both(digits, tmp_path, gpus=2, steps=100_000), tmp_path / "both")
