@@ -178,7 +178,8 @@ def _dataset_line(dataset: dict[str, Any], has_older: bool) -> str:
         which = ", the current version"
     if dataset["error"]:
         return f"{folder}: {dataset['error']}{which}"
-    return f"{folder}: {counted(dataset['items'], 'item')} of {dataset['source']}{which}"
+    source = dataset["source"] or "images that are elsewhere"
+    return f"{folder}: {counted(dataset['items'], 'item')} of {source}{which}"
 
 
 def _view_text(view: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from base.errors import StorageError, UsageError
+from base.errors import UNKNOWN, StorageError, UsageError
 
 EXAMPLES = "A place is s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, or a folder"
 # where the library looks for how long one object may take; what the user has said stands
@@ -38,7 +38,7 @@ class Place:
         asked yet."""
         self.folder: Path | None = None
         self.address = address.rstrip("/") or address
-        _refuse(self.address)
+        refuse_address(self.address)
         with self._failing("open", ""):
             if "://" in address:
                 os.environ.setdefault(TIMEOUT[urlsplit(address).scheme], ONE)
@@ -121,17 +121,19 @@ def retrying() -> Any:
     return {"max_retries": 1000, "retry_timeout": PATIENCE, "backoff": slower}
 
 
-def _refuse(address: str) -> None:
+def refuse_address(address: str) -> None:
     """Raise UsageError for what is no address."""
     parts = urlsplit(address)
     if "@" in parts.netloc or ("://" in address and (parts.query or parts.fragment)):
         # not shown: it may hold a secret
         raise UsageError(
             "an address is scheme://bucket/prefix and no more. Put keys and tokens into the "
-            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY …), where no history keeps them"
+            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY …), where no history keeps them",
+            instead={"TO": UNKNOWN, "FROM": UNKNOWN},
         )
-    far = "://" in address
-    if far and (parts.scheme not in TIMEOUT or not parts.netloc):
-        raise UsageError(f"{address} is no place for views, name another one. {EXAMPLES}")
-    if not far and re.match(r"\w+:/", address):
-        raise UsageError(f"{address} is no place for views, name another one. {EXAMPLES}")
+    known = "://" in address and parts.scheme in TIMEOUT and parts.netloc
+    if re.match(r"\w+:/", address) and not known:
+        raise UsageError(
+            f"{address} is no place for views, name another one. {EXAMPLES}",
+            instead={"TO": UNKNOWN, "FROM": UNKNOWN},
+        )
