@@ -87,10 +87,13 @@ def create_view(
     with locks.lock(dataset, wait=True):  # two starts at once must not mix their shard sizes
         there = is_created(folder)
         for other in named_folders(dataset):
-            if other != folder and view_name(other) == name and is_leftover(other):
+            if other == folder or view_name(other) != name:
+                continue
+            if is_leftover(other):
                 shutil.rmtree(other)  # a killed run began to make it, and no more
+            elif is_created(other) and not there:
+                refuse_changed(open_view(other), declared, weights_sha256)
         if not there:
-            refuse_twin(folder, declared, weights_sha256)
             attributes = {
                 "format": FORMAT,
                 "view": name,
@@ -107,13 +110,6 @@ def create_view(
     view = open_view(folder)
     refuse_other_images(view, *images)
     return view
-
-
-def refuse_twin(folder: Path, declared: dict[str, Any], weights_sha256: str) -> None:
-    """Raise StaleError where the data set has another view of the name that this folder has."""
-    for other in view_folders(folder.parent, view_name(folder)):
-        if other != folder:
-            refuse_changed(open_view(other), declared, weights_sha256)
 
 
 def open_view(folder: Path) -> View:

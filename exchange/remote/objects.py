@@ -61,12 +61,17 @@ class Place:
                 obstore.put(self.store, name, data, mode="create", use_multipart=False)
             except AlreadyExistsError:
                 return False
-            except (BaseError, NotImplementedError) as error:
-                known = isinstance(error, NotImplementedError | NotSupportedError)
-                if not known and not NO_SUCH.search(str(error)):
+            except (NotImplementedError, NotSupportedError):  # obstore's, told of it beforehand
+                return self._put_if_none(name, data)
+            except BaseError as error:
+                if not NO_SUCH.search(str(error)):
                     raise
-                return self.get(name) is None and self.put(name, data)
+                return self._put_if_none(name, data)
         return True
+
+    def _put_if_none(self, name: str, data: bytes) -> bool:
+        """In two steps: another one may come between."""
+        return self.get(name) is None and self.put(name, data)
 
     def get(self, name: str, size: int | None = None) -> bytes | None:
         """All of an object; None where there is none, or (where that is known) none of this

@@ -246,7 +246,11 @@ def _refuse_twin(folder: Path, where: str) -> None:
 def _own(place: Place, at: str, folder: Path, seal: bytes) -> tuple[View, str]:
     """What the cache has already, mended from there where it is damaged. Raises StaleError unless
     it is the same, and finished."""
-    view, where = store.open_view(folder), f"{place.address}/{at}"
+    where = f"{place.address}/{at}"
+    try:
+        view = store.open_view(folder)
+    except IntegrityError as error:
+        raise IntegrityError(f"{error}\nOr delete {folder}: this brings that of {where}") from error
     if not view.is_complete:
         raise StaleError(
             f"{folder} has been begun here and is not finished. Finish it "

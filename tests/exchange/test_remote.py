@@ -27,7 +27,7 @@ from cache_specs.sources import read_source
 from cache_specs.succession import write_items
 from cache_specs.tuned import digest, listed, seen_of
 from cache_specs.view import DOCUMENTS, write_documents
-from exchange.config import PullConfig, PushConfig
+from exchange.config import ImportConfig, PullConfig, PushConfig
 from exchange.remote import command
 from exchange.remote import objects as remote
 from exchange.remote.card import about_of
@@ -246,9 +246,9 @@ def test_once_more_sends_and_fetches_nothing(
     assert wire.count("GET") - fetched <= 6  # lists, and the seal
 
 
-def killed_at(wire: objects.Wire, words: list[str], method: str, number: int) -> None:
-    """`coview WORDS` in a process that dies when its request of that number comes in."""
-    process = server.Popen(
+def coview(words: list[str]) -> subprocess.Popen:
+    """`coview WORDS` in a process of its own."""
+    return server.Popen(
         [sys.executable, "-m", "coview.cli", *words],
         cwd=ROOT,
         env={**os.environ, **server.FIXED, "COVIEW_MAKE": ""},
@@ -256,19 +256,27 @@ def killed_at(wire: objects.Wire, words: list[str], method: str, number: int) ->
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def killed_at(
+    wire: objects.Wire, words: list[str], method: str, number: int, by: int = signal.SIGKILL
+) -> None:
+    """`coview WORDS` in a process that gets a signal when its request of that number comes in, and
+    no answer until it is gone."""
+    process = coview(words)
     first = wire.count(method)
 
     def harm(request: objects.Request) -> str | None:
         if request.method == method and request.number == first + number:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.send_signal(by)
+            process.wait(60)
             return "cut"
         return None
 
     wire.harm = harm
     said, _ = process.communicate(timeout=60)
     wire.harm = lambda request: None
-    assert process.returncode == -signal.SIGKILL, said
+    assert process.returncode == -by, said
 
 
 @pytest.mark.parametrize("number", [1, 20, *many(2, 5, 9, 13, 16, 18, 19)])
@@ -298,6 +306,24 @@ def test_a_pull_that_is_killed_leaves_no_view_and_goes_on(
     assert contents(folder_of(tmp_path / "there")) == contents(folder_of(cache))
     fetched = [one for one in wire.requests if "/embeddings/c/" in one.path]
     assert len(fetched) == 4 - here
+
+
+def test_ctrl_c_ends_it_while_the_store_does_not_answer(
+    wire: objects.Wire, shelf: str, tmp_path: Path
+) -> None:
+    words = ["pull", "--source", shelf, "--cache", str(tmp_path)]
+    killed_at(wire, words, "GET", 5, signal.SIGINT)
+
+
+def test_an_object_may_take_as_long_as_is_said(
+    wire: objects.Wire, shelf: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert os.environ["AWS_TIMEOUT"] == remote.ONE == "300 seconds"
+    monkeypatch.setenv("AWS_TIMEOUT", "50 ms")
+    wire.harm = always("late", "GET", SHARD)
+    with pytest.raises(StorageError, match=r"cannot (list|read)"):
+        pulled(tmp_path, shelf)
+    assert os.environ["AWS_TIMEOUT"] == "50 ms"
 
 
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
@@ -695,6 +721,9 @@ def test_what_is_damaged_here_is_mended_from_there(cache: Path, tmp_path: Path) 
     path.write_bytes(objects.flipped(path.read_bytes()))
     pulled(tmp_path / "there", disk)
     assert contents(view.folder) == contents(folder_of(cache))
+    (view.folder / "zarr.json").write_text("{}")
+    with pytest.raises(IntegrityError, match=r"(?s)is damaged.*Or delete .*: this brings that of"):
+        pulled(tmp_path / "there", disk)
 
 
 def test_what_another_view_has_left_half_is_begun_anew(cache: Path, tmp_path: Path) -> None:
@@ -833,7 +862,8 @@ def test_what_a_pull_has_left_goes_with_gc_when_it_is_asked_for(
 
 
 def test_gc_waits_for_a_pull(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the list of images and the view there is nothing else to hold it back."""
+    """And for an import: between the list of images and the view nothing else holds it back."""
+    from exchange import importer
     from exchange.remote import pull as module
 
     def meanwhile(*_: object) -> None:
@@ -845,6 +875,11 @@ def test_gc_waits_for_a_pull(cache: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "_bring", meanwhile)
     with pytest.raises(KeyboardInterrupt):
         pulled(tmp_path / "there", tmp_path / "disk")
+    np.savez(tmp_path / "x.npz", embeddings=np.eye(4), keys=np.array(list("abcd")), y=np.arange(4))
+    monkeypatch.setattr(importer, "_create", meanwhile)
+    asked = ImportConfig(view="v", source=str(tmp_path / "x.npz"), cache=str(tmp_path / "there"))
+    with pytest.raises(KeyboardInterrupt):
+        importer.import_view(asked)
 
 
 # ---------------------------------------------------------------- words, secrets
@@ -937,14 +972,7 @@ def test_no_secret_is_said_or_written(
         ["pull", "--source", f"s3://key:{objects.SECRET}@bucket/views"],
         ["push", "--to", f"s3://bucket/views?key={objects.SECRET}"],
     ):
-        done = server.Popen(
-            [sys.executable, "-m", "coview.cli", *words],
-            cwd=ROOT,
-            env={**os.environ, **server.FIXED, "COVIEW_MAKE": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        done = coview(words)
         said += done.communicate(timeout=60)[0]
         assert fails or done.returncode == 2 * (len(words) == 3), said
     wire.harm = lambda request: None
