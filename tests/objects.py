@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -107,6 +107,12 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def pass_on(self) -> None:
+        try:
+            self.answered()
+        except OSError:  # who asked waits no longer, or the server has ended
+            self.close_connection = True
+
+    def answered(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         known = {name.title(): value for name, value in self.headers.items()}
         harm = self.wire.harm(self.wire.note(self.command, self.path, known))
@@ -126,13 +132,11 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(status, told, data, half=harm == "half")
 
     def asked(self, body: bytes) -> tuple[int, dict, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.wire.backend)
         headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
-        connection.request(self.command, self.path, body, headers)
-        reply = connection.getresponse()
-        found = reply.status, dict(reply.getheaders()), reply.read()
-        connection.close()
-        return found
+        with closing(http.client.HTTPConnection("127.0.0.1", self.wire.backend)) as connection:
+            connection.request(self.command, self.path, body, headers)
+            reply = connection.getresponse()
+            return reply.status, dict(reply.getheaders()), reply.read()
 
     def answer(self, status: int, told: dict, data: bytes, half: bool = False) -> None:
         self.send_response(status)
