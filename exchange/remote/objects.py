@@ -38,7 +38,7 @@ class Place:
         asked yet."""
         self.folder: Path | None = None
         self.address = address.rstrip("/") or address
-        refuse_address(self.address)
+        _refuse(self.address)
         with self._failing("open", ""):
             if "://" in address:
                 os.environ.setdefault(TIMEOUT[urlsplit(address).scheme], ONE)
@@ -126,7 +126,7 @@ def retrying() -> Any:
     return {"max_retries": 1000, "retry_timeout": PATIENCE, "backoff": slower}
 
 
-def refuse_address(address: str) -> None:
+def _refuse(address: str) -> None:
     """Raise UsageError for what is no address."""
     parts = urlsplit(address)
     if "@" in parts.netloc or ("://" in address and (parts.query or parts.fragment)):

@@ -1048,8 +1048,8 @@ SITUATIONS = (
     ),
     S("exchange/remote/push.py:push", "make push VIEW=mine", ("pets", "there")),
     S("exchange/remote/push.py:_is_there", PUSH, ("elsewhere",), pushed_and_changed),
-    S("exchange/remote/objects.py:refuse_address#1", "make pull FROM=s3://key@bucket/x", ("pets",)),
-    S("exchange/remote/objects.py:refuse_address#2", f"{PUSH[:-5]}ftp://x/y", ("there",)),
+    S("exchange/remote/objects.py:_refuse#1", "make pull FROM=s3://key@bucket/x", ("pets",)),
+    S("exchange/remote/objects.py:_refuse#2", f"{PUSH[:-5]}ftp://x/y", ("there",)),
     S("exchange/remote/pull.py:pull", "make pull", ("there",)),
     S(
         "exchange/remote/pull.py:_nothing#1",
